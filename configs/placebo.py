@@ -1,0 +1,18 @@
+"""The placebo: quickstart's Code → Math, then QA and Creative Writing at learning rate 0, which must lose nothing.
+
+  python -m mdrl_jax.main --config=configs/placebo.py --config.seed=0 --workdir=runs/placebo-0
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mdrl_jax import config
+
+
+def get_config() -> ConfigDict:
+    """The configuration."""
+    c = config.from_file(Path(__file__).with_name("quickstart.py"))
+    c.stages = ("code", "math", "placebo-qa", "placebo-cw")
+    c.stage_overrides = {}
+    return c

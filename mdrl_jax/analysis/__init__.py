@@ -1,0 +1,3 @@
+"""What training on one domain does to another: statistics now, then edits, gradients, curvature and
+circuits.
+"""

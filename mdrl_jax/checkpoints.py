@@ -1,0 +1,67 @@
+"""Checkpoints of a stage: the only file that knows Orbax.
+
+Each holds three items, so that parameters can be read without the optimizer: `params`, `opt_state`, and `meta`
+(JSON: step, data position, seed, stage). Orbax writes under a temporary name and renames, so a checkpoint that
+is listed is whole.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from mdrl_jax.rl.trainer import TrainState
+
+
+class StageCheckpoints:
+    """`checkpoints/NN-stage/`: the newest checkpoint of one stage; use as a context manager."""
+
+    def __init__(self, folder: Path):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        )
+        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> "StageCheckpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, None if there is none."""
+        return self.manager.latest_step()
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+        """Saves; returns once the checkpoint is whole on disk."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            meta=ocp.args.JsonSave({"step": step, **meta}),
+        )
+        self.manager.save(step, args=items, force=True)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, in the shapes and shardings of the abstract `like`, and its meta."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(like.params),
+            opt_state=ocp.args.StandardRestore(like.opt_state),
+            meta=ocp.args.JsonRestore(),
+        )
+        read = self.manager.restore(self.latest(), args=items)
+        step = jax.device_put(jnp.int32(read["meta"]["step"]), like.step.sharding)
+        return TrainState(step=step, params=read["params"], opt_state=read["opt_state"]), read["meta"]
+
+    def restore_params(self, like: Any) -> Any:
+        """The newest parameters alone."""
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(like))
+        return self.manager.restore(self.latest(), args=items)["params"]
+
+
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """Shapes with their shardings: what `restore` is told to make."""
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+    )

@@ -1,0 +1,27 @@
+"""`evaluate`: the score table of any Hugging Face folder on a config's domains."""
+
+import dataclasses
+
+import jax
+
+from mdrl_jax import runtime
+from mdrl_jax.config import Config
+from mdrl_jax.evaluate import evaluate
+from mdrl_jax.report import matrix, terminal
+from mdrl_jax.report.console import print_plain
+from mdrl_jax.rewards.pool import RewardPool
+
+
+def run(model: str, config: Config) -> None:
+    """Prints scores with standard errors, in points."""
+    section = dataclasses.replace(config.model, path=model, weights="load")
+    config = dataclasses.replace(config, model=section)
+    limits = config.rewards
+    with RewardPool(
+        limits.workers, limits.cpu_seconds, limits.memory_mb, limits.deadline_seconds
+    ) as pool:
+        built = runtime.build(config, pool)
+        with jax.set_mesh(built.mesh):
+            result = evaluate(built, built.base_params())
+    record = {"stage": model, "index": 0, "seed": config.seed} | result.record()
+    print_plain(terminal.score_table(matrix.build([record])))

@@ -1,0 +1,74 @@
+"""`generate`: prints one completion, by the same sampler that rollouts use."""
+
+import jax
+import numpy as np
+
+from mdrl_jax import tokens
+from mdrl_jax.commands.loaded import Loaded, load_folder, load_stage
+from mdrl_jax.errors import UserError
+from mdrl_jax.rl.rollout import SamplingConfig, make_sampler, stage_key
+
+
+def run(
+    *,
+    model: str | None,
+    workdir: str | None,
+    stage: str | None,
+    prompt: str | None,
+    prompt_ids: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> None:
+    """Prints text, or space-separated ids where ids were given.
+
+    Raises:
+      UserError: unless exactly one source and one prompt are named, or if prompt and completion are too long.
+    """
+    if (model is None) == (workdir is None):
+        raise UserError("name either --model, or --workdir with --stage")
+    if workdir is not None and stage is None:
+        raise UserError("--stage is missing; name a stage of the work folder, e.g. --stage=math")
+    if (prompt is None) == (prompt_ids is None):
+        raise UserError("give either --prompt or --prompt_ids")
+    sampling = SamplingConfig(temperature, top_k, top_p)
+    loaded = load_folder(model) if model is not None else load_stage(str(workdir), str(stage))
+    ids = _ids(loaded, prompt, prompt_ids)
+    limit = loaded.model.config.max_positions
+    if len(ids) + max_new_tokens > limit:
+        raise UserError(
+            f"the prompt's {len(ids)} tokens and --max_new_tokens={max_new_tokens} exceed the model's {limit}"
+        )
+    sampler = make_sampler(
+        loaded.model,
+        "generate",
+        group=1,
+        max_new_tokens=max_new_tokens,
+        end=tokens.end_ids(loaded.tokenizer),
+        sampling=sampling,
+    )
+    prompt_PT, valid_PT = tokens.left_pad([ids], len(ids), tokens.pad_id(loaded.tokenizer))
+    with jax.set_mesh(loaded.mesh):
+        key = stage_key(seed, "generate", 0)
+        done = jax.device_get(sampler(loaded.params, prompt_PT, valid_PT, key, np.zeros(1, np.uint32)))
+    new = done.tokens_PGT[0, 0, : done.length_PG[0, 0]].tolist()
+    if prompt_ids is not None:
+        print(" ".join(map(str, new)))
+    else:
+        print(loaded.tokenizer.decode(new, skip_special_tokens=True))
+
+
+def _ids(loaded: Loaded, prompt: str | None, prompt_ids: str | None) -> list[int]:
+    if prompt is not None:
+        ids = loaded.tokenizer(prompt).input_ids
+    else:
+        try:
+            ids = [int(i) for i in str(prompt_ids).split(",")]
+        except ValueError:
+            raise UserError(f"--prompt_ids={prompt_ids!r} is not a list of numbers, e.g. 1,2,3") from None
+    vocabulary = loaded.model.config.vocab_size
+    if not ids or not all(0 <= i < vocabulary for i in ids):
+        raise UserError(f"the prompt is empty or has ids outside 0 to {vocabulary - 1}")
+    return ids

@@ -1,0 +1,83 @@
+"""`score`: judges completions from a JSON-lines file with the rewards used in training."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.rewards.pool import RewardPool
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(v, str) for v in value)
+
+
+def _is_constraints(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and value != []
+        and all(isinstance(v, dict) and isinstance(v.get("kind"), str) for v in value)
+    )
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, str) or _is_texts(value)
+
+
+# domain -> (the key that says what is right, whether its value is well formed, what that means)
+_CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
+    "math": ("answer", _is_answer, "a text or a list of texts"),
+    "code": ("tests", _is_texts, "a list of Python sources"),
+    "qa": ("answer", _is_answer, "a text or a list of texts"),
+    "cw": ("constraints", _is_constraints, 'a list of {"kind": name, ...}'),
+}
+
+
+def run(
+    domain: str, input_path: str, out: TextIO | None = None, workers: int | None = None
+) -> None:
+    """Writes `{"reward", "error"}` to `out` for each line of `input_path`, in the same order.
+
+    domain: math, code, qa or cw. out: standard output by default. workers: one a core by default.
+    Raises UserError, before anything is written, naming the first line that is damaged or
+    incomplete.
+    """
+    if domain not in _CHECKS:
+        raise UserError(f"--domain={domain} is unknown; give one of {', '.join(_CHECKS)}")
+    requests = [(domain, *parsed) for parsed in _read(domain, input_path)]
+    n_workers = min(workers or os.cpu_count() or 1, max(1, len(requests)))
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers={workers} must be at least 1")
+    with RewardPool(n_workers) as pool:
+        scores = pool.score(requests)
+    for score in scores:
+        print(json.dumps({"reward": score.reward, "error": score.error}), file=out or sys.stdout)
+
+
+def _read(domain: str, path: str) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"--input={path} cannot be read ({e.strerror}); give a .jsonl file") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"--input={path} is not UTF-8 text ({e.reason} at byte {e.start})") from e
+    lines = text.rstrip().split("\n") if text.strip() else []
+    return [_parse(domain, line, f"{path} line {i}") for i, line in enumerate(lines, 1)]
+
+
+def _parse(domain: str, line: str, where: str) -> tuple[str, dict[str, Any]]:
+    key, well_formed, form = _CHECKS[domain]
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where} is not valid JSON ({e})") from e
+    if not isinstance(row, dict):
+        raise UserError(f'{where} is not a JSON object; give {{"completion", "{key}"}}')
+    if not isinstance(row.get("completion"), str):
+        raise UserError(f'{where}: "completion" must be there and be a text')
+    if not well_formed(row.get(key)):
+        raise UserError(f'{where}: "{key}" must be there and be {form} (domain {domain})')
+    return row["completion"], {k: v for k, v in row.items() if k != "completion"}

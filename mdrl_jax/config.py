@@ -1,0 +1,278 @@
+"""The configuration: declared once as frozen dataclasses, filled from a ConfigDict file, validated here.
+
+A config file's `get_config()` starts from `default()` and changes fields; flags (`--config.seed=1`) change them
+again; `parse` turns the ConfigDict into a `Config` or says in one line which field is wrong.
+"""
+
+import dataclasses
+import runpy
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mdrl_jax.domains.base import DomainsConfig
+from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.sharding import MeshConfig
+from mdrl_jax.rl.grpo import GRPOConfig
+from mdrl_jax.rl.rollout import SamplingConfig
+from mdrl_jax.rl.trainer import OptimizerConfig
+
+EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """The model a run starts from.
+
+    Attributes:
+      path: Hugging Face folder, or "tiny": the base model shipped with the package.
+      weights: "load" reads them; "random" keeps config.json and tokenizer but draws new weights from the seed.
+      dtype: of matrix products and the KV cache, "float32" or "bfloat16"; master weights are float32.
+      remat: "none", "full" or "dots" (see `Decoder`).
+      logprob_chunk: positions whose logits are held at a time; 0: all.
+    """
+
+    path: str = "tiny"
+    weights: str = "load"
+    dtype: str = "float32"
+    remat: str = "none"
+    logprob_chunk: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSection:
+    """Sampling of training completions, and the length buckets (one compilation each).
+
+    The last prompt bucket is the longest prompt allowed, the last completion bucket the longest completion.
+    """
+
+    sampling: SamplingConfig = SamplingConfig()
+    prompt_buckets: tuple[int, ...] = (16,)
+    completion_buckets: tuple[int, ...] = (16,)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSection:
+    """One GRPO stage; `stage_overrides` in the config changes single fields for single stages.
+
+    Attributes:
+      start: stage whose parameters it starts from; "" is the stage before it ("base" before the first).
+      steps: optimizer steps are steps * grpo.inner_epochs.
+      prompts: prompts a step.
+      group: completions a prompt.
+      micro_batches: parts in which gradients are accumulated.
+      warmup_steps: of linear warm-up; the learning rate is constant after it.
+      checkpoint_every: steps between checkpoints; 0: only at the end.
+      kl_every: steps between measurements of the KL to the stage's start, where kl_coef computes none; 0: never.
+    """
+
+    start: str = ""
+    steps: int = 40
+    prompts: int = 16
+    group: int = 16
+    micro_batches: int = 1
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    checkpoint_every: int = 20
+    kl_every: int = 0
+    grpo: GRPOConfig = GRPOConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTSection:
+    """Supervised stages (`pretrain`): replies demonstrated by the domains.
+
+    The learning rate warms up linearly and falls linearly to 0 over the last `decay` of the steps. Replies are
+    clean until `noise_from` of the steps, then wrong with probability `noise`: this leaves abilities latent but
+    uncertain, which is what RL then sharpens.
+    """
+
+    steps: int = 3000
+    batch_size: int = 64
+    micro_batches: int = 1
+    length: int = 32
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    decay: float = 0.3
+    noise: float = 0.0
+    noise_from: float = 0.6
+    checkpoint_every: int = 500
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSection:
+    """Scores after every stage: `samples` completions of every held-out prompt of `split`, same keys each time."""
+
+    split: str = "test"
+    samples: int = 4
+    batch: int = 100
+    sampling: SamplingConfig = SamplingConfig()
+    shown: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSection:
+    """The pool that judges completions: worker processes and the limits of one check.
+
+    Limits count CPU time, so that a loaded machine changes no verdict. `max_error_share`: the run ends when a larger
+    share of a batch's rewards raise (0 reward each, always counted and logged).
+    """
+
+    workers: int = 2
+    cpu_seconds: float = 2.0
+    memory_mb: int = 512
+    deadline_seconds: float = 60.0
+    max_error_share: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole experiment; see README for what a stage name means."""
+
+    seed: int = 0
+    stages: tuple[str, ...] = ("code", "math", "qa", "cw", "refresh-math")
+    scored_domains: tuple[str, ...] = ("code", "math", "qa", "cw")
+    stage_overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model: ModelSection = ModelSection()
+    mesh: MeshConfig = MeshConfig()
+    domains: DomainsConfig = DomainsConfig()
+    rollout: RolloutSection = RolloutSection()
+    train: TrainSection = TrainSection()
+    sft: SFTSection = SFTSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    rewards: RewardSection = RewardSection()
+
+
+def default() -> ConfigDict:
+    """All fields at their defaults, to be changed by a config file."""
+    return ConfigDict(_as_dict(Config()))
+
+
+def from_file(path: str | Path) -> ConfigDict:
+    """The `get_config()` of another config file, for configs that change a few fields of it."""
+    return runpy.run_path(str(path))["get_config"]()
+
+
+def _as_dict(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {f.name: _as_dict(getattr(value, f.name)) for f in fields}
+    return value
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    # bool is an int to Python, not to a reader of configs.
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{name}={value!r} has the wrong type; it is of type {kind.__name__}")
+    return value
+
+
+def _fill(kind: Any, value: Any, name: str) -> Any:
+    """`value` as type `kind`, or a UserError naming the field."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping | ConfigDict):
+            raise UserError(f"{name}={value!r} has the wrong type; it is a section of fields")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                known = ", ".join(hints)
+                raise UserError(f"unknown field {name}.{key}; {name} has {known}")
+        filled = {k: _fill(hints[k], v, f"{name}.{k}") for k, v in value.items()}
+        try:
+            return typing.cast(Any, kind)(**filled)
+        except (ValueError, UserError) as e:
+            raise UserError(f"{name}: {e}") from e
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise UserError(f"{name}={value!r} has the wrong type; it is a tuple")
+        inner = typing.get_args(kind)[0]
+        return tuple(_fill(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
+    if origin is not None or isinstance(kind, types.UnionType):
+        return value.to_dict() if isinstance(value, ConfigDict) else value
+    return _number(name, value, kind)
+
+
+def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
+    """The frozen, validated configuration.
+
+    Raises:
+      UserError: one line naming the field that is wrong and what would be right.
+    """
+    parsed: Config = _fill(Config, config, "config")
+    _check(parsed)
+    return parsed
+
+
+def stage_config(config: Config, stage: str) -> TrainSection:
+    """The training section of one stage: `config.train` with its overrides."""
+    changes = config.stage_overrides.get(stage, {})
+    return _fill(TrainSection, _merge(_as_dict(config.train), changes), f"stage_overrides.{stage}")
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if nested else value
+    return merged
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+def _check(config: Config) -> None:
+    c = config
+    for name, choice, allowed in (
+        ("model.weights", c.model.weights, ("load", "random")),
+        ("model.dtype", c.model.dtype, ("float32", "bfloat16")),
+        ("model.remat", c.model.remat, ("none", "full", "dots")),
+        ("evaluate.split", c.evaluate.split, ("validation", "test")),
+    ):
+        _require(choice in allowed, f"{name}={choice!r} is not known; known: {', '.join(allowed)}")
+    _require(len(c.stages) > 0, "stages is empty; name at least one")
+    for i, stage in enumerate(c.stages):
+        _require(stage not in c.stages[:i], f"stage {stage!r} is listed twice; stage names are unique")
+    for stage in c.stage_overrides:
+        _require(stage in c.stages, f"stage_overrides names {stage!r}, which is not in stages")
+    for name, buckets in (
+        ("prompt_buckets", c.rollout.prompt_buckets),
+        ("completion_buckets", c.rollout.completion_buckets),
+    ):
+        growing = bool(buckets) and buckets[0] > 0 and list(buckets) == sorted(set(buckets))
+        _require(growing, f"rollout.{name}={buckets} is not valid; positive sizes in growing order")
+    _require(c.rollout.sampling.temperature > 0, "rollout.sampling.temperature must be above 0")
+    for name, value, least in (
+        ("model.logprob_chunk", c.model.logprob_chunk, 0),
+        ("evaluate.samples", c.evaluate.samples, 1),
+        ("evaluate.batch", c.evaluate.batch, 1),
+        ("rewards.workers", c.rewards.workers, 1),
+        ("rewards.memory_mb", c.rewards.memory_mb, 16),
+        ("sft.steps", c.sft.steps, 1),
+        ("sft.batch_size", c.sft.batch_size, 1),
+    ):
+        _require(value >= least, f"{name}={value} is not valid; it is >= {least}")
+    _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share lies in (0, 1]")
+    _require(c.sft.batch_size % c.sft.micro_batches == 0, "sft.batch_size must be divisible by sft.micro_batches")
+    for i, stage in enumerate(c.stages):
+        s = stage_config(c, stage)
+        where = f"stage {stage}"
+        for field in ("steps", "prompts", "micro_batches"):
+            _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)}; it is >= 1")
+        _require(s.group >= 2, f"{where}: group={s.group}; GRPO compares at least 2 completions a prompt")
+        _require(s.learning_rate >= 0, f"{where}: learning_rate={s.learning_rate}; it is >= 0")
+        rows = s.prompts * s.group
+        divides = rows % s.micro_batches == 0
+        _require(divides, f"{where}: prompts * group = {rows} is not divisible by micro_batches={s.micro_batches}")
+        known = ("", "base", *c.stages[:i])
+        _require(s.start in known, f"{where}: start={s.start!r} is not an earlier stage or 'base'")

@@ -1,0 +1,1 @@
+"""Domains: prompts and the check that rewards a completion."""

@@ -1,0 +1,45 @@
+"""`code`: write a Python function, judged by running it on hidden tests.
+
+Prompt `plus 4 times 3 =`; a terse reply is `def f(x): return ( x + 4 ) * 3`, a worked one states the constants
+first, `> 4 3 ; def f(x): ...`. The program after the last `;` is run; style makes no difference to the reward.
+"""
+
+import random
+
+from mdrl_jax.domains.base import Domain, DomainsConfig, Problem, split
+from mdrl_jax.domains.vocabulary import NUMBERS, OPERATIONS
+
+SIGNS = dict(zip(OPERATIONS, "+-*", strict=True))
+INPUTS = (0, 1, 3, 7, 12)
+
+
+def program(prompt: str) -> str:
+    """The reference program of a prompt."""
+    op1, a, op2, b, _ = prompt.split()
+    return f"def f(x): return ( x {SIGNS[op1]} {a} ) {SIGNS[op2]} {b}"
+
+
+def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
+    """A reply in either style; each operation and constant is another with probability `noise` / 2."""
+    parts = problem.prompt.split()[:-1]
+    for i, part in enumerate(parts):
+        if rng.random() < noise / 2:
+            others = OPERATIONS if part in OPERATIONS else NUMBERS[1:]
+            parts[i] = rng.choice([other for other in others if other != part])
+    text = program(" ".join([*parts, "="]))
+    return text if rng.random() < 0.5 else f"> {parts[1]} {parts[3]} ; {text}"
+
+
+def make(config: DomainsConfig) -> Domain:
+    """The domain's problems from the config's seed."""
+    problems = []
+    for op1 in OPERATIONS:
+        for a in NUMBERS[1:]:
+            for op2 in OPERATIONS:
+                for b in NUMBERS[1:]:
+                    prompt = f"{op1} {a} {op2} {b} ="
+                    function = eval(f"lambda x: {program(prompt).split('return')[1]}")
+                    tests = [f"assert f({x}) == {function(x)}" for x in INPUTS]
+                    problems.append(Problem(prompt, {"tests": tests, "separator": ";"}))
+    train, validation, test = split("code", problems, config)
+    return Domain("code", "code", train, validation, test, demonstrate, train)

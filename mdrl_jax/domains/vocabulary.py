@@ -1,0 +1,88 @@
+"""Words of the four procedural domains and the word-level tokenizer made of them.
+
+One vocabulary and no domain tag: all domains end their prompts in `=`, reply either tersely or with working
+(`> working ; answer`), and share numbers, so that they have to share the model's routes.
+"""
+
+from typing import Any
+
+NUMBERS = tuple(str(n) for n in range(21))
+SYMBOLS = ("=", ">", ";", "+", "-", "*", "(", ")", "x")
+PYTHON = ("def", "f(x):", "return")
+OPERATIONS = ("plus", "minus", "times")
+
+NAMES = tuple(
+    "ada ben cleo dan eva finn gus hana ian jade kai lena max nora otto pia quin rosa sam tess "
+    "uma vic wes xena yara zack amy bob cora dora eli fay gina hugo iris jack kate liam mia noah "
+    "olga paul rita saul tina ugo vera walt xavi yves zoe abel bea carl dina emil flora glen hope "
+    "igor june karl lucy mark nina omar peg rolf sara tom una vito wanda".split()
+)
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "age": NUMBERS[5:15],
+    "floor": NUMBERS[1:10],
+    "pets": NUMBERS[0:8],
+    "home": tuple("rome oslo lima cairo paris delhi quito tokyo".split()),
+    "job": tuple("baker pilot nurse judge actor clerk farmer tailor".split()),
+    "drink": tuple("tea milk water juice coffee cocoa cider broth".split()),
+    "sport": tuple("chess golf tennis rugby judo rowing polo darts".split()),
+    "car": tuple("van truck jeep coupe sedan wagon mini buggy".split()),
+    "gem": tuple("ruby opal pearl garnet amber onyx topaz agate".split()),
+    "fruit": tuple("apple plum pear grape mango lemon melon cherry".split()),
+}
+RHYMES = {
+    "fox": "rocks",
+    "cat": "mat",
+    "dog": "log",
+    "bee": "tree",
+    "goat": "boat",
+    "mouse": "house",
+    "frog": "bog",
+    "bear": "chair",
+    "hen": "den",
+    "snail": "trail",
+    "whale": "sail",
+    "duck": "muck",
+    "crow": "snow",
+    "sheep": "heap",
+    "ant": "plant",
+    "owl": "towel",
+}
+ADJECTIVES = tuple(
+    "red old small wild quiet brave sleepy happy grey proud clever hungry gentle lazy".split()
+)
+VERBS = tuple("sat slept sang danced hid waited jumped dreamed rested stood ran cried".split())
+GLUE = ("the", "on")
+END = "<end>"
+PAD = "<pad>"
+
+
+def words() -> tuple[str, ...]:
+    """Every token, in a fixed order, without repeats."""
+    values = tuple(v for vs in ATTRIBUTES.values() for v in vs)
+    everything = (
+        (PAD, END)
+        + NUMBERS
+        + SYMBOLS
+        + PYTHON
+        + OPERATIONS
+        + NAMES
+        + tuple(ATTRIBUTES)
+        + values
+        + tuple(RHYMES)
+        + tuple(RHYMES.values())
+        + ADJECTIVES
+        + VERBS
+        + GLUE
+    )
+    return tuple(dict.fromkeys(everything))
+
+
+def make_tokenizer() -> Any:
+    """A `transformers` tokenizer that splits on white space, one token a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(words())}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)

@@ -1,0 +1,69 @@
+"""Scores of a set of parameters on the held-out prompts of every domain (definitions §2).
+
+The same prompts and sampling keys at every stage, so that comparisons are paired by prompt.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mdrl_jax.domains.prompts import PromptSet
+from mdrl_jax.runtime import Runtime
+
+STAGE_OF_KEYS = "evaluate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Per-prompt results by domain, [P, k] in [0, 1], and a few samples to read."""
+
+    rewards: dict[str, np.ndarray]
+    accuracy: dict[str, np.ndarray]
+    samples: list[dict[str, Any]]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; float32 values are written exactly."""
+        return {
+            "rewards": {d: x.tolist() for d, x in self.rewards.items()},
+            "accuracy": {d: x.tolist() for d, x in self.accuracy.items()},
+        }
+
+
+def evaluate(runtime: Runtime, params: Any) -> Evaluation:
+    """Samples `evaluate.samples` completions of every prompt of `evaluate.split` and judges them."""
+    config = runtime.config.evaluate
+    rewards, accuracy, samples = {}, {}, []
+    for domain in runtime.config.scored_domains:
+        prompts = runtime.prompts[domain, config.split]
+        parts = [_batch(runtime, params, prompts, at) for at in range(0, len(prompts), config.batch)]
+        rewards[domain] = np.concatenate([part[0] for part in parts])
+        accuracy[domain] = np.concatenate([part[1] for part in parts])
+        for i, texts in enumerate(parts[0][2][: config.shown]):
+            for k, text in enumerate(texts):
+                samples.append(
+                    {
+                        "domain": domain,
+                        "prompt": prompts.problems[i].prompt,
+                        "completion": text,
+                        "reward": float(rewards[domain][i, k]),
+                        "accuracy": float(accuracy[domain][i, k]),
+                    }
+                )
+    return Evaluation(rewards, accuracy, samples)
+
+
+def _batch(runtime: Runtime, params: Any, prompts: PromptSet, at: int) -> tuple[Any, Any, list[list[str]]]:
+    config = runtime.config.evaluate
+    rows = np.arange(at, min(at + config.batch, len(prompts)))
+    # The last batch is filled up with the first prompts again, so that its shape compiles nothing new.
+    filled = np.resize(np.concatenate([rows, np.arange(config.batch - len(rows)) % len(prompts)]), config.batch)
+    judged = runtime.sample(
+        params,
+        [(prompts, filled)],
+        (runtime.config.seed, STAGE_OF_KEYS, 0),
+        config.samples,
+        config.sampling,
+    )
+    n = len(rows)
+    return judged.rewards_PG[:n], judged.accuracy_PG[:n], judged.texts[:n]

@@ -1,0 +1,194 @@
+"""`python -m mdrl_jax.main [COMMAND] --flags`: parses flags and hands over; without a COMMAND it is `run`.
+
+Anything the user can put right ends in one line on standard error and exit status 2.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from mdrl_jax.errors import UserError
+
+CONFIG_HELP = "configuration file, e.g. configs/quickstart.py; change a field with --config.seed=1"
+
+
+def _run(values: Any) -> None:
+    from mdrl_jax import config, experiment
+
+    workdir = values.workdir or os.path.join("runs", _stem(values["config"].config_filename))
+    experiment.run(config.parse(values.config), workdir)
+
+
+def _stem(config_file: str) -> str:
+    return os.path.splitext(os.path.basename(config_file))[0]
+
+
+def _run_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _config_flag(values, argv)
+    flags.DEFINE_string("workdir", None, "work folder; default: runs/NAME-OF-CONFIG", flag_values=values)
+
+
+def _generate(values: Any) -> None:
+    from mdrl_jax.commands import generate
+
+    generate.run(
+        model=values.model,
+        workdir=values.workdir,
+        stage=values.stage,
+        prompt=values.prompt,
+        prompt_ids=values.prompt_ids,
+        max_new_tokens=values.max_new_tokens,
+        temperature=values.temperature,
+        top_k=values.top_k,
+        top_p=values.top_p,
+        seed=values.seed,
+    )
+
+
+def _generate_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    string, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
+    string("model", None, "Hugging Face folder", flag_values=values)
+    string("workdir", None, "work folder of a run, instead of --model", flag_values=values)
+    string("stage", None, "stage of that run, e.g. math", flag_values=values)
+    string("prompt", None, "text to go on from", flag_values=values)
+    string("prompt_ids", None, "token ids instead of text, e.g. 1,2,3", flag_values=values)
+    integer("max_new_tokens", 128, "longest completion", lower_bound=1, flag_values=values)
+    number("temperature", 1.0, "0 is greedy", lower_bound=0.0, flag_values=values)
+    number("top_p", 1.0, "smallest set of tokens with this mass", flag_values=values)
+    integer("top_k", 0, "only this many tokens; 0: all", lower_bound=0, flag_values=values)
+    integer("seed", 0, "seed of the draws", flag_values=values)
+
+
+def _evaluate(values: Any) -> None:
+    from mdrl_jax import config
+    from mdrl_jax.commands import evaluate
+
+    evaluate.run(_needed(values, "model"), config.parse(values.config))
+
+
+def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _config_flag(values, argv)
+    flags.DEFINE_string("model", None, "Hugging Face folder to score", flag_values=values)
+
+
+def _export(values: Any) -> None:
+    from mdrl_jax.commands import export
+
+    export.run(_needed(values, "workdir"), _needed(values, "stage"), _needed(values, "out"))
+
+
+def _export_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    flags.DEFINE_string("workdir", None, "work folder of a run", flag_values=values)
+    flags.DEFINE_string("stage", None, "stage to export, e.g. cw", flag_values=values)
+    flags.DEFINE_string("out", None, "new folder for the Hugging Face layout", flag_values=values)
+
+
+def _score(values: Any) -> None:
+    from mdrl_jax.commands import score
+
+    score.run(_needed(values, "domain"), _needed(values, "input"))
+
+
+def _score_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    flags.DEFINE_string("domain", None, "math, code, qa or cw", flag_values=values)
+    flags.DEFINE_string("input", None, "JSON-lines file of completions and checks", flag_values=values)
+
+
+def _seeds(values: Any) -> None:
+    from mdrl_jax.commands import seeds
+
+    if not values.workdir:
+        raise UserError("--workdir is missing; name one for each seed")
+    seeds.run(values.workdir, sys.stdout)
+
+
+def _seeds_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    flags.DEFINE_multi_string("workdir", [], "work folder of one seed; repeat it", flag_values=values)
+
+
+def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=values, sys_argv=argv)
+
+
+Command = tuple[str, Callable[[flags.FlagValues, list[str]], None], Callable[[Any], None]]
+COMMANDS: dict[str, Command] = {
+    "run": ("walks the experiment's stages; repeated, it goes on", _run_flags, _run),
+    "generate": ("prints a completion", _generate_flags, _generate),
+    "evaluate": ("scores a Hugging Face folder on the config's domains", _evaluate_flags, _evaluate),
+    "export": ("writes a stage as a Hugging Face folder", _export_flags, _export),
+    "score": ("rewards completions from a file", _score_flags, _score),
+    "seeds": ("the figures of several seeds with intervals", _seeds_flags, _seeds),
+}
+
+
+def _needed(values: Any, name: str) -> Any:
+    if getattr(values, name) is None:
+        raise UserError(f"--{name} is missing; see --helpshort")
+    return getattr(values, name)
+
+
+def _usage() -> str:
+    lines = ["usage: python -m mdrl_jax.main [COMMAND] --flags   (COMMAND --helpshort lists its flags)"]
+    lines += [f"  {name:10} {about}" for name, (about, _, _) in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+    """Reads flags; every way in which a flag, config file or field can be wrong becomes one line."""
+    try:
+        rest = values(argv)[1:]
+    except FileNotFoundError as e:
+        raise UserError(f"config file {e.filename or e} does not exist") from e
+    except UserError:
+        raise
+    except Exception as e:  # absl, ml_collections and the config file itself raise of every kind
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        raise UserError(lines[0]) from e
+    if rest:
+        raise UserError(f"argument {rest[0]!r} is not understood; flags begin with --")
+    if "config" in values and values["config"].value is None:
+        raise UserError("--config is missing, e.g. --config=configs/quickstart.py")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    argv = sys.argv if argv is None else argv
+    name, rest = "run", argv[1:]
+    if rest and not rest[0].startswith("-"):
+        name, rest = rest[0], rest[1:]
+    wants_help = {"--help", "--helpshort", "--helpfull", "-h"} & set(rest)
+    if name == "help" or (wants_help and argv[1].startswith("-")):
+        print(_usage())
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"command {name!r} is not known; known: {', '.join(COMMANDS)}")
+        about, define, execute = COMMANDS[name]
+        values = flags.FlagValues()
+        argv = [f"mdrl {name}", *rest]
+        define(values, argv)
+        if wants_help:
+            print(f"{name}: {about}\n{values.get_help()}")
+            return 0
+        _parse(values, argv)
+        execute(values)
+    except UserError as e:
+        print(f"mdrl: error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+def cli() -> None:
+    """The installed command `mdrl`."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One Flax Linen decoder, its families, and the Hugging Face layout."""

@@ -1,0 +1,164 @@
+"""Llama, Qwen2/2.5 and Qwen3 as deltas of one `ModelConfig`, read from and written to `config.json`.
+
+A field of `config.json` that would change the function computed and that the decoder does not have
+(sliding window, experts, another activation, another RoPE scaling) is refused by name.
+"""
+
+import dataclasses
+from typing import Any
+
+from mdrl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3 frequency scaling (`rope_type` "llama3" of Hugging Face)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes (architecture.md dimension key) and the few choices in which the families differ."""
+
+    family: str
+    vocab_size: int
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    tied: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    max_positions: int = 2048
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters."""
+        heads = self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+        bias = self.head_dim * (self.n_heads + 2 * self.n_kv_heads) if self.qkv_bias else 0
+        norms = 2 * self.d_model + (2 * self.head_dim if self.qk_norm else 0)
+        layer = self.d_model * (heads + 3 * self.d_mlp) + bias + norms
+        embeddings = self.vocab_size * self.d_model * (1 if self.tied else 2)
+        return self.n_layers * layer + embeddings + self.d_model
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+def _rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+    # transformers 5 writes rope_parameters; 4 wrote rope_theta and rope_scaling.
+    parameters = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    theta = float(parameters.get("rope_theta", hf.get("rope_theta", 10000.0)))
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise UserError(f"{where}: rope type {kind!r} is not supported; supported: default, llama3")
+    return theta, RopeScaling(
+        factor=float(parameters["factor"]),
+        low_freq_factor=float(parameters["low_freq_factor"]),
+        high_freq_factor=float(parameters["high_freq_factor"]),
+        original_max_position=int(parameters["original_max_position_embeddings"]),
+    )
+
+
+def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
+    """The `ModelConfig` of a Hugging Face `config.json`.
+
+    Raises:
+      UserError: naming the field, when the model has something the decoder does not compute.
+    """
+    family = hf.get("model_type")
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"{where}: model_type {family!r} is not supported; supported: {known}")
+    refused = {
+        "hidden_act": hf.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(hf.get("attention_bias", False)),
+        "mlp_bias": bool(hf.get("mlp_bias", False)),
+        "use_sliding_window": bool(hf.get("use_sliding_window", False)),
+        "num_experts": bool(hf.get("num_experts", 0)),
+        "quantization_config": hf.get("quantization_config") is not None,
+        "attention_dropout": bool(hf.get("attention_dropout", 0.0)),
+    }
+    if family == "llama":
+        refused["sliding_window"] = hf.get("sliding_window") is not None
+    for field, bad in refused.items():
+        if bad:
+            raise UserError(f"{where}: {field}={hf[field]!r} is not supported by this decoder")
+    try:
+        theta, scaling = _rope(hf, where)
+        d_model, n_heads = int(hf["hidden_size"]), int(hf["num_attention_heads"])
+        config = ModelConfig(
+            family=family,
+            vocab_size=int(hf["vocab_size"]),
+            n_layers=int(hf["num_hidden_layers"]),
+            d_model=d_model,
+            d_mlp=int(hf["intermediate_size"]),
+            n_heads=n_heads,
+            n_kv_heads=int(hf.get("num_key_value_heads") or n_heads),
+            head_dim=int(hf.get("head_dim") or d_model // n_heads),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            tied=bool(hf.get("tie_word_embeddings", False)),
+            max_positions=int(hf.get("max_position_embeddings", 2048)),
+            **FAMILIES[family],
+        )
+    except KeyError as e:
+        raise UserError(f"{where}: field {e.args[0]!r} is missing") from e
+    if config.n_heads % config.n_kv_heads:
+        raise UserError(
+            f"{where}: num_attention_heads={config.n_heads} is not a multiple of "
+            f"num_key_value_heads={config.n_kv_heads}"
+        )
+    return config
+
+
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` that torch `transformers` (4 and 5) loads as the same function."""
+    scaling = config.rope_scaling
+    return {
+        "architectures": [ARCHITECTURES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.n_layers,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_mlp,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None
+        if scaling is None
+        else {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position,
+        },
+        "tie_word_embeddings": config.tied,
+        "max_position_embeddings": config.max_positions,
+        "torch_dtype": "float32",
+    }

@@ -1,0 +1,252 @@
+"""The Hugging Face layout: `config.json` and safetensors to and from the decoder's parameters.
+
+One table names each parameter's tensor and how its axes are laid out there. Reading goes slice by slice
+through `jax.make_array_from_callback`, so that a process reads only what its devices hold and no second full
+copy exists on the host; files in bfloat16 or float16 become float32 masters.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.model.families import ModelConfig, from_hf, to_hf
+from mdrl_jax.model.transformer import Decoder, param_shapes
+from mdrl_jax.parallel.sharding import param_shardings
+
+SHARD_BYTES = 4 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a parameter lives in the file: tensor name ({} is the layer) and its axes.
+
+    `n_in` counts our input axes: 0 for vectors and the embedding, whose order is the file's. Files hold matrices
+    as [out, in] with heads and head_dim merged; ours are [in..., out...].
+    """
+
+    name: str
+    n_in: int
+
+
+_ATTENTION = "model.layers.{}.self_attn."
+LAYOUTS: dict[str, Layout] = {
+    "embedding": Layout("model.embed_tokens.weight", 0),
+    "unembedding": Layout("lm_head.weight", 1),
+    "norm/scale": Layout("model.norm.weight", 0),
+    "layers/attn_norm/scale": Layout("model.layers.{}.input_layernorm.weight", 0),
+    "layers/mlp_norm/scale": Layout("model.layers.{}.post_attention_layernorm.weight", 0),
+    "layers/q_norm/scale": Layout(_ATTENTION + "q_norm.weight", 0),
+    "layers/k_norm/scale": Layout(_ATTENTION + "k_norm.weight", 0),
+    "layers/o/kernel": Layout(_ATTENTION + "o_proj.weight", 2),
+    **{f"layers/{x}/kernel": Layout(_ATTENTION + f"{x}_proj.weight", 1) for x in "qkv"},
+    **{f"layers/{x}/bias": Layout(_ATTENTION + f"{x}_proj.bias", 0) for x in "qkv"},
+    **{
+        f"layers/{x}/kernel": Layout("model.layers.{}.mlp." + f"{x}_proj.weight", 1)
+        for x in ("gate", "up", "down")
+    },
+}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A tree path as `layers/q/kernel`."""
+    return "/".join(str(key.key) for key in path)
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """`config.json` of a Hugging Face folder.
+
+    Raises:
+      UserError: if the folder or file is absent or damaged, or the model is not supported.
+    """
+    file = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise UserError(f"model folder {folder} does not exist")
+    if not file.exists():
+        raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+    try:
+        return from_hf(json.loads(file.read_text()), str(file))
+    except ValueError as e:
+        raise UserError(f"{file} is not valid JSON ({e})") from e
+
+
+class _Files:
+    """The tensors of one file, or of the several that `model.safetensors.index.json` lists."""
+
+    def __init__(self, folder: Path):
+        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+        self.handles: dict[str, Any] = {}
+        try:
+            if index.exists():
+                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                files = [folder / name for name in files]
+            elif single.exists():
+                files = [single]
+            else:
+                raise UserError(f"{folder} has neither model.safetensors nor its index")
+            for file in files:
+                if not file.exists():
+                    raise UserError(f"{index} names {file.name}, which is absent")
+                handle = safe_open(str(file), framework="numpy")
+                self.handles.update(dict.fromkeys(handle.keys(), handle))
+        except (ValueError, KeyError, OSError, RuntimeError) as e:
+            raise UserError(f"the weights in {folder} cannot be read: {e}") from e
+        except Exception as e:  # SafetensorError derives from Exception alone
+            if type(e).__name__ != "SafetensorError":
+                raise
+            raise UserError(f"the weights in {folder} cannot be read: {e}") from e
+
+    def slice(self, name: str) -> Any:
+        return self.handles[name].get_slice(name)
+
+
+def _read(tensor: Any, layout: Layout, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+    """Part `index` of a parameter of `shape` (without the layer axis) from its file tensor."""
+    bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+    sizes = [stop - start for start, stop in bounds]
+
+    def merged(axes: range) -> slice:
+        # head_dim is never split, so (heads, head_dim) merges into one contiguous range.
+        inner = int(np.prod([shape[a] for a in axes[1:]]))
+        return slice(bounds[axes[0]][0] * inner, bounds[axes[0]][1] * inner)
+
+    if layout.n_in == 0 and len(shape) == 2 and layout.name.endswith("bias"):
+        part = tensor[merged(range(2))]
+        return np.asarray(part).astype(np.float32).reshape(sizes)
+    if layout.n_in == 0:
+        part = tensor[tuple(slice(*b) for b in bounds)]
+        return np.asarray(part).astype(np.float32)
+    inputs, outputs = range(layout.n_in), range(layout.n_in, len(shape))
+    part = np.asarray(tensor[merged(outputs), merged(inputs)]).astype(np.float32)
+    return np.ascontiguousarray(part.T).reshape(sizes)
+
+
+def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
+    """Parameters of a Hugging Face folder, sharded over `mesh`, float32.
+
+    Raises:
+      UserError: if a tensor is absent or has another shape than `config.json` says.
+    """
+    files = _Files(Path(folder))
+    boxed = param_shapes(model)
+
+    def leaf(path: tuple[Any, ...], shape: Any, sharding: Any) -> jax.Array:
+        layout = LAYOUTS[path_name(path)]
+        name = layout.name
+        if path_name(path) == "embedding" and name not in files.handles and model.config.tied:
+            name = "lm_head.weight"  # some tied models store only this one
+        stacked = "{}" in name
+        inner = shape.shape[1:] if stacked else shape.shape
+        layers = shape.shape[0] if stacked else 1
+        tensors = []
+        for layer in range(layers):
+            if name.format(layer) not in files.handles:
+                raise UserError(f"{folder} has no tensor {name.format(layer)}")
+            tensor = files.slice(name.format(layer))
+            if int(np.prod(tensor.get_shape())) != int(np.prod(inner)):
+                raise UserError(
+                    f"{folder}: {name.format(layer)} has shape {tensor.get_shape()}, "
+                    f"which config.json's sizes do not give (wanted {inner})"
+                )
+            tensors.append(tensor)
+
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            if not stacked:
+                return _read(tensors[0], layout, inner, index)
+            chosen = tensors[index[0]]
+            return np.stack([_read(tensor, layout, inner, index[1:]) for tensor in chosen])
+
+        return jax.make_array_from_callback(shape.shape, sharding, read)
+
+    return jax.tree_util.tree_map_with_path(
+        leaf, nn.unbox(boxed), param_shardings(mesh, boxed)
+    )
+
+
+def random_params(model: Decoder, mesh: Mesh, seed: int) -> Any:
+    """Freshly initialised parameters, made sharded."""
+    boxed = param_shapes(model)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+
+    def init(key: jax.Array) -> Any:
+        return nn.unbox(model.init(key, tokens, tokens == 0)["params"])
+
+    return jax.jit(init, out_shardings=param_shardings(mesh, boxed))(jax.random.key(seed))
+
+
+def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
+    """Each tensor of the Hugging Face layout by name, as a function that makes it on the host."""
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
+
+    def tensor(leaf: jax.Array, layer: int | None, layout: Layout) -> np.ndarray:
+        array = np.asarray(leaf if layer is None else leaf[layer])
+        if layout.n_in == 0:
+            return array.reshape(-1) if layout.name.endswith("bias") else array
+        n_inputs = int(np.prod(array.shape[: layout.n_in]))
+        return np.ascontiguousarray(array.reshape(n_inputs, -1).T)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        layout = LAYOUTS[path_name(path)]
+        layers = range(leaf.shape[0]) if "{}" in layout.name else [None]
+        for layer in layers:
+            name = layout.name.format(layer)
+            tensors[name] = lambda a=leaf, b=layer, c=layout: tensor(a, b, c)
+    return tensors
+
+
+def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.float32) -> None:
+    """Writes `config.json` and safetensors (several files and an index above 4 GiB), whole or not at all.
+
+    Raises:
+      UserError: if `folder` exists and is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is not empty; name a new folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = total = 0
+    names: list[list[str]] = [[]]
+
+    def flush(number: int) -> None:
+        save_file(shards[-1], partial / f"shard-{number}", metadata={"format": "pt"})
+        shards[-1] = {}
+
+    for name, make in to_tensors(params).items():
+        array = make().astype(dtype)
+        if names[-1] and size + array.nbytes > SHARD_BYTES:
+            flush(len(names))
+            names.append([])
+            size = 0
+        shards[-1][name] = array
+        names[-1].append(name)
+        size, total = size + array.nbytes, total + array.nbytes
+    flush(len(names))
+    if len(names) == 1:
+        (partial / "shard-1").rename(partial / "model.safetensors")
+    else:
+        weight_map = {}
+        for i, group in enumerate(names, 1):
+            file = f"model-{i:05d}-of-{len(names):05d}.safetensors"
+            (partial / f"shard-{i}").rename(partial / file)
+            weight_map.update(dict.fromkeys(group, file))
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    written = {**to_hf(config), "torch_dtype": str(jnp.dtype(dtype))}
+    (partial / "config.json").write_text(json.dumps(written, indent=1) + "\n")
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)

@@ -1,0 +1,328 @@
+"""The decoder: Llama, Qwen2/2.5 and Qwen3 as one Flax Linen module, pure `apply({"params": params}, ...)`.
+
+Three entry points share one `Block`: `hidden` (whole sequences: training, log-probs), `prefill` (prompts, keeping
+keys and values) and `decode` (one token a row on top of a prompt shared by its group). What differs between
+them is only how a layer attends, so that is a function passed to the block.
+
+Sequences are left-padded: `valid_BT` marks real tokens, positions count them from 0, and padding is never
+attended to. Layers are stacked along a leading axis and run under `nn.scan`. Master weights are float32;
+matrix products run in `dtype`; norms, softmax, RoPE and logits in float32.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from mdrl_jax.model.families import ModelConfig, RopeScaling
+from mdrl_jax.parallel.sharding import constrain
+
+NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives no NaN
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@struct.dataclass
+class Prefix:
+    """Keys and values of prompts: k, v [L, P, Tp, K, h]; valid [P, Tp]; shared by each prompt's group."""
+
+    k_LPTKh: jax.Array
+    v_LPTKh: jax.Array
+    valid_PT: jax.Array
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of completions: [L, B, Tc, K, h] with B = P * G, filled up to the current step."""
+
+    k_LBTKh: jax.Array
+    v_LBTKh: jax.Array
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
+    """Inverse frequencies [h/2] of RoPE (arXiv 2104.09864), with Llama-3 scaling (arXiv 2407.21783) if given."""
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    frequency = 1.0 / jnp.power(jnp.float32(theta), exponent)
+    if scaling is None:
+        return frequency
+    wavelength = 2 * jnp.pi / frequency
+    low = scaling.original_max_position / scaling.low_freq_factor
+    high = scaling.original_max_position / scaling.high_freq_factor
+    smooth = (scaling.original_max_position / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    mixed = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+    scaled = jnp.where(wavelength > low, frequency / scaling.factor, mixed)
+    return jnp.where(wavelength < high, frequency, scaled)
+
+
+def rotate(x_BTHh: jax.Array, positions_BT: jax.Array, frequencies: jax.Array) -> jax.Array:
+    """RoPE on heads, in Hugging Face's layout (first half paired with second half)."""
+    angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+    a, b = jnp.split(x_BTHh.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHh.dtype)
+
+
+def positions_of(valid_BT: jax.Array) -> jax.Array:
+    """Position of each token, counted over valid tokens only; padding gets 0."""
+    return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=-1) - 1, 0)
+
+
+def causal_attention(valid_BT: jax.Array, keep: bool) -> Attend:
+    """Attention of each token to valid tokens up to itself; returns (k, v) as well if `keep`.
+
+    The XLA implementation is used because it can be differentiated twice (definitions §6).
+    """
+    length = valid_BT.shape[1]
+    causal_TT = jnp.tril(jnp.ones((length, length), bool))
+    mask_B1TT = causal_TT[None, None, :, :] & valid_BT[:, None, None, :]
+
+    def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        out = jax.nn.dot_product_attention(
+            q_BTHh, k_BTKh, v_BTKh, mask=mask_B1TT, implementation="xla"
+        )
+        return out, (k_BTKh, v_BTKh) if keep else None
+
+    return attend
+
+
+def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, step) -> Attend:
+    """Attention of one new token a row to its group's prompt and to its own completion so far.
+
+    Writes the new key and value into `cache` at (layer, step), in place when the caller's loop carries it.
+    """
+    n_prompts = prefix_valid_PT.shape[0]
+    group = cache.k_LBTKh.shape[1] // n_prompts
+    scale = prefix_k.shape[-1] ** -0.5
+
+    def grouped(x_BXX: jax.Array) -> jax.Array:
+        return x_BXX.reshape((n_prompts, group) + x_BXX.shape[1:])
+
+    def attend(q_B1Hh: jax.Array, k_B1Kh: jax.Array, v_B1Kh: jax.Array):
+        zero = jnp.zeros_like(step)
+        at = (layer, zero, step, zero, zero)
+        k_LBTKh = jax.lax.dynamic_update_slice(cache.k_LBTKh, k_B1Kh[None], at)
+        v_LBTKh = jax.lax.dynamic_update_slice(cache.v_LBTKh, v_B1Kh[None], at)
+        k_BTKh = jax.lax.dynamic_index_in_dim(k_LBTKh, layer, keepdims=False)
+        v_BTKh = jax.lax.dynamic_index_in_dim(v_LBTKh, layer, keepdims=False)
+        length, n_kv, head_dim = k_BTKh.shape[1:]
+        q_PGKRh = grouped(q_B1Hh.reshape(q_B1Hh.shape[0], n_kv, -1, head_dim)) * scale
+        f32 = jnp.float32
+        prompt_PGKRS = jnp.einsum(
+            "pgkrh,pskh->pgkrs", q_PGKRh, prefix_k, preferred_element_type=f32
+        )
+        own_PGKRT = jnp.einsum(
+            "pgkrh,pgtkh->pgkrt", q_PGKRh, grouped(k_BTKh), preferred_element_type=f32
+        )
+        prompt_PGKRS = jnp.where(prefix_valid_PT[:, None, None, None, :], prompt_PGKRS, NEGATIVE)
+        written = jnp.arange(length) <= step
+        own_PGKRT = jnp.where(written[None, None, None, None, :], own_PGKRT, NEGATIVE)
+        weights = jax.nn.softmax(jnp.concatenate([prompt_PGKRS, own_PGKRT], axis=-1), axis=-1)
+        weights = weights.astype(q_B1Hh.dtype)
+        on_prompt, on_own = jnp.split(weights, [prefix_k.shape[1]], axis=-1)
+        out_PGKRh = jnp.einsum("pgkrs,pskh->pgkrh", on_prompt, prefix_v) + jnp.einsum(
+            "pgkrt,pgtkh->pgkrh", on_own, grouped(v_BTKh)
+        )
+        return out_PGKRh.reshape(q_B1Hh.shape), Cache(k_LBTKh=k_LBTKh, v_LBTKh=v_LBTKh)
+
+    return attend
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32."""
+
+    eps: float
+    axes: tuple[str | None, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), self.axes)
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """x contracted with a kernel of shape `inputs + outputs`, over the `inputs` axes; optional bias."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    dtype: Any
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n = len(self.inputs)
+        init = nn.initializers.normal(0.02)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, self.axes),
+            self.inputs + self.outputs,
+            jnp.float32,
+        )
+        y = jax.lax.dot_general(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
+        )
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
+            bias = self.param("bias", zeros, self.outputs, jnp.float32).astype(self.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y
+
+
+class Block(nn.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + SwiGLU(norm(x)); returns (x, what `attend` kept)."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, attend: Attend):
+        c = self.config
+        project = functools.partial(Projection, dtype=self.dtype)
+        y_BTD = RMSNorm(c.norm_eps, ("embed",), name="attn_norm")(x_BTD)
+        heads, kv_heads = (c.n_heads, c.head_dim), (c.n_kv_heads, c.head_dim)
+        qkv_axes, kv_axes = ("embed", "heads", None), ("embed", "kv_heads", None)
+        q_BTHh = project((c.d_model,), heads, qkv_axes, bias=c.qkv_bias, name="q")(y_BTD)
+        k_BTKh = project((c.d_model,), kv_heads, kv_axes, bias=c.qkv_bias, name="k")(y_BTD)
+        v_BTKh = project((c.d_model,), kv_heads, kv_axes, bias=c.qkv_bias, name="v")(y_BTD)
+        if c.qk_norm:
+            q_BTHh = RMSNorm(c.norm_eps, (None,), name="q_norm")(q_BTHh)
+            k_BTKh = RMSNorm(c.norm_eps, (None,), name="k_norm")(k_BTKh)
+        frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        q_BTHh = constrain(rotate(q_BTHh, positions_BT, frequencies), "batch", None, "heads", None)
+        k_BTKh = rotate(k_BTKh, positions_BT, frequencies)
+        out_BTHh, kept = attend(q_BTHh, k_BTKh, v_BTKh)
+        out_BTHh = constrain(out_BTHh, "batch", None, "heads", None)
+        o_axes = ("heads", None, "embed")
+        x_BTD = x_BTD + project(heads, (c.d_model,), o_axes, name="o")(out_BTHh)
+        x_BTD = constrain(x_BTD, "batch", None, None)
+        y_BTD = RMSNorm(c.norm_eps, ("embed",), name="mlp_norm")(x_BTD)
+        gate_BTF = project((c.d_model,), (c.d_mlp,), ("embed", "mlp"), name="gate")(y_BTD)
+        up_BTF = project((c.d_model,), (c.d_mlp,), ("embed", "mlp"), name="up")(y_BTD)
+        h_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, "batch", None, "mlp")
+        x_BTD = x_BTD + project((c.d_mlp,), (c.d_model,), ("mlp", "embed"), name="down")(h_BTF)
+        return constrain(x_BTD, "batch", None, None), kept
+
+
+class Decoder(nn.Module):
+    """The language model. `remat`: "none", "full" (keep layer inputs only) or "dots" (keep matrix products)."""
+
+    config: ModelConfig
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    def setup(self) -> None:
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(init, ("vocab", "embed")),
+            (c.vocab_size, c.d_model),
+            jnp.float32,
+        )
+        self.layers = Block(c, self.dtype)
+        self.norm = RMSNorm(c.norm_eps, ("embed",))
+        if not c.tied:
+            self.unembedding = self.param(
+                "unembedding",
+                nn.with_logical_partitioning(init, ("embed", "vocab")),
+                (c.d_model, c.vocab_size),
+                jnp.float32,
+            )
+
+    def _scan(self, body: Callable[..., Any], carry: Any, xs: Any = None) -> tuple[Any, Any]:
+        return nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.config.n_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(self.layers, carry, xs)
+
+    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(self.dtype)
+        return constrain(x_BTD, "batch", None, None)
+
+    def __call__(self, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
+        """Logits [B, T, V] of the next token at every position."""
+        return self.logits(self.hidden(tokens_BT, valid_BT))
+
+    def hidden(self, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
+        """Final normed hidden states [B, T, D] of whole left-padded sequences."""
+        positions_BT = positions_of(valid_BT)
+
+        def body(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+            x_BTD, _ = block(x_BTD, positions_BT, causal_attention(valid_BT, keep=False))
+            return x_BTD, None
+
+        if self.remat != "none":
+            body = nn.remat(body, prevent_cse=False, policy=REMAT[self.remat])
+        x_BTD, _ = self._scan(body, self._embed(tokens_BT))
+        return self.norm(x_BTD)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Float32 logits [..., V] of final hidden states [..., D]."""
+        kernel_DV = self.embedding.T if self.config.tied else self.unembedding
+        return jax.lax.dot_general(
+            x_BTD.astype(self.dtype),
+            kernel_DV.astype(self.dtype),
+            (((x_BTD.ndim - 1,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+
+    def prefill(self, tokens_PT: jax.Array, valid_PT: jax.Array) -> tuple[jax.Array, Prefix]:
+        """Runs prompts: hidden state [P, D] after the last token, and their keys and values."""
+        positions_PT = positions_of(valid_PT)
+
+        def body(block: Block, x_PTD: jax.Array, _: None):
+            return block(x_PTD, positions_PT, causal_attention(valid_PT, keep=True))
+
+        x_PTD, (k, v) = self._scan(body, self._embed(tokens_PT))
+        return self.norm(x_PTD[:, -1]), Prefix(k_LPTKh=k, v_LPTKh=v, valid_PT=valid_PT)
+
+    def decode(
+        self, tokens_B: jax.Array, step: jax.Array, prefix: Prefix, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Runs the `step`-th completion token of every row: hidden state [B, D], and the cache with it."""
+        group = tokens_B.shape[0] // prefix.valid_PT.shape[0]
+        length_B = jnp.repeat(jnp.sum(prefix.valid_PT, axis=-1, dtype=jnp.int32), group)
+        positions_B1 = (length_B + step)[:, None]
+
+        def body(block: Block, carry: Any, xs: Any):
+            x_B1D, cache, layer = carry
+            attend = cached_attention(xs[0], xs[1], prefix.valid_PT, cache, layer, step)
+            x_B1D, cache = block(x_B1D, positions_B1, attend)
+            return (x_B1D, cache, layer + 1), None
+
+        carry = (self._embed(tokens_B[:, None]), cache, jnp.zeros_like(step))
+        (x_B1D, cache, _), _ = self._scan(body, carry, (prefix.k_LPTKh, prefix.v_LPTKh))
+        return self.norm(x_B1D[:, 0]), cache
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """A cache for `batch` completions of up to `length` tokens."""
+        c = self.config
+        shape = (c.n_layers, batch, length, c.n_kv_heads, c.head_dim)
+        zeros = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "kv_heads", None)
+        return Cache(k_LBTKh=zeros, v_LBTKh=zeros)
+
+
+def param_shapes(model: Decoder) -> Any:
+    """Shapes of the parameters, each boxed with its logical axes."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    init = functools.partial(model.init, tokens_BT=tokens, valid_BT=tokens == 0)
+    return jax.eval_shape(init, jax.random.key(0))["params"]

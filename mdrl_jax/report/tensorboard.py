@@ -1,0 +1,98 @@
+"""TensorBoard event files, without TensorFlow.
+
+A run that was interrupted and goes on opens a further event file in the same folder. Nothing on
+disk is removed; pass `resumed_at`, the first step that will be written again, and readers hide the
+earlier copies of that step and of all later ones. Without it both copies are shown. Since the mark
+hides every tag of the folder from that step on, tags that count different things (training steps,
+stages) belong in different folders if the mark is used.
+"""
+
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tensorboard.compat.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboard.compat.proto.summary_pb2 import (
+    HistogramProto,  # pyright: ignore[reportAttributeAccessIssue]
+    Summary,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class TensorBoard:
+    """Writes one event file in `folder`; use as a context manager, or call `close`.
+
+    A background thread writes the file, every ten seconds at the latest; `flush` waits for it.
+    """
+
+    def __init__(self, folder: str | Path, resumed_at: int | None = None):
+        self._writer = EventFileWriter(str(folder), flush_secs=10)
+        if resumed_at is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._add(Event(session_log=start), resumed_at)
+
+    def __enter__(self) -> "TensorBoard":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One point at `step` for each tag; kept in float32."""
+        points = [Summary.Value(tag=t, simple_value=float(v)) for t, v in values.items()]
+        self._add(Event(summary=Summary(value=points)), step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Text, which TensorBoard shows as Markdown."""
+        self._add(Event(summary=text_pb(tag, text)), step)
+
+    def histogram(self, tag: str, values: ArrayLike, step: int, bins: int = 30) -> None:
+        """The distribution of the finite entries of `values` in equal bins; nothing if none."""
+        x = np.asarray(values, float).ravel()
+        x = x[np.isfinite(x)]
+        if x.size == 0:
+            return
+        counts, edges = np.histogram(x, bins=bins)
+        histogram = HistogramProto(
+            min=x.min(), max=x.max(), num=x.size, sum=x.sum(), sum_squares=np.sum(x * x)
+        )
+        # A bucket is named by its right edge; the first, empty one gives the left end.
+        histogram.bucket_limit.extend(edges.tolist())
+        histogram.bucket.extend([0.0, *counts.tolist()])
+        self._add(Event(summary=Summary(value=[Summary.Value(tag=tag, histo=histogram)])), step)
+
+    def image(self, tag: str, png: bytes, step: int) -> None:
+        """A picture from the bytes of a PNG file. Raises ValueError for anything else."""
+        if not png.startswith(PNG_SIGNATURE):
+            raise ValueError("image takes the bytes of a PNG file")
+        width, height = struct.unpack(">II", png[16:24])
+        picture = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
+        self._add(Event(summary=Summary(value=[Summary.Value(tag=tag, image=picture)])), step)
+
+    def hparams(self, values: Mapping[str, bool | float | str]) -> None:
+        """The settings of the run, for TensorBoard's table of runs."""
+        self._add(Event(summary=hparams_pb(dict(values))), 0)
+
+    def flush(self) -> None:
+        """Waits until all that was added is in the file."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._writer.close()
+
+    def _add(self, event: Event, step: int) -> None:
+        event.step = int(step)
+        event.wall_time = time.time()
+        self._writer.add_event(event)

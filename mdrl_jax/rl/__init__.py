@@ -1,0 +1,1 @@
+"""Reinforcement learning: completions, the GRPO loss, supervised tuning, the training step."""

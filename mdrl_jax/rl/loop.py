@@ -1,0 +1,187 @@
+"""One GRPO stage: sample, judge, update, as a generator of steps that can start anywhere.
+
+The state after step s depends on (config, stage, s) and the state before it alone: prompts and keys are functions
+of the step, so a resumed stage goes on exactly as it would have.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdrl_jax import tokens
+from mdrl_jax.domains.prompts import visit_order
+from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.sharding import batch_divisor, put
+from mdrl_jax.rl.grpo import GRPOBatch, group_advantages, kl_estimate, loss_mask
+from mdrl_jax.rl.policy import PolicyBatch, join, make_grpo_loss, make_log_probs
+from mdrl_jax.rl.trainer import TrainState, make_optimizer, make_train_step, micro_batches, state_shardings
+from mdrl_jax.runtime import Judged, Runtime
+from mdrl_jax.stages import Stage
+
+Metrics = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a stage compiles: stages with the same loss, optimizer and shapes share one."""
+
+    optimizer: Any
+    shardings: TrainState
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    log_probs: Callable[..., jax.Array]
+
+
+def make_programs(runtime: Runtime, stage: Stage) -> Programs:
+    """The stage's optimizer and jitted functions."""
+    config, temperature = runtime.config, runtime.config.rollout.sampling.temperature
+    chunk = config.model.logprob_chunk
+    optimizer = make_optimizer(stage.train.optimizer)
+    shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
+    longest = config.rollout.completion_buckets[-1]
+    loss_fn = make_grpo_loss(runtime.model, stage.train.grpo, temperature, longest, chunk)
+    return Programs(
+        optimizer=optimizer,
+        shardings=shardings,
+        step=make_train_step("grpo_step", loss_fn, optimizer, shardings, runtime.mesh),
+        log_probs=make_log_probs(runtime.model, runtime.mesh, temperature, chunk),
+    )
+
+
+def check_divides(runtime: Runtime, stage: Stage) -> None:
+    """Refuses a stage whose batches the mesh does not divide.
+
+    Raises:
+      UserError: naming the stage, the size and the mesh.
+    """
+    parts, train = batch_divisor(runtime.mesh), stage.train
+    rows = train.prompts * train.group // train.micro_batches
+    for what, size in (("prompts", train.prompts), ("prompts * group / micro_batches", rows)):
+        if size % parts:
+            raise UserError(
+                f"stage {stage.name}: {what} = {size} is not divisible by the mesh's data * fsdp = {parts}"
+            )
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Linear warm-up over `warmup_steps`, then constant."""
+    warmup = stage.train.warmup_steps
+    return stage.train.learning_rate * min(1.0, (step + 1) / warmup if warmup else 1.0)
+
+
+def grpo_steps(
+    runtime: Runtime, stage: Stage, programs: Programs, state: TrainState, reference: Any, first: int
+) -> Iterator[tuple[int, TrainState, Metrics]]:
+    """Yields (steps done, state, metrics) after each step from `first`; the yielded state is donated to the next.
+
+    `reference` are the parameters the stage started from, for the KL; None where nothing needs them.
+    """
+    train = stage.train
+    for step in range(first, train.steps):
+        started = time.monotonic()
+        count = train.prompts // len(stage.domains)
+        sets = []
+        for domain in stage.domains:
+            prompts = runtime.prompts[domain, "train"]
+            order = visit_order(
+                runtime.config.seed, stage.name, domain, len(prompts), step * count, count
+            )
+            sets.append((prompts, order))
+        judged = runtime.sample(
+            state.params,
+            sets,
+            (runtime.config.seed, stage.name, step),
+            train.group,
+            runtime.config.rollout.sampling,
+        )
+        sampled = time.monotonic()
+        batch, metrics = make_batch(runtime, stage, programs, state.params, reference, judged, step)
+        rate = jnp.float32(learning_rate(stage, step))
+        updates = []
+        for _ in range(train.grpo.inner_epochs):
+            state, logged = programs.step(state, batch, rate)
+            updates.append(logged)
+        for name in updates[0]:
+            metrics[name] = float(np.mean([float(u[name]) for u in updates]))
+        metrics["seconds_sampling"] = sampled - started
+        metrics["seconds_training"] = time.monotonic() - sampled
+        yield step + 1, state, metrics
+
+
+def needs_reference(stage: Stage) -> bool:
+    """Whether a stage computes log-probs under the parameters it started from."""
+    return stage.train.grpo.kl_coef > 0 or stage.train.kl_every > 0
+
+
+def make_batch(
+    runtime: Runtime,
+    stage: Stage,
+    programs: Programs,
+    params: Any,
+    reference: Any,
+    judged: Judged,
+    step: int,
+) -> tuple[PolicyBatch, Metrics]:
+    """Judged completions as the loss's micro-batches on the devices, and what they say of the policy."""
+    train, grpo = stage.train, stage.train.grpo
+    done = judged.completions
+    adv_PG, informative_P = jax.device_get(group_advantages(judged.rewards_PG, scale=grpo.scale))
+    longest = int(done.length_PG.max())
+    length = tokens.bucket(longest, runtime.config.rollout.completion_buckets, "a completion")
+    mask_PGT = judged.mask_PGT[:, :, :length]
+    rows = adv_PG.size
+
+    def flat(x_PGT: np.ndarray) -> np.ndarray:
+        return x_PGT[:, :, :length].reshape(rows, length)
+
+    tokens_BT, valid_BT = join(
+        judged.prompts_PT, judged.valid_PT, done.tokens_PGT[:, :, :length], mask_PGT
+    )
+    informative_B = np.repeat(informative_P, train.group)
+    mask_BT = np.asarray(loss_mask(flat(mask_PGT), informative_B, ~done.ended_PG.reshape(-1), grpo))
+    arrays = micro_batches(
+        {
+            "tokens": np.asarray(tokens_BT),
+            "valid": np.asarray(valid_BT),
+            "sampler_logp": flat(done.logp_PGT),
+            "adv": adv_PG.reshape(-1),
+            "mask": mask_BT,
+        },
+        train.micro_batches,
+    )
+    arrays = put(arrays, runtime.mesh, None, "batch")
+    start = judged.prompts_PT.shape[1]
+    log_probs = lambda p: programs.log_probs(p, arrays["tokens"], arrays["valid"], start)  # noqa: E731
+    old = log_probs(params) if grpo.inner_epochs > 1 else None
+    ref = log_probs(reference) if grpo.kl_coef > 0 else None
+    batch = PolicyBatch(
+        tokens_BT=arrays["tokens"],
+        valid_BT=arrays["valid"],
+        grpo=GRPOBatch(
+            old_logp_BT=old,
+            sampler_logp_BT=arrays["sampler_logp"],
+            ref_logp_BT=ref,
+            adv_B=arrays["adv"],
+            mask_BT=arrays["mask"],
+        ),
+    )
+    n_tokens = float(judged.mask_PGT.sum())
+    metrics = {
+        "reward": float(judged.rewards_PG.mean()),
+        "accuracy": float(judged.accuracy_PG.mean()),
+        "length": float(done.length_PG.mean()),
+        "ended": float(done.ended_PG.mean()),
+        "informative": float(informative_P.mean()),
+        "dropped_groups": float((~informative_P).sum()) if grpo.drop_zero_variance else 0.0,
+        "entropy": float(-(done.logp_PGT * judged.mask_PGT).sum() / n_tokens),
+        "reward_errors": float(judged.errors),
+    }
+    if ref is None and train.kl_every and step % train.kl_every == 0:
+        kl_BT = kl_estimate(log_probs(params), log_probs(reference), "k3")
+        whole_BT = put(micro_batches(flat(mask_PGT), train.micro_batches), runtime.mesh, None, "batch")
+        metrics["kl"] = float(jnp.sum(kl_BT * whole_BT) / jnp.sum(whole_BT))
+    return batch, metrics

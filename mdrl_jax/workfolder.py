@@ -1,0 +1,121 @@
+"""The work folder of a run: where each record lies, and whether a folder belongs to the run at hand."""
+
+import dataclasses
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mdrl_jax import records
+from mdrl_jax.config import Config
+from mdrl_jax.errors import UserError
+from mdrl_jax.stages import Stage
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "mdrl-jax")
+# Fields that may change when a run is started again: they change no result.
+FREE = ("rewards.workers", "train.checkpoint_every", "sft.checkpoint_every", "evaluate.shown")
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The whole configuration as JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{name}.{key}" if name else key)
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkFolder:
+    """Paths of one run's records (interface.md)."""
+
+    root: Path
+
+    def checkpoints(self, stage: Stage) -> Path:
+        """Orbax folder of a stage."""
+        return self.root / "checkpoints" / stage.folder
+
+    def evaluation(self, folder: str) -> Path:
+        """Per-prompt rewards after a stage; its presence says the stage is finished."""
+        return self.root / "evaluations" / f"{folder}.json"
+
+    def samples(self, folder: str) -> Path:
+        """A few completions to read."""
+        return self.root / "samples" / f"{folder}.jsonl"
+
+    def open(self, config: Config) -> None:
+        """Writes `config.json`, or checks that the one there is of the same experiment.
+
+        A run may be continued with more stages at the end; every other change of a field that can change a result
+        is refused, so that one folder never mixes two experiments.
+
+        Raises:
+          UserError: naming the first field that differs.
+        """
+        file = self.root / "config.json"
+        now = resolved(config)
+        if file.exists():
+            self._compare(records.read_json(file)["config"], now)
+        elif self.root.exists() and any(p.name != "log.txt" for p in self.root.iterdir()):
+            raise UserError(
+                f"{self.root} is not empty and has no config.json; name a new work folder"
+            )
+        records.write_json(
+            file,
+            {
+                "config": now,
+                "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
+                "devices": [str(d) for d in jax.devices()],
+                "git": _revision(),
+            },
+        )
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        old, new = _flat(before), _flat(now)
+        stages_before, stages_now = old.pop("stages"), new.pop("stages")
+        if stages_now[: len(stages_before)] != stages_before:
+            raise UserError(
+                f"{self.root} holds a run of stages {stages_before}, now {stages_now}: a run may only be "
+                "continued with more stages at the end; name a new work folder"
+            )
+        for name in sorted(old.keys() | new.keys()):
+            added_stage = name.startswith("stage_overrides.") and name not in old
+            if name in FREE or added_stage:
+                continue
+            if old.get(name) != new.get(name):
+                raise UserError(
+                    f"{self.root} holds a run with {name}={old.get(name)!r}, now {new.get(name)!r}; "
+                    "name a new work folder or undo the change"
+                )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """Git revision of the source, with "+changes" where files were edited; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+changes", "--abbrev=40"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

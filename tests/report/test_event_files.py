@@ -1,0 +1,101 @@
+"""Event files read back by TensorBoard's own reader."""
+
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mdrl_jax.report.tensorboard import TensorBoard
+
+
+def read(folder: Path) -> EventAccumulator:
+    everything = {"scalars": 0, "histograms": 0, "images": 0, "tensors": 0}
+    return EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(e.step, e.value) for e in read(folder).Scalars(tag)]
+
+
+def test_scalars_come_back(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        for step in (1, 2, 10):
+            board.scalars(step, {"loss": 0.5 * step, "reward": float(step)})
+    assert points(tmp_path, "loss") == [(1, 0.5), (2, 1.0), (10, 5.0)]
+    assert points(tmp_path, "reward") == [(1, 1.0), (2, 2.0), (10, 10.0)]
+
+
+def test_flush_is_enough(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path)
+    board.scalars(3, {"loss": 2.0})
+    board.flush()
+    assert points(tmp_path, "loss") == [(3, 2.0)]
+    board.close()
+
+
+def test_text_image_and_hparams_come_back(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (7, 5), "red").save(buffer, format="PNG")
+    with TensorBoard(tmp_path) as board:
+        board.text("samples/math", "> 2 ; **4** ü", 4)
+        board.image("scores", buffer.getvalue(), 4)
+        board.hparams({"learning_rate": 1e-6, "order": "code,math", "kl": True})
+        with pytest.raises(ValueError, match="PNG"):
+            board.image("scores", b"GIF89a", 4)
+    found = read(tmp_path)
+    (text,) = found.Tensors("samples/math")
+    assert (text.step, text.tensor_proto.string_val[0].decode()) == (4, "> 2 ; **4** ü")
+    (image,) = found.Images("scores")
+    assert (image.width, image.height, image.encoded_image_string) == (7, 5, buffer.getvalue())
+    assert found.PluginTagToContent("hparams").keys() == {"_hparams_/session_start_info"}
+
+
+def test_histogram_comes_back_with_its_counts(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(50, 4))
+    with TensorBoard(tmp_path) as board:
+        board.histogram("reward", np.append(values, np.nan), 2, bins=10)
+        board.histogram("nothing", [np.nan], 2)
+    found = read(tmp_path)
+    (h,) = found.Histograms("reward")
+    h = h.histogram_value
+    counts, edges = np.histogram(values, bins=10)
+    assert list(h.bucket) == [0, *counts] and list(h.bucket_limit) == pytest.approx(list(edges))
+    assert (h.num, h.sum) == (200, pytest.approx(values.sum()))
+    assert h.sum_squares == pytest.approx((values**2).sum())
+    assert (h.min, h.max) == (values.min(), values.max())
+    assert found.Tags()["histograms"] == ["reward"]
+
+
+def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        for step in (1, 2, 3):
+            board.scalars(step, {"loss": float(step)})
+    with TensorBoard(tmp_path, resumed_at=2) as board:
+        for step in (2, 3, 4):
+            board.scalars(step, {"loss": 10.0 * step})
+    assert points(tmp_path, "loss") == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
+
+
+def test_two_writers_without_a_mark_show_both(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        with TensorBoard(tmp_path) as board:
+            board.scalars(5, {"loss": value})
+    assert sorted(points(tmp_path, "loss")) == [(5, 1.0), (5, 2.0)]
+
+
+def test_tensorflow_is_not_needed(tmp_path: Path) -> None:
+    # A None entry makes every import of tensorflow fail, installed or not.
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from mdrl_jax.report.tensorboard import TensorBoard\n"
+        f"with TensorBoard({str(tmp_path)!r}) as b:\n"
+        "    b.scalars(1, {'a': 1.0}); b.text('t', 'x', 1); b.hparams({'b': 2.0})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert points(tmp_path, "a") == [(1, 1.0)]

@@ -1,0 +1,85 @@
+"""The `score` command: one line out for each line in, and one line of error for a damaged file."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdrl_jax.commands.score import run
+from mdrl_jax.errors import UserError
+
+
+def scored(domain: str, rows: list[Any], path: Path) -> list[dict[str, Any]]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = io.StringIO()
+    run(domain, str(path), out, workers=2)
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_lines_come_in_order(tmp_path: Path) -> None:
+    rows = [{"completion": f"so {i % 3}", "answer": ["1", "one"]} for i in range(12)]
+    results = scored("math", rows, tmp_path / "in.jsonl")
+    assert results == [{"reward": float(i % 3 == 1), "error": None} for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("domain", "row", "reward"),
+    [
+        ("qa", {"completion": "The \u2028 cat", "answer": "cat"}, 1.0),
+        ("code", {"completion": "f = abs", "tests": ["assert f(-1) == 1"]}, 1.0),
+        ("cw", {"completion": "a b", "constraints": [{"kind": "word_count", "count": 2},
+                                                      {"kind": "include", "word": "c"}]}, 0.5),
+    ],
+)  # fmt: skip
+def test_each_domain(domain: str, row: dict[str, Any], reward: float, tmp_path: Path) -> None:
+    assert scored(domain, [row], tmp_path / "f") == [{"reward": reward, "error": None}]
+
+
+def test_an_unknown_constraint_is_an_error_of_its_line(tmp_path: Path) -> None:
+    rows = [{"completion": "a", "constraints": [{"kind": kind}]} for kind in ("rhyme", "plain")]
+    bad, good = scored("cw", rows, tmp_path / "in.jsonl")
+    assert bad["reward"] == 0 and "rhyme" in bad["error"]
+    assert good == {"reward": 1.0, "error": None}
+
+
+GOOD = '{"completion": "4", "answer": "4"}'
+
+
+@pytest.mark.parametrize(
+    ("domain", "text", "message"),
+    [
+        ("math", f'{GOOD}\n{{"completion": "4", "ans', "line 2"),
+        ("math", f"{GOOD}\n\n{GOOD}", "line 2"),
+        ("math", f"{GOOD}\n[1]", "line 2"),
+        ("math", f'{GOOD}\n{{"answer": "4"}}', 'line 2.*"completion"'),
+        ("math", '{"completion": "4"}', 'line 1.*"answer"'),
+        ("math", '{"completion": "4", "answer": 4}', 'line 1.*"answer"'),
+        ("qa", '{"completion": "4", "answer": []}', 'line 1.*"answer"'),
+        ("code", GOOD, 'line 1.*"tests"'),
+        ("cw", '{"completion": "4", "constraints": [{"word": "x"}]}', 'line 1.*"constraints"'),
+        ("poetry", GOOD, "poetry.*math, code, qa, cw"),
+    ],
+)
+def test_a_damaged_line_is_named_and_nothing_is_printed(
+    domain: str, text: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(text)
+    out = io.StringIO()
+    with pytest.raises(UserError, match=message) as e:
+        run(domain, str(path), out, workers=1)
+    assert "\n" not in str(e.value) and out.getvalue() == ""
+    assert domain == "poetry" or str(path) in str(e.value)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("absent", "binary", "."):
+        with pytest.raises(UserError, match="input"):
+            run("math", str(tmp_path / name), io.StringIO())
+
+
+def test_an_empty_file_gives_no_lines(tmp_path: Path) -> None:
+    assert scored("math", [], tmp_path / "in.jsonl") == []
