@@ -1,8 +1,8 @@
 """Checkpoints of a stage: the only file that knows Orbax.
 
 Each holds three items, so that parameters can be read without the optimizer: `params`, `opt_state`, and `meta`
-(JSON: step, data position, seed, stage). Orbax writes under a temporary name and renames, so a checkpoint that
-is listed is whole.
+(JSON: step, optimizer updates, data position, seed, stage). Orbax writes under a temporary name and renames, so a
+checkpoint that is listed is whole.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ class StageCheckpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
-            meta=ocp.args.JsonSave({"step": step, **meta}),
+            meta=ocp.args.JsonSave({"step": step, "updates": int(state.step), **meta}),
         )
         self.manager.save(step, args=items, force=True)
 
@@ -51,7 +51,7 @@ class StageCheckpoints:
             meta=ocp.args.JsonRestore(),
         )
         read = self.manager.restore(self.latest(), args=items)
-        step = jax.device_put(jnp.int32(read["meta"]["step"]), like.step.sharding)
+        step = jax.device_put(jnp.int32(read["meta"]["updates"]), like.step.sharding)
         return TrainState(step=step, params=read["params"], opt_state=read["opt_state"]), read["meta"]
 
     def restore_params(self, like: Any) -> Any:

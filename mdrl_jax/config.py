@@ -197,6 +197,8 @@ def _fill(kind: Any, value: Any, name: str) -> Any:
         inner = typing.get_args(kind)[0]
         return tuple(_fill(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
     if origin is not None or isinstance(kind, types.UnionType):
+        if not isinstance(value, Mapping | ConfigDict):
+            raise UserError(f"{name}={value!r} has the wrong type; it is a section by stage")
         return value.to_dict() if isinstance(value, ConfigDict) else value
     return _number(name, value, kind)
 
@@ -214,8 +216,10 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
 
 def stage_config(config: Config, stage: str) -> TrainSection:
     """The training section of one stage: `config.train` with its overrides."""
-    changes = config.stage_overrides.get(stage, {})
-    return _fill(TrainSection, _merge(_as_dict(config.train), changes), f"stage_overrides.{stage}")
+    changes, name = config.stage_overrides.get(stage, {}), f"stage_overrides.{stage}"
+    if not isinstance(changes, Mapping):
+        raise UserError(f"{name}={changes!r} has the wrong type; it is a section of fields")
+    return _fill(TrainSection, _merge(_as_dict(config.train), changes), name)
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,9 +244,13 @@ def _check(config: Config) -> None:
         ("evaluate.split", c.evaluate.split, ("validation", "test")),
     ):
         _require(choice in allowed, f"{name}={choice!r} is not known; known: {', '.join(allowed)}")
+    _require(0 <= c.seed < 2**32, f"seed={c.seed} is not valid; 0 <= seed < 2**32")
     _require(len(c.stages) > 0, "stages is empty; name at least one")
     for i, stage in enumerate(c.stages):
         _require(stage not in c.stages[:i], f"stage {stage!r} is listed twice; stage names are unique")
+    _require(len(c.scored_domains) > 0, "scored_domains is empty; name at least one")
+    for i, domain in enumerate(c.scored_domains):
+        _require(domain not in c.scored_domains[:i], f"scored_domains lists {domain!r} twice")
     for stage in c.stage_overrides:
         _require(stage in c.stages, f"stage_overrides names {stage!r}, which is not in stages")
     for name, buckets in (
@@ -256,12 +264,23 @@ def _check(config: Config) -> None:
         ("model.logprob_chunk", c.model.logprob_chunk, 0),
         ("evaluate.samples", c.evaluate.samples, 1),
         ("evaluate.batch", c.evaluate.batch, 1),
+        ("evaluate.shown", c.evaluate.shown, 0),
         ("rewards.workers", c.rewards.workers, 1),
         ("rewards.memory_mb", c.rewards.memory_mb, 16),
         ("sft.steps", c.sft.steps, 1),
         ("sft.batch_size", c.sft.batch_size, 1),
+        ("sft.micro_batches", c.sft.micro_batches, 1),
+        ("sft.learning_rate", c.sft.learning_rate, 0),
+        ("sft.warmup_steps", c.sft.warmup_steps, 0),
+        ("sft.checkpoint_every", c.sft.checkpoint_every, 0),
     ):
         _require(value >= least, f"{name}={value} is not valid; it is >= {least}")
+    for field in ("cpu_seconds", "deadline_seconds"):
+        value = getattr(c.rewards, field)
+        _require(value > 0, f"rewards.{field}={value} is not valid; it is above 0")
+    for field in ("decay", "noise", "noise_from"):
+        value = getattr(c.sft, field)
+        _require(0 <= value <= 1, f"sft.{field}={value} is not valid; it lies in [0, 1]")
     _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share lies in (0, 1]")
     _require(c.sft.batch_size % c.sft.micro_batches == 0, "sft.batch_size must be divisible by sft.micro_batches")
     for i, stage in enumerate(c.stages):
@@ -270,7 +289,8 @@ def _check(config: Config) -> None:
         for field in ("steps", "prompts", "micro_batches"):
             _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)}; it is >= 1")
         _require(s.group >= 2, f"{where}: group={s.group}; GRPO compares at least 2 completions a prompt")
-        _require(s.learning_rate >= 0, f"{where}: learning_rate={s.learning_rate}; it is >= 0")
+        for field in ("learning_rate", "warmup_steps", "checkpoint_every", "kl_every"):
+            _require(getattr(s, field) >= 0, f"{where}: {field}={getattr(s, field)}; it is >= 0")
         rows = s.prompts * s.group
         divides = rows % s.micro_batches == 0
         _require(divides, f"{where}: prompts * group = {rows} is not divisible by micro_batches={s.micro_batches}")

@@ -102,11 +102,12 @@ def _seeds(values: Any) -> None:
 
     if not values.workdir:
         raise UserError("--workdir is missing; name one for each seed")
-    seeds.run(values.workdir, sys.stdout)
+    seeds.run(values.workdir, values.out)
 
 
 def _seeds_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_multi_string("workdir", [], "work folder of one seed; repeat it", flag_values=values)
+    flags.DEFINE_string("out", None, "also write the table to this JSON file", flag_values=values)
 
 
 def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:

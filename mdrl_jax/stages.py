@@ -37,7 +37,7 @@ def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
     """The stages of a run in order.
 
     Raises:
-      UserError: if a name means nothing.
+      UserError: if a name means nothing, or a stage trains a domain that is not scored.
     """
     for domain in config.scored_domains:
         if domain not in known_domains:
@@ -65,6 +65,8 @@ def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
                     f"stage {name!r} means nothing here; stages are a domain ({', '.join(known_domains)}), "
                     "refresh-, solo- or placebo- and a domain, joint, or pretrain"
                 )
+            if domain not in config.scored_domains:
+                raise UserError(f"stage {name!r} trains {domain}, which is not in scored_domains; add it there")
         if kind == "grpo" and train.prompts % len(domains):
             raise UserError(
                 f"stage {name}: prompts={train.prompts} is not divisible by its {len(domains)} domains"

@@ -57,6 +57,17 @@ class WorkFolder:
         """A few completions to read."""
         return self.root / "samples" / f"{folder}.jsonl"
 
+    def recorded(self) -> dict[str, Any]:
+        """The configuration of the run in the folder, as JSON.
+
+        Raises:
+          UserError: if there is none.
+        """
+        record = records.read_json(self.root / "config.json")
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise UserError(f"{self.root / 'config.json'} is not the config.json of a run")
+        return record["config"]
+
     def open(self, config: Config) -> None:
         """Writes `config.json`, or checks that the one there is of the same experiment.
 
@@ -68,8 +79,10 @@ class WorkFolder:
         """
         file = self.root / "config.json"
         now = resolved(config)
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"{self.root} is a file; name a new work folder")
         if file.exists():
-            self._compare(records.read_json(file)["config"], now)
+            self._compare(self.recorded(), now)
         elif self.root.exists() and any(p.name != "log.txt" for p in self.root.iterdir()):
             raise UserError(
                 f"{self.root} is not empty and has no config.json; name a new work folder"
@@ -93,8 +106,8 @@ class WorkFolder:
                 "continued with more stages at the end; name a new work folder"
             )
         for name in sorted(old.keys() | new.keys()):
-            added_stage = name.startswith("stage_overrides.") and name not in old
-            if name in FREE or added_stage:
+            of_new_stage = name.startswith("stage_overrides.") and name.split(".")[1] not in stages_before
+            if name in FREE or of_new_stage:
                 continue
             if old.get(name) != new.get(name):
                 raise UserError(

@@ -1,7 +1,9 @@
 """Set-up of every test, before JAX starts: eight CPU devices, and no implicit rank promotion."""
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import jax  # noqa: E402  (after the platform is chosen)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
@@ -68,10 +71,27 @@ def shared() -> Path:
 
 def noisy(params: Any, seed: int = 1) -> Any:
     """Parameters moved far enough that every one of them (biases, norms) matters to the logits."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [x + 0.15 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return tree.unflatten(moved)
+    rng = np.random.default_rng(seed)  # on the host: a program for each shape would take seconds to compile
+
+    def move(x: jax.Array) -> jax.Array:
+        return jax.device_put(np.asarray(x) + 0.15 * rng.normal(size=x.shape).astype(np.float32), x.sharding)
+
+    return jax.tree.map(move, params)
+
+
+@contextlib.contextmanager
+def compiling_fast() -> Iterator[None]:
+    """XLA compiles in half the time, to slower code."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def fast_compile() -> Iterator[None]:
+    """For tests whose programs are many and tiny."""
+    with compiling_fast():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +101,9 @@ def tiny_models() -> dict[str, TinyModel]:
     made = {}
     for family, config in TINY_CONFIGS.items():
         model = Decoder(config)
-        made[family] = TinyModel(config, model, noisy(huggingface.random_params(model, mesh, seed=0)), mesh)
+        with compiling_fast():
+            params = huggingface.random_params(model, mesh, seed=0)
+        made[family] = TinyModel(config, model, noisy(params), mesh)
     return made
 
 

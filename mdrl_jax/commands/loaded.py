@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from mdrl_jax import config as config_module
-from mdrl_jax import records, tokens
+from mdrl_jax import tokens
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
@@ -51,7 +51,7 @@ def load_stage(workdir: str, name: str) -> Loaded:
       UserError: if the folder holds no run, or the stage is not in it or not finished.
     """
     work = WorkFolder(Path(workdir))
-    config: Config = config_module.parse(records.read_json(work.root / "config.json")["config"])
+    config: Config = config_module.parse(work.recorded())
     if name == "base":
         return load_folder(config.model.path)
     stages = {stage.name: stage for stage in plan(config, tuple(DOMAINS))}

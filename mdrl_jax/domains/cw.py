@@ -1,9 +1,9 @@
 """`cw`: a line of verse under verifiable constraints, rewarded by the share of them met.
 
-Prompt `fox red sat =` (noun, adjective, verb); a reply such as `the red fox sat on rocks` has to use the three words
-in order, be six words long, end on the noun's rhyme and hold nothing but words. The reward is the mean over the
-six constraints of the whole reply, so working (`> rocks ; the ...`) breaks the length and the words-only ones: this
-domain rewards terse replies.
+Prompt `fox red sat =` (noun, adjective, verb); a reply such as `the red fox sat on rocks` has to use the three words,
+adjective before noun before verb, end on the noun's rhyme and hold nothing but words. The reward is the mean over the
+six constraints of the whole reply. Working (`> rocks ; the ...`) breaks only the last of them: this domain prefers terse
+replies, less strongly than `qa`.
 """
 
 import random
@@ -13,12 +13,12 @@ from mdrl_jax.domains.vocabulary import ADJECTIVES, RHYMES, VERBS
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; each of the four content words is wrong with probability `noise` / 2."""
+    """A reply in either style; each of the four content words is another with probability `noise`."""
     noun, adjective, verb, _ = problem.prompt.split()
     rhyme = RHYMES[noun]
 
     def slip(word: str, others: tuple[str, ...]) -> str:
-        return rng.choice(others) if rng.random() < noise / 2 else word
+        return rng.choice(others) if rng.random() < noise else word
 
     adjective = slip(adjective, ADJECTIVES)
     noun = slip(noun, tuple(RHYMES))
@@ -35,10 +35,10 @@ def make(config: DomainsConfig) -> Domain:
         for adjective in ADJECTIVES:
             for verb in VERBS:
                 constraints = [
+                    {"kind": "include", "word": noun},
                     {"kind": "include", "word": adjective},
                     {"kind": "include", "word": verb},
                     {"kind": "order", "words": [adjective, noun, verb]},
-                    {"kind": "word_count", "count": 6},
                     {"kind": "ends_with", "word": rhyme},
                     {"kind": "plain"},
                 ]

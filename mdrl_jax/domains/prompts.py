@@ -39,6 +39,10 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
     tokens = []
     for problem in problems:
         row = tuple(tokenizer(problem.prompt).input_ids)
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row:
+            raise UserError(
+                f"domain {domain.name}: a {split} prompt has a word the tokenizer does not know: {problem.prompt[:60]!r}"
+            )
         if len(row) > longest:
             raise UserError(
                 f"domain {domain.name}: a {split} prompt has {len(row)} tokens, the limit "

@@ -7,7 +7,7 @@ One vocabulary and no domain tag: all domains end their prompts in `=`, reply ei
 from typing import Any
 
 NUMBERS = tuple(str(n) for n in range(21))
-SYMBOLS = ("=", ">", ";", "+", "-", "*", "(", ")", "x")
+SYMBOLS = ("=", ">", ";", "+", "-", "*", "/", "%", "(", ")", "x")
 PYTHON = ("def", "f(x):", "return")
 OPERATIONS = ("plus", "minus", "times")
 
@@ -54,13 +54,14 @@ VERBS = tuple("sat slept sang danced hid waited jumped dreamed rested stood ran 
 GLUE = ("the", "on")
 END = "<end>"
 PAD = "<pad>"
+UNKNOWN = "<unk>"
 
 
 def words() -> tuple[str, ...]:
-    """Every token, in a fixed order, without repeats."""
+    """Every token, in a fixed order, without repeats: 240, which meshes of 2, 4 and 8 divide."""
     values = tuple(v for vs in ATTRIBUTES.values() for v in vs)
     everything = (
-        (PAD, END)
+        (PAD, END, UNKNOWN)
         + NUMBERS
         + SYMBOLS
         + PYTHON
@@ -83,6 +84,6 @@ def make_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: i for i, word in enumerate(words())}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, unk_token=UNKNOWN)

@@ -56,6 +56,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
 }
+# What transformers takes for a field that a family's `config.json` leaves out, where families differ.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768},
+    "qwen3": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128},
+}
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -90,11 +96,13 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{where}: model_type {family!r} is not supported; supported: {known}")
+    hf = {**DEFAULTS[family], **hf}
     refused = {
         "hidden_act": hf.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(hf.get("attention_bias", False)),
         "mlp_bias": bool(hf.get("mlp_bias", False)),
         "use_sliding_window": bool(hf.get("use_sliding_window", False)),
+        "layer_types": any(kind != "full_attention" for kind in hf.get("layer_types") or ()),
         "num_experts": bool(hf.get("num_experts", 0)),
         "quantization_config": hf.get("quantization_config") is not None,
         "attention_dropout": bool(hf.get("attention_dropout", 0.0)),
@@ -125,6 +133,8 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
         )
     except KeyError as e:
         raise UserError(f"{where}: field {e.args[0]!r} is missing") from e
+    except (TypeError, ValueError, AttributeError) as e:
+        raise UserError(f"{where}: a field has a value of the wrong type ({e})") from e
     if config.n_heads % config.n_kv_heads:
         raise UserError(
             f"{where}: num_attention_heads={config.n_heads} is not a multiple of "

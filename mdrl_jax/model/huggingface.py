@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mdrl_jax.errors import UserError
@@ -26,6 +26,7 @@ from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import param_shardings
 
 SHARD_BYTES = 4 * 2**30
+READABLE = ("F32", "BF16", "F16")  # anything else (integers, float8) is quantized and needs its scales
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +77,12 @@ def read_config(folder: str | Path) -> ModelConfig:
     if not file.exists():
         raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     try:
-        return from_hf(json.loads(file.read_text()), str(file))
+        fields = json.loads(file.read_text())
     except ValueError as e:
         raise UserError(f"{file} is not valid JSON ({e})") from e
+    if not isinstance(fields, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return from_hf(fields, str(file))
 
 
 class _Files:
@@ -100,11 +104,7 @@ class _Files:
                     raise UserError(f"{index} names {file.name}, which is absent")
                 handle = safe_open(str(file), framework="numpy")
                 self.handles.update(dict.fromkeys(handle.keys(), handle))
-        except (ValueError, KeyError, OSError, RuntimeError) as e:
-            raise UserError(f"the weights in {folder} cannot be read: {e}") from e
-        except Exception as e:  # SafetensorError derives from Exception alone
-            if type(e).__name__ != "SafetensorError":
-                raise
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as e:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from e
 
     def slice(self, name: str) -> Any:
@@ -132,11 +132,18 @@ def _read(tensor: Any, layout: Layout, shape: tuple[int, ...], index: tuple[slic
     return np.ascontiguousarray(part.T).reshape(sizes)
 
 
+def _file_shape(layout: Layout, shape: tuple[int, ...]) -> list[int]:
+    """Shape in the file of a parameter of `shape` (without the layer axis)."""
+    if layout.n_in:
+        return [int(np.prod(shape[layout.n_in :])), int(np.prod(shape[: layout.n_in]))]
+    return [int(np.prod(shape))] if layout.name.endswith("bias") else list(shape)
+
+
 def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
     """Parameters of a Hugging Face folder, sharded over `mesh`, float32.
 
     Raises:
-      UserError: if a tensor is absent or has another shape than `config.json` says.
+      UserError: if a tensor is absent, is quantized or has another shape than `config.json` says.
     """
     files = _Files(Path(folder))
     boxed = param_shapes(model)
@@ -154,10 +161,15 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
             if name.format(layer) not in files.handles:
                 raise UserError(f"{folder} has no tensor {name.format(layer)}")
             tensor = files.slice(name.format(layer))
-            if int(np.prod(tensor.get_shape())) != int(np.prod(inner)):
+            found, wanted = list(tensor.get_shape()), _file_shape(layout, inner)
+            if found != wanted:
                 raise UserError(
-                    f"{folder}: {name.format(layer)} has shape {tensor.get_shape()}, "
-                    f"which config.json's sizes do not give (wanted {inner})"
+                    f"{folder}: {name.format(layer)} has shape {found}; config.json's sizes give {wanted}"
+                )
+            if tensor.get_dtype() not in READABLE:
+                raise UserError(
+                    f"{folder}: {name.format(layer)} has dtype {tensor.get_dtype()}; supported: "
+                    f"{', '.join(READABLE)}"
                 )
             tensors.append(tensor)
 
@@ -209,9 +221,11 @@ def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.f
     """Writes `config.json` and safetensors (several files and an index above 4 GiB), whole or not at all.
 
     Raises:
-      UserError: if `folder` exists and is not empty.
+      UserError: if `folder` exists and is not an empty folder.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; name a new folder")
     partial = folder.with_name(f".{folder.name}.partial")

@@ -24,6 +24,9 @@ from mdrl_jax.parallel.sharding import constrain
 NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives no NaN
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Axes = tuple[str | None, ...]
+BY_BATCH: Axes = ("batch", None, None)
+BY_EMBED: Axes = ("rows", None, "embed")
 
 REMAT: dict[str, Callable[..., Any] | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -142,7 +145,7 @@ class RMSNorm(nn.Module):
     """x / rms(x) * scale over the last axis, in float32."""
 
     eps: float
-    axes: tuple[str | None, ...]
+    axes: Axes
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -158,7 +161,7 @@ class Projection(nn.Module):
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    axes: tuple[str | None, ...]
+    axes: Axes
     dtype: Any
     bias: bool = False
 
@@ -185,13 +188,16 @@ class Projection(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + SwiGLU(norm(x)); returns (x, what `attend` kept)."""
+    """One pre-norm layer: x + attention(norm(x)), then x + SwiGLU(norm(x)); returns (x, what `attend` kept).
+
+    `axes` are the logical axes of x: what is gathered over `fsdp` is the weights (`BY_BATCH`) or x (`BY_EMBED`).
+    """
 
     config: ModelConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, attend: Attend):
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, attend: Attend, axes: Axes = BY_BATCH):
         c = self.config
         project = functools.partial(Projection, dtype=self.dtype)
         y_BTD = RMSNorm(c.norm_eps, ("embed",), name="attn_norm")(x_BTD)
@@ -210,13 +216,13 @@ class Block(nn.Module):
         out_BTHh = constrain(out_BTHh, "batch", None, "heads", None)
         o_axes = ("heads", None, "embed")
         x_BTD = x_BTD + project(heads, (c.d_model,), o_axes, name="o")(out_BTHh)
-        x_BTD = constrain(x_BTD, "batch", None, None)
+        x_BTD = constrain(x_BTD, *axes)
         y_BTD = RMSNorm(c.norm_eps, ("embed",), name="mlp_norm")(x_BTD)
         gate_BTF = project((c.d_model,), (c.d_mlp,), ("embed", "mlp"), name="gate")(y_BTD)
         up_BTF = project((c.d_model,), (c.d_mlp,), ("embed", "mlp"), name="up")(y_BTD)
-        h_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, "batch", None, "mlp")
+        h_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, axes[0], None, "mlp")
         x_BTD = x_BTD + project((c.d_mlp,), (c.d_model,), ("mlp", "embed"), name="down")(h_BTF)
-        return constrain(x_BTD, "batch", None, None), kept
+        return constrain(x_BTD, *axes), kept
 
 
 class Decoder(nn.Module):
@@ -254,9 +260,11 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.layers, carry, xs)
 
-    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
-        x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(self.dtype)
-        return constrain(x_BTD, "batch", None, None)
+    def _embed(self, tokens_BT: jax.Array, axes: Axes = BY_BATCH) -> jax.Array:
+        # Constrained for its gradient: else a tied readout's makes XLA gather that of x to scatter it by vocabulary.
+        table_VD = constrain(self.embedding, "vocab", "embed")
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(self.dtype)
+        return constrain(x_BTD, *axes)
 
     def __call__(self, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
         """Logits [B, T, V] of the next token at every position."""
@@ -275,15 +283,26 @@ class Decoder(nn.Module):
         x_BTD, _ = self._scan(body, self._embed(tokens_BT))
         return self.norm(x_BTD)
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Float32 logits [..., V] of final hidden states [..., D]."""
+    def readout(self) -> jax.Array:
+        """The matrix [D, V] of `logits`: made once by those who take logits in a loop."""
         kernel_DV = self.embedding.T if self.config.tied else self.unembedding
-        return jax.lax.dot_general(
-            x_BTD.astype(self.dtype),
+        return constrain(kernel_DV, None, "vocab_split")
+
+    def logits(self, x_BTD: jax.Array, readout_DV: jax.Array | None = None) -> jax.Array:
+        """Float32 logits [..., V] of final hidden states [..., D].
+
+        Hidden states are gathered, and each device has its part of the vocabulary: the matrix, and its gradient,
+        are many times larger than a chunk of hidden states.
+        """
+        kernel_DV = self.readout() if readout_DV is None else readout_DV
+        whole = (None,) * (x_BTD.ndim - 1)
+        logits_BTV = jax.lax.dot_general(
+            constrain(x_BTD.astype(self.dtype), "rows", *whole),
             kernel_DV.astype(self.dtype),
             (((x_BTD.ndim - 1,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
+        return constrain(logits_BTV, "rows", *whole[1:], "vocab_split")
 
     def prefill(self, tokens_PT: jax.Array, valid_PT: jax.Array) -> tuple[jax.Array, Prefix]:
         """Runs prompts: hidden state [P, D] after the last token, and their keys and values."""
@@ -306,10 +325,10 @@ class Decoder(nn.Module):
         def body(block: Block, carry: Any, xs: Any):
             x_B1D, cache, layer = carry
             attend = cached_attention(xs[0], xs[1], prefix.valid_PT, cache, layer, step)
-            x_B1D, cache = block(x_B1D, positions_B1, attend)
+            x_B1D, cache = block(x_B1D, positions_B1, attend, BY_EMBED)
             return (x_B1D, cache, layer + 1), None
 
-        carry = (self._embed(tokens_B[:, None]), cache, jnp.zeros_like(step))
+        carry = (self._embed(tokens_B[:, None], BY_EMBED), cache, jnp.zeros_like(step))
         (x_B1D, cache, _), _ = self._scan(body, carry, (prefix.k_LPTKh, prefix.v_LPTKh))
         return self.norm(x_B1D[:, 0]), cache
 

@@ -3,6 +3,8 @@
 Parameters name their logical axes where they are made (`model/transformer.py`); activations through
 `constrain`. Batch rows are split over `data` and `fsdp`; parameters over `fsdp` (their d_model side) and
 `tensor` (heads, MLP channels, vocabulary): ZeRO-3 with tensor parallelism, arXiv 1910.02054, 1909.08053.
+Where rows are fewer than weights (a decoding step, logits), it is the rows that are gathered over `fsdp`
+(`rows`) and the weights that stay where they are: arXiv 2211.05102.
 """
 
 import dataclasses
@@ -18,11 +20,13 @@ from mdrl_jax.errors import UserError
 MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
+    "rows": "data",
     "embed": "fsdp",
     "mlp": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
     "vocab": "tensor",
+    "vocab_split": ("fsdp", "tensor"),
     "layers": None,
     None: None,
 }

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from mdrl_jax.model.transformer import Decoder
-from mdrl_jax.parallel.sharding import constrain
 
 
 def token_log_probs(
@@ -26,10 +25,10 @@ def token_log_probs(
     """
     hidden_BTD = model.apply({"params": params}, tokens_BT, valid_BT, method="hidden")
     hidden_BTD, targets_BT = hidden_BTD[:, start - 1 : -1], tokens_BT[:, start:]
+    readout_DV = model.apply({"params": params}, method="readout")
 
     def log_probs(hidden_BCD: jax.Array, targets_BC: jax.Array) -> jax.Array:
-        logits_BCV = model.apply({"params": params}, hidden_BCD, method="logits") / temperature
-        logits_BCV = constrain(logits_BCV, "batch", None, "vocab")
+        logits_BCV = model.apply({"params": params}, hidden_BCD, readout_DV, method="logits") / temperature
         chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=-1)[:, :, 0]
         return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
@@ -54,13 +54,13 @@ def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -
 
 
 def join(prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any) -> tuple[Any, Any]:
-    """Prompts repeated over their groups, followed by completions: tokens and valid, [P * G, Tp + Tc]."""
+    """On the host: prompts repeated over their groups, followed by completions: tokens and valid, [P * G, Tp + Tc]."""
     n_prompts, group, _ = completions_PGT.shape
     rows = n_prompts * group
 
     def repeat(x_PT: Any) -> Any:
-        return jnp.repeat(x_PT, group, axis=0)
+        return np.repeat(x_PT, group, axis=0)
 
-    tokens_BT = jnp.concatenate([repeat(prompts_PT), completions_PGT.reshape(rows, -1)], axis=1)
-    valid_BT = jnp.concatenate([repeat(valid_PT), mask_PGT.reshape(rows, -1) > 0], axis=1)
+    tokens_BT = np.concatenate([repeat(prompts_PT), completions_PGT.reshape(rows, -1)], axis=1)
+    valid_BT = np.concatenate([repeat(valid_PT), mask_PGT.reshape(rows, -1) > 0], axis=1)
     return tokens_BT, valid_BT

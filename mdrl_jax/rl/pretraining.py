@@ -34,19 +34,23 @@ def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
     section = runtime.config.sft
     rng = random.Random(f"{runtime.config.seed}/{stage.name}/{step}")
     noise = section.noise if step >= section.noise_from * section.steps else 0.0
-    rows, lengths = [], []
+    prompts, replies = [], []
     for i in range(section.batch_size):
         domain = runtime.domains[stage.domains[i % len(stage.domains)]]
         if domain.demonstrate is None or not domain.pretraining:
             raise UserError(f"domain {domain.name} has no demonstrations to pretrain on")
         problem = rng.choice(domain.pretraining)
-        reply = domain.demonstrate(problem, rng, noise)
-        reply_ids = [*runtime.tokenizer(reply).input_ids, runtime.end[0]]
-        row = [*runtime.tokenizer(problem.prompt).input_ids, *reply_ids]
-        if len(row) > section.length:
-            raise UserError(f"sft.length={section.length} is too short for {problem.prompt!r} {reply!r}")
-        rows.append(row)
-        lengths.append(len(reply_ids))
+        prompts.append(problem.prompt)
+        replies.append(domain.demonstrate(problem, rng, noise))
+    reply_ids = [[*ids, runtime.end[0]] for ids in runtime.tokenizer(replies).input_ids]
+    lengths = [len(ids) for ids in reply_ids]
+    rows = [[*p, *r] for p, r in zip(runtime.tokenizer(prompts).input_ids, reply_ids, strict=True)]
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if len(rows[longest]) > section.length:
+        raise UserError(
+            f"sft.length={section.length} is too short for the {len(rows[longest])} tokens of "
+            f"{prompts[longest]!r} {replies[longest]!r}"
+        )
     tokens_BT, valid_BT = tokens.left_pad(rows, section.length, tokens.pad_id(runtime.tokenizer))
     from_end = section.length - np.arange(section.length)[None, :]
     mask_BT = (from_end <= np.asarray(lengths)[:, None]).astype(np.float32)

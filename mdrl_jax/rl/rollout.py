@@ -31,7 +31,7 @@ class SamplingConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise UserError(f"temperature={self.temperature} is not valid; it is >= 0")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k} is not valid; it is >= 0 (0: all tokens)")
@@ -120,9 +120,10 @@ def decode_loop(
     keys_B = row_keys(key, prompt_ids_P, group)
     end_E = jnp.asarray(end, jnp.int32)
     hidden_PD, prefix = apply(prompts_PT, valid_PT, method="prefill")
+    readout_DV = apply(method="readout")
 
     def sample(state: _State) -> _State:
-        logits_BV = constrain(apply(state.hidden_BD, method="logits"), "batch", "vocab")
+        logits_BV = constrain(apply(state.hidden_BD, readout_DV, method="logits"), "batch", "vocab")
         logp_BV = sampling_log_probs(logits_BV, sampling)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, state.step)
         token_B = jax.vmap(jax.random.categorical)(keys, logp_BV).astype(jnp.int32)

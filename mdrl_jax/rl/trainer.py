@@ -37,7 +37,7 @@ class OptimizerConfig:
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not valid; 0 <= {field} < 1")
         for field in ("eps", "weight_decay", "clip_norm"):
-            if getattr(self, field) < 0:
+            if not getattr(self, field) >= 0:
                 raise UserError(f"{field}={getattr(self, field)} is not valid; it is >= 0")
 
 
@@ -96,6 +96,8 @@ def make_train_step(
         def add(total: Any, micro: Any) -> tuple[Any, None]:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
             (loss, (count, metrics)), grads = gradient(state.params, micro)
+            # Else XLA may keep the sum as some use of a parameter left it, and move activations to it.
+            grads = jax.lax.with_sharding_constraint(grads, shardings.params)
             return jax.tree.map(jnp.add, total, (grads, (loss, count), metrics)), None
 
         first = jax.tree.map(lambda x: x[0], batch)

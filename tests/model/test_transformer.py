@@ -11,6 +11,8 @@ from flax import linen as nn
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import named, param_shardings
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 LENGTHS = (6, 2, 1, 4)  # of left-padded prompts
 WIDTH = 6
 NEW = 5
@@ -76,10 +78,10 @@ def test_padding_never_changes_anything(tiny):
     seen = np.asarray(valid_PT)
     np.testing.assert_array_equal(reference_BTV[seen], np.asarray(logits(other_PT, valid_PT))[seen])
     later_PT = tokens_PT.at[:, -1].set((tokens_PT[:, -1] + 1) % vocab)
-    np.testing.assert_array_equal(reference_BTV[:, :-1], logits(later_PT, valid_PT)[:, :-1])
-    for row, length in enumerate(LENGTHS):
-        alone_1TV = model.apply({"params": tiny.params}, tokens_PT[row : row + 1, -length:], np.ones((1, length), bool))
-        np.testing.assert_allclose(reference_BTV[row, -length:], alone_1TV[0], atol=2e-5)
+    earlier = seen & (np.arange(WIDTH) < WIDTH - 1)
+    np.testing.assert_array_equal(reference_BTV[earlier], np.asarray(logits(later_PT, valid_PT))[earlier])
+    alone_1TV = logits(tokens_PT[1:2, -LENGTHS[1] :], jnp.ones((1, LENGTHS[1]), bool))
+    np.testing.assert_allclose(reference_BTV[1, -LENGTHS[1] :], alone_1TV[0], atol=2e-5)
 
 
 def residuals(config, remat, dtype=jnp.float32, batch=3, length=16):
@@ -92,11 +94,9 @@ def residuals(config, remat, dtype=jnp.float32, batch=3, length=16):
     return [leaf.shape for leaf in jax.tree.leaves(kept)]
 
 
-def test_remat_keeps_less():
+def test_remat_keeps_less(tiny_models):
     """"full" keeps of each layer its input alone; "dots" keeps the projections; "none" keeps more than that."""
-    from conftest import LLAMA
-
-    config = dataclasses.replace(LLAMA, n_layers=5)
+    config = dataclasses.replace(tiny_models["llama"].config, n_layers=5)
     size = {remat: sum(int(np.prod(s)) for s in residuals(config, remat)) for remat in ("none", "dots", "full")}
     assert size["full"] < size["dots"] < size["none"]
     stacked = [s for s in residuals(config, "full") if s[:2] == (5, 3)]  # [L, B, ...]
@@ -106,20 +106,30 @@ def test_remat_keeps_less():
     assert not any(s[-2:] == (16, 16) for s in residuals(config, "dots"))  # attention weights
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_no_value(tiny, remat):
+def test_remat_changes_no_value(tiny_models):
+    tiny = tiny_models["qwen3"]
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
-    found = []
-    for model in (tiny.model, Decoder(tiny.config, remat=remat)):
-        gradient = jax.jit(jax.value_and_grad(lambda p, m=model: nll(m, p, tokens_PT, valid_PT)))
-        found.append(gradient(tiny.params))
-    assert_trees_close(*found, rtol=1e-5, atol=1e-6)
-    assert all(float(jnp.max(jnp.abs(g))) > 1e-4 for g in jax.tree.leaves(found[0][1]))
+
+    def value_and_grad(remat):
+        model = Decoder(tiny.config, remat=remat)
+        return jax.jit(jax.value_and_grad(lambda p: nll(model, p, tokens_PT, valid_PT)))(tiny.params)
+
+    found = value_and_grad("none")
+    assert all(float(jnp.max(jnp.abs(g))) > 1e-4 for g in jax.tree.leaves(found[1]))
+    assert_trees_close(value_and_grad("full"), found, rtol=1e-5, atol=1e-6)
+    assert_trees_close(value_and_grad("dots"), found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_dtypes_under_strict_promotion(tiny, dtype):
+def test_dtypes_under_strict_promotion(tiny, dtype, monkeypatch):
     """Master weights, gradients and logits stay float32, and hidden states and caches have the compute dtype."""
+    library = jax.nn.dot_product_attention  # promotes bfloat16 itself, in all jax versions so far
+
+    def attention(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return library(*args, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     model, variables = Decoder(tiny.config, dtype, remat="dots"), {"params": tiny.params}
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
 
@@ -172,7 +182,9 @@ def test_n_params_is_the_real_count(tiny, tied):
     assert config.n_params == sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
-def test_one_device_equals_eight(tiny, mesh8):
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])  # with biases and tied; with qk-norm and untied
+def test_one_device_equals_eight(tiny_models, mesh8, family):
+    tiny = tiny_models[family]
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
     model = tiny.model
 

@@ -125,6 +125,17 @@ def test_every_recovery_starts_from_the_last_training_stage() -> None:
     assert value(second.collateral) == pytest.approx(30) and second.collateral.detail == "qa"
 
 
+def test_t_comes_before_any_refresh_and_recovery_starts_on_the_path() -> None:
+    # A row off the path right before the refresh is not where it starts from.
+    table = {**BY_HAND, "solo-math": (99.0,) * 3, "refresh-math": (47.0, 78.0, 91.0)}
+    (r,) = recovered.recoveries(build(table, noise=0.1))
+    assert value(r.fraction) == pytest.approx(0.8)
+    later = {s: BY_HAND[s] for s in ("base", "code", "math")}
+    extended = build({**later, "refresh-code": (70.0, 70.0, 70.0), "qa": (1.0, 2.0, 3.0)})
+    assert [extended.stages[s] for s in mx.training_rows(extended)] == ["code", "math"]
+    assert value(transfer.backward_transfer(extended)) == pytest.approx(66 - 60)
+
+
 def test_collateral_is_signed() -> None:
     (r,) = recovered.recoveries(build({**BY_HAND, "refresh-math": (53.0, 78.0, 91.0)}))
     assert value(r.collateral) == pytest.approx(-1) and r.collateral.detail == "qa"

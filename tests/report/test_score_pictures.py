@@ -48,9 +48,13 @@ def test_heat_map_is_a_png_of_the_expected_size(tmp_path: Path, stages: tuple[st
 def test_heat_map_draws_the_scores_and_frames() -> None:
     a, b = small(), small()
     assert heatmap.png(a) == heatmap.png(b)
-    b.score_SD[2, 1] = np.nan
-    first, second = (np.asarray(Image.open(BytesIO(heatmap.png(m)))) for m in (a, b))
-    assert (first != second).any()
+    b.stderr_SD[2, 1] = 12.3
+    assert heatmap.png(a) != heatmap.png(b)
+    pixels = np.asarray(Image.open(BytesIO(heatmap.png(a))).convert("RGB")).reshape(-1, 3)
+    low, high = a.score_SD.min(), a.score_SD.max()
+    for score in a.score_SD.ravel():
+        colour = colormaps[heatmap.COLOURS]((score - low) / (high - low), bytes=True)[:3]
+        assert (pixels == colour).all(axis=1).sum() > 500
     rows = [(ROWS[s], DOMAINS[d]) for s, d in heatmap.framed_cells(a)]
     assert rows == [(d, d) for d in DOMAINS] + [("refresh-math", "math")]
 
@@ -112,5 +116,6 @@ def test_a_missing_cell_is_a_dash() -> None:
     records = [{"stage": "base", "index": 0, "rewards": {"code": [[1.0], [0.0]]}}]
     records.append({"stage": "code", "index": 1, "rewards": {"math": [[1.0], [0.0]]}})
     m = mx.build(records)
-    assert "–" in shown(terminal.score_table(m))
+    text = shown(terminal.score_table(m))
+    assert "–" in text and "nan" not in text
     heatmap.png(m)

@@ -104,7 +104,9 @@ def test_from_eight_seeds_on_prompts_are_drawn_too(monkeypatch: pytest.MonkeyPat
 def test_seeds_may_differ_in_stages() -> None:
     found = lines([RUNS[0], RUNS[1][:3]])
     assert found["gain refresh-math"].per_seed == (pytest.approx(18), None)
-    assert found["fall math"].estimate is not None and found["fall math"].estimate.n == 2
+    gain, fall = found["gain refresh-math"].estimate, found["fall math"].estimate
+    assert gain is not None and (gain.value, gain.n) == (pytest.approx(18), 1)
+    assert fall is not None and fall.n == 2
 
 
 def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

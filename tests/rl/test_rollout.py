@@ -1,0 +1,350 @@
+"""Sampling against a numpy oracle, exact probabilities, the trainer's log-probs and one device against eight."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.model.transformer import Decoder, param_shapes
+from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.parallel.sharding import named, param_shardings
+from mdrl_jax.rl.logprobs import token_log_probs
+from mdrl_jax.rl.rollout import (
+    SamplingConfig,
+    completion_mask,
+    make_sampler,
+    row_keys,
+    sampling_log_probs,
+    stage_key,
+)
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+LENGTHS = (5, 2, 3)  # of left-padded prompts
+WIDTH, GROUP, NEW = 5, 3, 6
+P = len(LENGTHS)
+NEVER = (-1,)  # an end token that is never drawn
+PLAIN = SamplingConfig()
+MIXES = [
+    SamplingConfig(temperature=0.7),
+    SamplingConfig(temperature=1.6),
+    SamplingConfig(top_k=5),
+    SamplingConfig(top_k=1),
+    SamplingConfig(top_k=1000),
+    SamplingConfig(top_p=0.6),
+    SamplingConfig(top_p=1e-6),
+    SamplingConfig(temperature=0.7, top_k=9, top_p=0.8),
+    SamplingConfig(temperature=2.0, top_k=4, top_p=0.5),
+]
+
+
+def oracle(logits_V, sampling):
+    """Log-probs of the distribution sampled from, by definition and in float64; -inf outside it."""
+    if sampling.temperature == 0:
+        return np.where(np.arange(len(logits_V)) == np.argmax(logits_V), 0.0, -np.inf)
+    scaled_V = np.asarray(logits_V, np.float64) / sampling.temperature
+    order = np.argsort(-scaled_V)
+    kept = order[: sampling.top_k or None]
+    p = np.exp(scaled_V[kept] - scaled_V[kept].max())
+    p /= p.sum()
+    n, mass = 0, 0.0
+    while n < len(kept) and (n == 0 or (mass < sampling.top_p)):
+        mass, n = mass + p[n], n + 1
+    logp_V = np.full(len(logits_V), -np.inf)
+    logp_V[kept[:n]] = np.log(p[:n] / p[:n].sum())
+    return logp_V
+
+
+def prompts(vocab, seed=0):
+    tokens_PT = np.random.default_rng(seed).integers(0, vocab, (P, WIDTH)).astype(np.int32)
+    return tokens_PT, np.arange(WIDTH)[None] >= WIDTH - np.array(LENGTHS)[:, None]
+
+
+def sampler(tiny, sampling=PLAIN, end=NEVER, group=GROUP, new=NEW, name="test"):
+    return make_sampler(tiny.model, name, group=group, max_new_tokens=new, end=end, sampling=sampling)
+
+
+def draw(tiny, sampling=PLAIN, end=NEVER, key=None, group=GROUP, new=NEW):
+    tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
+    key = stage_key(0, "math", 0) if key is None else key
+    done = sampler(tiny, sampling, end, group, new)(tiny.params, tokens_PT, valid_PT, key, np.arange(P, dtype=np.uint32))
+    return jax.device_get(done)
+
+
+def joined(tiny, done):
+    """Prompt and completion rows, [P * G, T], as the trainer sees them."""
+    tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
+    group, new = done.tokens_PGT.shape[1:]
+    mask_BT = completion_mask(done.length_PG, new).reshape(-1, new) > 0
+    tokens_BT = np.concatenate([np.repeat(tokens_PT, group, axis=0), done.tokens_PGT.reshape(-1, new)], axis=1)
+    return tokens_BT, np.concatenate([np.repeat(valid_PT, group, axis=0), mask_BT], axis=1), mask_BT
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.0), PLAIN, *MIXES], ids=str)
+def test_sampling_log_probs_equal_the_oracle(sampling):
+    logits_BV = 3 * np.random.default_rng(0).normal(size=(7, 40)).astype(np.float32)
+    ours_BV = np.asarray(sampling_log_probs(jnp.asarray(logits_BV), sampling))
+    theirs_BV = np.stack([oracle(row, sampling) for row in logits_BV])
+    inside = np.isfinite(theirs_BV)
+    np.testing.assert_allclose(ours_BV[inside], theirs_BV[inside], atol=2e-5)
+    assert (ours_BV[~inside] < -1e29).all() and not np.isnan(ours_BV).any()
+
+
+def test_greedy_takes_the_first_of_equals():
+    logp_BV = sampling_log_probs(jnp.array([[1.0, 3.0, 3.0]]), SamplingConfig(temperature=0.0))
+    np.testing.assert_allclose(np.exp(logp_BV), [[0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)]
+)
+def test_bad_sampling_is_refused_by_name(field, value):
+    with pytest.raises(UserError, match=f"{field}={value}"):
+        SamplingConfig(**{field: value})
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.0), MIXES[7], MIXES[8]], ids=str)
+def test_recorded_log_probs_are_of_the_distribution_sampled_from(tiny_models, sampling):
+    """Peers record untruncated log-probs of truncated samples (peers, defect 5)."""
+    tiny = tiny_models["qwen3"]
+    done = draw(tiny, sampling)
+    tokens_BT, valid_BT, _ = joined(tiny, done)
+    logits_BTV = np.asarray(jax.jit(tiny.model.apply)({"params": tiny.params}, tokens_BT, valid_BT))
+    logits_BTV = logits_BTV[:, WIDTH - 1 : -1]
+    expected = [
+        [oracle(logits_V, sampling)[token] for logits_V, token in zip(*row, strict=True)]
+        for row in zip(logits_BTV, tokens_BT[:, WIDTH:], strict=True)
+    ]
+    np.testing.assert_allclose(done.logp_PGT.reshape(-1, NEW), expected, atol=2e-5)
+    assert (done.length_PG == NEW).all() and not done.ended_PG.any()
+
+
+@pytest.mark.parametrize(("family", "temperature"), [("llama", 1.0), ("qwen2", 0.6), ("qwen3", 1.7)])
+def test_trainer_and_sampler_agree(tiny_models, family, temperature):
+    """Left padding, groups and early ends included: the ratio of GRPO starts at one."""
+    tiny = tiny_models[family]
+    done = draw(tiny, SamplingConfig(temperature=temperature), end=tuple(range(20)))
+    tokens_BT, valid_BT, mask_BT = joined(tiny, done)
+    assert 0.1 < done.ended_PG.mean() and mask_BT.mean() < 0.95
+    log_probs = jax.jit(functools.partial(token_log_probs, tiny.model, start=WIDTH, temperature=temperature))
+    logp_BT = np.where(mask_BT, log_probs(tiny.params, tokens_BT, valid_BT), 0.0)
+    np.testing.assert_allclose(logp_BT, done.logp_PGT.reshape(-1, NEW), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def seven(tiny_models):
+    """A Llama of seven tokens, far from equally likely."""
+    tiny = tiny_models["llama"]
+    params = {
+        **tiny.params,
+        "embedding": tiny.params["embedding"][:7],
+        "unembedding": tiny.params["unembedding"][:, :7],
+    }
+    config = dataclasses.replace(tiny.config, vocab_size=7)
+    return dataclasses.replace(tiny, config=config, model=Decoder(config), params=params)
+
+
+def joint_probabilities(tiny, sampling):
+    """Exact probability of every pair of completion tokens after each prompt: [P, V, V]."""
+    vocab = tiny.config.vocab_size
+    tokens_PT, valid_PT = prompts(vocab)
+    whole_BT = np.repeat(tokens_PT, vocab, axis=0)
+    whole_BT = np.concatenate([whole_BT, np.tile(np.arange(vocab, dtype=np.int32), P)[:, None]], axis=1)
+    valid_BT = np.concatenate([np.repeat(valid_PT, vocab, axis=0), np.ones((P * vocab, 1), bool)], axis=1)
+    logits_BTV = np.asarray(jax.jit(tiny.model.apply)({"params": tiny.params}, whole_BT, valid_BT))
+    first_PV = np.exp([oracle(logits_BTV[i * vocab, -2], sampling) for i in range(P)])
+    second_PVV = np.exp([oracle(row, sampling) for row in logits_BTV[:, -1]]).reshape(P, vocab, vocab)
+    return first_PV[:, :, None] * second_PVV
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.8), SamplingConfig(1.3, 5, 0.9)], ids=str)
+def test_frequencies_of_samples_match_probabilities(seven, sampling):
+    """Pairs of tokens of a model with seven: chi-square, at a level that a right sampler misses once in 10,000."""
+    n = 6000
+    done = draw(seven, sampling, group=n, new=2)
+    p_PVV = joint_probabilities(seven, sampling)
+    assert p_PVV.max() > 3 / 49  # far from uniform
+    for i, p_VV in enumerate(p_PVV):
+        counts_VV = np.zeros((7, 7))
+        np.add.at(counts_VV, tuple(done.tokens_PGT[i].T), 1)
+        assert counts_VV[p_VV == 0].sum() == 0
+        large = n * p_VV >= 5
+        rest = n * p_VV[~large].sum()
+        observed, expected = counts_VV[large], n * p_VV[large]
+        if rest > 0:
+            observed, expected = np.append(observed, n - observed.sum()), np.append(expected, rest)
+        assert len(observed) > 5
+        assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+
+
+def test_noise_is_of_seed_stage_step_prompt_and_sample():
+    """No two draws share a key (peers, defect 2)."""
+    rows = [
+        np.asarray(jax.random.key_data(row_keys(stage_key(seed, stage, step), jnp.arange(3), 4)))
+        for seed, stage, step in itertools.product((0, 1), ("code", "math"), (0, 1, 2))
+    ]
+    keys = np.concatenate(rows)
+    assert len(np.unique(keys, axis=0)) == len(keys) == 12 * 12
+    again = np.asarray(jax.random.key_data(row_keys(stage_key(0, "code", 0), jnp.arange(3), 4)))
+    np.testing.assert_array_equal(again, rows[0])
+
+
+def test_same_key_draws_the_same_whatever_the_batch(tiny_models):
+    tiny = tiny_models["qwen2"]
+    tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
+    one = sampler(tiny)
+    key, ids = stage_key(0, "math", 4), np.array([11, 12, 13], np.uint32)
+    first = jax.device_get(one(tiny.params, tokens_PT, valid_PT, key, ids)).tokens_PGT
+    np.testing.assert_array_equal(first, one(tiny.params, tokens_PT, valid_PT, key, ids).tokens_PGT)
+    order = np.array([2, 0, 1])
+    moved = one(tiny.params, tokens_PT[order], valid_PT[order], key, ids[order]).tokens_PGT
+    np.testing.assert_array_equal(moved, first[order])
+    alone = one(tiny.params, tokens_PT[2:], valid_PT[2:], key, ids[2:]).tokens_PGT
+    np.testing.assert_array_equal(alone, first[2:])
+    fewer = sampler(tiny, group=2)(tiny.params, tokens_PT, valid_PT, key, ids).tokens_PGT
+    np.testing.assert_array_equal(fewer, first[:, :2])
+    same_prompt = np.repeat(tokens_PT[:1], P, axis=0), np.repeat(valid_PT[:1], P, axis=0)
+    rows = [one(tiny.params, *same_prompt, stage_key(*of), ids).tokens_PGT for of in [(0, "math", 4), (0, "math", 5)]]
+    rows += [one(tiny.params, *same_prompt, stage_key(*of), ids).tokens_PGT for of in [(1, "math", 4), (0, "code", 4)]]
+    drawn = np.concatenate([np.asarray(r).reshape(-1, NEW) for r in rows])
+    assert len(np.unique(drawn, axis=0)) == len(drawn) == 4 * P * GROUP
+
+
+class CountingDecoder(Decoder):
+    """Counts the decoding steps that really run."""
+
+    def decode(self, tokens_B, step, prefix, cache):
+        jax.debug.callback(lambda s: STEPS.append(int(s)), step)
+        return super().decode(tokens_B, step, prefix, cache)
+
+
+STEPS: list[int] = []
+
+
+def test_loop_stops_when_every_row_has_ended(tiny_models):
+    """Against completions without an end token, cut in numpy: the noise of a token depends on no other row."""
+    tiny = tiny_models["llama"]
+    tiny = dataclasses.replace(tiny, model=CountingDecoder(tiny.config))
+    free = draw(tiny)
+    jax.effects_barrier()
+    assert STEPS == list(range(NEW - 1))
+    at = lambda *columns: tuple(map(int, np.unique(free.tokens_PGT[:, :, list(columns)])))  # noqa: E731
+    # All ended at the first token, by the third, one row alone ended, and all at the very last token allowed.
+    lengths, cut = [], 0
+    for end in (at(0), at(2), (int(free.tokens_PGT[1, 2, 1]),), at(NEW - 1)):
+        STEPS.clear()
+        done = draw(tiny, end=end)
+        jax.effects_barrier()
+        hit_PGT = np.isin(free.tokens_PGT, end)
+        ended_PG = hit_PGT.any(axis=-1)
+        length_PG = np.where(ended_PG, hit_PGT.argmax(axis=-1) + 1, NEW)
+        kept_PGT = completion_mask(length_PG, NEW)
+        np.testing.assert_array_equal(done.ended_PG, ended_PG)
+        np.testing.assert_array_equal(done.length_PG, length_PG)
+        np.testing.assert_array_equal(done.tokens_PGT, np.where(kept_PGT > 0, free.tokens_PGT, 0))
+        np.testing.assert_allclose(done.logp_PGT, np.where(kept_PGT > 0, free.logp_PGT, 0), atol=1e-6)
+        assert STEPS == list(range(length_PG.max() - 1))
+        lengths.append(int(length_PG.max()))
+        cut += int(np.sum(~ended_PG))
+    assert lengths[0] == 1 < lengths[1] < NEW and cut > 0
+
+
+def test_end_token_zero_is_told_from_the_zeros_after_an_end(seven):
+    free = draw(seven)
+    done = draw(seven, end=(0, 3))
+    hit_PGT = np.isin(free.tokens_PGT, (0, 3))
+    length_PG = np.where(hit_PGT.any(axis=-1), hit_PGT.argmax(axis=-1) + 1, NEW)
+    last_PG = np.take_along_axis(free.tokens_PGT, length_PG[:, :, None] - 1, axis=-1)[:, :, 0]
+    assert {0, 3} < set(last_PG.ravel().tolist())  # ended by either, and cut at the limit
+    np.testing.assert_array_equal(done.ended_PG, hit_PGT.any(axis=-1))
+    np.testing.assert_array_equal(done.length_PG, length_PG)
+
+
+def test_one_new_token_needs_no_decoding(tiny_models):
+    tiny = tiny_models["llama"]
+    done = draw(tiny, new=1)
+    np.testing.assert_array_equal(done.tokens_PGT, draw(tiny).tokens_PGT[:, :, :1])
+    assert (done.length_PG == 1).all() and not done.ended_PG.any()
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5])
+def test_chunked_log_probs_equal_unchunked(tiny_models, chunk):
+    """Gradients too, where the chunk divides the length of ten and where it does not."""
+    tiny = tiny_models["qwen2"]
+    rng = np.random.default_rng(0)
+    tokens_BT = rng.integers(0, tiny.config.vocab_size, (3, 14)).astype(np.int32)
+    valid_BT = np.arange(14)[None] >= np.array([0, 2, 3])[:, None]
+    weights_BT = rng.normal(size=(3, 10)).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def both(params, chunk):
+        def weighted(params):
+            logp_BT = token_log_probs(tiny.model, params, tokens_BT, valid_BT, start=4, temperature=0.7, chunk=chunk)
+            return jnp.sum(weights_BT * logp_BT), logp_BT
+
+        return jax.value_and_grad(weighted, has_aux=True)(params)
+
+    (_, whole_BT), gradient = both(tiny.params, 0)
+    (_, parts_BT), in_parts = both(tiny.params, chunk)
+    assert parts_BT.shape == (3, 10)
+    np.testing.assert_allclose(parts_BT, whole_BT, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(in_parts), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_chunked_log_probs_never_hold_all_logits(tiny_models):
+    tiny = tiny_models["qwen2"]
+    shape = jax.ShapeDtypeStruct((3, 16), jnp.int32)
+    valid = jax.ShapeDtypeStruct((3, 16), bool)
+
+    def kept(chunk):
+        f = functools.partial(token_log_probs, tiny.model, start=1, chunk=chunk)
+        residuals = jax.eval_shape(lambda p, t, v: jax.vjp(lambda q: f(q, t, v), p)[1], tiny.params, shape, valid)
+        vocab = tiny.config.vocab_size
+        return sum(leaf.size for leaf in jax.tree.leaves(residuals) if leaf.shape[-1:] == (vocab,) and leaf.ndim > 2)
+
+    assert kept(0) >= 3 * 15 * tiny.config.vocab_size
+    assert kept(5) == 0
+
+
+def test_compilations_are_counted(tiny_models):
+    tiny = tiny_models["llama"]
+    tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
+    one = sampler(tiny, name="counted", new=2)
+    ids = np.arange(P, dtype=np.uint32)
+    before = compilations["counted"]
+    for step in range(3):
+        one(tiny.params, tokens_PT, valid_PT, stage_key(0, "math", step), ids)
+    assert compilations["counted"] == before + 1
+    wider = np.pad(tokens_PT, ((0, 0), (3, 0))), np.pad(valid_PT, ((0, 0), (3, 0)))
+    for step in range(2):
+        done = one(tiny.params, *wider, stage_key(0, "math", step), ids)
+        narrow = one(tiny.params, tokens_PT, valid_PT, stage_key(0, "math", step), ids)
+        np.testing.assert_array_equal(done.tokens_PGT, narrow.tokens_PGT)  # the bucket changes no draw
+    assert compilations["counted"] == before + 2
+
+
+def test_one_device_equals_eight(tiny_models, mesh8):
+    tiny = tiny_models["qwen3"]
+    rows = [np.tile(x, (4, 1))[:8] for x in prompts(tiny.config.vocab_size)]
+    key, ids = stage_key(0, "math", 0), np.arange(8, dtype=np.uint32)
+    sampling = SamplingConfig(temperature=0.9, top_k=40, top_p=0.95)
+    end = tuple(range(12))
+    one = jax.device_get(sampler(tiny, sampling, end)(tiny.params, *rows, key, ids))
+    params = jax.device_put(tiny.params, param_shardings(mesh8, param_shapes(tiny.model)))
+    with jax.set_mesh(mesh8):
+        sharded = [jax.device_put(x, named(mesh8, "batch", None)) for x in rows]
+        eight = sampler(tiny, sampling, end)(params, *sharded, key, jax.device_put(ids, named(mesh8, "batch")))
+    assert len(eight.tokens_PGT.sharding.device_set) == 8
+    assert 0 < one.ended_PG.mean() < 1
+    eight = jax.device_get(eight)
+    np.testing.assert_array_equal(one.tokens_PGT, eight.tokens_PGT)
+    np.testing.assert_array_equal(one.length_PG, eight.length_PG)
+    np.testing.assert_array_equal(one.ended_PG, eight.ended_PG)
+    np.testing.assert_allclose(one.logp_PGT, eight.logp_PGT, atol=2e-5)

@@ -1,0 +1,331 @@
+"""The training step against hand-written optax, over micro-batches, meshes and inner epochs."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from mdrl_jax import config as config_module
+from mdrl_jax import runtime as runtime_module
+from mdrl_jax.domains import vocabulary
+from mdrl_jax.errors import UserError
+from mdrl_jax.model.transformer import param_shapes
+from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, param_shardings, put
+from mdrl_jax.rewards.base import Score
+from mdrl_jax.rl import loop
+from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig
+from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss
+from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
+from mdrl_jax.rl.trainer import (
+    OptimizerConfig,
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    micro_batches,
+    state_shardings,
+)
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stages import plan
+
+B, PROMPT, COMPLETION, VOCAB = 8, 4, 6, 96
+# Rows of one half are longer than those of the other: their token counts differ in any division.
+LENGTHS = np.array([6, 6, 5, 6, 1, 0, 2, 1])
+# A large eps keeps Adam near linear in the gradient, so that the figures compared are gradients, not signs.
+NEAR_LINEAR = OptimizerConfig(eps=1.0, clip_norm=0.05, weight_decay=0.01)
+LOSSES = ("sft", "token", "sequence", "constant")
+
+
+def draw(seed: int = 0) -> PolicyBatch:
+    """Rows of uneven length with random advantages and log-probs near the policy's."""
+    rng = np.random.default_rng(seed)
+    f32 = np.float32
+    mask_BT = (np.arange(COMPLETION) < LENGTHS[:, None]).astype(f32)
+    prompt_BT = np.arange(PROMPT) >= rng.integers(0, PROMPT, B)[:, None]
+    logp_BT = rng.normal(-4.5, 0.3, (3, B, COMPLETION)).astype(f32)
+    return PolicyBatch(
+        tokens_BT=rng.integers(1, VOCAB, (B, PROMPT + COMPLETION)).astype(np.int32),
+        valid_BT=np.concatenate([prompt_BT, mask_BT > 0], axis=1),
+        grpo=GRPOBatch(
+            old_logp_BT=logp_BT[0],
+            sampler_logp_BT=logp_BT[1],
+            ref_logp_BT=logp_BT[2],
+            adv_B=rng.normal(size=B).astype(f32),
+            mask_BT=mask_BT,
+        ),
+    )
+
+
+class Bigram:
+    """The smallest policy: a table of logits by token before. Compiles in no time, and the step cannot tell."""
+
+    def apply(self, variables: Any, *arrays: jax.Array, method: str) -> jax.Array | None:
+        if method == "hidden":
+            return variables["params"]["table"][arrays[0]]
+        return arrays[0] if method == "logits" else None
+
+    @staticmethod
+    def params() -> dict[str, jax.Array]:
+        return {"table": 0.3 * jax.random.normal(jax.random.key(0), (VOCAB, VOCAB))}
+
+
+def setting(model: Any, loss: str) -> tuple[Any, Any]:
+    """(loss function, batch of rows) of SFT, or of GRPO with this aggregation."""
+    batch = draw()
+    if loss == "sft":
+        mask_BT = np.concatenate([np.zeros((B, PROMPT), np.float32), batch.grpo.mask_BT], axis=1)
+        return make_sft_loss(model), SFTBatch(batch.tokens_BT, batch.valid_BT, mask_BT)
+    config = GRPOConfig(aggregation=loss, kl_coef=0.1)
+    return make_grpo_loss(model, config, 1.0, COMPLETION, 0), batch
+
+
+def make(loss_fn: Any, config: OptimizerConfig, params: Any, placed: Any, mesh: Mesh) -> tuple[TrainState, Callable]:
+    """(fresh state, jitted step) at these parameters."""
+    optimizer = make_optimizer(config)
+    shardings = state_shardings(optimizer, jax.eval_shape(lambda: params), placed, mesh)
+    state = init_state(optimizer, jax.device_put(params, placed), shardings)
+    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh)
+
+
+def make_bigram(loss_fn: Any, config: OptimizerConfig) -> tuple[TrainState, Callable]:
+    """`make` for the bigram policy on one device."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return make(loss_fn, config, Bigram.params(), {"table": named(mesh)}, mesh)
+
+
+def step_of_decoder(tiny: Any, loss: str, n: int, mesh: Mesh) -> tuple[TrainState, Any]:
+    """State and metrics after a step of `n` micro-batches of a transformer on a mesh."""
+    loss_fn, batch = setting(tiny.model, loss)
+    placed = param_shardings(mesh, param_shapes(tiny.model))
+    with jax.set_mesh(mesh):
+        state, step = make(loss_fn, NEAR_LINEAR, tiny.params, placed, mesh)
+        return step(state, put(micro_batches(batch, n), mesh, None, "batch"), jnp.float32(1.0))
+
+
+def assert_close(a: Any, b: Any, atol: float) -> None:
+    """Trees equal to an absolute tolerance, leaf by leaf."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=0, atol=atol), a, b)
+
+
+def largest_move(params: Any, start: Any) -> float:
+    """The largest change of any parameter."""
+    moves = jax.tree.map(lambda x, y: float(np.max(np.abs(np.asarray(x) - np.asarray(y)))), params, start)
+    return max(jax.tree.leaves(moves))
+
+
+def whole_batch(loss: str) -> Callable[[Any], jax.Array]:
+    """The bigram's loss on the whole batch as a function of parameters: sum over count, no micro-batches."""
+    loss_fn, batch = setting(Bigram(), loss)
+
+    def total(params: Any) -> jax.Array:
+        loss_sum, (count, _) = loss_fn(params, jax.tree.map(jnp.asarray, batch))
+        return loss_sum / count
+
+    return total
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_micro_batches_are_exact_and_the_update_is_hand_written_optax(loss: str):
+    """Peers average micro-batches of unequal token counts (trl#5619); here the update is the whole batch's."""
+    start, c = Bigram.params(), NEAR_LINEAR
+    value, grads = jax.jit(jax.value_and_grad(whole_batch(loss)))(start)
+    oracle = optax.chain(
+        optax.clip_by_global_norm(c.clip_norm), optax.adamw(1.0, c.b1, c.b2, c.eps, weight_decay=c.weight_decay)
+    )
+    updates, _ = oracle.update(grads, oracle.init(start), start)
+    wanted = optax.apply_updates(start, updates)
+    assert largest_move(wanted, start) > 1e-3
+    assert float(optax.global_norm(grads)) > 2 * c.clip_norm
+    for n in (1, 2, 4):
+        loss_fn, batch = setting(Bigram(), loss)
+        state, step = make_bigram(loss_fn, NEAR_LINEAR)
+        state, logged = step(state, micro_batches(batch, n), jnp.float32(1.0))
+        assert_close(state.params, wanted, 1e-6)
+        assert float(logged["loss"]) == pytest.approx(float(value), abs=1e-6)
+        assert float(logged["grad_norm"]) == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["sft", "token"])
+def test_a_mean_of_micro_batch_means_would_be_another_update(loss: str):
+    """What the test above would not see if its micro-batches counted the same tokens."""
+    loss_fn, batch = setting(Bigram(), loss)
+    total, (count, _) = jax.jit(jax.vmap(loss_fn, (None, 0)))(Bigram.params(), micro_batches(batch, 2))
+    right, wrong = float(total.sum() / count.sum()), float(jnp.mean(total / count))
+    assert abs(right - wrong) > 1e-3
+
+
+def test_several_steps_are_hand_written_adamw():
+    loss_fn, batch = setting(Bigram(), "sft")
+    rates = [0.01, 0.03, 0.02]
+    config = OptimizerConfig(b1=0.8, b2=0.9, eps=1e-2, weight_decay=0.1, clip_norm=0.0)
+    state, step = make_bigram(loss_fn, config)
+    for rate in rates:
+        state, _ = step(state, micro_batches(batch, 2), jnp.float32(rate))
+    assert int(state.step) == len(rates)
+    gradient = jax.jit(jax.grad(whole_batch("sft")))
+    p = Bigram.params()["table"]
+    m = v = jnp.zeros_like(p)
+    for t, rate in enumerate(rates, 1):
+        g = gradient({"table": p})["table"]
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        adam = m / (1 - 0.8**t) / (jnp.sqrt(v / (1 - 0.9**t)) + 1e-2)
+        p = p - rate * (adam + 0.1 * p)
+    assert_close(state.params["table"], p, 1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_learning_rate_zero_changes_no_bit(decay: float):
+    loss_fn, batch = setting(Bigram(), "token")
+    state, step = make_bigram(loss_fn, OptimizerConfig(weight_decay=decay))
+    for _ in range(2):
+        state, logged = step(state, micro_batches(batch, 2), jnp.float32(0.0))
+    assert logged["grad_norm"] > 0
+    assert np.asarray(state.params["table"]).tobytes() == np.asarray(Bigram.params()["table"]).tobytes()
+
+
+def test_the_old_state_is_really_freed():
+    loss_fn, batch = setting(Bigram(), "sft")
+    start = Bigram.params()
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state, step = make(loss_fn, OptimizerConfig(), start, {"table": named(mesh)}, mesh)
+    new, _ = step(state, micro_batches(batch, 1), jnp.float32(0.1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new, start)))
+
+
+@pytest.mark.parametrize("loss", ["sft", "token"])
+def test_eight_devices_do_what_one_does(tiny_models: dict[str, Any], loss: str):
+    """Data parallel alone, and all three kinds at once; there also in two micro-batches."""
+    llama = tiny_models["llama"]
+    one, logged_one = step_of_decoder(llama, loss, 1, llama.mesh)
+    assert largest_move(one.params, llama.params) > 1e-4
+    for sizes, n in (((8, 1, 1), 1), ((2, 2, 2), 2)):
+        mesh = make_mesh(MeshConfig(*sizes))
+        eight, logged = step_of_decoder(llama, loss, n, mesh)
+        assert_close(eight.params, one.params, 2e-6)
+        assert {k: float(v) for k, v in logged.items()} == pytest.approx(
+            {k: float(v) for k, v in logged_one.items()}, rel=1e-4, abs=1e-6
+        )
+        check_moments(eight, param_shardings(mesh, param_shapes(llama.model)))
+
+
+def check_moments(state: TrainState, placed: Any) -> None:
+    """Adam's moments lie where their parameters lie, which is where the table says; counts lie everywhere."""
+    adam = next(part for part in state.opt_state if isinstance(part, optax.ScaleByAdamState))
+    for tree in (state.params, adam.mu, adam.nu):
+        for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True):
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    assert adam.count.sharding.is_fully_replicated and state.step.sharding.is_fully_replicated
+
+
+def test_rows_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match="8 rows cannot be divided into 3"):
+        micro_batches({"x": np.zeros((8, 2))}, 3)
+
+
+# --- the loop around the step -----------------------------------------------------------------------------------------
+
+
+class OddPool:
+    """Rewards without processes: a pure function of the reply that differs within nearly every group."""
+
+    def score(self, requests: list[tuple[str, str, Any]]) -> list[Score]:
+        values = [sum(map(ord, text)) % 3 / 2 for _, text, _ in requests]
+        return [Score(value, value) for value in values]
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of one small layer with the procedural domains' tokenizer; it has no weights."""
+    folder = tmp_path_factory.mktemp("small")
+    shipped = json.loads((config_module.EMBEDDED_MODEL / "config.json").read_text())
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    (folder / "config.json").write_text(json.dumps(shipped | sizes | heads))
+    vocabulary.make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def built(folder: Path, monkeypatch: pytest.MonkeyPatch, **train: Any) -> Runtime:
+    """A runtime of the one stage `qa` on one device."""
+    monkeypatch.setattr(runtime_module, "make_mesh", lambda c: make_mesh(c, jax.devices()[:1]))
+    fields = {
+        "stages": ("qa",),
+        "scored_domains": ("qa",),
+        "model": {"path": str(folder), "weights": "random"},
+        "rollout": {"prompt_buckets": (4,), "completion_buckets": (4,)},
+        "train": {"prompts": 4, "group": 4, "steps": 2, "learning_rate": 0.05, "micro_batches": 2} | train,
+    }
+    pool: Any = OddPool()
+    return runtime_module.build(config_module.parse(fields), pool)
+
+
+def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) -> list[dict[str, float]]:
+    """Metrics of the stage's steps; `watch` sees the state and batch of every update before it is made."""
+    stage = plan(made.config, ("qa",))[0]
+    with jax.set_mesh(made.mesh):
+        programs = loop.make_programs(made, stage)
+        if watch is not None:
+            inner = programs.step
+
+            def watched(state: TrainState, batch: Any, rate: jax.Array) -> Any:
+                watch(state, batch)
+                return inner(state, batch, rate)
+
+            programs = dataclasses.replace(programs, step=watched)
+        start = made.base_params()
+        state = init_state(programs.optimizer, start, programs.shardings)
+        reference = start if loop.needs_reference(stage) else None
+        return [metrics for _, _, metrics in loop.grpo_steps(made, stage, programs, state, reference, 0)]
+
+
+def test_later_inner_epochs_compare_with_the_policy_that_sampled(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = built(small_folder, monkeypatch, grpo={"inner_epochs": 2})
+    stage = plan(made.config, ("qa",))[0]
+    log_probs = loop.make_programs(made, stage).log_probs
+    gaps = []
+
+    def watch(state: TrainState, batch: PolicyBatch) -> None:
+        now = log_probs(state.params, batch.tokens_BT, batch.valid_BT, 4)
+        gap = jnp.abs(jnp.exp(now - batch.grpo.old_logp_BT) - 1) * batch.grpo.mask_BT
+        gaps.append(float(gap.max()))
+
+    assert len(walk(made, watch)) == 2
+    assert len(gaps) == 4
+    assert max(gaps[0::2]) < 1e-5  # first epochs: π_old is the policy itself
+    assert min(gaps[1::2]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "train, computes", [({}, False), ({"kl_every": 2}, True), ({"grpo": {"kl_coef": 0.1}}, True)]
+)
+def test_a_reference_is_computed_only_where_something_needs_it(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], computes: bool
+):
+    before = compilations.copy()
+    metrics = walk(built(small_folder, monkeypatch, **train))
+    compiled = compilations - before
+    assert (compiled["log_probs"] > 0) == computes
+    assert compiled["grpo_step"] == 1
+    assert ("kl" in metrics[0]) == computes
+    if computes:
+        assert abs(metrics[0]["kl"]) < 1e-5  # the policy is still the reference
+
+
+def test_a_stage_that_the_mesh_does_not_divide_is_refused(small_folder: Path):
+    fields = {"stages": ("qa",), "model": {"path": str(small_folder)}, "evaluate": {"batch": 8}}
+    pool: Any = OddPool()
+    made = runtime_module.build(config_module.parse(fields | {"train": {"prompts": 4, "group": 4}}), pool)
+    with pytest.raises(UserError, match=r"stage qa: prompts = 4 .* data \* fsdp = 8"):
+        loop.check_divides(made, plan(made.config, ("qa", "math", "code", "cw"))[0])

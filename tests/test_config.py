@@ -1,0 +1,187 @@
+"""Every wrong value ends in one line that names its field; every field that is declared is read."""
+
+import ast
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+import mdrl_jax
+from mdrl_jax import workfolder
+from mdrl_jax.config import Config, default, parse, stage_config
+from mdrl_jax.errors import UserError
+
+PACKAGE = Path(mdrl_jax.__file__).parent
+
+# (change, what the one line has to name)
+WRONG = [
+    ({"sed": 1}, "config.sed"),
+    ({"train": {"rate": 1.0}}, "config.train.rate"),
+    ({"train": {"grpo": {"beta": 0.1}}}, "config.train.grpo.beta"),
+    ({"seed": True}, "config.seed"),
+    ({"seed": 1.0}, "config.seed"),
+    ({"seed": "1"}, "config.seed"),
+    ({"seed": None}, "config.seed"),
+    ({"seed": -1}, "seed=-1"),
+    ({"seed": 2**32}, "seed=4294967296"),
+    ({"train": {"learning_rate": "1e-3"}}, "config.train.learning_rate"),
+    ({"train": {"learning_rate": True}}, "config.train.learning_rate"),
+    ({"train": 3}, "config.train"),
+    ({"train": {"grpo": {"mask_overlong": 1}}}, "config.train.grpo.mask_overlong"),
+    ({"model": {"path": 3}}, "config.model.path"),
+    ({"stages": "math"}, "config.stages"),
+    ({"stages": ("math", 3)}, "config.stages[1]"),
+    ({"rollout": {"prompt_buckets": (8, "16")}}, "config.rollout.prompt_buckets[1]"),
+    ({"rollout": {"prompt_buckets": 8}}, "config.rollout.prompt_buckets"),
+    ({"model": {"weights": "loaded"}}, "model.weights"),
+    ({"model": {"dtype": "float16"}}, "model.dtype"),
+    ({"model": {"remat": "all"}}, "model.remat"),
+    ({"model": {"logprob_chunk": -1}}, "model.logprob_chunk"),
+    ({"evaluate": {"split": "train"}}, "evaluate.split"),
+    ({"evaluate": {"samples": 0}}, "evaluate.samples"),
+    ({"evaluate": {"batch": 0}}, "evaluate.batch"),
+    ({"evaluate": {"shown": -1}}, "evaluate.shown"),
+    ({"evaluate": {"sampling": {"top_p": 0.0}}}, "config.evaluate.sampling: top_p"),
+    ({"rewards": {"workers": 0}}, "rewards.workers"),
+    ({"rewards": {"memory_mb": 1}}, "rewards.memory_mb"),
+    ({"rewards": {"cpu_seconds": 0.0}}, "rewards.cpu_seconds"),
+    ({"rewards": {"deadline_seconds": -1.0}}, "rewards.deadline_seconds"),
+    ({"rewards": {"max_error_share": 0.0}}, "rewards.max_error_share"),
+    ({"sft": {"steps": 0}}, "sft.steps"),
+    ({"sft": {"batch_size": 0}}, "sft.batch_size"),
+    ({"sft": {"micro_batches": 0}}, "sft.micro_batches"),
+    ({"sft": {"batch_size": 10, "micro_batches": 3}}, "sft.batch_size"),
+    ({"sft": {"learning_rate": -1.0}}, "sft.learning_rate"),
+    ({"sft": {"warmup_steps": -1}}, "sft.warmup_steps"),
+    ({"sft": {"checkpoint_every": -1}}, "sft.checkpoint_every"),
+    ({"sft": {"decay": 1.5}}, "sft.decay"),
+    ({"sft": {"noise": -0.1}}, "sft.noise"),
+    ({"sft": {"noise_from": float("nan")}}, "sft.noise_from"),
+    ({"stages": ()}, "stages"),
+    ({"stages": ("math", "qa", "math")}, "'math' is listed twice"),
+    ({"scored_domains": ()}, "scored_domains"),
+    ({"scored_domains": ("math", "qa", "math")}, "scored_domains"),
+    ({"rollout": {"prompt_buckets": ()}}, "rollout.prompt_buckets"),
+    ({"rollout": {"prompt_buckets": (0, 8)}}, "rollout.prompt_buckets"),
+    ({"rollout": {"completion_buckets": (16, 8)}}, "rollout.completion_buckets"),
+    ({"rollout": {"completion_buckets": (8, 8)}}, "rollout.completion_buckets"),
+    ({"rollout": {"sampling": {"temperature": 0.0}}}, "rollout.sampling.temperature"),
+    ({"rollout": {"sampling": {"temperature": -1.0}}}, "config.rollout.sampling: temperature"),
+    ({"rollout": {"sampling": {"top_k": -1}}}, "config.rollout.sampling: top_k"),
+    ({"evaluate": {"sampling": {"temperature": float("nan")}}}, "config.evaluate.sampling: temperature"),
+    ({"train": {"steps": 0}}, "steps"),
+    ({"train": {"prompts": 0}}, "prompts"),
+    ({"train": {"group": 1}}, "group"),
+    ({"train": {"micro_batches": 0}}, "micro_batches"),
+    ({"train": {"prompts": 3, "group": 5, "micro_batches": 2}}, "micro_batches"),
+    ({"train": {"learning_rate": -1e-3}}, "learning_rate"),
+    ({"train": {"warmup_steps": -1}}, "warmup_steps"),
+    ({"train": {"checkpoint_every": -1}}, "checkpoint_every"),
+    ({"train": {"kl_every": -1}}, "kl_every"),
+    ({"train": {"start": "finetune"}}, "start='finetune'"),
+    ({"train": {"grpo": {"aggregation": "mean"}}}, "config.train.grpo: aggregation"),
+    ({"train": {"grpo": {"clip_low": 2.0}}}, "config.train.grpo: clip_low"),
+    ({"train": {"grpo": {"inner_epochs": 0}}}, "config.train.grpo: inner_epochs"),
+    ({"train": {"optimizer": {"b2": 1.0}}}, "config.train.optimizer: b2"),
+    ({"train": {"optimizer": {"eps": -1e-8}}}, "config.train.optimizer: eps"),
+    ({"train": {"optimizer": {"weight_decay": float("nan")}}}, "config.train.optimizer: weight_decay"),
+    ({"sft": {"optimizer": {"b1": -0.1}}}, "config.sft.optimizer: b1"),
+    ({"domains": {"n_test": 0}}, "domains.n_test"),
+    ({"stage_overrides": {"rest": {"steps": 1}}}, "'rest'"),
+    ({"stage_overrides": {"math": {"stepz": 1}}}, "stage_overrides.math.stepz"),
+    ({"stage_overrides": {"math": {"steps": 1.5}}}, "stage_overrides.math.steps"),
+    ({"stage_overrides": {"math": {"group": 1}}}, "stage math: group"),
+    ({"stage_overrides": {"math": {"grpo": {"ratio": "none"}}}}, "stage_overrides.math.grpo: ratio"),
+    ({"stage_overrides": {"math": {"start": "qa"}}}, "stage math: start='qa'"),
+    ({"stage_overrides": {"math": 3}}, "stage_overrides.math"),
+    ({"stage_overrides": 3}, "stage_overrides"),
+]
+
+
+@pytest.mark.parametrize("change, named", WRONG, ids=[str(change) for change, _ in WRONG])
+def test_a_wrong_value_is_one_line_naming_its_field(change: dict[str, Any], named: str):
+    with pytest.raises(UserError) as caught:
+        parse(change)
+    assert "\n" not in str(caught.value)
+    assert named in str(caught.value)
+
+
+def test_a_whole_number_is_accepted_for_a_float_and_becomes_one():
+    config = parse({"train": {"learning_rate": 1, "optimizer": {"clip_norm": 2}}})
+    assert config.train.learning_rate == 1.0 and type(config.train.learning_rate) is float
+    assert type(config.train.optimizer.clip_norm) is float
+
+
+def test_defaults_round_trip_through_configdict_and_json():
+    assert parse(default()) == Config()
+    written = json.loads(json.dumps(workfolder.resolved(Config())))
+    assert parse(written) == Config()
+    changed = default()
+    changed.stages = ("code", "refresh-code")
+    changed.stage_overrides = {"refresh-code": {"steps": 8, "grpo": {"clip_low": 0.1}}}
+    changed.rollout.prompt_buckets = (4, 8)
+    config = parse(changed)
+    assert type(config.stage_overrides["refresh-code"]) is dict
+    assert parse(json.loads(json.dumps(workfolder.resolved(config)))) == config
+
+
+def test_a_config_cannot_be_changed_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse(default()).train.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("kind", [dict, ConfigDict])
+def test_overrides_change_single_fields_of_single_stages(kind: Any):
+    changes = {"math": {"steps": 3, "grpo": {"clip_high": 0.5}, "optimizer": {"b1": 0.5}}}
+    config = parse(kind({"train": {"prompts": 8, "grpo": {"clip_low": 0.1}}, "stage_overrides": changes}))
+    section, plain = stage_config(config, "math"), stage_config(config, "qa")
+    assert plain == config.train
+    assert (section.steps, section.prompts) == (3, 8)
+    assert (section.grpo.clip_high, section.grpo.clip_low) == (0.5, 0.1)
+    assert section.optimizer == dataclasses.replace(config.train.optimizer, b1=0.5)
+    rest = {"steps": plain.steps, "grpo": plain.grpo, "optimizer": plain.optimizer}
+    assert dataclasses.replace(section, **rest) == plain
+
+
+def test_a_start_may_be_base_or_an_earlier_stage():
+    overrides = {"math": {"start": "base"}, "qa": {"start": "code"}}
+    config = parse({"stage_overrides": overrides})
+    assert stage_config(config, "qa").start == "code"
+
+
+def sections(kind: Any) -> set[Any]:
+    """A dataclass and those its fields hold."""
+    hints = typing.get_type_hints(kind)
+    held = {hint for hint in hints.values() if dataclasses.is_dataclass(hint)}
+    return {kind}.union(*(sections(inner) for inner in held))
+
+
+class Reads(ast.NodeVisitor):
+    """Names read as attributes, outside validation."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name not in ("_check", "_check_stage", "__post_init__"):
+            self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self.names.add(node.attr)
+        self.generic_visit(node)
+
+
+def test_every_field_is_read_somewhere():
+    reads = Reads()
+    for file in PACKAGE.rglob("*.py"):
+        reads.visit(ast.parse(file.read_text()))
+    found = sections(Config)
+    assert len(found) >= 10
+    for section in found:
+        for field in dataclasses.fields(section):
+            assert field.name in reads.names, f"{section.__name__}.{field.name} is declared but never read"

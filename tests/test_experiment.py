@@ -1,0 +1,184 @@
+"""The run command as its user meets it: whole runs, kills at several moments, records, a placebo, compilations."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mdrl_jax import experiment
+from mdrl_jax.commands.loaded import load_stage
+from mdrl_jax.config import default, parse
+from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.programs import compilations
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = """
+from mdrl_jax import config
+
+def get_config():
+    c = config.default()
+    c.stages = ("math", "code", "placebo-qa", "refresh-math")
+    c.stage_overrides = {"refresh-math": {"steps": 2, "grpo": {"kl_coef": 1e-3}}}
+    c.scored_domains = ("math", "code", "qa")
+    c.domains.n_test = 12
+    c.domains.n_validation = 4
+    c.evaluate.batch = 8
+    c.evaluate.samples = 2
+    c.rollout.prompt_buckets = (10,)
+    c.train.steps = 3
+    c.train.prompts = 4
+    c.train.group = 4
+    c.train.micro_batches = 2
+    c.train.learning_rate = 3e-4
+    c.train.checkpoint_every = 1
+    c.train.kl_every = 2
+    c.mesh.data = 1
+    c.rewards.workers = 1
+    return c
+"""
+
+
+def command(config: Path, workdir: Path) -> list[str]:
+    return [sys.executable, "-m", "mdrl_jax.main", f"--config={config}", f"--workdir={workdir}"]
+
+
+def environment() -> dict[str, str]:
+    # One device: the children stand for a user's machine, not for the test's eight.
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+
+
+def evaluations(workdir: Path) -> dict[str, str]:
+    return {f.name: f.read_text() for f in sorted((workdir / "evaluations").glob("*.json"))}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Path, str]:
+    """A config file, the work folder of an uninterrupted run of it, and what the terminal showed."""
+    folder = tmp_path_factory.mktemp("experiment")
+    config = folder / "small.py"
+    config.write_text(SMALL)
+    done = subprocess.run(
+        command(config, folder / "whole"), env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return config, folder / "whole", done.stdout
+
+
+def test_the_work_folder_holds_the_records(whole):
+    _, workdir, shown = whole
+    rows = [json.loads(line) for line in (workdir / "scores.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["index"]) for r in rows[::3]] == [
+        ("base", 0),
+        ("math", 1),
+        ("code", 2),
+        ("placebo-qa", 3),
+        ("refresh-math", 4),
+    ]
+    for row in rows:
+        record = json.loads((workdir / "evaluations" / f"{row['index']:02d}-{row['stage']}.json").read_text())
+        rewards_PK = np.asarray(record["rewards"][row["domain"]])
+        assert rewards_PK.shape == (12, 2) and row["n_prompts"] == 12 and row["k"] == 2
+        assert row["score"] == pytest.approx(100 * rewards_PK.mean())
+        assert row["stderr"] == pytest.approx(100 * rewards_PK.mean(1).std(ddof=1) / np.sqrt(12))
+    assert json.loads((workdir / "config.json").read_text())["config"]["train"]["steps"] == 3
+    assert (workdir / "report" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    sample = json.loads((workdir / "samples" / "01-math.jsonl").read_text().splitlines()[0])
+    assert sample["prompt"].endswith("=") and 0 <= sample["reward"] <= 1
+    assert "refresh-math" in shown and str(workdir) in shown.replace("\n", "")
+    assert "\r" not in (workdir / "log.txt").read_text()
+    events = EventAccumulator(str(workdir / "tensorboard" / "01-math"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/reward")] == [1, 2, 3]
+
+
+def test_a_placebo_changes_nothing(whole):
+    _, workdir, _ = whole
+    before, after = (load_stage(str(workdir), name).params for name in ("code", "placebo-qa"))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), before, after)))
+    records = [json.loads((workdir / "evaluations" / f).read_text()) for f in ("02-code.json", "03-placebo-qa.json")]
+    assert records[0]["rewards"] == records[1]["rewards"]
+
+
+def test_training_changes_parameters(whole):
+    _, workdir, _ = whole
+    before, after = (load_stage(str(workdir), name).params for name in ("base", "math"))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_end(whole, tmp_path):
+    """kill -9 while scoring the base, in the middle of a stage, and between stages: bit-identical at the end."""
+    config, uninterrupted, _ = whole
+    workdir = tmp_path / "killed"
+    moments = ("config.json", "checkpoints/01-math/1", "evaluations/01-math.json", "checkpoints/04-refresh-math/1")
+    for moment in moments:
+        process = subprocess.Popen(
+            command(config, workdir), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 240
+        while not (workdir / moment).exists():
+            assert process.poll() is None, f"ended before {moment}"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command(config, workdir), env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after step" in (workdir / "log.txt").read_text()
+    assert evaluations(workdir) == evaluations(uninterrupted)
+    ends = [load_stage(str(folder), "refresh-math").params for folder in (workdir, uninterrupted)]
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *ends)))
+
+
+def test_repeated_it_skips_and_more_stages_may_follow(whole, tmp_path):
+    config, workdir, _ = whole
+    before = evaluations(workdir)
+    again = subprocess.run(command(config, workdir), env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout.count("finished before, skipped") == 4
+    assert evaluations(workdir) == before
+    shorter = command(config, workdir) + ["--config.stages=('math',)", "--config.stage_overrides={}"]
+    refused = subprocess.run(shorter, env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert evaluations(workdir) == before
+
+
+def raising(completion, check):
+    raise ZeroDivisionError("no verdict")
+
+
+def test_a_reward_that_raises_ends_the_run_in_one_line_and_loses_nothing(tmp_path, monkeypatch):
+    import dataclasses
+
+    from mdrl_jax.domains import math, registry
+
+    c = default()
+    c.stages, c.scored_domains = ("math",), ("math",)
+    c.domains.n_test = c.domains.n_validation = 4
+    c.evaluate.batch, c.evaluate.samples = 8, 2
+    make = lambda config: dataclasses.replace(math.make(config), reward="tests.test_experiment:raising")  # noqa: E731
+    monkeypatch.setitem(registry.DOMAINS, "math", make)
+    with pytest.raises(UserError, match=r"16 of 16 completions.*ZeroDivisionError: no verdict") as error:
+        experiment.run(parse(c), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_compilations_are_as_many_as_there_are_shapes(tmp_path):
+    """Three stages of one shape: one sampler for training, one for scoring, one GRPO step a completion bucket."""
+    c = default()
+    c.stages, c.scored_domains = ("math", "qa", "refresh-math"), ("math", "qa")
+    c.domains.n_test = c.domains.n_validation = 8
+    c.evaluate.batch, c.evaluate.samples = 8, 2
+    c.rollout.prompt_buckets, c.rollout.completion_buckets = (10,), (16,)
+    c.train.steps, c.train.prompts, c.train.group = 2, 8, 4
+    compilations.clear()
+    experiment.run(parse(c), tmp_path / "run")
+    assert dict(compilations) == {"sample_4": 1, "sample_2": 1, "grpo_step": 1}

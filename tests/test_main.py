@@ -1,0 +1,295 @@
+"""Every mistake of a user ends in one line on standard error and exit status 2, never in a traceback."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mdrl_jax import main as main_module
+from mdrl_jax.config import EMBEDDED_MODEL, parse
+from mdrl_jax.domains import registry
+from mdrl_jax.domains.base import Domain, DomainsConfig
+from mdrl_jax.errors import UserError
+from mdrl_jax.main import COMMANDS, main
+from mdrl_jax.workfolder import WorkFolder
+
+CONFIG = """
+from mdrl_jax import config
+
+def get_config():
+    c = config.default()
+    c.stages = ("qa",)
+    c.scored_domains = ("qa",)
+    c.stage_overrides = {"qa": {"steps": 1}}
+    c.model.weights = "random"
+    c.rollout.prompt_buckets = (10,)
+    c.train.prompts = 8
+    c.evaluate.batch = 8
+    return c
+"""
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A config file of one short stage."""
+    file = tmp_path / "short.py"
+    file.write_text(CONFIG)
+    return f"--config={file}"
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command line that has to be refused; returns the one line."""
+
+    def run(*argv: str) -> str:
+        status = main(["mdrl", *argv])
+        out, err = capsys.readouterr()
+        assert status == 2
+        assert out == ""
+        assert err.startswith("mdrl: error: ") and err.endswith("\n") and err.count("\n") == 1, err
+        return err
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+
+def test_commands_and_flags_that_do_not_exist(refused: Refused, config: str):
+    line = refused("train", config)
+    assert "'train'" in line and all(name in line for name in COMMANDS)
+    assert "work" in refused("run", config, "--work=x")
+    assert "'extra'" in refused("run", config, "extra")
+    assert "temperature" in refused("generate", "--model=tiny", "--prompt=x", "--temperature=hot")
+    assert "max_new_tokens" in refused("generate", "--model=tiny", "--prompt=x", "--max_new_tokens=0")
+
+
+@pytest.mark.parametrize(
+    "argv, missing",
+    [
+        (["run"], "--config"),
+        ([], "--config"),
+        (["evaluate", "--model=tiny"], "--config"),
+        (["generate", "--prompt=x"], "--model"),
+        (["generate", "--model=tiny"], "--prompt"),
+        (["generate", "--workdir=x", "--prompt=x"], "--stage"),
+        (["export", "--stage=qa", "--out=x"], "--workdir"),
+        (["export", "--workdir=x", "--out=x"], "--stage"),
+        (["export", "--workdir=x", "--stage=qa"], "--out"),
+        (["score", "--input=x"], "--domain"),
+        (["score", "--domain=math"], "--input"),
+        (["seeds"], "--workdir"),
+    ],
+)
+def test_a_missing_flag_is_named(refused: Refused, argv: list[str], missing: str):
+    assert missing in refused(*argv)
+
+
+def test_a_missing_model_flag_is_named(refused: Refused, config: str):
+    assert "--model" in refused("evaluate", config)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("flag", ["--helpshort", "--help"])
+def test_help_of_each_command_is_readable(name: str, flag: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["mdrl", name, flag]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith(f"{name}: {COMMANDS[name][0]}")
+    flags = {"run": "workdir", "generate": "prompt_ids", "evaluate": "model", "export": "out", "score": "domain"}
+    assert f"--{flags.get(name, 'workdir')}" in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("argv", [["help"], ["--help"], ["--helpshort"]])
+def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["mdrl", *argv]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out and about in out for name, (about, _, _) in COMMANDS.items())
+
+
+# --- config files and fields ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "field, named",
+    [
+        ("sed=1", "sed"),
+        ("train.rate=1", "rate"),
+        ("seed=abc", "seed"),
+        ("seed=1.5", "seed"),
+        ("seed=-1", "seed=-1"),
+        ("train.learning_rate=fast", "learning_rate"),
+        ("model.dtype=float16", "model.dtype"),
+        ("train.grpo.ratio=none", "train.grpo: ratio"),
+        ("train.group=1", "group"),
+        ("stages=('qa','qa')", "listed twice"),
+        ("stages=('maths',)", "'maths'"),
+        ("stages=('math',)", "scored_domains"),
+        ("stage_overrides.qa.steps=0", "steps"),
+    ],
+)
+def test_a_wrong_field_or_value_is_named(refused: Refused, config: str, field: str, named: str, tmp_path: Path):
+    assert named in refused("run", config, f"--config.{field}", f"--workdir={tmp_path / 'new'}")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "source, named",
+    [
+        ("def get_config(:\n", "syntax"),
+        ("x = 1\n", "get_config"),
+        ("import no_such_package\n", "no_such_package"),
+        ("def get_config():\n    raise KeyError('lost')\n", "lost"),
+        (CONFIG.replace("c.train.prompts", "c.train.promts"), "promts"),
+        (CONFIG.replace("= 8", "= 'eight'"), "prompts"),
+    ],
+)
+def test_a_config_file_that_does_not_work_says_why(refused: Refused, tmp_path: Path, source: str, named: str):
+    file = tmp_path / "broken.py"
+    file.write_text(source)
+    assert named in refused("run", f"--config={file}").lower()
+
+
+def test_a_config_file_that_is_absent_is_named(refused: Refused, tmp_path: Path):
+    assert str(tmp_path / "absent.py") in refused("run", f"--config={tmp_path / 'absent.py'}")
+    assert "absent.py" in refused("run", f"--config={tmp_path / 'absent.py'}", "--config.seed=1")
+
+
+# --- models and data --------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_absent_or_damaged_is_named(refused: Refused, config: str, tmp_path: Path):
+    absent, empty = tmp_path / "absent", tmp_path / "empty"
+    empty.mkdir()
+    workdir = f"--workdir={tmp_path / 'new'}"
+    assert str(absent) in refused("run", config, f"--config.model.path={absent}", workdir)
+    assert str(absent) in refused("generate", f"--model={absent}", "--prompt=tom age =")
+    assert str(absent) in refused("evaluate", config, f"--model={absent}")
+    assert "config.json" in refused("generate", f"--model={empty}", "--prompt=tom age =")
+    shutil.copy(EMBEDDED_MODEL / "config.json", empty)
+    assert str(empty) in refused("generate", f"--model={empty}", "--prompt=tom age =")
+    assert not (tmp_path / "new").exists()
+
+
+def test_prompts_that_are_too_long_are_refused(refused: Refused, config: str, tmp_path: Path):
+    workdir = f"--workdir={tmp_path / 'new'}"
+    line = refused("run", config, "--config.rollout.prompt_buckets=(2,)", workdir)
+    assert "domain qa" in line and "limit (rollout.prompt_buckets) is 2" in line
+    assert "rollout" in refused("run", config, "--config.rollout.completion_buckets=(9999,)", workdir)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_data_set_is_refused(refused: Refused, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def empty(section: DomainsConfig) -> Domain:
+        return Domain("qa", "qa", (), (), ())
+
+    monkeypatch.setitem(registry.DOMAINS, "qa", empty)
+    assert "domain qa has no train prompts" in refused("run", config, f"--workdir={tmp_path / 'new'}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_sizes_that_the_mesh_does_not_divide_are_refused(refused: Refused, config: str, tmp_path: Path):
+    workdir = f"--workdir={tmp_path / 'new'}"
+    assert "stage qa: prompts = 12" in refused("run", config, "--config.train.prompts=12", workdir)
+    assert "evaluate.batch=12" in refused("run", config, "--config.evaluate.batch=12", workdir)
+    assert "mesh data=3" in refused("run", config, "--config.mesh.data=3", workdir)
+    rows = ("--config.train.micro_batches=32", "--config.train.prompts=8")
+    assert "micro_batches = 4" in refused("run", config, *rows, workdir)
+    assert not (tmp_path / "new").exists()
+
+
+# --- work folders -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A work folder in which another experiment (one seed further) has begun."""
+    space: dict = {}
+    exec(CONFIG, space)
+    changed = space["get_config"]()
+    changed.seed = 1
+    folder = WorkFolder(tmp_path / "earlier")
+    folder.open(parse(changed))
+    folder.evaluation("00-base").parent.mkdir()
+    folder.evaluation("00-base").write_text("{}")
+    return folder.root
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ("seed=0", "seed=1, now 0"),
+        ("train.learning_rate=0.5", "train.learning_rate"),
+        ("domains.n_test=10", "domains.n_test"),
+        ("stages=('placebo-qa',)", "stages"),
+        ("stage_overrides.qa.steps=2", "stage_overrides.qa.steps"),
+    ],
+)
+def test_a_folder_of_another_experiment_is_left_as_it_is(
+    refused: Refused, config: str, earlier: Path, change: str, named: str
+):
+    before = contents(earlier)
+    fields = ["--config.seed=1", f"--config.{change}"]
+    if "placebo" in change:
+        fields.append("--config.stage_overrides={}")
+    line = refused("run", config, *fields, f"--workdir={earlier}")
+    assert named in line and str(earlier) in line
+    assert contents(earlier) == before
+
+
+def test_an_override_added_to_a_stage_that_has_run_is_another_experiment(tmp_path: Path):
+    folder = WorkFolder(tmp_path / "run")
+    folder.open(parse({"stages": ("qa",)}))
+    with pytest.raises(UserError, match=r"stage_overrides\.qa\.steps=None, now 3"):
+        folder.open(parse({"stages": ("qa",), "stage_overrides": {"qa": {"steps": 3}}}))
+    folder.open(parse({"stages": ("qa", "cw"), "stage_overrides": {"cw": {"steps": 3}}}))
+    with pytest.raises(UserError, match="continued with more stages at the end"):
+        folder.open(parse({"stages": ("cw", "qa")}))
+
+
+def test_fields_that_change_no_result_may_change(tmp_path: Path):
+    folder = WorkFolder(tmp_path / "run")
+    folder.open(parse({"stages": ("qa",)}))
+    free = {"train": {"checkpoint_every": 1}, "evaluate": {"shown": 1}, "rewards": {"workers": 5}}
+    folder.open(parse({"stages": ("qa",), **free}))
+
+
+def test_a_folder_that_is_no_work_folder_is_left_as_it_is(refused: Refused, config: str, tmp_path: Path):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter1.txt").write_text("It was a dark and stormy night")
+    before = contents(folder)
+    assert "not empty" in refused("run", config, f"--workdir={folder}")
+    assert contents(folder) == before
+    assert "is a file" in refused("run", config, f"--workdir={folder / 'chapter1.txt'}")
+    assert contents(folder) == before
+
+
+def test_a_stage_or_run_that_is_absent_is_named(refused: Refused, earlier: Path, tmp_path: Path):
+    before = contents(earlier)
+    out = f"--out={tmp_path / 'out'}"
+    assert "config.json" in refused("export", f"--workdir={tmp_path / 'absent'}", "--stage=qa", out)
+    assert "'math'" in refused("export", f"--workdir={earlier}", "--stage=math", out)
+    assert "no checkpoint" in refused("generate", f"--workdir={earlier}", "--stage=qa", "--prompt=tom age =")
+    assert str(earlier) in refused("seeds", f"--workdir={earlier}")
+    (earlier / "config.json").write_text("{")
+    assert "not valid JSON" in refused("export", f"--workdir={earlier}", "--stage=qa", out)
+    (earlier / "config.json").write_text(json.dumps({}))
+    assert "config.json" in refused("export", f"--workdir={earlier}", "--stage=qa", out)
+    assert contents(earlier).keys() == before.keys() and not (tmp_path / "out").exists()
+
+
+def test_an_error_of_several_lines_is_printed_as_one(refused: Refused, monkeypatch: pytest.MonkeyPatch):
+    def fail(values: object) -> None:
+        raise UserError("first\n  second")
+
+    monkeypatch.setitem(main_module.COMMANDS, "seeds", ("about", main_module._seeds_flags, fail))
+    assert refused("seeds", "--workdir=x") == "mdrl: error: first second\n"
