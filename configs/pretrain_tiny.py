@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     c = config.default()
     c.stages = ("pretrain",)
     c.model.weights = "random"
-    c.rollout.prompt_buckets = (10,)
+    c.rollout.prompt_buckets = (12,)
     c.rollout.completion_buckets = (16,)
     c.sft.steps = 3000
     c.sft.batch_size = 64

@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     c = config.default()
     c.stages = ("code", "math", "qa", "cw", "refresh-math")
     c.stage_overrides = {"refresh-math": {"steps": 8}}
-    c.rollout.prompt_buckets = (10,)
+    c.rollout.prompt_buckets = (12,)
     c.rollout.completion_buckets = (8, 16)
     c.train.steps = 40
     c.train.prompts = 16

@@ -143,15 +143,20 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
     """Reads flags; every way in which a flag, config file or field can be wrong becomes one line."""
     try:
         rest = values(argv)[1:]
-    except FileNotFoundError as e:
-        raise UserError(f"config file {e.filename or e} does not exist") from e
+        if "config" in values and values["config"].value is not None:
+            values["config"].value.keys()  # raises where the file could not be read: loading only takes a note
+    except OSError as e:
+        raise UserError(f"the config file cannot be read: {str(e).strip().splitlines()[-1].strip()}") from e
     except UserError:
         raise
     except Exception as e:  # absl, ml_collections and the config file itself raise of every kind
         lines = str(e).strip().splitlines() or [type(e).__name__]
-        raise UserError(lines[0]) from e
+        # What a config file raises may come with its traceback, which ends in the reason.
+        raise UserError(lines[-1] if "Traceback" in str(e) else lines[0]) from e
     if rest:
         raise UserError(f"argument {rest[0]!r} is not understood; flags begin with --")
+    if "config" in values and values["config"].present and values["config"].value is None:
+        raise UserError(f"get_config() of {values['config'].config_filename} returns nothing")
     if "config" in values and values["config"].value is None:
         raise UserError("--config is missing, e.g. --config=configs/quickstart.py")
 

@@ -32,7 +32,7 @@ def get_config():
     c.domains.n_validation = 4
     c.evaluate.batch = 8
     c.evaluate.samples = 2
-    c.rollout.prompt_buckets = (10,)
+    c.rollout.prompt_buckets = (12,)
     c.train.steps = 3
     c.train.prompts = 4
     c.train.group = 4
@@ -177,7 +177,7 @@ def test_compilations_are_as_many_as_there_are_shapes(tmp_path):
     c.stages, c.scored_domains = ("math", "qa", "refresh-math"), ("math", "qa")
     c.domains.n_test = c.domains.n_validation = 8
     c.evaluate.batch, c.evaluate.samples = 8, 2
-    c.rollout.prompt_buckets, c.rollout.completion_buckets = (10,), (16,)
+    c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (16,)
     c.train.steps, c.train.prompts, c.train.group = 2, 8, 4
     compilations.clear()
     experiment.run(parse(c), tmp_path / "run")

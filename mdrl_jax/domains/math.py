@@ -1,49 +1,35 @@
-"""`math`: chains of additions and subtractions, rewarded by the final answer.
+"""`math`: chains of additions and subtractions modulo 10, rewarded by the final answer.
 
-Prompt `3 + 8 - 4 + 9 - 2 =`; a terse reply is `14`, a worked one `> 11 7 16 ; 14` (running totals, then the
-answer). The reward is for the final answer alone, so working is allowed, and because a small model cannot add five
-numbers at once it pays: this is the domain that rewards worked replies. Totals stay within 0 to 20.
+Prompt `3 + 8 - 4 + 9 - 2 + 5 =`; a terse reply is `9`, a worked one `> 1 7 6 4 ; 9` (running totals, each modulo 10,
+then the answer). The reward is for the final answer alone, so working is allowed, and because a small model cannot carry
+five steps in its head it pays: this is the domain that rewards worked replies. (Without the modulus the answer is a
+linear function of the digits, which a terse reply gets right too often for style to matter.)
 """
 
 import random
 
 from mdrl_jax.domains.base import Domain, DomainsConfig, Problem, split
 
-OPERANDS = 5
-LARGEST = 20
-
-
-def _chain(rng: random.Random) -> tuple[list[str], list[int]]:
-    """A prompt's words and its running totals."""
-    total = rng.randint(0, 9)
-    words, totals = [str(total)], []
-    for _ in range(OPERANDS - 1):
-        choices = [("+", d) for d in range(1, 10) if total + d <= LARGEST]
-        choices += [("-", d) for d in range(1, 10) if total - d >= 0]
-        sign, digit = rng.choice(choices)
-        total += digit if sign == "+" else -digit
-        words += [sign, str(digit)]
-        totals.append(total)
-    return words, totals
+OPERANDS = 6
+MODULUS = 10
 
 
 def totals_of(prompt: str) -> list[int]:
-    """Running totals of a prompt."""
+    """Running totals of a prompt, modulo 10; the last is the answer."""
     words = prompt.split()[:-1]
     total, totals = int(words[0]), []
     for sign, digit in zip(words[1::2], words[2::2], strict=True):
-        total += int(digit) if sign == "+" else -int(digit)
+        total = (total + int(digit) if sign == "+" else total - int(digit)) % MODULUS
         totals.append(total)
     return totals
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; with probability `noise` a total goes wrong by one to three."""
+    """A reply in either style; with probability `noise` / 2 the totals go wrong from some step on."""
     totals = totals_of(problem.prompt)
-    if rng.random() < noise:
-        at = rng.randrange(len(totals))
-        slip = rng.choice((-3, -2, -1, 1, 2, 3))
-        totals[at:] = [min(max(t + slip, 0), LARGEST) for t in totals[at:]]
+    if rng.random() < noise / 2:
+        at, slip = rng.randrange(len(totals)), rng.randrange(1, MODULUS)
+        totals[at:] = [(t + slip) % MODULUS for t in totals[at:]]
     if rng.random() < 0.5:
         return str(totals[-1])
     return f"> {' '.join(map(str, totals[:-1]))} ; {totals[-1]}"
@@ -55,8 +41,11 @@ def make(config: DomainsConfig) -> Domain:
     wanted = 2 * (config.n_train + config.n_validation + config.n_test)
     problems = []
     for _ in range(wanted):
-        words, totals = _chain(rng)
-        check = {"answer": str(totals[-1]), "separator": ";"}
-        problems.append(Problem(" ".join(words + ["="]), check))
+        words = [str(rng.randrange(MODULUS))]
+        for _ in range(OPERANDS - 1):
+            words += [rng.choice("+-"), str(rng.randrange(1, MODULUS))]
+        prompt = " ".join([*words, "="])
+        check = {"answer": str(totals_of(prompt)[-1]), "separator": ";"}
+        problems.append(Problem(prompt, check))
     train, validation, test = split("math", problems, config)
     return Domain("math", "math", train, validation, test, demonstrate, train)

@@ -53,10 +53,7 @@ LAYOUTS: dict[str, Layout] = {
     "layers/o/kernel": Layout(_ATTENTION + "o_proj.weight", 2),
     **{f"layers/{x}/kernel": Layout(_ATTENTION + f"{x}_proj.weight", 1) for x in "qkv"},
     **{f"layers/{x}/bias": Layout(_ATTENTION + f"{x}_proj.bias", 0) for x in "qkv"},
-    **{
-        f"layers/{x}/kernel": Layout("model.layers.{}.mlp." + f"{x}_proj.weight", 1)
-        for x in ("gate", "up", "down")
-    },
+    **{f"layers/{x}/kernel": Layout("model.layers.{}.mlp." + f"{x}_proj.weight", 1) for x in ("gate", "up", "down")},
 }
 
 
@@ -163,17 +160,14 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
             tensor = files.slice(name.format(layer))
             found, wanted = list(tensor.get_shape()), _file_shape(layout, inner)
             if found != wanted:
-                raise UserError(
-                    f"{folder}: {name.format(layer)} has shape {found}; config.json's sizes give {wanted}"
-                )
+                raise UserError(f"{folder}: {name.format(layer)} has shape {found}; config.json's sizes give {wanted}")
             if tensor.get_dtype() not in READABLE:
                 raise UserError(
-                    f"{folder}: {name.format(layer)} has dtype {tensor.get_dtype()}; supported: "
-                    f"{', '.join(READABLE)}"
+                    f"{folder}: {name.format(layer)} has dtype {tensor.get_dtype()}; supported: {', '.join(READABLE)}"
                 )
             tensors.append(tensor)
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: Any) -> np.ndarray:
             if not stacked:
                 return _read(tensors[0], layout, inner, index)
             chosen = tensors[index[0]]
@@ -181,9 +175,7 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
 
         return jax.make_array_from_callback(shape.shape, sharding, read)
 
-    return jax.tree_util.tree_map_with_path(
-        leaf, nn.unbox(boxed), param_shardings(mesh, boxed)
-    )
+    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(boxed), param_shardings(mesh, boxed))
 
 
 def random_params(model: Decoder, mesh: Mesh, seed: int) -> Any:

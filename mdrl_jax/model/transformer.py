@@ -261,10 +261,10 @@ class Decoder(nn.Module):
         )(self.layers, carry, xs)
 
     def _embed(self, tokens_BT: jax.Array, axes: Axes = BY_BATCH) -> jax.Array:
-        # Constrained for its gradient: else a tied readout's makes XLA gather that of x to scatter it by vocabulary.
+        # Left to itself, XLA gathers x over `data`, and for a tied readout its gradient, to scatter it by vocabulary.
         table_VD = constrain(self.embedding, "vocab", "embed")
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(self.dtype)
-        return constrain(x_BTD, *axes)
+        x_BTD = jnp.take(table_VD, constrain(tokens_BT, "rows", None), axis=0).astype(self.dtype)
+        return constrain(constrain(x_BTD, *BY_EMBED), *axes)
 
     def __call__(self, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
         """Logits [B, T, V] of the next token at every position."""

@@ -4,6 +4,8 @@ import pytest
 
 from mdrl_jax.main import main
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 PROMPT = "Once upon a time, "
 
 

@@ -20,7 +20,7 @@ from mdrl_jax.rewards.base import Score, resolve, score
 CONFIG = DomainsConfig()
 MADE = make_domains(tuple(DOMAINS), CONFIG)
 NAMES = pytest.mark.parametrize("name", DOMAINS)
-WORKED_REWARD = {"math": 1.0, "code": 1.0, "qa": 0.0, "cw": 4 / 6}  # cw: the length and words-only constraints break
+WORKED_REWARD = {"math": 1.0, "code": 1.0, "qa": 0.0, "cw": 5 / 6}  # cw: the words-only constraint breaks
 
 
 def everything(domain: Domain) -> tuple[Problem, ...]:
@@ -92,14 +92,18 @@ def test_the_real_code_reward_agrees():
 
 
 @NAMES
-def test_noise_breaks_about_its_share_of_replies(name: str):
-    domain, rng, noise = MADE[name], random.Random(0), 0.5
-    assert domain.demonstrate is not None
-    pairs = [(p, domain.demonstrate(p, rng, noise)) for p in everything(domain)]
-    broken = np.mean([judge(domain, p, reply).accuracy < 1 for p, reply in pairs])
-    # math and qa slip once a reply; code and cw may at each of four places.
-    share = {"math": noise, "qa": noise, "code": 1 - (1 - noise / 2) ** 4, "cw": 1 - (1 - noise) ** 4}[name]
-    assert 0.8 * share < broken < 1.05 * share
+def test_noise_breaks_a_share_of_replies_that_grows_with_it(name: str):
+    domain = MADE[name]
+    broken = []
+    for noise in (0.1, 0.5, 1.0):
+        rng = random.Random(0)
+        assert domain.demonstrate is not None
+        replies = [(p, domain.demonstrate(p, rng, noise)) for p in domain.train]
+        broken.append(np.mean([judge(domain, p, reply).accuracy < 1 for p, reply in replies]))
+    # Half of it may be a slip a reply, all of it a slip at each of four places.
+    assert 0.03 < broken[0] < 0.4
+    assert 1.5 * broken[0] < broken[1] < broken[2]
+    assert broken[2] > 0.4
 
 
 @NAMES
@@ -155,7 +159,7 @@ def by_steps(prompt: str) -> list[int]:
     """Running totals of a sum, by another route than the domain's: Python's own arithmetic on each prefix."""
     assert re.fullmatch(r"\d( [+-] \d)* =", prompt)
     words = prompt.removesuffix(" =").split()
-    return [eval("".join(words[:n])) for n in range(3, len(words) + 1, 2)]
+    return [eval("".join(words[:n])) % 10 for n in range(3, len(words) + 1, 2)]
 
 
 def test_math_answers_are_right_and_totals_stay_in_range():
@@ -163,8 +167,8 @@ def test_math_answers_are_right_and_totals_stay_in_range():
         totals = by_steps(problem.prompt)
         assert totals == math.totals_of(problem.prompt)
         assert problem.check["answer"] == str(totals[-1])
-        assert all(0 <= total <= 20 for total in totals)
-        assert len(totals) == 4
+        assert all(0 <= total <= 9 for total in totals)
+        assert len(totals) == 5
 
 
 def computed(prompt: str, x: int) -> int:

