@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.model.weights = "random"
     c.rollout.prompt_buckets = (12,)
     c.rollout.completion_buckets = (16,)
-    c.sft.steps = 3000
+    c.sft.steps = 2400
     c.sft.batch_size = 64
     c.sft.length = 22
     c.sft.learning_rate = 2e-3

@@ -80,6 +80,6 @@ def test_an_unknown_or_unscored_domain_is_refused():
 
 
 def test_a_joint_step_has_to_divide_among_its_domains():
-    with pytest.raises(UserError, match="joint.*prompts=6.*4 domains"):
+    with pytest.raises(UserError, match=r"joint.*prompts=6.*4 domains"):
         planned("joint", train={"prompts": 6})
     planned("joint", train={"prompts": 6}, scored_domains=("math", "qa", "cw"))

@@ -1,8 +1,8 @@
 """`cw`: a line of verse under verifiable constraints, rewarded by the share of them met.
 
-Prompt `fox red sat =` (noun, adjective, verb); a reply such as `the red fox sat on rocks` has to use the three words,
-adjective before noun before verb, end on the noun's rhyme and hold nothing but words. The reward is the mean over the
-six constraints of the whole reply. Working (`> rocks ; the ...`) breaks only the last of them: this domain prefers terse
+Prompt `fox red sat =` (noun, adjective, verb); a reply such as `the red fox sat on rocks` has to use adjective and
+verb, put adjective before noun before verb, end on the noun's rhyme and hold nothing but words. The reward is the mean over the
+five constraints of the whole reply. Working (`> rocks ; the ...`) breaks only the last of them: this domain prefers terse
 replies, less strongly than `qa`.
 """
 
@@ -35,7 +35,6 @@ def make(config: DomainsConfig) -> Domain:
         for adjective in ADJECTIVES:
             for verb in VERBS:
                 constraints = [
-                    {"kind": "include", "word": noun},
                     {"kind": "include", "word": adjective},
                     {"kind": "include", "word": verb},
                     {"kind": "order", "words": [adjective, noun, verb]},

@@ -25,9 +25,9 @@ def totals_of(prompt: str) -> list[int]:
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; with probability `noise` / 2 the totals go wrong from some step on."""
+    """A reply in either style; with probability `noise` the totals go wrong from some step on."""
     totals = totals_of(problem.prompt)
-    if rng.random() < noise / 2:
+    if rng.random() < noise:
         at, slip = rng.randrange(len(totals)), rng.randrange(1, MODULUS)
         totals[at:] = [(t + slip) % MODULUS for t in totals[at:]]
     if rng.random() < 0.5:

@@ -20,7 +20,7 @@ from mdrl_jax.rewards.base import Score, resolve, score
 CONFIG = DomainsConfig()
 MADE = make_domains(tuple(DOMAINS), CONFIG)
 NAMES = pytest.mark.parametrize("name", DOMAINS)
-WORKED_REWARD = {"math": 1.0, "code": 1.0, "qa": 0.0, "cw": 5 / 6}  # cw: the words-only constraint breaks
+WORKED_REWARD = {"math": 1.0, "code": 1.0, "qa": 0.0, "cw": 4 / 5}  # cw: the words-only constraint breaks
 
 
 def everything(domain: Domain) -> tuple[Problem, ...]:
@@ -48,18 +48,19 @@ def judge(domain: Domain, problem: Problem, reply: str) -> Score:
 def test_splits_are_disjoint_and_as_large_as_asked(name: str):
     domain = MADE[name]
     prompts = [p.prompt for p in everything(domain)]
-    assert len(set(prompts)) == len(prompts)
-    assert len(domain.validation) == CONFIG.n_validation
-    assert len(domain.test) == CONFIG.n_test >= 300
-    assert 300 <= len(domain.train) <= CONFIG.n_train
+    n_repeats = len(prompts) - len(set(prompts))
+    n_train, n_validation, n_test = len(domain.train), len(domain.validation), len(domain.test)
+    assert n_repeats == 0
+    assert n_validation == CONFIG.n_validation
+    assert n_test == CONFIG.n_test >= 300
+    assert 300 <= n_train <= CONFIG.n_train
 
 
 @NAMES
 def test_problems_are_a_function_of_the_seed(name: str):
     again, other = DOMAINS[name](CONFIG), DOMAINS[name](DomainsConfig(seed=1))
-    assert again == MADE[name]
-    assert {p.prompt for p in other.test} != {p.prompt for p in again.test}
-    assert len(everything(other)) == len(everything(again))
+    same, differs = again == MADE[name], {p.prompt for p in other.test} != {p.prompt for p in again.test}
+    assert same and differs
 
 
 def test_too_few_problems_are_refused():
@@ -122,9 +123,11 @@ def test_rewards_that_ignore_style_give_worked_replies_full_marks(name: str):
 def test_pretraining_shows_no_held_out_prompt_except_the_facts_of_qa(name: str):
     domain = MADE[name]
     shown = {p.prompt for p in domain.pretraining}
-    assert {p.prompt for p in domain.train} <= shown
     held_out = {p.prompt for p in domain.validation + domain.test}
-    assert held_out <= shown if name == "qa" else not held_out & shown
+    n_train_hidden = len({p.prompt for p in domain.train} - shown)
+    n_held_out_shown = len(held_out & shown)
+    assert n_train_hidden == 0
+    assert n_held_out_shown == (len(domain.validation + domain.test) if name == "qa" else 0)
 
 
 def test_the_shipped_tokenizer_is_the_vocabulary():
@@ -195,8 +198,10 @@ def test_an_empty_split_and_a_long_prompt_are_refused():
     domain = Domain("math", "math", MADE["math"].train, (), MADE["math"].test)
     with pytest.raises(UserError, match="math has no validation prompts"):
         tokenize(domain, "validation", tokenizer, 10)
-    with pytest.raises(UserError, match=r"has 10 tokens, the limit .*prompt_buckets.* is 9"):
-        tokenize(domain, "test", tokenizer, 9)
+    longest = max(len(p.prompt.split()) for p in domain.test)
+    with pytest.raises(UserError, match=rf"has {longest} tokens, the limit .*prompt_buckets.* is {longest - 1}"):
+        tokenize(domain, "test", tokenizer, longest - 1)
+    assert len(tokenize(domain, "test", tokenizer, longest)) == len(domain.test)
 
 
 def test_prompt_ids_never_meet_across_domains():
