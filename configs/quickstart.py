@@ -9,10 +9,10 @@ def get_config() -> ConfigDict:
     """The configuration."""
     c = config.default()
     c.stages = ("code", "math", "qa", "cw", "refresh-math")
-    c.stage_overrides = {"refresh-math": {"steps": 6}}
+    c.stage_overrides = {"refresh-math": {"steps": 4}}
     c.rollout.prompt_buckets = (12,)
     c.rollout.completion_buckets = (8, 16)
-    c.train.steps = 30
+    c.train.steps = 22
     c.train.prompts = 16
     c.train.group = 16
     c.train.learning_rate = 4e-4

@@ -156,7 +156,7 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
     if rest:
         raise UserError(f"argument {rest[0]!r} is not understood; flags begin with --")
     if "config" in values and values["config"].present and values["config"].value is None:
-        raise UserError(f"get_config() of {values['config'].config_filename} returns nothing")
+        raise UserError("get_config() of the config file returns nothing; it has to return its ConfigDict")
     if "config" in values and values["config"].value is None:
         raise UserError("--config is missing, e.g. --config=configs/quickstart.py")
 

@@ -42,7 +42,8 @@ def shardings(mesh: Mesh) -> TrainState:
 def like(mesh: Mesh) -> TrainState:
     """The abstract state that a restore is told to make."""
     opt_state = jax.eval_shape(OPTIMIZER.init, shapes())
-    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=shapes(), opt_state=opt_state)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(step=step, params=shapes(), opt_state=opt_state)
     return abstract(state, shardings(mesh))
 
 

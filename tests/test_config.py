@@ -120,7 +120,7 @@ def test_defaults_round_trip_through_configdict_and_json():
     assert parse(default()) == Config()
     written = json.loads(json.dumps(workfolder.resolved(Config())))
     assert parse(written) == Config()
-    changed = default()
+    changed: Any = default()
     changed.stages = ("code", "refresh-code")
     changed.stage_overrides = {"refresh-code": {"steps": 8, "grpo": {"clip_low": 0.1}}}
     changed.rollout.prompt_buckets = (4, 8)
