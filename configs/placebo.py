@@ -1,6 +1,6 @@
 """The placebo: quickstart's Code → Math, then QA and Creative Writing at learning rate 0, which must lose nothing.
 
-  python -m mdrl_jax.main --config=configs/placebo.py --config.seed=0 --workdir=runs/placebo-0
+python -m mdrl_jax.main --config=configs/placebo.py --config.seed=0 --workdir=runs/placebo-0
 """
 
 from pathlib import Path

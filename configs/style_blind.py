@@ -1,6 +1,6 @@
 """The quickstart with rewards that ignore style: working before the answer costs nothing in any domain.
 
-  python -m mdrl_jax.main --config=configs/style_blind.py --config.seed=0 --workdir=runs/style_blind-0
+python -m mdrl_jax.main --config=configs/style_blind.py --config.seed=0 --workdir=runs/style_blind-0
 """
 
 from pathlib import Path

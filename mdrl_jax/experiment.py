@@ -42,9 +42,7 @@ def run(config: Config, workdir: str | Path) -> None:
     stages = plan(config, tuple(DOMAINS))
     folder = WorkFolder(Path(workdir))
     limits = config.rewards
-    with RewardPool(
-        limits.workers, limits.cpu_seconds, limits.memory_mb, limits.deadline_seconds
-    ) as pool:
+    with RewardPool(limits.workers, limits.cpu_seconds, limits.memory_mb, limits.deadline_seconds) as pool:
         built = runtime.build(config, pool)
         for stage in stages:
             loop.check_divides(built, stage)

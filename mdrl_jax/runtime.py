@@ -171,9 +171,7 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     }
     parts = batch_divisor(mesh)
     if config.evaluate.batch % parts:
-        raise UserError(
-            f"evaluate.batch={config.evaluate.batch} is not divisible by the mesh's data * fsdp = {parts}"
-        )
+        raise UserError(f"evaluate.batch={config.evaluate.batch} is not divisible by the mesh's data * fsdp = {parts}")
     return Runtime(
         config=config,
         mesh=mesh,

@@ -41,9 +41,7 @@ def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
     """
     for domain in config.scored_domains:
         if domain not in known_domains:
-            raise UserError(
-                f"scored_domains names {domain!r}, which is no domain; known: {', '.join(known_domains)}"
-            )
+            raise UserError(f"scored_domains names {domain!r}, which is no domain; known: {', '.join(known_domains)}")
     stages: list[Stage] = []
     before = "base"
     for index, name in enumerate(config.stages, 1):
@@ -68,9 +66,7 @@ def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
             if domain not in config.scored_domains:
                 raise UserError(f"stage {name!r} trains {domain}, which is not in scored_domains; add it there")
         if kind == "grpo" and train.prompts % len(domains):
-            raise UserError(
-                f"stage {name}: prompts={train.prompts} is not divisible by its {len(domains)} domains"
-            )
+            raise UserError(f"stage {name}: prompts={train.prompts} is not divisible by its {len(domains)} domains")
         stages.append(Stage(name, index, kind, domains, start, train))
         before = name
     return tuple(stages)

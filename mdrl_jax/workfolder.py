@@ -84,9 +84,7 @@ class WorkFolder:
         if file.exists():
             self._compare(self.recorded(), now)
         elif self.root.exists() and any(p.name != "log.txt" for p in self.root.iterdir()):
-            raise UserError(
-                f"{self.root} is not empty and has no config.json; name a new work folder"
-            )
+            raise UserError(f"{self.root} is not empty and has no config.json; name a new work folder")
         records.write_json(
             file,
             {

@@ -52,7 +52,10 @@ def command(config: Path, workdir: Path) -> list[str]:
 
 def environment() -> dict[str, str]:
     # One device: the children stand for a user's machine, not for the test's eight.
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+    }
 
 
 def evaluations(workdir: Path) -> dict[str, str]:

@@ -43,9 +43,7 @@ class Estimate:
         """The estimate of `factor` times the quantity, in `unit`."""
         low, high = sorted((factor * self.low, factor * self.high))
         stderr = None if self.stderr is None else abs(factor) * self.stderr
-        return replace(
-            self, value=factor * self.value, low=low, high=high, unit=unit, stderr=stderr
-        )
+        return replace(self, value=factor * self.value, low=low, high=high, unit=unit, stderr=stderr)
 
     def record(self, null: Any = None) -> dict[str, Any]:
         """The form of the work folder's records; an interval without bounds is null there, as JSON
@@ -219,7 +217,5 @@ def _per_prompt(values_PG: ArrayLike) -> NDArray[np.float64]:
     except ValueError:
         raise ValueError("every prompt needs the same number of samples") from None
     if values.ndim not in (1, 2) or values.size == 0:
-        raise ValueError(
-            f"expected rewards of shape (prompts, samples) with something in it, not {values.shape}"
-        )
+        raise ValueError(f"expected rewards of shape (prompts, samples) with something in it, not {values.shape}")
     return values if values.ndim == 1 else values.mean(axis=1)

@@ -17,9 +17,7 @@ def run(model: str, config: Config) -> None:
     section = dataclasses.replace(config.model, path=model, weights="load")
     config = dataclasses.replace(config, model=section)
     limits = config.rewards
-    with RewardPool(
-        limits.workers, limits.cpu_seconds, limits.memory_mb, limits.deadline_seconds
-    ) as pool:
+    with RewardPool(limits.workers, limits.cpu_seconds, limits.memory_mb, limits.deadline_seconds) as pool:
         built = runtime.build(config, pool)
         with jax.set_mesh(built.mesh):
             result = evaluate(built, built.base_params())

@@ -36,9 +36,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
 }
 
 
-def run(
-    domain: str, input_path: str, out: TextIO | None = None, workers: int | None = None
-) -> None:
+def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | None = None) -> None:
     """Writes `{"reward", "error"}` to `out` for each line of `input_path`, in the same order.
 
     domain: math, code, qa or cw. out: standard output by default. workers: one a core by default.

@@ -37,9 +37,7 @@ class Domain:
         """The same domain with rewards that ignore style: working before the answer costs nothing."""
 
         def blind(problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
-            return tuple(
-                dataclasses.replace(p, check={**p.check, "terse": False}) for p in problems
-            )
+            return tuple(dataclasses.replace(p, check={**p.check, "terse": False}) for p in problems)
 
         return dataclasses.replace(
             self,

@@ -1,9 +1,9 @@
 """`cw`: a line of verse under verifiable constraints, rewarded by the share of them met.
 
 Prompt `fox red sat =` (noun, adjective, verb); a reply such as `the red fox sat on rocks` has to use adjective and
-verb, put adjective before noun before verb, end on the noun's rhyme and hold nothing but words. The reward is the mean over the
-five constraints of the whole reply. Working (`> rocks ; the ...`) breaks only the last of them: this domain prefers terse
-replies, less strongly than `qa`.
+verb, put adjective before noun before verb, end on the noun's rhyme and hold nothing but words. The reward is the mean
+over these five constraints of the whole reply. Working (`> rocks ; the ...`) breaks only the last of them: this domain
+prefers terse replies, less strongly than `qa`.
 """
 
 import random

@@ -1,9 +1,9 @@
 """`math`: chains of additions and subtractions modulo 10, rewarded by the final answer.
 
 Prompt `3 + 8 - 4 + 9 - 2 + 5 =`; a terse reply is `9`, a worked one `> 1 7 6 4 ; 9` (running totals, each modulo 10,
-then the answer). The reward is for the final answer alone, so working is allowed, and because a small model cannot carry
-five steps in its head it pays: this is the domain that rewards worked replies. (Without the modulus the answer is a
-linear function of the digits, which a terse reply gets right too often for style to matter.)
+then the answer). The reward is for the final answer alone, so working is allowed, and because a small model cannot
+carry five steps in its head it pays: this is the domain that rewards worked replies. (Without the modulus the answer is
+a linear function of the digits, which a terse reply gets right too often for style to matter.)
 """
 
 import random

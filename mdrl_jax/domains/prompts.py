@@ -41,7 +41,8 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
         row = tuple(tokenizer(problem.prompt).input_ids)
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row:
             raise UserError(
-                f"domain {domain.name}: a {split} prompt has a word the tokenizer does not know: {problem.prompt[:60]!r}"
+                f"domain {domain.name}: a {split} prompt has a word the tokenizer does not know: "
+                f"{problem.prompt[:60]!r}"
             )
         if len(row) > longest:
             raise UserError(

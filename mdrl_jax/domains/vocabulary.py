@@ -47,9 +47,7 @@ RHYMES = {
     "ant": "plant",
     "owl": "towel",
 }
-ADJECTIVES = tuple(
-    "red old small wild quiet brave sleepy happy grey proud clever hungry gentle lazy".split()
-)
+ADJECTIVES = tuple("red old small wild quiet brave sleepy happy grey proud clever hungry gentle lazy".split())
 VERBS = tuple("sat slept sang danced hid waited jumped dreamed rested stood ran cried".split())
 GLUE = ("the", "on")
 END = "<end>"

@@ -91,9 +91,7 @@ def causal_attention(valid_BT: jax.Array, keep: bool) -> Attend:
     mask_B1TT = causal_TT[None, None, :, :] & valid_BT[:, None, None, :]
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        out = jax.nn.dot_product_attention(
-            q_BTHh, k_BTKh, v_BTKh, mask=mask_B1TT, implementation="xla"
-        )
+        out = jax.nn.dot_product_attention(q_BTHh, k_BTKh, v_BTKh, mask=mask_B1TT, implementation="xla")
         return out, (k_BTKh, v_BTKh) if keep else None
 
     return attend
@@ -121,12 +119,8 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
         length, n_kv, head_dim = k_BTKh.shape[1:]
         q_PGKRh = grouped(q_B1Hh.reshape(q_B1Hh.shape[0], n_kv, -1, head_dim)) * scale
         f32 = jnp.float32
-        prompt_PGKRS = jnp.einsum(
-            "pgkrh,pskh->pgkrs", q_PGKRh, prefix_k, preferred_element_type=f32
-        )
-        own_PGKRT = jnp.einsum(
-            "pgkrh,pgtkh->pgkrt", q_PGKRh, grouped(k_BTKh), preferred_element_type=f32
-        )
+        prompt_PGKRS = jnp.einsum("pgkrh,pskh->pgkrs", q_PGKRh, prefix_k, preferred_element_type=f32)
+        own_PGKRT = jnp.einsum("pgkrh,pgtkh->pgkrt", q_PGKRh, grouped(k_BTKh), preferred_element_type=f32)
         prompt_PGKRS = jnp.where(prefix_valid_PT[:, None, None, None, :], prompt_PGKRS, NEGATIVE)
         written = jnp.arange(length) <= step
         own_PGKRT = jnp.where(written[None, None, None, None, :], own_PGKRT, NEGATIVE)
@@ -314,9 +308,7 @@ class Decoder(nn.Module):
         x_PTD, (k, v) = self._scan(body, self._embed(tokens_PT))
         return self.norm(x_PTD[:, -1]), Prefix(k_LPTKh=k, v_LPTKh=v, valid_PT=valid_PT)
 
-    def decode(
-        self, tokens_B: jax.Array, step: jax.Array, prefix: Prefix, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
+    def decode(self, tokens_B: jax.Array, step: jax.Array, prefix: Prefix, cache: Cache) -> tuple[jax.Array, Cache]:
         """Runs the `step`-th completion token of every row: hidden state [B, D], and the cache with it."""
         group = tokens_B.shape[0] // prefix.valid_PT.shape[0]
         length_B = jnp.repeat(jnp.sum(prefix.valid_PT, axis=-1, dtype=jnp.int32), group)

@@ -36,9 +36,7 @@ class Screen:
             console.print(*renderables, highlight=False)
         self._file.flush()
 
-    def track(
-        self, label: str, total: int, done: int, items: Iterable[tuple[int, str, Any]]
-    ) -> Iterator[Any]:
+    def track(self, label: str, total: int, done: int, items: Iterable[tuple[int, str, Any]]) -> Iterator[Any]:
         """Passes on each item of (done, text, value) while a bar shows `done` of `total`, text and time left."""
         columns = (
             TextColumn("[bold]{task.description}"),

@@ -140,16 +140,12 @@ def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
     return Quantity(name, statistics.student(mean, stderr, n - 1, n).scaled(100, POINTS))
 
 
-def difference(
-    matrix: Matrix, name: str, domain: str, row: int, minus: int, detail: str = ""
-) -> Quantity:
+def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, detail: str = "") -> Quantity:
     """S[row, domain] − S[minus, domain] in points, paired over prompts."""
     for s in (row, minus):
         if domain not in matrix.rewards[s]:
             return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[s]}")
-    paired = statistics.paired_difference(
-        matrix.rewards[row][domain], matrix.rewards[minus][domain]
-    )
+    paired = statistics.paired_difference(matrix.rewards[row][domain], matrix.rewards[minus][domain])
     return Quantity(name, paired.scaled(100, POINTS), detail=detail)
 
 
@@ -158,21 +154,14 @@ def average(name: str, terms: Sequence[Quantity]) -> Quantity:
     missing = [q.reason for q in terms if q.estimate is None]
     if missing:
         return Quantity(name, None, missing[0])
-    return Quantity(
-        name, statistics.independent_mean([q.estimate for q in terms if q.estimate is not None])
-    )
+    return Quantity(name, statistics.independent_mean([q.estimate for q in terms if q.estimate is not None]))
 
 
 def _arrays(record: Mapping[str, Any], key: str) -> Rewards:
     try:
-        return {
-            d: np.array([np.asarray(g, float) for g in x], float)
-            for d, x in record.get(key, {}).items()
-        }
+        return {d: np.array([np.asarray(g, float) for g in x], float) for d, x in record.get(key, {}).items()}
     except ValueError:
-        raise UserError(
-            f"evaluation of {record['stage']}: prompts differ in their number of samples"
-        ) from None
+        raise UserError(f"evaluation of {record['stage']}: prompts differ in their number of samples") from None
 
 
 def _matrix(
@@ -183,16 +172,10 @@ def _matrix(
 ) -> Matrix:
     domains = tuple(dict.fromkeys(d for row in rewards for d in row))
     for domain in domains:
-        sizes = {
-            row[domain].shape[0]: stage
-            for stage, row in zip(stages, rewards, strict=True)
-            if domain in row
-        }
+        sizes = {row[domain].shape[0]: stage for stage, row in zip(stages, rewards, strict=True) if domain in row}
         if len(sizes) > 1:
             counts = ", ".join(f"{n} at {stage}" for n, stage in sizes.items())
-            raise UserError(
-                f"the stages evaluated {domain} on different numbers of prompts: {counts}"
-            )
+            raise UserError(f"the stages evaluated {domain} on different numbers of prompts: {counts}")
 
     def table(block: tuple[Rewards, ...]) -> NDArray[np.float64]:
         cells = [[_points(row.get(d)) for d in domains] for row in block]

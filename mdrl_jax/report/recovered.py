@@ -65,9 +65,7 @@ def _recovery(matrix: Matrix, after: int) -> Recovery | None:
     names = f"gain {stage}", f"fraction {stage}", f"collateral {stage}"
     ends = _ends(matrix, domain, after)
     if ends is None:
-        gain, fraction, collateral = (
-            Quantity(n, None, f"no stage trains {domain} before {stage}") for n in names
-        )
+        gain, fraction, collateral = (Quantity(n, None, f"no stage trains {domain} before {stage}") for n in names)
         return Recovery(stage, domain, gain, fraction, collateral)
     top, before = ends
     gain = difference(matrix, names[0], domain, after, before)
@@ -78,25 +76,19 @@ def _recovery(matrix: Matrix, after: int) -> Recovery | None:
     )  # fmt: skip
 
 
-def _fraction(
-    matrix: Matrix, name: str, domain: str, top: int, before: int, after: int
-) -> Quantity:
+def _fraction(matrix: Matrix, name: str, domain: str, top: int, before: int, after: int) -> Quantity:
     """(S_after − S_before) / (S_peak − S_before), Fieller interval from the paired prompts."""
     if top == before:
         return Quantity(name, None, f"undefined: {domain} was trained last, so nothing was lost")
     loss = difference(matrix, name, domain, top, before)
     if loss.estimate is None or domain not in matrix.rewards[after]:
-        return Quantity(
-            name, None, loss.reason or f"{domain} was not evaluated after {matrix.stages[after]}"
-        )
+        return Quantity(name, None, loss.reason or f"{domain} was not evaluated after {matrix.stages[after]}")
     if loss.estimate.low <= 0:
         shown = f"{loss.estimate.value:+.2f} [{loss.estimate.low:.2f}, {loss.estimate.high:.2f}]"
         risen = loss.estimate.high < 0
         why = f"{domain} rose since its peak" if risen else "the interval of the loss includes 0"
         return Quantity(name, None, f"undefined: {why} (loss {shown} points)")
-    peak_P, before_P, after_P = (
-        matrix.rewards[s][domain].mean(axis=1) for s in (top, before, after)
-    )
+    peak_P, before_P, after_P = (matrix.rewards[s][domain].mean(axis=1) for s in (top, before, after))
     return Quantity(name, statistics.ratio_of_means(after_P - before_P, peak_P - before_P))
 
 

@@ -91,9 +91,7 @@ def summarise(runs: Sequence[Matrix]) -> SeedTable:
 
 def _figures(m: Matrix) -> Figures:
     """Every score, by (stage, domain), and every figure, by name, that the run has."""
-    cells = {
-        (s, d): m.score_SD[i, j] for i, s in enumerate(m.stages) for j, d in enumerate(m.domains)
-    }
+    cells = {(s, d): m.score_SD[i, j] for i, s in enumerate(m.stages) for j, d in enumerate(m.domains)}
     named = {q.name: q.estimate.value for q in quantities(m) if q.estimate is not None}
     return {k: float(v) for k, v in cells.items() if math.isfinite(v)} | named
 
@@ -103,9 +101,7 @@ def _replicates(runs: Sequence[Matrix]) -> list[list[Figures]]:
     return [[_figures(matrices.resample(m, rng)) for _ in range(N_REPLICATES)] for m in runs]
 
 
-def _line(
-    key: Key, found: Sequence[Figures], replicates: Sequence[Sequence[Figures]], reason: str = ""
-) -> Line:
+def _line(key: Key, found: Sequence[Figures], replicates: Sequence[Sequence[Figures]], reason: str = "") -> Line:
     name = key if isinstance(key, str) else f"{key[1]} after {key[0]}"
     per_seed = tuple(f.get(key) for f in found)
     values = [v for v in per_seed if v is not None]
@@ -113,16 +109,12 @@ def _line(
         return Line(name, None, per_seed, reason or "no seed has it")
     if len(values) < HIERARCHICAL_FROM:
         return Line(name, statistics.over_seeds(values, matrices.POINTS), per_seed)
-    drawn_NR = [
-        [f[key] for f in r] for r, v in zip(replicates, per_seed, strict=True) if v is not None
-    ]
+    drawn_NR = [[f[key] for f in r] for r, v in zip(replicates, per_seed, strict=True) if v is not None]
     estimate = statistics.hierarchical_bootstrap(values, drawn_NR, unit=matrices.POINTS)
     return Line(name, estimate, per_seed)
 
 
-def _fraction(
-    name: str, runs: Sequence[Matrix], found: Sequence[Figures], reasons: Mapping[str, str]
-) -> Line:
+def _fraction(name: str, runs: Sequence[Matrix], found: Sequence[Figures], reasons: Mapping[str, str]) -> Line:
     per_seed = tuple(f.get(name) for f in found)
     stage = name.removeprefix("fraction ")
     pairs = [recovery_points(m, stage) for m in runs if stage in m.stages]

@@ -64,9 +64,7 @@ class TensorBoard:
         if x.size == 0:
             return
         counts, edges = np.histogram(x, bins=bins)
-        histogram = HistogramProto(
-            min=x.min(), max=x.max(), num=x.size, sum=x.sum(), sum_squares=np.sum(x * x)
-        )
+        histogram = HistogramProto(min=x.min(), max=x.max(), num=x.size, sum=x.sum(), sum_squares=np.sum(x * x))
         # A bucket is named by its right edge; the first, empty one gives the left end.
         histogram.bucket_limit.extend(edges.tolist())
         histogram.bucket.extend([0.0, *counts.tolist()])

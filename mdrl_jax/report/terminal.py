@@ -26,14 +26,10 @@ def score_table(matrix: Matrix) -> RenderableType:
     score otherwise, that accuracy follows as a dim block.
     """
     scores = _block("score", matrix, matrix.score_SD, matrix.stderr_SD, "")
-    if not np.isfinite(matrix.accuracy_SD).any() or np.allclose(
-        matrix.accuracy_SD, matrix.score_SD, equal_nan=True
-    ):
+    if not np.isfinite(matrix.accuracy_SD).any() or np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True):
         return scores
     title = "accuracy regardless of style"
-    return Group(
-        scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim")
-    )
+    return Group(scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim"))
 
 
 def summary(matrix: Matrix) -> RenderableType:
@@ -92,10 +88,7 @@ def _block(
         table.add_column(domain, justify="right", no_wrap=True)
     framed = set(framed_cells(matrix))
     for s, stage in enumerate(matrix.stages):
-        cells = [
-            _cell(mean_SD[s, d], stderr_SD[s, d], (s, d) in framed)
-            for d in range(len(matrix.domains))
-        ]
+        cells = [_cell(mean_SD[s, d], stderr_SD[s, d], (s, d) in framed) for d in range(len(matrix.domains))]
         finite = np.isfinite(mean_SD[s]).all() and mean_SD.shape[1] > 0
         mean = Text(f"{mean_SD[s].mean():.1f}" if finite else "–")
         table.add_row(Text(stage), *cells, mean, style=style)

@@ -71,9 +71,7 @@ def backward_transfer(matrix: Matrix) -> Quantity:
     rows = training_rows(matrix)
     if len({matrix.stages[s] for s in rows}) < 2:
         return Quantity("BWT", None, "needs two training stages")
-    terms = [
-        difference(matrix, "", d, rows[-1], s) for d, s in own_rows(matrix).items() if s < rows[-1]
-    ]
+    terms = [difference(matrix, "", d, rows[-1], s) for d, s in own_rows(matrix).items() if s < rows[-1]]
     return average("BWT", terms)
 
 
@@ -102,9 +100,7 @@ def forgetting(matrix: Matrix, domain: str) -> Quantity:
     if row is None or row == rows[-1]:
         return Quantity(name, None, f"{domain} is not trained before the last stage")
     column = matrix.domains.index(domain)
-    earlier = [
-        s for s in path_rows(matrix) if s < rows[-1] and np.isfinite(matrix.score_SD[s, column])
-    ]
+    earlier = [s for s in path_rows(matrix) if s < rows[-1] and np.isfinite(matrix.score_SD[s, column])]
     if not earlier:
         return Quantity(name, None, f"{domain} was not evaluated before {matrix.stages[rows[-1]]}")
     best = max(earlier, key=lambda s: matrix.score_SD[s, column])

@@ -158,9 +158,7 @@ def _kill(pid: int, reaped: bool) -> None:
             pass
 
 
-def _child(
-    sources: Sequence[str], limits: Limits, folder: str, write_fd: int, token: bytes
-) -> NoReturn:
+def _child(sources: Sequence[str], limits: Limits, folder: str, write_fd: int, token: bytes) -> NoReturn:
     # Taken before the sources run: they may rebind any of these names in their modules.
     write, leave, out_of_memory, anything = os.write, os._exit, MemoryError, BaseException
     try:

@@ -33,9 +33,7 @@ def _terminate(number: int, frame: Any) -> None:
     raise _Terminated
 
 
-def judge(
-    request: list[Any], limits: sandbox.Limits, functions: dict[str, RewardFunction]
-) -> Score:
+def judge(request: list[Any], limits: sandbox.Limits, functions: dict[str, RewardFunction]) -> Score:
     """The score of one request; whatever the reward function raises becomes its error."""
     name, completion, check = request
     try:

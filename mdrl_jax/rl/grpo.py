@@ -127,9 +127,7 @@ SCALES = {
 }
 
 
-def loss_mask(
-    mask_BT: jax.Array, informative_B: jax.Array, truncated_B: jax.Array, config: GRPOConfig
-) -> jax.Array:
+def loss_mask(mask_BT: jax.Array, informative_B: jax.Array, truncated_B: jax.Array, config: GRPOConfig) -> jax.Array:
     """`mask_BT` without the sequences that the config leaves out; same dtype.
 
     `informative_B`: the sequence's group has reward variance. `truncated_B`: the completion was
@@ -184,9 +182,7 @@ def kl_penalty(
     return kl_BT + to_go_BT * _zero_with_gradient(_only(logp_BT, keep_BT))
 
 
-def truncated_importance(
-    old_logp_BT: jax.Array, sampler_logp_BT: jax.Array, cap: float
-) -> jax.Array:
+def truncated_importance(old_logp_BT: jax.Array, sampler_logp_BT: jax.Array, cap: float) -> jax.Array:
     """w = min(π_old / π_sampler, cap), a constant to the gradient; all ones when `cap` is 0.
 
     Corrects for a sampler whose numerics differ from the trainer's; the cap bounds the variance

@@ -62,9 +62,7 @@ def check_divides(runtime: Runtime, stage: Stage) -> None:
     rows = train.prompts * train.group // train.micro_batches
     for what, size in (("prompts", train.prompts), ("prompts * group / micro_batches", rows)):
         if size % parts:
-            raise UserError(
-                f"stage {stage.name}: {what} = {size} is not divisible by the mesh's data * fsdp = {parts}"
-            )
+            raise UserError(f"stage {stage.name}: {what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -87,9 +85,7 @@ def grpo_steps(
         sets = []
         for domain in stage.domains:
             prompts = runtime.prompts[domain, "train"]
-            order = visit_order(
-                runtime.config.seed, stage.name, domain, len(prompts), step * count, count
-            )
+            order = visit_order(runtime.config.seed, stage.name, domain, len(prompts), step * count, count)
             sets.append((prompts, order))
         judged = runtime.sample(
             state.params,
@@ -138,9 +134,7 @@ def make_batch(
     def flat(x_PGT: np.ndarray) -> np.ndarray:
         return x_PGT[:, :, :length].reshape(rows, length)
 
-    tokens_BT, valid_BT = join(
-        judged.prompts_PT, judged.valid_PT, done.tokens_PGT[:, :, :length], mask_PGT
-    )
+    tokens_BT, valid_BT = join(judged.prompts_PT, judged.valid_PT, done.tokens_PGT[:, :, :length], mask_PGT)
     informative_B = np.repeat(informative_P, train.group)
     mask_BT = np.asarray(loss_mask(flat(mask_PGT), informative_B, ~done.ended_PG.reshape(-1), grpo))
     arrays = micro_batches(

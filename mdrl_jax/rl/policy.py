@@ -44,9 +44,7 @@ def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -
     """The jitted (params, tokens_MBT, valid_MBT, start) -> log-probs [M, B, T - start], by micro-batch."""
 
     def log_probs(params: Any, tokens_MBT: jax.Array, valid_MBT: jax.Array, start: int) -> jax.Array:
-        one = functools.partial(
-            token_log_probs, model, params, start=start, temperature=temperature, chunk=chunk
-        )
+        one = functools.partial(token_log_probs, model, params, start=start, temperature=temperature, chunk=chunk)
         return jax.lax.map(lambda pair: one(*pair), (tokens_MBT, valid_MBT))
 
     rows = named(mesh, None, "batch")

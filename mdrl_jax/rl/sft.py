@@ -24,9 +24,7 @@ def make_sft_loss(model: Decoder, chunk: int = 0) -> LossFn:
     """Mean negative log-likelihood of reply tokens, in nats a token, as (sum, count)."""
 
     def loss_fn(params: Any, batch: SFTBatch):
-        logp_BT = token_log_probs(
-            model, params, batch.tokens_BT, batch.valid_BT, start=1, chunk=chunk
-        )
+        logp_BT = token_log_probs(model, params, batch.tokens_BT, batch.valid_BT, start=1, chunk=chunk)
         mask_BT = batch.mask_BT[:, 1:]
         count = jnp.sum(mask_BT)
         loss = -jnp.sum(jnp.where(mask_BT > 0, logp_BT, 0.0))

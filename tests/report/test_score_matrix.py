@@ -156,9 +156,7 @@ def test_an_undefined_fraction_says_why(table: Any, noise: float, reason: str) -
     assert reason.replace("loss in", "interval of the loss includes 0") in r.fraction.reason
 
 
-@pytest.mark.parametrize(
-    "stages", [[], ["base"], ["code"], ["base", "code"], ["math", "qa"], ["base", "refresh-math"]]
-)
+@pytest.mark.parametrize("stages", [[], ["base"], ["code"], ["base", "code"], ["math", "qa"], ["base", "refresh-math"]])
 def test_partial_runs_give_reasons_instead_of_errors(stages: list[str]) -> None:
     table = {**BY_HAND, "refresh-math": (52.0, 77.0, 85.0)}
     m = build({s: table[s] for s in stages})

@@ -29,9 +29,7 @@ def run(seed: int, before: float, after: float, peak: float = 80.0) -> list[dict
     for i, (stage, points) in enumerate(table.items()):
         # The offsets differ between stages, so that paired errors do not vanish.
         values = [p + OFFSETS_P + 0.1 * i * OTHER_P for p in points]
-        rewards = {
-            d: (v[:, None] / 100).tolist() for d, v in zip(("math", "cw"), values, strict=True)
-        }
+        rewards = {d: (v[:, None] / 100).tolist() for d, v in zip(("math", "cw"), values, strict=True)}
         head = {"stage": stage, "index": i, "seed": seed}
         records.append({**head, "rewards": rewards, "accuracy": rewards})
     return records
@@ -50,9 +48,7 @@ def test_figures_are_student_over_seed_values() -> None:
     assert fall.per_seed == pytest.approx((20, 18, 22))
     assert fall.estimate is not None
     half = 4.3027 * 2 / np.sqrt(3)
-    assert (fall.estimate.low, fall.estimate.high) == pytest.approx(
-        (20 - half, 20 + half), rel=1e-4
-    )
+    assert (fall.estimate.low, fall.estimate.high) == pytest.approx((20 - half, 20 + half), rel=1e-4)
     assert found["lift math"].per_seed == pytest.approx((60, 60, 60))
     assert found["BWT"].per_seed == pytest.approx((-20, -18, -22))
     assert found["FWT"].per_seed == pytest.approx((2, 2, 2))

@@ -26,9 +26,7 @@ def is_four(completion: str, check: Any) -> float:
         ("4", {"separator": ";", "terse": True}, Score(1, 1)),
     ],
 )
-def test_style_changes_the_reward_and_never_the_accuracy(
-    reply: str, check: dict[str, Any], expected: Score
-) -> None:
+def test_style_changes_the_reward_and_never_the_accuracy(reply: str, check: dict[str, Any], expected: Score) -> None:
     assert score(is_four, reply, check) == expected
 
 

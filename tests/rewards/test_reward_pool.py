@@ -62,9 +62,7 @@ def order_is(completion, check):
 
 
 @pytest.fixture
-def name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Callable[[str], str]:
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[str], str]:
     """The full name of a reward function in a module that only sys.path leads to."""
     (tmp_path / "some_rewards.py").write_text(REWARDS)
     monkeypatch.syspath_prepend(tmp_path)

@@ -91,9 +91,10 @@ def test_printing_without_end_costs_only_cpu_time() -> None:
 
 def test_sleeping_ends_at_the_deadline_and_not_before() -> None:
     begun = time.monotonic()
-    assert outcomes(
-        ["import time; time.sleep(30)"], ["import time; time.sleep(0.7)"], deadline_seconds=1.0
-    ) == ["deadline", "ok"]
+    assert outcomes(["import time; time.sleep(30)"], ["import time; time.sleep(0.7)"], deadline_seconds=1.0) == [
+        "deadline",
+        "ok",
+    ]
     assert 1.5 < time.monotonic() - begun < 20
 
 

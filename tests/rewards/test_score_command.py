@@ -62,9 +62,7 @@ GOOD = '{"completion": "4", "answer": "4"}'
         ("poetry", GOOD, "poetry.*math, code, qa, cw"),
     ],
 )
-def test_a_damaged_line_is_named_and_nothing_is_printed(
-    domain: str, text: str, message: str, tmp_path: Path
-) -> None:
+def test_a_damaged_line_is_named_and_nothing_is_printed(domain: str, text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text(text)
     out = io.StringIO()

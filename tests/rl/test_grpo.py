@@ -43,9 +43,7 @@ def draw(seed=0, spread=0.3):
     """Log-probs (current, and a batch of the others), far enough off-policy for both clips."""
     rng = np.random.default_rng(seed)
     logp, old, sampler, ref = (
-        f32(base + spread * rng.normal(size=(B, T)))
-        for base in [-2.0 + rng.normal(size=(B, T))]
-        for _ in range(4)
+        f32(base + spread * rng.normal(size=(B, T))) for base in [-2.0 + rng.normal(size=(B, T))] for _ in range(4)
     )
     mask = f32(np.arange(T)[None] < LENGTHS[:, None])
     adv = f32(rng.normal(size=B))
@@ -212,9 +210,7 @@ def trl_loss_and_grad(trl_trainer, logp, batch, config, importance=None):
 @pytest.mark.parametrize("kl_coef, on_policy", [(0.0, False), (0.3, False), (0.3, True)])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-def test_loss_gradient_and_metrics_are_those_of_trl(
-    trl_trainer, aggregation, ratio, kl_coef, on_policy
-):
+def test_loss_gradient_and_metrics_are_those_of_trl(trl_trainer, aggregation, ratio, kl_coef, on_policy):
     logp, batch = draw()
     if on_policy:
         batch = dataclasses.replace(batch, old_logp_BT=None)
@@ -253,9 +249,7 @@ def test_importance_weights_and_their_loss_are_those_of_trl(trl_trainer, aggrega
     np.testing.assert_allclose(weight[keep], expected_weight.numpy()[keep], rtol=1e-6)
     assert (weight[keep] == 1.5).any() and (weight[keep] < 1).any()
 
-    expected_loss, expected_grad, _ = trl_loss_and_grad(
-        trl_trainer, logp, batch, config, expected_weight
-    )
+    expected_loss, expected_grad, _ = trl_loss_and_grad(trl_trainer, logp, batch, config, expected_weight)
     loss, _, grad = loss_and_grad(logp, batch, config, T + 2)
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-5, atol=1e-7)
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-7)
@@ -345,9 +339,7 @@ def sequence_kl(parameters, reference):
 
 def per_prefix_kl(parameters, reference, forward):
     """Σ_t E_prefix[KL of token t], the prefixes' probabilities held fixed."""
-    ours, theirs = (
-        [jax.nn.log_softmax(x, axis=-1) for x in tree] for tree in (parameters, reference)
-    )
+    ours, theirs = ([jax.nn.log_softmax(x, axis=-1) for x in tree] for tree in (parameters, reference))
     p, q = (theirs, ours) if forward else (ours, theirs)
     first, second = (jnp.sum(jnp.exp(a) * (a - b), axis=-1) for a, b in zip(p, q, strict=True))
     reached = jax.lax.stop_gradient(jnp.exp(ours[0])) * f32([0, 1, 1])
@@ -388,9 +380,7 @@ def test_k1_and_k2_have_the_reverse_kl_gradient_on_one_token(kind):
 
 def test_k1_differentiated_as_it_stands_has_no_gradient_and_ours_does():
     theta, reference = logits(0), token_logps(logits(1))
-    naive = expectation_of_gradient(
-        theta, lambda logp: jnp.sum(grpo.kl_estimate(logp, reference, "k1") * MASK, axis=1)
-    )
+    naive = expectation_of_gradient(theta, lambda logp: jnp.sum(grpo.kl_estimate(logp, reference, "k1") * MASK, axis=1))
     assert size(naive) < 1e-6
     ours = loss_by_sequence(dataclasses.replace(PLAIN, kl_coef=1.0, kl="k1"), ref_logp_BT=reference)
     assert size(expectation_of_gradient(theta, ours)) > 0.05
@@ -412,14 +402,10 @@ def test_importance_weight_undoes_another_sampler(kind):
     theta, other, reference = logits(0), logits(4), token_logps(logits(1))
     sampler = token_logps(other)
     reward = jnp.asarray(f32([0.1, 0.9, 0.9, 0.9, -0.5, -0.5, -0.5]))
-    config = GRPOConfig(
-        importance_cap=1e6, clip_high=1e6, clip_low=1.0, kl_coef=0.5 if kind else 0.0, kl="k1"
-    )
+    config = GRPOConfig(importance_cap=1e6, clip_high=1e6, clip_low=1.0, kl_coef=0.5 if kind else 0.0, kl="k1")
     fields = {"adv_B": reward, "ref_logp_BT": reference}
     ours = loss_by_sequence(config, LENGTH_ONE, sampler_logp_BT=sampler, **fields)
-    plain = loss_by_sequence(
-        dataclasses.replace(config, importance_cap=0.0), LENGTH_ONE, **fields
-    )
+    plain = loss_by_sequence(dataclasses.replace(config, importance_cap=0.0), LENGTH_ONE, **fields)
     expected = expectation_of_gradient(theta, plain)
     assert_trees_close(expectation_of_gradient(theta, ours, sampler=other), expected)
     biased = expectation_of_gradient(theta, plain, sampler=other)
@@ -561,9 +547,7 @@ def test_aggregations_by_hand():
 
 def test_groups_without_variance_are_dropped_and_counted():
     tenth = np.float32(0.1)
-    rewards = f32(
-        [[0, 1, 1, 0], [tenth] * 4, [0.3, tenth + np.float32(0.2), 0.3, 0.3 + 3e-8], [1, 1, 1, 0.9]]
-    )
+    rewards = f32([[0, 1, 1, 0], [tenth] * 4, [0.3, tenth + np.float32(0.2), 0.3, 0.3 + 3e-8], [1, 1, 1, 0.9]])
     adv, informative = grpo.group_advantages(jnp.asarray(rewards), scale="std")
     assert informative.tolist() == [True, False, False, True]
     np.testing.assert_array_equal(adv[1:3], 0)

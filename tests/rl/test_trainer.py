@@ -293,9 +293,7 @@ def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) 
         return [metrics for _, _, metrics in loop.grpo_steps(made, stage, programs, state, reference, 0)]
 
 
-def test_later_inner_epochs_compare_with_the_policy_that_sampled(
-    small_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_later_inner_epochs_compare_with_the_policy_that_sampled(small_folder: Path, monkeypatch: pytest.MonkeyPatch):
     made = built(small_folder, monkeypatch, grpo={"inner_epochs": 2})
     stage = plan(made.config, ("qa",))[0]
     log_probs = loop.make_programs(made, stage).log_probs
