@@ -1,6 +1,9 @@
 """The placebo: quickstart's Code → Math, then QA and Creative Writing at learning rate 0, which must lose nothing.
 
 python -m mdrl_jax.main --config=configs/placebo.py --config.seed=0 --workdir=runs/placebo-0
+
+Measured on seeds 0 and 1: after placebo-qa and placebo-cw every reward of every prompt is the one after math (difference
+0 by construction of the keys, and found so).
 """
 
 from pathlib import Path

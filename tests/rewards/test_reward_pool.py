@@ -131,7 +131,7 @@ def test_a_hang_ends_at_the_deadline(name) -> None:
 
 
 def test_a_sleeping_program_is_an_error_and_a_looping_one_only_wrong() -> None:
-    with RewardPool(2, cpu_seconds=1, deadline_seconds=2) as pool:
+    with RewardPool(2, cpu_seconds=1, deadline_seconds=6) as pool:
         tests = {"tests": ["pass"]}
         slept, looped = pool.score(
             [("code", "import time; time.sleep(100)", tests), ("code", "while True: pass", tests)]
