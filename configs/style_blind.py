@@ -12,8 +12,8 @@ Means over seeds 0, 1, 2 ± the half-width of the 95 % interval (Student's t ove
   cw              96.4 ± 0.9    95.9 ± 1.1    82.5 ± 2.5    98.6 ± 0.7
   refresh-math    96.5 ± 0.5    96.9 ± 2.6    83.2 ± 2.6    98.5 ± 0.5
 
-Without the designed conflict nothing is lost: Math falls by -1.9 [-2.8, -1.0] points (it rises), BWT is +0.5 [0.4, 0.6],
-and the recovery fraction is undefined because there is no loss.
+Without the designed conflict nothing is lost: Math falls by -1.9 [-2.8, -1.0] points (it rises), BWT is +0.5
+[0.4, 0.6], and the recovery fraction is undefined because there is no loss.
 """
 
 from pathlib import Path
