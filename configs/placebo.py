@@ -2,8 +2,8 @@
 
 python -m mdrl_jax.main --config=configs/placebo.py --config.seed=0 --workdir=runs/placebo-0
 
-Measured on seeds 0, 1 and 2: after placebo-qa and placebo-cw every reward of every prompt is the one after math: the loss
-is exactly 0.
+Measured on seeds 0, 1 and 2: after placebo-qa and placebo-cw every reward of every prompt is the one after math, so the
+loss is exactly 0.
 """
 
 from pathlib import Path
