@@ -2,7 +2,7 @@
 
   python -m mdrl_jax.main --config=configs/quickstart.py --config.seed=0 --workdir=runs/quickstart-0
 
-Two CPU cores, no accelerator: 3 min 8 s on a fresh clone, of which 128 s are the run and the rest installation and start.
+Two CPU cores, no accelerator: 3 min 8 s on a fresh clone; 128 s of it are the run, the rest installation and start.
 
 How the conflict was designed: Math pays for the final answer alone, and the base model gets it right far oftener by
 working (84 %) than tersely (10 %). QA pays only for a reply that is nothing but the answer, Creative Writing a fifth

@@ -18,9 +18,12 @@ from mdrl_jax.rl.trainer import TrainState
 class StageCheckpoints:
     """`checkpoints/NN-stage/`: the newest checkpoint of one stage; use as a context manager."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, read_only: bool = False):
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, cleanup_tmp_directories=True, enable_async_checkpointing=False
+            max_to_keep=None if read_only else 1,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            enable_async_checkpointing=False,
         )
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

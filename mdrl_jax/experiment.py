@@ -94,8 +94,8 @@ class Walk:
         sft = stage.kind == "sft"
         shared = "sft" if sft else (stage.train.grpo, stage.train.optimizer)
         if shared not in programs:
-            make = pretraining.make_programs if sft else loop.make_programs
-            programs[shared] = make(self.runtime) if sft else make(self.runtime, stage)
+            runtime = self.runtime
+            programs[shared] = pretraining.make_programs(runtime) if sft else loop.make_programs(runtime, stage)
         made = programs[shared]
         optimizer, shardings = (made[0], made[1]) if sft else (made.optimizer, made.shardings)
         total = self._steps(stage)

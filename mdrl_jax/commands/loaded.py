@@ -63,7 +63,7 @@ def load_stage(workdir: str, name: str) -> Loaded:
     model = Decoder(huggingface.read_config(folder))
     mesh = make_mesh(MeshConfig())
     boxed = param_shapes(model)
-    with StageCheckpoints(work.checkpoints(stages[name])) as checkpoints:
+    with StageCheckpoints(work.checkpoints(stages[name]), read_only=True) as checkpoints:
         if checkpoints.latest() is None:
             raise UserError(f"stage {name!r} of {workdir} has no checkpoint yet")
         params = checkpoints.restore_params(abstract(nn.unbox(boxed), param_shardings(mesh, boxed)))

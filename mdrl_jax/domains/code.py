@@ -9,7 +9,7 @@ import random
 from mdrl_jax.domains.base import Domain, DomainsConfig, Problem, split
 from mdrl_jax.domains.vocabulary import NUMBERS, OPERATIONS
 
-SIGNS = dict(zip(OPERATIONS, "+-*", strict=True))
+SIGNS: dict[str, str] = dict(zip(OPERATIONS, "+-*", strict=True))
 INPUTS = (0, 1, 3, 7, 12)
 
 

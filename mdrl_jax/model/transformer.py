@@ -144,7 +144,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), self.axes)
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale: Any = self.param("scale", init, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
@@ -163,7 +163,7 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         n = len(self.inputs)
         init = nn.initializers.normal(0.02)
-        kernel = self.param(
+        kernel: Any = self.param(
             "kernel",
             nn.with_logical_partitioning(init, self.axes),
             self.inputs + self.outputs,
@@ -176,7 +176,8 @@ class Projection(nn.Module):
         )
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
-            bias = self.param("bias", zeros, self.outputs, jnp.float32).astype(self.dtype)
+            bias: Any = self.param("bias", zeros, self.outputs, jnp.float32)
+            bias = bias.astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
         return y
 
@@ -229,7 +230,7 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         c = self.config
         init = nn.initializers.normal(0.02)
-        self.embedding = self.param(
+        self.embedding: Any = self.param(
             "embedding",
             nn.with_logical_partitioning(init, ("vocab", "embed")),
             (c.vocab_size, c.d_model),
@@ -238,7 +239,7 @@ class Decoder(nn.Module):
         self.layers = Block(c, self.dtype)
         self.norm = RMSNorm(c.norm_eps, ("embed",))
         if not c.tied:
-            self.unembedding = self.param(
+            self.unembedding: Any = self.param(
                 "unembedding",
                 nn.with_logical_partitioning(init, ("embed", "vocab")),
                 (c.d_model, c.vocab_size),

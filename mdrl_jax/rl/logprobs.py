@@ -1,6 +1,8 @@
 """Log-probs of given tokens, in chunks of time so that [B, T, V] logits need never exist whole."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +25,13 @@ def token_log_probs(
     π is the policy at `temperature`, without top-k or top-p (definitions §1). `chunk` > 0 computes logits for
     that many positions at a time and recomputes them in the backward pass; 0 takes all at once.
     """
-    hidden_BTD = model.apply({"params": params}, tokens_BT, valid_BT, method="hidden")
+    apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
+    hidden_BTD = apply(tokens_BT, valid_BT, method="hidden")
     hidden_BTD, targets_BT = hidden_BTD[:, start - 1 : -1], tokens_BT[:, start:]
-    readout_DV = model.apply({"params": params}, method="readout")
+    readout_DV = apply(method="readout")
 
     def log_probs(hidden_BCD: jax.Array, targets_BC: jax.Array) -> jax.Array:
-        logits_BCV = model.apply({"params": params}, hidden_BCD, readout_DV, method="logits") / temperature
+        logits_BCV = apply(hidden_BCD, readout_DV, method="logits") / temperature
         chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=-1)[:, :, 0]
         return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 

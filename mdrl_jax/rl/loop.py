@@ -125,7 +125,7 @@ def make_batch(
     """Judged completions as the loss's micro-batches on the devices, and what they say of the policy."""
     train, grpo = stage.train, stage.train.grpo
     done = judged.completions
-    adv_PG, informative_P = jax.device_get(group_advantages(judged.rewards_PG, scale=grpo.scale))
+    adv_PG, informative_P = jax.device_get(group_advantages(jnp.asarray(judged.rewards_PG), scale=grpo.scale))
     longest = int(done.length_PG.max())
     length = tokens.bucket(longest, runtime.config.rollout.completion_buckets, "a completion")
     mask_PGT = judged.mask_PGT[:, :, :length]
@@ -135,8 +135,9 @@ def make_batch(
         return x_PGT[:, :, :length].reshape(rows, length)
 
     tokens_BT, valid_BT = join(judged.prompts_PT, judged.valid_PT, done.tokens_PGT[:, :, :length], mask_PGT)
-    informative_B = np.repeat(informative_P, train.group)
-    mask_BT = np.asarray(loss_mask(flat(mask_PGT), informative_B, ~done.ended_PG.reshape(-1), grpo))
+    informative_B = jnp.asarray(np.repeat(informative_P, train.group))
+    truncated_B = jnp.asarray(~done.ended_PG.reshape(-1))
+    mask_BT = np.asarray(loss_mask(jnp.asarray(flat(mask_PGT)), informative_B, truncated_B, grpo))
     arrays = micro_batches(
         {
             "tokens": np.asarray(tokens_BT),

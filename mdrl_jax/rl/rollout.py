@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def decode_loop(
     sampling: SamplingConfig,
 ) -> Completions:
     """Samples `group` completions of each left-padded prompt; see the module for keys and log-probs."""
-    apply = functools.partial(model.apply, {"params": params})
+    apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     n_prompts, batch = prompts_PT.shape[0], prompts_PT.shape[0] * group
     keys_B = row_keys(key, prompt_ids_P, group)
     end_E = jnp.asarray(end, jnp.int32)
@@ -132,7 +132,8 @@ def decode_loop(
         column = jnp.arange(max_new_tokens)[None, :] == state.step
         done_B = state.done_B | jnp.any(token_B[:, None] == end_E[None, :], axis=-1)
         write = column & ~state.done_B[:, None]
-        return state.replace(
+        return dataclasses.replace(
+            state,
             token_B=token_B,
             done_B=done_B,
             tokens_BT=jnp.where(write, token_B[:, None], state.tokens_BT),
@@ -141,7 +142,7 @@ def decode_loop(
 
     def body(state: _State) -> _State:
         hidden_BD, cache = apply(state.token_B, state.step, prefix, state.cache, method="decode")
-        return sample(state.replace(step=state.step + 1, hidden_BD=hidden_BD, cache=cache))
+        return sample(dataclasses.replace(state, step=state.step + 1, hidden_BD=hidden_BD, cache=cache))
 
     def unfinished(state: _State) -> jax.Array:
         return (state.step < max_new_tokens - 1) & ~jnp.all(state.done_B)

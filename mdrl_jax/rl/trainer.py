@@ -43,9 +43,9 @@ class OptimizerConfig:
 
 @struct.dataclass
 class TrainState:
-    """Everything a step changes."""
+    """Everything a step changes; also a tree of the shardings or shapes of these."""
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
 
