@@ -23,7 +23,6 @@ from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.report import heatmap, matrix, terminal
 from mdrl_jax.report.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
-from mdrl_jax.rewards.pool import RewardPool
 from mdrl_jax.rl import loop, pretraining
 from mdrl_jax.rl.trainer import TrainState, init_state
 from mdrl_jax.runtime import Runtime
@@ -41,8 +40,7 @@ def run(config: Config, workdir: str | Path) -> None:
     """
     stages = plan(config, tuple(DOMAINS))
     folder = WorkFolder(Path(workdir))
-    limits = config.rewards
-    with RewardPool(limits.workers, limits.cpu_seconds, limits.memory_mb, limits.deadline_seconds) as pool:
+    with runtime.make_pool(config.rewards) as pool:
         built = runtime.build(config, pool)
         for stage in stages:
             loop.check_divides(built, stage)

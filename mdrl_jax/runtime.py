@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from mdrl_jax import tokens
-from mdrl_jax.config import EMBEDDED_MODEL, Config
+from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection
 from mdrl_jax.domains.base import Domain
 from mdrl_jax.domains.prompts import PromptSet, tokenize
 from mdrl_jax.domains.registry import make_domains
@@ -141,6 +141,11 @@ class Runtime:
                 f"reward {name} failed on {len(failed)} of {len(scores)} completions "
                 f"(limit: rewards.max_error_share); first: {scores[failed[0]].error} on {text[:60]!r}"
             )
+
+
+def make_pool(section: RewardSection) -> RewardPool:
+    """The reward workers of a config, to be used as a context manager."""
+    return RewardPool(section.workers, section.cpu_seconds, section.memory_mb, section.deadline_seconds)
 
 
 def build(config: Config, pool: RewardPool) -> Runtime:

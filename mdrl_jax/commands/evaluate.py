@@ -9,15 +9,13 @@ from mdrl_jax.config import Config
 from mdrl_jax.evaluate import evaluate
 from mdrl_jax.report import matrix, terminal
 from mdrl_jax.report.console import print_plain
-from mdrl_jax.rewards.pool import RewardPool
 
 
 def run(model: str, config: Config) -> None:
     """Prints scores with standard errors, in points."""
     section = dataclasses.replace(config.model, path=model, weights="load")
     config = dataclasses.replace(config, model=section)
-    limits = config.rewards
-    with RewardPool(limits.workers, limits.cpu_seconds, limits.memory_mb, limits.deadline_seconds) as pool:
+    with runtime.make_pool(config.rewards) as pool:
         built = runtime.build(config, pool)
         with jax.set_mesh(built.mesh):
             result = evaluate(built, built.base_params())

@@ -13,7 +13,7 @@ from mdrl_jax.domains.vocabulary import ADJECTIVES, RHYMES, VERBS
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; each of the four content words is another with probability `noise`."""
+    """A reply in either style; each of the four content words is drawn anew with probability `noise`."""
     noun, adjective, verb, _ = problem.prompt.split()
     rhyme = RHYMES[noun]
 

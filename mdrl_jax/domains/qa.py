@@ -13,7 +13,7 @@ from mdrl_jax.domains.vocabulary import ATTRIBUTES, NAMES
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; with probability `noise` another value of the same attribute."""
+    """A reply in either style; with probability `noise` the value is drawn anew among the attribute's."""
     name, attribute, _ = problem.prompt.split()
     value = problem.check["answer"]
     if rng.random() < noise:
