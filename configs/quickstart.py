@@ -56,7 +56,7 @@ from mdrl_jax import config
 def get_config() -> ConfigDict:
     """The configuration."""
     c = config.default()
-    c.stages = ("code", "math", "qa", "cw", "refresh-math")
+    c.stages = ("code", "math", "qa", "cw", "refresh-math", "analyze")
     c.stage_overrides = {"refresh-math": {"steps": 4}}
     c.rollout.prompt_buckets = (12,)
     c.rollout.completion_buckets = (8, 16)
@@ -69,4 +69,10 @@ def get_config() -> ConfigDict:
     c.train.grpo.clip_high = 0.25
     c.train.optimizer.b2 = 0.95
     c.train.optimizer.eps = 2e-4
+    c.model.remat = "dots"  # on a CPU it takes longer to store and load what a layer made than to make it again
+    c.analyze.prompts = 64
+    c.analyze.group = 4
+    c.analyze.batch = 4  # 16 blocks a domain: with fewer, few gradients are reliably measurable
+    c.analyze.path_prompts = 16
+    c.analyze.permutations = 10
     return c

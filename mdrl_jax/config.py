@@ -132,6 +132,42 @@ class RewardSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class AnalyzeSection:
+    """The interference analysis: stage `analyze`, or the command (definitions §3 to §7, §12, §13).
+
+    Attributes:
+      split: whose prompts are used; never those that scores, or the choice of a rollback, are reported on.
+      prompts: of each domain; the first of a shuffle by the seed.
+      group: completions a prompt.
+      batch: prompts a micro-batch, and a block of the bootstrap of gradients and routes.
+      path_prompts: prompts of the expansions along the path to a later stage (1, 2, 4 and 8 segments).
+      conflicts: pairs, most harmed first, whose conflict subspace is sought.
+      vectors: of the subspace, at most.
+      lanczos_steps: block steps, of `lanczos_block` vectors each.
+      permutations: of advantages within groups, for the null of the top eigenvalue; 0 leaves it out.
+      null_steps: block steps of each.
+      held: gradients kept at a time; with fewer than blocks, they are computed several times.
+      dtype: of matrix products; parameters, tangents of parameters and sums are float32 in either case.
+      score_bytes: attention is blockwise where the scores of one layer would take more.
+    """
+
+    split: str = "train"
+    prompts: int = 128
+    group: int = 8
+    batch: int = 16
+    path_prompts: int = 32
+    conflicts: int = 1
+    vectors: int = 16
+    lanczos_block: int = 2
+    lanczos_steps: int = 8
+    permutations: int = 20
+    null_steps: int = 3
+    held: int = 64
+    dtype: str = "float32"
+    score_bytes: float = 2.0**30
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole experiment; see README for what a stage name means."""
 
@@ -146,6 +182,7 @@ class Config:
     train: TrainSection = TrainSection()
     sft: SFTSection = SFTSection()
     evaluate: EvaluateSection = EvaluateSection()
+    analyze: AnalyzeSection = AnalyzeSection()
     rewards: RewardSection = RewardSection()
 
 
@@ -242,6 +279,8 @@ def _check(config: Config) -> None:
         ("model.dtype", c.model.dtype, ("float32", "bfloat16")),
         ("model.remat", c.model.remat, ("none", "full", "dots")),
         ("evaluate.split", c.evaluate.split, ("validation", "test")),
+        ("analyze.split", c.analyze.split, ("train", "validation", "test")),
+        ("analyze.dtype", c.analyze.dtype, ("float32", "bfloat16")),
     ):
         _require(choice in allowed, f"{name}={choice!r} is not known; known: {', '.join(allowed)}")
     _require(0 <= c.seed < 2**32, f"seed={c.seed} is not valid; 0 <= seed < 2**32")
@@ -265,6 +304,16 @@ def _check(config: Config) -> None:
         ("evaluate.samples", c.evaluate.samples, 1),
         ("evaluate.batch", c.evaluate.batch, 1),
         ("evaluate.shown", c.evaluate.shown, 0),
+        ("analyze.group", c.analyze.group, 2),
+        ("analyze.batch", c.analyze.batch, 1),
+        ("analyze.conflicts", c.analyze.conflicts, 0),
+        ("analyze.vectors", c.analyze.vectors, 1),
+        ("analyze.lanczos_block", c.analyze.lanczos_block, 2),
+        ("analyze.lanczos_steps", c.analyze.lanczos_steps, 1),
+        ("analyze.permutations", c.analyze.permutations, 0),
+        ("analyze.null_steps", c.analyze.null_steps, 1),
+        ("analyze.held", c.analyze.held, 2),
+        ("analyze.score_bytes", c.analyze.score_bytes, 1),
         ("rewards.workers", c.rewards.workers, 1),
         ("rewards.memory_mb", c.rewards.memory_mb, 16),
         ("sft.steps", c.sft.steps, 1),
@@ -281,6 +330,13 @@ def _check(config: Config) -> None:
     for field in ("decay", "noise", "noise_from"):
         value = getattr(c.sft, field)
         _require(0 <= value <= 1, f"sft.{field}={value} is not valid; it lies in [0, 1]")
+    a = c.analyze
+    even = a.prompts > 0 and a.prompts % (2 * a.batch) == 0
+    _require(even, f"analyze.prompts={a.prompts} is not valid; it is halved and cut into batches of {a.batch} prompts")
+    on_path = 0 < a.path_prompts <= a.prompts and a.path_prompts % a.batch == 0
+    _require(on_path, f"analyze.path_prompts={a.path_prompts} is not valid; batches of {a.batch}, at most {a.prompts}")
+    found = a.lanczos_block * a.lanczos_steps
+    _require(a.vectors <= found, f"analyze.vectors={a.vectors} is more than lanczos_block * lanczos_steps = {found}")
     _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share lies in (0, 1]")
     _require(c.sft.batch_size % c.sft.micro_batches == 0, "sft.batch_size must be divisible by sft.micro_batches")
     for i, stage in enumerate(c.stages):

@@ -6,7 +6,7 @@ Started again after a kill at any moment, a run goes on from the newest whole ch
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import jax
 import numpy as np
 
 from mdrl_jax import records, runtime
+from mdrl_jax.analysis import interference
 from mdrl_jax.analysis.statistics import clustered_mean
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate
 from mdrl_jax.parallel.programs import compilations
-from mdrl_jax.report import heatmap, matrix, terminal
+from mdrl_jax.report import findings, heatmap, matrix, terminal
 from mdrl_jax.report.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.rl import loop, pretraining
@@ -43,7 +44,10 @@ def run(config: Config, workdir: str | Path) -> None:
     with runtime.make_pool(config.rewards) as pool:
         built = runtime.build(config, pool)
         for stage in stages:
-            loop.check_divides(built, stage)
+            if stage.trains:
+                loop.check_divides(built, stage)
+            else:
+                interference.check(built, sequence(stages[: stages.index(stage)], lambda name: None))
         folder.open(config)
         with Screen(folder.root / "log.txt") as screen, jax.set_mesh(built.mesh):
             Walk(built, folder, stages, screen).run()
@@ -68,6 +72,9 @@ class Walk:
         self._score("base", 0, "00-base", 0, self.runtime.base_params)
         programs: dict[Any, Any] = {}
         for stage in self.stages:
+            if not stage.trains:
+                self._analyze(stage)
+                continue
             if self.folder.evaluation(stage.folder).exists():
                 self.screen.print(f"{stage.name}: finished before, skipped")
                 continue
@@ -75,6 +82,20 @@ class Walk:
             steps = self._steps(stage)
             self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p)
         self._finish(time.monotonic() - started)
+
+    def _analyze(self, stage: Stage) -> None:
+        """The interference analysis of the stages before this one."""
+        started = time.monotonic()
+        earlier = self.stages[: self.stages.index(stage)]
+        found = interference.run(
+            self.runtime,
+            sequence(earlier, self._params_after),
+            self.folder.root,
+            self.runtime.config.train.grpo,
+            self.screen.steps,
+        )
+        self.screen.print(findings.summary(found))
+        self.screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
 
     def _steps(self, stage: Stage) -> int:
         return self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
@@ -184,6 +205,24 @@ class Walk:
         heatmap.save_matrix(picture, result)
         self.screen.print(terminal.summary(result))
         self.screen.print(f"done in {seconds:.0f} s; heat map {picture}; everything in {self.folder.root}")
+
+
+def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> interference.Checkpoints:
+    """What is analysed of a run: the stages that bear a domain's name, up to the first refresh, and the solo stages."""
+    trained: list[interference.Trained] = []
+    solos: list[interference.Trained] = []
+    refreshed = False
+    for stage in stages:
+        refreshed = refreshed or stage.name.startswith("refresh-")
+        if stage.name in DOMAINS and not refreshed:
+            known = {interference.BASE, *(t.name for t in trained)}
+            before = trained[-1].name if trained else interference.BASE
+            trained.append(
+                interference.Trained(stage.name, stage.name, stage.start if stage.start in known else before)
+            )
+        elif stage.name.startswith("solo-"):
+            solos.append(interference.Trained(stage.name, stage.domains[0], stage.start))
+    return interference.Checkpoints(tuple(trained), tuple(solos), params)
 
 
 def scores(folder: WorkFolder) -> list[dict[str, Any]]:

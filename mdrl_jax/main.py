@@ -74,6 +74,23 @@ def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("model", None, "Hugging Face folder to score", flag_values=values)
 
 
+def _analyze(values: Any) -> None:
+    from mdrl_jax import config
+    from mdrl_jax.commands import analyze
+
+    if not values.stage:
+        raise UserError("--stage is missing; name each stage in order, e.g. --stage=code:DIR --stage=math:DIR")
+    analyze.run(_needed(values, "base"), values.stage, config.parse(values.config), _needed(values, "workdir"))
+
+
+def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _config_flag(values, argv)
+    flags.DEFINE_string("base", None, "Hugging Face folder the first stage started from", flag_values=values)
+    about = "DOMAIN:FOLDER of one stage; repeat it in the order of training; solo-DOMAIN:FOLDER: from the base alone"
+    flags.DEFINE_multi_string("stage", [], about, flag_values=values)
+    flags.DEFINE_string("workdir", None, "work folder for the findings", flag_values=values)
+
+
 def _export(values: Any) -> None:
     from mdrl_jax.commands import export
 
@@ -102,12 +119,32 @@ def _seeds(values: Any) -> None:
 
     if not values.workdir:
         raise UserError("--workdir is missing; name one for each seed")
-    seeds.run(values.workdir, values.out)
+    seeds.run(values.workdir, values.out, values.plot)
 
 
 def _seeds_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_multi_string("workdir", [], "work folder of one seed; repeat it", flag_values=values)
     flags.DEFINE_string("out", None, "also write the table to this JSON file", flag_values=values)
+    about = "also draw predicted against measured damage to this PNG file"
+    flags.DEFINE_string("plot", None, about, flag_values=values)
+
+
+def _bench(values: Any) -> None:
+    from mdrl_jax.commands import bench
+
+    bench.run(values.names, repeats=values.repeats, layers=values.layers, width=values.width, rows=values.rows)
+
+
+def _bench_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    values.set_gnu_getopt()  # flags may follow names
+    flags.DEFINE_list(
+        "names", [], "benchmarks, also without --names=: bench curvature; default: all", flag_values=values
+    )
+    integer = flags.DEFINE_integer
+    integer("repeats", 10, "rounds that are timed", lower_bound=2, flag_values=values)
+    integer("layers", 6, "layers of the model", lower_bound=1, flag_values=values)
+    integer("width", 256, "width of the model, a multiple of 32", lower_bound=32, flag_values=values)
+    integer("rows", 32, "sequences of a batch", lower_bound=1, flag_values=values)
 
 
 def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
@@ -121,10 +158,13 @@ COMMANDS: dict[str, Command] = {
     "run": ("walks the experiment's stages; repeated, it goes on", _run_flags, _run),
     "generate": ("prints a completion", _generate_flags, _generate),
     "evaluate": ("scores a Hugging Face folder on the config's domains", _evaluate_flags, _evaluate),
+    "analyze": ("why a domain got worse: interference analysis of any checkpoints", _analyze_flags, _analyze),
     "export": ("writes a stage as a Hugging Face folder", _export_flags, _export),
     "score": ("rewards completions from a file", _score_flags, _score),
     "seeds": ("the figures of several seeds with intervals", _seeds_flags, _seeds),
+    "bench": ("the benchmarks, peers beside us where installed", _bench_flags, _bench),
 }
+POSITIONAL = {"bench": "names"}  # commands whose arguments without -- are the values of a list flag
 
 
 def _needed(values: Any, name: str) -> Any:
@@ -139,7 +179,7 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+def _parse(values: flags.FlagValues, argv: list[str], positional: str | None) -> None:
     """Reads flags; every way in which a flag, config file or field can be wrong becomes one line."""
     try:
         rest = values(argv)[1:]
@@ -153,7 +193,9 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
         lines = str(e).strip().splitlines() or [type(e).__name__]
         # What a config file raises may come with its traceback, which ends in the reason.
         raise UserError(lines[-1] if "Traceback" in str(e) else lines[0]) from e
-    if rest:
+    if rest and positional:
+        values[positional].value = (values[positional].value or []) + rest
+    elif rest:
         raise UserError(f"argument {rest[0]!r} is not understood; flags begin with --")
     if "config" in values and values["config"].present and values["config"].value is None:
         raise UserError("get_config() of the config file returns nothing; it has to return its ConfigDict")
@@ -181,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         if wants_help:
             print(f"{name}: {about}\n{values.get_help()}")
             return 0
-        _parse(values, argv)
+        _parse(values, argv, POSITIONAL.get(name))
         execute(values)
     except UserError as e:
         print(f"mdrl: error: {' '.join(str(e).split())}", file=sys.stderr)

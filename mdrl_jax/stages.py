@@ -8,12 +8,15 @@
 | `placebo-D` | the same as D at learning rate 0: must lose nothing (definitions §2) |
 | `joint` | GRPO on all scored domains, mixed evenly in every step |
 | `pretrain` | supervised learning of the domains' demonstrations |
+| `analyze` | nothing: the interference analysis of the stages before it (definitions §3 to §7) |
 """
 
 import dataclasses
 
 from mdrl_jax.config import Config, TrainSection, stage_config
 from mdrl_jax.errors import UserError
+
+ALL_DOMAINS = {"joint": "grpo", "pretrain": "sft", "analyze": "analyze"}  # kinds of the stages on all domains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Stage:
 
     name: str
     index: int
-    kind: str  # "grpo" or "sft"
+    kind: str  # "grpo", "sft" or "analyze"
     domains: tuple[str, ...]
     start: str
     train: TrainSection
@@ -31,6 +34,11 @@ class Stage:
     def folder(self) -> str:
         """`NN-stage`, the name of its checkpoint and sample files."""
         return f"{self.index:02d}-{self.name}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the stage makes parameters."""
+        return self.kind != "analyze"
 
 
 def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
@@ -49,8 +57,8 @@ def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
         prefix, _, rest = name.partition("-")
         start = train.start or before
         kind, domains = "grpo", (rest or name,)
-        if name in ("joint", "pretrain"):
-            kind, domains = ("sft" if name == "pretrain" else "grpo"), config.scored_domains
+        if name in ALL_DOMAINS:
+            kind, domains = ALL_DOMAINS[name], config.scored_domains
         elif prefix == "solo":
             start = train.start or "base"
         elif prefix == "placebo":
@@ -61,12 +69,13 @@ def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
             if domain not in known_domains:
                 raise UserError(
                     f"stage {name!r} means nothing here; stages are a domain ({', '.join(known_domains)}), "
-                    "refresh-, solo- or placebo- and a domain, joint, or pretrain"
+                    "refresh-, solo- or placebo- and a domain, joint, pretrain, or analyze"
                 )
             if domain not in config.scored_domains:
                 raise UserError(f"stage {name!r} trains {domain}, which is not in scored_domains; add it there")
         if kind == "grpo" and train.prompts % len(domains):
             raise UserError(f"stage {name}: prompts={train.prompts} is not divisible by its {len(domains)} domains")
         stages.append(Stage(name, index, kind, domains, start, train))
-        before = name
+        if kind != "analyze":
+            before = name
     return tuple(stages)

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 
 from mdrl_jax import records
-from mdrl_jax.config import Config
+from mdrl_jax.config import Config, parse
 from mdrl_jax.errors import UserError
 from mdrl_jax.stages import Stage
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "mdrl-jax")
-# Fields that may change when a run is started again: they change no result.
+# Fields that may change when a run is started again: they change no result. Those of the analysis may too: it keeps
+# its own settings (`analysis/interference.py`).
 FREE = ("rewards.workers", "train.checkpoint_every", "sft.checkpoint_every", "evaluate.shown")
 
 
@@ -96,7 +97,8 @@ class WorkFolder:
         )
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        old, new = _flat(before), _flat(now)
+        # Fields that are newer than the folder have their defaults there.
+        old, new = (_flat(resolved(parse(config))) for config in (before, now))
         stages_before, stages_now = old.pop("stages"), new.pop("stages")
         if stages_now[: len(stages_before)] != stages_before:
             raise UserError(
@@ -105,7 +107,7 @@ class WorkFolder:
             )
         for name in sorted(old.keys() | new.keys()):
             of_new_stage = name.startswith("stage_overrides.") and name.split(".")[1] not in stages_before
-            if name in FREE or of_new_stage:
+            if name in FREE or name.startswith("analyze.") or of_new_stage:
                 continue
             if old.get(name) != new.get(name):
                 raise UserError(

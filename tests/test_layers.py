@@ -30,6 +30,7 @@ LAYERS = (
     ("analysis",),
     ("recovery",),
     ("report",),
+    ("bench",),
     ("experiment", "commands"),
     ("main",),
 )

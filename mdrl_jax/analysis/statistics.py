@@ -173,16 +173,19 @@ def cluster_bootstrap(
     interval is too narrow. Raises ValueError when the leading axes differ.
     """
     data = [np.asarray(x) for x in arrays]
-    n = data[0].shape[0]
-    if any(x.shape[0] != n for x in data):
-        raise ValueError(f"arrays differ in their number of prompts: {[x.shape[0] for x in data]}")
+    draws = resamples(statistic, data, n_resamples, seed)
+    return percentile(float(statistic(*data)), draws, data[0].shape[0], unit)
+
+
+def resamples(
+    statistic: Callable[..., Any], arrays: Sequence[NDArray[Any]], n_resamples: int, seed: int = 0
+) -> NDArray[np.float64]:
+    """`statistic`, a number or an array, on each draw of the prompts: [n_resamples, ...]."""
+    n = arrays[0].shape[0]
+    if any(x.shape[0] != n for x in arrays):
+        raise ValueError(f"arrays differ in their number of prompts: {[x.shape[0] for x in arrays]}")
     rng = np.random.default_rng(seed)
-
-    def draw() -> float:
-        rows = rng.integers(0, n, n)
-        return float(statistic(*(x[rows] for x in data)))
-
-    return percentile(float(statistic(*data)), [draw() for _ in range(n_resamples)], n, unit)
+    return np.array([statistic(*(x[rows] for x in arrays)) for rows in rng.integers(0, n, (n_resamples, n))])
 
 
 def hierarchical_bootstrap(
@@ -209,6 +212,42 @@ def percentile(value: float, draws: ArrayLike, n: int, unit: str = "") -> Estima
     """`value` with the central 95 % of `draws`."""
     low, high = np.quantile(np.asarray(draws, float), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return Estimate(value, float(low), float(high), n, unit)
+
+
+def recorded(record: dict[str, Any]) -> Estimate | None:
+    """The estimate behind `Estimate.record`; None for a figure that could not be measured."""
+    if record["estimate"] is None:
+        return None
+    low, high = (-math.inf, math.inf) if record["ci95"] is None else record["ci95"]
+    return Estimate(record["estimate"], low, high, record["n"], record["unit"])
+
+
+def magnitude(estimate: Estimate) -> Estimate:
+    """The estimate of |x|: an interval with 0 in it starts at 0."""
+    near, far = sorted((abs(estimate.low), abs(estimate.high)))
+    low = 0.0 if estimate.includes(0.0) else near
+    return replace(estimate, value=abs(estimate.value), low=low, high=far, stderr=None)
+
+
+def exceeds(estimate: Estimate | None, bound: float) -> str:
+    """Verdict on "x > bound" (definitions §13): "supported" where the interval lies above the bound,
+    "contradicted" where it lies below, else, and for what could not be measured, "undecided".
+    """
+    if estimate is None:
+        return "undecided"
+    return "supported" if estimate.low > bound else "contradicted" if estimate.high < bound else "undecided"
+
+
+def below(estimate: Estimate | None, bound: float) -> str:
+    """Verdict on "x < bound", the mirror of `exceeds`."""
+    return {"supported": "contradicted", "contradicted": "supported"}.get(exceeds(estimate, bound), "undecided")
+
+
+def both(*verdicts: str) -> str:
+    """Verdict on all conditions at once: contradicted if any is, supported if all are, else undecided."""
+    if "contradicted" in verdicts:
+        return "contradicted"
+    return "supported" if verdicts and set(verdicts) == {"supported"} else "undecided"
 
 
 def _per_prompt(values_PG: ArrayLike) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ matrix products run in `dtype`; norms, softmax, RoPE and logits in float32.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,11 @@ class Cache:
     v_LBTKh: jax.Array
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """float32, or float64 where that is what a test computes in."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32  # strict promotion has no path from bfloat16
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
     """Inverse frequencies [h/2] of RoPE (arXiv 2104.09864), with Llama-3 scaling (arXiv 2407.21783) if given."""
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
@@ -72,7 +78,7 @@ def rotate(x_BTHh: jax.Array, positions_BT: jax.Array, frequencies: jax.Array) -
     """RoPE on heads, in Hugging Face's layout (first half paired with second half)."""
     angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
-    a, b = jnp.split(x_BTHh.astype(jnp.float32), 2, axis=-1)
+    a, b = jnp.split(x_BTHh.astype(at_least_float32(x_BTHh.dtype)), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHh.dtype)
 
 
@@ -145,7 +151,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), self.axes)
         scale: Any = self.param("scale", init, (x.shape[-1],), jnp.float32)
-        y = x.astype(jnp.float32)
+        y = x.astype(at_least_float32(x.dtype))
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
@@ -161,7 +167,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        n = len(self.inputs)
+        n_in, n_out, rows = math.prod(self.inputs), math.prod(self.outputs), x.shape[: x.ndim - len(self.inputs)]
         init = nn.initializers.normal(0.02)
         kernel: Any = self.param(
             "kernel",
@@ -169,13 +175,11 @@ class Projection(nn.Module):
             self.inputs + self.outputs,
             jnp.float32,
         )
-        y = jax.lax.dot_general(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
-        )
+        # As matrices: for a kernel's gradient, a sum over [B, T], XLA on CPU would transpose and copy both operands.
+        y = x.astype(self.dtype).reshape(-1, n_in) @ kernel.astype(self.dtype).reshape(n_in, n_out)
+        y = y.reshape(rows + self.outputs)
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[len(self.inputs) :])
             bias: Any = self.param("bias", zeros, self.outputs, jnp.float32)
             bias = bias.astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
@@ -255,7 +259,8 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.layers, carry, xs)
 
-    def _embed(self, tokens_BT: jax.Array, axes: Axes = BY_BATCH) -> jax.Array:
+    def embed(self, tokens_BT: jax.Array, axes: Axes = BY_BATCH) -> jax.Array:
+        """What the first layer gets: [B, T, D] in the dtype of matrix products."""
         # Left to itself, XLA gathers x over `data`, and for a tied readout its gradient, to scatter it by vocabulary.
         table_VD = constrain(self.embedding, "vocab", "embed")
         x_BTD = jnp.take(table_VD, constrain(tokens_BT, "rows", None), axis=0).astype(self.dtype)
@@ -275,7 +280,7 @@ class Decoder(nn.Module):
 
         if self.remat != "none":
             body = nn.remat(body, prevent_cse=False, policy=REMAT[self.remat])
-        x_BTD, _ = self._scan(body, self._embed(tokens_BT))
+        x_BTD, _ = self._scan(body, self.embed(tokens_BT))
         return self.norm(x_BTD)
 
     def readout(self) -> jax.Array:
@@ -291,13 +296,15 @@ class Decoder(nn.Module):
         """
         kernel_DV = self.readout() if readout_DV is None else readout_DV
         whole = (None,) * (x_BTD.ndim - 1)
-        logits_BTV = jax.lax.dot_general(
-            constrain(x_BTD.astype(self.dtype), "rows", *whole),
-            kernel_DV.astype(self.dtype),
-            (((x_BTD.ndim - 1,), (0,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        x_XD = constrain(x_BTD.astype(self.dtype), "rows", *whole).reshape(-1, x_BTD.shape[-1])
+        wide = at_least_float32(self.dtype)
+        logits_XV = jax.lax.dot(x_XD, kernel_DV.astype(self.dtype), preferred_element_type=wide)
+        logits_BTV = logits_XV.reshape(x_BTD.shape[:-1] + kernel_DV.shape[1:])
         return constrain(logits_BTV, "rows", *whole[1:], "vocab_split")
+
+    def normed_logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Logits of what the last layer gives."""
+        return self.logits(self.norm(x_BTD))
 
     def prefill(self, tokens_PT: jax.Array, valid_PT: jax.Array) -> tuple[jax.Array, Prefix]:
         """Runs prompts: hidden state [P, D] after the last token, and their keys and values."""
@@ -306,7 +313,7 @@ class Decoder(nn.Module):
         def body(block: Block, x_PTD: jax.Array, _: None):
             return block(x_PTD, positions_PT, causal_attention(valid_PT, keep=True))
 
-        x_PTD, (k, v) = self._scan(body, self._embed(tokens_PT))
+        x_PTD, (k, v) = self._scan(body, self.embed(tokens_PT))
         return self.norm(x_PTD[:, -1]), Prefix(k_LPTKh=k, v_LPTKh=v, valid_PT=valid_PT)
 
     def decode(self, tokens_B: jax.Array, step: jax.Array, prefix: Prefix, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -321,7 +328,7 @@ class Decoder(nn.Module):
             x_B1D, cache = block(x_B1D, positions_B1, attend, BY_EMBED)
             return (x_B1D, cache, layer + 1), None
 
-        carry = (self._embed(tokens_B[:, None], BY_EMBED), cache, jnp.zeros_like(step))
+        carry = (self.embed(tokens_B[:, None], BY_EMBED), cache, jnp.zeros_like(step))
         (x_B1D, cache, _), _ = self._scan(body, carry, (prefix.k_LPTKh, prefix.v_LPTKh))
         return self.norm(x_B1D[:, 0]), cache
 

@@ -69,6 +69,18 @@ def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(*logical))
 
 
+def stacked(sharding: Any) -> Any:
+    """The sharding of an array with one more leading axis, kept whole: many vectors of a parameter's shape."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+    return sharding
+
+
+def replicated(sharding: Any) -> Any:
+    """Whole arrays on the devices of `sharding`."""
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+
+
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     """Fixes the sharding of an activation by its logical axes; nothing outside a mesh."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -1,6 +1,7 @@
 """What a person sees: the terminal with progress bars, and the same without them in `log.txt`."""
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ class Screen:
 
     def track(self, label: str, total: int, done: int, items: Iterable[tuple[int, str, Any]]) -> Iterator[Any]:
         """Passes on each item of (done, text, value) while a bar shows `done` of `total`, text and time left."""
+        with self._bar() as progress:
+            task = progress.add_task(label, total=total, completed=done, text="compiling")
+            for done, text, value in items:
+                progress.update(task, completed=done, text=text)
+                yield value
+
+    @contextlib.contextmanager
+    def steps(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        """A bar for work that reports its own progress: yields (steps done, text) -> None."""
+        with self._bar() as progress:
+            task = progress.add_task(label, total=total, text="")
+            yield lambda done, text: progress.update(task, completed=done, text=text)
+
+    def _bar(self) -> Progress:
         columns = (
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -47,11 +62,7 @@ class Screen:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.terminal, transient=True) as progress:
-            task = progress.add_task(label, total=total, completed=done, text="compiling")
-            for done, text, value in items:
-                progress.update(task, completed=done, text=text)
-                yield value
+        return Progress(*columns, console=self.terminal, transient=True)
 
 
 def print_plain(renderable: Any) -> None:

@@ -35,19 +35,28 @@ def token_log_probs(
         chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=-1)[:, :, 0]
         return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 
-    length = targets_BT.shape[1]
+    return over_chunks(log_probs, (hidden_BTD, targets_BT), chunk)
+
+
+def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> Any:
+    """`function` of arrays [B, T, ...], `chunk` positions at a time, recomputed in a backward pass; 0: all at once.
+
+    What `function` gives, an array or a tree of arrays [B, C], comes back as [B, T].
+    """
+    length = arrays[0].shape[1]
     if chunk == 0 or chunk >= length:
-        return log_probs(hidden_BTD, targets_BT)
-    padding = -length % chunk
-    hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, padding), (0, 0)))
-    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, padding)))
+        return function(*arrays)
 
     def by_chunk(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, -length % chunk)) + ((0, 0),) * (x.ndim - 2))
         split = x.reshape((x.shape[0], -1, chunk) + x.shape[2:])
         return jnp.moveaxis(split, 1, 0)
 
-    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jax.checkpoint(log_probs)(*pair)
+    def whole(out_NBC: jax.Array) -> jax.Array:
+        out_BNC = jnp.moveaxis(out_NBC, 0, 1)
+        return out_BNC.reshape(out_BNC.shape[0], -1)[:, :length]
 
-    logp_NBC = jax.lax.map(one, (by_chunk(hidden_BTD), by_chunk(targets_BT)))
-    return jnp.moveaxis(logp_NBC, 0, 1).reshape(targets_BT.shape)[:, :length]
+    def one(parts: tuple[jax.Array, ...]) -> Any:
+        return jax.checkpoint(function)(*parts)
+
+    return jax.tree.map(whole, jax.lax.map(one, tuple(map(by_chunk, arrays))))

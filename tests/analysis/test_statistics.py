@@ -160,3 +160,68 @@ def test_scaling_turns_with_the_sign() -> None:
     e = st.Estimate(0.2, 0.1, 0.4, 9, stderr=0.05).scaled(-100, "points")
     assert (e.low, e.value, e.high, e.stderr) == pytest.approx((-40, -20, -10, 5))
     assert (e.unit, e.n) == ("points", 9)
+
+
+def _skewed_rewards(rng: np.random.Generator, prompts: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts, n) mean rewards of 8 samples before (mean 0.25) and after a loss of 30 %; half the prompts near 0."""
+    p = rng.beta(0.5, 1.5, (prompts, n))
+    return rng.binomial(8, p) / 8, rng.binomial(8, 0.7 * p) / 8
+
+
+def test_cluster_bootstrap_covers_95_percent_of_skewed_means_and_ratios() -> None:
+    before, after = _skewed_rewards(np.random.default_rng(8), 100, 1200)
+    kept = after - before
+    for statistic, arrays, truth in (
+        (lambda x: x.mean(axis=0), [before], 0.25),
+        (lambda x, y: y.mean(axis=0) / x.mean(axis=0), [before, after], 0.7),
+        (lambda x: x.mean(axis=0), [kept], -0.075),
+    ):
+        low, high = np.quantile(st.resamples(statistic, arrays, 600), [0.025, 0.975], axis=0)
+        assert 0.93 < np.mean((low <= truth) & (truth <= high)) < 0.97
+
+
+def test_paired_and_fieller_intervals_cover_95_percent_of_skewed_data() -> None:
+    before, after = (x.T for x in _skewed_rewards(np.random.default_rng(9), 100, 2500))
+    paired = [st.paired_difference(x, y).includes(0.075) for x, y in zip(before, after, strict=True)]
+    assert 0.93 < np.mean(paired) < 0.97
+    ratios = [st.ratio_of_means(y, x) for x, y in zip(before, after, strict=True)]
+    assert 0.93 < np.mean([e is not None and e.includes(0.7) for e in ratios]) < 0.97
+
+
+def test_resamples_are_the_draws_of_the_bootstrap() -> None:
+    x = np.random.default_rng(10).normal(size=40)
+    e = st.cluster_bootstrap(np.mean, [x], n_resamples=300, seed=3)
+    assert (e.low, e.high) == pytest.approx(np.quantile(st.resamples(np.mean, [x], 300, seed=3), [0.025, 0.975]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.6, 0.9, "supported"), (0.1, 0.4, "contradicted"), (0.4, 0.6, "undecided"), (0.5, 0.6, "undecided"),
+     (-math.inf, math.inf, "undecided")],
+)  # fmt: skip
+def test_verdicts_follow_where_the_interval_lies(low: float, high: float, verdict: str) -> None:
+    e = st.Estimate(0.5, low, high, 9)
+    assert st.exceeds(e, 0.5) == verdict
+    mirror = {"supported": "contradicted", "contradicted": "supported", "undecided": "undecided"}
+    assert st.below(e, 0.5) == mirror[verdict]
+    assert st.below(e.scaled(-1, ""), -0.5) == verdict
+
+
+def test_joint_verdict_is_the_weakest() -> None:
+    yes, no, open_ = "supported", "contradicted", "undecided"
+    assert st.both(yes, yes) == yes and st.both(yes, open_) == open_ and st.both(open_, no, yes) == no
+    assert st.both() == open_ and st.exceeds(None, 0.0) == open_ == st.below(None, 0.0)
+
+
+def test_magnitude_starts_at_zero_where_the_sign_is_open() -> None:
+    for low, high, want in ((-0.2, 0.1, (0.0, 0.2)), (-0.3, -0.1, (0.1, 0.3)), (0.1, 0.2, (0.1, 0.2))):
+        e = st.magnitude(st.Estimate((low + high) / 2, low, high, 4))
+        assert (e.low, e.high, e.value) == (*want, abs(low + high) / 2)
+
+
+def test_a_record_gives_its_estimate_back() -> None:
+    e = st.student(1.0, 0.5, 4, 5, "points")
+    assert st.recorded(e.record()) == st.Estimate(e.value, e.low, e.high, 5, "points")
+    alone = st.recorded(st.over_seeds([2.0]).record())
+    assert alone is not None and (alone.low, alone.high) == (-math.inf, math.inf)
+    assert st.recorded({"estimate": None, "reason": "no signal"}) is None

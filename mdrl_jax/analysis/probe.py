@@ -1,0 +1,163 @@
+"""What the analysis runs on devices: log-probs, jets, gradients, activity and curvature of a model, compiled once.
+
+Parameters, directions and rows are arguments of every program. Rows are streamed from the host, one micro-batch at a
+time and all of one shape, so memory is that of one micro-batch and of the trees at hand, and little is compiled.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdrl_jax import tree
+from mdrl_jax.analysis import routes, stack
+from mdrl_jax.analysis.curvature import blocked, exact
+from mdrl_jax.analysis.jets import jets
+from mdrl_jax.analysis.objectives import Forward, Order2, Rows, both_losses, reward_loss
+from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.model import attention
+from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.parallel.programs import program
+from mdrl_jax.parallel.sharding import batch_divisor, put
+from mdrl_jax.rl.grpo import GRPOConfig
+from mdrl_jax.runtime import DTYPES, Runtime
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+    """Built once an analysis by `build`; `attention_path` is "plain" or "blockwise"."""
+
+    runtime: Runtime
+    attention_path: str
+    grpo: GRPOConfig
+    along: Callable[..., Any]
+    difference: Callable[..., Any]
+    slice: Callable[..., Any]
+    fixed: Callable[..., Any]
+    outside: Callable[..., Any]
+    neuron_products: Callable[..., Any]
+    _gradient: Callable[..., Any]
+    _log_probs: Callable[..., Any]
+    _jets: Callable[..., Any]
+    _route_jets: Callable[..., Any]
+    _activity: Callable[..., Any]
+    _add_hessian: Callable[..., Any]
+
+    def rows(self, sample: Sample, batch: int | None = None, adv_PG: np.ndarray | None = None) -> list[Rows]:
+        """The sample in micro-batches of `batch` prompts (`analyze.batch`), on the host."""
+        return sample.rows(self.runtime.config.analyze.batch if batch is None else batch, adv_PG)
+
+    def log_probs(self, params: Any, sample: Sample) -> np.ndarray:
+        """log π of the sample's tokens [P, G, Tc], 0 on padding."""
+        return self._stream(lambda micro: self._log_probs(params, micro), self.rows(sample), sample)
+
+    def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, Order2]:
+        """First and second orders of every objective along `v`, by prompt (`objectives.derivatives`)."""
+        return sample.derivatives(*self.jets(params, v, sample)[1:], self.grpo)
+
+    def jets(self, params: Any, v: Any, sample: Sample, batch: int | None = None) -> np.ndarray:
+        """logp, u and w of every token along `v`: [3, P, G, Tc]."""
+        return self._stream(lambda micro: self._jets(params, v, micro), self.rows(sample, batch), sample)
+
+    def route_jets(self, point: Any, fixed: Any, directions: Any, sample: Sample, batch: int) -> np.ndarray:
+        """logp, u and w of every token along directions [n, ...] of a route: [3, n, P, G, Tc]."""
+        one = lambda micro: self._route_jets(point, fixed, directions, micro)  # noqa: E731
+        return self._stream(one, self.rows(sample, batch), sample)
+
+    def gradient(self, params: Any, rows: Rows) -> Any:
+        """∇L of the reward loss on one micro-batch."""
+        return self._gradient(params, self._put(rows))
+
+    def activity(self, params: Any, sample: Sample) -> routes.Activity:
+        """Sums of neuron and head activity by block of prompts."""
+        made = [self._activity(params, self._put(micro)) for micro in self.rows(sample)]
+        stacked = (np.stack([np.asarray(m[i], np.float64) for m in made]) for i in range(3))
+        return routes.Activity(*stacked)
+
+    def hessian(self, point: Any, fixed: Any, rows: list[Rows], count: float) -> Callable[[Any], Any]:
+        """A block [b, ...] of route vectors -> Σ over rows of the Hessian products of `both_losses` / count."""
+        placed = [self._put(micro) for micro in rows]
+
+        def operator(block: Any) -> Any:
+            total = tree.zeros_like(block)
+            for micro in placed:
+                total = self._add_hessian(point, block, micro, fixed, np.float32(1 / count), total)
+            return total
+
+        return operator
+
+    def _put(self, rows: Rows) -> Rows:
+        return put(rows, self.runtime.mesh)
+
+    def _stream(self, function: Callable[[Rows], Any], rows: list[Rows], sample: Sample) -> np.ndarray:
+        """Results [..., B, Tc] of each micro-batch, joined to [..., P, G, Tc]; rows that fill up are dropped."""
+        made = [function(self._put(micro)) for micro in rows]
+        joined = np.concatenate([np.asarray(x) for x in made], axis=-2)
+        shape = sample.mask_PGT.shape
+        return joined[..., : shape[0] * shape[1], :].reshape(joined.shape[:-2] + shape)
+
+
+def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
+    """Chooses the attention path, once, and makes the programs.
+
+    Raises:
+      UserError: if a micro-batch does not divide over the mesh.
+    """
+    config = runtime.config.analyze
+    rows = config.batch * config.group
+    longest = runtime.config.rollout.prompt_buckets[-1] + runtime.config.rollout.completion_buckets[-1]
+    here = rows // batch_divisor(runtime.mesh)
+    attend = attention.choose(here, runtime.model.config.n_heads, longest, config.score_bytes)
+    model = Decoder(runtime.model.config, DTYPES[config.dtype], runtime.config.model.remat)
+    temperature, chunk = runtime.config.rollout.sampling.temperature, runtime.config.model.logprob_chunk
+    whole, narrow = stack.whole(model, attend), stack.on_route(model, attend)
+    forward, on_route = (Forward(s, temperature, chunk) for s in (whole, narrow))
+    take_jets = functools.partial(_jet_rows, temperature=temperature, chunk=chunk)
+    like = {"out_shardings": runtime.shardings}
+
+    def gradient(params: Any, rows: Rows) -> Any:
+        return jax.grad(lambda p: jnp.divide(*reward_loss(forward)(p, rows, ())))(params)
+
+    def route_jets(point: Any, fixed: Any, directions: Any, rows: Rows) -> jax.Array:
+        return jnp.moveaxis(jax.vmap(lambda v: take_jets(narrow, point, fixed, v, rows))(directions), 0, 1)
+
+    product = blocked(exact(both_losses(on_route)))
+
+    def add_hessian(point: Any, block: Any, rows: Rows, fixed: Any, scale: jax.Array, total: Any) -> Any:
+        return tree.axpy(scale, product(point, block, jax.tree.map(lambda x: x[None], rows), fixed), total)
+
+    def outside(displacement: Any, z: Any, index_LR: jax.Array, mask_LR: jax.Array) -> Any:
+        return tree.sub(displacement, stack.lift(z, index_LR, mask_LR, displacement))
+
+    return Probe(
+        runtime=runtime,
+        attention_path=attend.__name__,
+        grpo=grpo,
+        along=program("analyze_along", lambda x, v, alpha: tree.axpy(alpha, v, x), **like),
+        difference=program("analyze_difference", tree.sub, **like),
+        slice=program("analyze_slice", stack.route_slice),
+        fixed=program("analyze_fixed", stack.route_fixed),
+        outside=program("analyze_outside", outside, **like),
+        neuron_products=program("analyze_neuron_products", routes.neuron_products),
+        _gradient=program("analyze_gradient", gradient, **like),
+        _log_probs=program("analyze_log_probs", lambda params, rows: forward(params, rows, ())),
+        _jets=program("analyze_jets", lambda params, v, rows: take_jets(whole, params, (), v, rows)),
+        _route_jets=program("analyze_route_jets", route_jets),
+        _activity=program("analyze_activity", functools.partial(routes.activity, model, attend)),
+        _add_hessian=program("analyze_hessian", add_hessian),
+    )
+
+
+def _jet_rows(
+    part: stack.Stack, point: Any, fixed: Any, v: Any, rows: Rows, *, temperature: float, chunk: int
+) -> jax.Array:
+    """logp, u and w of the rows, [3, B, Tc]; logp is 0 on padding."""
+    start = rows.tokens_BT.shape[-1] - rows.mask_BT.shape[-1]
+    logp, u, w = jets(
+        part, point, fixed, v, rows.tokens_BT, rows.valid_BT, start=start, temperature=temperature, chunk=chunk
+    )
+    return jnp.stack([jnp.where(rows.mask_BT > 0, logp, 0.0), u, w])

@@ -1,0 +1,84 @@
+"""Active routes: the MLP neurons and attention heads a domain runs through (definitions §5, claim C4).
+
+The score of neuron c of a layer on a domain is a_c = E_tokens |h_c| · ‖W_down[c,:]‖ over the positions that predict the
+model's own completions, all of them and those that succeeded [chosen]; of a head E_tokens ‖o_h W_O^h‖. The route is
+the top 10 % of each layer. Intervals leave out one block of prompts at a time (jackknife).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mdrl_jax.analysis.objectives import Rows
+from mdrl_jax.model.transformer import Attend, Block, Decoder, Projection, positions_of
+
+SHARE = 0.1
+WHICH = ("all", "correct")  # completions: every one, or those with the full reward
+
+
+@dataclasses.dataclass(frozen=True)
+class Activity:
+    """Sums over the tokens of M blocks of prompts, for each of `WHICH`: neurons [M, 2, L, F], heads [M, 2, L, H]."""
+
+    neurons: np.ndarray
+    heads: np.ndarray
+    tokens: np.ndarray
+
+    def scores(self, which: str, kind: str, without: int | None = None) -> np.ndarray:
+        """Scores [L, F] or [L, H], optionally without one block; zeros where there are no tokens."""
+        keep = np.arange(self.tokens.shape[0]) != (-1 if without is None else without)
+        w = WHICH.index(which)
+        total = getattr(self, kind)[keep, w].sum(axis=0)
+        return total / max(float(self.tokens[keep, w].sum()), 1.0)
+
+
+def activity(model: Decoder, attend: Any, params: Any, rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of one block: neurons [2, L, F] and heads [2, L, H] summed over tokens, and their number [2]."""
+    reach_LF = jnp.sqrt(jnp.sum(jnp.square(params["layers"]["down"]["kernel"]), axis=2))
+    weights_BT = rows.mask_BT * rows.weight_B[:, None]
+    weights_2BT = jnp.stack([weights_BT, weights_BT * rows.success_B[:, None]])
+    n = rows.mask_BT.shape[1]
+    neurons, heads = _layers(model, attend, params, rows.tokens_BT, rows.valid_BT, weights_2BT, n)
+    return jnp.moveaxis(neurons, 0, 1) * reach_LF[None], jnp.moveaxis(heads, 0, 1), jnp.sum(weights_2BT, (1, 2))
+
+
+def _layers(model: Decoder, attend: Any, params: Any, tokens_BT: Any, valid_BT: Any, weights_2BT: Any, n: int) -> Any:
+    """Σ_tokens |h| [L, 2, F] and Σ_tokens ‖o_h W_O^h‖ [L, 2, H] at the positions that predict completions."""
+    block = Block(model.config, model.dtype)
+    chosen: Attend = attend(valid_BT)
+    positions_BT = positions_of(valid_BT)
+
+    def body(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
+        seen: dict[str, jax.Array] = {}
+
+        def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            if isinstance(context.module, Projection):
+                seen[str(context.module.name)] = args[0]
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(watch):
+            out: Any = block.apply({"params": weights}, x_BTD, positions_BT, chosen)
+        h_BTF = jnp.abs(seen["down"][:, -n - 1 : -1].astype(jnp.float32))
+        o_BTHh = seen["o"][:, -n - 1 : -1].astype(jnp.float32)
+        # ‖o W‖² = o (W Wᵀ) oᵀ: no [B, T, H, D] is made.
+        kernel_HhD = weights["o"]["kernel"]
+        gram_Hhh = jnp.einsum("hid,hjd->hij", kernel_HhD, kernel_HhD)
+        size_BTH = jnp.sqrt(jnp.maximum(jnp.einsum("bthi,hij,bthj->bth", o_BTHh, gram_Hhh, o_BTHh), 0.0))
+        neurons = jnp.einsum("wbt,btf->wf", weights_2BT, h_BTF)
+        return out[0], (neurons, jnp.einsum("wbt,bth->wh", weights_2BT, size_BTH))
+
+    x_BTD: Any = model.apply({"params": params}, tokens_BT, method="embed")
+    return jax.lax.scan(body, x_BTD, params["layers"])[1]
+
+
+def neuron_products(a: Any, b: Any) -> jax.Array:
+    """⟨a, b⟩ over the weights of each MLP neuron (its gate and up columns, its down row): [L, F]."""
+
+    def product(name: str, axis: int) -> jax.Array:
+        return jnp.sum(a["layers"][name]["kernel"] * b["layers"][name]["kernel"], axis=axis)
+
+    return product("gate", 1) + product("up", 1) + product("down", 2)

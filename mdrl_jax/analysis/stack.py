@@ -1,0 +1,169 @@
+"""The decoder as three functions, embed, layer and head, for what has to work inside its layer scan.
+
+A derivative is taken with respect to a `point`, while `fixed` stays as it is; both are arguments everywhere:
+
+- `whole`: the point is the parameter tree, nothing is fixed;
+- `on_route`: the point is a slice of MLP neurons, `route_slice(params, route)`, and fixed is `route_fixed(...)`.
+  An MLP is a sum over its neurons, so the slice runs as a narrow MLP of its own beside the rest: gradients,
+  Hessian products and Lanczos vectors are as narrow as the slice, and no large array is scattered into.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mdrl_jax.model import attention
+from mdrl_jax.model.transformer import REMAT, Attend, Block, Decoder, Projection, positions_of
+from mdrl_jax.parallel.sharding import constrain
+from mdrl_jax.rl.logprobs import over_chunks
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """A decoder in pieces; `layers` gives what the layer scan runs over (leading axis L).
+
+    Attributes:
+      embed: (point, fixed, tokens_BT) -> x_BTD.
+      layers: (point, fixed) -> (layers of the point, layers of what is fixed).
+      layer: (point of the layer, fixed of the layer, x_BTD, valid_BT) -> x_BTD.
+      head: (point, fixed, x_BCD, targets_BC, temperature) -> log-probs of the targets [B, C].
+      remat: as in `Decoder`.
+    """
+
+    embed: Callable[..., jax.Array]
+    layers: Callable[..., tuple[Tree, Tree]]
+    layer: Callable[..., jax.Array]
+    head: Callable[..., jax.Array]
+    remat: str
+
+
+def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plain) -> Stack:
+    """All parameters are the point; `fixed` is ()."""
+    block = Block(model.config, model.dtype)
+
+    def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
+        return _run(block, point, x_BTD, valid_BT, attend)
+
+    return Stack(
+        embed=lambda point, fixed, tokens_BT: _embed(model, point, tokens_BT),
+        layers=lambda point, fixed: (point["layers"], ()),
+        layer=layer,
+        head=lambda point, fixed, *rest: _head(model, point, *rest),
+        remat=model.remat,
+    )
+
+
+def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plain) -> Stack:
+    """The point is a `route_slice`; `fixed` are the whole parameters and the neurons left to them."""
+    block = Block(model.config, model.dtype)
+
+    def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
+        weights, keep_F = fixed
+        entered: dict[str, jax.Array] = {}
+
+        def around(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            name = context.module.name if isinstance(context.module, Projection) else None
+            if name == "gate":
+                entered["mlp"] = args[0]
+            if name != "down":
+                return call(*args, **kwargs)
+            return call(args[0] * keep_F.astype(args[0].dtype)[None, None, :]) + _narrow(point, entered["mlp"])
+
+        with nn.intercept_methods(around):
+            return _run(block, weights, x_BTD, valid_BT, attend)
+
+    return Stack(
+        embed=lambda point, fixed, tokens_BT: _embed(model, fixed["params"], tokens_BT),
+        layers=lambda point, fixed: (point, (fixed["params"]["layers"], fixed["keep_LF"])),
+        layer=layer,
+        head=lambda point, fixed, *rest: _head(model, fixed["params"], *rest),
+        remat=model.remat,
+    )
+
+
+def route_slice(tree: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
+    """The MLP neurons `index_LR` of parameters, or of an edit: {"gate", "up"} [L, D, R], {"down"} [L, R, D].
+
+    Layers differ in their number of neurons: places where `mask_LR` is 0 hold zeros in all three, at which the first
+    and second derivatives of the model are zero too.
+    """
+    layers = tree["layers"]
+    mask_L1R, mask_LR1 = mask_LR[:, None, :], mask_LR[:, :, None]
+    columns = jax.vmap(lambda kernel_DF, index_R: kernel_DF[:, index_R])
+    gate, up = (columns(layers[name]["kernel"], index_LR) * mask_L1R for name in ("gate", "up"))
+    down = jax.vmap(lambda kernel_FD, index_R: kernel_FD[index_R])(layers["down"]["kernel"], index_LR) * mask_LR1
+    return {
+        "gate": constrain(gate, None, "embed", None),
+        "up": constrain(up, None, "embed", None),
+        "down": constrain(down, None, None, "embed"),
+    }
+
+
+def lift(point: Tree, index_LR: jax.Array, mask_LR: jax.Array, like: Tree) -> Tree:
+    """A route slice as a whole parameter tree, zero elsewhere: the adjoint of `route_slice`.
+
+    What a vector holds in padded places, where the model does not see it, reaches no neuron.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, like)
+    columns = jax.vmap(lambda x_DF, index_R, mask_R, z_DR: x_DF.at[:, index_R].add(z_DR * mask_R[None, :]))
+    rows = jax.vmap(lambda x_FD, index_R, mask_R, z_RD: x_FD.at[index_R].add(z_RD * mask_R[:, None]))
+    put = {"gate": columns, "up": columns, "down": rows}
+    layers = dict(zeros["layers"])
+    for name, add in put.items():
+        layers[name] = {**layers[name], "kernel": add(layers[name]["kernel"], index_LR, mask_LR, point[name])}
+    return {**zeros, "layers": layers}
+
+
+def route_fixed(params: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
+    """What `on_route` keeps fixed: the parameters, and 1 for each neuron [L, F] that is not in the slice."""
+    n_layers, _, width = params["layers"]["gate"]["kernel"].shape
+    taken = jax.vmap(lambda index_R, mask_R: jnp.zeros(width, jnp.float32).at[index_R].max(mask_R))(index_LR, mask_LR)
+    return {"params": params, "keep_LF": constrain(1.0 - taken, None, "mlp")}
+
+
+def log_probs(
+    stack: Stack, point: Tree, fixed: Tree, tokens_BT: jax.Array, valid_BT: jax.Array,
+    *, start: int, temperature: float, chunk: int = 0,
+) -> jax.Array:  # fmt: skip
+    """log π(token_t | tokens before t) for t >= `start`, as `rl.logprobs.token_log_probs`: [B, T - start]."""
+    scanned = stack.layers(point, fixed)
+
+    def body(x_BTD: jax.Array, layer: Tree) -> tuple[jax.Array, None]:
+        return stack.layer(*layer, x_BTD, valid_BT), None
+
+    if stack.remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[stack.remat])
+    x_BTD, _ = jax.lax.scan(body, stack.embed(point, fixed, tokens_BT), scanned)
+    head = functools.partial(stack.head, point, fixed)
+    one = lambda x_BCD, targets_BC: head(x_BCD, targets_BC, temperature)  # noqa: E731
+    return over_chunks(one, (x_BTD[:, start - 1 : -1], tokens_BT[:, start:]), chunk)
+
+
+def _run(block: Block, weights: Tree, x_BTD: jax.Array, valid_BT: jax.Array, attend: Any) -> jax.Array:
+    out: Any = block.apply({"params": weights}, x_BTD, positions_of(valid_BT), attend(valid_BT))
+    return out[0]
+
+
+def _narrow(point: Tree, y_BTD: jax.Array) -> jax.Array:
+    """SwiGLU of the sliced neurons."""
+    gate, up, down = (point[name].astype(y_BTD.dtype) for name in ("gate", "up", "down"))
+    y_XD = y_BTD.reshape(-1, y_BTD.shape[-1])  # a matrix, as in `Projection`
+    return ((jax.nn.silu(y_XD @ gate) * (y_XD @ up)) @ down).reshape(y_BTD.shape)
+
+
+def _embed(model: Decoder, params: Tree, tokens_BT: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, tokens_BT, method="embed")  # type: ignore
+
+
+def _head(model: Decoder, params: Tree, x_BCD: jax.Array, targets_BC: jax.Array, temperature: float) -> jax.Array:
+    logits_BCV: Any = model.apply({"params": params}, x_BCD, method="normed_logits")
+    logits_BCV = logits_BCV / temperature
+    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=-1)[:, :, 0]
+    return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)

@@ -1,0 +1,193 @@
+"""`bench curvature`: second-order products in units of one gradient, on a random decoder.
+
+Everything is measured on one loss, −log π of completions at temperature 1, without rematerialisation and with all
+logits at once; the gradient is `jax.value_and_grad`. A route is a random tenth of each layer's MLP neurons.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdrl_jax.analysis import curvature, stack
+from mdrl_jax.analysis.jets import jets
+from mdrl_jax.analysis.lanczos import Spectrum, block_lanczos, random_block
+from mdrl_jax.analysis.objectives import Forward, Rows, success_nll
+from mdrl_jax.bench.measure import Line, Task, compiled
+from mdrl_jax.errors import UserError
+from mdrl_jax.model import huggingface
+from mdrl_jax.model.families import ModelConfig
+from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.parallel.programs import program
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+
+HEAD_DIM, SHARE = 32, 0.1
+BLOCK = 4  # vectors of one linearized product
+LANCZOS = 16
+GRADIENT, HV, GGN, ON_ROUTE = "gradient", "Hv", "GGN product", "Hv on the route"
+IN_GRADIENTS = {GRADIENT: 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The decoder (MLP four times as wide, heads of 32) and the batch; the last `completion` tokens are trained on."""
+
+    layers: int = 6
+    width: int = 256
+    rows: int = 32
+    length: int = 64
+    completion: int = 48
+    vocabulary: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.width % HEAD_DIM:
+            raise UserError(f"--width={self.width} is not valid; it is a multiple of {HEAD_DIM}")
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers, width {self.width}, batch {self.rows} x {self.length}, float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A random decoder on one device, a batch of one micro-batch, and a direction like the parameters."""
+
+    sizes: Sizes
+    model: Decoder
+    params: Any
+    rows: Rows
+    v: Any
+
+    @property
+    def micro(self) -> Rows:
+        """The batch without its axis of micro-batches."""
+        return jax.tree.map(lambda x: x[0], self.rows)
+
+    def loss(self, decoder: stack.Stack | None = None) -> curvature.Loss:
+        """(point, rows, fixed) -> (sum, count) of the NLL of the completions."""
+        return success_nll(Forward(decoder or stack.whole(self.model), temperature=1.0))
+
+
+def problem(sizes: Sizes, seed: int = 0) -> Problem:
+    """Random parameters, tokens and direction, all drawn from `seed`."""
+    heads = sizes.width // HEAD_DIM
+    config = ModelConfig("llama", sizes.vocabulary, sizes.layers, sizes.width, 4 * sizes.width, heads, heads, HEAD_DIM)
+    model = Decoder(config)
+    params = huggingface.random_params(model, make_mesh(MeshConfig(), jax.devices()[:1]), seed)
+    rng = np.random.default_rng(seed)
+    ones_B = np.ones((1, sizes.rows), np.float32)
+    rows = Rows(
+        tokens_BT=rng.integers(0, sizes.vocabulary, (1, sizes.rows, sizes.length), np.int32),
+        valid_BT=np.ones((1, sizes.rows, sizes.length), bool),
+        mask_BT=np.ones((1, sizes.rows, sizes.completion), np.float32),
+        adv_B=ones_B,
+        success_B=ones_B,
+        weight_B=ones_B,
+    )
+    v = jax.tree.map(lambda x: x[0], random_block(jax.random.key(seed), params, 1))
+    return Problem(sizes, model, params, jax.tree.map(jnp.asarray, rows), v)
+
+
+def logits(given: Problem) -> Callable[..., jax.Array]:
+    """(params, rows) -> the logits [B, Tc, V] of completion tokens, through the same layers as the loss."""
+    model, sizes = given.model, given.sizes
+
+    def head(params: Any, fixed: Any, x_BCD: jax.Array, *_: Any) -> jax.Array:
+        return model.apply({"params": params}, x_BCD, method="normed_logits")  # type: ignore
+
+    decoder = dataclasses.replace(stack.whole(model), head=head)
+
+    def outputs(params: Any, rows: Rows) -> jax.Array:
+        start = sizes.length - sizes.completion
+        return stack.log_probs(decoder, params, (), rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
+
+    return outputs
+
+
+def second_order(given: Problem) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(params, v, rows) -> v·∇L and vᵀ∇²L v from the (u, w) of every token."""
+    decoder, start = stack.whole(given.model), given.sizes.length - given.sizes.completion
+
+    def derivatives(params: Any, v: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        _, u_BT, w_BT = jets(decoder, params, (), v, rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
+        return -jnp.sum(u_BT) / given.sizes.rows, -jnp.sum(w_BT) / given.sizes.rows
+
+    return derivatives
+
+
+def whole_tasks(given: Problem) -> dict[str, Task]:
+    """The products with the Hessian of all parameters."""
+    params, v, rows = given.params, given.v, given.rows
+    block = random_block(jax.random.key(1), params, BLOCK)
+    hessian = curvature.exact(given.loss())
+
+    def curved(z: jax.Array, dz: jax.Array, micro: Rows) -> tuple[jax.Array, jax.Array]:
+        return curvature.softmax_curvature(z, dz, micro.mask_BT), jnp.sum(micro.weight_B)
+
+    made = {
+        GRADIENT: (jax.value_and_grad(given.loss(), has_aux=True), params, given.micro, ()),
+        HV: (hessian, params, v, rows, ()),
+        "Hv of a block": (curvature.blocked(hessian), params, block, rows, ()),
+        GGN: (curvature.gauss_newton(logits(given), curved), params, v, rows),
+        "jets": (second_order(given), params, v, given.micro),
+    }
+    return {name: compiled(f"bench {name}", *made[name])[0] for name in made}
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """The problem on a random tenth of each layer's neurons: `point` is differentiated, `fixed` is not."""
+
+    point: Any
+    fixed: Any
+    block: Any
+    loss: curvature.Loss
+
+
+def route(given: Problem, seed: int = 0) -> Route:
+    """A route drawn from `seed`, and the start of Lanczos on it."""
+    config = given.model.config
+    width = max(1, round(SHARE * config.d_mlp))
+    order = np.argsort(np.random.default_rng(seed).random((config.n_layers, config.d_mlp)), axis=1)
+    index_LR = jnp.asarray(np.sort(order[:, :width], axis=1), jnp.int32)
+    mask_LR = jnp.ones(index_LR.shape, jnp.float32)
+    point = program("bench route slice", stack.route_slice)(given.params, index_LR, mask_LR)
+    fixed = program("bench route fixed", stack.route_fixed)(given.params, index_LR, mask_LR)
+    block = random_block(jax.random.key(seed), point, 1)
+    return Route(point, fixed, block, given.loss(stack.on_route(given.model)))
+
+
+def route_tasks(given: Problem, on: Route) -> dict[str, Task]:
+    """One product on the route, and Lanczos with it."""
+    operator = curvature.blocked(curvature.exact(on.loss))
+    product, apply = compiled("bench route", operator, on.point, on.block, given.rows, on.fixed)
+
+    def solve() -> Spectrum:
+        operate = lambda block: apply(on.point, block, given.rows, on.fixed)  # noqa: E731
+        spectrum = block_lanczos(operate, on.block, LANCZOS, LANCZOS)
+        jax.block_until_ready(spectrum.vectors)
+        return spectrum
+
+    return {ON_ROUTE: product, "Lanczos": Task(solve)}
+
+
+LINES = (
+    Line(GRADIENT, {GRADIENT: 1}, IN_GRADIENTS),
+    Line(
+        "vᵀHv of every token, forward only",
+        {"jets": 1}, IN_GRADIENTS, 5 / 3, {"flops": 1.8, "time": 1.3, "memory": 0.4},
+    ),
+    Line(HV, {HV: 1}, IN_GRADIENTS, 8 / 3, {"flops": 2.8}),
+    Line(
+        "Hv, each further vector of a block",
+        {"Hv of a block": 1 / (BLOCK - 1), HV: -1 / (BLOCK - 1)}, IN_GRADIENTS, 2.0,
+    ),
+    Line(GGN, {GGN: 1}, IN_GRADIENTS, 5 / 3, {"flops": 1.8}),
+    Line("Hv on a route of 10 %", {ON_ROUTE: 1}, IN_GRADIENTS, 4 / 3, {"flops": 1.6}),
+    Line(
+        f"Lanczos of {LANCZOS} on the route / {LANCZOS + 1} products",
+        {"Lanczos": 1}, {ON_ROUTE: LANCZOS + 1}, None, {"time": 1.15},
+    ),
+)  # fmt: skip

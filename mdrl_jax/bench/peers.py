@@ -1,0 +1,184 @@
+"""Other people's curvature products on the problem of `bench.curvature`, where their packages are installed.
+
+- matfree (JAX) has solvers, not products: these are `jax.jvp` of `jax.grad` and of `jax.vjp` on one flat vector of
+  parameters, as in its documentation, and its Lanczos with full reorthogonalisation, in units of our gradient and
+  our product. All of it is one compiled program.
+- curvlinops (torch) runs on the same weights in `transformers`, exported from here, on the CPU and eagerly, in units
+  of torch's own gradient. torch has no forward mode for the backward pass of its SiLU, nor for its fused attention:
+  the products and the gradient use x·sigmoid(x) and plain attention instead.
+"""
+
+import importlib
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdrl_jax.bench.curvature import IN_GRADIENTS, LANCZOS, ON_ROUTE, Problem, Route, logits
+from mdrl_jax.bench.measure import Line, Task, compiled
+from mdrl_jax.model import huggingface
+
+TORCH_GRADIENT = "torch gradient"
+
+
+def installed(*packages: str) -> bool:
+    """Whether all these packages can be imported."""
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def matfree(given: Problem, on: Route) -> tuple[dict[str, Task], list[Line]]:
+    """matfree's Hv, GGN product and Lanczos, or a line that says that it is not installed."""
+    if not installed("matfree"):
+        return {}, [Line("matfree", reason="matfree is not installed")]
+    decomp = importlib.import_module("matfree.decomp")
+    flat_params, params_of = flatten(given.params)
+    flat_v, _ = flatten(given.v)
+    micro, outputs = given.micro, logits(given)
+
+    def mean(sum_and_count: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return sum_and_count[0] / sum_and_count[1]
+
+    def hv(flat: jax.Array, v: jax.Array, rows: Any) -> jax.Array:
+        loss = lambda flat: mean(given.loss()(params_of(flat), rows, ()))  # noqa: E731
+        return jax.jvp(jax.grad(loss), (flat,), (v,))[1]
+
+    def ggn(flat: jax.Array, v: jax.Array, rows: Any) -> jax.Array:
+        def model(flat: jax.Array) -> jax.Array:
+            return outputs(params_of(flat), rows)
+
+        def nll(z_BTV: jax.Array) -> jax.Array:
+            targets_BT = rows.tokens_BT[:, -given.sizes.completion :]
+            logp_BTV = jax.nn.log_softmax(z_BTV)
+            return -jnp.sum(jnp.take_along_axis(logp_BTV, targets_BT[:, :, None], axis=-1)) / given.sizes.rows
+
+        z, dz = jax.jvp(model, (flat,), (v,))
+        curved = jax.jvp(jax.grad(nll), (z,), (dz,))[1]
+        return jax.vjp(model, flat)[1](curved)[0]
+
+    flat_point, point_of = flatten(on.point)
+    flat_start, _ = flatten(jax.tree.map(lambda x: x[0], on.block))
+    tridiagonal = decomp.tridiag_sym(LANCZOS, custom_vjp=False)
+
+    def lanczos(flat: jax.Array, start: jax.Array, rows: Any, fixed: Any) -> tuple[jax.Array, jax.Array]:
+        def product(v: jax.Array) -> jax.Array:
+            loss = lambda flat: mean(on.loss(point_of(flat), rows, fixed))  # noqa: E731
+            return jax.jvp(jax.grad(loss), (flat,), (v,))[1]
+
+        found = tridiagonal(product, start)
+        values, y = jnp.linalg.eigh(found.J_small)
+        return values, y.T @ found.Q_tall
+
+    made = {
+        "matfree Hv": (hv, flat_params, flat_v, micro),
+        "matfree GGN": (ggn, flat_params, flat_v, micro),
+        "matfree Lanczos": (lanczos, flat_point, flat_start, micro, on.fixed),
+    }
+    tasks = {name: compiled(f"bench {name}", *made[name])[0] for name in made}
+    return tasks, [
+        Line("matfree: Hv", {"matfree Hv": 1}, IN_GRADIENTS),
+        Line("matfree: GGN product", {"matfree GGN": 1}, IN_GRADIENTS),
+        Line(f"matfree: Lanczos of {LANCZOS} / {LANCZOS} products", {"matfree Lanczos": 1}, {ON_ROUTE: LANCZOS}),
+    ]
+
+
+def curvlinops(given: Problem) -> tuple[dict[str, Task], list[Line]]:
+    """curvlinops' Hv and GGN product, or a line that says what is not installed."""
+    if not installed("torch", "curvlinops"):
+        return {}, [Line("curvlinops", reason="torch or curvlinops is not installed")]
+    torch, operators = importlib.import_module("torch"), importlib.import_module("curvlinops")
+    network, weights = torch_network(given)
+    tokens = torch.from_numpy(np.array(given.micro.tokens_BT, np.int64))
+    targets = tokens[:, -given.sizes.completion :].reshape(-1)
+    loss = torch.nn.CrossEntropyLoss()
+    direction = torch.from_numpy(exported(given.v, [name for name, _ in network.named_parameters()]))
+
+    def task(call: Callable[[], Any]) -> Task:
+        return Task(call, flops=torch_flops(call))
+
+    def product(kind: Any) -> Task:
+        data = [(tokens, targets)]
+        operator = kind(network, loss, weights, data, check_deterministic=False, num_data=len(tokens))
+        return task(lambda: operator @ direction)
+
+    under = {TORCH_GRADIENT: 1.0}
+    tasks = {
+        TORCH_GRADIENT: task(lambda: torch.autograd.grad(loss(network(tokens), targets), weights)),
+        "curvlinops Hv": product(operators.HessianLinearOperator),
+        "curvlinops GGN": product(operators.GGNLinearOperator),
+    }
+    return tasks, [
+        Line("curvlinops: Hv / torch gradient", {"curvlinops Hv": 1}, under),
+        Line("curvlinops: GGN product / torch gradient", {"curvlinops GGN": 1}, under),
+        Line("torch: gradient", {TORCH_GRADIENT: 1}, IN_GRADIENTS),
+    ]
+
+
+def torch_network(given: Problem) -> tuple[Any, list[Any]]:
+    """tokens -> logits [B · Tc, V] of completion tokens as a torch module, and its parameters."""
+    torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+    importlib.import_module("transformers.utils.logging").disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        huggingface.save(Path(folder) / "model", given.params, given.model.config)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "model", dtype=torch.float32, attn_implementation="eager"
+        )
+
+    class Silu(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x * torch.sigmoid(x)
+
+    class Completion(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens: Any) -> Any:
+            keep = given.sizes.completion + 1
+            z = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+            return z.reshape(-1, z.shape[-1])
+
+    for layer in model.model.layers:
+        layer.mlp.act_fn = Silu()
+    network = Completion().eval()
+    return network, list(network.parameters())
+
+
+def exported(vector: Any, names: list[str]) -> np.ndarray:
+    """A tree like the parameters as one vector, its tensors in the order of a torch network's parameter names."""
+    tensors = huggingface.to_tensors(vector)
+    return np.concatenate([tensors[name.removeprefix("model.")]().reshape(-1) for name in names])
+
+
+def torch_flops(call: Callable[[], Any]) -> float:
+    """FLOPs of the matrix products that torch dispatches in one call, under transformations of `torch.func` too."""
+    dispatch = importlib.import_module("torch.utils._python_dispatch")
+    formulas = importlib.import_module("torch.utils.flop_counter").flop_registry
+    total = [0.0]
+
+    class Count(dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            formula = formulas.get(function._overloadpacket)
+            total[0] += 0 if formula is None else formula(*args, **(kwargs or {}), out_val=out)
+            return out
+
+    with Count():
+        call()
+    return total[0]
+
+
+def flatten(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """A tree as one vector, and the function back: what these peers want, and what no other file here does."""
+    leaves, structure = jax.tree.flatten(params)
+    ends = np.cumsum([x.size for x in leaves])
+
+    def tree_of(flat: jax.Array) -> Any:
+        parts = jnp.split(flat, ends[:-1])
+        return structure.unflatten(part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True))
+
+    return jnp.concatenate([x.reshape(-1) for x in leaves]), tree_of

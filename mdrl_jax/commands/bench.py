@@ -1,0 +1,77 @@
+"""`bench`: benchmarks, as JSON lines on standard output and a table on standard error."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mdrl_jax.bench import curvature, peers
+from mdrl_jax.bench.measure import Task, records, rounds
+from mdrl_jax.errors import UserError
+
+Say = Callable[[str], None]
+WIDTH = 100  # of the table where the terminal does not say, as in a pipe
+
+
+def bench_curvature(sizes: curvature.Sizes, repeats: int, say: Say) -> list[dict[str, Any]]:
+    """Second-order products of a random decoder, and peers' beside them."""
+    say(f"compiling for {sizes}")
+    given = curvature.problem(sizes)
+    on = curvature.route(given)
+    tasks: dict[str, Task] = {**curvature.whole_tasks(given), **curvature.route_tasks(given, on)}
+    lines = list(curvature.LINES)
+    for make in (lambda: peers.matfree(given, on), lambda: peers.curvlinops(given)):
+        more, theirs = make()
+        tasks.update(more)
+        lines += theirs
+    return records("curvature", lines, tasks, rounds(tasks, repeats, say))
+
+
+BENCHES: dict[str, Callable[[curvature.Sizes, int, Say], list[dict[str, Any]]]] = {"curvature": bench_curvature}
+
+
+def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) -> None:
+    """Runs the named benchmarks, all of them where none is named.
+
+    Raises:
+      UserError: if a benchmark is not known, or the sizes are not valid.
+    """
+    for name in names:
+        if name not in BENCHES:
+            raise UserError(f"benchmark {name!r} is not known; known: {', '.join(BENCHES)}")
+    sizes = curvature.Sizes(layers=layers, width=width, rows=rows)
+    terminal = Console(stderr=True)
+    for name in names or BENCHES:
+        found = BENCHES[name](sizes, repeats, lambda text: terminal.print(text, style="dim", highlight=False))
+        for record in found:
+            print(json.dumps(record), flush=True)
+        wide = Console(stderr=True, width=max(terminal.width, WIDTH))
+        wide.print(table(f"{name}: {sizes}", found), highlight=False)
+
+
+def table(title: str, found: Sequence[dict[str, Any]]) -> Table:
+    """The records of one benchmark: ratios beside their targets, in red where they miss them."""
+    shown = Table(title=title)
+    shown.add_column("", no_wrap=True)
+    for header in ("FLOPs", "limit", "time", "95 %", "memory"):
+        shown.add_column(header, justify="right", no_wrap=True)
+    for record in found:
+        if record["reason"] is not None:
+            shown.add_row(record["what"], record["reason"])
+            continue
+        low, high = record["time_ci95"]
+        limit = "" if record["limit"] is None else f"{record['limit']:.2f}"
+        flops, time, memory = (_cell(record, key) for key in ("flops", "time", "memory"))
+        shown.add_row(record["what"], flops, limit, time, f"{low:.2f}-{high:.2f}", memory)
+    return shown
+
+
+def _cell(record: dict[str, Any], key: str) -> str:
+    ratio, target = record[f"{key}_ratio"], (record["target"] or {}).get(key)
+    if ratio is None:
+        return "-"
+    if target is None:
+        return f"{ratio:.2f}"
+    return f"[{'red' if ratio > target else 'green'}]{ratio:.2f}[/] ≤ {target:g}"

@@ -1,0 +1,134 @@
+"""What a compiled program does, read from its HLO text: matrix products and collectives, times loop trips.
+
+`compiled.cost_analysis()` counts the body of a loop once, so a layer scan would cost as much as one layer. Here
+every instruction counts as often as it runs: fusions and calls are followed, the body of a while loop is multiplied
+by its trip count, and of a conditional's branches the one with more of what is counted is taken. Shapes in a compiled
+program are those of one device, so all figures are of one device.
+
+Deviations from what a profiler would see: kernels that are opaque to the compiler (Pallas, cuDNN attention) count
+nothing; nor does a product with a vector that the compiler turned into a multiplication and a sum.
+"""
+
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+
+from mdrl_jax.parallel.hlo_text import Computation, Instruction, arrays, executed
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective of a compiled program.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      bytes: of one run, on one device: the larger of what it takes and gives (the gathered or not yet scattered array).
+      times: how often it runs.
+      where: the JAX operation it came from.
+    """
+
+    kind: str
+    bytes: int
+    times: int
+    where: str
+
+
+def matmul_flops(text: str, unknown_trips: int | None = None) -> float:
+    """Floating-point operations of all dense matrix products that one call executes on one device.
+
+    2·|output|·(contracted size) for each dot or GEMM call; convolutions, which is what TPU compilers make of dots,
+    count the multiplications whose operand is neither padding nor a hole of a dilation.
+
+    Args:
+      text: `jax.jit(f).lower(...).compile().as_text()`.
+      unknown_trips: trip count of loops whose own cannot be read.
+
+    Raises:
+      ValueError: if a loop with matrix products has an unknown trip count and `unknown_trips` is None.
+    """
+    return sum(run.times * run.amount for run in executed(text, _matmul_flops, unknown_trips))
+
+
+def collectives(text: str, unknown_trips: int | None = None) -> list[Collective]:
+    """Every collective that one call executes, in order of the text; arguments and errors as in `matmul_flops`.
+
+    An asynchronous one counts once, at its start.
+    """
+    runs = executed(text, _collective_bytes, unknown_trips)
+    return [Collective(_kind(r.instruction, r.computation), int(r.amount), r.times, r.instruction.where) for r in runs]
+
+
+def _dims(computation: Computation, name: str) -> tuple[int, ...]:
+    return arrays(computation[name].shape)[0][1]
+
+
+def _matmul_flops(instruction: Instruction, computation: Computation) -> float:
+    if instruction.opcode not in ("dot", "convolution", "custom-call"):
+        return 0
+    if instruction.opcode == "convolution":
+        return _convolution_flops(instruction, computation)
+    output = arrays(instruction.shape)[0][1] if arrays(instruction.shape) else ()
+    if instruction.opcode == "dot":
+        contracted = [int(i) for i in re.findall(r"\d+", instruction.attribute("lhs_contracting_dims"))]
+    else:
+        numbers = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.attributes)
+        if instruction.attribute("custom_call_target") == '"__onednn$matmul"':
+            # [b, m, k] x [b, k, n], either possibly transposed: |lhs| |rhs| / |output| = b k².
+            sizes = [math.prod(_dims(computation, name)) for name in instruction.operands[:2]]
+            inner = math.isqrt(math.prod(sizes) // math.prod(output) // math.prod(output[:-2]))
+            return 2.0 * math.prod(output) * inner
+        if numbers is None:
+            return 0
+        contracted = [int(i) for i in json.loads(numbers[1])]
+    lhs = _dims(computation, instruction.operands[0])
+    return 2.0 * math.prod(output) * math.prod(lhs[i] for i in contracted)
+
+
+def _convolution_flops(instruction: Instruction, computation: Computation) -> float:
+    lhs_labels, rhs_labels, out_labels = re.split("_|->", instruction.attribute("dim_labels"))
+    lhs, rhs = (_dims(computation, name) for name in instruction.operands[:2])
+    output = arrays(instruction.shape)[0][1]
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window")))
+    flops = 2.0 * lhs[lhs_labels.index("b")] / int(instruction.attribute("batch_group_count") or 1)
+    flops *= rhs[rhs_labels.index("i")] * rhs[rhs_labels.index("o")]  # "i" counts the features of one group
+    for i, label in enumerate(sorted(filter(str.isdigit, out_labels))):
+        stride, hole, spread = (
+            int(window[key].split("x")[i]) if key in window else 1 for key in ("stride", "lhs_dilate", "rhs_dilate")
+        )
+        low = int(window["pad"].split("x")[i].split("_")[0]) if "pad" in window else 0
+        out = np.arange(output[out_labels.index(label)])[:, None] * stride - low
+        at = out + np.arange(rhs[rhs_labels.index(label)])[None, :] * spread
+        inside = (at >= 0) & (at <= (lhs[lhs_labels.index(label)] - 1) * hole)
+        flops *= int(np.sum(inside & (at % hole == 0)))
+    return flops
+
+
+def _kind(instruction: Instruction, computation: Computation) -> str:
+    kind = instruction.opcode.removesuffix("-start")
+    root = next(i for i in computation.values() if i.is_root)
+    # TPU compilers write a reduce-scatter as a fusion of an all-reduce and the slice that the device keeps.
+    scattered = kind == "all-reduce" and root.opcode == "dynamic-slice" and root.operands[0] == instruction.name
+    return "reduce-scatter" if scattered else kind
+
+
+def _collective_bytes(instruction: Instruction, computation: Computation) -> float:
+    if instruction.opcode.removesuffix("-start") not in COLLECTIVES:
+        return 0
+    # TPU compilers name one asynchronous collective in three fusions: of its start, of work beside it, of its end.
+    starts = any("AsyncCollectiveStart" in i.attributes for i in computation.values())
+    if "chain_id=" in instruction.attributes and not starts:
+        return 0
+
+    def size(shape: str) -> int:
+        return sum(n * math.prod(dims) for n, dims in arrays(shape))
+
+    taken = sum(size(computation[name].shape) for name in instruction.operands)
+    given = size(instruction.shape)
+    if instruction.opcode == "all-gather-start" or instruction.opcode == "collective-permute-start":
+        given -= taken  # their result names the operand too
+    return max(taken, given)

@@ -1,0 +1,201 @@
+"""The HLO text of a compiled program, as instructions with how often each of them runs."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = ")
+_ARRAY = re.compile(r"([a-z]+\d*)\w*\[([\d,<=]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO: `shape` and `attributes` as text, `operands` by name (of a constant or parameter, its text)."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+    def attribute(self, key: str) -> str:
+        """The text of `key=...` up to the next comma outside braces; "" if it is absent."""
+        found = re.search(rf"\b{key}=(\{{[^{{}}]*\}}|[^\s,{{}}]+)", self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def where(self) -> str:
+        """The JAX operation it came from, e.g. `jit(step)/while/body/dot_general`."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return found[1] if found else ""
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An instruction, the computation it lies in, how often it runs, and the measure of one run."""
+
+    instruction: Instruction
+    computation: Computation
+    times: int
+    amount: float
+
+
+def executed(
+    text: str, measure: Callable[[Instruction, Computation], float], unknown_trips: int | None = None
+) -> list[Run]:
+    """The instructions whose `measure(instruction, its computation)` is above 0, with how often each runs.
+
+    A trip count is the compiler's (`known_trip_count`) or read from the loop: the one constant that its condition
+    compares its counter with, less the counter's start, for steps of one. A loop that may also stop early for
+    another reason counts to the end.
+
+    Args:
+      text: `jax.jit(f).lower(...).compile().as_text()`.
+      measure: what is counted; of a conditional's branches the one with more of it is taken.
+      unknown_trips: trip count of loops whose own cannot be read.
+
+    Raises:
+      ValueError: if a loop with something to count in it has an unknown trip count and `unknown_trips` is None.
+    """
+    computations, entry = parse(text)
+
+    def total(runs: list[Run]) -> float:
+        return sum(run.times * run.amount for run in runs)
+
+    @functools.cache
+    def runs_of(name: str) -> list[Run]:
+        computation, found = computations[name], []
+        for instruction in computation.values():
+            amount = measure(instruction, computation)
+            if amount > 0:
+                found.append(Run(instruction, computation, 1, amount))
+            inner = [max((runs_of(c) for c in choice), key=total) for choice in _called(instruction)]
+            runs = [run for one in inner for run in one]
+            times = 1
+            if runs and instruction.opcode == "while":
+                times = _trips(instruction, computation, computations)
+                times = unknown_trips if times is None else times
+                if times is None:
+                    raise ValueError(f"the trip count of loop {instruction.where or name} cannot be read")
+            found += [dataclasses.replace(run, times=run.times * times) for run in runs]
+        return found
+
+    return runs_of(entry)
+
+
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """The computations of an HLO module by name, and the name of the entry."""
+    computations: dict[str, Computation] = {}
+    current: Computation = {}
+    entry = ""
+    for line in text.splitlines():
+        line = re.sub(r"/\*.*?\*/", "", line)
+        header = _HEADER.match(line)
+        if header:
+            current = computations[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif start := _INSTRUCTION.match(line):
+            instruction = _instruction(start[1], line[start.end() :], line.lstrip().startswith("ROOT"))
+            current[start[1]] = instruction
+    if not entry:
+        raise ValueError("the text has no ENTRY computation; it is not that of a compiled HLO module")
+    return computations, entry
+
+
+def arrays(shape: str) -> list[tuple[int, tuple[int, ...]]]:
+    """(bytes an element, dimensions) of the array, or of each array of the tuple, that `shape` describes."""
+    found = []
+    for dtype, dims in _ARRAY.findall(shape):
+        bits = re.sub(r"\D", "", dtype)
+        size = max(int(bits) // 8, 1) if bits else (1 if dtype == "pred" else 0)
+        found.append((size, tuple(int(n.lstrip("<=")) for n in dims.split(",") if n)))
+    return found
+
+
+def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    inside = rest[opening + 1 : closing - 1]
+    operands = tuple(_NAME.findall(inside)) or (inside,)
+    return Instruction(name, shape, rest[:opening], operands, rest[closing:], is_root)
+
+
+def _closing(text: str, opening: int) -> int:
+    """Index after the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for i in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        if depth == 0:
+            return i + 1
+    raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")
+
+
+def _called(instruction: Instruction) -> list[list[str]]:
+    """The computations an instruction runs: one of each list."""
+    one = lambda key: [_NAME.findall(instruction.attribute(key))]  # noqa: E731
+    match instruction.opcode:
+        case "fusion" | "async-start":
+            found = one("calls")
+        case "call":
+            found = one("to_apply")
+        case "while":
+            found = one("body") + one("condition")
+        case "conditional":
+            found = [_NAME.findall(instruction.attribute(key)) for key in ("branch_computations", "true_computation")]
+            found = [found[0] or found[1] + _NAME.findall(instruction.attribute("false_computation"))]
+        case _:
+            found = []
+    return [names for names in found if names]
+
+
+def _trips(loop: Instruction, computation: Computation, computations: dict[str, Computation]) -> int | None:
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+    if known:
+        return int(known[1])
+    condition = computations[_NAME.findall(loop.attribute("condition"))[0]]
+    initial = computation[loop.operands[0]]
+    bounds = []
+    for counter, bound in _less_than(condition, computations):
+        index = condition[counter].attribute("index") if counter in condition else ""
+        if bound is None or not index or initial.opcode != "tuple":
+            continue
+        first = _constant(computation, initial.operands[int(index)])
+        if first is not None:
+            bounds.append(max(bound - first, 0))
+    return bounds[0] if len(bounds) == 1 else None
+
+
+def _less_than(condition: Computation, computations: dict[str, Computation]) -> list[tuple[str, int | None]]:
+    """(name in `condition`, constant) of each comparison name < constant, in it or a fusion of it."""
+    found = []
+    for outer in condition.values():
+        inside = computations[_called(outer)[0][0]] if outer.opcode == "fusion" else condition
+        for compare in inside.values() if outer.opcode == "fusion" else [outer]:
+            if compare.opcode == "compare" and compare.attribute("direction") == "LT":
+                names = list(compare.operands)
+                constants = [_constant(inside, name) for name in names]
+                if outer.opcode == "fusion":
+                    places = [inside[name].operands[0] if inside[name].opcode == "parameter" else "" for name in names]
+                    names = [outer.operands[int(place)] if place else "" for place in places]
+                known = _constant(condition, names[1]) if constants[1] is None else constants[1]
+                found.append((names[0], known))
+    return found
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+    """The integer that an instruction always gives; None if that cannot be seen."""
+    while name in computation and computation[name].opcode in ("copy", "bitcast"):
+        name = computation[name].operands[0]
+    instruction = computation.get(name)
+    if instruction is None or instruction.opcode != "constant":
+        return None
+    return int(instruction.operands[0]) if re.fullmatch(r"-?\d+", instruction.operands[0]) else None

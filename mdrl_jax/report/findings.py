@@ -1,0 +1,72 @@
+"""The interference analysis on the screen: verdicts, and damage predicted against measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
+
+
+def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One row a claim, with its figure, interval, null and reason."""
+    table = Table(box=box.SIMPLE, title_justify="left", title="claims")
+    for heading in ("", "verdict", "figure", "95 % interval", "null"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("why")
+    for claim in claims:
+        colour = COLOURS[claim["verdict"]]
+        verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
+        cells = (_number(claim["estimate"]), _interval(claim["ci95"]), _null(claim["null"]))
+        table.add_row(claim["id"], verdict, *cells, claim["reason"])
+    return table
+
+
+def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Every (domain, later stage): orders, prediction, measured damage and remainder; reward in points, NLL in nats."""
+    table = Table(box=box.SIMPLE, title_justify="left", title="damage: reward in points, success NLL in nats")
+    table.add_column("domain", no_wrap=True)
+    table.add_column("after", no_wrap=True)
+    table.add_column("loss", no_wrap=True)
+    for heading in ("first", "second", "predicted", "measured", "95 %", "remainder"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for pair in pairs:
+        for name, scale, label in (("reward", 100.0, "reward"), ("success_nll", 1.0, "NLL")):
+            figures = pair["objectives"][name]
+            cells = [_number(figures[k]["estimate"], scale) for k in ("first", "second", "predicted", "measured")] + [
+                _interval(figures["measured"]["ci95"], scale),
+                _number(figures["remainder"]["estimate"], scale),
+            ]
+            table.add_row(pair["domain"], pair["stage"], label, *cells)
+    return table
+
+
+def summary(found: Mapping[str, Any]) -> RenderableType:
+    """Both tables, and how well prediction and measurement agree over pairs."""
+    lines = []
+    for name, figures in found["damage"]["agreement"].items():
+        spearman, r2 = figures["spearman"], figures["r_squared"]
+        lines.append(
+            f"{name}: predicted against measured over {figures['n']} pairs, Spearman "
+            f"{_number(spearman['estimate'])} {_interval(spearman['ci95'])}, R² "
+            f"{_number(r2['estimate'])} {_interval(r2['ci95'])}"
+        )
+    return Group(damage_table(found["damage"]["pairs"]), *lines, verdict_table(found["claims"]))
+
+
+def _number(value: float | None, scale: float = 1.0) -> str:
+    return "–" if value is None else f"{scale * value:.3g}"
+
+
+def _interval(ci95: Sequence[float] | None, scale: float = 1.0) -> str:
+    return "–" if ci95 is None else f"\\[{scale * ci95[0]:.3g}, {scale * ci95[1]:.3g}]"
+
+
+def _null(null: Any) -> str:
+    if isinstance(null, Mapping):
+        return f"{null['mean']:.3g} {_interval([null['low'], null['high']])}"
+    if isinstance(null, Sequence):
+        return _interval(null)
+    return _number(null)

@@ -1,0 +1,290 @@
+"""The whole analysis on small sequences: laws of its figures, resume, refusals, and the same from any folder."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from mdrl_jax import records, runtime
+from mdrl_jax.analysis import interference
+from mdrl_jax.analysis.interference import BASE, Checkpoints, Trained
+from mdrl_jax.checkpoints import StageCheckpoints
+from mdrl_jax.config import Config, default, parse
+from mdrl_jax.errors import UserError
+from mdrl_jax.main import main
+from mdrl_jax.model import huggingface
+from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.report.console import Screen
+from mdrl_jax.rl.trainer import TrainState
+from mdrl_jax.stages import plan
+from mdrl_jax.workfolder import WorkFolder
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+SMALL = """
+from mdrl_jax import config
+
+def get_config():
+    c = config.default()
+    c.stages = ("code", "math", "analyze")
+    c.scored_domains = ("code", "math")
+    c.mesh.data = 1
+    c.rewards.workers = 1
+    c.evaluate.batch = 4
+    c.domains.n_test = 4
+    c.rollout.prompt_buckets = (BUCKET,)
+    c.rollout.completion_buckets = (8,)
+    c.analyze.prompts = 16
+    c.analyze.batch = 4
+    c.analyze.path_prompts = 8
+    c.analyze.vectors = 4
+    c.analyze.lanczos_block = 2
+    c.analyze.lanczos_steps = 2
+    c.analyze.permutations = 2
+    c.analyze.null_steps = 2
+    return c
+"""
+STAGES = (Trained("math", "math", BASE), Trained("qa", "qa", "math"), Trained("cw", "cw", "qa"))
+
+
+def small(**changes: Any) -> Config:
+    """The configuration of SMALL for the embedded model, with fields of `analyze` changed."""
+    c = default()
+    c.scored_domains = ("math", "qa", "cw")
+    c.stages = ("math", "qa", "cw")
+    c.mesh.data = 1
+    c.rewards.workers = 1
+    c.rollout.prompt_buckets = (12,)
+    c.rollout.completion_buckets = (16,)
+    c.evaluate.batch = 4
+    c.domains.n_test = 4
+    c.analyze.update(
+        {"prompts": 16, "batch": 4, "path_prompts": 8, "vectors": 4, "lanczos_block": 2, "lanczos_steps": 2}
+        | {"permutations": 2, "null_steps": 2, "conflicts": 1}
+        | changes
+    )
+    config = parse(c)
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1))
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[runtime.Runtime]:
+    """A runtime on one of the eight devices."""
+    config = small()
+    original = runtime.make_mesh
+    runtime.make_mesh = lambda mesh: original(mesh, jax.devices()[:1])  # type: ignore[assignment]
+    try:
+        with runtime.make_pool(config.rewards) as pool:
+            yield runtime.build(config, pool)
+    finally:
+        runtime.make_mesh = original
+
+
+def edited(params: Any, seed: int, size: float) -> Any:
+    """Parameters after an edit of relative size `size`, dense and random."""
+    rng = np.random.default_rng(seed)
+
+    def move(x: jax.Array) -> jax.Array:
+        x = np.asarray(x)
+        return jax.numpy.asarray(x + size * x.std() * rng.normal(size=x.shape).astype(np.float32))
+
+    return jax.tree.map(move, params)
+
+
+def analysed(built: runtime.Runtime, folder: Path, params: Callable[[str], Any]) -> dict[str, Any]:
+    """The findings of `STAGES` with these parameters."""
+    checkpoints = Checkpoints(STAGES, (), params)
+    with Screen(folder / "log.txt") as screen, jax.set_mesh(built.mesh):
+        return interference.run(built, checkpoints, folder, built.config.train.grpo, screen.steps)
+
+
+@pytest.fixture(scope="module")
+def sequence(built, tmp_path_factory) -> tuple[Path, dict[str, Any], Callable[[str], Any]]:
+    """math: a small edit; qa: no edit at all; cw: another small one. Folder, findings and parameters."""
+    base = built.base_params()
+    made = {BASE: base, "math": edited(base, 1, 0.02)}
+    made["qa"] = made["math"]
+    made["cw"] = edited(made["qa"], 2, 0.02)
+    folder = tmp_path_factory.mktemp("analysis")
+    return folder, analysed(built, folder, made.__getitem__), made.__getitem__
+
+
+def pair(found: dict[str, Any], domain: str, stage: str) -> dict[str, Any]:
+    """The objectives of one pair of the damage table."""
+    return next(p for p in found["damage"]["pairs"] if (p["domain"], p["stage"]) == (domain, stage))["objectives"]
+
+
+def test_a_stage_that_changes_nothing_does_no_damage(sequence):
+    _, found, _ = sequence
+    for name, figures in pair(found, "math", "qa").items():
+        for term in ("first", "second", "predicted", "measured", "remainder"):
+            if term in figures and figures[term]["estimate"] is not None:
+                assert figures[term]["estimate"] == 0.0, (name, term)
+    edits = found["edits"]["domains"]
+    assert edits["qa"]["all"]["fp32"]["unchanged"]["estimate"] == 1.0
+    assert edits["cw"]["all"]["fp32"]["unchanged"]["estimate"] < 0.01
+
+
+def test_the_expansion_tells_the_nll_of_a_small_edit_along_the_whole_path(sequence):
+    _, found, _ = sequence
+    nll = pair(found, "math", "cw")["success_nll"]
+    size = abs(nll["first"]["estimate"]) + abs(nll["second"]["estimate"])
+    assert size > 1e-3
+    for step in nll["curve"]:
+        # What is left is third order.
+        assert abs(step["remainder"]["estimate"]) < 0.15 * step["alpha"] ** 2 * size, step["alpha"]
+    left = [abs(row["remainder"]["estimate"]) for row in nll["segments"]]
+    assert left[-1] < 0.1 * left[0]
+
+
+def test_figures_have_interval_null_and_count(sequence):
+    _, found, _ = sequence
+
+    def visit(value: Any, path: str) -> int:
+        if isinstance(value, list):
+            return sum(visit(x, path) for x in value)
+        if not isinstance(value, dict):
+            return 0
+        if "estimate" in value and "n" in value:
+            assert {"ci95", "null"} <= value.keys(), path
+            assert value["estimate"] is not None or value["reason"], path
+        return ("estimate" in value) + sum(visit(v, f"{path}/{k}") for k, v in value.items())
+
+    assert visit({k: v for k, v in found.items() if k != "claims"}, "") > 500
+    assert [c["id"] for c in found["claims"]] == ["C1", "C2", "C3", "C4", "C5"]
+    for claim in found["claims"]:
+        assert claim["verdict"] in ("supported", "contradicted", "undecided") and claim["reason"]
+
+
+def test_the_files_are_json_without_nan(sequence):
+    folder, found, _ = sequence
+    for name in ("edits", "gradients", "routes", "damage", "subspace"):
+        text = (folder / "analysis" / f"{name}.json").read_text()
+        assert json.loads(text, parse_constant=lambda x: pytest.fail(f"{x} is no JSON")) == found[name]
+    assert records.read_json(folder / "claims.json") == found["claims"]
+
+
+def test_an_analysis_started_again_makes_nothing_twice(sequence, built):
+    folder, found, params = sequence
+    before = sum(compilations.values())
+    assert analysed(built, folder, params) == found
+    assert sum(compilations.values()) == before
+
+
+def test_an_interrupted_analysis_ends_the_same(sequence, built, tmp_path):
+    folder, found, params = sequence
+    kept = [*(folder / "analysis" / "samples").glob("*.npz"), folder / "analysis" / "settings.json"]
+    kept += [folder / "analysis" / "parts" / f"{name}.json" for name in ("edits", "point-base", "point-math")]
+    for file in kept:
+        records.write_bytes(tmp_path / file.relative_to(folder), file.read_bytes())
+    again = analysed(built, tmp_path, params)
+    assert again["damage"] == found["damage"] and again["gradients"] == found["gradients"]
+    assert again["subspace"] == found["subspace"] and again["claims"] == found["claims"]
+
+
+def test_another_setting_in_the_same_folder_is_refused(sequence, built):
+    folder, _, params = sequence
+    other = dataclasses.replace(built, config=small(group=2))
+    with pytest.raises(UserError, match=r"group=4, now 2"):
+        analysed(other, folder, params)
+
+
+def test_what_cannot_be_analysed_is_refused_before_anything_runs(built):
+    with pytest.raises(UserError, match="no stage before it"):
+        interference.check(built, Checkpoints((), (), lambda name: None))
+    many = dataclasses.replace(built, config=small(prompts=8000))
+    with pytest.raises(UserError, match="prompts=8000"):
+        interference.check(many, Checkpoints(STAGES, (), lambda name: None))
+
+
+@pytest.fixture(scope="module")
+def exported(shared, tmp_path_factory) -> dict[str, Path]:
+    """A real base and two copies that torch has edited and written."""
+    torch = pytest.importorskip("torch", reason="the copies are written by torch")
+    transformers = pytest.importorskip("transformers")
+    source = shared / "models" / "tinystories-656k"
+    folders = {BASE: source}
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    torch.manual_seed(0)
+    for name in ("code", "math"):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.01 * weight.std() * torch.randn_like(weight)
+        folders[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folders[name])
+        transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folders[name])
+    return folders
+
+
+def test_anybodys_folders_give_the_figures_of_a_work_folder(exported, tmp_path, monkeypatch, capsys):
+    original = runtime.make_mesh
+    monkeypatch.setattr(runtime, "make_mesh", lambda mesh: original(mesh, jax.devices()[:1]))
+    file = tmp_path / "small.py"
+    file.write_text(SMALL.replace("BUCKET", "48"))
+    flags = [f"--config={file}", f"--config.model.path={exported[BASE]}"]
+
+    ran = tmp_path / "ran"
+    config = parse(dict(runtime_config(file, exported[BASE])))
+    model = huggingface.read_config(exported[BASE])
+    mesh = original(config.mesh, jax.devices()[:1])
+    decoder = runtime.Decoder(model)
+    work = WorkFolder(ran)
+    work.open(config)
+    rows = {domain: [[0.0]] * 4 for domain in config.scored_domains}
+    scored = {"seed": 0, "k": 1, "step": 1, "rewards": rows, "accuracy": rows}
+    records.write_json(work.evaluation("00-base"), {"stage": "base", "index": 0} | scored)
+    for stage in plan(config, ("code", "math"))[:2]:
+        with StageCheckpoints(work.checkpoints(stage)) as checkpoints:
+            params = huggingface.load(exported[stage.name], decoder, mesh)
+            checkpoints.save(1, TrainState(np.int32(1), params, {"none": np.zeros(1)}), {})
+        records.write_json(work.evaluation(stage.folder), {"stage": stage.name, "index": stage.index} | scored)
+    assert main(["mdrl", "run", *flags, f"--workdir={ran}"]) == 0
+
+    read = tmp_path / "read"
+    stages = [f"--stage={name}:{exported[name]}" for name in ("code", "math")]
+    status = main(["mdrl", "analyze", f"--base={exported[BASE]}", *stages, f"--config={file}", f"--workdir={read}"])
+    assert status == 0, capsys.readouterr().err
+    for name in ("edits", "gradients", "routes", "damage", "subspace"):
+        ours, theirs = (records.read_json(f / "analysis" / f"{name}.json") for f in (ran, read))
+        for record in (ours, theirs):
+            record.get("settings", {}).pop("sources", None)
+        assert ours == theirs, name
+    assert records.read_json(ran / "claims.json") == records.read_json(read / "claims.json")
+    kl = records.read_json(read / "analysis" / "damage.json")["pairs"][0]["objectives"]["kl"]
+    assert kl["predicted"]["estimate"] > 0
+
+
+def runtime_config(file: Path, model: Path) -> Any:
+    """The ConfigDict that the command line would make."""
+    from mdrl_jax.config import from_file
+
+    made = from_file(file)
+    made.model.path = str(model)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stage=code:{base}"], "--base is missing"),
+        (["--base={base}"], "--stage is missing"),
+        (["--base={base}", "--stage=code"], "DOMAIN:FOLDER"),
+        (["--base={base}", "--stage=poetry:{base}"], "DOMAIN one of code, math"),
+        (["--base={base}", "--stage=code:{base}", "--stage=code:{base}"], "names code twice"),
+        (["--base={base}", "--stage=code:{tiny}"], "another config.json"),
+    ],
+)
+def test_a_wrong_call_is_one_line(flags, message, shared, tmp_path, capsys):
+    file = tmp_path / "small.py"
+    file.write_text(SMALL.replace("BUCKET", "48"))
+    places = {"base": shared / "models" / "tinystories-656k", "tiny": "tiny"}
+    flags = [flag.format(**places) for flag in flags]
+    assert main(["mdrl", "analyze", *flags, f"--config={file}", f"--workdir={tmp_path / 'w'}"]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,168 @@
+"""The decoder in pieces: against the decoder whole, and slices of its neurons against all of its parameters."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdrl_jax.analysis import stack
+from mdrl_jax.model import attention
+from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.rl.logprobs import token_log_probs
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+START, LENGTH, ROWS = 4, 11, 3  # prompts of up to 4 tokens; 7 positions, which neither 2 nor 3 divides
+TEMPERATURE = 0.7
+INDEX_LR = np.array([[4, 1, 0], [2, 0, 0]], np.int32)  # neuron 0 twice: once only to fill the second layer's places
+MASK_LR = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
+
+
+def sequences(vocab, seed=0):
+    """Tokens [3, 11] with left-padded prompts and one completion that ends early."""
+    tokens_BT = np.random.default_rng(seed).integers(0, vocab, (ROWS, LENGTH)).astype(np.int32)
+    valid_BT = np.arange(LENGTH)[None] >= np.array([0, 3, 1])[:, None]
+    valid_BT[2, 8:] = False
+    return jnp.asarray(tokens_BT), jnp.asarray(valid_BT)
+
+
+def normal_like(tree, seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), tree)
+
+
+def assert_close(a, b, relative):
+    """Each leaf of a tree, within `relative` of its largest entry."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=relative * max(float(np.max(np.abs(y))), 1e-3))
+
+
+def with_gradient(function):
+    """(log-probs, gradient of a sum over them that weighs every token differently)."""
+
+    def both(point, *rest):
+        logp_BT, vjp = jax.vjp(lambda p: function(p, *rest), point)
+        weight_BT = jnp.cos(jnp.arange(logp_BT.size, dtype=logp_BT.dtype)).reshape(logp_BT.shape)
+        return logp_BT, vjp(weight_BT)[0]
+
+    return jax.jit(both)
+
+
+def test_log_probs_are_those_of_the_decoder(tiny):
+    """And their gradient; the decoder attends by the library's function, in float32."""
+    data = sequences(tiny.config.vocab_size)
+    kwargs = {"start": START, "temperature": TEMPERATURE}
+    truth = with_gradient(lambda p, t, v: token_log_probs(tiny.model, p, t, v, **kwargs))(tiny.params, *data)
+    in_blocks = functools.partial(attention.blockwise, block=4)
+    for remat, chunk, attend in (("none", 0, attention.plain), ("full", 3, in_blocks)):
+        pieces = stack.whole(Decoder(tiny.config, remat=remat), attend)
+        log_probs = functools.partial(stack.log_probs, pieces, chunk=chunk, **kwargs)
+        found = with_gradient(lambda p, t, v, f=log_probs: f(p, (), t, v))(tiny.params, *data)
+        assert found[0].dtype == jnp.float32 and found[0].shape == (ROWS, LENGTH - START)
+        assert_close(found, truth, 2e-5)
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 7])
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_remat_and_chunks_change_no_value(tiny_models, remat, chunk):
+    tiny = tiny_models["llama"]
+    data = sequences(tiny.config.vocab_size)
+    kwargs = {"start": START, "temperature": TEMPERATURE}
+    pieces = stack.whole(Decoder(tiny.config, remat=remat))
+    found = jax.jit(functools.partial(stack.log_probs, pieces, chunk=chunk, **kwargs))(tiny.params, (), *data)
+    assert_close(found, jax.jit(functools.partial(token_log_probs, tiny.model, **kwargs))(tiny.params, *data), 2e-5)
+
+
+def test_remat_keeps_less(tiny_models):
+    tiny = tiny_models["llama"]
+    tokens_BT, valid_BT = sequences(tiny.config.vocab_size)
+
+    def kept(remat):
+        pieces = stack.whole(Decoder(tiny.config, remat=remat))
+        log_probs = lambda p: stack.log_probs(  # noqa: E731
+            pieces, p, (), tokens_BT, valid_BT, start=START, temperature=TEMPERATURE, chunk=2
+        )
+        residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(log_probs, p)[1], tiny.params))
+        layers = (tiny.config.n_layers, ROWS)
+        assert not [x.shape for x in residuals if x.shape[-1:] == (96,) and ROWS in x.shape]  # logits
+        return {x.shape[2:] for x in residuals if x.shape[:2] == layers}
+
+    assert kept("full") == {(LENGTH, 32)}  # the input of each layer
+    assert {(LENGTH, 48), (LENGTH, 4, 8)} <= kept("dots") < kept("none")
+
+
+@pytest.fixture
+def route(decoder64):
+    """A decoder, its parameters, a route of it (slice, what stays fixed), sequences."""
+    model, params = decoder64("qwen2")  # with biases, and a tied readout
+    point = stack.route_slice(params, INDEX_LR, MASK_LR)
+    fixed = stack.route_fixed(params, INDEX_LR, MASK_LR)
+    return model, params, point, fixed, sequences(model.config.vocab_size)
+
+
+@functools.cache
+def derivatives(kind, model):
+    """(point, fixed, tokens, valid, v) -> (log-probs, gradient, Hv) of a sum over tokens."""
+
+    def run(point, fixed, tokens_BT, valid_BT, v):
+        log_probs = functools.partial(stack.log_probs, kind(model), start=START, temperature=TEMPERATURE, chunk=3)
+        gradient = with_gradient(lambda p: log_probs(p, fixed, tokens_BT, valid_BT))
+        (logp_BT, grad), (_, hv) = jax.jvp(gradient, (point,), (v,))
+        return logp_BT, grad, hv
+
+    return jax.jit(run)
+
+
+def test_a_route_moves_the_model_as_its_neurons_do(route):
+    """log π, gradient and Hessian product away from the parameters that the slice was taken at."""
+    model, params, point, fixed, data = route
+    take, lift = (functools.partial(f, index_LR=INDEX_LR, mask_LR=MASK_LR) for f in (stack.route_slice, stack.lift))
+    mask = take(jax.tree.map(jnp.ones_like, params))
+    step, v = (jax.tree.map(jnp.multiply, mask, normal_like(point, seed, 0.3)) for seed in (1, 2))
+    moved = jax.tree.map(jnp.add, point, step)
+    found = derivatives(stack.on_route, model)(moved, fixed, *data, v)
+    whole = derivatives(stack.whole, model)
+    truth = whole(jax.tree.map(jnp.add, params, lift(step, like=params)), (), *data, lift(v, like=params))
+    assert_close(found[0], truth[0], 1e-11)
+    assert_close(found[1:], tuple(map(take, truth[1:])), 1e-11)
+    assert all(float(jnp.max(jnp.abs(x))) > 1e-3 for x in jax.tree.leaves(found))
+    still = whole(params, (), *data, lift(v, like=params))
+    assert float(jnp.max(jnp.abs(truth[0] - still[0]))) > 1e-3
+    assert_close(derivatives(stack.on_route, model)(point, fixed, *data, v)[0], still[0], 1e-11)
+
+
+def test_padded_places_have_no_derivatives(route):
+    """Exactly: what a direction holds there changes no product, and nothing comes out there."""
+    model, params, point, fixed, data = route
+    run = derivatives(stack.on_route, model)
+    padded = jax.tree.map(lambda x: x == 0, stack.route_slice(jax.tree.map(jnp.ones_like, params), INDEX_LR, MASK_LR))
+    assert [int(x.sum()) for x in jax.tree.leaves(padded)] == [8, 8, 8]  # two places of four numbers
+    anything = normal_like(point, 3)
+    nothing = jax.tree.map(lambda x, p: jnp.where(p, 0.0, x), anything, padded)
+    with_padding, without = (run(point, fixed, *data, v) for v in (anything, nothing))
+    for tree in with_padding[1:]:
+        assert all(bool(jnp.all(x[p] == 0)) for x, p in zip(tree.values(), padded.values(), strict=True))
+    for x, y in zip(jax.tree.leaves(with_padding), jax.tree.leaves(without), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_lift_is_the_adjoint_of_route_slice(route):
+    """⟨lift(z), x⟩ = ⟨z, slice(x)⟩ for every z, whatever it holds in padded places."""
+    _, params, point, _, _ = route
+    x, z = normal_like(params, 5), normal_like(point, 6)
+    dot = lambda a, b: sum(float(jnp.vdot(i, j)) for i, j in zip(*map(jax.tree.leaves, (a, b)), strict=True))  # noqa: E731
+    lifted = stack.lift(z, INDEX_LR, MASK_LR, params)
+    assert dot(lifted, x) == pytest.approx(dot(z, stack.route_slice(x, INDEX_LR, MASK_LR)), rel=1e-12)
+    changed = {jax.tree_util.keystr(k) for k, leaf in jax.tree_util.tree_leaves_with_path(lifted) if jnp.any(leaf != 0)}
+    assert changed == {f"['layers']['{name}']['kernel']" for name in ("gate", "up", "down")}
+    again = stack.route_slice(lifted, INDEX_LR, MASK_LR)
+    assert_close(again, stack.route_slice(stack.lift(again, INDEX_LR, MASK_LR, params), INDEX_LR, MASK_LR), 0)
+
+
+def test_a_route_keeps_what_it_does_not_take(route):
+    _, params, _, fixed, _ = route
+    expected_LF = [[0, 0, 1, 1, 0, 1], [1, 1, 0, 1, 1, 1]]
+    np.testing.assert_array_equal(fixed["keep_LF"], expected_LF)
+    assert fixed["params"] is params
