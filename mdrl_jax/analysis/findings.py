@@ -86,7 +86,7 @@ def agreement(pairs: Sequence[Record]) -> dict[str, Any]:
     out = {}
     for name, measure in AGAINST.items():
         points = [
-            (pair["objectives"][name]["predicted"]["estimate"], pair["objectives"][measure]["measured"]["estimate"])
+            [pair["objectives"][name]["predicted"]["estimate"], pair["objectives"][measure]["measured"]["estimate"]]
             for pair in pairs
         ]
         points = [p for p in points if None not in p]

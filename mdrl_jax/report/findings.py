@@ -10,18 +10,16 @@ from rich.table import Table
 COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
-def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One row a claim, with its figure, interval, null and reason."""
-    table = Table(box=box.SIMPLE, title_justify="left", title="claims")
-    for heading in ("", "verdict", "figure", "95 % interval", "null"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("why")
+def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Each claim: the verdict with its figure, interval, null and published figure, and why."""
+    lines = ["claims"]
     for claim in claims:
         colour = COLOURS[claim["verdict"]]
-        verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
-        cells = (_number(claim["estimate"]), _interval(claim["ci95"]), _null(claim["null"]))
-        table.add_row(claim["id"], verdict, *cells, claim["reason"])
-    return table
+        figure = f"{_number(claim['estimate'])} {_interval(claim['ci95'])}, null {_null(claim['null'])}"
+        lines.append(f"  {claim['id']} [{colour}]{claim['verdict']}[/{colour}]: {claim['claim']}")
+        lines.append(f"     {figure}; published: {claim['published']}")
+        lines.append(f"     {claim['reason'].replace('[', chr(92) + '[')}")
+    return "\n".join(lines)
 
 
 def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -53,7 +51,7 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
             f"{_number(spearman['estimate'])} {_interval(spearman['ci95'])}, R² "
             f"{_number(r2['estimate'])} {_interval(r2['ci95'])}"
         )
-    return Group(damage_table(found["damage"]["pairs"]), *lines, verdict_table(found["claims"]))
+    return Group(damage_table(found["damage"]["pairs"]), *lines, verdicts(found["claims"]))
 
 
 def _number(value: float | None, scale: float = 1.0) -> str:

@@ -14,17 +14,27 @@ from mdrl_jax import records, runtime
 from mdrl_jax.analysis import interference
 from mdrl_jax.analysis.interference import BASE, Checkpoints, Trained
 from mdrl_jax.checkpoints import StageCheckpoints
-from mdrl_jax.config import Config, default, parse
+from mdrl_jax.config import EMBEDDED_MODEL, Config, default, parse
 from mdrl_jax.errors import UserError
 from mdrl_jax.main import main
 from mdrl_jax.model import huggingface
 from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.parallel.sharding import make_mesh
 from mdrl_jax.report.console import Screen
 from mdrl_jax.rl.trainer import TrainState
 from mdrl_jax.stages import plan
 from mdrl_jax.workfolder import WorkFolder
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+
+@pytest.fixture(scope="module", autouse=True)
+def one_quick_device() -> Iterator[None]:
+    """Runs on one of the eight devices, and compiles every program of the module alike, to slower code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
 
 SMALL = """
 from mdrl_jax import config
@@ -68,21 +78,15 @@ def small(**changes: Any) -> Config:
         | {"permutations": 2, "null_steps": 2, "conflicts": 1}
         | changes
     )
-    config = parse(c)
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1))
+    return parse(c)
 
 
 @pytest.fixture(scope="module")
 def built() -> Iterator[runtime.Runtime]:
-    """A runtime on one of the eight devices."""
+    """What an analysis runs with."""
     config = small()
-    original = runtime.make_mesh
-    runtime.make_mesh = lambda mesh: original(mesh, jax.devices()[:1])  # type: ignore[assignment]
-    try:
-        with runtime.make_pool(config.rewards) as pool:
-            yield runtime.build(config, pool)
-    finally:
-        runtime.make_mesh = original
+    with runtime.make_pool(config.rewards) as pool:
+        yield runtime.build(config, pool)
 
 
 def edited(params: Any, seed: int, size: float) -> Any:
@@ -190,7 +194,7 @@ def test_an_interrupted_analysis_ends_the_same(sequence, built, tmp_path):
 def test_another_setting_in_the_same_folder_is_refused(sequence, built):
     folder, _, params = sequence
     other = dataclasses.replace(built, config=small(group=2))
-    with pytest.raises(UserError, match=r"group=4, now 2"):
+    with pytest.raises(UserError, match=r"group=8, now 2"):
         analysed(other, folder, params)
 
 
@@ -221,9 +225,7 @@ def exported(shared, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
-def test_anybodys_folders_give_the_figures_of_a_work_folder(exported, tmp_path, monkeypatch, capsys):
-    original = runtime.make_mesh
-    monkeypatch.setattr(runtime, "make_mesh", lambda mesh: original(mesh, jax.devices()[:1]))
+def test_anybodys_folders_give_the_figures_of_a_work_folder(exported, tmp_path, capsys):
     file = tmp_path / "small.py"
     file.write_text(SMALL.replace("BUCKET", "48"))
     flags = [f"--config={file}", f"--config.model.path={exported[BASE]}"]
@@ -231,7 +233,7 @@ def test_anybodys_folders_give_the_figures_of_a_work_folder(exported, tmp_path, 
     ran = tmp_path / "ran"
     config = parse(dict(runtime_config(file, exported[BASE])))
     model = huggingface.read_config(exported[BASE])
-    mesh = original(config.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
     decoder = runtime.Decoder(model)
     work = WorkFolder(ran)
     work.open(config)
@@ -282,7 +284,7 @@ def runtime_config(file: Path, model: Path) -> Any:
 def test_a_wrong_call_is_one_line(flags, message, shared, tmp_path, capsys):
     file = tmp_path / "small.py"
     file.write_text(SMALL.replace("BUCKET", "48"))
-    places = {"base": shared / "models" / "tinystories-656k", "tiny": "tiny"}
+    places = {"base": shared / "models" / "tinystories-656k", "tiny": EMBEDDED_MODEL}
     flags = [flag.format(**places) for flag in flags]
     assert main(["mdrl", "analyze", *flags, f"--config={file}", f"--workdir={tmp_path / 'w'}"]) == 2
     out, err = capsys.readouterr()

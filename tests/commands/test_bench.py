@@ -53,7 +53,9 @@ def test_route_is_a_tenth_of_each_layer(small: curvature.Problem, on: curvature.
     np.testing.assert_array_equal(left, [width - round(0.1 * width)] * SMALL.layers)
 
 
-def test_matfree_computes_our_products(small: curvature.Problem, on: curvature.Route, tasks: dict[str, Task]):
+def test_matfree_computes_our_products(
+    small: curvature.Problem, on: curvature.Route, tasks: dict[str, Task], fast_compile: None
+):
     pytest.importorskip("matfree")
     theirs, lines = peers.matfree(small, on)
     assert [set(line.over) for line in lines] == [{name} for name in theirs]
