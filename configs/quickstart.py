@@ -70,9 +70,9 @@ def get_config() -> ConfigDict:
     c.train.optimizer.b2 = 0.95
     c.train.optimizer.eps = 2e-4
     c.model.remat = "dots"  # on a CPU it takes longer to store and load what a layer made than to make it again
-    c.analyze.prompts = 64
+    c.analyze.prompts = 48
     c.analyze.group = 4
-    c.analyze.batch = 4  # 16 blocks a domain: with fewer, few gradients are reliably measurable
+    c.analyze.batch = 4
     c.analyze.path_prompts = 16
     c.analyze.permutations = 10
     return c

@@ -331,8 +331,8 @@ def _check(config: Config) -> None:
         value = getattr(c.sft, field)
         _require(0 <= value <= 1, f"sft.{field}={value} is not valid; it lies in [0, 1]")
     a = c.analyze
-    even = a.prompts > 0 and a.prompts % (2 * a.batch) == 0
-    _require(even, f"analyze.prompts={a.prompts} is not valid; it is halved and cut into batches of {a.batch} prompts")
+    even = a.prompts >= 4 * a.batch and a.prompts % (2 * a.batch) == 0
+    _require(even, f"analyze.prompts={a.prompts} is not valid; an even number, 4 or more, of batches of {a.batch}")
     on_path = 0 < a.path_prompts <= a.prompts and a.path_prompts % a.batch == 0
     _require(on_path, f"analyze.path_prompts={a.path_prompts} is not valid; batches of {a.batch}, at most {a.prompts}")
     found = a.lanczos_block * a.lanczos_steps
@@ -350,5 +350,5 @@ def _check(config: Config) -> None:
         rows = s.prompts * s.group
         divides = rows % s.micro_batches == 0
         _require(divides, f"{where}: prompts * group = {rows} is not divisible by micro_batches={s.micro_batches}")
-        known = ("", "base", *c.stages[:i])
+        known = ("", "base", *(s for s in c.stages[:i] if s != "analyze"))
         _require(s.start in known, f"{where}: start={s.start!r} is not an earlier stage or 'base'")

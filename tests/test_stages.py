@@ -83,3 +83,9 @@ def test_a_joint_step_has_to_divide_among_its_domains():
     with pytest.raises(UserError, match=r"joint.*prompts=6.*4 domains"):
         planned("joint", train={"prompts": 6})
     planned("joint", train={"prompts": 6}, scored_domains=("math", "qa", "cw"))
+
+
+def test_an_analysis_trains_nothing_and_what_follows_starts_where_it_did():
+    stages = planned("code", "math", "analyze", "qa")
+    assert [s.trains for s in stages.values()] == [True, True, False, True]
+    assert stages["qa"].start == "math"

@@ -31,6 +31,7 @@ from mdrl_jax.parallel.programs import program
 
 KS = (1, 2, 4, 8, 16)
 N_RANDOM = 40
+N_ANGLES = 10  # draws of the null of angles, whose spread is small
 # Directions a call of `quadratic`: always this many, so that it is compiled once.
 AT_ONCE = 8
 
@@ -125,7 +126,7 @@ def measure(
         "unit": unit,
         "n_prompts": table.n,
         "halves": [half.record() for half in halves],
-        "angles": _angles(halves, min(dimension[top]), random, n_random),
+        "angles": _angles(halves, min(dimension[top]), random),
         "total": table.figure(table.mean["total"]),
         "ladder": [table.rung(*rung) for rung in rungs],
         "captured": [
@@ -175,7 +176,7 @@ def _columns(
     return {name: np.asarray(values, float) for name, values in columns.items()}
 
 
-def _angles(halves: tuple[Half, Half], k: int, random: Random, n_random: int) -> dict[str, Any]:
+def _angles(halves: tuple[Half, Half], k: int, random: Random) -> dict[str, Any]:
     """Principal angles between the halves' S; the null is the band of the mean angle of S to random subspaces.
 
     The interval of the mean is the central 95 % of the k angles (bootstrapping prompts would repeat Lanczos).
@@ -184,6 +185,6 @@ def _angles(halves: tuple[Half, Half], k: int, random: Random, n_random: int) ->
         return {"angles": [], "mean": undefined("one half has no positive eigenvalue", 0, "rad")}
     a, b = (jax.tree.map(lambda v: v[:k], half.vectors) for half in halves)
     angles = subspace.principal_angles(a, b)
-    null = [subspace.principal_angles(a, random(j, k)).mean() for j in range(n_random)]
+    null = [subspace.principal_angles(a, random(j, k)).mean() for j in range(N_ANGLES)]
     mean = percentile(float(angles.mean()), angles, k, "rad")
     return {"angles": angles.tolist(), "mean": mean.record(band(null))}

@@ -124,7 +124,7 @@ def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = Non
     key_of = (runtime.config.seed, STAGE_OF_KEYS, 0)
     parts = [
         runtime.sample(params, [(prompts, rows)], key_of, config.group, runtime.config.rollout.sampling)
-        for rows in chosen.reshape(-1, config.batch)
+        for rows in chosen.reshape(-1, sampled_at_once(len(chosen), config.batch, runtime.config.evaluate.batch))
     ]
     longest = max(int(part.completions.length_PG.max()) for part in parts)
     length = tokens.bucket(longest, runtime.config.rollout.completion_buckets, "a completion")
@@ -140,6 +140,12 @@ def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = Non
         rewards_PG=joined("rewards_PG"),
         ended_PG=np.concatenate([part.completions.ended_PG for part in parts]),
     )
+
+
+def sampled_at_once(prompts: int, batch: int, most: int) -> int:
+    """The largest multiple of `batch`, up to `most` prompts, that divides the prompts; at least `batch`."""
+    sizes = range(batch, max(most, batch) + 1, batch)
+    return max(size for size in sizes if prompts % size == 0)
 
 
 def load(file: Path) -> Sample:

@@ -12,7 +12,7 @@ from mdrl_jax.bench.measure import Task, records, rounds
 from mdrl_jax.errors import UserError
 
 Say = Callable[[str], None]
-WIDTH = 100  # of the table where the terminal does not say, as in a pipe
+WIDTH = 120  # of the table where the terminal does not say, as in a pipe
 
 
 def bench_curvature(sizes: curvature.Sizes, repeats: int, say: Say) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def table(title: str, found: Sequence[dict[str, Any]]) -> Table:
         shown.add_column(header, justify="right", no_wrap=True)
     for record in found:
         if record["reason"] is not None:
-            shown.add_row(record["what"], record["reason"])
+            shown.add_row(f"{record['what']}: {record['reason']}")
             continue
         low, high = record["time_ci95"]
         limit = "" if record["limit"] is None else f"{record['limit']:.2f}"
@@ -74,4 +74,4 @@ def _cell(record: dict[str, Any], key: str) -> str:
         return "-"
     if target is None:
         return f"{ratio:.2f}"
-    return f"[{'red' if ratio > target else 'green'}]{ratio:.2f}[/] ≤ {target:g}"
+    return f"[{'red' if ratio > target else 'green'}]{ratio:.2f}[/] (≤ {target:g})"

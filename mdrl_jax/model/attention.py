@@ -53,5 +53,7 @@ def _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, first) -> jax.Array:
     scores = jnp.einsum("bqkrh,btkh->bkrqt", q_BQKRh, k_BTKh, preferred_element_type=wide) / math.sqrt(head_dim)
     causal_QT = jnp.arange(length)[None, :] <= first + jnp.arange(n_queries)[:, None]
     mask = causal_QT[None, None, None] & valid_BT[:, None, None, None, :]
-    weights = jax.nn.softmax(jnp.where(mask, scores, NEGATIVE), axis=-1).astype(v_BTKh.dtype)
+    scores = jnp.where(mask, scores, NEGATIVE)
+    # The softmax, in a form whose repeated jvps XLA merges; of jax.nn.softmax it keeps both, and of all that follows.
+    weights = jnp.exp(scores - jax.nn.logsumexp(scores, axis=-1, keepdims=True)).astype(v_BTKh.dtype)
     return jnp.einsum("bkrqt,btkh->bqkrh", weights, v_BTKh).reshape(q_BQHh.shape)

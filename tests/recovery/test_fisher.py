@@ -1,0 +1,132 @@
+"""The Fisher diagonal of a tiny decoder against gradients one by one; the fit of κ against numpy."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from mdrl_jax.analysis import stack
+from mdrl_jax.analysis.objectives import Forward, Rows
+from mdrl_jax.model.transformer import Decoder, param_shapes
+from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.parallel.sharding import param_shardings, put
+from mdrl_jax.recovery.fisher import fisher_diagonal, fit_kappa
+from mdrl_jax.rl.logprobs import token_log_probs
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+SIZES = {"vocab_size": 8, "n_layers": 2, "d_model": 8, "d_mlp": 8, "n_heads": 2, "n_kv_heads": 2, "head_dim": 4}
+PROMPT, COMPLETION, TEMPERATURE = 3, 4, 0.7
+
+
+@pytest.fixture(scope="module")
+def small(tiny_models: Any) -> tuple[Decoder, Any]:
+    model = Decoder(dataclasses.replace(tiny_models["qwen3"].config, **SIZES))
+    rng = np.random.default_rng(0)
+    shapes = nn.unbox(param_shapes(model))
+    return model, jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def batches(n: int = 2, rows: int = 4) -> list[Rows]:
+    """Micro-batches of completions of unequal lengths; the last row only fills up."""
+    rng = np.random.default_rng(1)
+    out = []
+    for i in range(n):
+        lengths = rng.integers(1, COMPLETION + 1, rows)
+        mask_BT = (np.arange(COMPLETION)[None, :] < lengths[:, None]).astype(np.float32)
+        padding_BT = np.arange(PROMPT)[None, :] >= rng.integers(0, PROMPT, rows)[:, None]
+        weight_B = np.ones(rows, np.float32)
+        if i == n - 1:
+            weight_B[-1] = 0
+        out.append(
+            Rows(
+                tokens_BT=rng.integers(0, SIZES["vocab_size"], (rows, PROMPT + COMPLETION)).astype(np.int32),
+                valid_BT=np.concatenate([padding_BT, mask_BT > 0], axis=1),
+                mask_BT=mask_BT,
+                adv_B=np.zeros(rows, np.float32),
+                success_B=np.ones(rows, np.float32),
+                weight_B=weight_B,
+            )
+        )
+    return out
+
+
+def log_probs(model: Decoder) -> Any:
+    forward = Forward(stack.whole(model), TEMPERATURE)
+    return lambda params, rows: forward(params, rows, ())
+
+
+def one_by_one(model: Decoder, params: Any) -> Any:
+    """Mean of squared gradients of whole completions' log-probs, by the trainer's own log-probs."""
+
+    @jax.jit
+    def gradient(params: Any, tokens_T: jax.Array, valid_T: jax.Array, mask_T: jax.Array) -> Any:
+        def logp(params: Any) -> jax.Array:
+            found_BT: Any = token_log_probs(model, params, tokens_T[None], valid_T[None], PROMPT, TEMPERATURE)
+            return jnp.sum(found_BT[0] * mask_T)
+
+        return jax.grad(logp)(params)
+
+    total, n = jax.tree.map(lambda x: np.zeros(x.shape), params), 0
+    for rows in batches():
+        for b in np.flatnonzero(rows.weight_B):
+            g = gradient(params, rows.tokens_BT[b], rows.valid_BT[b], rows.mask_BT[b])
+            total = jax.tree.map(lambda t, x: t + np.asarray(x, np.float64) ** 2, total, g)
+            n += 1
+    assert n == 7
+    return jax.tree.map(lambda t: t / n, total)
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-6 * scale), found, expected)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_the_diagonal_is_that_of_gradients_one_by_one(small: Any, width: int):
+    model, params = small
+    before = compilations["fisher_diagonal"]
+    estimate = fisher_diagonal(log_probs(model), width)
+    found = estimate(params, batches())
+    assert_close(found, one_by_one(model, params))
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+    again = estimate(jax.tree.map(lambda x: 2 * x, params), batches())
+    assert compilations["fisher_diagonal"] == before + 1
+    assert not np.allclose(again["embedding"], found["embedding"])
+
+
+def test_eight_devices_equal_one_and_keep_the_shardings(small: Any, mesh8: Mesh):
+    model, params = small
+    shardings = param_shardings(mesh8, param_shapes(model))
+    params8 = jax.tree.map(jax.device_put, params, shardings)
+    with jax.set_mesh(mesh8):
+        estimate = fisher_diagonal(log_probs(model), 2, shardings)
+        found = estimate(params8, [put(rows, mesh8) for rows in batches()])
+    assert_close(found, one_by_one(model, params))
+    assert jax.tree.map(lambda x: x.sharding, found) == shardings
+
+
+def test_what_cannot_be_taken_is_refused(small: Any):
+    model, params = small
+    with pytest.raises(ValueError, match="4 rows a micro-batch cannot be taken 3 at a time"):
+        fisher_diagonal(log_probs(model), 3)(params, batches())
+    with pytest.raises(ValueError, match="at least one completion"):
+        fisher_diagonal(log_probs(model))(params, [])
+
+
+def test_kappa_matches_the_quadratic_forms():
+    rng = np.random.default_rng(2)
+    d, f = rng.normal(size=(2, 24)).astype(np.float32)
+    as_tree = lambda x: {"a": x[:4], "layers": {"b": x[4:].reshape(2, 10)}}  # noqa: E731
+    kappa = fit_kappa(as_tree(d), as_tree(f**2), 0.37)
+    assert kappa * np.sum(f.astype(float) ** 2 * d.astype(float) ** 2) == pytest.approx(0.37, rel=1e-5)
+    for second, name in ((-0.1, "DᵀHD is -0.1"), (0.0, "DᵀHD is 0"), (float("nan"), "DᵀHD is nan")):
+        with pytest.raises(ValueError, match=f"κ is not measurable: {name}, not above 0"):
+            fit_kappa(as_tree(d), as_tree(f**2), second)
+    with pytest.raises(ValueError, match="DᵀFD is 0, not above 0"):
+        fit_kappa(as_tree(0 * d), as_tree(f**2), 0.37)
