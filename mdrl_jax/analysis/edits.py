@@ -6,7 +6,8 @@ on single layers (jackknife over layers, unstacked tensors always in), not how w
 
 Choices: relative change divides by |θ_before|, and an entry that did not move has a relative change of 0 even where
 θ is 0 [chosen]; a neuron's score is √(‖δW_gate[:,c]‖² + ‖δW_up[:,c]‖² + ‖δW_down[c,:]‖²) [chosen norm]; a channel
-that did not change at all is in no top set, which would otherwise be filled by index [chosen].
+that did not change at all is in no top set, which would otherwise be filled by index [chosen]. Nulls of the share of
+small relative changes and of the participation ratio are those of a Gaussian edit with each tensor's norm.
 """
 
 import math
@@ -80,10 +81,17 @@ def _tensor_sums(kind: str, before: jax.Array, after: jax.Array) -> dict[str, An
         "second": jnp.sum(unit**2),
         "fourth": jnp.sum(unit**4),
         "theta": jnp.sum(before**2),
+        # What a Gaussian edit of the same norm would leave relatively unchanged.
+        "gauss": jnp.sum(_erf(RELATIVE * jnp.abs(before) / jnp.maximum(jnp.sqrt(2 * jnp.mean(delta**2)), 1e-30))),
     }
     if not kind.endswith(VECTORS):
         out["spectrum"] = _squared_singular_values(matrix(kind, unit))
     return out
+
+
+def _erf(x: jax.Array) -> jax.Array:
+    """The error function to 4e-4: XLA gathers the operand of its own where that is sharded."""
+    return jnp.tanh(1.128379 * x + 0.100911 * x**3)
 
 
 def _squared_singular_values(x: jax.Array) -> jax.Array:
@@ -144,7 +152,9 @@ def _additive(values: dict[str, Any], shape: tuple[int, ...]) -> Sums:
         "fourth": scale**4 * values["fourth"],
         "theta": np.asarray(values["theta"], float),
         "histogram": np.asarray(values["fp32"]["below"], float),
+        "gauss_relative": np.asarray(values["gauss"], float),
     }
+    out["gauss_fourth"] = 3 * out["second"] ** 2 / out["n"]
     at = [int(np.flatnonzero(np.isclose(LOG_EDGES, math.log10(t)))[0]) for t in THRESHOLDS]
     for cast in ("fp32", "bf16"):
         counts = values[cast]
@@ -191,7 +201,13 @@ def _figures(sums: dict[str, Sums]) -> dict[str, Any]:
         out[cast] = {"below": {f"{t:.0e}": share(f"{cast}_{t:.0e}") for t in THRESHOLDS}}
         out[cast] |= {key: share(f"{cast}_{key}") for key in ("relative", "both", "unchanged")}
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
+        total = {
+            key: sum(s[key].sum() for s in sums.values()) for key in ("n", "second", "gauss_fourth", "gauss_relative")
+        }
         out["participation"] = over_layers(sums, lambda s: np.divide(s("second") ** 2, s("n") * s("fourth")))
+        if out["participation"]["estimate"] is not None:
+            out["participation"]["null"] = float(total["second"] ** 2 / (total["n"] * total["gauss_fourth"]))
+            out["fp32"]["relative"]["null"] = float(total["gauss_relative"] / total["n"])
         out["norm"] = over_layers(sums, lambda s: np.sqrt(s("second")), high=math.inf)
         ratio = over_layers(sums, lambda s: np.sqrt(np.divide(s("second"), s("theta"))), high=math.inf)
     return out | {"relative_norm": ratio}

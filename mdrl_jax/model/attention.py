@@ -54,6 +54,8 @@ def _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, first) -> jax.Array:
     causal_QT = jnp.arange(length)[None, :] <= first + jnp.arange(n_queries)[:, None]
     mask = causal_QT[None, None, None] & valid_BT[:, None, None, None, :]
     scores = jnp.where(mask, scores, NEGATIVE)
+    # Else exp would be of a small difference of large numbers, and not a softmax at all where everything is masked.
+    scores = scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     # The softmax, in a form whose repeated jvps XLA merges; of jax.nn.softmax it keeps both, and of all that follows.
     weights = jnp.exp(scores - jax.nn.logsumexp(scores, axis=-1, keepdims=True)).astype(v_BTKh.dtype)
     return jnp.einsum("bkrqt,btkh->bqkrh", weights, v_BTKh).reshape(q_BQHh.shape)

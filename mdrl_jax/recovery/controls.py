@@ -16,8 +16,8 @@ from mdrl_jax import tree
 from mdrl_jax.recovery.rollback import magnitude
 from mdrl_jax.recovery.selection import complement, largest, random_set, size, support
 
-# Bits of |δ| that a match may differ in: bins are 2^-15 of |δ| wide.
-BLIND_BITS = 8
+# Bits of |δ| that a match may differ in: bins are 2^-11 of |δ| wide or less.
+BLIND_BITS = 12
 N_BINS = 2 ** (31 - BLIND_BITS)
 Ints = NDArray[np.int64]
 
@@ -42,13 +42,13 @@ def out_of_route(selection: Selection) -> Any:
 def matched(edit: Any, mask: Any, within: Any, seed: int) -> Any:
     """A partner for each coordinate of `mask`: another of `within`, not in `mask`, nearest in |δ|; none is used twice.
 
-    Exact: the size, that the sets are disjoint, and |δ| to the 2^-15 of itself that one bin is wide. Partners are
+    Exact: the size, that the sets are disjoint, and |δ| to the 2^-11 of itself that a bin is wide at most. Partners are
     first sought in the coordinate's own bin; those that find none there, the largest first, take the nearest bin that
     has any left, which is greedy, not the assignment of least total distance. Within a bin partners are drawn at
     random over the whole tree, so that no tensor is favoured.
 
     Two passes on the host, one tensor (a layer's slice) at a time: memory is some 40 bytes an entry of the largest
-    tensor, three integers for each bin in use, and one leaf of booleans.
+    tensor, some tens of MB for the bins, and one leaf of booleans.
 
     Args:
       edit: δ, a tree.

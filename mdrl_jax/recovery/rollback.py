@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mdrl_jax.model.transformer import at_least_float32
+
 
 def rollback(params: Any, edit: Any, mask: Any, beta: Any) -> Any:
     """θ − β · m ⊙ δ, each leaf in its own dtype, computed in float32 or wider.
@@ -29,7 +31,7 @@ def rollback(params: Any, edit: Any, mask: Any, beta: Any) -> Any:
     """
 
     def one(theta: jax.Array, delta: jax.Array, chosen: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(theta.dtype, jnp.float32)
+        wide = at_least_float32(theta.dtype)
         strength = jnp.asarray(beta, wide)
         moved = (theta.astype(wide) - strength * delta.astype(wide)).astype(theta.dtype)
         return jnp.where(chosen & (strength != 0), moved, theta)  # −0 − 0·δ may be +0
@@ -84,7 +86,7 @@ def magnitude(edit: Any) -> Any:
     return jax.tree.map(jnp.abs, edit)
 
 
-RULES: dict[str, Callable[[Evidence], Any]] = {
+SCORES: dict[str, Callable[[Evidence], Any]] = {
     "adding": lambda e: harm_of_adding(e.edit, e.need("peak_gradient"), e.fisher, e.kappa),
     "removing": lambda e: gain_of_removing(e.edit, e.need("gradient"), e.fisher, e.kappa),
     "opposition": lambda e: opposition(e.edit, e.need("own_edit")),

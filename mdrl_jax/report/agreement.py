@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mdrl_jax.analysis.nulls import r_squared, spearman
-from mdrl_jax.analysis.statistics import Estimate
+from mdrl_jax.analysis.statistics import Estimate, over_seeds
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, write_bytes
 
@@ -61,8 +61,9 @@ def text(damage: Sequence[dict[str, Any]]) -> str:
     lines += ["", "claims, each seed"]
     for i, claim in enumerate(damage[0]["claims"]):
         verdicts = ", ".join(d["claims"][i]["verdict"] for d in damage)
-        values = ", ".join(_number(d["claims"][i]["estimate"]) for d in damage)
-        lines.append(f"  {claim['id']} {claim['claim']}: {verdicts} ({values})")
+        known = [d["claims"][i]["estimate"] for d in damage if d["claims"][i]["estimate"] is not None]
+        mean = f"; figure {_shown(over_seeds(known), 3)} over seeds" if len(known) > 1 else ""
+        lines.append(f"  {claim['id']} {claim['claim']}: {verdicts}{mean}")
     return "\n".join(lines) + "\n"
 
 
@@ -134,9 +135,7 @@ def _bars(ci95: Sequence[float] | None, value: float, scale: float) -> Any:
     return np.array([[max(value - ci95[0], 0.0)], [max(ci95[1] - value, 0.0)]]) * scale
 
 
-def _shown(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _shown(estimate: Estimate | None, digits: int = 2) -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"

@@ -248,3 +248,18 @@ def test_sign_conflict_of_an_edit_with_itself_its_negative_and_nothing() -> None
     assert ties.sign_conflict(edit, tree.scale(-1.0, edit))["all"]["estimate"] == 1.0
     nothing = ties.sign_conflict(edit, tree.zeros_like(edit))["all"]
     assert nothing["estimate"] is None and nothing["reason"]
+
+
+def test_a_gaussian_edit_is_its_own_null():
+    """The nulls of the relative share and of the participation ratio, by drawing what they are the expectation of."""
+    rng = np.random.default_rng(3)
+    before = {"embedding": rng.normal(size=(400, 50)).astype(np.float32) * 0.1}
+    before["layers"] = {"gate": {"kernel": rng.normal(size=(3, 60, 80)).astype(np.float32)}}
+    scales = {"embedding": 2e-3, "gate": 2e-3}
+    after = {"embedding": before["embedding"] + scales["embedding"] * rng.normal(size=(400, 50)).astype(np.float32)}
+    moved = scales["gate"] * rng.normal(size=(3, 60, 80)).astype(np.float32)
+    after["layers"] = {"gate": {"kernel": before["layers"]["gate"]["kernel"] + moved}}
+    figures = edits.edit_figures(before, after)["all"]
+    share, ratio = figures["fp32"]["relative"], figures["participation"]
+    assert share["null"] == pytest.approx(share["estimate"], abs=0.01)
+    assert ratio["null"] == pytest.approx(1 / 3, abs=0.01) and ratio["estimate"] == pytest.approx(1 / 3, abs=0.02)

@@ -85,12 +85,14 @@ def test_remat_keeps_less(tiny_models):
             pieces, p, (), tokens_BT, valid_BT, start=START, temperature=TEMPERATURE, chunk=2
         )
         residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(log_probs, p)[1], tiny.params))
-        layers = (tiny.config.n_layers, ROWS)
         assert not [x.shape for x in residuals if x.shape[-1:] == (96,) and ROWS in x.shape]  # logits
-        return {x.shape[2:] for x in residuals if x.shape[:2] == layers}
+        layers, rows = tiny.config.n_layers, {ROWS, ROWS * LENGTH}  # products with weights are of [B * T, ...]
+        stacked = [x for x in residuals if len(x.shape) > 1 and x.shape[0] == layers and x.shape[1] in rows]
+        return {x.size // (layers * ROWS * LENGTH) for x in stacked}  # numbers a token
 
-    assert kept("full") == {(LENGTH, 32)}  # the input of each layer
-    assert {(LENGTH, 48), (LENGTH, 4, 8)} <= kept("dots") < kept("none")
+    assert kept("full") == {32}  # the input of each layer
+    assert kept("dots") == {32, 48, 16}  # and the projections: q, gate and up, k and v
+    assert {2 * 2 * LENGTH} < kept("none") - kept("dots")  # attention weights
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_the_table_tells_segments_apart_and_lists_every_seed(folders):
     # Half of 0.1 to 0.4 leaves Σ(m/2)² = 0.075 of a spread of 0.05.
     assert "R² -0.50 [-0.50, -0.50]" in one and "R² 1.00" in two
     assert "math after cw: 0.5, 0.5, 0.5" in shown and "code after math: holds, holds, holds" in shown
-    assert "C3 claim 3: supported, contradicted, undecided" in shown
+    assert "C3 claim 3: supported, contradicted, undecided; figure 0.250 [0.250, 0.250] over seeds" in shown
 
 
 def test_the_picture_is_a_png_of_its_size(folders, tmp_path):
