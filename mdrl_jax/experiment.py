@@ -15,6 +15,7 @@ import numpy as np
 
 from mdrl_jax import records, runtime
 from mdrl_jax.analysis import interference
+from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.analysis.statistics import clustered_mean
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.config import Config
@@ -207,22 +208,20 @@ class Walk:
         self.screen.print(f"done in {seconds:.0f} s; heat map {picture}; everything in {self.folder.root}")
 
 
-def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> interference.Checkpoints:
+def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoints:
     """What is analysed of a run: the stages that bear a domain's name, up to the first refresh, and the solo stages."""
-    trained: list[interference.Trained] = []
-    solos: list[interference.Trained] = []
+    trained: list[Trained] = []
+    solos: list[Trained] = []
     refreshed = False
     for stage in stages:
         refreshed = refreshed or stage.name.startswith("refresh-")
         if stage.name in DOMAINS and not refreshed:
-            known = {interference.BASE, *(t.name for t in trained)}
-            before = trained[-1].name if trained else interference.BASE
-            trained.append(
-                interference.Trained(stage.name, stage.name, stage.start if stage.start in known else before)
-            )
+            known = {BASE, *(t.name for t in trained)}
+            before = trained[-1].name if trained else BASE
+            trained.append(Trained(stage.name, stage.name, stage.start if stage.start in known else before))
         elif stage.name.startswith("solo-"):
-            solos.append(interference.Trained(stage.name, stage.domains[0], stage.start))
-    return interference.Checkpoints(tuple(trained), tuple(solos), params)
+            solos.append(Trained(stage.name, stage.domains[0], stage.start))
+    return Checkpoints(tuple(trained), tuple(solos), params)
 
 
 def scores(folder: WorkFolder) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 Products are accumulated in float32 whatever the leaves are kept in.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 def vdot(a: Any, b: Any) -> jax.Array:
     """⟨a, b⟩ over all leaves, a float scalar."""
     parts = jax.tree.map(lambda x, y: jnp.sum(_wide(x) * _wide(y)), a, b)
-    return sum(jax.tree.leaves(parts), start=jnp.float32(0))
+    return functools.reduce(jnp.add, jax.tree.leaves(parts), jnp.float32(0))
 
 
 def norm(a: Any) -> jax.Array:

@@ -167,9 +167,9 @@ def rank_agreement(effects: ArrayLike, transfers: ArrayLike) -> Record:
     if n < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
         reason = f"{n} pairs are too few" if n < 5 else "all pairs are equal"
         return {"estimate": None, "ci95": None, "null": 0.0, "n": n, "unit": "Spearman", "reason": reason}
-    r = spearman_rho(x, y)
+    r = float(spearman_rho(x, y))
     short = 1 - 6 / (n * (n * n - 1))
-    z, stderr = math.atanh(np.clip(r, -short, short)), math.sqrt((1 + r * r / 2) / (n - 3))
+    z, stderr = math.atanh(min(max(r, -short), short)), math.sqrt((1 + r * r / 2) / (n - 3))
     half = t_quantile(n - 3) * stderr
     return Estimate(r, math.tanh(z - half), math.tanh(z + half), n, "Spearman").record(0.0)
 

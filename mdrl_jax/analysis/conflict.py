@@ -104,7 +104,7 @@ class Packed:
         """Products of route vectors with the loss's Hessian; `adv_PG` stands in for the sample's advantages."""
         rows = probe.rows(self.sample, self.batch, adv_PG)
         if self.objective == "reward":
-            rows = [micro.replace(success_B=np.zeros_like(micro.success_B)) for micro in rows]
+            rows = [dataclasses.replace(micro, success_B=np.zeros_like(micro.success_B)) for micro in rows]
         return probe.hessian(at.point, at.fixed, rows, self.n * self.sample.rewards_PG.shape[1])
 
 

@@ -67,7 +67,7 @@ def gradient_figures(
 def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, Any]:
     """Jaccard of two routes with chance and null; its interval leaves out one block of prompts at a time."""
     sets = [top_share(x.scores(which, kind), SHARE) for x in (a, b)]
-    record = overlap(*sets)
+    record = overlap(sets[0], sets[1])
     if record["estimate"] is None:
         return record
     n = a.tokens.shape[0]

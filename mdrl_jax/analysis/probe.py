@@ -57,7 +57,8 @@ class Probe:
 
     def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, Order2]:
         """First and second orders of every objective along `v`, by prompt (`objectives.derivatives`)."""
-        return sample.derivatives(*self.jets(params, v, sample)[1:], self.grpo)
+        _, u, w = self.jets(params, v, sample)
+        return sample.derivatives(u, w, self.grpo)
 
     def jets(self, params: Any, v: Any, sample: Sample, batch: int | None = None) -> np.ndarray:
         """logp, u and w of every token along `v`: [3, P, G, Tc]."""

@@ -7,7 +7,7 @@ import jax
 
 from mdrl_jax import runtime
 from mdrl_jax.analysis import interference
-from mdrl_jax.analysis.interference import BASE, Checkpoints, Trained
+from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.config import Config
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface

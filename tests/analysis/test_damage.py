@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mdrl_jax.analysis import damage
-from mdrl_jax.analysis.damage import Draws, breakdown, expansion, segment_records, segments_needed
+from mdrl_jax.analysis.expansion import Draws, breakdown, expansion, segment_records, segments_needed
 from mdrl_jax.analysis.objectives import Order2
 
 

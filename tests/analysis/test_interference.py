@@ -12,7 +12,7 @@ import pytest
 
 from mdrl_jax import records, runtime
 from mdrl_jax.analysis import interference
-from mdrl_jax.analysis.interference import BASE, Checkpoints, Trained
+from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.checkpoints import StageCheckpoints
 from mdrl_jax.config import EMBEDDED_MODEL, Config, default, parse
 from mdrl_jax.errors import UserError

@@ -1,5 +1,6 @@
 """`bench`: what is timed computes the same products as the peers', at the cost that theory allows."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -103,13 +104,13 @@ def test_a_further_vector_of_a_block_costs_two_gradients(costs: dict[str, float]
 
 
 def test_json_lines_and_a_table(
-    small: curvature.Problem, on: curvature.Route, tasks: dict[str, Task],
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
+    tasks: dict[str, Task], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     asked: list[curvature.Sizes] = []
-    monkeypatch.setattr(curvature, "problem", lambda sizes: asked.append(sizes) or small)
-    monkeypatch.setattr(curvature, "route", lambda given: on)
-    monkeypatch.setattr(curvature, "whole_tasks", lambda given: tasks)  # compiled once for this file
+    idle = {name: dataclasses.replace(task, call=lambda: None) for name, task in tasks.items()}
+    monkeypatch.setattr(curvature, "problem", asked.append)
+    monkeypatch.setattr(curvature, "route", lambda given: None)
+    monkeypatch.setattr(curvature, "whole_tasks", lambda given: idle)
     monkeypatch.setattr(curvature, "route_tasks", lambda given, on: {})
     monkeypatch.setattr(peers, "installed", lambda *packages: False)
     assert main(["mdrl", "bench", "curvature", "--repeats=2", "--layers=1", "--width=32", "--rows=3"]) == 0

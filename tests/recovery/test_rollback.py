@@ -123,7 +123,6 @@ def test_a_route_is_the_columns_and_rows_of_its_neurons(mesh8: Any, tiny_models:
     width = model.config.d_mlp
     chosen_LF = np.random.default_rng(3).random((model.config.n_layers, width)) < 0.2
     mask = route_mask(like, chosen_LF)
-    jax.tree.map(lambda m, x: (m.shape, m.sharding), mask, like)
     assert jax.tree.map(lambda m: (m.shape, m.sharding), mask) == jax.tree.map(lambda x: (x.shape, x.sharding), like)
     seen = {tree.path(keys): np.asarray(m) for keys, m in jax.tree_util.tree_leaves_with_path(mask)}
     for layer, neuron in np.ndindex(chosen_LF.shape):
@@ -139,13 +138,14 @@ def test_a_route_is_the_columns_and_rows_of_its_neurons(mesh8: Any, tiny_models:
 # --- a planted conflict -----------------------------------------------------------------------------------------------
 
 HARMFUL = 12
+COMPILED = program("rollback", rollback)
 
 
 def planted() -> tuple[Evidence, Callable[[Any], float], Callable[[Any], float], np.ndarray, Any]:
     """Two quadratic domains: (evidence, A's loss, B's loss, the harmful coordinates, θ_T).
 
-    B moves every coordinate to its own minimum, by 0.5 to 1.5 whatever it means to A. A is ten thousand times as steep on the
-    harmful coordinates as on the others; how steep B is has nothing to do with where A is.
+    B moves every coordinate to its own minimum, by 0.5 to 1.5 whatever it means to A. A is ten thousand times as
+    steep on the harmful coordinates as on the others; how steep B is has nothing to do with that.
     """
     rng = np.random.default_rng(4)
     peak, own = (x.astype(np.float64) for x in draw(rng, 2))
@@ -169,8 +169,7 @@ def planted() -> tuple[Evidence, Callable[[Any], float], Callable[[Any], float],
 def gain_at(masks: Any, evidence: Evidence, losses: Any, theta: Any, price: float) -> float:
     """A's gain at the β at which B's loss has risen by `price`."""
     loss_A, loss_B = losses
-    compiled = program("rollback", rollback)
-    points = [compiled(theta, evidence.edit, masks, np.float32(b)) for b in np.linspace(0, 2, 81)]
+    points = [COMPILED(theta, evidence.edit, masks, np.float32(b)) for b in np.linspace(0, 2, 21)]
     rises = [loss_B(p) - loss_B(theta) for p in points]
     gains = [loss_A(theta) - loss_A(p) for p in points]
     assert rises[-1] > price and np.all(np.diff(rises) > 0)

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 from mdrl_jax.parallel import hlo
+from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.recovery import selection
 from mdrl_jax.recovery.selection import complement, largest, random_set, size, support, top
@@ -95,8 +96,6 @@ def test_what_is_no_share_is_refused(share: float):
 
 
 def test_a_sweep_compiles_once():
-    from mdrl_jax.parallel.programs import compilations
-
     x = to_tree(abs(numbers()))
     top(x, 0.5)
     before = compilations["rollback_largest"]
@@ -157,7 +156,7 @@ def test_ties_favour_no_tensor_and_no_place():
 
 
 def test_positions_are_scrambled_without_a_collision_in_a_tensor():
-    mixed = selection._scrambled(big_tree(np.ones(100_000, np.float32)))
+    mixed = jax.jit(selection._scrambled)(big_tree(np.ones(100_000, np.float32)))
     for tensor in (mixed["embedding"], *mixed["layers"]["up"]["kernel"]):
         assert np.unique(np.asarray(tensor)).size == tensor.size and np.asarray(tensor).max() < 2**31
 
@@ -167,7 +166,7 @@ def test_positions_are_scrambled_without_a_collision_in_a_tensor():
 
 def test_random_sets_have_their_size_and_are_uniform():
     inside = np.random.default_rng(6).random(N) < 0.5
-    within, runs, k = to_tree(inside), 300, 20
+    within, runs, k = to_tree(inside), 200, 20
     drawn = np.stack([flat(random_set(seed, k, within)) for seed in range(runs)])
     assert (drawn.sum(axis=1) == k).all() and not drawn[:, ~inside].any()
     p = k / inside.sum()
