@@ -60,9 +60,8 @@ def matched(edit: Any, mask: Any, within: Any, seed: int) -> Any:
     """
     taken, free = np.zeros(N_BINS, np.int64), np.zeros(N_BINS, np.int64)
     for _, bins, chosen, candidate in _tensors(edit, mask, within):
-        for counts, kept in ((taken, chosen), (free, candidate)):
-            at, n = np.unique(bins[kept], return_counts=True)
-            counts[at] += n
+        taken += np.bincount(bins[chosen], minlength=N_BINS)
+        free += np.bincount(bins[candidate], minlength=N_BINS)
     if free.sum() < taken.sum():
         raise ValueError(f"{taken.sum()} coordinates have only {free.sum()} others to be matched with")
     needed, rng = _partners(taken, free), np.random.default_rng(seed)

@@ -47,7 +47,7 @@ def fisher_diagonal(log_probs: LogProbs, width: int = 1, shardings: Any = None) 
         count = 0.0
         for rows in batches:
             total = add(total, params, rows)
-            count += float(np.sum(rows.weight_B))
+            count += float(jnp.sum(rows.weight_B))
         if not count:
             raise ValueError("the Fisher diagonal needs at least one completion")
         return tree.scale(1 / count, total)
