@@ -128,7 +128,8 @@ def test_a_stage_that_changes_nothing_does_no_damage(sequence):
     for name, figures in pair(found, "math", "qa").items():
         for term in ("first", "second", "predicted", "measured", "remainder"):
             if term in figures and figures[term]["estimate"] is not None:
-                assert figures[term]["estimate"] == 0.0, (name, term)
+                # Measured log-probs of both ends come from two programs, which round differently.
+                assert abs(figures[term]["estimate"]) < 1e-6, (name, term)
     edits = found["edits"]["domains"]
     assert edits["qa"]["all"]["fp32"]["unchanged"]["estimate"] == 1.0
     assert edits["cw"]["all"]["fp32"]["unchanged"]["estimate"] < 0.01
