@@ -109,8 +109,8 @@ def test_remat_keeps_less(tiny_models):
     assert size["full"] < size["dots"] < size["none"]
     stacked = [s for s in residuals(config, "full") if s[:2] == (5, 3)]  # [L, B, ...]
     assert stacked == [(5, 3, 16, config.d_model)]
-    widths = {s[3:] for s in residuals(config, "dots") if s[:2] == (5, 3) and len(s) > 3}
-    assert {(48,), (4, 8)} <= widths  # MLP channels, heads
+    widths = {s[2:] for s in residuals(config, "dots", batch=4) if s[:2] == (5, 4 * 16)}  # [L, B * T, ...]
+    assert {(48,), (32,)} <= widths  # MLP channels, heads
     assert not any(s[-2:] == (16, 16) for s in residuals(config, "dots"))  # attention weights
 
 
