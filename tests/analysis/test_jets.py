@@ -18,8 +18,8 @@ from mdrl_jax.rl.logprobs import token_log_probs
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 KWARGS = {"start": 3, "temperature": 0.7}
-INDEX_LR = np.array([[4, 1, 0], [2, 0, 0]], np.int32)
-MASK_LR = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
+INDEX_LR = np.array([[4, 1, 0, 0], [2, 0, 0, 0]], np.int32)
+MASK_LR = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], np.float32)
 
 
 def sequences(vocab, rows=2, length=7):

@@ -16,8 +16,9 @@ pytestmark = pytest.mark.usefixtures("fast_compile")
 
 START, LENGTH, ROWS = 4, 11, 3  # prompts of up to 4 tokens; 7 positions, which neither 2 nor 3 divides
 TEMPERATURE = 0.7
-INDEX_LR = np.array([[4, 1, 0], [2, 0, 0]], np.int32)  # neuron 0 twice: once only to fill the second layer's places
-MASK_LR = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
+# Neuron 0 fills up the places of a layer that takes it, and of one that does not.
+INDEX_LR = np.array([[4, 1, 0, 0], [2, 0, 0, 0]], np.int32)
+MASK_LR = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], np.float32)
 
 
 def sequences(vocab, seed=0):
@@ -140,7 +141,7 @@ def test_padded_places_have_no_derivatives(route):
     model, params, point, fixed, data = route
     run = derivatives(stack.on_route, model)
     padded = jax.tree.map(lambda x: x == 0, stack.route_slice(jax.tree.map(jnp.ones_like, params), INDEX_LR, MASK_LR))
-    assert [int(x.sum()) for x in jax.tree.leaves(padded)] == [8, 8, 8]  # two places of four numbers
+    assert [int(x.sum()) for x in jax.tree.leaves(padded)] == [16, 16, 16]  # four places of four numbers
     anything = normal_like(point, 3)
     nothing = jax.tree.map(lambda x, p: jnp.where(p, 0.0, x), anything, padded)
     with_padding, without = (run(point, fixed, *data, v) for v in (anything, nothing))
