@@ -22,6 +22,17 @@ from mdrl_jax.rl.rollout import SamplingConfig
 from mdrl_jax.rl.trainer import OptimizerConfig
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
+GRADIENTS = ("none", "agem", "pcgrad")
+RULES = ("adding", "removing", "opposition", "magnitude")  # of a rollback (`recovery/rollback.py`)
+# What a stage `METHOD-D` changes in the training section, before its own overrides (definitions §10).
+METHODS: dict[str, dict[str, Any]] = {
+    "protect": {"prevent": {"protect": 1.0}},
+    "ewc": {"prevent": {"ewc": 1.0}},
+    "agem": {"prevent": {"gradients": "agem"}},
+    "pcgrad": {"prevent": {"gradients": "pcgrad"}},
+    "replay": {"prevent": {"replay": 0.25}},
+    "kl": {"grpo": {"kl_coef": 0.1}},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +67,33 @@ class RolloutSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreventSection:
+    """What a stage does so as not to lose earlier domains (definitions §10); any of it in any stage, together too.
+
+    Attributes:
+      domains: the domains to keep; () is every domain trained on the way to the stage's start.
+      replay: share of each step's prompts taken from them, evenly.
+      ewc: weight λ of Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)² (arXiv 1612.00796).
+      gradients: "agem" or "pcgrad" take conflicting components out of the gradient, "none" leaves it.
+      protect: share of each update's component in the protected subspaces that is taken out; 1 is all of it.
+      vectors: of each protected subspace.
+    """
+
+    domains: tuple[str, ...] = ()
+    replay: float = 0.0
+    ewc: float = 0.0
+    gradients: str = "none"
+    protect: float = 0.0
+    vectors: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainSection:
     """One GRPO stage; `stage_overrides` in the config changes single fields for single stages.
 
     Attributes:
       start: stage whose parameters it starts from; "" is the stage before it ("base" before the first).
+      reference: stage whose parameters the KL is taken to; "" is the start.
       steps: optimizer steps are steps * grpo.inner_epochs.
       prompts: prompts a step.
       group: completions a prompt.
@@ -71,6 +104,7 @@ class TrainSection:
     """
 
     start: str = ""
+    reference: str = ""
     steps: int = 40
     prompts: int = 16
     group: int = 16
@@ -81,6 +115,7 @@ class TrainSection:
     kl_every: int = 0
     grpo: GRPOConfig = GRPOConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    prevent: PreventSection = PreventSection()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +203,34 @@ class AnalyzeSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecoverSection:
+    """Stopping a refresh, choosing a rollback or a merge, planning: all on validation prompts (definitions §8 to §10).
+
+    Attributes:
+      prompts: validation prompts of each domain.
+      samples: completions a prompt.
+      every: steps of a refresh between two looks at its scores.
+      margin: a refresh ends when the domain is surely less than this many points below its peak.
+      limit: points that any other domain may lose.
+      rules, fractions, strengths: of a rollback, tried in turn; fractions are shares of all coordinates.
+      random_sets: random coordinate sets that the chosen one is compared with.
+      density, scales: of merges; the share of each edit that TIES keeps, and the factors λ tried.
+    """
+
+    prompts: int = 100
+    samples: int = 2
+    every: int = 1
+    margin: float = 1.0
+    limit: float = 2.0
+    rules: tuple[str, ...] = ("adding", "removing", "opposition", "magnitude")
+    fractions: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+    strengths: tuple[float, ...] = (0.5, 1.0)
+    random_sets: int = 40
+    density: float = 0.2
+    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole experiment; see README for what a stage name means."""
 
@@ -183,6 +246,7 @@ class Config:
     sft: SFTSection = SFTSection()
     evaluate: EvaluateSection = EvaluateSection()
     analyze: AnalyzeSection = AnalyzeSection()
+    recover: RecoverSection = RecoverSection()
     rewards: RewardSection = RewardSection()
 
 
@@ -252,11 +316,12 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
 
 
 def stage_config(config: Config, stage: str) -> TrainSection:
-    """The training section of one stage: `config.train` with its overrides."""
+    """The training section of one stage: `config.train` with what its prefix changes, and with its overrides."""
     changes, name = config.stage_overrides.get(stage, {}), f"stage_overrides.{stage}"
     if not isinstance(changes, Mapping):
         raise UserError(f"{name}={changes!r} has the wrong type; it is a section of fields")
-    return _fill(TrainSection, _merge(_as_dict(config.train), changes), name)
+    preset = METHODS.get(stage.partition("-")[0], {}) if "-" in stage else {}
+    return _fill(TrainSection, _merge(_merge(_as_dict(config.train), preset), changes), name)
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,4 +416,22 @@ def _check(config: Config) -> None:
         divides = rows % s.micro_batches == 0
         _require(divides, f"{where}: prompts * group = {rows} is not divisible by micro_batches={s.micro_batches}")
         known = ("", "base", *(s for s in c.stages[:i] if s != "analyze"))
-        _require(s.start in known, f"{where}: start={s.start!r} is not an earlier stage or 'base'")
+        for field, value in (("start", s.start), ("reference", s.reference)):
+            _require(value in known, f"{where}: {field}={value!r} is not an earlier stage or 'base'")
+        p = s.prevent
+        _require(p.gradients in GRADIENTS, f"{where}: prevent.gradients={p.gradients!r}; known: {', '.join(GRADIENTS)}")
+        _require(0 <= p.replay < 1, f"{where}: prevent.replay={p.replay} is not valid; 0 <= replay < 1")
+        _require(0 <= p.protect <= 1, f"{where}: prevent.protect={p.protect} is not valid; it lies in [0, 1]")
+        _require(p.ewc >= 0, f"{where}: prevent.ewc={p.ewc} is not valid; it is >= 0")
+        _require(p.vectors >= 1, f"{where}: prevent.vectors={p.vectors} is not valid; it is >= 1")
+    r = c.recover
+    for field in ("prompts", "samples", "every"):
+        _require(getattr(r, field) >= 1, f"recover.{field}={getattr(r, field)} is not valid; it is >= 1")
+    for field in ("margin", "limit", "random_sets"):
+        _require(getattr(r, field) >= 0, f"recover.{field}={getattr(r, field)} is not valid; it is >= 0")
+    for field in ("rules", "fractions", "strengths", "scales"):
+        _require(len(getattr(r, field)) > 0, f"recover.{field} is empty; name at least one")
+    for field, values in (("fractions", r.fractions), ("density", (r.density,))):
+        _require(all(0 < v <= 1 for v in values), f"recover.{field}={values} is not valid; above 0, up to 1")
+    for rule in r.rules:
+        _require(rule in RULES, f"recover.rules names {rule!r}; known: {', '.join(RULES)}")

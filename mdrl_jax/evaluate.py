@@ -4,10 +4,12 @@ The same prompts and sampling keys at every stage, so that comparisons are paire
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mdrl_jax.config import EvaluateSection
 from mdrl_jax.domains.prompts import PromptSet
 from mdrl_jax.runtime import Runtime
 
@@ -36,7 +38,7 @@ def evaluate(runtime: Runtime, params: Any) -> Evaluation:
     rewards, accuracy, samples = {}, {}, []
     for domain in runtime.config.scored_domains:
         prompts = runtime.prompts[domain, config.split]
-        parts = [_batch(runtime, params, prompts, at) for at in range(0, len(prompts), config.batch)]
+        parts = [_batch(runtime, params, prompts, at, config) for at in range(0, len(prompts), config.batch)]
         rewards[domain] = np.concatenate([part[0] for part in parts])
         accuracy[domain] = np.concatenate([part[1] for part in parts])
         for i, texts in enumerate(parts[0][2][: config.shown]):
@@ -53,8 +55,25 @@ def evaluate(runtime: Runtime, params: Any) -> Evaluation:
     return Evaluation(rewards, accuracy, samples)
 
 
-def _batch(runtime: Runtime, params: Any, prompts: PromptSet, at: int) -> tuple[Any, Any, list[list[str]]]:
-    config = runtime.config.evaluate
+def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Rewards [P, k] on the first `recover.prompts` validation prompts, `recover.samples` completions each.
+
+    The same prompts and keys for all parameters, so that differences are paired; `domains`: all scored ones.
+    What is chosen (a step, a coordinate set, a factor) is chosen by these, and reported by `evaluate`.
+    """
+    section = dataclasses.replace(runtime.config.evaluate, samples=runtime.config.recover.samples)
+    rewards = {}
+    for domain in domains or runtime.config.scored_domains:
+        prompts = runtime.prompts[domain, "validation"]
+        ends = range(0, min(len(prompts), runtime.config.recover.prompts), section.batch)
+        parts = [_batch(runtime, params, prompts, at, section)[0] for at in ends]
+        rewards[domain] = np.concatenate(parts)[: runtime.config.recover.prompts]
+    return rewards
+
+
+def _batch(
+    runtime: Runtime, params: Any, prompts: PromptSet, at: int, config: EvaluateSection
+) -> tuple[Any, Any, list[list[str]]]:
     rows = np.arange(at, min(at + config.batch, len(prompts)))
     # The last batch is filled up with the first prompts again, so that its shape compiles nothing new.
     filled = np.resize(np.concatenate([rows, np.arange(config.batch - len(rows)) % len(prompts)]), config.batch)

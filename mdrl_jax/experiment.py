@@ -26,7 +26,7 @@ from mdrl_jax.report import findings, heatmap, matrix, terminal
 from mdrl_jax.report.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.rl import loop, pretraining
-from mdrl_jax.rl.trainer import TrainState, init_state
+from mdrl_jax.rl.trainer import TrainState, Transforms, init_state
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, plan
 from mdrl_jax.workfolder import WorkFolder
@@ -115,7 +115,9 @@ class Walk:
         shared = "sft" if sft else (stage.train.grpo, stage.train.optimizer)
         if shared not in programs:
             runtime = self.runtime
-            programs[shared] = pretraining.make_programs(runtime) if sft else loop.make_programs(runtime, stage)
+            programs[shared] = (
+                pretraining.make_programs(runtime) if sft else loop.make_programs(runtime, stage, Transforms())
+            )
         made = programs[shared]
         optimizer, shardings = (made[0], made[1]) if sft else (made.optimizer, made.shardings)
         total = self._steps(stage)
@@ -140,7 +142,7 @@ class Walk:
                 steps = pretraining.sft_steps(self.runtime, stage, made[2], state, first)
             else:
                 reference = start if loop.needs_reference(stage) else None
-                steps = loop.grpo_steps(self.runtime, stage, made, state, reference, first)
+                steps = loop.grpo_steps(self.runtime, stage, made, state, reference, first, lambda step, params: {})
             totals: dict[str, float] = {}
             board_folder = self.folder.root / "tensorboard" / stage.folder
             with TensorBoard(board_folder, resumed_at=first + 1 if first else None) as board:

@@ -172,7 +172,7 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     prompts = {
         (name, split): tokenize(domain, split, tokenizer, limit)
         for name, domain in domains.items()
-        for split in dict.fromkeys(("train", config.evaluate.split, config.analyze.split))
+        for split in ("train", "validation", "test")
     }
     parts = batch_divisor(mesh)
     if config.evaluate.batch % parts:

@@ -51,6 +51,17 @@ CLAIMS = {
         "at the largest α with |remainder| ≤ 20 % of measured: second-order share of predicted damage above ½, and "
         "c(16) above every baseline of equal k",
     ),
+    "C6": Claim(
+        "a brief refresh contracts the harmful component at little cost to the others",
+        "Math 66.49 → 57.66 → 66.04 after Re-Math, a fraction of 0.949; average 64.25 → 66.39",
+        "recovery fraction above 0.5 at ≤ 20 % of a stage's steps, collateral below 3 points, and ‖P_S e‖ contracts "
+        "faster than ‖P_S⊥ e‖",
+    ),
+    "C7": Claim(
+        "training-free rollback on a sparse proxy conflict coordinate set restores Math in part",
+        "no figure",
+        "A's gain at equal loss of B above each control's",
+    ),
 }
 
 

@@ -19,11 +19,19 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import batch_divisor, put
 from mdrl_jax.rl.grpo import GRPOBatch, group_advantages, kl_estimate, loss_mask
 from mdrl_jax.rl.policy import PolicyBatch, join, make_grpo_loss, make_log_probs
-from mdrl_jax.rl.trainer import TrainState, make_optimizer, make_train_step, micro_batches, state_shardings
+from mdrl_jax.rl.trainer import (
+    TrainState,
+    Transforms,
+    make_optimizer,
+    make_train_step,
+    micro_batches,
+    state_shardings,
+)
 from mdrl_jax.runtime import Judged, Runtime
 from mdrl_jax.stages import Stage
 
 Metrics = dict[str, float]
+Extra = Callable[[int, Any], dict[str, Any]]  # (step, params) -> the optimizer's extra arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +44,11 @@ class Programs:
     log_probs: Callable[..., jax.Array]
 
 
-def make_programs(runtime: Runtime, stage: Stage) -> Programs:
+def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Programs:
     """The stage's optimizer and jitted functions."""
     config, temperature = runtime.config, runtime.config.rollout.sampling.temperature
     chunk = config.model.logprob_chunk
-    optimizer = make_optimizer(stage.train.optimizer)
+    optimizer = make_optimizer(stage.train.optimizer, transforms)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     longest = config.rollout.completion_buckets[-1]
     loss_fn = make_grpo_loss(runtime.model, stage.train.grpo, temperature, longest, chunk)
@@ -72,25 +80,25 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def grpo_steps(
-    runtime: Runtime, stage: Stage, programs: Programs, state: TrainState, reference: Any, first: int
+    runtime: Runtime, stage: Stage, programs: Programs, state: TrainState, reference: Any, first: int, extra: Extra
 ) -> Iterator[tuple[int, TrainState, Metrics]]:
     """Yields (steps done, state, metrics) after each step from `first`; the yielded state is donated to the next.
 
-    `reference` are the parameters the stage started from, for the KL; None where nothing needs them.
+    `reference` are the parameters that the KL is taken to; None where nothing needs them. `extra` makes the
+    optimizer's extra arguments for a step.
     """
     train = stage.train
     for step in range(first, train.steps):
         started = time.monotonic()
-        count = train.prompts // len(stage.domains)
         sets = []
-        for domain in stage.domains:
+        for domain, count in shares(stage).items():
             prompts = runtime.prompts[domain, "train"]
-            order = visit_order(runtime.config.seed, stage.name, domain, len(prompts), step * count, count)
+            order = visit_order(runtime.config.seed, stage.stream, domain, len(prompts), step * count, count)
             sets.append((prompts, order))
         judged = runtime.sample(
             state.params,
             sets,
-            (runtime.config.seed, stage.name, step),
+            (runtime.config.seed, stage.stream, step),
             train.group,
             runtime.config.rollout.sampling,
         )
@@ -99,7 +107,7 @@ def grpo_steps(
         rate = jnp.float32(learning_rate(stage, step))
         updates = []
         for _ in range(train.grpo.inner_epochs):
-            state, logged = programs.step(state, batch, rate)
+            state, logged = programs.step(state, batch, rate, extra(step, state.params))
             updates.append(logged)
         for name in updates[0]:
             metrics[name] = float(np.mean([float(u[name]) for u in updates]))
@@ -108,8 +116,17 @@ def grpo_steps(
         yield step + 1, state, metrics
 
 
+def shares(stage: Stage) -> dict[str, int]:
+    """Prompts a step of each domain: the stage's own, and those replayed of the domains it keeps."""
+    train = stage.train
+    each = round(train.prompts * train.prevent.replay / len(stage.keeps)) if stage.keeps else 0
+    replayed = {domain: each for domain in stage.keeps if each}
+    own = train.prompts - sum(replayed.values())
+    return {domain: own // len(stage.domains) for domain in stage.domains} | replayed
+
+
 def needs_reference(stage: Stage) -> bool:
-    """Whether a stage computes log-probs under the parameters it started from."""
+    """Whether a stage computes log-probs under a reference policy."""
     return stage.train.grpo.kl_coef > 0 or stage.train.kl_every > 0
 
 

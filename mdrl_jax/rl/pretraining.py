@@ -79,5 +79,5 @@ def sft_steps(
     for step in range(first, section.steps):
         batch = micro_batches(demonstrations(runtime, stage, step), section.micro_batches)
         batch = put(batch, runtime.mesh, None, "batch")
-        state, logged = step_fn(state, batch, jnp.float32(learning_rate(section, step)))
+        state, logged = step_fn(state, batch, jnp.float32(learning_rate(section, step)), {})
         yield step + 1, state, {name: float(value) for name, value in logged.items()}

@@ -50,13 +50,29 @@ class TrainState:
     opt_state: Any
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class Transforms:
+    """What a stage adds to the optimizer: changes of the gradient before it is clipped, and of the update last.
+
+    They may take extra arguments (`optax.GradientTransformationExtraArgs`): large arrays that are the same at every
+    step, as EWC's, are arguments of the step, neither closed over nor part of checkpoints.
+    """
+
+    gradient: tuple[optax.GradientTransformation, ...] = ()
+    update: tuple[optax.GradientTransformation, ...] = ()
+
+
+def make_optimizer(
+    config: OptimizerConfig, transforms: Transforms = Transforms()
+) -> optax.GradientTransformationExtraArgs:
     """The optax chain without its learning rate, which is an argument of the step (one compilation for all)."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
+        *transforms.gradient,
         clip,
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay),
+        *transforms.update,
     )
 
 
@@ -85,14 +101,16 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
 
 def make_train_step(
     name: str, loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh
-) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step (state, batch, learning_rate) -> (state, metrics); the state is donated.
+) -> Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step (state, batch, learning_rate, extra) -> (state, metrics); the state is donated.
 
-    Leaves of `batch` are [micro-batches, rows, ...]. The gradient is that of Σ loss sums / Σ counts over all
-    micro-batches, so it does not depend on how rows are divided among them.
+    Leaves of `batch` are [micro-batches, rows, ...]; `extra` are the optimizer's extra arguments by name. The
+    gradient is that of Σ loss sums / Σ counts over all micro-batches, so it does not depend on how rows are divided
+    among them.
     """
+    takes_extra = optax.with_extra_args_support(optimizer)
 
-    def step(state: TrainState, batch: Any, learning_rate: jax.Array):
+    def step(state: TrainState, batch: Any, learning_rate: jax.Array, extra: Any):
         def add(total: Any, micro: Any) -> tuple[Any, None]:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
             (loss, (count, metrics)), grads = gradient(state.params, micro)
@@ -111,7 +129,7 @@ def make_train_step(
         (grads, (loss, count), metrics), _ = jax.lax.scan(add, empty, batch)
         count = jnp.maximum(count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = takes_extra.update(grads, state.opt_state, state.params, **extra)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         logged = {k: s / jnp.maximum(n, 1.0) for k, (s, n) in metrics.items()}
         logged |= {"loss": loss / count, "grad_norm": optax.global_norm(grads)}
@@ -121,7 +139,7 @@ def make_train_step(
     return program(
         name,
         step,
-        in_shardings=(shardings, named(mesh, None, "batch"), replicated),
+        in_shardings=(shardings, named(mesh, None, "batch"), replicated, None),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )

@@ -108,7 +108,7 @@ def step_of_decoder(tiny: Any, loss: str, n: int, mesh: Mesh) -> tuple[TrainStat
     placed = param_shardings(mesh, param_shapes(tiny.model))
     with jax.set_mesh(mesh):
         state, step = make(loss_fn, NEAR_LINEAR, tiny.params, placed, mesh)
-        return step(state, put(micro_batches(batch, n), mesh, None, "batch"), jnp.float32(1.0))
+        return step(state, put(micro_batches(batch, n), mesh, None, "batch"), jnp.float32(1.0), {})
 
 
 def assert_close(a: Any, b: Any, atol: float) -> None:
@@ -148,7 +148,7 @@ def test_micro_batches_are_exact_and_the_update_is_hand_written_optax(loss: str)
     for n in (1, 2, 4):
         loss_fn, batch = setting(Bigram(), loss)
         state, step = make_bigram(loss_fn, NEAR_LINEAR)
-        state, logged = step(state, micro_batches(batch, n), jnp.float32(1.0))
+        state, logged = step(state, micro_batches(batch, n), jnp.float32(1.0), {})
         assert_close(state.params, wanted, 1e-6)
         assert float(logged["loss"]) == pytest.approx(float(value), abs=1e-6)
         assert float(logged["grad_norm"]) == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
@@ -169,7 +169,7 @@ def test_several_steps_are_hand_written_adamw():
     config = OptimizerConfig(b1=0.8, b2=0.9, eps=1e-2, weight_decay=0.1, clip_norm=0.0)
     state, step = make_bigram(loss_fn, config)
     for rate in rates:
-        state, _ = step(state, micro_batches(batch, 2), jnp.float32(rate))
+        state, _ = step(state, micro_batches(batch, 2), jnp.float32(rate), {})
     assert int(state.step) == len(rates)
     gradient = jax.jit(jax.grad(whole_batch("sft")))
     p = Bigram.params()["table"]
@@ -187,7 +187,7 @@ def test_learning_rate_zero_changes_no_bit(decay: float):
     loss_fn, batch = setting(Bigram(), "token")
     state, step = make_bigram(loss_fn, OptimizerConfig(weight_decay=decay))
     for _ in range(2):
-        state, logged = step(state, micro_batches(batch, 2), jnp.float32(0.0))
+        state, logged = step(state, micro_batches(batch, 2), jnp.float32(0.0), {})
     assert logged["grad_norm"] > 0
     assert np.asarray(state.params["table"]).tobytes() == np.asarray(Bigram.params()["table"]).tobytes()
 
@@ -197,7 +197,7 @@ def test_the_old_state_is_really_freed():
     start = Bigram.params()
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state, step = make(loss_fn, OptimizerConfig(), start, {"table": named(mesh)}, mesh)
-    new, _ = step(state, micro_batches(batch, 1), jnp.float32(0.1))
+    new, _ = step(state, micro_batches(batch, 1), jnp.float32(0.1), {})
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new, start)))
 
@@ -222,7 +222,7 @@ def test_moments_lie_where_their_parameters_lie(mesh8: Mesh):
     wanted = named(mesh8, "vocab", "embed")
     with jax.set_mesh(mesh8):
         state, step = make(loss_fn, OptimizerConfig(), Bigram.params(), {"table": wanted}, mesh8)
-        after, _ = step(state, put(micro_batches(batch, 1), mesh8, None, "batch"), jnp.float32(0.1))
+        after, _ = step(state, put(micro_batches(batch, 1), mesh8, None, "batch"), jnp.float32(0.1), {})
     assert not wanted.is_fully_replicated
     adam = next(part for part in after.opt_state if isinstance(part, optax.ScaleByAdamState))
     moments: Any = (after.params, adam.mu, adam.nu)
