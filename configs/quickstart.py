@@ -63,7 +63,7 @@ from mdrl_jax import config
 def get_config() -> ConfigDict:
     """The configuration."""
     c = config.default()
-    c.stages = ("code", "math", "qa", "cw", "refresh-math", "analyze")
+    c.stages = ("code", "math", "qa", "cw", "analyze", "refresh-math", "rollback-math-qa")
     c.stage_overrides = {"refresh-math": {"steps": 4}}
     c.rollout.prompt_buckets = (12,)
     c.rollout.completion_buckets = (8, 16)

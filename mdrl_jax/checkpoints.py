@@ -46,6 +46,17 @@ class StageCheckpoints:
         )
         self.manager.save(step, args=items, force=True)
 
+    def save_params(self, step: int, params: Any, meta: dict[str, Any]) -> None:
+        """Saves parameters that no optimizer goes on from."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave({"step": step, "updates": 0, **meta})
+        )
+        self.manager.save(step, args=items, force=True)
+
+    def meta(self) -> dict[str, Any]:
+        """What the newest checkpoint says of itself."""
+        return self.manager.restore(self.latest(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest state, in the shapes and shardings of the abstract `like`, and its meta."""
         items = ocp.args.Composite(
@@ -61,6 +72,18 @@ class StageCheckpoints:
         """The newest parameters alone."""
         items = ocp.args.Composite(params=ocp.args.StandardRestore(like))
         return self.manager.restore(self.latest(), args=items)["params"]
+
+
+def save_tree(folder: Path, tree: Any) -> None:
+    """Writes a tree of arrays as a folder of its own, in place of one that is there."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree, force=True)
+
+
+def load_tree(folder: Path) -> Any:
+    """A tree of `save_tree`, on the devices that it was on."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute())
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:

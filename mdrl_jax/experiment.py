@@ -4,9 +4,11 @@ A stage is finished once its `evaluations/NN-stage.json` is written, which happe
 Started again after a kill at any moment, a run goes on from the newest whole checkpoint and ends the same.
 """
 
+import collections
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,26 @@ import numpy as np
 
 from mdrl_jax import records, runtime
 from mdrl_jax.analysis import interference
+from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.analysis.statistics import clustered_mean
-from mdrl_jax.checkpoints import StageCheckpoints, abstract
+from mdrl_jax.checkpoints import StageCheckpoints, abstract, load_tree
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate
-from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.recovery import merging, prevention, rollback_stage
+from mdrl_jax.recovery.claim_refresh import Refreshed, c6
+from mdrl_jax.recovery.claim_rollback import c7
+from mdrl_jax.recovery.contraction import Basis
 from mdrl_jax.report import findings, heatmap, matrix, terminal
 from mdrl_jax.report.console import Screen
+from mdrl_jax.report.recovered import recoveries
 from mdrl_jax.report.tensorboard import TensorBoard
-from mdrl_jax.rl import loop, pretraining
-from mdrl_jax.rl.trainer import TrainState, Transforms, init_state
+from mdrl_jax.rl import loop
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stages import Stage, plan
+from mdrl_jax.stages import Stage, peak, plan
+from mdrl_jax.training import Trainer, costs
 from mdrl_jax.workfolder import WorkFolder
-
-SHOWN = ("reward", "length", "kl", "loss")
 
 
 def run(config: Config, workdir: str | Path) -> None:
@@ -45,10 +50,12 @@ def run(config: Config, workdir: str | Path) -> None:
     with runtime.make_pool(config.rewards) as pool:
         built = runtime.build(config, pool)
         for stage in stages:
-            if stage.trains:
+            earlier = stages[: stages.index(stage)]
+            if stage.kind == "grpo":
                 loop.check_divides(built, stage)
-            else:
-                interference.check(built, sequence(stages[: stages.index(stage)], lambda name: None))
+                prevention.check(built, stage)
+            elif stage.kind == "analyze":
+                interference.check(built, sequence(earlier, lambda name: None))
         folder.open(config)
         with Screen(folder.root / "log.txt") as screen, jax.set_mesh(built.mesh):
             Walk(built, folder, stages, screen).run()
@@ -71,18 +78,67 @@ class Walk:
         device = self.runtime.mesh.devices.flat[0].device_kind
         self.screen.print(f"{n / 1e6:.2f}M parameters on {device}, mesh {mesh}; work folder {self.folder.root}")
         self._score("base", 0, "00-base", 0, self.runtime.base_params)
-        programs: dict[Any, Any] = {}
+        trainer = Trainer(
+            self.runtime,
+            self.folder,
+            self.stages,
+            self.screen,
+            self._params_after,
+            functools.partial(bases, self.folder),
+        )
         for stage in self.stages:
-            if not stage.trains:
+            if stage.kind == "analyze":
                 self._analyze(stage)
-                continue
-            if self.folder.evaluation(stage.folder).exists():
+            elif self.folder.evaluation(stage.folder).exists():
                 self.screen.print(f"{stage.name}: finished before, skipped")
-                continue
-            params = self._train(stage, programs)
-            steps = self._steps(stage)
-            self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p)
+            else:
+                params, spent = trainer.train(stage) if stage.trains else self._made(stage)
+                steps = trainer.steps(stage)
+                records.write_json(self.folder.costs(stage), costs(self.runtime, stage, steps, spent))
+                self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p)
         self._finish(time.monotonic() - started)
+
+    def _made(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
+        """Parameters that are made without training, kept like others, and what it cost to choose them."""
+        started, before = time.monotonic(), collections.Counter(self.runtime.spent)
+        make = self._rolled_back if stage.kind == "rollback" else self._merged
+        with StageCheckpoints(self.folder.checkpoints(stage)) as checkpoints:
+            if checkpoints.latest():
+                like = abstract(self.runtime.shapes, self.runtime.shardings)
+                return checkpoints.restore_params(like), checkpoints.meta()["costs"]
+            params = make(stage)
+            spent = {f"tokens_{k}": v - before[k] for k, v in self.runtime.spent.items()}
+            spent["seconds"] = time.monotonic() - started
+            meta = {"seed": self.runtime.config.seed, "stage": stage.name, "costs": spent}
+            checkpoints.save_params(1, params, meta)
+        return params, spent
+
+    def _rolled_back(self, stage: Stage) -> Any:
+        at, donor = (peak(d, stage.start, self.stages) for d in (stage.domains[0], stage.donor))
+        assert at is not None and donor is not None  # `stages.plan` saw to it
+        with self.screen.steps(stage.name, 1) as show:
+            probe = build(self.runtime, self.runtime.config.train.grpo)
+            params = rollback_stage.run(
+                self.runtime,
+                stage,
+                at,
+                donor,
+                functools.lru_cache(maxsize=3)(self._params_after),
+                probe,
+                self.folder.root,
+                lambda text: show(0, text),
+            )
+        record = records.read_json(self.folder.root / "recovery" / f"{stage.name}.json")
+        self.screen.print(rollback_stage.summary(record))
+        return params
+
+    def _merged(self, stage: Stage) -> Any:
+        base = self.runtime.base_params()
+        solos = {d: self._params_after(f"solo-{d}") for d in stage.domains}
+        with self.screen.steps(stage.name, 1) as show:
+            params, record = merging.merge(self.runtime, stage.name, base, solos, lambda text: show(0, text))
+        records.write_json(self.folder.root / "recovery" / f"{stage.name}.json", record)
+        return params
 
     def _analyze(self, stage: Stage) -> None:
         """The interference analysis of the stages before this one."""
@@ -98,9 +154,6 @@ class Walk:
         self.screen.print(findings.summary(found))
         self.screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
 
-    def _steps(self, stage: Stage) -> int:
-        return self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
-
     def _params_after(self, name: str) -> Any:
         """Parameters at the end of an earlier stage, or the base's."""
         if name == "base":
@@ -108,71 +161,6 @@ class Walk:
         stage = next(s for s in self.stages if s.name == name)
         with StageCheckpoints(self.folder.checkpoints(stage)) as checkpoints:
             return checkpoints.restore_params(abstract(self.runtime.shapes, self.runtime.shardings))
-
-    def _train(self, stage: Stage, programs: dict[Any, Any]) -> Any:
-        """Trains one stage from its newest checkpoint, or from its start; returns the parameters."""
-        sft = stage.kind == "sft"
-        shared = "sft" if sft else (stage.train.grpo, stage.train.optimizer)
-        if shared not in programs:
-            runtime = self.runtime
-            programs[shared] = (
-                pretraining.make_programs(runtime) if sft else loop.make_programs(runtime, stage, Transforms())
-            )
-        made = programs[shared]
-        optimizer, shardings = (made[0], made[1]) if sft else (made.optimizer, made.shardings)
-        total = self._steps(stage)
-        every = self.runtime.config.sft.checkpoint_every if sft else stage.train.checkpoint_every
-        before = time.monotonic()
-        with StageCheckpoints(self.folder.checkpoints(stage)) as checkpoints:
-            first = checkpoints.latest() or 0
-            keep_start = first == 0 or (not sft and loop.needs_reference(stage))
-            start = self._params_after(stage.start) if keep_start else None
-            if first:
-                shapes = jax.eval_shape(optimizer.init, self.runtime.shapes)
-                like = TrainState(
-                    step=jax.ShapeDtypeStruct((), np.int32, sharding=shardings.step),
-                    params=abstract(self.runtime.shapes, shardings.params),
-                    opt_state=abstract(shapes, shardings.opt_state),
-                )
-                state, _ = checkpoints.restore(like)
-                self.screen.print(f"{stage.name}: goes on after step {first} of {total}")
-            else:
-                state = init_state(optimizer, start, shardings)
-            if sft:
-                steps = pretraining.sft_steps(self.runtime, stage, made[2], state, first)
-            else:
-                reference = start if loop.needs_reference(stage) else None
-                steps = loop.grpo_steps(self.runtime, stage, made, state, reference, first, lambda step, params: {})
-            totals: dict[str, float] = {}
-            board_folder = self.folder.root / "tensorboard" / stage.folder
-            with TensorBoard(board_folder, resumed_at=first + 1 if first else None) as board:
-                for done, state, metrics in self.screen.track(stage.name, total, first, self._watched(steps)):
-                    board.scalars(done, {f"train/{k}": v for k, v in metrics.items()})
-                    for name in ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors"):
-                        totals[name] = totals.get(name, 0.0) + metrics.get(name, 0.0)
-                    if done == total or (every and done % every == 0):
-                        meta = {"seed": self.runtime.config.seed, "stage": stage.name}
-                        position = {} if sft else {"prompts_visited": done * stage.train.prompts}
-                        checkpoints.save(done, state, meta | position)
-        self.screen.print(self._stage_line(stage, total - first, time.monotonic() - before, totals))
-        return state.params
-
-    def _stage_line(self, stage: Stage, steps: int, seconds: float, totals: dict[str, float]) -> str:
-        line = f"{stage.name}: {steps} steps in {seconds:.0f} s"
-        if stage.kind == "grpo":
-            line += (
-                f" (sampling and rewards {totals.get('seconds_sampling', 0):.0f} s, updates "
-                f"{totals.get('seconds_training', 0):.0f} s); {totals.get('dropped_groups', 0):.0f} groups without "
-                f"reward variance left out, {totals.get('reward_errors', 0):.0f} reward errors"
-            )
-        return f"{line}; {sum(compilations.values())} compilations so far"
-
-    def _watched(self, steps: Iterator[Any]) -> Iterator[tuple[int, str, Any]]:
-        shown: dict[str, float] = {}
-        for done, state, metrics in steps:
-            shown |= {k: v for k, v in metrics.items() if k in SHOWN}
-            text = "  ".join(f"{k} {shown[k]:.3g}" for k in SHOWN if k in shown)
-            yield done, text, (done, state, metrics)
 
     def _score(self, name: str, index: int, folder: str, step: int, params: Any) -> None:
         """Evaluates, unless that was done, and writes evaluation, samples and scores."""
@@ -207,7 +195,44 @@ class Walk:
         picture = self.folder.root / "report" / "scores.png"
         heatmap.save_matrix(picture, result)
         self.screen.print(terminal.summary(result))
+        judged = self._claims(result)
+        if judged:
+            self.screen.print(findings.verdicts(judged))
         self.screen.print(f"done in {seconds:.0f} s; heat map {picture}; everything in {self.folder.root}")
+
+    def _claims(self, result: matrix.Matrix) -> list[dict[str, Any]]:
+        """C6 and C7 of the refreshes and rollbacks that were run, written to `claims.json` beside the analysis's."""
+        recovered = {r.stage: r for r in recoveries(result)}
+        refreshes, rollbacks = [], []
+        for stage in self.stages:
+            file = self.folder.root / "recovery" / f"{stage.name}.json"
+            if not file.exists():
+                continue
+            record = records.read_json(file)
+            if stage.kind == "rollback":
+                rollbacks.append(record)
+            elif stage.prefix == "refresh" and stage.name in recovered:
+                at = peak(stage.domains[0], stage.start, self.stages)
+                found = recovered[stage.name]
+                refreshes.append(
+                    Refreshed(
+                        stage.name,
+                        stage.domains[0],
+                        found.fraction.record(),
+                        found.collateral.record(),
+                        found.loss.record(),
+                        record["steps"][-1]["step"],
+                        at.train.steps if at else stage.train.steps,
+                        record["contraction"],
+                    )
+                )
+        file = self.folder.root / "claims.json"
+        known = {c["id"]: c for c in (records.read_json(file) if file.exists() else [])}
+        known |= {c["id"]: c for c in ([c6(refreshes)] if refreshes else []) + ([c7(rollbacks)] if rollbacks else [])}
+        judged = [known[name] for name in sorted(known)]
+        if refreshes or rollbacks:
+            records.write_json(file, judged)
+        return judged
 
 
 def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoints:
@@ -224,6 +249,22 @@ def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoin
         elif stage.name.startswith("solo-"):
             solos.append(Trained(stage.name, stage.domains[0], stage.start))
     return Checkpoints(tuple(trained), tuple(solos), params)
+
+
+def bases(folder: WorkFolder, domain: str) -> list[Basis]:
+    """The conflict subspaces that the analysis found for a domain; none where there was no analysis."""
+    found = []
+    for file in sorted((folder.root / "analysis" / "parts").glob(f"conflict-{domain}-*.json")):
+        record = records.read_json(file)
+        if "reason" in record:
+            continue
+        stage, objective = record["stage"], record["objective"]
+        kept = load_tree(interference.subspace_folder(folder.root, domain, stage, objective))
+        for half, vectors in enumerate(kept["vectors"]):
+            values = np.asarray(record["halves"][half]["eigenvalues"])
+            index, mask = np.asarray(kept["index_LR"]), np.asarray(kept["mask_LR"])
+            found.append(Basis(objective, half, stage, vectors, values, index, mask))
+    return found
 
 
 def scores(folder: WorkFolder) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What every stage of a run shares: mesh, model, tokenizer, prompts, reward pool and compiled samplers."""
 
+import collections
 import dataclasses
 import functools
 from pathlib import Path
@@ -48,7 +49,7 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runtime:
-    """Built once a run by `build`; nothing in it changes."""
+    """Built once a run by `build`; nothing in it changes but `spent`, which counts tokens read and sampled."""
 
     config: Config
     mesh: Mesh
@@ -60,6 +61,7 @@ class Runtime:
     domains: dict[str, Domain]
     prompts: dict[tuple[str, str], PromptSet]
     pool: RewardPool
+    spent: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def base_params(self) -> Any:
         """Parameters the first stage starts from."""
@@ -107,6 +109,7 @@ class Runtime:
             sampler(params, on_device[0], on_device[1], stage_key(*key_of), on_device[2])
         )
         mask_PGT = completion_mask(done.length_PG, done.tokens_PGT.shape[-1])
+        self.spent.update(read=int(valid_PT.sum()), sampled=int(done.length_PG.sum()))
         texts = [
             [self._text(row[:n]) for row, n in zip(group_rows, lengths, strict=True)]
             for group_rows, lengths in zip(done.tokens_PGT, done.length_PG, strict=True)

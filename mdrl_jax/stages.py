@@ -131,7 +131,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     if kind == "grpo" and train.prompts % len(domains):
         raise UserError(f"stage {name}: prompts={train.prompts} is not divisible by its {len(domains)} domains")
     branch = [s for s in earlier if s.prefix == prefix]
-    start = train.start or _start(earlier, branch, prefix, rest)
+    start = train.start or ("base" if kind == "merge" else _start(earlier, branch, prefix, rest))
     reference = train.reference or (branch[0].reference if prefix == "kl" and branch else start)
     stage = Stage(name, index, kind, domains, start, train, stream, reference, (), donor)
     stage = dataclasses.replace(stage, keeps=_keeps(stage, earlier))

@@ -54,6 +54,10 @@ class WorkFolder:
         """Per-prompt rewards after a stage; its presence says the stage is finished."""
         return self.root / "evaluations" / f"{folder}.json"
 
+    def costs(self, stage: Stage) -> Path:
+        """Steps, tokens, FLOPs and seconds of a stage."""
+        return self.root / "costs" / f"{stage.folder}.json"
+
     def samples(self, folder: str) -> Path:
         """A few completions to read."""
         return self.root / "samples" / f"{folder}.jsonl"

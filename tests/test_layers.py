@@ -31,6 +31,7 @@ LAYERS = (
     ("recovery",),
     ("report",),
     ("bench",),
+    ("training",),
     ("experiment", "commands"),
     ("main",),
 )

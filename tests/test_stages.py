@@ -1,11 +1,14 @@
 """From stage names to what they train, and from what."""
 
+import dataclasses
+
 import pytest
 
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.stages import Stage, plan
+from mdrl_jax.rl.loop import shares
+from mdrl_jax.stages import Stage, peak, plan
 
 KNOWN = tuple(DOMAINS)
 
@@ -26,11 +29,83 @@ def test_domains_and_refreshes_start_where_the_stage_before_ended():
     assert stages["refresh-code"].train == stages["code"].train
 
 
-def test_a_solo_starts_from_the_base_and_what_follows_it_goes_on_from_it():
-    stages = planned("code", "solo-math", "qa")
-    assert stages["solo-math"].start == "base"
+def test_a_solo_starts_from_the_base_and_is_no_part_of_the_sequence():
+    stages = planned("code", "solo-math", "qa", "solo-qa")
+    assert stages["solo-math"].start == stages["solo-qa"].start == "base"
     assert stages["solo-math"].domains == ("math",)
-    assert stages["qa"].start == "solo-math"
+    assert stages["qa"].start == "code"
+
+
+def test_a_prevention_repeats_its_stage_with_the_same_prompts_from_the_same_start():
+    stages = planned("code", "math", "qa", "cw", "ewc-qa", "protect-qa", "protect-cw")
+    assert [stages[n].start for n in ("ewc-qa", "protect-qa", "protect-cw")] == ["math", "math", "protect-qa"]
+    for method in ("ewc", "protect"):
+        repeated = stages[f"{method}-qa"]
+        assert repeated.stream == stages["qa"].stream == "qa" and repeated.domains == ("qa",)
+        plain = dataclasses.replace(repeated.train, prevent=stages["qa"].train.prevent)
+        assert plain == stages["qa"].train != repeated.train
+    assert stages["ewc-qa"].keeps == ("code", "math") and stages["protect-cw"].keeps == ("code", "math", "qa")
+    assert stages["ewc-qa"].train.prevent.ewc > 0 and stages["protect-qa"].train.prevent.protect > 0
+    assert stages["qa"].keeps == ()
+
+
+def test_a_prevention_keeps_the_domains_that_it_is_told_to():
+    overrides = {"qa": {"prevent": {"protect": 0.5, "domains": ("math",)}}}
+    assert planned("code", "math", "qa", stage_overrides=overrides)["qa"].keeps == ("math",)
+    with pytest.raises(UserError, match=r"stage qa is to keep cw, which no stage on the way"):
+        planned("code", "qa", stage_overrides={"qa": {"prevent": {"protect": 0.5, "domains": ("cw",)}}})
+    with pytest.raises(UserError, match=r"protect-code keeps nothing"):
+        planned("protect-code")
+
+
+def test_the_reference_of_the_kl_is_where_its_branch_began():
+    stages = planned("code", "math", "qa", "cw", "kl-qa", "kl-cw")
+    assert [stages[n].reference for n in ("qa", "kl-qa", "kl-cw")] == ["math", "math", "math"]
+    assert stages["kl-cw"].start == "kl-qa"
+    assert planned("code", "math", stage_overrides={"math": {"reference": "base"}})["math"].reference == "base"
+
+
+def test_another_order_is_a_sequence_of_its_own():
+    stages = planned("code", "math", "reversed-math", "reversed-code", "qa")
+    assert [s.start for s in stages.values()] == ["base", "code", "base", "reversed-math", "math"]
+
+
+def test_a_rollback_goes_back_from_the_end_of_the_plain_sequence():
+    stages = planned("code", "math", "qa", "cw", "refresh-math", "rollback-math-qa")
+    found = stages["rollback-math-qa"]
+    assert (found.kind, found.domains, found.donor, found.start) == ("rollback", ("math",), "qa", "cw")
+    assert not found.trains and found.scored
+    for wrong in ("rollback-cw-qa", "rollback-math-cw"):
+        with pytest.raises(UserError, match=f"stage {wrong}: no stage on the way to its start 'qa' trained cw alone"):
+            planned("code", "math", "qa", wrong)
+
+
+def test_merges_need_every_solo_stage():
+    solos = [f"solo-{domain}" for domain in ("code", "math", "qa", "cw")]
+    for name in ("average", "arithmetic", "ties"):
+        assert planned(*solos, name)[name].kind == "merge" and planned(*solos, name)[name].start == "base"
+        with pytest.raises(UserError, match=f"{name} merges solo edits; missing before it: solo-cw$"):
+            planned(*solos[:-1], name)
+
+
+def test_replay_shares_the_prompts_of_a_step():
+    stages = planned("code", "math", "replay-qa", train={"prompts": 16})
+    assert shares(stages["replay-qa"]) == {"qa": 12, "code": 2, "math": 2}
+    with pytest.raises(UserError, match=r"replay=0.1 of 4 prompts is 0.2 for each of 2 domains"):
+        overrides = {"replay-qa": {"prevent": {"replay": 0.1}}}
+        planned("code", "math", "replay-qa", train={"prompts": 4}, stage_overrides=overrides)
+
+
+def test_the_peak_is_the_last_stage_that_trained_the_domain_alone():
+    stages = planned("code", "math", "joint", "refresh-code", "qa", "solo-math")
+    made = tuple(stages.values())
+    assert [peak(d, "qa", made) and peak(d, "qa", made).name for d in ("code", "math", "qa", "cw")] == [
+        "refresh-code",
+        "math",
+        "qa",
+        None,
+    ]
+    assert peak("math", "solo-math", made).name == "solo-math"
 
 
 def test_a_placebo_differs_from_its_domain_by_its_learning_rate_alone():
@@ -64,7 +139,11 @@ def test_folders_sort_in_order_of_the_stages():
 
 
 @pytest.mark.parametrize(
-    "name", ["maths", "refresh-", "refresh-maths", "solo-", "polish-math", "math-qa", "placebo", "base", "joint-math"]
+    "name",
+    [
+        *("maths", "refresh-", "refresh-maths", "solo-", "polish-math", "math-qa", "placebo", "base", "joint-math"),
+        *("rollback-math", "rollback-math-maths", "protect-maths", "protect"),
+    ],
 )
 def test_a_name_that_means_nothing_is_refused(name: str):
     with pytest.raises(UserError, match=f"{name}.*means nothing") as caught:

@@ -122,8 +122,10 @@ def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> P
 
 def find(
     probe: Probe, at: Place, objective: str, sample: Sample, other: tuple[str, Sample], progress: Progress
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Any]]:
     """The record of S for one objective: spectra, nulls, angles, captured damage, baselines (`ladder.measure`).
+
+    With the vectors of each half; none where there is a "reason" in the record.
 
     Args:
       sample: of domain A, sampled at θ*_A.
@@ -135,7 +137,7 @@ def find(
     packed = [pack(probe, objective, sample, part) for part in parts]
     theirs = pack(probe, objective, other[1], parts[0]).at_most(max(p.sample.n_prompts for p in packed))
     if min(p.sample.n_prompts for p in (*packed, theirs)) == 0:
-        return {"reason": "one half of the prompts has nothing to measure on"}
+        return {"reason": "one half of the prompts has nothing to measure on"}, []
     spectra = [
         spectrum_of(probe, at, half, config.lanczos_steps, i, f"half {i + 1}", progress)
         for i, half in enumerate(packed)
@@ -168,7 +170,7 @@ def find(
         "products": [s.products for s in spectra],
         "symmetry_defect": [defect(probe, at, half) for half in packed],
     }
-    return record | {"route_neurons": at.route.size, "solver": solver}
+    return record | {"route_neurons": at.route.size, "solver": solver}, [s.vectors for s in spectra]
 
 
 def outside(probe: Probe, at: Place, packed: Packed, direction: Any) -> np.ndarray:
@@ -190,7 +192,9 @@ def spectrum_of(
     def step(done: int, total: int) -> None:
         progress(f"{name}: Lanczos {done} of {total}")
 
-    return block_lanczos(product, start, steps, min(config.vectors, steps * config.lanczos_block), step)
+    permuted = adv_PG is not None  # then the same operator with other weights was seen to be repeatable
+    k = 1 if permuted else min(config.vectors, steps * config.lanczos_block)
+    return block_lanczos(product, start, steps, k, step, repeatable=permuted)
 
 
 def defect(probe: Probe, at: Place, packed: Packed) -> float:

@@ -19,6 +19,7 @@ from mdrl_jax.analysis.overlaps import overlap, top_share, top_share_global
 from mdrl_jax.analysis.probe import Probe, build
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
+from mdrl_jax.checkpoints import save_tree
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import batch_divisor
 from mdrl_jax.rl.grpo import GRPOConfig
@@ -271,7 +272,16 @@ class Analysis:
             chosen[layer, neurons] = True
         at = conflict.place(self.probe, start, displacement, conflict.route(chosen))
         other = (stage.domain, self.sample(own.name, stage.domain, progress))
-        return head | conflict.find(self.probe, at, objective, sample, other, progress)
+        record, vectors = conflict.find(self.probe, at, objective, sample, other, progress)
+        if vectors:
+            kept = {"vectors": vectors, "index_LR": at.route.index_LR, "mask_LR": at.route.mask_LR}
+            save_tree(subspace_folder(self.folder, domain, stage.name, objective), kept)
+        return head | record
+
+
+def subspace_folder(folder: Path, domain: str, stage: str, objective: str) -> Path:
+    """Where the vectors of a conflict subspace are kept: {"vectors": [each half's], "index_LR", "mask_LR"}."""
+    return folder / "analysis" / "subspaces" / f"{domain}-{stage}-{objective}"
 
 
 def _differs(before: Any, now: Any) -> str:

@@ -106,10 +106,7 @@ def measure(
     def random(j: int, k: int) -> Any:
         return subspace.random_basis(jax.random.fold_in(key, j), displacement, k, support)
 
-    judged = [
-        _columns(second, first, displacement, others, random, ks, n_random),
-        _columns(first, second, displacement, others, random, ks, n_random),
-    ]
+    judged = _columns(halves, displacement, others, random, ks, n_random)
     table = Means({name: np.concatenate([c[name] for c in judged]) for name in judged[0]}, unit)
     top, within = ks[-1], table.mean[f"S {ks[-1]}"]
     dimension = {k: [half.dimension(k) for half in halves] for k in ks}
@@ -146,34 +143,67 @@ Random = Callable[[int, int], Any]  # (number of the draw, dimension) -> an orth
 
 
 def _columns(
-    found: Half, judged: Half, d: Any, others: Mapping[str, Any], random: Random, ks: Sequence[int], n_random: int
-) -> dict[str, Floats]:
-    """Second-order terms by prompt of `judged`, with the vectors of `found`; directions are made as they are used."""
-    top, vectors = ks[-1], found.vectors
-    made: dict[str, Callable[[], Any]] = {"route": lambda: d}
-    for k in ks:
-        n = found.dimension(k)
-        made[f"S {k}"] = lambda n=n: subspace.project(vectors, d, n)
-        made[f"top coordinates {k}"] = lambda n=n: subspace.top_coordinates(d, n)
-        for title, other in zip(_titles(others), others.values(), strict=True):
-            made[f"{title} {k}"] = lambda n=n, other=other: subspace.project(other, d, n)
-    for j in range(n_random):
-        made[f"random {j}"] = lambda j=j: subspace.project(random(j, top), d, found.dimension(top))
-    split = ["route", f"S {top}"]
-    if found.measured() is not None and judged.measured() is not None:
-        made["measured S"] = lambda: subspace.project(vectors, d, found.measured())
-        split.append("measured S")
+    halves: tuple[Half, Half], d: Any, others: Mapping[str, Any], random: Random, ks: Sequence[int], n_random: int
+) -> list[dict[str, Floats]]:
+    """Second-order terms by prompt of each half, with the vectors of the other; directions are made as they are used.
 
-    columns = {"total": judged.total_P}
-    columns |= {f"outside {name}": judged.complement(made[name]()) for name in split}
-    names = list(made)
-    for start in range(0, len(names), AT_ONCE):
-        part = names[start : start + AT_ONCE]
-        directions = [made[name]() for name in part]
-        directions += directions[-1:] * (AT_ONCE - len(part))
-        terms_nP = np.asarray(judged.quadratic(_stack(*directions)), float)
-        columns |= dict(zip(part, terms_nP, strict=False))
-    return {name: np.asarray(values, float) for name, values in columns.items()}
+    A random subspace is drawn once for both.
+    """
+    first, second = halves
+    judges = [_Judge(found, judged, ks) for found, judged in ((second, first), (first, second))]
+    for judge in judges:
+        judge.known(d, others)
+    for j in range(n_random):
+        basis = random(j, ks[-1])
+        for judge in judges:
+            judge.add(f"random {j}", subspace.project(basis, d, judge.found.dimension(ks[-1])))
+    return [judge.finish() for judge in judges]
+
+
+@dataclasses.dataclass
+class _Judge:
+    """Collects the terms of one half, `AT_ONCE` directions a call."""
+
+    found: Half
+    judged: Half
+    ks: Sequence[int]
+    columns: dict[str, Floats] = dataclasses.field(default_factory=dict)
+    waiting: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def known(self, d: Any, others: Mapping[str, Any]) -> None:
+        """Everything but random subspaces."""
+        found, vectors = self.found, self.found.vectors
+        self.columns["total"] = np.asarray(self.judged.total_P, float)
+        self.add("route", d, outside=True)
+        for k in self.ks:
+            n = found.dimension(k)
+            self.add(f"S {k}", subspace.project(vectors, d, n), outside=k == self.ks[-1])
+            self.add(f"top coordinates {k}", subspace.top_coordinates(d, n))
+            for title, other in zip(_titles(others), others.values(), strict=True):
+                self.add(f"{title} {k}", subspace.project(other, d, n))
+        if found.measured() is not None and self.judged.measured() is not None:
+            self.add("measured S", subspace.project(vectors, d, found.measured()), outside=True)
+
+    def add(self, name: str, direction: Any, outside: bool = False) -> None:
+        """A direction, whose terms are computed once enough have come together."""
+        if outside:
+            self.columns[f"outside {name}"] = np.asarray(self.judged.complement(direction), float)
+        self.waiting[name] = direction
+        if len(self.waiting) == AT_ONCE:
+            self._compute()
+
+    def _compute(self) -> None:
+        directions = list(self.waiting.values())
+        directions += directions[-1:] * (AT_ONCE - len(directions))
+        terms_nP = np.asarray(self.judged.quadratic(_stack(*directions)), float)
+        self.columns |= dict(zip(self.waiting, terms_nP, strict=False))
+        self.waiting.clear()
+
+    def finish(self) -> dict[str, Floats]:
+        """All terms, by name."""
+        if self.waiting:
+            self._compute()
+        return self.columns
 
 
 def _angles(halves: tuple[Half, Half], k: int, random: Random) -> dict[str, Any]:

@@ -102,8 +102,9 @@ class Probe:
         return joined[..., : shape[0] * shape[1], :].reshape(joined.shape[:-2] + shape)
 
 
+@functools.lru_cache(maxsize=1)
 def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
-    """Chooses the attention path, once, and makes the programs.
+    """Chooses the attention path, once, and makes the programs: one probe for all stages of a run.
 
     Raises:
       UserError: if a micro-batch does not divide over the mesh.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import write_json
-from mdrl_jax.report import agreement
+from mdrl_jax.report import agreement, methods
 from mdrl_jax.report.seeds import summarise_seeds
 
 
@@ -18,10 +18,13 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
     table, damage = summarise_seeds(workdirs), agreement.load(workdirs)
     if plot is not None and not damage:
         raise UserError("--plot needs folders with an analysis; run their stage analyze first")
+    compared = methods.compare(workdirs)
     print(table.text(), end="")
+    if compared:
+        print("\n" + compared.text(), end="")
     if damage:
         print("\n" + agreement.text(damage), end="")
     if plot is not None:
         agreement.save_plot(plot, damage)
     if out is not None:
-        write_json(out, table.record())
+        write_json(out, table.record() | ({"methods": compared.record()} if compared else {}))

@@ -50,6 +50,7 @@ class Evidence:
       gradient: g_A(θ_T), of A's loss.
       fisher: F_A, the diagonal of the empirical Fisher matrix (`fisher.fisher_diagonal`); None: first order only.
       kappa: κ, which turns F into A's loss's curvature (`fisher.fit_kappa`).
+      displacement: θ_T − θ*_A.
     """
 
     edit: Any
@@ -58,6 +59,7 @@ class Evidence:
     gradient: Any = None
     fisher: Any = None
     kappa: Any = 0.0
+    displacement: Any = None
 
     def need(self, name: str) -> Any:
         """A field that a rule cannot do without. Raises ValueError, by name, if it is None."""
@@ -81,6 +83,15 @@ def opposition(edit: Any, own_edit: Any) -> Any:
     return jax.tree.map(lambda delta, own: -own * delta, edit, own_edit)
 
 
+def gain_of_return(edit: Any, displacement: Any) -> Any:
+    """δ_B (θ_T − θ*_A) − ½ δ_B²: what each coordinate of δ_B, removed from θ_T, takes off ½‖θ − θ*_A‖².
+
+    Rule (b) without data, with a curvature of 1 everywhere around A's peak: g = θ_T − θ*_A and κF = 1. Positive only
+    where removing brings the coordinate nearer to the peak.
+    """
+    return jax.tree.map(lambda delta, moved: delta * moved - 0.5 * delta * delta, edit, displacement)
+
+
 def magnitude(edit: Any) -> Any:
     """(d) |δ_B|."""
     return jax.tree.map(jnp.abs, edit)
@@ -90,6 +101,7 @@ SCORES: dict[str, Callable[[Evidence], Any]] = {
     "adding": lambda e: harm_of_adding(e.edit, e.need("peak_gradient"), e.fisher, e.kappa),
     "removing": lambda e: gain_of_removing(e.edit, e.need("gradient"), e.fisher, e.kappa),
     "opposition": lambda e: opposition(e.edit, e.need("own_edit")),
+    "displacement": lambda e: gain_of_return(e.edit, e.need("displacement")),
     "magnitude": lambda e: magnitude(e.edit),
 }
 

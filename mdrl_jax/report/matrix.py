@@ -60,6 +60,12 @@ class Quantity:
     reason: str = ""
     detail: str = ""
 
+    def record(self) -> dict[str, Any]:
+        """As the records of a run have figures (`Estimate.record`), with the reason where there is none."""
+        if self.estimate is not None:
+            return self.estimate.record()
+        return {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": "", "reason": self.reason}
+
 
 def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
     """The matrix of a work folder's evaluations/*.json. Raises UserError if there are none."""

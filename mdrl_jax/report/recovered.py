@@ -19,11 +19,12 @@ from mdrl_jax.report.matrix import Matrix, Quantity, difference, trained_domain
 @dataclass(frozen=True)
 class Recovery:
     """What a refresh or rollback stage won back of `domain`, and what it cost the others (points;
-    drop positive).
+    drop positive); `loss` is what there was to win back.
     """
 
     stage: str
     domain: str
+    loss: Quantity
     gain: Quantity
     fraction: Quantity
     collateral: Quantity
@@ -62,17 +63,18 @@ def _recovery(matrix: Matrix, after: int) -> Recovery | None:
     domain = trained_domain(stage, matrix.domains)
     if domain is None:
         return None
-    names = f"gain {stage}", f"fraction {stage}", f"collateral {stage}"
+    names = f"loss {stage}", f"gain {stage}", f"fraction {stage}", f"collateral {stage}"
     ends = _ends(matrix, domain, after)
     if ends is None:
-        gain, fraction, collateral = (Quantity(n, None, f"no stage trains {domain} before {stage}") for n in names)
-        return Recovery(stage, domain, gain, fraction, collateral)
+        missing = (Quantity(n, None, f"no stage trains {domain} before {stage}") for n in names)
+        return Recovery(stage, domain, *missing)
     top, before = ends
-    gain = difference(matrix, names[0], domain, after, before)
     return Recovery(
-        stage, domain, gain,
-        _fraction(matrix, names[1], domain, top, before, after),
-        _collateral(matrix, names[2], domain, before, after),
+        stage, domain,
+        difference(matrix, names[0], domain, top, before),
+        difference(matrix, names[1], domain, after, before),
+        _fraction(matrix, names[2], domain, top, before, after),
+        collateral(matrix, names[3], domain, before, after),
     )  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def _fraction(matrix: Matrix, name: str, domain: str, top: int, before: int, aft
     return Quantity(name, statistics.ratio_of_means(after_P - before_P, peak_P - before_P))
 
 
-def _collateral(matrix: Matrix, name: str, domain: str, before: int, after: int) -> Quantity:
+def collateral(matrix: Matrix, name: str, domain: str, before: int, after: int) -> Quantity:
     """The largest drop of any other domain over the recovery stage; negative where every other
     domain rose.
     """

@@ -182,7 +182,10 @@ def make_batch(
         ),
     )
     n_tokens = float(judged.mask_PGT.sum())
+    prompt_tokens = float(judged.valid_PT.sum()) * train.group
     metrics = {
+        "tokens": n_tokens + prompt_tokens,
+        "tokens_sampled": n_tokens,
         "reward": float(judged.rewards_PG.mean()),
         "accuracy": float(judged.accuracy_PG.mean()),
         "length": float(done.length_PG.mean()),

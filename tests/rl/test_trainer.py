@@ -28,6 +28,7 @@ from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
 from mdrl_jax.rl.trainer import (
     OptimizerConfig,
     TrainState,
+    Transforms,
     init_state,
     make_optimizer,
     make_train_step,
@@ -278,7 +279,7 @@ def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) 
     """Metrics of the stage's steps; `watch` sees the state and batch of every update before it is made."""
     stage = plan(made.config, ("qa",))[0]
     with jax.set_mesh(made.mesh):
-        programs = loop.make_programs(made, stage)
+        programs = loop.make_programs(made, stage, Transforms())
         if watch is not None:
             inner = programs.step
 
@@ -290,13 +291,14 @@ def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) 
         start = made.base_params()
         state = init_state(programs.optimizer, start, programs.shardings)
         reference = start if loop.needs_reference(stage) else None
-        return [metrics for _, _, metrics in loop.grpo_steps(made, stage, programs, state, reference, 0)]
+        steps = loop.grpo_steps(made, stage, programs, state, reference, 0, lambda step, params: {})
+        return [metrics for _, _, metrics in steps]
 
 
 def test_later_inner_epochs_compare_with_the_policy_that_sampled(small_folder: Path, monkeypatch: pytest.MonkeyPatch):
     made = built(small_folder, monkeypatch, grpo={"inner_epochs": 2})
     stage = plan(made.config, ("qa",))[0]
-    log_probs = loop.make_programs(made, stage).log_probs
+    log_probs = loop.make_programs(made, stage, Transforms()).log_probs
     gaps = []
 
     def watch(state: TrainState, batch: PolicyBatch) -> None:

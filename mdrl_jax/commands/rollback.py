@@ -1,0 +1,156 @@
+"""`rollback`: training-free rollback on anybody's Hugging Face folders (definitions §9).
+
+Removes from `model` the edit `after − before` on the conflict set of the domain that peaked at `keep`. Rules
+"displacement" and "magnitude" need the folders alone; "opposition" also what `keep` was trained from (`base`); "adding"
+and "removing" also a config and a domain, on whose training prompts gradients are taken.
+"""
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+
+from mdrl_jax import runtime
+from mdrl_jax.analysis import probe, samples
+from mdrl_jax.commands.loaded import load_folder
+from mdrl_jax.config import Config
+from mdrl_jax.errors import UserError
+from mdrl_jax.model import huggingface
+from mdrl_jax.parallel.programs import program
+from mdrl_jax.recovery import evidence
+from mdrl_jax.recovery.evidence import NEEDS_DATA, Ends
+from mdrl_jax.recovery.rollback import SCORES, rollback
+from mdrl_jax.recovery.selection import largest, size, support
+from mdrl_jax.runtime import model_folder
+
+DEFAULT_RULE = "displacement"
+KEPT = ("config.json", "generation_config.json")  # of the model's folder, as they are
+
+
+def run(
+    model: str,
+    before: str,
+    after: str,
+    keep: str,
+    out: str,
+    fraction: float = 0.001,
+    strength: float = 1.0,
+    rule: str = DEFAULT_RULE,
+    base: str | None = None,
+    config: Config | None = None,
+    domain: str | None = None,
+) -> None:
+    """Writes the new folder `out`: model − strength · m ⊙ (after − before), in the number format of `model`.
+
+    Args:
+      fraction: share of all coordinates in m, those with the highest positive scores; 1 is the whole edit.
+      strength: 1 takes the edit back whole, 0 leaves the model as it is, bit for bit.
+      rule: one of `recovery.rollback.SCORES`.
+
+    Raises:
+      UserError: for an `out` that is not empty, folders of other models, numbers out of range, or a rule that lacks
+        what it needs.
+    """
+    _check(out, fraction, strength, rule, base, config, domain)
+    places = {"model": model, "before": before, "after": after, "keep": keep} | ({"base": base} if base else {})
+    architecture = huggingface.read_config(model_folder(model))
+    for name, place in places.items():
+        if huggingface.read_config(model_folder(place)) != architecture:
+            raise UserError(f"the model in {place} (--{name}) has another config.json than that in {model} (--model)")
+    loaded = load_folder(model)
+    trees = {name: huggingface.load(model_folder(place), loaded.model, loaded.mesh) for name, place in places.items()}
+    ends = Ends(
+        now=trees["model"],
+        peak=trees["keep"],
+        edit=_difference(trees["after"], trees["before"]),
+        own_edit=_difference(trees["keep"], trees["base"]) if base else None,
+    )
+    n = sum(x.size for x in jax.tree.leaves(ends.edit))
+    mask = changed = support(ends.edit)
+    if fraction < 1:
+        mask = largest(_scores(rule, ends, model, config, domain), max(1, round(fraction * n)), changed)
+    if not size(mask):
+        raise UserError(
+            f"rule {rule} finds nothing to take back: no coordinate that --after changed has a score above 0"
+        )
+    made = _rollback(ends.now, ends.edit, mask, np.float32(strength))
+    huggingface.save(out, made, architecture, _dtype(loaded.folder))
+    for name in KEPT:
+        if (loaded.folder / name).exists():
+            shutil.copyfile(loaded.folder / name, Path(out) / name)
+    loaded.tokenizer.save_pretrained(out)
+    removed, whole = (float(jnp.sqrt(_square(ends.edit, m))) for m in (mask, changed))
+    print(
+        f"{size(mask)} of {n} coordinates by {'all' if fraction == 1 else rule} at strength {strength:g}, "
+        f"{removed / whole:.1%} of the edit's norm; written to {out}"
+    )
+
+
+def _check(
+    out: str, fraction: float, strength: float, rule: str, base: str | None, config: Config | None, domain: str | None
+) -> None:
+    if not 0 < fraction <= 1:
+        raise UserError(f"--fraction={fraction} is not valid; a share of all coordinates, above 0 and up to 1")
+    if not (math.isfinite(strength) and strength >= 0):
+        raise UserError(f"--strength={strength} is not valid; 0 or more, 1 takes the edit back whole")
+    if rule not in SCORES:
+        raise UserError(f"--rule={rule} is not known; known: {', '.join(SCORES)}")
+    if rule == "opposition" and not base:
+        raise UserError("--rule=opposition needs --base, the folder that --keep was trained from")
+    if rule in NEEDS_DATA and (config is None or domain is None):
+        raise UserError(f"--rule={rule} needs --config and --domain, whose training prompts it takes gradients on")
+    if config is not None and domain is not None and domain not in config.scored_domains:
+        raise UserError(f"--domain={domain} is not in the config's scored_domains: {', '.join(config.scored_domains)}")
+    if Path(out).is_file() or (Path(out).is_dir() and any(Path(out).iterdir())):
+        raise UserError(f"--out={out} exists and is not an empty folder; name a new one")
+
+
+def _scores(rule: str, ends: Ends, model: str, config: Config | None, domain: str | None) -> Any:
+    """The rule's scores; gradients are of completions drawn now, at `keep` or `model`."""
+    if rule not in NEEDS_DATA or config is None or domain is None:
+        return evidence.scores(None, rule, ends, _no_sample)[0]
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=model, weights="load"))
+    at = {evidence.PEAK: ends.peak, evidence.NOW: ends.now}
+    with runtime.make_pool(config.rewards) as pool:
+        built = runtime.build(config, pool)
+        placed = {k: jax.tree.map(jax.device_put, x, built.shardings) for k, x in at.items()}
+        with jax.set_mesh(built.mesh):
+            draw = lambda point: samples.draw(built, placed[point], domain)  # noqa: E731
+            whole = Ends(placed[evidence.NOW], placed[evidence.PEAK], jax.device_put(ends.edit, built.shardings))
+            try:
+                scores, record = evidence.scores(probe.build(built, config.train.grpo), rule, whole, draw)
+            except ValueError as e:
+                raise UserError(f"--rule={rule}: {e}") from e
+    if "reason" in record:
+        print(f"{rule}: {record['reason']}")
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), scores, ends.edit)
+
+
+def _no_sample(point: str) -> samples.Sample:
+    raise AssertionError(point)
+
+
+def _dtype(folder: Path) -> Any:
+    """The number format of a folder's weights; of several, float32, which holds the values of all."""
+    found = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(str(file), framework="numpy") as handle:
+            found |= {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+    names = {"BF16": jnp.bfloat16, "F16": np.float16}
+    return names.get(found.pop(), np.float32) if len(found) == 1 else np.float32
+
+
+_difference = program("rollback_difference", lambda a, b: jax.tree.map(lambda x, y: x - y, a, b))
+_rollback = program("rollback", rollback)
+_square = program(
+    "rollback_square",
+    lambda edit, mask: sum(
+        jnp.sum(jnp.where(m, jnp.square(d), 0)) for d, m in zip(*map(jax.tree.leaves, (edit, mask)), strict=True)
+    ),
+)

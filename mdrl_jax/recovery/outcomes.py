@@ -1,0 +1,114 @@
+"""How good a plan was: forecasts against what the actions did, on prompts that all of them share.
+
+Ranks (Spearman over actions), calibration of the intervals (share that hold the outcome), and the regret of the pick
+against the best action tried. `nothing`, known in advance, counts as an action to pick but not as a forecast.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import betaincinv
+
+from mdrl_jax.analysis.claims import rank_agreement
+from mdrl_jax.analysis.statistics import LEVEL, Estimate, independent_mean, paired_difference, t_quantile
+from mdrl_jax.recovery.forecast import POINTS
+
+Record = dict[str, Any]
+Rewards = Mapping[str, np.ndarray]
+
+
+def outcomes(plan: Record, before: Rewards, measured: Mapping[str, Rewards]) -> Record:
+    """A record of every action tried, and the figures of the module docstring.
+
+    The interval of a forecast is of the expected score; the outcome has a sampling error of its own. `held` asks
+    whether the interval holds the outcome as measured, `held_with_error` whether one widened by the outcome's error
+    does. Cells (action × domain) are not independent: their share's interval takes them as if they were, so it is too
+    narrow.
+
+    Args:
+      plan: of `decision.decide`.
+      before: rewards [P, k] at θ_T by domain.
+      measured: the same after each action tried, by its name, on the same prompts.
+    """
+    rows, cells, averages = [], [], []
+    for row in sorted(plan["actions"], key=lambda r: r["rank"]):
+        if row["name"] not in measured:
+            continue
+        after = measured[row["name"]]
+        changes = {d: paired_difference(after[d], before[d]).scaled(POINTS, "points") for d in sorted(before)}
+        average = independent_mean(list(changes.values()))
+        rows.append(
+            {
+                "name": row["name"],
+                "allowed": row["allowed"],
+                "collateral": max((-e.value for d, e in changes.items() if d != row["domain"]), default=0.0),
+                "average_change": {"forecast": row["average_change"], "measured": average.record(0.0)},
+                "changes": {d: {"forecast": row["changes"][d], "measured": e.record(0.0)} for d, e in changes.items()},
+            }
+        )
+        if row["kind"] != "nothing":
+            averages.append((row["average_change"], average))
+            cells += [(row["changes"][d], e) for d, e in changes.items()]
+    return {
+        "actions": rows,
+        "spearman": _agreement(averages),
+        "spearman_by_domain": _agreement(cells),
+        "calibration": {
+            name: {"held": _share(some, False), "held_with_error": _share(some, True)}
+            for name, some in (("average", averages), ("domain", cells))
+        },
+        "mean_error": {
+            name: float(np.mean([abs(f["estimate"] - e.value) for f, e in some])) if some else None
+            for name, some in (("average", averages), ("domain", cells))
+        },
+        "regret": _regret(plan, before, measured, rows),
+    }
+
+
+def _agreement(pairs: list[tuple[Record, Estimate]]) -> Record:
+    return rank_agreement([f["estimate"] for f, _ in pairs], [e.value for _, e in pairs])
+
+
+def _share(pairs: list[tuple[Record, Estimate]], widened: bool) -> Record:
+    """Share of forecasts with an interval that holds the outcome."""
+    held = []
+    for figure, outcome in pairs:
+        if figure["ci95"] is None:
+            continue
+        error = t_quantile(outcome.n - 1) * (outcome.stderr or 0.0) if widened else 0.0
+        low, high = (figure["estimate"] - figure["ci95"][0], figure["ci95"][1] - figure["estimate"])
+        off = outcome.value - figure["estimate"]
+        held.append(-math.hypot(low, error) <= off <= math.hypot(high, error))
+    if not held:
+        empty = {"estimate": None, "ci95": None, "null": LEVEL, "n": 0, "unit": "share"}
+        return empty | {"reason": "no forecast has an interval"}
+    return clopper_pearson(sum(held), len(held)).record(LEVEL)
+
+
+def clopper_pearson(k: int, n: int) -> Estimate:
+    """The share k/n with its exact binomial interval (Clopper and Pearson, 1934)."""
+    tail = 0.5 * (1 - LEVEL)
+    low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    return Estimate(k / n, low, high, n, "share")
+
+
+def _regret(plan: Record, before: Rewards, measured: Mapping[str, Rewards], rows: list[Record]) -> Record | None:
+    """What the best action tried, within the limit as measured, gained on the pick; None where that was not tried.
+
+    Paired by prompt. The best of several noisy outcomes is biased up, so the regret is too large rather than too small;
+    below 0 where the pick itself went over the limit, and gained by it.
+    """
+    if plan["pick"] not in measured:
+        return None
+    within = [r for r in rows if r["collateral"] <= plan["limit"]]
+    picked = next(r for r in rows if r["name"] == plan["pick"])
+    best = max(within or [picked], key=lambda r: (r["average_change"]["measured"]["estimate"], r["name"]))
+    differences = [
+        paired_difference(measured[best["name"]][d], measured[plan["pick"]][d]).scaled(POINTS, "points")
+        for d in sorted(before)
+    ]
+    figure = independent_mean(differences).record(0.0)
+    return figure | {"pick": plan["pick"], "best": best["name"], "pick_within_limit": picked in within}

@@ -1,0 +1,235 @@
+"""Which action to take at θ_T: forecasts of all domains' scores after each, ranked, without trying any of them.
+
+| action | direction v of its forecast at θ_T | size |
+|---|---|---|
+| nothing | none | 0 |
+| refresh of i for n steps | the first step of the stage's optimizer, from a fresh state, on completions of i at θ_T, \
+times the learning rate summed over n steps | that sum |
+| rollback of A from B by (rule, q, β) | −β m ⊙ δ_B | ‖v‖ / ‖δ_B‖ |
+
+A forecast is first order in log-odds with errors told by the run's own past (`forecast`): each stage on the way to θ_T
+is a refresh of its domain whose outcome is known, and taking its edit back from its end a rollback whose outcome is
+known. Outcomes of candidates are never used. Actions are ranked by the expected mean over domains; one is allowed if no
+other domain (than the one refreshed, or kept) is expected to lose more than `recover.limit` points. The limit is held
+against the expected loss [chosen]; `risk` is the chance, by the forecast, that some other domain loses more. A score is
+limited by 1 alone, not by the domain's peak [chosen]: the gradient that is left at θ_T says whether there is more.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mdrl_jax import tree
+from mdrl_jax.analysis.probe import Probe
+from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.config import RecoverSection
+from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.programs import program
+from mdrl_jax.recovery import evidence
+from mdrl_jax.recovery.decision import Action, Outlook, decide
+from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
+from mdrl_jax.recovery.forecast import Known, Shift, log_odds
+from mdrl_jax.recovery.selection import largest, support
+from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, fresh, measure, path_length
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stages import Stage, peak
+
+BUDGET = 0.2  # of a stage's steps: the longest refresh considered (definitions §13, C6)
+Progress = Callable[[str], None]
+Rewards = Mapping[str, np.ndarray]
+
+
+def trail(stages: Sequence[Stage], last: str) -> list[Stage]:
+    """The stages on the way to the end of `last` that trained one domain alone, first ones first."""
+    by_name = {s.name: s for s in stages}
+    found: list[Stage] = []
+    while last in by_name:
+        if by_name[last].kind == "grpo" and len(by_name[last].domains) == 1:
+            found.append(by_name[last])
+        last = by_name[last].start
+    return found[::-1]
+
+
+def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:
+    """Nothing; refreshes of up to `BUDGET` of a stage's steps; rollbacks from every later donor by the settings."""
+    found = [Action()]
+    last = {s.domains[0]: s for s in past}
+    for domain, own in last.items():
+        longest = max(1, int(BUDGET * own.train.steps))
+        found += [Action("refresh", domain, n) for n in range(1, longest + 1)]
+    for domain, donor in ((a, b) for a in last for b in last if past.index(last[a]) < past.index(last[b])):
+        found += [
+            Action("rollback", domain, 0, donor, rule, q, beta)
+            for rule in settings.rules
+            for q in settings.fractions
+            for beta in settings.strengths
+        ]
+    return found
+
+
+def plan(
+    runtime: Runtime,
+    probe: Probe,
+    folder: Path,
+    stages: Sequence[Stage],
+    last: str,
+    params: Callable[[str], Any],
+    current: Rewards,
+    progress: Progress,
+    actions: Sequence[Action] | None = None,
+) -> dict[str, Any]:
+    """The record of a plan at the end of stage `last` (`decision.decide`).
+
+    Args:
+      folder: of the run, for samples that are kept.
+      stages: all stages before the plan.
+      params: stage name -> parameters at its end; "base" too.
+      current: validation rewards at θ_T of every scored domain.
+      actions: `candidates`, unless given.
+
+    Raises:
+      UserError: where no stage on the way trained a domain alone, or prompts are too few (`slopes.fresh`).
+    """
+    past = trail(stages, last)
+    if not past:
+        raise UserError(f"plan: no stage on the way to {last} trained a domain alone, so nothing can be won back")
+    actions = candidates(runtime.config.recover, past) if actions is None else actions
+    work = Work(runtime, probe, folder, past, last, params, progress)
+    outlooks, known = work.look(actions)
+    record = decide(last, current, outlooks, known, runtime.config.recover.limit)
+    return record | {"left_out": work.left_out}
+
+
+class Work:
+    """Samples and directions at every point of the past and at θ_T, one point at a time."""
+
+    def __init__(
+        self, runtime: Runtime, probe: Probe, folder: Path, past: Sequence[Stage], last: str,
+        params: Callable[[str], Any], progress: Progress,
+    ):  # fmt: skip
+        self.runtime, self.probe, self.folder = runtime, probe, folder
+        self.past, self.last, self.progress = tuple(past), last, progress
+        self.first_step = FirstStep(probe)
+        self.domains = runtime.config.scored_domains
+        self.left_out: dict[str, str] = {}
+        # A point stays while the ends of edits come and go; directions of one edit, and of one rule, follow each other.
+        self.params = functools.lru_cache(maxsize=3)(params)
+        self.back = functools.lru_cache(maxsize=1)(self._back)
+        self.scores = functools.lru_cache(maxsize=1)(self._scores)
+
+    def sample(self, point: str, domain: str) -> Sample:
+        """Completions at a point that are kept in the work folder."""
+        return at_hand(self.runtime, kept_sample(self.runtime, self.folder, point, domain, self.params))
+
+    def look(self, actions: Sequence[Action]) -> tuple[list[Outlook], list[Known]]:
+        """What is known of the actions that can be looked at, and of the past."""
+        points = dict.fromkeys([s.start for s in self.past] + [s.name for s in self.past] + [self.last])
+        eta = {p: {d: log_odds(self.sample(p, d).rewards_PG) for d in self.domains} for p in points}
+        known: list[Known] = []
+        looked: dict[Action, Found] = {}
+        for point in points:
+            begun = [s for s in self.past if s.start == point]
+            ended = [s for s in self.past if s.name == point]
+            tried = self._directions(actions) if point == self.last else {}
+            steps = [self._step(point, s.domains[0], s) for s in begun]
+            backs = [Direction(functools.partial(self.back, s)) for s in ended]
+            found = self._measure(point, [*steps, *backs, *tried.values()])
+            for stage, there in zip(begun, found, strict=False):
+                size = path_length(stage.train, stage.train.steps)
+                known += self._known("refresh", stage, there, size, eta[point], eta[stage.name])
+            for stage, there in zip(ended, found[len(begun) :], strict=False):
+                known += self._known("rollback", stage, there, 1.0, eta[point], eta[stage.start])
+            looked |= {a: x for a, x in zip(tried, found[len(begun) + len(ended) :], strict=True) if x is not None}
+        outlooks = [self._outlook(a, looked) for a in actions if not a.domain or _key(a) in looked]
+        return outlooks, known
+
+    def _known(
+        self, kind: str, stage: Stage, there: Found | None, size: float,
+        before: Mapping[str, float], after: Mapping[str, float],
+    ) -> list[Known]:  # fmt: skip
+        assert there is not None
+        own = stage.domains[0]
+        return [
+            Known(kind, d == own, stage.name, d, size, size * there.shifts[d].value, after[d] - before[d])
+            for d in self.domains
+        ]
+
+    def _measure(self, point: str, directions: Sequence[Direction]) -> list[Found | None]:
+        params = self.params(point)
+        newer = {}
+        for domain in self.domains:
+            if any(x.fresh == domain for x in directions):
+                self.progress(f"{point}: fresh samples of {domain}")
+                newer[domain] = fresh(self.runtime, params, domain)
+        stored = {d: self.sample(point, d) for d in self.domains}
+        return measure(self.probe, params, stored, newer, directions, lambda text: self.progress(f"{point}: {text}"))
+
+    def _directions(self, actions: Sequence[Action]) -> dict[Action, Direction]:
+        found: dict[Action, Direction] = {}
+        for key in dict.fromkeys(_key(a) for a in actions if a.domain):
+            if key.kind == "refresh":
+                found[key] = self._step(self.last, key.domain, self._own(key.domain))
+            else:
+                same = [a.name for a in actions if a.domain and _key(a) == key]
+                made_of = key.domain if key.rule in evidence.NEEDS_DATA else None
+                found[key] = Direction(functools.partial(self._taken, key, same), made_of)
+        return found
+
+    def _step(self, point: str, domain: str, stage: Stage) -> Direction:
+        return Direction(lambda: self.first_step(self.params(point), self.sample(point, domain), stage.train), domain)
+
+    def _back(self, stage: Stage) -> Any:
+        """−δ of a stage."""
+        return self.probe.difference(self.params(stage.start), self.params(stage.name))
+
+    def _own(self, domain: str) -> Stage:
+        stage = peak(domain, self.last, self.past)
+        if stage is None:
+            raise UserError(f"plan: no stage on the way to {self.last} trained {domain!r} alone")
+        return stage
+
+    def _taken(self, key: Action, names: Sequence[str]) -> Any:
+        """−m ⊙ δ_B of a rollback; None, with the reason noted, where its rule has no evidence."""
+        try:
+            scores = self.scores(key.domain, key.donor, key.rule)
+        except ValueError as e:
+            self.left_out |= dict.fromkeys(names, str(e))
+            return None
+        back = self.back(self._own(key.donor))
+        n = sum(x.size for x in jax.tree.leaves(back))
+        return _masked(back, largest(scores, max(1, round(key.fraction * n)), support(back)))
+
+    def _scores(self, domain: str, donor: str, rule: str) -> Any:
+        self.progress(f"{self.last}: rollback of {donor} for {domain} by {rule}")
+        own, edit = self._own(domain), tree.scale(-1.0, self._back(self._own(donor)))
+        ends = Ends(self.params(self.last), self.params(own.name), edit, tree.scale(-1.0, self._back(own)))
+        points = {evidence.PEAK: own.name, NOW: self.last}
+        return evidence.scores(self.probe, rule, ends, lambda point: self.sample(points[point], domain))[0]
+
+    def _outlook(self, action: Action, looked: Mapping[Action, Found]) -> Outlook:
+        if not action.domain:
+            return Outlook(action, {d: Shift(0.0, 0.0) for d in self.domains}, 0.0, "")
+        there = looked[_key(action)]
+        if action.kind == "refresh":
+            scale = size = path_length(self._own(action.domain).train, action.steps)
+        else:
+            scale = action.strength
+            size = scale * there.norm / float(_norm(self.back(self._own(action.donor))))
+        mover = action.domain if action.kind == "refresh" else action.donor
+        return Outlook(action, {d: s.scaled(scale) for d, s in there.shifts.items()}, size, mover)
+
+
+def _key(action: Action) -> Action:
+    """The action that shares the direction of this one: of one step, of strength 1."""
+    if action.kind == "refresh":
+        return dataclasses.replace(action, steps=1)
+    return dataclasses.replace(action, strength=1.0)
+
+
+_masked = program("planner_masked", lambda edit, mask: jax.tree.map(lambda d, m: d * m, edit, mask))
+_norm = program("planner_norm", tree.norm)

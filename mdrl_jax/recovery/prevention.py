@@ -1,0 +1,139 @@
+"""What a stage does so as not to lose the domains it keeps: EWC, A-GEM, PCGrad and protect (definitions §10).
+
+(Replay and the KL are the loop's.) A kept domain i is represented by completions of its own training prompts,
+`analyze.prompts` × `analyze.group` of them, sampled at θ*_i, the end of the stage that trained it. They are drawn once
+and with fixed keys: a resumed stage draws the same, so that checkpoints hold nothing of this.
+
+- EWC: F_i is the Fisher diagonal of these completions at θ*_i (`recovery/fisher.py`).
+- A-GEM and PCGrad: the reference is the gradient of −log π of these completions at the parameters of the step, on one
+  micro-batch of `analyze.batch` prompts, the next one at every step, each completion weighted by its reward: where
+  rewards are 0 or 1, of those that succeeded [chosen: at θ*_i most prompts have equal rewards, which leaves advantages
+  hardly any gradient].
+- protect: S_i is that of `recovery/protect.py`, with rewards for weights.
+
+The large arrays are extra arguments of the step: stages with equal `PreventSection`s and numbers of kept domains share
+one compiled step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mdrl_jax.analysis import samples
+from mdrl_jax.analysis.objectives import Rows
+from mdrl_jax.analysis.probe import Probe
+from mdrl_jax.config import PreventSection
+from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.sharding import batch_divisor, put
+from mdrl_jax.recovery.baselines import agem, ewc, pcgrad
+from mdrl_jax.recovery.evidence import fisher_of
+from mdrl_jax.recovery.protect import fisher_subspace, joined, protect
+from mdrl_jax.rl.trainer import Transforms
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stages import Stage, peak
+
+PROJECTIONS = {"agem": agem, "pcgrad": pcgrad}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prevention:
+    """What a stage adds to the optimizer, and the extra arguments of a step by its number and parameters."""
+
+    transforms: Transforms = Transforms()
+    extra: Callable[[int, Any], dict[str, Any]] = lambda step, params: {}
+
+
+def transforms(prevent: PreventSection) -> Transforms:
+    """EWC is part of the loss; conflicts are taken out of the gradient of that; protect comes last of all."""
+    gradient = [ewc(prevent.ewc)] if prevent.ewc else []
+    if prevent.gradients != "none":
+        gradient.append(PROJECTIONS[prevent.gradients]())
+    return Transforms(tuple(gradient), (protect(prevent.protect),) if prevent.protect else ())
+
+
+def check(runtime: Runtime, stage: Stage) -> None:
+    """Refuses a stage whose kept domains cannot be sampled.
+
+    Raises:
+      UserError: for prompts that are not training prompts, too few of them, or batches that the mesh does not divide.
+    """
+    if transforms(stage.train.prevent) == Transforms():
+        return
+    config, parts, who = runtime.config.analyze, batch_divisor(runtime.mesh), f"stage {stage.name}"
+    if config.split != "train":
+        raise UserError(f"{who} keeps domains by their training prompts, but analyze.split={config.split!r}")
+    for what, size in (("batch", config.batch), ("batch * group", config.batch * config.group)):
+        if size % parts:
+            raise UserError(f"{who}: analyze.{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
+    for domain in stage.keeps:
+        n = len(runtime.prompts[domain, "train"])
+        if n < config.prompts:
+            raise UserError(f"{who}: analyze.prompts={config.prompts}, but {domain} has {n} train prompts")
+
+
+def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callable[[str], Any]) -> Prevention:
+    """Samples the domains that a stage keeps, each at its θ*, and makes of that what the stage's transforms need.
+
+    Nothing is done for a stage that asks for no transform.
+
+    Args:
+      probe: shared by the stages of a run, so that they share its programs.
+      stages: of the run, those before this one at least.
+      params: (name of a stage) -> the parameters at its end.
+
+    Raises:
+      UserError: if no completion of a kept domain has a reward.
+    """
+    prevent, made = stage.train.prevent, transforms(stage.train.prevent)
+    if made == Transforms():
+        return Prevention()
+    mesh = probe.runtime.mesh
+    anchors, batches, bases = [], [], []
+    for domain in stage.keeps:
+        theta = params(_peak(domain, stage, stages))
+        rows = kept_rows(probe, theta, domain, stage.name)
+        if prevent.ewc:
+            anchors.append((fisher_of(probe)(theta, [put(micro, mesh) for micro in rows]), theta))
+        if prevent.gradients != "none":
+            batches.append(rows)
+        if prevent.protect:
+            weighted = (dataclasses.replace(micro, weight_B=micro.weight_B * micro.adv_B) for micro in rows)
+            bases.append(_subspace_of(probe, prevent.vectors)(theta, (put(micro, mesh) for micro in weighted)))
+    fixed: dict[str, Any] = {"anchors": tuple(anchors)} if anchors else {}
+    if bases:
+        fixed["protected"] = joined(bases)
+
+    def extra(step: int, at: Any) -> dict[str, Any]:
+        references = tuple(probe.gradient(at, rows[step % len(rows)]) for rows in batches)
+        return fixed | ({"references": references} if references else {})
+
+    return Prevention(made, extra)
+
+
+def kept_rows(probe: Probe, theta: Any, domain: str, stage: str) -> list[Rows]:
+    """Completions of a domain at θ*, in micro-batches, with rewards (not below 0) for advantages.
+
+    The gradient of the reward loss (`Probe.gradient`) on them is that of −mean r log π.
+
+    Raises:
+      UserError: if all rewards are 0.
+    """
+    sample = samples.draw(probe.runtime, theta, domain).padded(probe.runtime.config.rollout.completion_buckets[-1])
+    rewards_PG = sample.rewards_PG.clip(0)
+    if not rewards_PG.any():
+        raise UserError(f"stage {stage} is to keep {domain}, but none of its completions before has a reward above 0")
+    return probe.rows(sample, adv_PG=rewards_PG)
+
+
+def _peak(domain: str, stage: Stage, stages: Sequence[Stage]) -> str:
+    found = peak(domain, stage.start, tuple(stages))
+    assert found is not None, "stages.plan refuses a stage that keeps what was never trained alone"
+    return found.name
+
+
+@functools.lru_cache(maxsize=1)
+def _subspace_of(probe: Probe, vectors: int) -> Callable[..., Any]:
+    """`fisher_subspace` of the probe's model; compiled once a probe and number of vectors."""
+    runtime = probe.runtime
+    return fisher_subspace(probe._log_probs, vectors, runtime.config.analyze.group, runtime.shardings)

@@ -1,0 +1,178 @@
+"""A stage `rollback-A-B`: takes part of B's edit back from θ_T, to win A back without training (definitions §9).
+
+Its record, `recovery/rollback-A-B.json`, holds every point of the sweep, the chosen one and the controls; what was
+taken off is kept beside it, sparse where that is smaller, so that a stage that is started again makes its parameters
+from there. Without the record all is done anew, from samples that are kept.
+"""
+
+import dataclasses
+import functools
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mdrl_jax import evaluate, records
+from mdrl_jax.analysis.probe import Probe
+from mdrl_jax.checkpoints import abstract
+from mdrl_jax.parallel.programs import program
+from mdrl_jax.recovery import evidence, sparse
+from mdrl_jax.recovery.comparison import compare
+from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
+from mdrl_jax.recovery.rollback import rollback
+from mdrl_jax.recovery.selection import size, support
+from mdrl_jax.recovery.sweep import ALL, ROUTE, Trial, choose, sweep
+from mdrl_jax.recovery.tradeoff import Rewards
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stages import Stage
+
+Progress = Callable[[str], None]
+
+
+def run(
+    runtime: Runtime,
+    stage: Stage,
+    peak: Stage,
+    donor: Stage,
+    params: Callable[[str], Any],
+    probe: Probe,
+    folder: Path,
+    progress: Progress,
+) -> Any:
+    """The rolled-back parameters; sweeps first, and writes `folder`/recovery, unless that was done.
+
+    Args:
+      stage: the rollback.
+      peak, donor: the stages that trained A and B last on the way to its start (`stages.peak`).
+      params: stage name -> parameters at its end; "base" too.
+      progress: told what is being done.
+    """
+    file = folder / "recovery" / f"{stage.name}.json"
+    now = params(stage.start)
+    if file.exists():
+        return remade(runtime, now, file)
+    clock, seconds = time.monotonic(), {}
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        seconds[name], clock = time.monotonic() - clock, time.monotonic()
+
+    domain = stage.domains[0]
+    edit = _difference(params(donor.name), params(donor.start))
+    ends = Ends(now, params(peak.name), edit, _difference(params(peak.name), params(peak.start)))
+    sample = functools.partial(kept_sample, runtime, folder, params=params)
+    names = {evidence.PEAK: peak.name, NOW: stage.start}
+    trial, found = _trial(runtime, stage, probe, ends, lambda point, d: sample(names[point], d), progress)
+    lap("evidence")
+    before = trial.validation(now, (domain, stage.donor))
+    tried = sweep(trial, before)
+    point, others = choose(trial, tried)
+    lap("sweep")
+    compared = compare(trial, before, point, ends.peak) if point else {}
+    lap("controls")
+    head = {
+        "stage": stage.name,
+        "domain": domain,
+        "donor": stage.donor,
+        "start": stage.start,
+        "peak": peak.name,
+        "edit": donor.name,
+        "limit": trial.settings.limit,
+        "prompts": {d: len(x) for d, x in before.items()},
+        "coordinates": trial.n,
+    }
+    chosen = point and point.record() | {"others": others}
+    taken = trial.chosen_mask(point) if point else jax.tree.map(np.zeros_like, support(edit))
+    _save(file.with_suffix(".npz"), _masked(edit, taken))
+    records.write_json(
+        file, head | found | {"points": [p.record() for p in tried], "chosen": chosen} | compared | {"seconds": seconds}
+    )
+    return remade(runtime, now, file)
+
+
+def remade(runtime: Runtime, now: Any, file: Path) -> Any:
+    """θ_T with the recorded edit taken back at the recorded strength; θ_T itself where nothing was chosen."""
+    chosen = records.read_json(file)["chosen"]
+    if chosen is None:
+        return now
+    with np.load(file.with_suffix(".npz")) as stored:
+        edit = sparse.expand(stored, abstract(runtime.shapes, runtime.shardings))
+    return _rollback(now, edit, support(edit), np.float32(chosen["strength"]))
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    name, chosen = f"{record['stage']}: ", record["chosen"]
+    if chosen is None:
+        return f"{name}no set within the limit of {record['limit']:g} points gains anything; nothing was taken back"
+    gain, loss = (record["test"][k] for k in ("gain", "loss"))
+    return (
+        f"{name}{chosen['size']} of {record['coordinates']} coordinates ({chosen['rule']}, {chosen['place']}, strength "
+        f"{chosen['strength']:g}): {record['domain']} {gain['estimate']:+.1f} {_interval(gain)}, "
+        f"{record['donor']} {-loss['estimate']:+.1f} on test prompts"
+    )
+
+
+def _trial(
+    runtime: Runtime, stage: Stage, probe: Probe, ends: Ends, sample: Callable[[str, str], Any], progress: Progress
+) -> tuple[Trial, dict[str, Any]]:
+    """What the sweep needs, and a record of the evidence; rules whose evidence is not measurable are left out."""
+    domain, settings = stage.domains[0], runtime.config.recover
+    progress("shared route")
+    both = [sample(evidence.PEAK, d) for d in (domain, stage.donor)]
+    route, size_of_route = evidence.shared_route(probe, ends.peak, *both)
+    places = {ROUTE: support(ends.edit, route), ALL: support(ends.edit)}
+    sizes = {name: size(mask) for name, mask in places.items()}
+    scores, found = {}, {}
+    for rule in settings.rules:
+        progress(f"scores of {rule}")
+        try:
+            scores[rule], found[rule] = evidence.scores(probe, rule, ends, lambda point: sample(point, domain))
+        except ValueError as e:
+            found[rule] = {"left_out": str(e)}
+    trial = Trial(
+        domain=domain,
+        donor=stage.donor,
+        others=tuple(d for d in runtime.config.scored_domains if d not in (domain, stage.donor)),
+        now=ends.now,
+        edit=ends.edit,
+        places={name: mask for name, mask in places.items() if sizes[name]},
+        scores=scores,
+        n=sum(x.size for x in jax.tree.leaves(ends.edit)),
+        settings=settings,
+        validation=functools.partial(evaluate.validation_rewards, runtime),
+        held_out=functools.partial(_test_rewards, runtime),
+        progress=progress,
+    )
+    return trial, {"evidence": found, "route": size_of_route, "changed": sizes}
+
+
+def _test_rewards(runtime: Runtime, params: Any, domains: Sequence[str]) -> Rewards:
+    """Rewards [P, k] on all test prompts, `recover.samples` completions each; same keys for all parameters."""
+    section = dataclasses.replace(runtime.config.evaluate, samples=runtime.config.recover.samples)
+    rewards = {}
+    for domain in domains:
+        prompts = runtime.prompts[domain, "test"]
+        ends = range(0, len(prompts), section.batch)
+        rewards[domain] = np.concatenate([evaluate._batch(runtime, params, prompts, at, section)[0] for at in ends])
+    return rewards
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    return f"[{figure['ci95'][0]:.1f}, {figure['ci95'][1]:.1f}]" if figure["ci95"] else ""
+
+
+def _save(file: Path, edit: Any) -> None:
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = sparse.compress(edit)
+    np.savez_compressed(buffer, **arrays)
+    records.write_bytes(file, buffer.getvalue())
+
+
+_difference = program("rollback_difference", lambda a, b: jax.tree.map(lambda x, y: x - y, a, b))
+_masked = program("rollback_masked", lambda edit, mask: jax.tree.map(lambda d, m: d * m, edit, mask))
+_rollback = program("rollback", rollback)

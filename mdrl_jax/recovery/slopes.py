@@ -1,0 +1,198 @@
+"""First orders of every domain's mean reward along candidate changes of parameters, and along those of the past.
+
+One gradient a block of prompts serves all directions, so a further candidate costs inner products only. A direction
+that was made from a domain's own completions (the first step of a refresh, the coordinates of a rollback that keeps it)
+fits their noise: its first order on them is up to several times too large. That domain is therefore looked at on fresh
+prompts, which the direction has not seen; other domains on the completions at hand.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from mdrl_jax import tree
+from mdrl_jax.analysis import samples
+from mdrl_jax.analysis.probe import Probe
+from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.config import TrainSection
+from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.programs import program
+from mdrl_jax.parallel.sharding import put
+from mdrl_jax.recovery.forecast import Shift, shift
+from mdrl_jax.rl.grpo import GRPOBatch, group_advantages, loss_mask
+from mdrl_jax.rl.policy import PolicyBatch, join, make_grpo_loss
+from mdrl_jax.rl.trainer import init_state, make_optimizer, make_train_step, micro_batches, state_shardings
+from mdrl_jax.runtime import Runtime
+
+Floats = NDArray[np.float64]
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Direction:
+    """A direction at a point.
+
+    Attributes:
+      make: gives the tree, or None where it cannot be made.
+      fresh: the domain whose completions at hand made it.
+    """
+
+    make: Callable[[], Any]
+    fresh: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a direction does to log-odds, by domain, and its norm."""
+
+    shifts: dict[str, Shift]
+    norm: float
+
+
+def at_hand(runtime: Runtime, stored: Sample) -> Sample:
+    """A stored set, its completions padded so that all sets share one program."""
+    return stored.padded(runtime.config.rollout.completion_buckets[-1])
+
+
+def fresh(runtime: Runtime, params: Any, domain: str) -> Sample:
+    """Completions of the `analyze.prompts` prompts that come after those of stored sets, drawn at `params`.
+
+    Raises:
+      UserError: where the split has fewer than twice that many prompts.
+    """
+    n, split = runtime.config.analyze.prompts, runtime.config.analyze.split
+    if len(runtime.prompts[domain, split]) < 2 * n:
+        raise UserError(
+            f"a forecast needs 2 * analyze.prompts = {2 * n} {split} prompts of {domain}, "
+            f"which has {len(runtime.prompts[domain, split])}"
+        )
+    drawn = samples.draw(runtime, params, domain, n_prompts=2 * n)
+    return at_hand(runtime, drawn.take(np.arange(n, 2 * n)))
+
+
+def measure(
+    probe: Probe,
+    params: Any,
+    stored: dict[str, Sample],
+    newer: dict[str, Sample],
+    directions: Sequence[Direction],
+    progress: Progress,
+) -> list[Found | None]:
+    """What each direction does to every domain at `params`; None where `make` could not make it.
+
+    Up to `analyze.held` directions are kept at a time; with more, gradients are computed several times.
+
+    Args:
+      stored, newer: samples at hand and fresh ones (`fresh`), of each domain; the latter where a direction needs them.
+    """
+    held = probe.runtime.config.analyze.held
+    found: list[Found | None] = [None] * len(directions)
+    for first in range(0, len(directions), held):
+        made = {i: directions[i].make() for i in range(first, min(first + held, len(directions)))}
+        some = [i for i, direction in made.items() if direction is not None]
+        trees = [made[i] for i in some]
+        gains = {
+            (domain, new): _gains(probe, params, sample, trees, lambda t, d=domain: progress(f"gradient of {d}, {t}"))
+            for new, sets in ((False, stored), (True, newer))
+            for domain, sample in sets.items()
+        }
+        for at, i in enumerate(some):
+            shifts = {}
+            for domain in stored:
+                new = directions[i].fresh == domain
+                sample = newer[domain] if new else stored[domain]
+                rewards_MB = sample.rewards_PG.reshape(gains[domain, new].shape[0], -1)
+                shifts[domain] = shift(gains[domain, new][:, at], rewards_MB)
+            found[i] = Found(shifts, float(_norm(trees[at])))
+    return found
+
+
+def _gains(probe: Probe, params: Any, sample: Sample, trees: list[Any], progress: Progress) -> Floats:
+    """∇J·v of each block of prompts: [blocks, directions]."""
+    blocks = probe.rows(sample)
+    out = np.zeros((len(blocks), len(trees)))
+    for m, rows in enumerate(blocks):
+        progress(f"block {m + 1} of {len(blocks)}")
+        gradient = probe.gradient(params, rows)
+        out[m] = [-float(x) for x in jax.device_get([_product(v, gradient) for v in trees])]
+    return out
+
+
+class FirstStep:
+    """The direction of an optimizer's first step, from a fresh state, on a set of completions: the trainer's own step.
+
+    Its length is that of one step at learning rate 1. What a stage adds to its optimizer so as to keep other domains
+    is not in it: a refresh is plain training (definitions §8).
+    """
+
+    def __init__(self, probe: Probe):
+        self.probe, self.runtime = probe, probe.runtime
+
+    @functools.cache  # noqa: B019  (one lives as long as a plan is made)
+    def _program(self, grpo: Any, optimizer: Any) -> tuple[Any, Any, Any]:
+        config = self.runtime.config
+        made = make_optimizer(optimizer)
+        shardings = state_shardings(made, self.runtime.shapes, self.runtime.shardings, self.runtime.mesh)
+        longest = config.rollout.completion_buckets[-1]
+        temperature, chunk = config.rollout.sampling.temperature, config.model.logprob_chunk
+        loss = make_grpo_loss(self.runtime.model, grpo, temperature, longest, chunk)
+        return made, shardings, make_train_step("planner_step", loss, made, shardings, self.runtime.mesh)
+
+    def __call__(self, params: Any, sample: Sample, train: TrainSection) -> Any:
+        """The direction at `params`, on completions drawn there."""
+        optimizer, shardings, step = self._program(train.grpo, train.optimizer)
+        state, _ = step(
+            init_state(optimizer, params, shardings), self._batch(params, sample, train), jnp.float32(1), {}
+        )
+        return self.probe.difference(state.params, params)
+
+    def _batch(self, params: Any, sample: Sample, train: TrainSection) -> PolicyBatch:
+        grpo, (n, group) = train.grpo, sample.rewards_PG.shape
+        adv_PG, informative_P = jax.device_get(group_advantages(jnp.asarray(sample.rewards_PG), scale=grpo.scale))
+        flat = sample.mask_PGT.reshape(n * group, -1)
+        mask_BT = loss_mask(
+            jnp.asarray(flat),
+            jnp.asarray(np.repeat(informative_P, group)),
+            jnp.asarray(~sample.ended_PG.reshape(-1)),
+            grpo,
+        )
+        tokens_BT, valid_BT = join(sample.prompts_PT, sample.valid_PT, sample.tokens_PGT, sample.mask_PGT)
+        # Sampler, trainer and reference agree at the first step, so that every ratio is 1 and the KL is 0.
+        logp_BT = self.probe.log_probs(params, sample).reshape(n * group, -1).astype(np.float32)
+        arrays = {
+            "tokens": np.asarray(tokens_BT),
+            "valid": np.asarray(valid_BT),
+            "logp": logp_BT,
+            "adv": adv_PG.reshape(-1),
+            "mask": np.asarray(mask_BT),
+        }
+        arrays = micro_batches(arrays, n // self.runtime.config.analyze.batch)
+        arrays = put(arrays, self.runtime.mesh, None, "batch")
+        return PolicyBatch(
+            tokens_BT=arrays["tokens"],
+            valid_BT=arrays["valid"],
+            grpo=GRPOBatch(
+                old_logp_BT=None,
+                sampler_logp_BT=arrays["logp"],
+                ref_logp_BT=arrays["logp"] if grpo.kl_coef > 0 else None,
+                adv_B=arrays["adv"],
+                mask_BT=arrays["mask"],
+            ),
+        )
+
+
+def path_length(train: TrainSection, steps: int) -> float:
+    """Learning rate summed over the first steps of a stage, its warm-up included."""
+    warmup = max(train.warmup_steps, 1)
+    total = sum(min(1.0, (step + 1) / warmup) for step in range(steps))
+    return train.learning_rate * total * train.grpo.inner_epochs
+
+
+_product = program("planner_product", tree.vdot)
+_norm = program("planner_norm", tree.norm)

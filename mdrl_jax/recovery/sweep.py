@@ -1,0 +1,152 @@
+"""The sweep of a training-free rollback and the choice of its coordinates (definitions §9).
+
+The sweep, on validation prompts of A and B. Each rule, within the shared route ℛ and among all coordinates, is a curve
+of sets of growing size, `recover.fractions` of all coordinates, at strength 1; it ends where B loses three times
+`recover.limit` or the rule has no more coordinates. Then, for each rule, the best point of its two curves is tried at
+the other `recover.strengths`, and so are the next two larger sets of that curve. [chosen, to save points]
+
+The choice: the largest gain of A among points at which B's loss and its standard error together are `recover.limit`
+points at most, and so are those of each other domain, which are measured of candidates in turn. Magnitude, being blind
+to A, is swept as the control that it is, and is chosen only where no other rule is listed [chosen].
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mdrl_jax.config import RecoverSection
+from mdrl_jax.parallel.programs import program
+from mdrl_jax.recovery.rollback import rollback
+from mdrl_jax.recovery.selection import largest, size
+from mdrl_jax.recovery.tradeoff import POINTS, Outcome, Rewards, outcome, points, surely_within
+
+ROUTE, ALL = "route", "all"
+BLIND = "magnitude"
+OVERSHOOT = 3.0  # times the limit: a curve ends there
+LARGER = 2  # sets above the best one that are tried at other strengths
+Progress = Callable[[str], None]
+Score = Callable[[Any, Sequence[str]], Rewards]  # (params, domains) -> rewards [P, k] by domain
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One setting of the sweep, and what it did to the validation prompts."""
+
+    rule: str
+    place: str
+    fraction: float
+    size: int
+    strength: float
+    outcome: Outcome
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, with the differences of each prompt."""
+        fields = {k: getattr(self, k) for k in ("rule", "place", "fraction", "size", "strength")}
+        by_prompt = {"gains": rounded(self.outcome.gain_P), "losses": rounded(self.outcome.loss_P)}
+        return fields | self.outcome.record() | by_prompt
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+    """What points are tried on: θ_T, δ_B, the places, the rules' scores, and how parameters are scored.
+
+    Attributes:
+      places: masks of the coordinates that the edit changed, by place; ℛ is left out where it is empty.
+      scores: trees, by rule.
+      others: domains that must not lose more than the limit either.
+    """
+
+    domain: str
+    donor: str
+    others: tuple[str, ...]
+    now: Any
+    edit: Any
+    places: Mapping[str, Any]
+    scores: Mapping[str, Any]
+    n: int
+    settings: RecoverSection
+    validation: Score
+    held_out: Score
+    progress: Progress
+
+    def moved(self, mask: Any, strength: float) -> Any:
+        """θ_T with the edit taken back on a mask."""
+        return _rollback(self.now, self.edit, mask, np.float32(strength))
+
+    def try_on(self, score: Score, before: Rewards, mask: Any, strength: float) -> Outcome:
+        """What taking the edit back on a mask does."""
+        after = score(self.moved(mask, strength), (self.domain, self.donor))
+        return outcome(before, after, self.domain, self.donor)
+
+    def chosen_mask(self, point: Point) -> Any:
+        """The coordinates of a point."""
+        return largest(self.scores[point.rule], point.size, self.places[point.place])
+
+
+def sweep(trial: Trial, before: Rewards) -> list[Point]:
+    """Every point of the scheme above."""
+    found: list[Point] = []
+    limit = trial.settings.limit / POINTS
+
+    def attempt(rule: str, place: str, fraction: float, mask: Any, n: int, strength: float) -> Point:
+        trial.progress(f"{rule}, {place}, {n} coordinates, strength {strength:g}")
+        found.append(Point(rule, place, fraction, n, strength, trial.try_on(trial.validation, before, mask, strength)))
+        return found[-1]
+
+    for rule, scores in trial.scores.items():
+        curves: list[list[Point]] = []
+        for place, within in trial.places.items():
+            curve: list[Point] = []
+            for fraction in sorted(trial.settings.fractions):
+                mask = largest(scores, max(1, round(fraction * trial.n)), within)
+                n = size(mask)
+                if n == (curve[-1].size if curve else 0):
+                    break
+                curve.append(attempt(rule, place, fraction, mask, n, 1.0))
+                if curve[-1].outcome.loss > OVERSHOOT * limit:
+                    break
+            curves.append(curve)
+        best = best_of([p for curve in curves for p in curve], limit)
+        for curve in curves:
+            if best in curve:
+                at = curve.index(best)
+                for point in curve[at : at + 1 + LARGER]:
+                    mask = trial.chosen_mask(point)
+                    for strength in trial.settings.strengths:
+                        if strength != 1.0:
+                            attempt(rule, point.place, point.fraction, mask, point.size, strength)
+    return found
+
+
+def best_of(found: Sequence[Point], limit: float) -> Point | None:
+    """The largest gain of A that B can afford, the smaller set of equals; if it can afford none, the least loss."""
+    if not found:
+        return None
+    within = [p for p in found if p.outcome.affordable(limit)]
+    if not within:
+        return min(found, key=lambda p: (p.outcome.loss, p.size))
+    return max(within, key=lambda p: (p.outcome.gain, -p.size))
+
+
+def choose(trial: Trial, found: Sequence[Point]) -> tuple[Point | None, dict[str, Any]]:
+    """The chosen point, None where none within the limits gains anything, and the losses of the other domains there."""
+    limit = trial.settings.limit / POINTS
+    sighted = [p for p in found if p.rule != BLIND] or list(found)
+    within = [p for p in sighted if p.outcome.affordable(limit) and p.outcome.gain > 0]
+    reference = trial.validation(trial.now, trial.others) if trial.others and within else {}
+    for point in sorted(within, key=lambda p: (-p.outcome.gain, p.size)):
+        after = trial.validation(trial.moved(trial.chosen_mask(point), point.strength), trial.others)
+        lost = {d: (reference[d] - after[d]).mean(axis=1, dtype=np.float64) for d in trial.others}
+        if all(surely_within(x, limit) for x in lost.values()):
+            return point, {d: points(x) for d, x in lost.items()}
+    return None, {}
+
+
+def rounded(values_P: np.ndarray) -> list[float]:
+    """For records."""
+    return np.round(values_P, 4).tolist()
+
+
+_rollback = program("rollback", rollback)

@@ -1,0 +1,209 @@
+"""Training one stage, from its newest checkpoint or from its start: GRPO or supervised, with what keeps other domains.
+
+What a stage cost goes into its checkpoints' meta with every save, so that a resumed stage adds to it.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mdrl_jax import records
+from mdrl_jax.analysis.probe import build
+from mdrl_jax.checkpoints import StageCheckpoints, abstract
+from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.recovery import prevention, refresh
+from mdrl_jax.report.console import Screen
+from mdrl_jax.report.tensorboard import TensorBoard
+from mdrl_jax.rl import loop, pretraining
+from mdrl_jax.rl.trainer import TrainState, init_state
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stages import Stage, peak
+from mdrl_jax.workfolder import WorkFolder
+
+SHOWN = ("reward", "length", "kl", "loss")
+SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
+Steps = Iterator[tuple[int, TrainState, dict[str, float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a kind of stage trains: `steps(state, first)` yields (steps done, state, metrics)."""
+
+    optimizer: Any
+    shardings: TrainState
+    total: int
+    checkpoint_every: int
+    steps: Callable[[TrainState, int], Steps]
+    prompts: int  # prompts a step
+
+
+@dataclasses.dataclass(eq=False)
+class Trainer:
+    """Trains the stages of one run; stages with the same loss, optimizer and transforms share compiled programs."""
+
+    runtime: Runtime
+    folder: WorkFolder
+    stages: tuple[Stage, ...]
+    screen: Screen
+    params_after: Callable[[str], Any]
+    bases: Callable[[str], Any]
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def steps(self, stage: Stage) -> int:
+        """Steps that a finished stage took."""
+        if not stage.trains:
+            return 0
+        if stage.prefix == "refresh":
+            return records.read_json(self.folder.root / "recovery" / f"{stage.name}.json")["steps"][-1]["step"]
+        return self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
+
+    def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
+        """The parameters at the stage's end, and what it cost (`costs`)."""
+        with StageCheckpoints(self.folder.checkpoints(stage)) as checkpoints:
+            first = checkpoints.latest() or 0
+            costs = collections.Counter(checkpoints.meta()["costs"] if first else {})
+            watched = stage.prefix == "refresh"
+            total = self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
+            if first and (watched or first == total):  # of a refresh only the step that was kept is saved
+                like = abstract(self.runtime.shapes, self.runtime.shardings)
+                return checkpoints.restore_params(like), dict(costs)
+            before, spent = time.monotonic(), collections.Counter(self.runtime.spent)
+            recipe = self._sft(stage) if stage.kind == "sft" else self._grpo(stage)
+            state = self._state(stage, recipe, checkpoints, first)
+            tracker = self._tracker(stage) if watched else None
+            if tracker:
+                tracker.look(0, state.params)
+            totals: collections.Counter[str] = collections.Counter()
+
+            def account() -> dict[str, Any]:
+                here = {"seconds": time.monotonic() - before, "tokens_trained": totals["tokens"]}
+                here |= {f"tokens_{k}": v - spent[k] for k, v in self.runtime.spent.items()}
+                return dict(costs + collections.Counter(here))
+
+            board_folder, ended = self.folder.root / "tensorboard" / stage.folder, ""
+            with TensorBoard(board_folder, resumed_at=first + 1 if first else None) as board:
+                steps = recipe.steps(state, first)
+                for done, state, metrics in self.screen.track(stage.name, recipe.total, first, _watched(steps)):
+                    board.scalars(done, {f"train/{k}": v for k, v in metrics.items()})
+                    totals.update({k: metrics.get(k, 0.0) for k in (*SUMMED, "tokens")})
+                    if tracker:
+                        ended = tracker.look(done, state.params)
+                        if ended:
+                            break
+                    elif done == recipe.total or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0):
+                        checkpoints.save(done, state, self._meta(stage, account(), done * recipe.prompts))
+            params = state.params
+            if tracker:
+                params, done = tracker.best, tracker.record["chosen"]
+                checkpoints.save_params(max(done, 1), params, self._meta(stage, account(), 0))
+                self.screen.print(f"{stage.name}: kept step {done}; ended as {ended}")
+        self.screen.print(_line(stage, recipe.total - first, account()["seconds"], totals))
+        return params, account()
+
+    def _meta(self, stage: Stage, costs: Mapping[str, Any], visited: int) -> dict[str, Any]:
+        meta = {"seed": self.runtime.config.seed, "stage": stage.name, "costs": dict(costs)}
+        return meta | ({"prompts_visited": visited} if visited else {})
+
+    def _state(self, stage: Stage, recipe: Recipe, checkpoints: StageCheckpoints, first: int) -> TrainState:
+        if not first:
+            return init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
+        shapes = jax.eval_shape(recipe.optimizer.init, self.runtime.shapes)
+        like = TrainState(
+            step=jax.ShapeDtypeStruct((), np.int32, sharding=recipe.shardings.step),
+            params=abstract(self.runtime.shapes, recipe.shardings.params),
+            opt_state=abstract(shapes, recipe.shardings.opt_state),
+        )
+        self.screen.print(f"{stage.name}: goes on after step {first} of {recipe.total}")
+        return checkpoints.restore(like)[0]
+
+    def _tracker(self, stage: Stage) -> refresh.Tracker:
+        domain = stage.domains[0]
+        at = peak(domain, stage.start, self.stages)
+        file = self.folder.root / "recovery" / f"{stage.name}.json"
+        return refresh.Tracker(
+            self.runtime, stage, file, self.params_after(at.name) if at else None, self.bases(domain)
+        )
+
+    def _sft(self, stage: Stage) -> Recipe:
+        if "sft" not in self.programs:
+            self.programs["sft"] = pretraining.make_programs(self.runtime)
+        optimizer, shardings, step = self.programs["sft"]
+        section = self.runtime.config.sft
+        return Recipe(
+            optimizer,
+            shardings,
+            section.steps,
+            section.checkpoint_every,
+            lambda state, first: pretraining.sft_steps(self.runtime, stage, step, state, first),
+            0,
+        )
+
+    def _grpo(self, stage: Stage) -> Recipe:
+        probe = build(self.runtime, self.runtime.config.train.grpo)
+        kept = prevention.prepare(probe, stage, self.stages, self.params_after)
+        prevent = stage.train.prevent
+        key = stage.train.grpo, stage.train.optimizer, prevent.ewc, prevent.gradients, prevent.protect
+        if key not in self.programs:
+            self.programs[key] = loop.make_programs(self.runtime, stage, kept.transforms)
+        made = self.programs[key]
+        reference = self.params_after(stage.reference) if loop.needs_reference(stage) else None
+        return Recipe(
+            made.optimizer,
+            made.shardings,
+            stage.train.steps,
+            stage.train.checkpoint_every,
+            lambda state, first: loop.grpo_steps(self.runtime, stage, made, state, reference, first, kept.extra),
+            stage.train.prompts,
+        )
+
+
+def matmul_parameters(shapes: Any) -> int:
+    """Parameters that every token is multiplied with: all but the norms' and, where untied, the embedding."""
+    tied = "unembedding" not in shapes
+    parts = {k: v for k, v in shapes.items() if k != "embedding" or tied}
+    return sum(x.size for x in jax.tree.leaves(parts))
+
+
+def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The record `costs/NN-stage.json`.
+
+    "flops" are the model's own [chosen]: 2 for each parameter and token that was read or sampled, 6 for each that was
+    trained on; log-probs of a reference, what prevention computes of kept samples, evidence of a rollback and
+    recomputation are not in it, but all are in "seconds".
+    """
+    n = matmul_parameters(runtime.shapes)
+    sampled, read = found.get("tokens_sampled", 0), found.get("tokens_read", 0)
+    trained = found.get("tokens_trained", 0) * stage.train.grpo.inner_epochs
+    return {
+        "stage": stage.name,
+        "kind": stage.kind,
+        "steps": steps,
+        "seconds": found["seconds"],
+        "tokens_sampled": sampled,
+        "tokens_trained": trained,
+        "flops": n * (2.0 * (sampled + read) + 6.0 * trained),
+    }
+
+
+def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float]) -> str:
+    line = f"{stage.name}: up to {steps} steps in {seconds:.0f} s"
+    if stage.kind == "grpo":
+        line += (
+            f" (sampling and rewards {totals['seconds_sampling']:.0f} s, updates "
+            f"{totals['seconds_training']:.0f} s); {totals['dropped_groups']:.0f} groups without "
+            f"reward variance left out, {totals['reward_errors']:.0f} reward errors"
+        )
+    return f"{line}; {sum(compilations.values())} compilations so far"
+
+
+def _watched(steps: Steps) -> Iterator[tuple[int, str, Any]]:
+    shown: dict[str, float] = {}
+    for done, state, metrics in steps:
+        shown |= {k: v for k, v in metrics.items() if k in SHOWN}
+        text = "  ".join(f"{k} {shown[k]:.3g}" for k in SHOWN if k in shown)
+        yield done, text, (done, state, metrics)

@@ -1,0 +1,484 @@
+"""Forecasts of actions: exact where the world is what they assume, honest where it is not, and a choice by rule."""
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from scipy.stats import binomtest, t
+
+from mdrl_jax import tree
+from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.config import TrainSection, default, parse
+from mdrl_jax.errors import UserError
+from mdrl_jax.model.transformer import param_shapes
+from mdrl_jax.parallel.sharding import param_shardings
+from mdrl_jax.recovery import planner, slopes
+from mdrl_jax.recovery.decision import Action, Outlook, best, decide
+from mdrl_jax.recovery.forecast import Forecast, Known, Model, Shift, fit, forecast, log_odds, score, shift, together
+from mdrl_jax.recovery.outcomes import clopper_pearson, outcomes
+from mdrl_jax.rl import loop
+from mdrl_jax.rl.logprobs import token_log_probs
+from mdrl_jax.rl.policy import join
+from mdrl_jax.rl.trainer import make_optimizer
+from mdrl_jax.stages import plan
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+# --- the link and its errors ----------------------------------------------------------------------------------------
+
+
+def test_the_shift_is_the_derivative_of_the_log_odds():
+    """Of rewards of mean J whose derivative is J′: (d/dε) ln J/(1 − J) by finite differences."""
+    rng = np.random.default_rng(0)
+    rewards_MB, gain_M = rng.uniform(0.2, 0.9, (12, 4000)), rng.normal(0.1, 0.02, 12)
+    step, mean = 1e-4, rewards_MB.mean()
+    ends = [math.log(j / (1 - j)) for j in (mean + e * gain_M.mean() for e in (step, -step))]
+    found = shift(gain_M, rewards_MB)
+    assert found.value == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3)
+    assert found.scaled(-3.0) == Shift(-3 * found.value, 3 * found.stderr)
+    assert shift(np.full(12, 0.1), np.full((12, 8), 0.5)).stderr == pytest.approx(0)
+
+
+def test_the_error_of_a_shift_is_that_of_repeated_samples():
+    rng = np.random.default_rng(1)
+
+    def drawn() -> Shift:
+        rewards_MB = rng.binomial(1, 0.6, (12, 16))
+        return shift(0.1 + rng.normal(0, 0.05, 12), rewards_MB)
+
+    some = [drawn() for _ in range(300)]
+    assert np.mean([s.stderr**2 for s in some]) == pytest.approx(np.var([s.value for s in some]), rel=0.25)
+
+
+def test_log_odds_are_finite_and_undone_by_the_score():
+    for rewards in (np.zeros((5, 2)), np.ones((5, 2)), np.full((500, 2), 0.3)):
+        assert math.isfinite(log_odds(rewards))
+    assert score(log_odds(np.full((5000, 2), 0.3))) == pytest.approx(0.3, abs=1e-4)
+
+
+def known(x: float, y: float, size: float = 1.0, kind: str = "refresh", own: bool = False) -> Known:
+    return Known(kind, own, "math", "qa", size, x, y)
+
+
+def test_a_model_of_exact_changes_has_their_slope_and_no_spread():
+    model = fit([known(x, 0.7 * x, abs(x)) for x in (-1.0, 0.5, 2.0)])
+    assert (model.slope, model.n) == (pytest.approx(0.7), 3)
+    assert model.spread == pytest.approx(0, abs=1e-12)
+
+
+def test_the_spread_is_of_errors_left_out_one_by_one_in_units_of_size():
+    x, y, size = np.array([1.0, 2.0, -1.0]), np.array([1.5, 1.0, -0.2]), np.array([1.0, 2.0, 0.5])
+    errors = []
+    for i in range(3):
+        kept = np.arange(3) != i
+        a, b = x[kept] / size[kept], y[kept] / size[kept]
+        errors.append((y[i] - x[i] * (a @ b) / (a @ a)) / size[i])
+    model = fit([known(*row) for row in zip(x, y, size, strict=True)])
+    assert model.spread == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_without_a_past_a_forecast_has_no_interval(n: int):
+    model = fit([known(1.0, 0.5)] * n)
+    assert model.spread == math.inf and model.record()["spread"] is None
+    made = forecast(0.0, Shift(1.0, 0.1), 1.0, model, 0, 10)
+    record = made.estimate().record(0.0)
+    assert record["ci95"] is None
+    assert record["estimate"] == pytest.approx(100 * (score(0.5 if n else 1.0) - 0.5))
+    assert together([made, made]).estimate().record()["ci95"] is None
+
+
+def test_a_forecast_keeps_to_scores_and_its_interval_is_that_of_students_t():
+    model = Model(1.0, 0.5, 9)
+    made = forecast(1.0, Shift(0.4, 0.3), 2.0, model, 3, 50)
+    found = made.estimate()
+    half = t.ppf(0.975, 8) * math.hypot(0.3, 1.0)
+    assert found.low == pytest.approx(100 * (score(1.4 - half) - score(1.0)), abs=0.2)
+    assert found.high == pytest.approx(100 * (score(1.4 + half) - score(1.0)), abs=0.2)
+    far = forecast(3.0, Shift(20.0, 9.0), 1.0, model, 0, 50).estimate(100 * float(score(3.0)))
+    assert 0 <= far.low <= far.high <= 100
+
+
+def test_intervals_hold_what_they_say_in_simulated_runs():
+    """Past and candidate from one law: log-odds move by c·x with errors in proportion to size."""
+    rng = np.random.default_rng(2)
+    held = 0
+    for _ in range(400):
+        size = rng.uniform(0.5, 1.5, 13)
+        x = rng.normal(0, 1, 13) * size
+        y = 0.8 * x + 0.3 * size * rng.normal(size=13)
+        model = fit([known(*row) for row in zip(x[1:], y[1:], size[1:], strict=True)])
+        seen = x[0] + 0.1 * rng.normal()
+        found = forecast(0.5, Shift(seen, 0.1), size[0], model, 0, 48).estimate()
+        held += found.includes(100 * float(score(0.5 + y[0]) - score(0.5)))
+    assert binomtest(held, 400, 0.95).pvalue > 1e-3, held
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------
+
+CURRENT = {d: np.full((50, 4), j) for d, j in (("code", 0.9), ("math", 0.6), ("qa", 0.7))}
+HISTORY = [
+    Known(kind, own, f"s{i}", d, 1.0, x, x + e)
+    for kind, own in itertools.product(("refresh", "rollback"), (True, False))
+    for i, (d, x, e) in enumerate([("code", 1.0, 0.1), ("math", 2.0, -0.1), ("qa", -1.0, 0.05), ("qa", 0.5, -0.02)])
+]
+
+
+def outlook(action: Action, **shifts: float) -> Outlook:
+    made = {d: Shift(shifts.get(d, 0.0), 0.01) for d in CURRENT}
+    return Outlook(action, made, 0.5 if action.domain else 0.0, action.donor or action.domain)
+
+
+OUTLOOKS = [
+    outlook(Action()),
+    outlook(Action("refresh", "math", 2), math=0.5, qa=-0.05),
+    outlook(Action("refresh", "math", 4), math=1.0, qa=-0.3),
+    outlook(Action("rollback", "math", 0, "qa", "removing", 0.01, 1.0), math=0.2, qa=-0.05),
+]
+
+
+def made(outlooks: list[Outlook] = OUTLOOKS, limit: float = 2.0, current: Any = CURRENT) -> dict[str, Any]:
+    return decide("cw", current, outlooks, HISTORY, limit)
+
+
+def test_nothing_leaves_the_scores_as_they_are():
+    row = next(r for r in made()["actions"] if r["name"] == "nothing")
+    for domain, rewards in CURRENT.items():
+        assert row["scores"][domain]["estimate"] == pytest.approx(100 * rewards.mean())
+        assert row["scores"][domain]["ci95"] == pytest.approx([100 * rewards.mean()] * 2)
+        assert row["changes"][domain]["ci95"] == [0.0, 0.0]
+    assert row["average_change"]["estimate"] == 0 and row["allowed"] and row["risk"] == 0
+
+
+def test_the_limit_rules_out_what_gains_most():
+    record = made()
+    assert record["pick"] == "refresh-math-2" and best(record) == Action("refresh", "math", 2)
+    by_name = {r["name"]: r for r in record["actions"]}
+    assert not by_name["refresh-math-4"]["allowed"] and by_name["refresh-math-4"]["collateral"]["domain"] == "qa"
+    assert by_name["refresh-math-4"]["rank"] == 4
+    assert "refresh math for 4 steps" in record["reason"] and "over the limit" in record["reason"]
+    for limit in (0.0, 1.0, 5.0, 50.0):
+        for row in made(limit=limit)["actions"]:
+            loss = max(-row["changes"][d]["estimate"] for d in CURRENT if d != row["domain"])
+            assert row["allowed"] == (loss <= limit)
+    assert made(limit=50.0)["pick"] == "refresh-math-4"
+
+
+def test_a_donor_is_no_exception_from_the_limit():
+    costly = outlook(Action("rollback", "math", 0, "qa", "removing", 0.1, 1.0), math=2.0, qa=-1.0)
+    record = made([*OUTLOOKS, costly])
+    assert not next(r for r in record["actions"] if r["name"] == costly.action.name)["allowed"]
+
+
+def test_where_nothing_gains_nothing_is_done():
+    record = made([outlook(Action("refresh", "math", 2), math=-0.5), outlook(Action())])
+    assert record["pick"] == "nothing" and record["reason"].startswith("Do nothing")
+
+
+def test_the_mean_over_domains_is_that_of_the_domains_forecasts():
+    for row in made()["actions"]:
+        parts = [row["changes"][d] for d in CURRENT]
+        assert row["average_change"]["estimate"] == pytest.approx(np.mean([p["estimate"] for p in parts]))
+        assert row["average"]["null"] == pytest.approx(np.mean([100 * x.mean() for x in CURRENT.values()]))
+        low, high = row["average_change"]["ci95"]
+        # Errors of different domains are independent, so they partly cancel in the mean.
+        assert np.mean([p["ci95"][0] for p in parts]) <= low <= high <= np.mean([p["ci95"][1] for p in parts])
+
+
+def test_no_order_of_inputs_matters_and_ties_are_broken():
+    record = made()
+    backwards = {d: CURRENT[d] for d in reversed(CURRENT)}
+    turned = [dataclasses.replace(o, shifts=dict(reversed(list(o.shifts.items())))) for o in reversed(OUTLOOKS)]
+    assert json.dumps(made(turned, current=backwards)) == json.dumps(record)
+    equal = [outlook(Action("refresh", d, n), math=0.0) for d, n in (("qa", 2), ("math", 2), ("math", 1))]
+    still = [dataclasses.replace(o, size=0.0, shifts={d: Shift(0, 0) for d in CURRENT}) for o in equal]
+    for some in itertools.permutations([*still, OUTLOOKS[0]]):
+        names = [r["name"] for r in made(list(some))["actions"]]
+        assert names == ["nothing", "refresh-math-1", "refresh-math-2", "refresh-qa-2"]
+
+
+def test_a_plan_is_json_without_holes_in_it():
+    record = decide("cw", CURRENT, OUTLOOKS, [], 2.0)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert all(r["risk"] is None for r in record["actions"] if r["kind"] != "nothing")
+    assert "error not known" in record["reason"]
+
+
+# --- the verification -----------------------------------------------------------------------------------------------
+
+
+def after(rng: Any, **change: float) -> dict[str, np.ndarray]:
+    return {d: x + change.get(d, 0.0) + rng.normal(0, 0.02, (len(x), 1)) for d, x in CURRENT.items()}
+
+
+def test_outcomes_are_ranked_held_and_regretted_by_hand():
+    rng = np.random.default_rng(0)
+    actions = [outlook(Action("refresh", "math", n), math=0.1 * n) for n in range(1, 7)]
+    record = made([OUTLOOKS[0], *actions])
+    true = {f"refresh-math-{n}": {"math": 0.02 * n} for n in range(1, 6)} | {"nothing": {}}
+    true["refresh-math-6"] = {"math": 0.05, "qa": -0.01}
+    measured = {name: after(rng, **change) for name, change in true.items()}
+    found = outcomes(record, CURRENT, measured)
+    assert found["spearman"]["n"] == 6 and found["spearman_by_domain"]["n"] == 18
+    assert 0.3 < found["spearman"]["estimate"] < 1  # five in order, the sixth out of it
+    regret = found["regret"]
+    assert (regret["pick"], regret["best"]) == ("refresh-math-6", "refresh-math-5")
+    expected = np.mean([100 * np.mean(measured["refresh-math-5"][d] - measured["refresh-math-6"][d]) for d in CURRENT])
+    assert regret["estimate"] == pytest.approx(expected)
+    rows = {r["name"]: r for r in found["actions"]}
+    held = 0
+    for name in true.keys() - {"nothing"}:
+        low, high = rows[name]["average_change"]["forecast"]["ci95"]
+        held += low <= np.mean([100 * np.mean(measured[name][d] - CURRENT[d]) for d in CURRENT]) <= high
+    assert found["calibration"]["average"]["held"]["estimate"] == pytest.approx(held / 6)
+    wider = found["calibration"]["domain"]
+    assert wider["held_with_error"]["estimate"] >= wider["held"]["estimate"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_action_over_the_limit_is_not_what_a_pick_is_held_against():
+    record = made([OUTLOOKS[0], outlook(Action("refresh", "math", 1), math=0.3), OUTLOOKS[2]])
+    measured = {
+        "nothing": CURRENT,
+        "refresh-math-1": {**CURRENT, "math": CURRENT["math"] + 0.1},
+        "refresh-math-4": {**CURRENT, "math": CURRENT["math"] + 0.3, "qa": CURRENT["qa"] - 0.05},
+    }
+    regret = outcomes(record, CURRENT, measured)["regret"]
+    assert regret["estimate"] == pytest.approx(0) and regret["pick_within_limit"]
+    del measured["refresh-math-1"]
+    assert outcomes(record, CURRENT, measured)["regret"] is None
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (19, 20), (3, 7)])
+def test_the_interval_of_a_share_is_the_exact_one(k: int, n: int):
+    found, exact = clopper_pearson(k, n), binomtest(k, n).proportion_ci(0.95, "exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+
+
+# --- the whole, in a world where log-odds are linear in the parameters ------------------------------------------------
+
+WORDS = ("code", "math", "qa")
+SLOPES = {d: np.random.default_rng(i).normal(size=6).astype(np.float32) for i, d in enumerate(WORDS)}
+STEPS, RATE = 10, 0.02
+THETA: dict[str, Any] = {"base": {"w": jnp.zeros(6)}}
+for before, name in zip(("base", "code", "math"), WORDS, strict=True):
+    THETA[name] = {"w": THETA[before]["w"] + STEPS * RATE * SLOPES[name]}
+
+
+def level(params: Any, domain: str) -> float:
+    return float(score(SLOPES[domain] @ np.asarray(params["w"])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A sample of a world without noise; `bias` is what fitting its noise adds to first orders."""
+
+    domain: str
+    rewards_PG: np.ndarray
+    bias: float = 0.0
+
+
+def seen(point: str, domain: str, bias: float = 0.0) -> Seen:
+    return Seen(domain, np.full((8, 2000), level(THETA[point], domain)), bias)
+
+
+class World:
+    """Stands for the probe: the gradient of each domain's loss, exact but for a sample's bias."""
+
+    def __init__(self, held: int):
+        config = default()
+        config.stages, config.scored_domains = WORDS, WORDS
+        config.train.steps, config.train.learning_rate = STEPS, RATE
+        config.analyze.held = held
+        config.recover.update({"rules": ("opposition",), "fractions": (0.5, 1.0), "strengths": (0.5, 1.0)})
+        self.config = parse(config)
+        self.runtime = SimpleNamespace(config=self.config)
+        self.gradients = 0
+
+    def rows(self, sample: Seen) -> list[Seen]:
+        return [sample] * 4
+
+    def gradient(self, params: Any, rows: Seen) -> Any:
+        self.gradients += 1
+        j = level(params, rows.domain)
+        return {"w": jnp.asarray(-(j * (1 - j) + rows.bias) * SLOPES[rows.domain])}
+
+    def difference(self, a: Any, b: Any) -> Any:
+        return tree.sub(a, b)
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> tuple[dict[str, Any], World]:
+    """The plan of the world; its stored samples are biased for the domain that a direction was made of."""
+    world = World(held)
+    monkeypatch.setattr(planner, "at_hand", lambda runtime, stored: stored)
+    monkeypatch.setattr(planner, "kept_sample", lambda runtime, folder, point, domain, params: seen(point, domain))
+    monkeypatch.setattr(
+        planner,
+        "fresh",
+        lambda runtime, params, d: Seen(d, np.full((8, 2000), level(params, d)), options.get("bias", 0)),
+    )
+    monkeypatch.setattr(planner, "FirstStep", lambda probe: lambda params, sample, train: {"w": SLOPES[sample.domain]})
+    monkeypatch.setattr(planner.evidence, "scores", lambda probe, rule, ends, sample: (options["scores"](ends), {}))
+    options.setdefault("scores", lambda ends: tree.scale(1.0, jax.tree.map(jnp.abs, ends.edit)))
+    runtime: Any = SimpleNamespace(config=world.config)
+    stages = plan(world.config, WORDS)
+    current = {d: np.full((8, 2000), level(THETA["qa"], d)) for d in WORDS}
+    probe: Any = world
+    record = planner.plan(
+        runtime, probe, Path("."), stages, "qa", THETA.__getitem__, current, lambda text: None, options.get("actions")
+    )
+    return record, world
+
+
+def outcome(action: Action) -> dict[str, float]:
+    """What an action does in this world, in points."""
+    w = np.asarray(THETA["qa"]["w"])
+    if action.kind == "refresh":
+        w = w + action.steps * RATE * SLOPES[action.domain]
+    elif action.kind == "rollback":
+        edit = np.asarray(THETA[action.donor]["w"] - THETA[{"qa": "math", "math": "code"}[action.donor]]["w"])
+        kept = np.argsort(-np.abs(edit))[: round(action.fraction * 6)]
+        w = w - action.strength * np.where(np.isin(np.arange(6), kept), edit, 0)
+    return {d: 100 * level({"w": w}, d) for d in WORDS}
+
+
+def test_where_log_odds_are_linear_forecasts_are_outcomes(monkeypatch):
+    record, _ = planned(monkeypatch)
+    assert len(record["actions"]) == 1 + 3 * 2 + 3 * 4 and record["left_out"] == {}
+    for row in record["actions"]:
+        action = Action(**{f.name: row[f.name] for f in dataclasses.fields(Action)})
+        for domain, expected in outcome(action).items():
+            assert row["scores"][domain]["estimate"] == pytest.approx(expected, abs=0.1), (action, domain)
+            low, high = row["scores"][domain]["ci95"]
+            assert low - 0.1 <= expected <= high + 0.1 and high - low < 1
+    tried = [r for r in record["actions"] if r["allowed"]]
+    assert record["pick"] == max(tried, key=lambda r: r["average_change"]["estimate"])["name"]
+    assert {(m["kind"], m["own"]): m["n"] for m in record["models"]} == {
+        ("refresh", True): 3, ("refresh", False): 6, ("rollback", True): 3, ("rollback", False): 6
+    }  # fmt: skip
+
+
+def test_a_domain_is_looked_at_on_prompts_that_its_direction_has_not_seen(monkeypatch):
+    """Fresh samples are biased here, so that forecasts tell where they were used: for the domain refreshed alone."""
+    plain, _ = planned(monkeypatch)
+    record, _ = planned(monkeypatch, bias=0.05)
+    history = {(k["kind"], k["stage"], k["domain"]): k["forecast"] for k in record["history"]}
+    for k in plain["history"]:
+        same = history[k["kind"], k["stage"], k["domain"]] == pytest.approx(k["forecast"], rel=1e-3)
+        assert same == (k["kind"] == "rollback" or not k["own"])
+
+
+def test_few_directions_at_a_time_give_the_same(monkeypatch):
+    record, world = planned(monkeypatch)
+    again, more = planned(monkeypatch, held=2)
+    assert more.gradients > world.gradients
+    assert again == record
+
+
+def test_a_rule_without_evidence_is_left_out_and_says_why(monkeypatch):
+    def refuse(ends: Any) -> Any:
+        raise ValueError("A's gradient is not measurable")
+
+    record, _ = planned(monkeypatch, scores=refuse)
+    assert len(record["actions"]) == 7
+    assert record["left_out"]["rollback-math-qa-opposition-0.5-1"] == "A's gradient is not measurable"
+
+
+def test_a_plan_needs_a_past_and_domains_of_it(monkeypatch):
+    with pytest.raises(UserError, match="trained 'cw' alone"):
+        planned(monkeypatch, actions=[Action("refresh", "cw", 1)])
+    world = World(8)
+    runtime, probe, stages = SimpleNamespace(config=world.config), world, plan(world.config, WORDS)
+    with pytest.raises(UserError, match="nothing can be won back"):
+        planner.plan(*(runtime, probe, Path("."), stages, "base", THETA.__getitem__, {}, print))  # type: ignore
+
+
+def test_the_trail_is_of_stages_on_the_way_that_trained_one_domain():
+    config = default()
+    config.stages = ("math", "solo-qa", "joint", "qa", "refresh-math", "cw")
+    stages = plan(parse(config), ("code", "math", "qa", "cw"))
+    assert [s.name for s in planner.trail(stages, "cw")] == ["math", "qa", "refresh-math", "cw"]
+    actions = planner.candidates(parse(config).recover, planner.trail(stages, "cw"))
+    donors = {(a.domain, a.donor) for a in actions if a.kind == "rollback"}
+    assert donors == {("qa", "math"), ("qa", "cw"), ("math", "cw")}  # math's last stage is its refresh
+    assert max(a.steps for a in actions) == 8
+
+
+# --- the direction of a refresh -------------------------------------------------------------------------------------
+
+
+def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
+    tiny = tiny_models["llama"]
+    config = default()
+    config.rollout.prompt_buckets, config.rollout.completion_buckets = (4,), (5,)
+    config.analyze.update({"prompts": 8, "batch": 2, "path_prompts": 2, "group": 3})
+    parsed = parse(config)
+    boxed = param_shapes(tiny.model)
+    runtime: Any = SimpleNamespace(
+        config=parsed, model=tiny.model, mesh=tiny.mesh, shapes=nn.unbox(boxed),
+        shardings=param_shardings(tiny.mesh, boxed),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    mask_PGT = (np.arange(5) < rng.integers(1, 6, (8, 3, 1))).astype(np.float32)
+    rewards_PG = rng.integers(0, 2, (8, 3)).astype(np.float32)
+    rewards_PG[0] = 1.0  # no variance: left out
+    sample = Sample(
+        rng.integers(0, 96, (8, 4)).astype(np.int32), np.ones((8, 4), bool),
+        rng.integers(0, 96, (8, 3, 5)).astype(np.int32), mask_PGT, rewards_PG, np.ones((8, 3), bool),
+    )  # fmt: skip
+    tokens_BT, valid_BT = join(sample.prompts_PT, sample.valid_PT, sample.tokens_PGT, sample.mask_PGT)
+
+    def log_probs(params: Any) -> jax.Array:
+        return token_log_probs(tiny.model, params, tokens_BT, valid_BT, start=4, temperature=1.0, chunk=0)
+
+    probe: Any = SimpleNamespace(
+        runtime=runtime, difference=tree.sub,
+        log_probs=lambda params, s: np.asarray(log_probs(params)).reshape(8, 3, 5),
+    )  # fmt: skip
+    train = TrainSection()
+    spread = rewards_PG.std(axis=1, ddof=1, keepdims=True) + 1e-4
+    adv_PG = np.where(
+        np.ptp(rewards_PG, axis=1, keepdims=True) > 0, (rewards_PG - rewards_PG.mean(1, keepdims=True)) / spread, 0
+    )
+    trained_PGT = mask_PGT * (np.ptp(rewards_PG, axis=1) > 0)[:, None, None]
+    weight_BT = (adv_PG[:, :, None] * trained_PGT).reshape(24, 5) / trained_PGT.sum()
+    with jax.set_mesh(tiny.mesh):
+        found = slopes.FirstStep(probe)(tiny.params, sample, train)
+        gradient = jax.grad(lambda p: -jnp.sum(jnp.asarray(weight_BT, jnp.float32) * log_probs(p)))(tiny.params)
+        optimizer = make_optimizer(train.optimizer)
+        update, _ = optimizer.update(gradient, optimizer.init(tiny.params), tiny.params)
+    # Adam divides each gradient by its own size: where that is rounding, so is the sign.
+    large = jax.tree.map(lambda g: np.abs(g) > 1e-5, gradient)
+    for a, b, keep in zip(*(jax.tree.leaves(x) for x in (found, update, large)), strict=True):
+        np.testing.assert_allclose(np.asarray(a)[keep], -np.asarray(b)[keep], atol=2e-2)
+    assert float(optax.global_norm(found)) > 1
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_the_length_of_a_path_is_the_sum_of_its_learning_rates(warmup: int):
+    config = default()
+    config.train.warmup_steps, config.stages = warmup, ("math",)
+    stage = plan(parse(config), ("code", "math", "qa", "cw"))[0]
+    for steps in (0, 1, 3, 9):
+        expected = sum(loop.learning_rate(stage, s) for s in range(steps))
+        assert slopes.path_length(stage.train, steps) == pytest.approx(expected)
+
+
+def test_forecasts_of_one_domain_are_compared_on_the_same_draws():
+    """So that of two actions that differ by a certain amount, one is better in every draw."""
+    model = Model(1.0, 0.3, 9)
+    less, more = (forecast(0.0, Shift(x, 0.1), 1.0, model, 2, 9) for x in (0.2, 0.4))
+    assert np.all(more.change_R > less.change_R)
+    other = forecast(0.0, Shift(0.2, 0.1), 1.0, model, 3, 9)
+    assert abs(np.corrcoef(less.change_R, other.change_R)[0, 1]) < 0.1
+    assert isinstance(other, Forecast)
