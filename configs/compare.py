@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from mdrl_jax import config
 
-PREVENTIONS = ("protect", "ewc", "agem", "replay", "kl")
+PREVENTIONS = ("protect", "ewc", "agem", "pcgrad", "replay", "kl")
 SOLOS = ("solo-code", "solo-math", "solo-qa", "solo-cw")
 
 
@@ -34,7 +34,7 @@ def get_config(variant: str = "paid") -> ConfigDict:
     c.stages = (
         *("code", "math", "qa", "cw"),
         *SOLOS,
-        *("analyze", "refresh-math", "rollback-math-qa", "rollback-math-cw"),
+        *("analyze", "refresh-math"),
         *(f"{method}-{domain}" for method in PREVENTIONS for domain in ("qa", "cw")),
         "average",
         "arithmetic",
@@ -43,6 +43,8 @@ def get_config(variant: str = "paid") -> ConfigDict:
         *(f"reversed-{domain}" for domain in ("cw", "qa", "math", "code")),
         "placebo-qa",
         "placebo-cw",
+        "rollback-math-qa",
+        "rollback-math-cw",
     )
     c.stage_overrides.joint = {"start": "base", "steps": 4 * c.train.steps}
     c.stage_overrides["placebo-qa"] = {"start": "math"}

@@ -23,15 +23,15 @@ from mdrl_jax.rl.trainer import OptimizerConfig
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 GRADIENTS = ("none", "agem", "pcgrad")
-RULES = ("adding", "removing", "opposition", "magnitude")  # of a rollback (`recovery/rollback.py`)
+ROLLBACK_RULES = ("adding", "removing", "opposition", "magnitude")  # of a rollback (`recovery/rollback.py`)
 # What a stage `METHOD-D` changes in the training section, before its own overrides (definitions §10).
 METHODS: dict[str, dict[str, Any]] = {
     "protect": {"prevent": {"protect": 1.0}},
-    "ewc": {"prevent": {"ewc": 1.0}},
+    "ewc": {"prevent": {"ewc": 10.0}},
     "agem": {"prevent": {"gradients": "agem"}},
     "pcgrad": {"prevent": {"gradients": "pcgrad"}},
     "replay": {"prevent": {"replay": 0.25}},
-    "kl": {"grpo": {"kl_coef": 0.1}},
+    "kl": {"grpo": {"kl_coef": 0.3}},
 }
 
 
@@ -84,7 +84,7 @@ class PreventSection:
     ewc: float = 0.0
     gradients: str = "none"
     protect: float = 0.0
-    vectors: int = 32
+    vectors: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,4 +434,4 @@ def _check(config: Config) -> None:
     for field, values in (("fractions", r.fractions), ("density", (r.density,))):
         _require(all(0 < v <= 1 for v in values), f"recover.{field}={values} is not valid; above 0, up to 1")
     for rule in r.rules:
-        _require(rule in RULES, f"recover.rules names {rule!r}; known: {', '.join(RULES)}")
+        _require(rule in ROLLBACK_RULES, f"recover.rules names {rule!r}; known: {', '.join(ROLLBACK_RULES)}")

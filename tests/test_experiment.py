@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_end(whole, tmp_path):
     """kill -9 while scoring the base, in the middle of a stage, and between stages: bit-identical at the end."""
     config, uninterrupted, _ = whole
     workdir = tmp_path / "killed"
-    moments = ("config.json", "checkpoints/01-math/1", "evaluations/01-math.json", "checkpoints/04-refresh-math/1")
+    moments = ("config.json", "checkpoints/01-math/1", "evaluations/01-math.json", "recovery/refresh-math.json")
     for moment in moments:
         process = subprocess.Popen(
             command(config, workdir), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
@@ -184,4 +185,114 @@ def test_compilations_are_as_many_as_there_are_shapes(tmp_path):
     c.train.steps, c.train.prompts, c.train.group = 2, 8, 4
     compilations.clear()
     experiment.run(parse(c), tmp_path / "run")
-    assert dict(compilations) == {"sample_4": 1, "sample_2": 1, "grpo_step": 1}
+    made = {name: n for name, n in compilations.items() if not name.startswith("refresh_")}
+    assert made == {"sample_4": 1, "sample_2": 1, "grpo_step": 1}
+
+
+RECOVERY = SMALL.replace(
+    "def get_config():",
+    """def get_config():
+    c = sequence()
+    c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa", "agem-qa")
+    c.stage_overrides = {"refresh-math": {"steps": 2}}
+    c.scored_domains = ("math", "qa")
+    c.domains.n_validation = 8
+    c.rollout.completion_buckets = (16,)
+    c.analyze.prompts, c.analyze.group, c.analyze.batch, c.analyze.path_prompts = 8, 4, 2, 4
+    c.analyze.permutations, c.analyze.vectors, c.analyze.lanczos_steps = 2, 4, 2
+    c.recover.random_sets, c.recover.fractions, c.recover.strengths = 4, (0.01, 0.1), (1.0,)
+    c.recover.rules = ("removing", "magnitude")
+    c.recover.limit = 100.0
+    return c
+
+def sequence():""",
+)
+
+
+@pytest.fixture(scope="module")
+def recovered(tmp_path_factory) -> tuple[Path, Path, str]:
+    """The same of a run that analyses, refreshes, rolls back and prevents."""
+    folder = tmp_path_factory.mktemp("recovery")
+    config = folder / "recovery.py"
+    config.write_text(RECOVERY)
+    done = subprocess.run(
+        command(config, folder / "whole"), env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    return config, folder / "whole", done.stdout
+
+
+def read(workdir: Path, name: str):
+    return json.loads((workdir / f"{name}.json").read_text())
+
+
+def test_what_wins_a_domain_back_is_scored_and_judged(recovered):
+    _, workdir, shown = recovered
+    names = ["00-base", "01-math", "02-qa", "04-refresh-math", "05-rollback-math-qa", "06-agem-qa"]
+    assert [f.stem for f in sorted((workdir / "evaluations").glob("*.json"))] == names
+    assert [c["id"] for c in read(workdir, "claims")] == [f"C{i}" for i in range(1, 8)]
+    assert all(f"C{i} " in shown for i in range(1, 8))
+    refresh = read(workdir, "recovery/refresh-math")
+    looked = [row["step"] for row in refresh["steps"]]
+    assert looked in ([0, 1], [0, 1, 2]) and refresh["chosen"] in looked
+    assert (refresh["stopped"] == "the budget ended") <= (looked[-1] == 2) and refresh["stopped"]
+
+
+def test_the_step_that_a_refresh_keeps_is_the_one_saved(recovered):
+    _, workdir, _ = recovered
+    kept, start = (load_stage(str(workdir), name).params for name in ("refresh-math", "qa"))
+    same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), kept, start)))
+    assert same == (read(workdir, "recovery/refresh-math")["chosen"] == 0)
+
+
+def test_a_rollback_takes_the_recorded_part_of_the_edit_back(recovered):
+    _, workdir, _ = recovered
+    record = read(workdir, "recovery/rollback-math-qa")
+    before, now, after = (load_stage(str(workdir), n).params for n in ("math", "qa", "rollback-math-qa"))
+    chosen = record["chosen"] or {"size": 0, "strength": 0.0}
+    changed = 0
+    for was, is_now, got in zip(*map(jax.tree.leaves, (before, now, after)), strict=True):
+        moved = np.asarray(is_now != got)
+        expected = np.asarray(is_now) - np.float32(chosen["strength"]) * np.asarray(is_now - was)
+        np.testing.assert_allclose(np.asarray(got)[moved], expected[moved], rtol=1e-6, atol=1e-8)
+        changed += int(moved.sum())
+    assert changed <= chosen["size"] and changed >= 0.99 * chosen["size"]
+
+
+def test_costs_are_those_of_the_tokens(recovered):
+    _, workdir, _ = recovered
+    qa, agem, refresh, rollback = (
+        read(workdir, f"costs/{name}") for name in ("02-qa", "06-agem-qa", "04-refresh-math", "05-rollback-math-qa")
+    )
+    assert (qa["steps"], agem["steps"], rollback["steps"]) == (3, 3, 0)
+    assert refresh["steps"] == read(workdir, "recovery/refresh-math")["steps"][-1]["step"]
+    assert 0 < qa["tokens_sampled"] <= 3 * 4 * 4 * 16
+    # In training a prompt is read with each of its completions, while sampling once.
+    assert qa["tokens_trained"] > qa["tokens_sampled"]
+    assert agem["tokens_sampled"] > qa["tokens_sampled"]  # those kept of Math
+    assert rollback["tokens_trained"] == 0 and rollback["flops"] > 0
+    for cost in (qa, agem, refresh, rollback):
+        assert cost["flops"] > 0 and cost["seconds"] > 0
+
+
+def test_recovery_that_is_killed_goes_on_to_the_same_end(recovered, tmp_path):
+    config, uninterrupted, _ = recovered
+    workdir = tmp_path / "killed"
+    shutil.copytree(uninterrupted, workdir)
+    for name in ("evaluations/04*", "evaluations/05*", "evaluations/06*", "recovery/*", "checkpoints/0[456]*"):
+        for found in workdir.glob(name):
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
+    for moment in ("recovery/refresh-math.json", "recovery/rollback-math-qa.json"):
+        process = subprocess.Popen(
+            command(config, workdir), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 400
+        while not (workdir / moment).exists():
+            assert process.poll() is None and time.monotonic() < deadline, f"ended before {moment}"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command(config, workdir), env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert evaluations(workdir) == evaluations(uninterrupted)
+    assert read(workdir, "claims") == read(uninterrupted, "claims")

@@ -3,8 +3,8 @@
 Controls are tried on validation prompts along curves of growing size (the whole edit: of growing strength), outward
 from the chosen size until B loses as much as by the chosen set; random and matched sets of the chosen size also many
 times over, for the spread between draws. What is reported is of held-out test prompts: the chosen set, and of each
-control the one or two settings that its frontier rests on at that loss, so that no prompt serves both to choose a
-set and to judge it.
+control the one or two settings that its frontier rests on at that loss, the next smaller one, and larger ones as
+needed, so that no prompt serves both to choose a set and to judge it.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ from mdrl_jax.recovery.sweep import ROUTE, Point, Trial
 from mdrl_jax.recovery.tradeoff import POINTS, Outcome, Rewards, at_equal_loss, carriers, points
 
 GROWTH, HALVINGS, SHRINKS = 4.0, 2, 4  # of a control's size, on validation prompts
-COVERS = 5  # larger sizes tried on test prompts, at most
 MATCHED_SETS = 5
 
 
@@ -33,6 +32,10 @@ class Control:
     least: float
     most: float
     start: float
+
+    def clipped(self, s: float) -> float:
+        """A setting that there is: sizes are whole numbers."""
+        return float(np.clip(round(s) if self.least == 1 else s, self.least, self.most))
 
 
 def controls(trial: Trial, point: Point) -> dict[str, Control]:
@@ -60,19 +63,17 @@ def controls(trial: Trial, point: Point) -> dict[str, Control]:
 def outward(control: Control, loss_at: Callable[[float], float], target: float) -> Iterator[float]:
     """Settings to try, from the control's start to where B's loss passes `target`, then in between, geometrically."""
 
-    def clipped(s: float) -> float:
-        return float(np.clip(round(s) if control.least == 1 else s, control.least, control.most))
-
+    clipped = control.clipped
     s = clipped(control.start)
     yield s
-    grows = loss_at(s) < target
+    grows = loss_at(s) <= target
     low, high = (s, None) if grows else (None, s)
     for _ in range(64 if grows else SHRINKS):
         if clipped(s * GROWTH if grows else s / GROWTH) == s:
             break
         s = clipped(s * GROWTH if grows else s / GROWTH)
         yield s
-        if loss_at(s) < target:
+        if loss_at(s) <= target:
             low = s
         else:
             high = s
@@ -84,7 +85,7 @@ def outward(control: Control, loss_at: Callable[[float], float], target: float) 
         if s in (low, high):
             break
         yield s
-        low, high = (s, high) if loss_at(s) < target else (low, s)
+        low, high = (s, high) if loss_at(s) <= target else (low, s)
 
 
 def compare(trial: Trial, before: Rewards, point: Point, peak: Any) -> dict[str, Any]:
@@ -113,8 +114,9 @@ def compare(trial: Trial, before: Rewards, point: Point, peak: Any) -> dict[str,
             trial.progress(f"control {name}, {s:g}")
             tried[s] = trial.try_on(trial.validation, before, *control.make(s))
         curves[name] = [{"setting": s} | o.record() for s, o in sorted(tried.items())]
-        carrying = np.array(list(tried))[carriers(list(tried.values()), point.outcome.loss)]
-        kept[name] = (control, carrying.tolist(), max(tried))
+        carrying = np.array(list(tried))[carriers(list(tried.values()), point.outcome.loss)].tolist()
+        below = max((s for s in tried if s < min(carrying)), default=min(carrying))
+        kept[name] = (control, sorted({below, *carrying}), max(tried))
     return {"same_size": same_size, "curves": curves, "test": on_test(trial, mask, beta, peak, kept)}
 
 
@@ -123,8 +125,8 @@ def on_test(
 ) -> dict[str, Any]:
     """The chosen set and its controls on the test prompts; `kept`: each control, settings, and the largest tried.
 
-    To the settings chosen on validation prompts come larger ones, until B loses more than by the chosen set with 97.5 %
-    confidence, so that the control's frontier does not end before the loss at which it is read.
+    To the settings chosen on validation prompts come larger ones, until B loses the upper end of the interval of its
+    loss by the chosen set, so that no frontier ends before the loss at which it is read, and one before the last.
     """
     trial.progress("test prompts")
     start = trial.held_out(trial.now, (trial.domain, trial.donor))
@@ -136,13 +138,7 @@ def on_test(
     reach = paired_difference(ours.loss_P, np.zeros_like(ours.loss_P)).high
     against = {}
     for name, (control, settings, largest_tried) in kept.items():
-        found: dict[float, Outcome] = {}
-        larger = (min(largest_tried * 2.0**i, control.most) for i in range(COVERS))
-        for s in (*settings, *larger):
-            if s in found or (s not in settings and max(o.loss for o in found.values()) >= reach):
-                continue
-            trial.progress(f"test prompts: {name}, {s:g}")
-            found[s] = trial.try_on(trial.held_out, start, *control.make(s))
+        found = followed(trial, start, control, settings, largest_tried, reach)
         estimate, height = at_equal_loss(ours, list(found.values()))
         rows = [{"setting": s} | o.record() for s, o in sorted(found.items())]
         against[name] = estimate.record(0.0) | {"control_gain": height, "settings": rows}
@@ -153,6 +149,28 @@ def on_test(
         "recovery": undefined if recovered is None else recovered.record(0.0),
         "at_equal_loss": against,
     }
+
+
+def followed(
+    trial: Trial, start: Rewards, control: Control, settings: list[float], largest_tried: float, reach: float
+) -> dict[float, Outcome]:
+    """A control's settings on the test prompts, and what they did: those given, and on to where B loses `reach`."""
+    found: dict[float, Outcome] = {}
+
+    def attempt(s: float) -> None:
+        trial.progress(f"test prompts, control, {s:g}")
+        found[s] = trial.try_on(trial.held_out, start, *control.make(s))
+
+    for s in settings:
+        attempt(s)
+    below = s = max(settings)
+    while max(o.loss for o in found.values()) < reach and s < control.most:
+        below, s = s, min(max(s * GROWTH, largest_tried), control.most)
+        attempt(s)
+    between = control.clipped((below * s) ** 0.5)
+    if between not in found:
+        attempt(between)
+    return found
 
 
 def spread(drawn: Sequence[Outcome], ours: Outcome) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mdrl_jax import tree
 from mdrl_jax.analysis import statistics, subspace
+from mdrl_jax.analysis.blocks import TOLERANCE
 from mdrl_jax.analysis.lanczos import random_block
 from mdrl_jax.analysis.nulls import null_record
 from mdrl_jax.analysis.stack import route_slice
@@ -51,9 +52,15 @@ class Basis:
     mask_LR: np.ndarray
 
     @property
+    def spanning(self) -> NDArray[np.bool_]:
+        """Which vectors span S: those with an eigenvalue above 0 by more than rounding (as in `Spectrum.positive`)."""
+        values = np.asarray(self.values, float)
+        return values > TOLERANCE * np.max(np.abs(values), initial=0.0)
+
+    @property
     def k(self) -> int:
-        """Vectors with a positive eigenvalue: those that span S."""
-        return int(np.sum(np.asarray(self.values) > 0))
+        """Dimensions of S."""
+        return int(self.spanning.sum())
 
     def head(self) -> Record:
         """What tells it from the others."""
@@ -83,7 +90,7 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
             widest[name] = part, float(_norm(part)), _draw(part, basis.mask_LR, k, seed) if k else None
         part, on_route, drawn = widest[name]
         random = _random_lengths(drawn[0], drawn[1], basis.k).tolist() if drawn else []
-        weights = np.asarray(subspace.coefficients(basis.vectors, part), np.float64)[np.asarray(basis.values) > 0]
+        weights = np.asarray(subspace.coefficients(basis.vectors, part), np.float64)[basis.spanning]
         within = float(np.linalg.norm(weights))
         found.append(
             basis.head()
@@ -127,7 +134,7 @@ def contraction(rows: Sequence[Record], bases: Sequence[Basis], learning_rate: f
 
 def bound(basis: Basis, learning_rate: float) -> Record:
     """1 − αμ with μ = λmin(H|_S), beside αλmax, which has to be at most 1 for it to hold."""
-    positive = [float(v) for v in np.asarray(basis.values) if v > 0]
+    positive = np.asarray(basis.values, float)[basis.spanning].tolist()
     if not positive:
         return {"factor": None, "reason": "not applicable: no eigenvalue on S is positive"}
     mu, top = min(positive), max(positive)

@@ -98,7 +98,8 @@ def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Seq
             model = models[outlook.action.kind, domain == outlook.mover]
             now = log_odds(current[domain])
             changes[domain] = forecast(now, outlook.shifts[domain], outlook.size, model, place, n)
-        rows.append(_row(outlook.action, changes, current, limit))
+        looked = {d: dataclasses.asdict(outlook.shifts[d]) for d in domains}
+        rows.append(_row(outlook.action, changes, current, limit) | {"size": outlook.size, "shifts": looked})
     rows.sort(key=_order)
     for rank, row in enumerate(rows, 1):
         row["rank"] = rank

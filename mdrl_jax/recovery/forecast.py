@@ -3,15 +3,22 @@
 A domain's mean reward J is forecast on the scale of its log-odds η = ln J/(1 − J), which knows that scores end at 0 and
 1. Along a direction v the shift is, to first order, x = ∇J·v / (J(1 − J)), and the forecast is
 
-    η after = η now + c · x + error,    standard error² = (c · stderr of x)² + (size · spread)²
+    η after = η now + c · x + error,    c = 1 + bend · size,    standard error² = (c · stderr of x)² + (size · spread)²
 
-with `c` and `spread` fitted on the run's own past: changes of the same kind whose outcome is known. `size` is the
+with `bend` and `spread` fitted on the run's own past: changes of the same kind whose outcome is known. `size` is the
 length of the change in units in which past ones have lengths too (learning rate summed over steps; share of an edit's
-norm); errors are taken to grow in proportion to it [chosen].
+norm). A short change does what the first order says; what a long one does instead the past tells, and what lies between
+is taken to be on a line, as are the errors [chosen].
 
 The second order was tried and left out [chosen]. Along the directions of an optimizer's first step its sampling error,
-times steps squared, is many times itself; along whole edits it added more error than it took away (tuning seed, in
-log-odds over 16 known changes: 0.25 without it, 0.64 with it).
+times steps squared, is many times itself; along whole edits it added more error than it took away (a tuning seed of the
+quickstart, root mean square in log-odds over 16 known changes: 0.25 without it, 0.64 with it).
+
+How good it is (two tuning seeds of the quickstart, after Creative Writing, 400 validation samples a domain): Spearman
+of forecast with outcome of the mean over domains 0.95 over 88 actions and 0.97 over 54, mean error 0.6 and 0.7 points;
+95 % intervals, widened by the outcome's own error, held 97 % and 91 % of the means and 99 % and 96 % of the domains'
+changes; regret of the pick 0.6 and 0.3 points. That c is 1 for short changes was settled on the first seed: with c from
+whole stages it was 0.89 over 42 actions, 1.8 points, and 64 % and 84 % held.
 """
 
 import dataclasses
@@ -99,34 +106,47 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """c, the spread of errors a unit of size, and the number of known changes behind them."""
+    """What the past says of a kind of change.
 
-    slope: float
+    Attributes:
+      bend: change of c a unit of size.
+      spread: of errors, a unit of size.
+      longest: known change; c bends no further.
+      n: known changes behind it.
+    """
+
+    bend: float
     spread: float
+    longest: float
     n: int
+
+    def slope(self, size: float) -> float:
+        """c of a change of that size."""
+        return 1.0 + self.bend * min(size, self.longest)
 
     def record(self) -> dict[str, Any]:
         """As JSON; a spread that is not known is None."""
-        return {"slope": self.slope, "spread": self.spread if math.isfinite(self.spread) else None, "n": self.n}
+        return dataclasses.asdict(self) | {"spread": self.spread if math.isfinite(self.spread) else None}
 
 
 def fit(known: Sequence[Known]) -> Model:
-    """c by least squares through the origin, errors in proportion to size; the spread from errors left out one by one.
+    """The bend by least squares, errors in proportion to size; the spread from errors with each change left out.
 
     Nothing is known of the error of fewer than two changes: the spread is infinite, and forecasts have no interval.
     """
-    x = np.array([k.forecast / k.size for k in known])
-    y = np.array([k.measured / k.size for k in known])
+    x = np.array([k.forecast for k in known])
+    missed = np.array([(k.measured - k.forecast) / k.size for k in known])
+    longest = max((k.size for k in known), default=0.0)
     if len(known) < 2:
-        return Model(_slope(x, y), math.inf, len(known))
+        return Model(_bend(x, missed), math.inf, longest, len(known))
     kept = ~np.eye(len(known), dtype=bool)
-    errors = [y[i] - _slope(x[kept[i]], y[kept[i]]) * x[i] for i in range(len(known))]
-    return Model(_slope(x, y), math.sqrt(float(np.mean(np.square(errors)))), len(known))
+    errors = [missed[i] - _bend(x[kept[i]], missed[kept[i]]) * x[i] for i in range(len(known))]
+    return Model(_bend(x, missed), math.sqrt(float(np.mean(np.square(errors)))), longest, len(known))
 
 
-def _slope(x: Floats, y: Floats) -> float:
+def _bend(x: Floats, missed: Floats) -> float:
     square = float(np.sum(x * x))
-    return float(np.sum(x * y)) / square if square > 0 else 1.0
+    return float(np.sum(x * missed)) / square if square > 0 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +182,9 @@ def forecast(now: float, by: Shift, size: float, model: Model, place: int, n: in
         the same order in every forecast, so that actions are compared on equal terms.
       n: prompts behind it, for the record.
     """
-    eta = now + model.slope * by.value
-    stderr = math.hypot(model.slope * by.stderr, size * model.spread)
+    slope = model.slope(size)
+    eta = now + slope * by.value
+    stderr = math.hypot(slope * by.stderr, size * model.spread)
     if not math.isfinite(stderr):
         return Forecast(np.array([score(eta) - score(now)]), n)
     levels = (np.arange(N_DRAWS) + 0.5) / N_DRAWS

@@ -40,6 +40,7 @@ from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak
 
 BUDGET = 0.2  # of a stage's steps: the longest refresh considered (definitions §13, C6)
+RULE = "removing"  # of rollbacks considered: the one that reads the kept domain's gradient at θ_T [chosen]
 Progress = Callable[[str], None]
 Rewards = Mapping[str, np.ndarray]
 
@@ -56,7 +57,7 @@ def trail(stages: Sequence[Stage], last: str) -> list[Stage]:
 
 
 def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:
-    """Nothing; refreshes of up to `BUDGET` of a stage's steps; rollbacks from every later donor by the settings."""
+    """Nothing; refreshes of up to `BUDGET` of a stage's steps; rollbacks by `RULE` from every later donor."""
     found = [Action()]
     last = {s.domains[0]: s for s in past}
     for domain, own in last.items():
@@ -64,8 +65,7 @@ def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:
         found += [Action("refresh", domain, n) for n in range(1, longest + 1)]
     for domain, donor in ((a, b) for a in last for b in last if past.index(last[a]) < past.index(last[b])):
         found += [
-            Action("rollback", domain, 0, donor, rule, q, beta)
-            for rule in settings.rules
+            Action("rollback", domain, 0, donor, RULE, q, beta)
             for q in settings.fractions
             for beta in settings.strengths
         ]

@@ -2,8 +2,8 @@
 
 The sweep, on validation prompts of A and B. Each rule, within the shared route ℛ and among all coordinates, is a curve
 of sets of growing size, `recover.fractions` of all coordinates, at strength 1; it ends where B loses three times
-`recover.limit` or the rule has no more coordinates. Then, for each rule, the best point of its two curves is tried at
-the other `recover.strengths`, and so are the next two larger sets of that curve. [chosen, to save points]
+`recover.limit` or the rule has no more coordinates. Other `recover.strengths` are tried where they can help: below 1 on
+the three smallest sets of a curve that B cannot afford whole, above 1 on the best that it can. [chosen, to save points]
 
 The choice: the largest gain of A among points at which B's loss and its standard error together are `recover.limit`
 points at most, and so are those of each other domain, which are measured of candidates in turn. Magnitude, being blind
@@ -25,7 +25,7 @@ from mdrl_jax.recovery.tradeoff import POINTS, Outcome, Rewards, outcome, points
 ROUTE, ALL = "route", "all"
 BLIND = "magnitude"
 OVERSHOOT = 3.0  # times the limit: a curve ends there
-LARGER = 2  # sets above the best one that are tried at other strengths
+DEAR = 3  # sets of a curve that are tried at lower strengths
 Progress = Callable[[str], None]
 Score = Callable[[Any, Sequence[str]], Rewards]  # (params, domains) -> rewards [P, k] by domain
 
@@ -96,7 +96,6 @@ def sweep(trial: Trial, before: Rewards) -> list[Point]:
         return found[-1]
 
     for rule, scores in trial.scores.items():
-        curves: list[list[Point]] = []
         for place, within in trial.places.items():
             curve: list[Point] = []
             for fraction in sorted(trial.settings.fractions):
@@ -107,27 +106,15 @@ def sweep(trial: Trial, before: Rewards) -> list[Point]:
                 curve.append(attempt(rule, place, fraction, mask, n, 1.0))
                 if curve[-1].outcome.loss > OVERSHOOT * limit:
                     break
-            curves.append(curve)
-        best = best_of([p for curve in curves for p in curve], limit)
-        for curve in curves:
-            if best in curve:
-                at = curve.index(best)
-                for point in curve[at : at + 1 + LARGER]:
-                    mask = trial.chosen_mask(point)
-                    for strength in trial.settings.strengths:
-                        if strength != 1.0:
-                            attempt(rule, point.place, point.fraction, mask, point.size, strength)
+            if rule == BLIND and len(trial.scores) > 1:
+                continue
+            best = max((p for p in curve if p.outcome.affordable(limit)), key=lambda p: p.outcome.gain, default=None)
+            dear = [p for p in curve if not p.outcome.affordable(limit)][:DEAR]
+            for strength in trial.settings.strengths:
+                again = dear if strength < 1 else [best] if strength > 1 and best else []
+                for p in again:
+                    attempt(rule, place, p.fraction, trial.chosen_mask(p), p.size, strength)
     return found
-
-
-def best_of(found: Sequence[Point], limit: float) -> Point | None:
-    """The largest gain of A that B can afford, the smaller set of equals; if it can afford none, the least loss."""
-    if not found:
-        return None
-    within = [p for p in found if p.outcome.affordable(limit)]
-    if not within:
-        return min(found, key=lambda p: (p.outcome.loss, p.size))
-    return max(within, key=lambda p: (p.outcome.gain, -p.size))
 
 
 def choose(trial: Trial, found: Sequence[Point]) -> tuple[Point | None, dict[str, Any]]:

@@ -71,8 +71,8 @@ def test_lengths_are_those_of_a_dense_projection():
     rng = np.random.default_rng(0)
     route, rest = rng.normal(size=N_ROUTE), rng.normal(size=N_ALL - N_ROUTE)
     first, second = orthonormal(rng, 3), orthonormal(rng, 5)
-    # Of the second, two eigenvalues are not positive: their vectors do not belong to S.
-    bases = [basis_of(first, [3.0, 2.0, 1.0]), basis_of(second, [3.0, 2.0, 1.0, 0.0, -4.0], 1)]
+    # Of the second, two eigenvalues are not positive, but for rounding: their vectors do not belong to S.
+    bases = [basis_of(first, [3.0, 2.0, 1.0]), basis_of(second, [3.0, 2.0, 1.0, 1e-6, -4.0], 1)]
     found = lengths(bases, to_params(route, rest))
     assert [(f["half"], f["k"]) for f in found] == [(0, 3), (1, 3)]
     for f, vectors in zip(found, (first, second[:3]), strict=True):

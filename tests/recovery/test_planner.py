@@ -29,7 +29,7 @@ from mdrl_jax.recovery.outcomes import clopper_pearson, outcomes
 from mdrl_jax.rl import loop
 from mdrl_jax.rl.logprobs import token_log_probs
 from mdrl_jax.rl.policy import join
-from mdrl_jax.rl.trainer import make_optimizer
+from mdrl_jax.rl.trainer import OptimizerConfig, make_optimizer
 from mdrl_jax.stages import plan
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -70,10 +70,12 @@ def known(x: float, y: float, size: float = 1.0, kind: str = "refresh", own: boo
     return Known(kind, own, "math", "qa", size, x, y)
 
 
-def test_a_model_of_exact_changes_has_their_slope_and_no_spread():
-    model = fit([known(x, 0.7 * x, abs(x)) for x in (-1.0, 0.5, 2.0)])
-    assert (model.slope, model.n) == (pytest.approx(0.7), 3)
+def test_a_model_of_changes_that_bend_with_size_has_their_bend_and_no_spread():
+    model = fit([known(x, (1 - 0.2 * size) * x, size) for x, size in ((-1.0, 1.0), (0.5, 2.0), (2.0, 1.5))])
+    assert (model.bend, model.n, model.longest) == (pytest.approx(-0.2), 3, 2.0)
     assert model.spread == pytest.approx(0, abs=1e-12)
+    assert (model.slope(0.0), model.slope(1.0)) == (1.0, pytest.approx(0.8))
+    assert model.slope(9.0) == model.slope(2.0)  # no further than is known
 
 
 def test_the_spread_is_of_errors_left_out_one_by_one_in_units_of_size():
@@ -81,8 +83,8 @@ def test_the_spread_is_of_errors_left_out_one_by_one_in_units_of_size():
     errors = []
     for i in range(3):
         kept = np.arange(3) != i
-        a, b = x[kept] / size[kept], y[kept] / size[kept]
-        errors.append((y[i] - x[i] * (a @ b) / (a @ a)) / size[i])
+        bend = np.linalg.lstsq(x[kept, None], (y - x)[kept] / size[kept])[0][0]
+        errors.append((y[i] - x[i]) / size[i] - bend * x[i])
     model = fit([known(*row) for row in zip(x, y, size, strict=True)])
     assert model.spread == pytest.approx(np.sqrt(np.mean(np.square(errors))))
 
@@ -99,7 +101,7 @@ def test_without_a_past_a_forecast_has_no_interval(n: int):
 
 
 def test_a_forecast_keeps_to_scores_and_its_interval_is_that_of_students_t():
-    model = Model(1.0, 0.5, 9)
+    model = Model(0.0, 0.5, 1.0, 9)
     made = forecast(1.0, Shift(0.4, 0.3), 2.0, model, 3, 50)
     found = made.estimate()
     half = t.ppf(0.975, 8) * math.hypot(0.3, 1.0)
@@ -110,13 +112,13 @@ def test_a_forecast_keeps_to_scores_and_its_interval_is_that_of_students_t():
 
 
 def test_intervals_hold_what_they_say_in_simulated_runs():
-    """Past and candidate from one law: log-odds move by c·x with errors in proportion to size."""
+    """Past and candidate from one law: log-odds move by (1 − 0.2 size) x, with errors in proportion to size."""
     rng = np.random.default_rng(2)
     held = 0
     for _ in range(400):
         size = rng.uniform(0.5, 1.5, 13)
         x = rng.normal(0, 1, 13) * size
-        y = 0.8 * x + 0.3 * size * rng.normal(size=13)
+        y = (1 - 0.2 * size) * x + 0.3 * size * rng.normal(size=13)
         model = fit([known(*row) for row in zip(x[1:], y[1:], size[1:], strict=True)])
         seen = x[0] + 0.1 * rng.normal()
         found = forecast(0.5, Shift(seen, 0.1), size[0], model, 0, 48).estimate()
@@ -178,6 +180,19 @@ def test_a_donor_is_no_exception_from_the_limit():
     costly = outlook(Action("rollback", "math", 0, "qa", "removing", 0.1, 1.0), math=2.0, qa=-1.0)
     record = made([*OUTLOOKS, costly])
     assert not next(r for r in record["actions"] if r["name"] == costly.action.name)["allowed"]
+
+
+def test_errors_of_the_domain_that_is_moved_are_told_by_those_of_its_like():
+    """In this past what is trained, or gives its edit back, is foretold badly, and all others well."""
+    past = [
+        dataclasses.replace(k, measured=k.forecast * (1.5 if k.own and i % 2 else 1)) for i, k in enumerate(HISTORY)
+    ]
+    rows = {r["name"]: r["changes"] for r in decide("cw", CURRENT, OUTLOOKS, past, 2.0)["actions"]}
+
+    def widest(name: str) -> str:
+        return max(CURRENT, key=lambda d: np.diff(rows[name][d]["ci95"])[0])
+
+    assert widest("refresh-math-2") == "math" and widest("rollback-math-qa-removing-0.01-1") == "qa"
 
 
 def test_where_nothing_gains_nothing_is_done():
@@ -296,11 +311,11 @@ class World:
     """Stands for the probe: the gradient of each domain's loss, exact but for a sample's bias."""
 
     def __init__(self, held: int):
-        config = default()
+        config: Any = default()
         config.stages, config.scored_domains = WORDS, WORDS
         config.train.steps, config.train.learning_rate = STEPS, RATE
         config.analyze.held = held
-        config.recover.update({"rules": ("opposition",), "fractions": (0.5, 1.0), "strengths": (0.5, 1.0)})
+        config.recover.update({"fractions": (0.5, 1.0), "strengths": (0.5, 1.0)})
         self.config = parse(config)
         self.runtime = SimpleNamespace(config=self.config)
         self.gradients = 0
@@ -391,7 +406,7 @@ def test_a_rule_without_evidence_is_left_out_and_says_why(monkeypatch):
 
     record, _ = planned(monkeypatch, scores=refuse)
     assert len(record["actions"]) == 7
-    assert record["left_out"]["rollback-math-qa-opposition-0.5-1"] == "A's gradient is not measurable"
+    assert record["left_out"]["rollback-math-qa-removing-0.5-1"] == "A's gradient is not measurable"
 
 
 def test_a_plan_needs_a_past_and_domains_of_it(monkeypatch):
@@ -404,7 +419,7 @@ def test_a_plan_needs_a_past_and_domains_of_it(monkeypatch):
 
 
 def test_the_trail_is_of_stages_on_the_way_that_trained_one_domain():
-    config = default()
+    config: Any = default()
     config.stages = ("math", "solo-qa", "joint", "qa", "refresh-math", "cw")
     stages = plan(parse(config), ("code", "math", "qa", "cw"))
     assert [s.name for s in planner.trail(stages, "cw")] == ["math", "qa", "refresh-math", "cw"]
@@ -419,7 +434,7 @@ def test_the_trail_is_of_stages_on_the_way_that_trained_one_domain():
 
 def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
     tiny = tiny_models["llama"]
-    config = default()
+    config: Any = default()
     config.rollout.prompt_buckets, config.rollout.completion_buckets = (4,), (5,)
     config.analyze.update({"prompts": 8, "batch": 2, "path_prompts": 2, "group": 3})
     parsed = parse(config)
@@ -445,7 +460,8 @@ def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
         runtime=runtime, difference=tree.sub,
         log_probs=lambda params, s: np.asarray(log_probs(params)).reshape(8, 3, 5),
     )  # fmt: skip
-    train = TrainSection()
+    # Adam undoes any factor of a gradient that is large against ε: here none is.
+    train = TrainSection(optimizer=OptimizerConfig(eps=1e-2, clip_norm=0.0))
     spread = rewards_PG.std(axis=1, ddof=1, keepdims=True) + 1e-4
     adv_PG = np.where(
         np.ptp(rewards_PG, axis=1, keepdims=True) > 0, (rewards_PG - rewards_PG.mean(1, keepdims=True)) / spread, 0
@@ -457,16 +473,14 @@ def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
         gradient = jax.grad(lambda p: -jnp.sum(jnp.asarray(weight_BT, jnp.float32) * log_probs(p)))(tiny.params)
         optimizer = make_optimizer(train.optimizer)
         update, _ = optimizer.update(gradient, optimizer.init(tiny.params), tiny.params)
-    # Adam divides each gradient by its own size: where that is rounding, so is the sign.
-    large = jax.tree.map(lambda g: np.abs(g) > 1e-5, gradient)
-    for a, b, keep in zip(*(jax.tree.leaves(x) for x in (found, update, large)), strict=True):
-        np.testing.assert_allclose(np.asarray(a)[keep], -np.asarray(b)[keep], atol=2e-2)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(update), strict=True):
+        np.testing.assert_allclose(a, -b, rtol=2e-3, atol=1e-4)
     assert float(optax.global_norm(found)) > 1
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 4])
 def test_the_length_of_a_path_is_the_sum_of_its_learning_rates(warmup: int):
-    config = default()
+    config: Any = default()
     config.train.warmup_steps, config.stages = warmup, ("math",)
     stage = plan(parse(config), ("code", "math", "qa", "cw"))[0]
     for steps in (0, 1, 3, 9):
@@ -476,7 +490,7 @@ def test_the_length_of_a_path_is_the_sum_of_its_learning_rates(warmup: int):
 
 def test_forecasts_of_one_domain_are_compared_on_the_same_draws():
     """So that of two actions that differ by a certain amount, one is better in every draw."""
-    model = Model(1.0, 0.3, 9)
+    model = Model(0.0, 0.3, 1.0, 9)
     less, more = (forecast(0.0, Shift(x, 0.1), 1.0, model, 2, 9) for x in (0.2, 0.4))
     assert np.all(more.change_R > less.change_R)
     other = forecast(0.0, Shift(0.2, 0.1), 1.0, model, 3, 9)

@@ -49,14 +49,15 @@ def draw(rng: np.random.Generator, n: int = 1) -> list[np.ndarray]:
 
 def test_rules_are_their_formulas():
     rng = np.random.default_rng(0)
-    edit, own, peak, gradient, fisher = draw(rng, 5)
+    edit, own, peak, gradient, fisher, moved = draw(rng, 6)
     fisher = fisher**2
     kappa = 1.7
-    evidence = Evidence(*map(to_tree, (edit, own, peak, gradient, fisher)), kappa)
+    evidence = Evidence(*map(to_tree, (edit, own, peak, gradient, fisher)), kappa, to_tree(moved))
     expected = {
         "adding": peak * edit + 0.5 * kappa * fisher * edit**2,
         "removing": gradient * edit - 0.5 * kappa * fisher * edit**2,
         "opposition": -own * edit,
+        "displacement": edit * moved - 0.5 * edit**2,
         "magnitude": abs(edit),
     }
     assert set(expected) == set(SCORES)
@@ -71,7 +72,13 @@ def test_rules_are_their_formulas():
 
 
 @pytest.mark.parametrize(
-    ("rule", "field"), [("adding", "peak_gradient"), ("removing", "gradient"), ("opposition", "own_edit")]
+    ("rule", "field"),
+    [
+        ("adding", "peak_gradient"),
+        ("removing", "gradient"),
+        ("opposition", "own_edit"),
+        ("displacement", "displacement"),
+    ],
 )
 def test_a_rule_says_what_it_lacks(rule: str, field: str):
     with pytest.raises(ValueError, match=f"needs {field}, which was not given"):

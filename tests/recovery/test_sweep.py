@@ -11,10 +11,10 @@ import pytest
 from mdrl_jax.config import RecoverSection
 from mdrl_jax.recovery import comparison
 from mdrl_jax.recovery.claim_rollback import c7
-from mdrl_jax.recovery.comparison import Control, compare, outward
+from mdrl_jax.recovery.comparison import Control, compare, on_test, outward
 from mdrl_jax.recovery.rollback import SCORES, Evidence
 from mdrl_jax.recovery.selection import size
-from mdrl_jax.recovery.sweep import Point, Trial, best_of, choose, sweep
+from mdrl_jax.recovery.sweep import Point, Trial, choose, sweep
 from mdrl_jax.recovery.tradeoff import Outcome, Rewards
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -153,15 +153,15 @@ def test_points_follow_the_scheme():
             sizes = [p.size for p in curve]
             assert sizes == sorted(set(sizes)) and sizes[0] == 4
             assert all(p.outcome.loss <= 0.06 for p in curve[:-1])  # it ends where B has lost three times the limit
-        half = [p for p in found if p.rule == rule and p.strength == 0.5]
-        whole = [p for p in found if p.rule == rule and p.strength == 1.0]
-        best = best_of(whole, 0.02)
-        assert best is not None and half[0].size == best.size and {p.place for p in half} == {best.place}
-        sizes = [p.size for p in half]
-        assert len(half) <= 3 and sizes == sorted(set(sizes))
+            half = [p.size for p in found if (p.rule, p.place, p.strength) == (rule, place, 0.5)]
+            dear = [p.size for p in curve if not p.outcome.affordable(0.02)]
+            assert half == ([] if rule == "magnitude" else dear[:3])
+    assert any(p.strength == 0.5 for p in found)
     magnitudes = [p for p in found if p.rule == "magnitude"]
     point, others = choose(t, found)
     assert point is not None and point.rule != "magnitude" and set(others) == {"cw"}
+    rich = [dataclasses.replace(p, outcome=Outcome(p.outcome.gain_P + 1, 0 * p.outcome.loss_P)) for p in magnitudes]
+    assert choose(t, [*found, *rich])[0] == point
     alone, _ = choose(t, magnitudes)
     assert alone is not None and alone.rule == "magnitude"
 
@@ -193,13 +193,25 @@ def test_controls_are_tried_until_the_loss_is_met_from_both_sides(start: float, 
     for s in outward(control, lambda s: tried[s], target):
         assert s not in tried and 1 <= s <= 1000 and s == round(s)
         tried[s] = 0.001 * s
-    low = max((s for s, loss in tried.items() if loss < target), default=0)
-    high = min((s for s, loss in tried.items() if loss >= target), default=None)
+    low = max((s for s, loss in tried.items() if loss <= target), default=0)
+    high = min((s for s, loss in tried.items() if loss > target), default=None)
     if target == 99.0:
         assert high is None and low == 1000
     else:
-        assert high is not None and high <= 1.6 * low and 0.001 * low < target <= 0.001 * high
+        assert high is not None and high <= 1.6 * low and 0.001 * low <= target < 0.001 * high
     assert len(tried) < 10
+
+
+def test_a_frontier_is_followed_on_test_prompts_until_it_passes_the_sets_loss():
+    made, t = trial()
+    mask, peak = to_tree(made.harmful), to_tree(made.peak.astype(np.float32))
+    whole = Control(lambda s: (to_tree(np.ones(N, bool)), s), 1e-3, 1.0, 1 / 16)
+    for strength in (0.001, 0.02):
+        found = on_test(t, mask, 1.0, peak, {"whole": (whole, [strength], strength)})
+        losses = [s["loss"]["estimate"] for s in found["at_equal_loss"]["whole"]["settings"]]
+        reach = found["loss"]["ci95"][1]
+        assert len(losses) > 2 and losses == sorted(losses)
+        assert losses[-1] >= reach > losses[-3]
 
 
 def test_out_of_route_joins_the_controls_of_a_set_within_the_route():
