@@ -149,7 +149,7 @@ def _start(earlier: list[Stage], branch: list[Stage], prefix: str, domain: str) 
         same = [s for s in earlier if s.name == domain]
         return same[0].start if same else (before[-1].name if before else "base")
     if prefix == "rollback":
-        before = [s for s in before if not s.prefix]
+        before = [s for s in before if s.domains == (s.name,)]
     return before[-1].name if before else "base"
 
 

@@ -71,7 +71,7 @@ def test_another_order_is_a_sequence_of_its_own():
 
 
 def test_a_rollback_goes_back_from_the_end_of_the_plain_sequence():
-    stages = planned("code", "math", "qa", "cw", "refresh-math", "rollback-math-qa")
+    stages = planned("code", "math", "qa", "cw", "refresh-math", "joint", "rollback-math-qa")
     found = stages["rollback-math-qa"]
     assert (found.kind, found.domains, found.donor, found.start) == ("rollback", ("math",), "qa", "cw")
     assert not found.trains and found.scored

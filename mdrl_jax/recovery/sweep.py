@@ -5,9 +5,10 @@ of sets of growing size, `recover.fractions` of all coordinates, at strength 1; 
 `recover.limit` or the rule has no more coordinates. Other `recover.strengths` are tried where they can help: below 1 on
 the three smallest sets of a curve that B cannot afford whole, above 1 on the best that it can. [chosen, to save points]
 
-The choice: the largest gain of A among points at which B's loss and its standard error together are `recover.limit`
-points at most, and so are those of each other domain, which are measured of candidates in turn. Magnitude, being blind
-to A, is swept as the control that it is, and is chosen only where no other rule is listed [chosen].
+The choice: the largest gain of A among points at which B loses `recover.limit` points at most, and so does each other
+domain, which is measured of candidates in turn. The best of many noisy points has come out too well, in gain and loss:
+the figures to go by are those on test prompts. Magnitude, being blind to A, is swept as the control that it is, and is
+chosen only where no other rule is listed [chosen].
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from mdrl_jax.config import RecoverSection
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.recovery.rollback import rollback
 from mdrl_jax.recovery.selection import largest, size
-from mdrl_jax.recovery.tradeoff import POINTS, Outcome, Rewards, outcome, points, surely_within
+from mdrl_jax.recovery.tradeoff import POINTS, Outcome, Rewards, outcome, points, within
 
 ROUTE, ALL = "route", "all"
 BLIND = "magnitude"
@@ -96,10 +97,10 @@ def sweep(trial: Trial, before: Rewards) -> list[Point]:
         return found[-1]
 
     for rule, scores in trial.scores.items():
-        for place, within in trial.places.items():
+        for place, mask_of_place in trial.places.items():
             curve: list[Point] = []
             for fraction in sorted(trial.settings.fractions):
-                mask = largest(scores, max(1, round(fraction * trial.n)), within)
+                mask = largest(scores, max(1, round(fraction * trial.n)), mask_of_place)
                 n = size(mask)
                 if n == (curve[-1].size if curve else 0):
                     break
@@ -121,12 +122,12 @@ def choose(trial: Trial, found: Sequence[Point]) -> tuple[Point | None, dict[str
     """The chosen point, None where none within the limits gains anything, and the losses of the other domains there."""
     limit = trial.settings.limit / POINTS
     sighted = [p for p in found if p.rule != BLIND] or list(found)
-    within = [p for p in sighted if p.outcome.affordable(limit) and p.outcome.gain > 0]
-    reference = trial.validation(trial.now, trial.others) if trial.others and within else {}
-    for point in sorted(within, key=lambda p: (-p.outcome.gain, p.size)):
+    affordable = [p for p in sighted if p.outcome.affordable(limit) and p.outcome.gain > 0]
+    reference = trial.validation(trial.now, trial.others) if trial.others and affordable else {}
+    for point in sorted(affordable, key=lambda p: (-p.outcome.gain, p.size)):
         after = trial.validation(trial.moved(trial.chosen_mask(point), point.strength), trial.others)
         lost = {d: (reference[d] - after[d]).mean(axis=1, dtype=np.float64) for d in trial.others}
-        if all(surely_within(x, limit) for x in lost.values()):
+        if all(within(x, limit) for x in lost.values()):
             return point, {d: points(x) for d, x in lost.items()}
     return None, {}
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrl_jax.analysis.statistics import Estimate, clustered_mean, paired_difference, percentile
+from mdrl_jax.analysis.statistics import Estimate, paired_difference, percentile
 
 N_RESAMPLES = 2000
 POINTS = 100.0  # in a reward of 1
@@ -43,8 +43,8 @@ class Outcome:
         return float(self.loss_P.mean())
 
     def affordable(self, limit: float) -> bool:
-        """Whether B's loss and its standard error together are within a limit, in rewards."""
-        return surely_within(self.loss_P, limit)
+        """Whether B's mean loss is within a limit, in rewards."""
+        return within(self.loss_P, limit)
 
     def record(self) -> dict[str, Any]:
         """Gain and loss in points, with intervals over prompts."""
@@ -57,13 +57,9 @@ def outcome(before: Rewards, after: Rewards, domain: str, donor: str) -> Outcome
     return Outcome(gain_PG.mean(axis=1, dtype=np.float64), loss_PG.mean(axis=1, dtype=np.float64))
 
 
-def surely_within(loss_P: Floats, limit: float) -> bool:
-    """Whether a mean loss and its standard error together are within a limit.
-
-    The standard error is there because the best of many points tends to be one whose loss came out too small.
-    """
-    mean, stderr = clustered_mean(loss_P)
-    return mean + stderr <= limit
+def within(loss_P: Floats, limit: float) -> bool:
+    """Whether a mean loss is within a limit, which is reached exactly where both are multiples of one prompt's reward."""
+    return float(loss_P.mean()) <= limit + 1e-9
 
 
 def points(difference_P: Floats) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from mdrl_jax.recovery.tradeoff import Outcome, at_equal_loss, carriers, frontier, outcome, surely_within
+from mdrl_jax.recovery.tradeoff import Outcome, at_equal_loss, carriers, frontier, outcome
 
 
 def made(gain: float, loss: float, n: int = 50) -> Outcome:
@@ -57,10 +57,9 @@ def test_outcomes_are_paired_by_prompt():
     assert found.record()["gain"]["n"] == 5 and found.record()["loss"]["n"] == 7
 
 
-def test_a_loss_within_a_limit_leaves_room_for_its_error():
-    loss_P = np.array([0.0, 0.04] * 8)
-    stderr = float(loss_P.std(ddof=1)) / 4
-    assert surely_within(loss_P, 0.02 + stderr + 1e-9) and not surely_within(loss_P, 0.02 + stderr - 1e-9)
+def test_a_loss_that_is_just_the_limit_is_within_it():
+    loss_P = np.repeat([0.5, 0.0], [4, 96]).astype(np.float32)
+    assert Outcome(loss_P, loss_P).affordable(2.0 / 100) and not Outcome(loss_P, loss_P).affordable(1.9 / 100)
 
 
 def test_a_set_on_its_controls_frontier_differs_by_nothing_and_one_above_by_its_height():
