@@ -45,6 +45,7 @@ def get_config(variant: str = "paid") -> ConfigDict:
         "placebo-cw",
         "rollback-math-qa",
         "rollback-math-cw",
+        *("plan", "recover", "trials", "orders"),
     )
     c.stage_overrides.joint = {"start": "base", "steps": 4 * c.train.steps}
     c.stage_overrides["placebo-qa"] = {"start": "math"}

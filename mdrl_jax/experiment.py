@@ -24,6 +24,7 @@ from mdrl_jax.checkpoints import StageCheckpoints, abstract, load_tree
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate
+from mdrl_jax.planning import Planning
 from mdrl_jax.recovery import merging, prevention, rollback_stage
 from mdrl_jax.recovery.claim_refresh import Refreshed, c6
 from mdrl_jax.recovery.claim_rollback import c7
@@ -86,29 +87,38 @@ class Walk:
             self._params_after,
             functools.partial(bases, self.folder),
         )
+        planning = Planning(self.runtime, self.folder, self.stages, self.screen, trainer, self._params_after)
+        recorders = {
+            "analyze": self._analyze,
+            "plan": planning.plan,
+            "trials": planning.trials,
+            "orders": planning.orders,
+        }
         for stage in self.stages:
-            if stage.kind == "analyze":
-                self._analyze(stage)
+            if not stage.scored:
+                recorders[stage.kind](stage)
             elif self.folder.evaluation(stage.folder).exists():
                 self.screen.print(f"{stage.name}: finished before, skipped")
             else:
-                params, spent = trainer.train(stage) if stage.trains else self._made(stage)
+                params, spent = trainer.train(stage) if stage.trains else self._made(stage, planning)
                 steps = trainer.steps(stage)
                 records.write_json(self.folder.costs(stage), costs(self.runtime, stage, steps, spent))
                 self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p)
         self._finish(time.monotonic() - started)
 
-    def _made(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
-        """Parameters that are made without training, kept like others, and what it cost to choose them."""
-        started, before = time.monotonic(), collections.Counter(self.runtime.spent)
-        make = self._rolled_back if stage.kind == "rollback" else self._merged
+    def _made(self, stage: Stage, planning: Planning) -> tuple[Any, dict[str, Any]]:
+        """Parameters that are made, not trained step by step, kept like others, and what it cost to choose them."""
         with StageCheckpoints(self.folder.checkpoints(stage)) as checkpoints:
             if checkpoints.latest():
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), checkpoints.meta()["costs"]
-            params = make(stage)
-            spent = {f"tokens_{k}": v - before[k] for k, v in self.runtime.spent.items()}
-            spent["seconds"] = time.monotonic() - started
+            if stage.kind == "recover":
+                params, spent = planning.recover(stage)
+            else:
+                started, before = time.monotonic(), collections.Counter(self.runtime.spent)
+                params = self._rolled_back(stage) if stage.kind == "rollback" else self._merged(stage)
+                spent: dict[str, Any] = {f"tokens_{k}": v - before[k] for k, v in self.runtime.spent.items()}
+                spent["seconds"] = time.monotonic() - started
             meta = {"seed": self.runtime.config.seed, "stage": stage.name, "costs": spent}
             checkpoints.save_params(1, params, meta)
         return params, spent

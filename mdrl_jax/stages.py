@@ -14,6 +14,10 @@
 domains by that method (`config.METHODS`); from the stage before it of the same prefix, or from D's own start |
 | `average`, `arithmetic`, `ties` | no training: the solo edits of all scored domains merged (definitions §10) |
 | `analyze` | nothing: the interference analysis of the stages before it (definitions §3 to §7) |
+| `plan` | nothing: forecasts of refreshes and rollbacks of the sequence's end, ranked (`recovery/planner.py`) |
+| `recover` | what the plan picks: a refresh, a rollback or nothing |
+| `trials` | nothing: tries every action of the plan on validation prompts, to check its forecasts |
+| `orders` | nothing: forecasts, from solo edits, of what every order of the domains would lose (`recovery/orders.py`) |
 
 "The stage before" is the last one of the sequence: a domain, `refresh-`, `placebo-`, `joint` or `pretrain`. All others
 are side branches, which nothing but their own kind goes on from unless `start` says so.
@@ -31,7 +35,12 @@ ALL_DOMAINS = {  # kinds of the stages on all domains
     "average": "merge",
     "arithmetic": "merge",
     "ties": "merge",
+    "plan": "plan",
+    "trials": "trials",
+    "orders": "orders",
+    "recover": "recover",
 }
+RECORDS = ("analyze", "plan", "trials", "orders")  # kinds of the stages that make records alone
 PREFIXES = ("refresh", "solo", "placebo", "reversed", *METHODS)
 SEQUENCE = ("", "refresh", "placebo")  # prefixes of stages that the next one goes on from
 
@@ -43,7 +52,7 @@ class Stage:
     Attributes:
       name: as in the config; names are unique.
       index: from 1 (0 is the base model).
-      kind: "grpo", "sft", "rollback", "merge" or "analyze".
+      kind: "grpo", "sft", "rollback", "merge", "recover" or one of `RECORDS`.
       domains: trained, or won back.
       start: the stage whose parameters it starts from.
       train: its training section.
@@ -82,7 +91,7 @@ class Stage:
     @property
     def scored(self) -> bool:
         """Whether the stage makes parameters, which are kept and scored."""
-        return self.kind != "analyze"
+        return self.kind not in RECORDS
 
 
 def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
@@ -131,7 +140,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     if kind == "grpo" and train.prompts % len(domains):
         raise UserError(f"stage {name}: prompts={train.prompts} is not divisible by its {len(domains)} domains")
     branch = [s for s in earlier if s.prefix == prefix]
-    start = train.start or ("base" if kind == "merge" else _start(earlier, branch, prefix, rest))
+    start = train.start or ("base" if kind == "merge" else _start(earlier, branch, prefix, rest, kind))
     reference = train.reference or (branch[0].reference if prefix == "kl" and branch else start)
     stage = Stage(name, index, kind, domains, start, train, stream, reference, (), donor)
     stage = dataclasses.replace(stage, keeps=_keeps(stage, earlier))
@@ -139,8 +148,8 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     return stage
 
 
-def _start(earlier: list[Stage], branch: list[Stage], prefix: str, domain: str) -> str:
-    before = [s for s in earlier if s.kind in ("grpo", "sft") and s.prefix in SEQUENCE]
+def _start(earlier: list[Stage], branch: list[Stage], prefix: str, domain: str, kind: str) -> str:
+    before = [s for s in earlier if s.kind in ("grpo", "sft", "recover") and s.prefix in SEQUENCE]
     if prefix == "solo" or (prefix == "reversed" and not branch):
         return "base"
     if prefix == "reversed" or (prefix in METHODS and branch):
@@ -148,7 +157,7 @@ def _start(earlier: list[Stage], branch: list[Stage], prefix: str, domain: str) 
     if prefix in METHODS:
         same = [s for s in earlier if s.name == domain]
         return same[0].start if same else (before[-1].name if before else "base")
-    if prefix == "rollback":
+    if kind in ("rollback", "plan", "trials", "recover"):
         before = [s for s in before if s.domains == (s.name,)]
     return before[-1].name if before else "base"
 
@@ -205,9 +214,14 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
             raise UserError(
                 f"stage {name}: no stage on the way to its start {stage.start!r} trained {stage.donor} alone"
             )
-    if stage.kind == "merge":
+    if stage.kind in ("plan", "trials", "recover") and not trained_on_the_way(stage, earlier):
+        raise UserError(f"stage {name}: no domain was trained on the way to its start {stage.start!r}")
+    needs = {"recover": "plan", "trials": "plan"}.get(stage.kind)
+    if needs and not any(s.kind == needs and s.start == stage.start for s in earlier):
+        raise UserError(f"stage {name} follows a plan for {stage.start!r}; put the stage plan before it")
+    if stage.kind in ("merge", "orders"):
         missing = [d for d in stage.domains if not any(s.name == f"solo-{d}" for s in earlier)]
         if missing:
             raise UserError(
-                f"stage {name} merges solo edits; missing before it: {', '.join(f'solo-{d}' for d in missing)}"
+                f"stage {name} works on solo edits; missing before it: {', '.join(f'solo-{d}' for d in missing)}"
             )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax import records
@@ -104,6 +105,13 @@ class Trainer:
                 self.screen.print(f"{stage.name}: kept step {done}; ended as {ended}")
         self.screen.print(_line(stage, recipe.total - first, account()["seconds"], totals))
         return params, account()
+
+    def walk(self, stage: Stage) -> Iterator[tuple[int, Any, dict[str, float]]]:
+        """(steps done, parameters, metrics) of a GRPO stage that is tried and not kept, from its start."""
+        recipe = self._grpo(stage)
+        state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
+        for done, reached, metrics in recipe.steps(state, 0):
+            yield done, jax.tree.map(jnp.copy, reached.params), metrics
 
     def _meta(self, stage: Stage, costs: Mapping[str, Any], visited: int) -> dict[str, Any]:
         meta = {"seed": self.runtime.config.seed, "stage": stage.name, "costs": dict(costs)}

@@ -32,6 +32,7 @@ LAYERS = (
     ("report",),
     ("bench",),
     ("training",),
+    ("planning",),
     ("experiment", "commands"),
     ("main",),
 )

@@ -84,8 +84,19 @@ def test_merges_need_every_solo_stage():
     solos = [f"solo-{domain}" for domain in ("code", "math", "qa", "cw")]
     for name in ("average", "arithmetic", "ties"):
         assert planned(*solos, name)[name].kind == "merge" and planned(*solos, name)[name].start == "base"
-        with pytest.raises(UserError, match=f"{name} merges solo edits; missing before it: solo-cw$"):
+        with pytest.raises(UserError, match=f"{name} works on solo edits; missing before it: solo-cw$"):
             planned(*solos[:-1], name)
+
+
+def test_a_plan_is_for_the_end_of_the_plain_sequence_and_what_follows_it_needs_it():
+    stages = planned("code", "math", "refresh-code", "plan", "trials", "recover", "qa")
+    assert [stages[n].start for n in ("plan", "trials", "recover", "qa")] == ["math", "math", "math", "recover"]
+    assert [stages[n].scored for n in ("plan", "trials", "recover")] == [False, False, True]
+    for name in ("trials", "recover"):
+        with pytest.raises(UserError, match=f"{name} follows a plan for 'math'; put the stage plan before it"):
+            planned("math", name)
+    with pytest.raises(UserError, match="plan: no domain was trained on the way to its start 'base'"):
+        planned("plan")
 
 
 def test_replay_shares_the_prompts_of_a_step():

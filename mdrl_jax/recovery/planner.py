@@ -126,6 +126,12 @@ class Work:
         """Completions at a point that are kept in the work folder."""
         return at_hand(self.runtime, kept_sample(self.runtime, self.folder, point, domain, self.params))
 
+    def rolled_back(self, action: Action) -> Any:
+        """θ_T after a rollback, as it was forecast; None where its rule has no evidence."""
+        back = self._taken(_key(action), [])
+        params = self.params(self.last)
+        return None if back is None else self.probe.along(params, back, np.float32(action.strength))
+
     def look(self, actions: Sequence[Action]) -> tuple[list[Outlook], list[Known]]:
         """What is known of the actions that can be looked at, and of the past."""
         points = dict.fromkeys([s.start for s in self.past] + [s.name for s in self.past] + [self.last])

@@ -9,7 +9,8 @@ and with fixed keys: a resumed stage draws the same, so that checkpoints hold no
   micro-batch of `analyze.batch` prompts, the next one at every step, each completion weighted by its reward: where
   rewards are 0 or 1, of those that succeeded [chosen: at θ*_i most prompts have equal rewards, which leaves advantages
   hardly any gradient].
-- protect: S_i is that of `recovery/protect.py`, with rewards for weights.
+- protect: S_i is spanned by gradients at the parameters of the step, of `prevent.vectors` of these completions that were
+  rewarded, the next ones at every step: first one of each prompt, then another of each.
 
 The large arrays are extra arguments of the step: stages with equal `PreventSection`s and numbers of kept domains share
 one compiled step.
@@ -20,15 +21,19 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from mdrl_jax.analysis import samples
 from mdrl_jax.analysis.objectives import Rows
 from mdrl_jax.analysis.probe import Probe
+from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.config import PreventSection
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import batch_divisor, put
 from mdrl_jax.recovery.baselines import agem, ewc, pcgrad
 from mdrl_jax.recovery.evidence import fisher_of
-from mdrl_jax.recovery.protect import fisher_subspace, joined, protect
+from mdrl_jax.recovery.protect import basis, gradients, protect
 from mdrl_jax.rl.trainer import Transforms
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak
@@ -45,11 +50,12 @@ class Prevention:
 
 
 def transforms(prevent: PreventSection) -> Transforms:
-    """EWC is part of the loss; conflicts are taken out of the gradient of that; protect comes last of all."""
+    """EWC is part of the loss; conflicts are taken out of the gradient of that; protect has the last word on both."""
+    protected = (protect(prevent.protect),) if prevent.protect else ()
     gradient = [ewc(prevent.ewc)] if prevent.ewc else []
     if prevent.gradients != "none":
         gradient.append(PROJECTIONS[prevent.gradients]())
-    return Transforms(tuple(gradient), (protect(prevent.protect),) if prevent.protect else ())
+    return Transforms((*gradient, *protected), protected)
 
 
 def check(runtime: Runtime, stage: Stage) -> None:
@@ -89,41 +95,63 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
     if made == Transforms():
         return Prevention()
     mesh = probe.runtime.mesh
-    anchors, batches, bases = [], [], []
+    anchors: list[tuple[Any, Any]] = []
+    batches: list[list[Rows]] = []
+    rewarded: list[Rows] = []
     for domain in stage.keeps:
         theta = params(_peak(domain, stage, stages))
-        rows = kept_rows(probe, theta, domain, stage.name)
+        sample = kept(probe.runtime, theta, domain, stage.name)
+        rows = probe.rows(sample, adv_PG=sample.rewards_PG)
         if prevent.ewc:
             anchors.append((fisher_of(probe)(theta, [put(micro, mesh) for micro in rows]), theta))
         if prevent.gradients != "none":
             batches.append(rows)
         if prevent.protect:
-            weighted = (dataclasses.replace(micro, weight_B=micro.weight_B * micro.adv_B) for micro in rows)
-            bases.append(_subspace_of(probe, prevent.vectors)(theta, (put(micro, mesh) for micro in weighted)))
-    fixed: dict[str, Any] = {"anchors": tuple(anchors)} if anchors else {}
-    if bases:
-        fixed["protected"] = joined(bases)
+            rewarded.append(in_turn(sample))
 
     def extra(step: int, at: Any) -> dict[str, Any]:
-        references = tuple(probe.gradient(at, rows[step % len(rows)]) for rows in batches)
-        return fixed | ({"references": references} if references else {})
+        given: dict[str, Any] = {}
+        if anchors:
+            given["anchors"] = tuple(anchors)
+        if batches:
+            given["references"] = tuple(probe.gradient(at, rows[step % len(rows)]) for rows in batches)
+        if rewarded:
+            chosen = (_next(rows, step, prevent.vectors) for rows in rewarded)
+            given["protected"] = basis([_gradients_of(probe)(at, put(rows, mesh, None)) for rows in chosen])
+        return given
 
     return Prevention(made, extra)
 
 
-def kept_rows(probe: Probe, theta: Any, domain: str, stage: str) -> list[Rows]:
-    """Completions of a domain at θ*, in micro-batches, with rewards (not below 0) for advantages.
+def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:
+    """Completions of a domain at θ*, padded to one length, with rewards not below 0.
 
-    The gradient of the reward loss (`Probe.gradient`) on them is that of −mean r log π.
+    With rewards for advantages, the gradient of the reward loss (`Probe.gradient`) on them is that of −mean r log π.
 
     Raises:
       UserError: if all rewards are 0.
     """
-    sample = samples.draw(probe.runtime, theta, domain).padded(probe.runtime.config.rollout.completion_buckets[-1])
-    rewards_PG = sample.rewards_PG.clip(0)
-    if not rewards_PG.any():
+    sample = samples.draw(runtime, theta, domain).padded(runtime.config.rollout.completion_buckets[-1])
+    sample = dataclasses.replace(sample, rewards_PG=sample.rewards_PG.clip(0))
+    if not sample.rewards_PG.any():
         raise UserError(f"stage {stage} is to keep {domain}, but none of its completions before has a reward above 0")
-    return probe.rows(sample, adv_PG=rewards_PG)
+    return sample
+
+
+def in_turn(sample: Sample) -> Rows:
+    """The completions that have a reward, as rows: the first of each prompt, then the second of each, and so on."""
+    (rows,) = sample.rows(sample.n_prompts)
+    order = np.arange(sample.rewards_PG.size).reshape(sample.rewards_PG.shape).T.ravel()
+    order = order[sample.rewards_PG.T.ravel() > 0]
+    return jax.tree.map(lambda x: x[order], rows)
+
+
+def _next(rows: Rows, step: int, k: int) -> Rows:
+    """The k rows of a step, going round; never the same row twice: rows of weight 0 where there are fewer."""
+    n = rows.weight_B.shape[0]
+    at = step * min(k, n) + np.arange(k)
+    taken = jax.tree.map(lambda x: x[at % n], rows)
+    return dataclasses.replace(taken, weight_B=(np.arange(k) < n).astype(np.float32))
 
 
 def _peak(domain: str, stage: Stage, stages: Sequence[Stage]) -> str:
@@ -133,7 +161,6 @@ def _peak(domain: str, stage: Stage, stages: Sequence[Stage]) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _subspace_of(probe: Probe, vectors: int) -> Callable[..., Any]:
-    """`fisher_subspace` of the probe's model; compiled once a probe and number of vectors."""
-    runtime = probe.runtime
-    return fisher_subspace(probe._log_probs, vectors, runtime.config.analyze.group, runtime.shardings)
+def _gradients_of(probe: Probe) -> Callable[[Any, Rows], Any]:
+    """`protect.gradients` of the probe's model; compiled once a probe."""
+    return gradients(probe._log_probs, probe.runtime.shardings)

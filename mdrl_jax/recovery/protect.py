@@ -1,30 +1,25 @@
 """Protect: updates kept out of the subspaces that earlier domains need (definitions §10).
 
-    u ← u − s P u,    P the projection onto the sum of the S_i, s the strength
+    g ← g − s P g,    u ← u − s P u,    P the projection onto the sum of the S_i, s the strength
 
-u is the finished update, after Adam: of a projected gradient, Adam's division by coordinate would leave nothing
-orthogonal.
+g is the gradient before it is clipped, u the finished update: Adam's division by coordinate takes even a projected
+gradient out of the complement of S_i, and the moments of one that was not projected belong to directions that are not
+taken.
 
-S_i is spanned by the leading eigenvectors, over all parameters, of domain i's empirical Fisher matrix at θ*_i,
+S_i at the parameters θ_t of the step is spanned by the gradients ∇log π(y) of k completions y of domain i that were
+rewarded, of those drawn at θ*_i; every step takes the next k of them [chosen: the paper's protected subspaces are not
+public]. A step outside S_i leaves log π(y) as it is, to first order: this is orthogonal gradient descent (arXiv
+1910.07104) with its gradients taken anew at each step. They are the range of k terms of domain i's empirical Fisher
+matrix, whose damage δᵀF_iδ is so avoided step by step.
 
-    F_i = Σ_y w(y) ∇log π(y) ∇log π(y)ᵀ,    y its own completions, w their weight
-
-[chosen: the paper's protected subspaces are not public]. They are the directions in which the log-probabilities of what
-the domain does right change at all, to first order, so that both the first order of its damage and the Gauss–Newton
-part of the second vanish outside them; this is orthogonal gradient descent (arXiv 1910.07104) with the stored
-gradients cut down to the few directions that they share. Eigenvectors of the Hessian on a route
-(`analysis/conflict.py`) span only MLP neurons and miss the first order, the larger part of what later stages do.
-
-The eigenvectors are found in one pass over the completions, a few gradients at a time: the k kept vectors, scaled by
-their singular values, and the new gradients g are joined, and the leading k of what they span are kept,
-
-    [√λ_1 v_1, ..., √λ_k v_k, g, ...] = A,    A Aᵀ = U Λ Uᵀ,    √λ_j v_j ← (Uᵀ A)_j
-
-exact for as long as what is cut off is 0. Memory is twice k trees like the parameters, and the new gradients.
+What did worse on the quickstart, where the damage is far from its first order at θ*_i (README): the leading eigenvectors
+of that matrix at θ*_i, held fixed, kept Math at the price of QA or lost it, whichever of u and g were projected; bases of
+each layer's inputs (arXiv 2103.09762) kept all of Math and let QA learn little. Eigenvectors of the Hessian on a route
+(`analysis/conflict.py`) span only MLP neurons and miss the first order.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -63,66 +58,38 @@ def stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraAr
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), cast(Any, update))
 
 
-def fisher_subspace(
-    log_probs: LogProbs, k: int, width: int = 1, shardings: Any = None
-) -> Callable[[Any, Iterable[Rows]], Any]:
-    """(params, micro-batches) -> an orthonormal basis [k, ...] of S_i, leading directions first, float32.
+def gradients(log_probs: LogProbs, shardings: Any = None) -> Callable[[Any, Rows], Any]:
+    """(params, rows) -> w ∇log π(y) of each of k completions: a tree like the parameters with a leading axis k, float32.
 
-    Compiled once for rows of one shape. Vectors are zero where the completions span fewer than k directions. Gradients
-    are taken `width` completions at a time; on a mesh as `fisher.fisher_diagonal` does.
+    Compiled once for rows of one shape. Where batch rows are split over n devices, each completion is repeated n times,
+    as in `fisher.fisher_diagonal`; the rows themselves are whole on all devices.
 
     Args:
       log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding.
-      k: number of vectors.
-      width: divides the rows of a micro-batch; `Rows.weight_B` are the weights w.
-      shardings: of the parameters; each vector lies as they do.
+      shardings: of the parameters; each gradient lies as they do.
     """
     places = None if shardings is None else jax.tree.map(stacked, shardings)
     options = {} if places is None else {"out_shardings": places}
-    fold = program("protect_fold", functools.partial(_fold, log_probs, width, places), donate_argnums=0, **options)
-    empty = program("protect_empty", functools.partial(_empty, k), **options)
-
-    def find(params: Any, batches: Iterable[Rows]) -> Any:
-        scaled = empty(params)
-        for rows in batches:
-            scaled = fold(scaled, params, rows)
-        return subspace.orthonormalize(scaled)
-
-    return find
+    return program("protect_gradients", functools.partial(_gradients, log_probs, places), **options)
 
 
-def joined(bases: Sequence[Any]) -> Any:
-    """An orthonormal basis of the sum of subspaces [k_1 + k_2 + ..., ...]; what they share becomes zero vectors."""
-    return subspace.orthonormalize(jax.tree.map(lambda *b: jnp.concatenate(b), *bases))
+def basis(spans: Sequence[Any]) -> Any:
+    """An orthonormal basis of what trees of vectors [k_1, ...], [k_2, ...], ... span together: [k_1 + k_2 + ..., ...].
+
+    What depends on earlier vectors becomes zero vectors.
+    """
+    return subspace.orthonormalize(jax.tree.map(lambda *x: jnp.concatenate(x), *spans))
 
 
-def _empty(k: int, params: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros((k, *x.shape), jnp.float32), params)
-
-
-def _fold(log_probs: LogProbs, width: int, places: Any, scaled: Any, params: Any, rows: Rows) -> Any:
-    """The leading directions, scaled by singular values, of those at hand and the gradients of more completions."""
-    n, k = rows.weight_B.shape[0], subspace.size(scaled)
-    if n % width:
-        raise ValueError(f"{n} rows a micro-batch cannot be taken {width} at a time")
+def _gradients(log_probs: LogProbs, places: Any, params: Any, rows: Rows) -> Any:
     mesh: Any = jax.sharding.get_abstract_mesh()
     copies = 1 if mesh.empty else batch_divisor(mesh)
 
     def gradient(row: Rows) -> Any:
         repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), row)
-        weight = jnp.sqrt(row.weight_B) / copies
-        return jax.grad(lambda p: weight * jnp.sum(log_probs(p, repeated)))(params)
+        weight = row.weight_B / copies
+        made = jax.grad(lambda p: weight * jnp.sum(log_probs(p, repeated)))(params)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), made)
 
-    def step(scaled: Any, some: Rows) -> tuple[Any, None]:
-        gradients = jax.vmap(gradient)(some)
-        whole = jax.tree.map(lambda b, g: jnp.concatenate([b, g.astype(b.dtype)]), scaled, gradients)
-        if places is not None:
-            whole = jax.lax.with_sharding_constraint(whole, places)
-        gram = jax.vmap(subspace.coefficients, in_axes=(None, 0))(whole, whole)
-        _, vectors = jnp.linalg.eigh(gram)
-        leading = vectors[:, ::-1][:, :k].T
-        made = jax.tree.map(lambda a: jnp.tensordot(leading, a, axes=1, precision=subspace.EXACT), whole)
-        return made, None
-
-    blocks = jax.tree.map(lambda x: x.reshape((n // width, width) + x.shape[1:]), rows)
-    return jax.lax.scan(step, scaled, blocks)[0]
+    found = jax.vmap(gradient)(rows)
+    return found if places is None else jax.lax.with_sharding_constraint(found, places)

@@ -123,8 +123,11 @@ def choose(trial: Trial, found: Sequence[Point]) -> tuple[Point | None, dict[str
     limit = trial.settings.limit / POINTS
     sighted = [p for p in found if p.rule != BLIND] or list(found)
     affordable = [p for p in sighted if p.outcome.affordable(limit) and p.outcome.gain > 0]
-    reference = trial.validation(trial.now, trial.others) if trial.others and affordable else {}
-    for point in sorted(affordable, key=lambda p: (-p.outcome.gain, p.size)):
+    affordable = sorted(affordable, key=lambda p: (-p.outcome.gain, p.size))
+    if not affordable or not trial.others:
+        return (affordable[0] if affordable else None), {}
+    reference = trial.validation(trial.now, trial.others)
+    for point in affordable:
         after = trial.validation(trial.moved(trial.chosen_mask(point), point.strength), trial.others)
         lost = {d: (reference[d] - after[d]).mean(axis=1, dtype=np.float64) for d in trial.others}
         if all(within(x, limit) for x in lost.values()):

@@ -58,7 +58,7 @@ def outcome(before: Rewards, after: Rewards, domain: str, donor: str) -> Outcome
 
 
 def within(loss_P: Floats, limit: float) -> bool:
-    """Whether a mean loss is within a limit, which is reached exactly where both are multiples of one prompt's reward."""
+    """Whether a mean loss is within a limit; it may be just that, up to rounding."""
     return float(loss_P.mean()) <= limit + 1e-9
 
 

@@ -180,6 +180,8 @@ def test_a_choice_respects_the_donor_and_every_other_domain():
 
     frugal, others = choose(dataclasses.replace(t, validation=ruinous), found)
     assert frugal is not None and frugal.size == 4 and others["cw"]["estimate"] == pytest.approx(1.6, abs=0.1)
+    alone = dataclasses.replace(t, others=(), validation=lambda params, domains: pytest.fail("nothing to score"))
+    assert choose(alone, found) == (point, {})
     hopeless = [p for p in found if not p.outcome.affordable(0.02)]
     assert hopeless and choose(t, hopeless) == (None, {})
     losing = [dataclasses.replace(p, outcome=Outcome(-abs(p.outcome.gain_P), p.outcome.loss_P)) for p in found]
