@@ -29,7 +29,7 @@ from mdrl_jax.recovery import merging, prevention, rollback_stage
 from mdrl_jax.recovery.claim_refresh import Refreshed, c6
 from mdrl_jax.recovery.claim_rollback import c7
 from mdrl_jax.recovery.contraction import Basis
-from mdrl_jax.report import findings, heatmap, matrix, terminal
+from mdrl_jax.report import findings, heatmap, matrix, terminal, tradeoff
 from mdrl_jax.report.console import Screen
 from mdrl_jax.report.recovered import recoveries
 from mdrl_jax.report.tensorboard import TensorBoard
@@ -221,6 +221,7 @@ class Walk:
             record = records.read_json(file)
             if stage.kind == "rollback":
                 rollbacks.append(record)
+                tradeoff.save_tradeoff(self.folder.root / "report" / f"{stage.name}.png", record)
             elif stage.prefix == "refresh" and stage.name in recovered:
                 at = peak(stage.domains[0], stage.start, self.stages)
                 found = recovered[stage.name]

@@ -91,6 +91,37 @@ def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "work folder for the findings", flag_values=values)
 
 
+def _rollback(values: Any) -> None:
+    from mdrl_jax import config
+    from mdrl_jax.commands import rollback
+
+    rollback.run(
+        **{name: _needed(values, name) for name in ("model", "before", "after", "keep", "out")},
+        fraction=values.fraction,
+        strength=values.strength,
+        rule=values.rule,
+        base=values.base,
+        config=None if values.config is None else config.parse(values.config),
+        domain=values.domain,
+    )
+
+
+def _rollback_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    text, number = flags.DEFINE_string, flags.DEFINE_float
+    _config_flag(values, argv)
+    text("model", None, "Hugging Face folder to take the edit out of", flag_values=values)
+    text("before", None, "folder before the edit", flag_values=values)
+    text("after", None, "folder after the edit: what it did is taken back in part", flag_values=values)
+    text("keep", None, "folder at the peak of the domain to win back", flag_values=values)
+    text("out", None, "new folder for the result", flag_values=values)
+    number("fraction", 0.001, "share of all coordinates; 1 is the whole edit", flag_values=values)
+    number("strength", 1.0, "1 takes the edit back whole on these coordinates", flag_values=values)
+    about = "displacement, magnitude, opposition (needs --base), adding or removing (need --config and --domain)"
+    text("rule", "displacement", about, flag_values=values)
+    text("base", None, "folder that --keep was trained from", flag_values=values)
+    text("domain", None, "domain of the config to win back", flag_values=values)
+
+
 def _export(values: Any) -> None:
     from mdrl_jax.commands import export
 
@@ -159,11 +190,13 @@ COMMANDS: dict[str, Command] = {
     "generate": ("prints a completion", _generate_flags, _generate),
     "evaluate": ("scores a Hugging Face folder on the config's domains", _evaluate_flags, _evaluate),
     "analyze": ("why a domain got worse: interference analysis of any checkpoints", _analyze_flags, _analyze),
+    "rollback": ("takes part of an edit back, without training", _rollback_flags, _rollback),
     "export": ("writes a stage as a Hugging Face folder", _export_flags, _export),
     "score": ("rewards completions from a file", _score_flags, _score),
     "seeds": ("the figures of several seeds with intervals", _seeds_flags, _seeds),
     "bench": ("the benchmarks, peers beside us where installed", _bench_flags, _bench),
 }
+NEEDS_NO_CONFIG = ("rollback",)  # commands whose --config may be left out
 POSITIONAL = {"bench": "names"}  # commands whose arguments without -- are the values of a list flag
 
 
@@ -179,7 +212,7 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
-def _parse(values: flags.FlagValues, argv: list[str], positional: str | None) -> None:
+def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, needs_config: bool) -> None:
     """Reads flags; every way in which a flag, config file or field can be wrong becomes one line."""
     try:
         rest = values(argv)[1:]
@@ -199,7 +232,7 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: str | None) ->
         raise UserError(f"argument {rest[0]!r} is not understood; flags begin with --")
     if "config" in values and values["config"].present and values["config"].value is None:
         raise UserError("get_config() of the config file returns nothing; it has to return its ConfigDict")
-    if "config" in values and values["config"].value is None:
+    if needs_config and "config" in values and values["config"].value is None:
         raise UserError("--config is missing, e.g. --config=configs/quickstart.py")
 
 
@@ -223,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         if wants_help:
             print(f"{name}: {about}\n{values.get_help()}")
             return 0
-        _parse(values, argv, POSITIONAL.get(name))
+        _parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
         execute(values)
     except UserError as e:
         print(f"mdrl: error: {' '.join(str(e).split())}", file=sys.stderr)

@@ -193,7 +193,7 @@ RECOVERY = SMALL.replace(
     "def get_config():",
     """def get_config():
     c = sequence()
-    c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa", "agem-qa")
+    c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa", "agem-qa", "plan", "recover", "trials")
     c.stage_overrides = {"refresh-math": {"steps": 2}}
     c.scored_domains = ("math", "qa")
     c.domains.n_validation = 8
@@ -228,7 +228,7 @@ def read(workdir: Path, name: str):
 
 def test_what_wins_a_domain_back_is_scored_and_judged(recovered):
     _, workdir, shown = recovered
-    names = ["00-base", "01-math", "02-qa", "04-refresh-math", "05-rollback-math-qa", "06-agem-qa"]
+    names = ["00-base", "01-math", "02-qa", "04-refresh-math", "05-rollback-math-qa", "06-agem-qa", "08-recover"]
     assert [f.stem for f in sorted((workdir / "evaluations").glob("*.json"))] == names
     assert [c["id"] for c in read(workdir, "claims")] == [f"C{i}" for i in range(1, 8)]
     assert all(f"C{i} " in shown for i in range(1, 8))
@@ -275,14 +275,39 @@ def test_costs_are_those_of_the_tokens(recovered):
         assert cost["flops"] > 0 and cost["seconds"] > 0
 
 
+def test_a_plan_is_tried_and_acted_on(recovered):
+    _, workdir, shown = recovered
+    plan, tried = read(workdir, "recovery/plan"), read(workdir, "recovery/trials")
+    names = [row["name"] for row in plan["actions"]]
+    assert names[0] == plan["pick"] and plan["reason"][:40] in " ".join(shown.split())
+    assert {n.partition("-")[0] for n in names} <= {"nothing", "refresh", "rollback"} and "refresh-math-1" in names
+    assert set(tried) == set(names) - set(plan["left_out"])
+    compared = read(workdir, "recovery/outcomes")
+    assert [row["name"] for row in compared["actions"]] == [n for n in names if n in tried]
+    before = np.asarray(tried["nothing"]["math"]).mean()
+    row = next(r for r in compared["actions"] if r["name"] == "refresh-math-1")
+    change = 100 * (np.asarray(tried["refresh-math-1"]["math"]).mean() - before)
+    assert row["changes"]["math"]["measured"]["estimate"] == pytest.approx(change)
+    recover, start = (load_stage(str(workdir), name).params for name in ("recover", "qa"))
+    same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), recover, start)))
+    assert same == (plan["pick"] == "nothing")
+
+
 def test_recovery_that_is_killed_goes_on_to_the_same_end(recovered, tmp_path):
     config, uninterrupted, _ = recovered
     workdir = tmp_path / "killed"
     shutil.copytree(uninterrupted, workdir)
-    for name in ("evaluations/04*", "evaluations/05*", "evaluations/06*", "recovery/*", "checkpoints/0[456]*"):
+    for name in (
+        "evaluations/04*",
+        "evaluations/05*",
+        "evaluations/06*",
+        "evaluations/08*",
+        "recovery/*",
+        "checkpoints/0[4568]*",
+    ):
         for found in workdir.glob(name):
             shutil.rmtree(found) if found.is_dir() else found.unlink()
-    for moment in ("recovery/refresh-math.json", "recovery/rollback-math-qa.json"):
+    for moment in ("recovery/refresh-math.json", "recovery/rollback-math-qa.json", "recovery/trials.json"):
         process = subprocess.Popen(
             command(config, workdir), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
         )
@@ -295,4 +320,5 @@ def test_recovery_that_is_killed_goes_on_to_the_same_end(recovered, tmp_path):
     done = subprocess.run(command(config, workdir), env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert evaluations(workdir) == evaluations(uninterrupted)
-    assert read(workdir, "claims") == read(uninterrupted, "claims")
+    for name in ("claims", "recovery/outcomes"):
+        assert read(workdir, name) == read(uninterrupted, name)

@@ -9,8 +9,8 @@ and with fixed keys: a resumed stage draws the same, so that checkpoints hold no
   micro-batch of `analyze.batch` prompts, the next one at every step, each completion weighted by its reward: where
   rewards are 0 or 1, of those that succeeded [chosen: at θ*_i most prompts have equal rewards, which leaves advantages
   hardly any gradient].
-- protect: S_i is spanned by gradients at the parameters of the step, of `prevent.vectors` of these completions that were
-  rewarded, the next ones at every step: first one of each prompt, then another of each.
+- protect: S_i is spanned by gradients, at the parameters of the step, of `prevent.vectors` of these completions that
+  have a reward, the next ones at every step: first one of each prompt, then another of each.
 
 The large arrays are extra arguments of the step: stages with equal `PreventSection`s and numbers of kept domains share
 one compiled step.

@@ -12,10 +12,10 @@ public]. A step outside S_i leaves log π(y) as it is, to first order: this is o
 1910.07104) with its gradients taken anew at each step. They are the range of k terms of domain i's empirical Fisher
 matrix, whose damage δᵀF_iδ is so avoided step by step.
 
-What did worse on the quickstart, where the damage is far from its first order at θ*_i (README): the leading eigenvectors
-of that matrix at θ*_i, held fixed, kept Math at the price of QA or lost it, whichever of u and g were projected; bases of
-each layer's inputs (arXiv 2103.09762) kept all of Math and let QA learn little. Eigenvectors of the Hessian on a route
-(`analysis/conflict.py`) span only MLP neurons and miss the first order.
+What did worse on the quickstart, where the damage is far from its first order at θ*_i: the 8 to 96 leading eigenvectors
+of that matrix at θ*_i, held fixed, which kept Math at the price of QA, or lost it where g was projected too; and bases
+of each layer's inputs (arXiv 2103.09762), which kept all of Math and let QA learn little. Eigenvectors of the Hessian
+on a route (`analysis/conflict.py`) span only MLP neurons and miss the first order.
 """
 
 import functools
@@ -59,7 +59,7 @@ def stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraAr
 
 
 def gradients(log_probs: LogProbs, shardings: Any = None) -> Callable[[Any, Rows], Any]:
-    """(params, rows) -> w ∇log π(y) of each of k completions: a tree like the parameters with a leading axis k, float32.
+    """(params, rows) -> w ∇log π(y) of each of k completions, float32: trees like the parameters, leading axis k.
 
     Compiled once for rows of one shape. Where batch rows are split over n devices, each completion is repeated n times,
     as in `fisher.fisher_diagonal`; the rows themselves are whole on all devices.

@@ -107,8 +107,8 @@ def test_transforms_are_those_of_the_section():
         ({"ewc": 1.0}, (1, 0)),
         ({"gradients": "agem"}, (1, 0)),
         ({"gradients": "pcgrad"}, (1, 0)),
-        ({"protect": 0.5}, (0, 1)),
-        (ALL, (2, 1)),
+        ({"protect": 0.5}, (1, 1)),
+        (ALL, (3, 1)),
     ):
         made = transforms(stages_of(prevent)[-1].train.prevent)
         assert (len(made.gradient), len(made.update)) == counts
@@ -158,18 +158,58 @@ def test_references_are_gradients_of_rewarded_log_probabilities_at_the_step(
     assert tree.norm(tree.sub(other, expected)) > 0.1 * tree.norm(expected)
 
 
-def test_steps_of_the_loop_leave_the_protected_subspace_alone(built: Any, prepared: Any, ends: dict[str, Any]):
+def test_protected_are_gradients_of_rewarded_completions_at_the_step_in_turn(
+    prepared: Any, tools: probe.Probe, ends: dict[str, Any]
+):
+    made, _ = prepared
+    now = jax.tree.map(lambda x: 1.01 * x, ends["math"])
+    sample = samples.draw(tools.runtime, ends["code"], "code").padded(16)
+    order = [(p, g) for g in range(2) for p in range(16) if sample.rewards_PG[p, g] > 0]
+    assert len(order) > 6
+    (rows,) = sample.rows(16)
+
+    def logp(params: Any, p: int, g: int) -> jax.Array:
+        row = jax.tree.map(lambda x: x[2 * p + g : 2 * p + g + 1], rows)
+        return jnp.sum(tools._log_probs(params, row))
+
+    for step in (0, 1):
+        protected = made.extra(step, now)["protected"]
+        firsts = jax.tree.map(lambda b: b[:3], protected)  # the first kept domain's
+        for p, g in order[3 * step : 3 * step + 3]:
+            expected = jax.grad(logp)(now, p, g)
+            outside = tree.sub(expected, subspace.project(firsts, expected))
+            assert tree.norm(outside) < 2e-3 * tree.norm(expected)
+
+
+def test_completions_go_round_and_none_is_taken_twice_in_a_step(tools: probe.Probe, ends: dict[str, Any]):
+    sample = samples.draw(tools.runtime, ends["code"], "code")
+    rewards = np.zeros_like(sample.rewards_PG)
+    rewards[[3, 5, 3], [0, 1, 1]] = 1, 0.5, 1
+    rows = prevention.in_turn(dataclasses.replace(sample, rewards_PG=rewards))
+    (whole,) = sample.rows(16)
+    np.testing.assert_array_equal(rows.tokens_BT, whole.tokens_BT[[6, 7, 11]])
+    second = prevention._next(rows, 1, 2)
+    np.testing.assert_array_equal(second.tokens_BT, whole.tokens_BT[[11, 6]])
+    assert second.weight_B.tolist() == [1, 1]
+    more = prevention._next(rows, 1, 5)
+    np.testing.assert_array_equal(more.tokens_BT[:3], rows.tokens_BT)
+    assert more.weight_B.tolist() == [1, 1, 1, 0, 0]
+
+
+def test_a_step_of_the_loop_leaves_the_protected_subspace_alone(built: Any, prepared: Any, ends: dict[str, Any]):
     made, _ = prepared
     stage = stages_of(ALL)[-1]
     programs = loop.make_programs(built, stage, made.transforms)
     state = init_state(programs.optimizer, ends["math"], programs.shardings)
-    for _, after, metrics in loop.grpo_steps(built, stage, programs, state, None, 0, made.extra):
-        state = after
+    steps = loop.grpo_steps(built, stage, programs, state, None, 0, made.extra)
+    for number, before in enumerate([ends["math"], None]):
+        before = jax.tree.map(jnp.copy, state.params) if before is None else before
+        _, state, metrics = next(steps)
         assert np.isfinite(metrics["loss"])
-    moved = tree.sub(state.params, ends["math"])
-    inside = subspace.project(made.extra(0, ends["math"])["protected"], moved)
-    assert float(tree.norm(moved)) > 0.1
-    assert float(tree.norm(inside)) < 1e-3 * float(tree.norm(moved))
+        moved = tree.sub(state.params, before)
+        inside = subspace.project(made.extra(number, before)["protected"], moved)
+        assert float(tree.norm(moved)) > 0.1
+        assert float(tree.norm(inside)) < 1e-3 * float(tree.norm(moved))
 
 
 def test_a_domain_without_any_reward_is_refused(
