@@ -76,7 +76,7 @@ class PreventSection:
       ewc: weight λ of Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)² (arXiv 1612.00796).
       gradients: "agem" or "pcgrad" take conflicting components out of the gradient, "none" leaves it.
       protect: share of each update's component in the protected subspaces that is taken out; 1 is all of it.
-      vectors: of each protected subspace.
+      vectors: gradients that span the protected subspace of each domain, anew at every step.
     """
 
     domains: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class PreventSection:
     ewc: float = 0.0
     gradients: str = "none"
     protect: float = 0.0
-    vectors: int = 8
+    vectors: int = 32
 
 
 @dataclasses.dataclass(frozen=True)

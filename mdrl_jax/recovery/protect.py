@@ -26,12 +26,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mdrl_jax import tree
 from mdrl_jax.analysis import subspace
 from mdrl_jax.analysis.objectives import Rows
 from mdrl_jax.model.transformer import at_least_float32
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import batch_divisor, stacked
 from mdrl_jax.recovery.fisher import LogProbs
+
+# Share of the largest eigenvalue of a Gram matrix that float32 does not resolve.
+DEPENDENT = 1e-6
 
 
 def protect(strength: Any) -> optax.GradientTransformationExtraArgs:
@@ -76,9 +80,31 @@ def gradients(log_probs: LogProbs, shardings: Any = None) -> Callable[[Any, Rows
 def basis(spans: Sequence[Any]) -> Any:
     """An orthonormal basis of what trees of vectors [k_1, ...], [k_2, ...], ... span together: [k_1 + k_2 + ..., ...].
 
-    What depends on earlier vectors becomes zero vectors.
+    As many vectors are zero as depend on others.
     """
-    return subspace.orthonormalize(jax.tree.map(lambda *x: jnp.concatenate(x), *spans))
+    return _basis_program(tuple(spans))
+
+
+def _basis(spans: tuple[Any, ...]) -> Any:
+    def unit(vector: Any) -> Any:
+        length = tree.norm(vector)
+        return tree.scale(jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0), vector)
+
+    block = jax.tree.map(lambda *x: jnp.concatenate([v.astype(jnp.float32) for v in x]), *spans)
+    return _whitened(_whitened(jax.vmap(unit)(block)))  # the second pass removes what rounding left of the first
+
+
+def _whitened(block: Any) -> Any:
+    """Λ^(-½) Uᵀ X of vectors X with the Gram matrix X Xᵀ = U Λ Uᵀ, rows of 0 for what is small in Λ.
+
+    Two passes over the vectors; Gram–Schmidt would make as many as there are vectors.
+    """
+    gram = jax.vmap(subspace.coefficients, in_axes=(None, 0), out_axes=1)(block, block)
+    values, vectors = jnp.linalg.eigh(gram)
+    kept = values > DEPENDENT * values[-1]
+    factors = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)
+    weights = (vectors * factors[None, :]).T
+    return jax.tree.map(lambda x: jnp.tensordot(weights, x, axes=1, precision=subspace.EXACT), block)
 
 
 def _gradients(log_probs: LogProbs, places: Any, params: Any, rows: Rows) -> Any:
@@ -93,3 +119,6 @@ def _gradients(log_probs: LogProbs, places: Any, params: Any, rows: Rows) -> Any
 
     found = jax.vmap(gradient)(rows)
     return found if places is None else jax.lax.with_sharding_constraint(found, places)
+
+
+_basis_program = program("protect_basis", _basis)
