@@ -22,9 +22,8 @@ def save_tradeoff(path: str | Path, record: Mapping[str, Any]) -> None:
             found = [p for p in record["points"] if (p["rule"], p["place"]) == (rule, place)]
             if found:
                 where = "all coordinates" if filled else "shared route"
-                face = {} if filled else {"markerfacecolor": "none"}
-                x, y = _xy(found)
-                axes.plot(x, y, "o", ms=6, color=colour, label=f"{rule}, {where}", **face)
+                face = colour if filled else "none"
+                axes.plot(*_xy(found), "o", ms=6, mfc=face, color=colour, label=f"{rule}, {where}")
     for name, curve in record.get("curves", {}).items():
         x, y = _xy(sorted(curve, key=lambda p: p["loss"]["estimate"]))
         label = f"control: {name.replace('_', ' ')}"
