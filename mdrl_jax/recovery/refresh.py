@@ -153,8 +153,12 @@ def scores(
 def _settings(runtime: Runtime, stage: Stage, bases: Sequence[Basis]) -> Record:
     """What the record depends on besides the parameters."""
     section = runtime.config.recover
-    names = ("prompts", "samples", "every", "margin", "limit")
-    return {name: getattr(section, name) for name in names} | {
+    return {
+        "prompts": section.prompts,
+        "samples": section.samples,
+        "every": section.every,
+        "margin": section.margin,
+        "limit": section.limit,
         "seed": runtime.config.seed,
         "steps": stage.train.steps,
         "subspaces": [b.head() for b in bases],

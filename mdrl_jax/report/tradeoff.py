@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mdrl_jax.records import write_bytes
 
-RULES = {"adding": "#0072B2", "removing": "#D55E00", "opposition": "#009E73", "magnitude": "#CC79A7"}
+COLOURS = {"adding": "#0072B2", "removing": "#D55E00", "opposition": "#009E73", "magnitude": "#CC79A7"}
 CONTROLS = {"random": ":", "matched": "--", "largest": "-", "out_of_route": "-.", "whole": (0, (5, 1, 1, 1, 1, 1))}
 
 
@@ -17,7 +17,7 @@ def save_tradeoff(path: str | Path, record: Mapping[str, Any]) -> None:
     """Draws `recovery/rollback-A-B.json`: every point of the sweep, the controls' curves, and the chosen point."""
     figure = Figure(figsize=(8.5, 5.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for rule, colour in RULES.items():
+    for rule, colour in COLOURS.items():
         for place, filled in (("all", True), ("route", False)):
             found = [p for p in record["points"] if (p["rule"], p["place"]) == (rule, place)]
             if found:
@@ -34,7 +34,7 @@ def save_tradeoff(path: str | Path, record: Mapping[str, Any]) -> None:
         spread = [
             [[v["estimate"] - v["ci95"][0]], [v["ci95"][1] - v["estimate"]]] for v in (chosen["loss"], chosen["gain"])
         ]
-        style = {"ms": 15, "mec": "k", "mfc": RULES.get(chosen["rule"], "k"), "ecolor": "k", "lw": 1}
+        style = {"ms": 15, "mec": "k", "mfc": COLOURS.get(chosen["rule"], "k"), "ecolor": "k", "lw": 1}
         axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], fmt="*", label="chosen", zorder=5, **style)
     axes.axvline(record["limit"], color="0.7", lw=1, zorder=0)
     axes.axhline(0, color="0.7", lw=1, zorder=0)
