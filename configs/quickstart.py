@@ -1,4 +1,4 @@
-"""Code → Math → QA → Creative Writing → a refresh of Math → why Math was lost, on the embedded base model.
+"""Code → Math → QA → Creative Writing, why Math was lost, a refresh and a rollback that win it back.
 
   python -m mdrl_jax.main --config=configs/quickstart.py --config.seed=0 --workdir=runs/quickstart-0
 
@@ -24,25 +24,30 @@ half-width of the 95 % interval (Student's t over seeds); brackets are 95 % inte
   math            96.3 ± 1.1    94.0 ± 0.2    23.2 ± 1.9    69.1 ± 2.8
   qa              96.3 ± 2.2   68.6 ± 24.8    73.8 ± 2.6    75.8 ± 2.0
   cw              95.4 ± 4.0   48.9 ± 28.8    75.7 ± 5.1    98.6 ± 0.3
-  refresh-math    96.6 ± 2.2    84.3 ± 3.9    73.8 ± 3.0    98.6 ± 0.1
+  refresh-math    96.7 ± 1.7    88.3 ± 3.0    75.1 ± 1.4    98.6 ± 0.4
+  rollback        96.5 ± 2.0   84.8 ± 11.4    72.4 ± 5.2    98.6 ± 0.2
 
-  figure                        mean   95 % over seeds    each seed
-  lift of code by its stage     31.8   [28.0, 35.7]       33.3 32.1 30.2
-  lift of math                  46.8   [45.8, 47.7]       46.6 46.5 47.2
-  lift of qa                    50.6   [49.6, 51.7]       50.2 51.0 50.8
-  lift of cw                    22.8   [21.0, 24.7]       23.5 22.0 23.0
-  fall of math from its peak    45.1   [16.2, 74.0]       33.7 56.9 44.6
-  gain of refresh-math          35.4   [10.5, 60.2]       25.6 45.6 35.0
-  recovery fraction            0.785   [0.652, 0.815]     0.760 0.801 0.785
-  collateral (QA)                1.9   [-0.2, 4.0]        1.7 2.8 1.2
-  BWT                          -14.6   [-25.2, -4.0]      -10.2 -18.7 -15.0
-  FWT                           -2.2   [-2.5, -1.9]       -2.2 -2.0 -2.3
+  figure                         mean   95 % over seeds    each seed
+  lift of code by its stage      31.8   [28.0, 35.7]       33.3 32.1 30.2
+  lift of math                   46.8   [45.8, 47.7]       46.6 46.5 47.2
+  lift of qa                     50.6   [49.6, 51.7]       50.2 51.0 50.8
+  lift of cw                     22.8   [21.0, 24.7]       23.5 22.0 23.0
+  fall of math from its peak     45.1   [16.2, 74.0]       33.7 56.9 44.6
+  gain of refresh-math           39.4   [13.3, 65.4]       29.4 50.3 38.3
+  its recovery fraction         0.874   [0.806, 0.902]     0.874 0.884 0.860
+  its collateral                  0.8   [-2.4, 4.1]        0.5 2.3 -0.3
+  gain of rollback-math-qa       35.8   [5.8, 65.9]        22.1 44.8 40.6
+  its recovery fraction         0.795   [0.304, 1.050]     0.656 0.788 0.910
+  its collateral (QA)             3.3   [1.1, 5.5]         2.3 4.0 3.7
+  BWT                           -14.6   [-25.2, -4.0]      -10.2 -18.7 -15.0
+  FWT                            -2.2   [-2.5, -1.9]       -2.2 -2.0 -2.3
 
-The refresh takes 4 steps, 18 % of a stage's 22. The interference analysis, of 48 training prompts × 4 completions a
-domain, says (README has the figures with intervals): one second-order expansion at Math's peak ranks what later stages
-do to it but foretells a tenth of it, eight along the way all of it; the first order is the larger part where the
-expansion holds, so C5 is contradicted; so is C1, as Adam at 4e-4 moves nearly every weight; C2 and C4 are undecided
-within a seed and on the side of the claims over three; C3 is not measurable at a saturated peak.
+The refresh takes 4 steps, 18 % of a stage's 22, with half of its prompts from QA; with Math's alone it costs QA two to
+three points more. The interference analysis, of 48 training prompts × 4 completions a domain, says (README has the
+figures with intervals): one second-order expansion at Math's peak ranks what later stages do to it but foretells a
+tenth of it, eight along the way all of it; the first order is the larger part where the expansion holds, so C5 is
+contradicted; so is C1, as Adam at 4e-4 moves nearly every weight; C2 and C4 are undecided within a seed and on the side
+of the claims over three; C3 is not measurable at a saturated peak.
 
 Every line of the above again:
 

@@ -59,11 +59,14 @@ def text(damage: Sequence[dict[str, Any]]) -> str:
         found = [p["objectives"]["success_nll"]["breaks_at"] for d in damage for p in _pair(d, domain, stage)]
         lines.append(f"  {domain} after {stage}: {', '.join('holds' if x is None else f'{x:g}' for x in found)}")
     lines += ["", "claims, each seed"]
-    for i, claim in enumerate(damage[0]["claims"]):
-        verdicts = ", ".join(d["claims"][i]["verdict"] for d in damage)
-        known = [d["claims"][i]["estimate"] for d in damage if d["claims"][i]["estimate"] is not None]
+    by_id = [{c["id"]: c for c in d["claims"]} for d in damage]
+    for name in sorted({name for claims in by_id for name in claims}):
+        found = [claims.get(name) for claims in by_id]
+        verdicts = ", ".join("–" if c is None else c["verdict"] for c in found)
+        known = [c["estimate"] for c in found if c is not None and c["estimate"] is not None]
         mean = f"; figure {_shown(over_seeds(known), 3)} over seeds" if len(known) > 1 else ""
-        lines.append(f"  {claim['id']} {claim['claim']}: {verdicts}{mean}")
+        text = next(c["claim"] for c in found if c is not None)
+        lines.append(f"  {name} {text}: {verdicts}{mean}")
     return "\n".join(lines) + "\n"
 
 
