@@ -82,7 +82,7 @@ def compile_programs(sizes):
     key = array((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     with jax.set_mesh(mesh):
         compiled = {
-            "step": step.lower(state, batch, array((), jnp.float32)).compile(),
+            "step": step.lower(state, batch, array((), jnp.float32), {}).compile(),
             "sample": sample.lower(state.params, *prompts, key, array((ROWS,), jnp.int32, "batch")).compile(),
         }
     return {name: describe(program, state) for name, program in compiled.items()}

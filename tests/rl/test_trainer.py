@@ -283,9 +283,9 @@ def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) 
         if watch is not None:
             inner = programs.step
 
-            def watched(state: TrainState, batch: Any, rate: jax.Array) -> Any:
+            def watched(state: TrainState, batch: Any, rate: jax.Array, extra: Any) -> Any:
                 watch(state, batch)
-                return inner(state, batch, rate)
+                return inner(state, batch, rate, extra)
 
             programs = dataclasses.replace(programs, step=watched)
         start = made.base_params()
