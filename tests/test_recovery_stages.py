@@ -133,16 +133,15 @@ def test_recovery_that_is_killed_goes_on_to_the_same_end(recovered, tmp_path):
     ):
         for found in workdir.glob(name):
             shutil.rmtree(found) if found.is_dir() else found.unlink()
-    for moment in ("recovery/rollback-math-qa.json", "recovery/trials.json"):
-        process = subprocess.Popen(
-            command(config, workdir), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 400
-        while not (workdir / moment).exists():
-            assert process.poll() is None and time.monotonic() < deadline, f"ended before {moment}"
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process = subprocess.Popen(
+        command(config, workdir), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 400
+    while not (workdir / "recovery" / "rollback-math-qa.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     done = subprocess.run(command(config, workdir), env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert evaluations(workdir) == evaluations(uninterrupted)
