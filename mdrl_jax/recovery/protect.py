@@ -15,7 +15,10 @@ matrix, whose damage δᵀF_iδ is so avoided step by step.
 What did worse on the quickstart, where the damage is far from its first order at θ*_i: the 8 to 96 leading eigenvectors
 of that matrix at θ*_i, held fixed, which kept Math at the price of QA, or lost it where g was projected too; and bases
 of each layer's inputs (arXiv 2103.09762), which kept all of Math and let QA learn little. Eigenvectors of the Hessian
-on a route (`analysis/conflict.py`) span only MLP neurons and miss the first order.
+on a route (`analysis/conflict.py`) were not tried: they span only MLP neurons and miss the first order.
+
+Memory is k trees like the parameters for each kept domain; where that is too much, few vectors or PCGrad
+(`prevent.gradients`), which needs one, are the choice.
 """
 
 import functools
