@@ -86,6 +86,11 @@ class PreventSection:
     protect: float = 0.0
     vectors: int = 32
 
+    @property
+    def transforms(self) -> bool:
+        """Whether it changes gradients or updates, for which kept completions are needed."""
+        return bool(self.ewc or self.protect or self.gradients != "none")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSection:
@@ -116,6 +121,10 @@ class TrainSection:
     grpo: GRPOConfig = GRPOConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     prevent: PreventSection = PreventSection()
+
+    def warmth(self, step: int) -> float:
+        """Share of the learning rate at a step: linear warm-up over `warmup_steps`, then 1."""
+        return min(1.0, (step + 1) / self.warmup_steps if self.warmup_steps else 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

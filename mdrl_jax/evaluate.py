@@ -61,13 +61,23 @@ def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | N
     The same prompts and keys for all parameters, so that differences are paired; `domains`: all scored ones.
     What is chosen (a step, a coordinate set, a factor) is chosen by these, and reported by `evaluate`.
     """
+    return _rewards(runtime, params, domains, "validation", runtime.config.recover.prompts)
+
+
+def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The same on all test prompts: what a set that was chosen by `validation_rewards` is judged by."""
+    return _rewards(runtime, params, domains, "test", None)
+
+
+def _rewards(
+    runtime: Runtime, params: Any, domains: Sequence[str] | None, split: str, most: int | None
+) -> dict[str, np.ndarray]:
     section = dataclasses.replace(runtime.config.evaluate, samples=runtime.config.recover.samples)
     rewards = {}
     for domain in domains or runtime.config.scored_domains:
-        prompts = runtime.prompts[domain, "validation"]
-        ends = range(0, min(len(prompts), runtime.config.recover.prompts), section.batch)
-        parts = [_batch(runtime, params, prompts, at, section)[0] for at in ends]
-        rewards[domain] = np.concatenate(parts)[: runtime.config.recover.prompts]
+        prompts = runtime.prompts[domain, split]
+        ends = range(0, len(prompts) if most is None else min(len(prompts), most), section.batch)
+        rewards[domain] = np.concatenate([_batch(runtime, params, prompts, at, section)[0] for at in ends])[:most]
     return rewards
 
 

@@ -4,7 +4,6 @@ A stage is finished once its `evaluations/NN-stage.json` is written, which happe
 Started again after a kill at any moment, a run goes on from the newest whole checkpoint and ends the same.
 """
 
-import collections
 import dataclasses
 import functools
 import time
@@ -36,7 +35,7 @@ from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.rl import loop
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak, plan
-from mdrl_jax.training import Trainer, costs
+from mdrl_jax.training import Trainer, costs, metered
 from mdrl_jax.workfolder import WorkFolder
 
 
@@ -112,13 +111,12 @@ class Walk:
             if checkpoints.latest():
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), checkpoints.meta()["costs"]
+            meter, trained = metered(self.runtime), 0.0
             if stage.kind == "recover":
-                params, spent = planning.recover(stage)
+                params, trained = planning.recover(stage)
             else:
-                started, before = time.monotonic(), collections.Counter(self.runtime.spent)
                 params = self._rolled_back(stage) if stage.kind == "rollback" else self._merged(stage)
-                spent: dict[str, Any] = {f"tokens_{k}": v - before[k] for k, v in self.runtime.spent.items()}
-                spent["seconds"] = time.monotonic() - started
+            spent = meter() | {"tokens_trained": trained}
             meta = {"seed": self.runtime.config.seed, "stage": stage.name, "costs": spent}
             checkpoints.save_params(1, params, meta)
         return params, spent

@@ -4,7 +4,6 @@
 holds the rewards action by action, so that a run that was stopped goes on; `recovery/outcomes.json` compares.
 """
 
-import collections
 import dataclasses
 import functools
 import time
@@ -65,22 +64,19 @@ class Planning:
         self.screen.print(f"{stage.name}: {made['reason']}")
         self.screen.print(f"{stage.name}: {len(made['actions'])} actions in {made['seconds']:.0f} s")
 
-    def recover(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
-        """Parameters after what the plan picks, and what that cost."""
+    def recover(self, stage: Stage) -> tuple[Any, float]:
+        """Parameters after what the plan picks, and the tokens it trained on."""
         action = decision.best(self._plan())
         self.screen.print(f"{stage.name}: {action.words}")
-        started, before = time.monotonic(), collections.Counter(self.runtime.spent)
-        trained = 0.0
         if action.kind == "nothing":
-            params = self.params_after(stage.start)
-        elif action.kind == "rollback":
+            return self.params_after(stage.start), 0.0
+        if action.kind == "rollback":
             with self.screen.steps(stage.name, 1) as show:
-                params = self._work(stage, lambda text: show(0, text)).rolled_back(action)
-        else:
-            steps = list(self.trainer.walk(self._refresh(stage, action.domain, action.steps)))
-            params, trained = steps[-1][1], sum(metrics["tokens"] for _, _, metrics in steps)
-        spent: dict[str, Any] = {f"tokens_{k}": v - before[k] for k, v in self.runtime.spent.items()}
-        return params, spent | {"seconds": time.monotonic() - started, "tokens_trained": trained}
+                return self._work(stage, lambda text: show(0, text)).rolled_back(action), 0.0
+        params, trained = None, 0.0
+        for _, reached, metrics in self.trainer.walk(self._refresh(stage, action.domain, action.steps)):
+            params, trained = reached, trained + metrics["tokens"]
+        return params, trained
 
     def trials(self, stage: Stage) -> None:
         """Tries every action of the plan, one after the other, and compares."""

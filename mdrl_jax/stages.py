@@ -24,6 +24,7 @@ are side branches, which nothing but their own kind goes on from unless `start` 
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from mdrl_jax.config import METHODS, Config, TrainSection, stage_config
 from mdrl_jax.errors import UserError
@@ -164,28 +165,30 @@ def _start(earlier: list[Stage], branch: list[Stage], prefix: str, domain: str, 
 
 def _keeps(stage: Stage, earlier: list[Stage]) -> tuple[str, ...]:
     prevent = stage.train.prevent
-    if not (prevent.replay or prevent.ewc or prevent.protect or prevent.gradients != "none"):
+    if not (prevent.replay or prevent.transforms):
         return ()
     return prevent.domains or tuple(d for d in trained_on_the_way(stage, earlier) if d not in stage.domains)
 
 
-def trained_on_the_way(stage: Stage, earlier: list[Stage] | tuple[Stage, ...]) -> tuple[str, ...]:
+def way(last: str, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that led to the end of stage `last`, this one included, first ones first."""
+    by_name = {s.name: s for s in stages}
+    found: list[Stage] = []
+    while last in by_name:
+        found.append(by_name[last])
+        last = by_name[last].start
+    return found[::-1]
+
+
+def trained_on_the_way(stage: Stage, earlier: Sequence[Stage]) -> tuple[str, ...]:
     """Domains trained by the stages that led to a stage's start, first ones first."""
-    by_name = {s.name: s for s in earlier}
-    found: list[str] = []
-    name = stage.start
-    while name in by_name:
-        found = [*by_name[name].domains, *found] if by_name[name].kind == "grpo" else found
-        name = by_name[name].start
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(d for s in way(stage.start, earlier) if s.kind == "grpo" for d in s.domains))
 
 
-def peak(domain: str, start: str, earlier: list[Stage] | tuple[Stage, ...]) -> Stage | None:
+def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
     """The last stage that trained a domain alone among those that led to `start` (whose end is θ*), if there is one."""
-    by_name = {s.name: s for s in earlier}
-    while start in by_name and not (by_name[start].kind == "grpo" and by_name[start].domains == (domain,)):
-        start = by_name[start].start
-    return by_name.get(start)
+    own = [s for s in way(start, earlier) if s.kind == "grpo" and s.domains == (domain,)]
+    return own[-1] if own else None
 
 
 def _check(stage: Stage, earlier: list[Stage]) -> None:
@@ -206,14 +209,9 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
             )
     if stage.prefix in METHODS and stage.prefix != "kl" and not stage.keeps:
         raise UserError(f"stage {name} keeps nothing: no domain was trained on the way to its start {stage.start!r}")
-    if stage.prefix == "refresh" or stage.kind == "rollback":
-        domain = stage.domains[0]
-        if peak(domain, stage.start, earlier) is None and stage.kind == "rollback":
+    for domain in (*stage.domains, stage.donor) if stage.kind == "rollback" else ():
+        if peak(domain, stage.start, earlier) is None:
             raise UserError(f"stage {name}: no stage on the way to its start {stage.start!r} trained {domain} alone")
-        if stage.kind == "rollback" and peak(stage.donor, stage.start, earlier) is None:
-            raise UserError(
-                f"stage {name}: no stage on the way to its start {stage.start!r} trained {stage.donor} alone"
-            )
     if stage.kind in ("plan", "trials", "recover") and not trained_on_the_way(stage, earlier):
         raise UserError(f"stage {name}: no domain was trained on the way to its start {stage.start!r}")
     needs = {"recover": "plan", "trials": "plan"}.get(stage.kind)

@@ -73,7 +73,7 @@ class Trainer:
             if first and (watched or first == total):  # of a refresh only the step that was kept is saved
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), dict(costs)
-            before, spent = time.monotonic(), collections.Counter(self.runtime.spent)
+            meter = metered(self.runtime)
             recipe = self._sft(stage) if stage.kind == "sft" else self._grpo(stage)
             state = self._state(stage, recipe, checkpoints, first)
             tracker = self._tracker(stage) if watched else None
@@ -82,9 +82,7 @@ class Trainer:
             totals: collections.Counter[str] = collections.Counter()
 
             def account() -> dict[str, Any]:
-                here = {"seconds": time.monotonic() - before, "tokens_trained": totals["tokens"]}
-                here |= {f"tokens_{k}": v - spent[k] for k, v in self.runtime.spent.items()}
-                return dict(costs + collections.Counter(here))
+                return dict(costs + collections.Counter(meter() | {"tokens_trained": totals["tokens"]}))
 
             board_folder, ended = self.folder.root / "tensorboard" / stage.folder, ""
             with TensorBoard(board_folder, resumed_at=first + 1 if first else None) as board:
@@ -168,6 +166,17 @@ class Trainer:
             lambda state, first: loop.grpo_steps(self.runtime, stage, made, state, reference, first, kept.extra),
             stage.train.prompts,
         )
+
+
+def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
+    """Starts a meter: what it gives are the seconds since then, and the tokens read and sampled."""
+    started, before = time.monotonic(), collections.Counter(runtime.spent)
+
+    def read() -> dict[str, float]:
+        tokens = {f"tokens_{k}": v - before[k] for k, v in runtime.spent.items()}
+        return {"seconds": time.monotonic() - started, **tokens}
+
+    return read
 
 
 def matmul_parameters(shapes: Any) -> int:

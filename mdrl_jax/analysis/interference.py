@@ -21,7 +21,6 @@ from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.checkpoints import save_tree
 from mdrl_jax.errors import UserError
-from mdrl_jax.parallel.sharding import batch_divisor
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import Runtime
 
@@ -80,17 +79,9 @@ def check(runtime: Runtime, checkpoints: Checkpoints) -> None:
     Raises:
       UserError: for no stage to analyse, too few prompts, or micro-batches that the mesh does not divide.
     """
-    config, parts = runtime.config.analyze, batch_divisor(runtime.mesh)
     if not checkpoints.stages:
         raise UserError("analyze: there is no stage before it that bears a domain's name")
-    rows = config.batch * config.group
-    for what, size in (("batch", config.batch), ("batch * group", rows)):
-        if size % parts:
-            raise UserError(f"analyze.{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
-    for domain in checkpoints.domains:
-        n = len(runtime.prompts[domain, config.split])
-        if n < config.prompts:
-            raise UserError(f"analyze.prompts={config.prompts}, but {domain} has {n} {config.split} prompts")
+    samples.check(runtime, checkpoints.domains)
 
 
 @dataclasses.dataclass(eq=False)

@@ -40,8 +40,8 @@ class Probe:
     fixed: Callable[..., Any]
     outside: Callable[..., Any]
     neuron_products: Callable[..., Any]
+    row_log_probs: Callable[..., Any]  # (params, rows) -> log π of completion tokens [B, Tc], 0 on padding
     _gradient: Callable[..., Any]
-    _log_probs: Callable[..., Any]
     _jets: Callable[..., Any]
     _route_jets: Callable[..., Any]
     _activity: Callable[..., Any]
@@ -53,7 +53,7 @@ class Probe:
 
     def log_probs(self, params: Any, sample: Sample) -> np.ndarray:
         """log π of the sample's tokens [P, G, Tc], 0 on padding."""
-        return self._stream(lambda micro: self._log_probs(params, micro), self.rows(sample), sample)
+        return self._stream(lambda micro: self.row_log_probs(params, micro), self.rows(sample), sample)
 
     def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, Order2]:
         """First and second orders of every objective along `v`, by prompt (`objectives.derivatives`)."""
@@ -146,7 +146,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         outside=program("analyze_outside", outside, **like),
         neuron_products=program("analyze_neuron_products", routes.neuron_products),
         _gradient=program("analyze_gradient", gradient, **like),
-        _log_probs=program("analyze_log_probs", lambda params, rows: forward(params, rows, ())),
+        row_log_probs=program("analyze_log_probs", lambda params, rows: forward(params, rows, ())),
         _jets=program("analyze_jets", lambda params, v, rows: take_jets(whole, params, (), v, rows)),
         _route_jets=program("analyze_route_jets", route_jets),
         _activity=program("analyze_activity", functools.partial(routes.activity, model, attend)),

@@ -7,6 +7,7 @@ by importance weights (definitions §1). Sets are kept in `analysis/samples/`, s
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 from mdrl_jax import records, tokens
 from mdrl_jax.analysis.objectives import SUCCESS, Order2, Rows, derivatives, leave_one_out
 from mdrl_jax.domains.prompts import visit_order
+from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.sharding import batch_divisor
 from mdrl_jax.rl.grpo import GRPOConfig, group_advantages, loss_mask
 from mdrl_jax.rl.policy import join
 from mdrl_jax.runtime import Runtime
@@ -110,6 +113,22 @@ class Sample:
         )
         kept_PGT = np.asarray(kept_BT).reshape(self.mask_PGT.shape)
         return dict(derivatives(u_PGT, w_PGT, self.mask_PGT, self.adv_PG, self.success_PG, trained_PG, kept_PGT))
+
+
+def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
+    """Refuses what cannot be drawn and streamed; `who`: "stage ewc-qa: ", for whom.
+
+    Raises:
+      UserError: for micro-batches that the mesh does not divide, or too few prompts.
+    """
+    config, parts = runtime.config.analyze, batch_divisor(runtime.mesh)
+    for what, size in (("batch", config.batch), ("batch * group", config.batch * config.group)):
+        if size % parts:
+            raise UserError(f"{who}analyze.{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
+    for domain in domains:
+        n = len(runtime.prompts[domain, config.split])
+        if n < config.prompts:
+            raise UserError(f"{who}analyze.prompts={config.prompts}, but {domain} has {n} {config.split} prompts")
 
 
 def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = None) -> Sample:

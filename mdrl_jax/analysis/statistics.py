@@ -81,6 +81,13 @@ def clustered_mean(values_PG: ArrayLike) -> tuple[float, float]:
     return float(mean_P.mean()), stderr
 
 
+def clustered(values_PG: ArrayLike, unit: str = "") -> Estimate:
+    """`clustered_mean` with Student's t of P − 1 degrees of freedom."""
+    mean, stderr = clustered_mean(values_PG)
+    n = len(np.asarray(values_PG))
+    return student(mean, stderr, n - 1, n, unit)
+
+
 def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
     """Mean of a − b over the same prompts in the same order, Student t with P − 1 degrees of
     freedom.
@@ -90,8 +97,7 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
     a_P, b_P = _per_prompt(a_PG), _per_prompt(b_PG)
     if a_P.size != b_P.size:
         raise ValueError(f"paired data need the same prompts: {a_P.size} against {b_P.size}")
-    mean, stderr = clustered_mean(a_P - b_P)
-    return student(mean, stderr, a_P.size - 1, a_P.size)
+    return clustered(a_P - b_P)
 
 
 def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
@@ -154,9 +160,7 @@ def over_seeds(values: ArrayLike, unit: str = "") -> Estimate:
     One value a seed. A single seed has no interval. From eight seeds on use
     `hierarchical_bootstrap`.
     """
-    values_N = np.asarray(values, float)
-    mean, stderr = clustered_mean(values_N)
-    return student(mean, stderr, values_N.size - 1, values_N.size, unit)
+    return clustered(values, unit)
 
 
 def cluster_bootstrap(

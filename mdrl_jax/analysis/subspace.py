@@ -31,7 +31,7 @@ def _coefficients(basis: Any, x: Any) -> jax.Array:
     return functools.reduce(jnp.add, jax.tree.leaves(parts))
 
 
-_cross = jax.vmap(_coefficients, in_axes=(None, 0), out_axes=1)
+cross = jax.vmap(_coefficients, in_axes=(None, 0), out_axes=1)  # ⟨a_i, b_j⟩ of two blocks, to be jitted
 
 
 def _combine(basis: Any, weights_k: jax.Array) -> Any:
@@ -61,7 +61,7 @@ def _orthonormalize(block: Any) -> Any:
 def _whiten(block: Any) -> Any:
     """L⁻¹ X of a block X with the Gram matrix X Xᵀ = L Lᵀ, twice: two passes over the block each, not k² / 2."""
     for _ in range(2):  # the second pass removes what rounding left of the first (CholeskyQR2, arXiv 1401.5171)
-        lower_kk = jnp.linalg.cholesky(_cross(block, block))
+        lower_kk = jnp.linalg.cholesky(cross(block, block))
         inverse_kk = jax.scipy.linalg.solve_triangular(lower_kk, jnp.eye(lower_kk.shape[0]), lower=True)
         block = jax.tree.map(lambda x, m=inverse_kk: jnp.tensordot(m, x, axes=1, precision=EXACT), block)
     return block
@@ -88,7 +88,7 @@ _coefficients_program = program("subspace_coefficients", _coefficients)
 _project_program = program("subspace_project", _project)
 _orthonormalize_program = program("subspace_orthonormalize", _orthonormalize)
 _whiten_program = program("subspace_whiten", _whiten)
-_cross_program = program("subspace_cross", _cross)
+_cross_program = program("subspace_cross", cross)
 _top_program = program("subspace_top_coordinates", _top)
 
 

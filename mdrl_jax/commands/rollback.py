@@ -25,7 +25,7 @@ from mdrl_jax.model import huggingface
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.recovery import evidence
 from mdrl_jax.recovery.evidence import NEEDS_DATA, Ends
-from mdrl_jax.recovery.rollback import SCORES, rollback
+from mdrl_jax.recovery.rollback import SCORES, edit_between, taken_back
 from mdrl_jax.recovery.selection import largest, size, support
 from mdrl_jax.runtime import model_folder
 
@@ -68,8 +68,8 @@ def run(
     ends = Ends(
         now=trees["model"],
         peak=trees["keep"],
-        edit=_difference(trees["after"], trees["before"]),
-        own_edit=_difference(trees["keep"], trees["base"]) if base else None,
+        edit=edit_between(trees["after"], trees["before"]),
+        own_edit=edit_between(trees["keep"], trees["base"]) if base else None,
     )
     n = sum(x.size for x in jax.tree.leaves(ends.edit))
     mask = changed = support(ends.edit)
@@ -79,7 +79,7 @@ def run(
         raise UserError(
             f"rule {rule} finds nothing to take back: no coordinate that --after changed has a score above 0"
         )
-    made = _rollback(ends.now, ends.edit, mask, np.float32(strength))
+    made = taken_back(ends.now, ends.edit, mask, np.float32(strength))
     huggingface.save(out, made, architecture, _dtype(loaded.folder))
     for name in KEPT:
         if (loaded.folder / name).exists():
@@ -146,8 +146,6 @@ def _dtype(folder: Path) -> Any:
     return names.get(found.pop(), np.float32) if len(found) == 1 else np.float32
 
 
-_difference = program("rollback_difference", lambda a, b: jax.tree.map(lambda x, y: x - y, a, b))
-_rollback = program("rollback", rollback)
 _square = program(
     "rollback_square",
     lambda edit, mask: sum(

@@ -25,7 +25,7 @@ from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import put
 from mdrl_jax.recovery.fisher import fisher_diagonal, fit_kappa
-from mdrl_jax.recovery.rollback import SCORES, Evidence, route_mask
+from mdrl_jax.recovery.rollback import SCORES, Evidence, edit_between, route_mask
 from mdrl_jax.runtime import Runtime
 
 PEAK, NOW = "peak", "now"  # θ*_A, θ_T
@@ -59,7 +59,7 @@ def scores(probe: Probe | None, rule: str, ends: Ends, sample: Callable[[str], S
     Raises:
       ValueError: where the rule's gradient is not measurable, or δ_A is needed and not known.
     """
-    displacement = _difference(ends.now, ends.peak)
+    displacement = edit_between(ends.now, ends.peak)
     evidence = Evidence(ends.edit, own_edit=ends.own_edit, displacement=displacement)
     record: dict[str, Any] = {}
     if rule in NEEDS_DATA:
@@ -115,7 +115,7 @@ def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> 
 @functools.lru_cache(maxsize=1)
 def fisher_of(probe: Probe) -> Callable[[Any, list[Rows]], Any]:
     """`fisher_diagonal` of the probe's model; compiled once a probe."""
-    return fisher_diagonal(probe._log_probs, 1, probe.runtime.shardings)
+    return fisher_diagonal(probe.row_log_probs, 1, probe.runtime.shardings)
 
 
 def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params: Callable[[str], Any]) -> Sample:
@@ -157,4 +157,3 @@ def _settings(runtime: Runtime) -> dict[str, Any]:
 
 
 _PROGRAMS = {name: program(f"rollback_scores_{name}", rule) for name, rule in SCORES.items()}
-_difference = program("rollback_difference", tree.sub)

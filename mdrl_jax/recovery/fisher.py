@@ -55,6 +55,22 @@ def fisher_diagonal(log_probs: LogProbs, width: int = 1, shardings: Any = None) 
     return estimate
 
 
+def completion_gradients(log_probs: LogProbs, params: Any, rows: Rows) -> Any:
+    """∇ log π(y) of each row: trees like the parameters with a leading axis.
+
+    Where batch rows are split over n devices, each completion is repeated n times, so that the model runs as it always
+    does; the rows themselves are whole on all devices.
+    """
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    copies = 1 if mesh.empty else batch_divisor(mesh)
+
+    def gradient(row: Rows) -> Any:
+        repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), row)
+        return jax.grad(lambda p: jnp.sum(log_probs(p, repeated)) / copies)(params)
+
+    return jax.vmap(gradient)(rows)
+
+
 def fit_kappa(displacement: Any, fisher: Any, second: float) -> float:
     """κ such that κ · DᵀFD = DᵀHD.
 
@@ -78,16 +94,10 @@ def _add_squares(log_probs: LogProbs, width: int, shardings: Any, total: Any, pa
     n = rows.weight_B.shape[0]
     if n % width:
         raise ValueError(f"{n} rows a micro-batch cannot be taken {width} at a time")
-    mesh: Any = jax.sharding.get_abstract_mesh()
-    copies = 1 if mesh.empty else batch_divisor(mesh)
-
-    def gradient(row: Rows) -> Any:
-        repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), row)
-        return jax.grad(lambda p: jnp.sum(log_probs(p, repeated)) / copies)(params)
 
     def step(total: Any, some: Rows) -> tuple[Any, None]:
-        gradients = jax.vmap(gradient)(some)
-        squares = jax.tree.map(lambda g: jnp.sum(_along(some.weight_B, g) * jnp.square(_wide(g)), axis=0), gradients)
+        gradients = completion_gradients(log_probs, params, some)
+        squares = jax.tree.map(lambda g: jnp.sum(weighted(some.weight_B, jnp.square(_wide(g))), axis=0), gradients)
         if shardings is not None:
             squares = jax.lax.with_sharding_constraint(squares, shardings)
         return tree.add(total, squares), None
@@ -96,8 +106,9 @@ def _add_squares(log_probs: LogProbs, width: int, shardings: Any, total: Any, pa
     return jax.lax.scan(step, total, blocks)[0]
 
 
-def _along(weight_B: jax.Array, x: jax.Array) -> jax.Array:
-    return _wide(weight_B).reshape((-1,) + (1,) * (x.ndim - 1))
+def weighted(weight_B: jax.Array, x: jax.Array) -> jax.Array:
+    """weight_B · x, row by row, in float32."""
+    return _wide(weight_B).reshape((-1,) + (1,) * (x.ndim - 1)) * _wide(x)
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -32,7 +32,8 @@ def merge(
     if name == "average":
         merged = program("merge_average", average, **like)(list(solos.values()))
         return merged, {"method": name, "points": [], "chosen": None}
-    edits = [program("merge_edit", sub, **like)(x, base) for x in solos.values()]
+    edit = program("merge_edit", sub, **like)
+    edits = [edit(x, base) for x in solos.values()]
     if name == "arithmetic":
         combine = program("merge_arithmetic", task_arithmetic, **like)
     else:
@@ -42,10 +43,7 @@ def merge(
         progress(f"factor {scale:g}")
         params = combine(base, edits, np.float32(scale))
         rewards = validation_rewards(runtime, params)
-        score = {}
-        for domain, x in rewards.items():
-            mean, stderr = statistics.clustered_mean(x)
-            score[domain] = statistics.student(mean, stderr, len(x) - 1, len(x)).scaled(100, "points")
+        score = {domain: statistics.clustered(x).scaled(100, "points") for domain, x in rewards.items()}
         mean = statistics.independent_mean(list(score.values()))
         tried.append({"scale": scale, "average": mean.record(), "scores": {d: e.record() for d, e in score.items()}})
         if best is None or mean.value > best[0]:

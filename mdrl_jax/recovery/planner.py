@@ -29,15 +29,15 @@ from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.config import RecoverSection
 from mdrl_jax.errors import UserError
-from mdrl_jax.parallel.programs import program
 from mdrl_jax.recovery import evidence
 from mdrl_jax.recovery.decision import Action, Outlook, decide
 from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
 from mdrl_jax.recovery.forecast import Known, Shift, log_odds
+from mdrl_jax.recovery.rollback import masked
 from mdrl_jax.recovery.selection import largest, support
-from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, fresh, measure, path_length
+from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, fresh, length, measure, path_length
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stages import Stage, peak
+from mdrl_jax.stages import Stage, peak, way
 
 BUDGET = 0.2  # of a stage's steps: the longest refresh considered (definitions §13, C6)
 RULE = "removing"  # of rollbacks considered: the one that reads the kept domain's gradient at θ_T [chosen]
@@ -47,13 +47,7 @@ Rewards = Mapping[str, np.ndarray]
 
 def trail(stages: Sequence[Stage], last: str) -> list[Stage]:
     """The stages on the way to the end of `last` that trained one domain alone, first ones first."""
-    by_name = {s.name: s for s in stages}
-    found: list[Stage] = []
-    while last in by_name:
-        if by_name[last].kind == "grpo" and len(by_name[last].domains) == 1:
-            found.append(by_name[last])
-        last = by_name[last].start
-    return found[::-1]
+    return [s for s in way(last, stages) if s.kind == "grpo" and len(s.domains) == 1]
 
 
 def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:
@@ -208,7 +202,7 @@ class Work:
             return None
         back = self.back(self._own(key.donor))
         n = sum(x.size for x in jax.tree.leaves(back))
-        return _masked(back, largest(scores, max(1, round(key.fraction * n)), support(back)))
+        return masked(back, largest(scores, max(1, round(key.fraction * n)), support(back)))
 
     def _scores(self, domain: str, donor: str, rule: str) -> Any:
         self.progress(f"{self.last}: rollback of {donor} for {domain} by {rule}")
@@ -225,7 +219,7 @@ class Work:
             scale = size = path_length(self._own(action.domain).train, action.steps)
         else:
             scale = action.strength
-            size = scale * there.norm / float(_norm(self.back(self._own(action.donor))))
+            size = scale * there.norm / float(length(self.back(self._own(action.donor))))
         mover = action.domain if action.kind == "refresh" else action.donor
         return Outlook(action, {d: s.scaled(scale) for d, s in there.shifts.items()}, size, mover)
 
@@ -235,7 +229,3 @@ def _key(action: Action) -> Action:
     if action.kind == "refresh":
         return dataclasses.replace(action, steps=1)
     return dataclasses.replace(action, strength=1.0)
-
-
-_masked = program("planner_masked", lambda edit, mask: jax.tree.map(lambda d, m: d * m, edit, mask))
-_norm = program("planner_norm", tree.norm)

@@ -30,7 +30,7 @@ from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.config import PreventSection
 from mdrl_jax.errors import UserError
-from mdrl_jax.parallel.sharding import batch_divisor, put
+from mdrl_jax.parallel.sharding import put
 from mdrl_jax.recovery.baselines import agem, ewc, pcgrad
 from mdrl_jax.recovery.evidence import fisher_of
 from mdrl_jax.recovery.protect import basis, gradients, protect
@@ -64,18 +64,12 @@ def check(runtime: Runtime, stage: Stage) -> None:
     Raises:
       UserError: for prompts that are not training prompts, too few of them, or batches that the mesh does not divide.
     """
-    if transforms(stage.train.prevent) == Transforms():
+    if not stage.train.prevent.transforms:
         return
-    config, parts, who = runtime.config.analyze, batch_divisor(runtime.mesh), f"stage {stage.name}"
-    if config.split != "train":
-        raise UserError(f"{who} keeps domains by their training prompts, but analyze.split={config.split!r}")
-    for what, size in (("batch", config.batch), ("batch * group", config.batch * config.group)):
-        if size % parts:
-            raise UserError(f"{who}: analyze.{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
-    for domain in stage.keeps:
-        n = len(runtime.prompts[domain, "train"])
-        if n < config.prompts:
-            raise UserError(f"{who}: analyze.prompts={config.prompts}, but {domain} has {n} train prompts")
+    split = runtime.config.analyze.split
+    if split != "train":
+        raise UserError(f"stage {stage.name} keeps domains by their training prompts, but analyze.split={split!r}")
+    samples.check(runtime, stage.keeps, f"stage {stage.name}: ")
 
 
 def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callable[[str], Any]) -> Prevention:
@@ -91,8 +85,8 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
     Raises:
       UserError: if no completion of a kept domain has a reward.
     """
-    prevent, made = stage.train.prevent, transforms(stage.train.prevent)
-    if made == Transforms():
+    prevent = stage.train.prevent
+    if not prevent.transforms:
         return Prevention()
     mesh = probe.runtime.mesh
     anchors: list[tuple[Any, Any]] = []
@@ -120,7 +114,7 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
             given["protected"] = basis([_gradients_of(probe)(at, put(rows, mesh, None)) for rows in chosen])
         return given
 
-    return Prevention(made, extra)
+    return Prevention(transforms(prevent), extra)
 
 
 def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:
@@ -163,4 +157,4 @@ def _peak(domain: str, stage: Stage, stages: Sequence[Stage]) -> str:
 @functools.lru_cache(maxsize=1)
 def _gradients_of(probe: Probe) -> Callable[[Any, Rows], Any]:
     """`protect.gradients` of the probe's model; compiled once a probe."""
-    return gradients(probe._log_probs, probe.runtime.shardings)
+    return gradients(probe.row_log_probs, probe.runtime.shardings)

@@ -34,8 +34,8 @@ from mdrl_jax.analysis import subspace
 from mdrl_jax.analysis.objectives import Rows
 from mdrl_jax.model.transformer import at_least_float32
 from mdrl_jax.parallel.programs import program
-from mdrl_jax.parallel.sharding import batch_divisor, stacked
-from mdrl_jax.recovery.fisher import LogProbs
+from mdrl_jax.parallel.sharding import stacked
+from mdrl_jax.recovery.fisher import LogProbs, completion_gradients, weighted
 
 # Share of the largest eigenvalue of a Gram matrix that float32 does not resolve.
 DEPENDENT = 1e-6
@@ -68,8 +68,7 @@ def stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraAr
 def gradients(log_probs: LogProbs, shardings: Any = None) -> Callable[[Any, Rows], Any]:
     """(params, rows) -> w ∇log π(y) of each of k completions, float32: trees like the parameters, leading axis k.
 
-    Compiled once for rows of one shape. Where batch rows are split over n devices, each completion is repeated n times,
-    as in `fisher.fisher_diagonal`; the rows themselves are whole on all devices.
+    Compiled once for rows of one shape (`fisher.completion_gradients`).
 
     Args:
       log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding.
@@ -102,7 +101,7 @@ def _whitened(block: Any) -> Any:
 
     Two passes over the vectors; Gram–Schmidt would make as many as there are vectors.
     """
-    gram = jax.vmap(subspace.coefficients, in_axes=(None, 0), out_axes=1)(block, block)
+    gram = subspace.cross(block, block)
     values, vectors = jnp.linalg.eigh(gram)
     kept = values > DEPENDENT * values[-1]
     factors = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)
@@ -111,16 +110,7 @@ def _whitened(block: Any) -> Any:
 
 
 def _gradients(log_probs: LogProbs, places: Any, params: Any, rows: Rows) -> Any:
-    mesh: Any = jax.sharding.get_abstract_mesh()
-    copies = 1 if mesh.empty else batch_divisor(mesh)
-
-    def gradient(row: Rows) -> Any:
-        repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *x.shape)), row)
-        weight = row.weight_B / copies
-        made = jax.grad(lambda p: weight * jnp.sum(log_probs(p, repeated)))(params)
-        return jax.tree.map(lambda x: x.astype(jnp.float32), made)
-
-    found = jax.vmap(gradient)(rows)
+    found = jax.tree.map(functools.partial(weighted, rows.weight_B), completion_gradients(log_probs, params, rows))
     return found if places is None else jax.lax.with_sharding_constraint(found, places)
 
 

@@ -127,10 +127,7 @@ def scores(
       rewards, start: by prompt [P, k] of each scored domain, now and at θ_T.
       peak: of the refreshed domain at θ*_i.
     """
-    score = {}
-    for name, x in rewards.items():
-        mean, stderr = statistics.clustered_mean(x)
-        score[name] = statistics.student(mean, stderr, len(x) - 1, len(x)).scaled(100, POINTS)
+    score = {name: statistics.clustered(x).scaled(100, POINTS) for name, x in rewards.items()}
     differences = {d: statistics.paired_difference(start[d], rewards[d]).scaled(100, POINTS) for d in rewards}
     row: Record = {
         "step": step,

@@ -1,8 +1,9 @@
 """Training-free rollback θ' = θ_T − β · m ⊙ δ_B, and the scores that choose its coordinates m (definitions §9, C7).
 
-Pure transforms of trees, to be compiled by the caller with the parameters' shardings: elementwise, so nothing moves
-between devices. Domain A is the one that peaked and lost; stage B, which came later, gives its edit δ_B back. The
-construction of the paper's proxy conflict set is not public: the rules are ours [chosen].
+Pure transforms of trees, elementwise, so that nothing moves between devices; `taken_back`, `edit_between` and `masked`
+are compiled once for the sweep, the planner and the command. Domain A is the one that peaked and lost; stage B, which
+came later, gives its edit δ_B back. The construction of the paper's proxy conflict set is not public: the rules are
+ours [chosen].
 
 A score is positive where taking a coordinate of δ_B back should serve A; one that is 0 or negative is never chosen
 (`selection.largest`). Magnitude, which is blind to A, is positive on all that changed.
@@ -15,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mdrl_jax import tree
 from mdrl_jax.model.transformer import at_least_float32
+from mdrl_jax.parallel.programs import program
 
 
 def rollback(params: Any, edit: Any, mask: Any, beta: Any) -> Any:
@@ -66,6 +69,11 @@ class Evidence:
         if getattr(self, name) is None:
             raise ValueError(f"this rule needs {name}, which was not given")
         return getattr(self, name)
+
+
+taken_back = program("rollback", rollback)
+edit_between = program("rollback_difference", tree.sub)  # (after, before) -> δ
+masked = program("rollback_masked", lambda edit, mask: jax.tree.map(lambda d, m: d * m, edit, mask))
 
 
 def harm_of_adding(edit: Any, peak_gradient: Any, fisher: Any = None, kappa: Any = 0.0) -> Any:

@@ -5,11 +5,10 @@ taken off is kept beside it, sparse where that is smaller, so that a stage that 
 from there. Without the record all is done anew, from samples that are kept.
 """
 
-import dataclasses
 import functools
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,12 @@ import numpy as np
 from mdrl_jax import evaluate, records
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.checkpoints import abstract
-from mdrl_jax.parallel.programs import program
 from mdrl_jax.recovery import evidence, sparse
 from mdrl_jax.recovery.comparison import compare
 from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
-from mdrl_jax.recovery.rollback import rollback
+from mdrl_jax.recovery.rollback import edit_between, masked, taken_back
 from mdrl_jax.recovery.selection import size, support
 from mdrl_jax.recovery.sweep import ALL, ROUTE, Trial, choose, sweep
-from mdrl_jax.recovery.tradeoff import Rewards
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage
 
@@ -62,8 +59,8 @@ def run(
         seconds[name], clock = time.monotonic() - clock, time.monotonic()
 
     domain = stage.domains[0]
-    edit = _difference(params(donor.name), params(donor.start))
-    ends = Ends(now, params(peak.name), edit, _difference(params(peak.name), params(peak.start)))
+    edit = edit_between(params(donor.name), params(donor.start))
+    ends = Ends(now, params(peak.name), edit, edit_between(params(peak.name), params(peak.start)))
     sample = functools.partial(kept_sample, runtime, folder, params=params)
     names = {evidence.PEAK: peak.name, NOW: stage.start}
     trial, found = _trial(runtime, stage, probe, ends, lambda point, d: sample(names[point], d), progress)
@@ -87,7 +84,7 @@ def run(
     }
     chosen = point and point.record() | {"others": others}
     taken = trial.chosen_mask(point) if point else jax.tree.map(np.zeros_like, support(edit))
-    _save(file.with_suffix(".npz"), _masked(edit, taken))
+    _save(file.with_suffix(".npz"), masked(edit, taken))
     records.write_json(
         file, head | found | {"points": [p.record() for p in tried], "chosen": chosen} | compared | {"seconds": seconds}
     )
@@ -101,7 +98,7 @@ def remade(runtime: Runtime, now: Any, file: Path) -> Any:
         return now
     with np.load(file.with_suffix(".npz")) as stored:
         edit = sparse.expand(stored, abstract(runtime.shapes, runtime.shardings))
-    return _rollback(now, edit, support(edit), np.float32(chosen["strength"]))
+    return taken_back(now, edit, support(edit), np.float32(chosen["strength"]))
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -145,21 +142,10 @@ def _trial(
         n=sum(x.size for x in jax.tree.leaves(ends.edit)),
         settings=settings,
         validation=functools.partial(evaluate.validation_rewards, runtime),
-        held_out=functools.partial(_test_rewards, runtime),
+        held_out=functools.partial(evaluate.held_out_rewards, runtime),
         progress=progress,
     )
     return trial, {"evidence": found, "route": size_of_route, "changed": sizes}
-
-
-def _test_rewards(runtime: Runtime, params: Any, domains: Sequence[str]) -> Rewards:
-    """Rewards [P, k] on all test prompts, `recover.samples` completions each; same keys for all parameters."""
-    section = dataclasses.replace(runtime.config.evaluate, samples=runtime.config.recover.samples)
-    rewards = {}
-    for domain in domains:
-        prompts = runtime.prompts[domain, "test"]
-        ends = range(0, len(prompts), section.batch)
-        rewards[domain] = np.concatenate([evaluate._batch(runtime, params, prompts, at, section)[0] for at in ends])
-    return rewards
 
 
 def _interval(figure: dict[str, Any]) -> str:
@@ -171,8 +157,3 @@ def _save(file: Path, edit: Any) -> None:
     arrays: dict[str, Any] = sparse.compress(edit)
     np.savez_compressed(buffer, **arrays)
     records.write_bytes(file, buffer.getvalue())
-
-
-_difference = program("rollback_difference", lambda a, b: jax.tree.map(lambda x, y: x - y, a, b))
-_masked = program("rollback_masked", lambda edit, mask: jax.tree.map(lambda d, m: d * m, edit, mask))
-_rollback = program("rollback", rollback)

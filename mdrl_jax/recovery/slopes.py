@@ -109,7 +109,7 @@ def measure(
                 sample = newer[domain] if new else stored[domain]
                 rewards_MB = sample.rewards_PG.reshape(gains[domain, new].shape[0], -1)
                 shifts[domain] = shift(gains[domain, new][:, at], rewards_MB)
-            found[i] = Found(shifts, float(_norm(trees[at])))
+            found[i] = Found(shifts, float(length(trees[at])))
     return found
 
 
@@ -189,10 +189,9 @@ class FirstStep:
 
 def path_length(train: TrainSection, steps: int) -> float:
     """Learning rate summed over the first steps of a stage, its warm-up included."""
-    warmup = max(train.warmup_steps, 1)
-    total = sum(min(1.0, (step + 1) / warmup) for step in range(steps))
+    total = sum(train.warmth(step) for step in range(steps))
     return train.learning_rate * total * train.grpo.inner_epochs
 
 
 _product = program("planner_product", tree.vdot)
-_norm = program("planner_norm", tree.norm)
+length = program("planner_norm", tree.norm)

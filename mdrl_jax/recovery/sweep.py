@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from mdrl_jax.config import RecoverSection
-from mdrl_jax.parallel.programs import program
-from mdrl_jax.recovery.rollback import rollback
+from mdrl_jax.recovery.rollback import taken_back
 from mdrl_jax.recovery.selection import largest, size
 from mdrl_jax.recovery.tradeoff import POINTS, Outcome, Rewards, outcome, points, within
 
@@ -74,7 +73,7 @@ class Trial:
 
     def moved(self, mask: Any, strength: float) -> Any:
         """θ_T with the edit taken back on a mask."""
-        return _rollback(self.now, self.edit, mask, np.float32(strength))
+        return taken_back(self.now, self.edit, mask, np.float32(strength))
 
     def try_on(self, score: Score, before: Rewards, mask: Any, strength: float) -> Outcome:
         """What taking the edit back on a mask does."""
@@ -138,6 +137,3 @@ def choose(trial: Trial, found: Sequence[Point]) -> tuple[Point | None, dict[str
 def rounded(values_P: np.ndarray) -> list[float]:
     """For records."""
     return np.round(values_P, 4).tolist()
-
-
-_rollback = program("rollback", rollback)

@@ -141,9 +141,7 @@ def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
     rewards_PG = matrix.rewards[row].get(domain)
     if rewards_PG is None:
         return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[row]}")
-    mean, stderr = statistics.clustered_mean(rewards_PG)
-    n = rewards_PG.shape[0]
-    return Quantity(name, statistics.student(mean, stderr, n - 1, n).scaled(100, POINTS))
+    return Quantity(name, statistics.clustered(rewards_PG).scaled(100, POINTS))
 
 
 def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, detail: str = "") -> Quantity:

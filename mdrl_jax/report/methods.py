@@ -36,7 +36,7 @@ from mdrl_jax.report.matrix import Matrix, Quantity
 from mdrl_jax.report.recovered import collateral
 from mdrl_jax.report.seeds import HIERARCHICAL_FROM, N_REPLICATES, Line
 from mdrl_jax.report.transfer import fall
-from mdrl_jax.stages import Stage, plan
+from mdrl_jax.stages import Stage, plan, way
 from mdrl_jax.workfolder import WorkFolder
 
 PLAIN = "plain sequence"
@@ -191,14 +191,10 @@ def spent(run: Run, stage: str, what: str) -> float | None:
 
 
 def _led_to(stages: Sequence[Stage], name: str) -> set[str]:
-    by_name = {s.name: s for s in stages}
-    found, ahead = set(), [name]
-    while ahead:
-        stage = by_name.get(ahead.pop())
-        if stage is not None and stage.name not in found:
-            found.add(stage.name)
-            ahead += [f"solo-{d}" for d in stage.domains] if stage.kind == "merge" else [stage.start]
-    return found
+    stage = next((s for s in stages if s.name == name), None)
+    if stage is not None and stage.kind == "merge":
+        return {name}.union(*(_led_to(stages, f"solo-{d}") for d in stage.domains))
+    return {s.name for s in way(name, stages)}
 
 
 def _figures(run: Run, focus: str | None) -> dict[Key, Quantity]:

@@ -75,8 +75,7 @@ def check_divides(runtime: Runtime, stage: Stage) -> None:
 
 def learning_rate(stage: Stage, step: int) -> float:
     """Linear warm-up over `warmup_steps`, then constant."""
-    warmup = stage.train.warmup_steps
-    return stage.train.learning_rate * min(1.0, (step + 1) / warmup if warmup else 1.0)
+    return stage.train.learning_rate * stage.train.warmth(step)
 
 
 def grpo_steps(

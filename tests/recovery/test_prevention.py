@@ -147,7 +147,7 @@ def test_references_are_gradients_of_rewarded_log_probabilities_at_the_step(
     (rows,) = micro.rows(4)
 
     def loss(params: Any) -> jax.Array:
-        log_BT = tools._log_probs(params, rows)
+        log_BT = tools.row_log_probs(params, rows)
         return -jnp.mean(jnp.sum(log_BT, axis=1) * micro.rewards_PG.reshape(-1))
 
     expected = jax.grad(loss)(now)
@@ -170,7 +170,7 @@ def test_protected_are_gradients_of_rewarded_completions_at_the_step_in_turn(
 
     def logp(params: Any, p: int, g: int) -> jax.Array:
         row = jax.tree.map(lambda x: x[2 * p + g : 2 * p + g + 1], rows)
-        return jnp.sum(tools._log_probs(params, row))
+        return jnp.sum(tools.row_log_probs(params, row))
 
     for step in (0, 1):
         protected = made.extra(step, now)["protected"]
