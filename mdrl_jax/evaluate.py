@@ -11,6 +11,7 @@ import numpy as np
 
 from mdrl_jax.config import EvaluateSection
 from mdrl_jax.domains.prompts import PromptSet
+from mdrl_jax.progress import Track
 from mdrl_jax.runtime import Runtime
 
 STAGE_OF_KEYS = "evaluate"
@@ -32,13 +33,22 @@ class Evaluation:
         }
 
 
-def evaluate(runtime: Runtime, params: Any) -> Evaluation:
-    """Samples `evaluate.samples` completions of every prompt of `evaluate.split` and judges them."""
+def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluation:
+    """Samples `evaluate.samples` completions of every prompt of `evaluate.split` and judges them; `label` is shown."""
     config = runtime.config.evaluate
+    batches = [
+        (domain, at)
+        for domain in runtime.config.scored_domains
+        for at in range(0, len(runtime.prompts[domain, config.split]), config.batch)
+    ]
+    judged: dict[str, list[Any]] = {domain: [] for domain in runtime.config.scored_domains}
+    with track(label, len(batches)) as show:
+        for done, (domain, at) in enumerate(batches):
+            show(done, domain)
+            judged[domain].append(_batch(runtime, params, runtime.prompts[domain, config.split], at, config))
     rewards, accuracy, samples = {}, {}, []
-    for domain in runtime.config.scored_domains:
+    for domain, parts in judged.items():
         prompts = runtime.prompts[domain, config.split]
-        parts = [_batch(runtime, params, prompts, at, config) for at in range(0, len(prompts), config.batch)]
         rewards[domain] = np.concatenate([part[0] for part in parts])
         accuracy[domain] = np.concatenate([part[1] for part in parts])
         for i, texts in enumerate(parts[0][2][: config.shown]):

@@ -18,7 +18,6 @@ from mdrl_jax import records, runtime
 from mdrl_jax.analysis import interference
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
-from mdrl_jax.analysis.statistics import clustered_mean
 from mdrl_jax.checkpoints import StageCheckpoints, abstract, load_tree
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
@@ -28,19 +27,20 @@ from mdrl_jax.recovery import merging, prevention, rollback_stage
 from mdrl_jax.recovery.claim_refresh import Refreshed, c6
 from mdrl_jax.recovery.claim_rollback import c7
 from mdrl_jax.recovery.contraction import Basis
-from mdrl_jax.report import findings, heatmap, matrix, terminal, tradeoff
+from mdrl_jax.report import findings, matrix, page, tensorboard, terminal
 from mdrl_jax.report.console import Screen
 from mdrl_jax.report.recovered import recoveries
+from mdrl_jax.report.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.rl import loop
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak, plan
 from mdrl_jax.training import Trainer, costs, metered
-from mdrl_jax.workfolder import WorkFolder
+from mdrl_jax.workfolder import WorkFolder, flat, resolved
 
 
-def run(config: Config, workdir: str | Path) -> None:
-    """Runs, or goes on with, the experiment in `workdir`.
+def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
+    """Runs, or goes on with, the experiment in `workdir`; `output` as in `report/console.py`.
 
     Raises:
       UserError: for anything the user can put right; what was written before stays.
@@ -57,7 +57,7 @@ def run(config: Config, workdir: str | Path) -> None:
             elif stage.kind == "analyze":
                 interference.check(built, sequence(earlier, lambda name: None))
         folder.open(config)
-        with Screen(folder.root / "log.txt") as screen, jax.set_mesh(built.mesh):
+        with Screen(folder.root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
             Walk(built, folder, stages, screen).run()
 
 
@@ -124,18 +124,16 @@ class Walk:
     def _rolled_back(self, stage: Stage) -> Any:
         at, donor = (peak(d, stage.start, self.stages) for d in (stage.domains[0], stage.donor))
         assert at is not None and donor is not None  # `stages.plan` saw to it
-        with self.screen.steps(stage.name, 1) as show:
-            probe = build(self.runtime, self.runtime.config.train.grpo)
-            params = rollback_stage.run(
-                self.runtime,
-                stage,
-                at,
-                donor,
-                functools.lru_cache(maxsize=3)(self._params_after),
-                probe,
-                self.folder.root,
-                lambda text: show(0, text),
-            )
+        params = rollback_stage.run(
+            self.runtime,
+            stage,
+            at,
+            donor,
+            functools.lru_cache(maxsize=3)(self._params_after),
+            build(self.runtime, self.runtime.config.train.grpo),
+            self.folder.root,
+            self.screen.steps,
+        )
         record = records.read_json(self.folder.root / "recovery" / f"{stage.name}.json")
         self.screen.print(rollback_stage.summary(record))
         return params
@@ -143,8 +141,7 @@ class Walk:
     def _merged(self, stage: Stage) -> Any:
         base = self.runtime.base_params()
         solos = {d: self._params_after(f"solo-{d}") for d in stage.domains}
-        with self.screen.steps(stage.name, 1) as show:
-            params, record = merging.merge(self.runtime, stage.name, base, solos, lambda text: show(0, text))
+        params, record = merging.merge(self.runtime, stage.name, base, solos, self.screen.steps)
         records.write_json(self.folder.root / "recovery" / f"{stage.name}.json", record)
         return params
 
@@ -160,6 +157,7 @@ class Walk:
             self.screen.steps,
         )
         self.screen.print(findings.summary(found))
+        self.screen.event("claims", claims=found["claims"])
         self.screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
 
     def _params_after(self, name: str) -> Any:
@@ -172,8 +170,9 @@ class Walk:
 
     def _score(self, name: str, index: int, folder: str, step: int, params: Any) -> None:
         """Evaluates, unless that was done, and writes evaluation, samples and scores."""
-        if not self.folder.evaluation(folder).exists():
-            result = evaluate(self.runtime, params())
+        anew = not self.folder.evaluation(folder).exists()
+        if anew:
+            result = evaluate(self.runtime, params(), f"{name}: scores", self.screen.steps)
             head = {
                 "stage": name,
                 "index": index,
@@ -186,10 +185,14 @@ class Walk:
             self._board(name, index, result)
         rows = scores(self.folder)
         records.write_jsonl(self.folder.root / "scores.jsonl", rows)
+        if anew:
+            self.screen.event("scores", rows=[row for row in rows if row["stage"] == name])
         self.screen.print(terminal.score_table(matrix.load(self.folder.root)))
 
     def _board(self, name: str, index: int, result: Evaluation) -> None:
         with TensorBoard(self.folder.root / "tensorboard" / "scores") as board:
+            if name == "base":  # once a run
+                board.hparams(flat(resolved(self.runtime.config)))
             scalars = {f"score/{d}": 100 * float(x.mean()) for d, x in result.rewards.items()}
             board.scalars(index, scalars)
             for domain, rewards in result.rewards.items():
@@ -199,14 +202,17 @@ class Walk:
                 board.text(f"samples/{domain}", "\n\n".join(lines), index)
 
     def _finish(self, seconds: float) -> None:
-        result = matrix.load(self.folder.root)
-        picture = self.folder.root / "report" / "scores.png"
-        heatmap.save_matrix(picture, result)
-        self.screen.print(terminal.summary(result))
+        root = self.folder.root
+        result = matrix.load(root)
         judged = self._claims(result)
+        page.write(root)
+        tensorboard.save_figures(root)
+        self.screen.print(terminal.summary(result), final=True)
         if judged:
-            self.screen.print(findings.verdicts(judged))
-        self.screen.print(f"done in {seconds:.0f} s; heat map {picture}; everything in {self.folder.root}")
+            self.screen.print(findings.verdict_table(judged), final=True)
+            self.screen.event("claims", claims=judged)
+        self.screen.print(terminal.places(root, seconds), final=True)
+        self.screen.event("done", seconds=seconds, workdir=str(root))
 
     def _claims(self, result: matrix.Matrix) -> list[dict[str, Any]]:
         """C6 and C7 of the refreshes and rollbacks that were run, written to `claims.json` beside the analysis's."""
@@ -219,7 +225,6 @@ class Walk:
             record = records.read_json(file)
             if stage.kind == "rollback":
                 rollbacks.append(record)
-                tradeoff.save_tradeoff(self.folder.root / "report" / f"{stage.name}.png", record)
             elif stage.prefix == "refresh" and stage.name in recovered:
                 at = peak(stage.domains[0], stage.start, self.stages)
                 found = recovered[stage.name]
@@ -278,25 +283,5 @@ def bases(folder: WorkFolder, domain: str) -> list[Basis]:
 
 def scores(folder: WorkFolder) -> list[dict[str, Any]]:
     """Rows of `scores.jsonl` from the evaluations on disk, in order of index."""
-    rows = []
-    for file in sorted((folder.root / "evaluations").glob("*.json")):
-        record = records.read_json(file)
-        for domain, rewards in record["rewards"].items():
-            mean, stderr = clustered_mean(np.asarray(rewards))
-            accuracy, accuracy_stderr = clustered_mean(np.asarray(record["accuracy"][domain]))
-            rows.append(
-                {
-                    "stage": record["stage"],
-                    "index": record["index"],
-                    "domain": domain,
-                    "score": 100 * mean,
-                    "stderr": 100 * stderr,
-                    "n_prompts": len(rewards),
-                    "k": record["k"],
-                    "step": record["step"],
-                    "seed": record["seed"],
-                    "accuracy": 100 * accuracy,
-                    "accuracy_stderr": 100 * accuracy_stderr,
-                }
-            )
-    return sorted(rows, key=lambda row: row["index"])
+    evaluations = [records.read_json(file) for file in sorted((folder.root / "evaluations").glob("*.json"))]
+    return sorted((row for record in evaluations for row in score_rows(record)), key=lambda row: row["index"])

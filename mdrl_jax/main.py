@@ -13,13 +13,14 @@ from absl import flags
 from mdrl_jax.errors import UserError
 
 CONFIG_HELP = "configuration file, e.g. configs/quickstart.py; change a field with --config.seed=1"
+OUTPUTS = ("screen", "quiet", "json")  # of `report/outputs.py`, which takes long to import
 
 
 def _run(values: Any) -> None:
     from mdrl_jax import config, experiment
 
     workdir = values.workdir or os.path.join("runs", _stem(values["config"].config_filename))
-    experiment.run(config.parse(values.config), workdir)
+    experiment.run(config.parse(values.config), workdir, values.output)
 
 
 def _stem(config_file: str) -> str:
@@ -29,6 +30,7 @@ def _stem(config_file: str) -> str:
 def _run_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     flags.DEFINE_string("workdir", None, "work folder; default: runs/NAME-OF-CONFIG", flag_values=values)
+    _output_flag(values)
 
 
 def _generate(values: Any) -> None:
@@ -66,12 +68,13 @@ def _evaluate(values: Any) -> None:
     from mdrl_jax import config
     from mdrl_jax.commands import evaluate
 
-    evaluate.run(_needed(values, "model"), config.parse(values.config))
+    evaluate.run(_needed(values, "model"), config.parse(values.config), values.output)
 
 
 def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     flags.DEFINE_string("model", None, "Hugging Face folder to score", flag_values=values)
+    _output_flag(values)
 
 
 def _analyze(values: Any) -> None:
@@ -80,7 +83,8 @@ def _analyze(values: Any) -> None:
 
     if not values.stage:
         raise UserError("--stage is missing; name each stage in order, e.g. --stage=code:DIR --stage=math:DIR")
-    analyze.run(_needed(values, "base"), values.stage, config.parse(values.config), _needed(values, "workdir"))
+    base, workdir = (_needed(values, name) for name in ("base", "workdir"))
+    analyze.run(base, values.stage, config.parse(values.config), workdir, values.output)
 
 
 def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -89,6 +93,7 @@ def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
     about = "DOMAIN:FOLDER of one stage; repeat it in the order of training; solo-DOMAIN:FOLDER: from the base alone"
     flags.DEFINE_multi_string("stage", [], about, flag_values=values)
     flags.DEFINE_string("workdir", None, "work folder for the findings", flag_values=values)
+    _output_flag(values)
 
 
 def _rollback(values: Any) -> None:
@@ -103,6 +108,7 @@ def _rollback(values: Any) -> None:
         base=values.base,
         config=None if values.config is None else config.parse(values.config),
         domain=values.domain,
+        output=values.output,
     )
 
 
@@ -120,6 +126,7 @@ def _rollback_flags(values: flags.FlagValues, argv: list[str]) -> None:
     text("rule", "displacement", about, flag_values=values)
     text("base", None, "folder that --keep was trained from", flag_values=values)
     text("domain", None, "domain of the config to win back", flag_values=values)
+    _output_flag(values)
 
 
 def _export(values: Any) -> None:
@@ -160,6 +167,16 @@ def _seeds_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("plot", None, about, flag_values=values)
 
 
+def _report(values: Any) -> None:
+    from mdrl_jax.commands import report
+
+    report.run(_needed(values, "workdir"))
+
+
+def _report_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    flags.DEFINE_string("workdir", None, "work folder of a run, finished or not", flag_values=values)
+
+
 def _bench(values: Any) -> None:
     from mdrl_jax.commands import bench
 
@@ -184,6 +201,11 @@ def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=values, sys_argv=argv)
 
 
+def _output_flag(values: flags.FlagValues) -> None:
+    about = "of standard output: as for people, the final lines alone, or one JSON object a line"
+    flags.DEFINE_enum("output", OUTPUTS[0], OUTPUTS, about, flag_values=values)
+
+
 Command = tuple[str, Callable[[flags.FlagValues, list[str]], None], Callable[[Any], None]]
 COMMANDS: dict[str, Command] = {
     "run": ("walks the experiment's stages; repeated, it goes on", _run_flags, _run),
@@ -193,6 +215,7 @@ COMMANDS: dict[str, Command] = {
     "rollback": ("takes part of an edit back, without training", _rollback_flags, _rollback),
     "export": ("writes a stage as a Hugging Face folder", _export_flags, _export),
     "score": ("rewards completions from a file", _score_flags, _score),
+    "report": ("writes the page and figures of a work folder", _report_flags, _report),
     "seeds": ("the figures of several seeds with intervals", _seeds_flags, _seeds),
     "bench": ("the benchmarks, peers beside us where installed", _bench_flags, _bench),
 }
@@ -206,10 +229,48 @@ def _needed(values: Any, name: str) -> Any:
     return getattr(values, name)
 
 
+def _with_shipped(argv: list[str]) -> list[str]:
+    """`--config=configs/NAME.py` where there is no such file here is the one that came with the installed package."""
+    shipped = os.path.dirname(os.path.abspath(__file__))
+
+    def found(argument: str) -> str:
+        start = "--config=" if argument.startswith("--config=") else ""
+        file, colon, variant = argument.removeprefix(start).partition(":")
+        there = os.path.join(shipped, file)
+        known = file.startswith("configs/") and not os.path.exists(file) and os.path.exists(there)
+        return f"{start}{there}{colon}{variant}" if known else argument
+
+    return [found(a) for a in argv]
+
+
 def _usage() -> str:
     lines = ["usage: python -m mdrl_jax.main [COMMAND] --flags   (COMMAND --helpshort lists its flags)"]
     lines += [f"  {name:10} {about}" for name, (about, _, _) in COMMANDS.items()]
     return "\n".join(lines)
+
+
+def _unknown_field(argv: list[str]) -> str:
+    """What is wrong with the first `--config.a.b=v` whose field does not exist; "" if all do or there is no config."""
+    alone = flags.FlagValues()
+    spaced = [i for i, a in enumerate(argv) if "--config" in (a, argv[i - 1])]
+    named = [argv[0], *(a for i, a in enumerate(argv) if a.startswith("--config=") or i in spaced)]
+    _config_flag(alone, named)
+    try:
+        alone(named)
+        config: Any = alone["config"].value
+        config.keys()  # raises where the file could not be read
+    except Exception:  # then the file is what is wrong, and the first error says so
+        return ""
+    for argument in (a for a in argv if a.startswith("--config.")):
+        path = argument.removeprefix("--config.").partition("=")[0]
+        parts, at = path.split("."), config
+        for depth, name in enumerate(parts):
+            if not hasattr(at, "keys") or name not in at:
+                where = "config." + ".".join(parts[:depth]) if depth else "the config"
+                has = f"has {', '.join(sorted(at.keys()))}" if hasattr(at, "keys") else "has no fields"
+                return f"--config.{path} is not a field: {where} {has}"
+            at = at[name]
+    return ""
 
 
 def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, needs_config: bool) -> None:
@@ -223,6 +284,8 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, ne
     except UserError:
         raise
     except Exception as e:  # absl, ml_collections and the config file itself raise of every kind
+        if unknown := _unknown_field(argv):
+            raise UserError(unknown) from e
         lines = str(e).strip().splitlines() or [type(e).__name__]
         # What a config file raises may come with its traceback, which ends in the reason.
         raise UserError(lines[-1] if "Traceback" in str(e) else lines[0]) from e
@@ -251,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"command {name!r} is not known; known: {', '.join(COMMANDS)}")
         about, define, execute = COMMANDS[name]
         values = flags.FlagValues()
-        argv = [f"mdrl {name}", *rest]
+        argv = [f"mdrl {name}", *_with_shipped(rest)]
         define(values, argv)
         if wants_help:
             print(f"{name}: {about}\n{values.get_help()}")

@@ -25,8 +25,6 @@ from mdrl_jax.stages import Stage, peak
 from mdrl_jax.training import Trainer
 from mdrl_jax.workfolder import WorkFolder
 
-Progress = Callable[[str], None]
-
 
 @dataclasses.dataclass(eq=False)
 class Planning:
@@ -48,17 +46,16 @@ class Planning:
         started = time.monotonic()
         current = validation_rewards(self.runtime, self.params_after(stage.start))
         probe = build(self.runtime, self.runtime.config.train.grpo)
-        with self.screen.steps(stage.name, 1) as show:
-            made = planner.plan(
-                self.runtime,
-                probe,
-                self.folder.root,
-                self._before(stage),
-                stage.start,
-                self.params_after,
-                current,
-                lambda text: show(0, text),
-            )
+        made = planner.plan(
+            self.runtime,
+            probe,
+            self.folder.root,
+            self._before(stage),
+            stage.start,
+            self.params_after,
+            current,
+            self.screen.steps,
+        )
         made["seconds"] = time.monotonic() - started
         records.write_json(file, made)
         self.screen.print(f"{stage.name}: {made['reason']}")
@@ -72,10 +69,14 @@ class Planning:
             return self.params_after(stage.start), 0.0
         if action.kind == "rollback":
             with self.screen.steps(stage.name, 1) as show:
-                return self._work(stage, lambda text: show(0, text)).rolled_back(action), 0.0
+                show(0, action.name)
+                return self._work(stage).rolled_back(action), 0.0
         params, trained = None, 0.0
-        for _, reached, metrics in self.trainer.walk(self._refresh(stage, action.domain, action.steps)):
-            params, trained = reached, trained + metrics["tokens"]
+        with self.screen.steps(stage.name, action.steps) as show:
+            show(0, action.name)
+            for done, reached, metrics in self.trainer.walk(self._refresh(stage, action.domain, action.steps)):
+                params, trained = reached, trained + metrics["tokens"]
+                show(done, action.name)
         return params, trained
 
     def trials(self, stage: Stage) -> None:
@@ -86,18 +87,19 @@ class Planning:
         names = [f.name for f in dataclasses.fields(Action)]
         actions = [Action(**{name: row[name] for name in names}) for row in made["actions"]]
         with self.screen.steps(stage.name, len(actions)) as show:
+            show(len(tried), "compiling")
 
             def keep(action: Action, params: Any) -> None:
                 rewards = validation_rewards(self.runtime, params)
                 tried[action.name] = {d: x.tolist() for d, x in rewards.items()}
                 records.write_json(file, tried)
-                show(len(tried), action.name)
+                show(len(tried), f"after {action.name}")
 
             left = [a for a in actions if a.name not in tried]
             for action in left:
                 if action.kind == "nothing":
                     keep(action, self.params_after(stage.start))
-            work = self._work(stage, lambda text: show(len(tried), text))
+            work = self._work(stage)
             for action in sorted(left, key=lambda a: (a.donor, a.domain, a.rule, a.fraction)):
                 if action.kind == "rollback":
                     keep(action, work.rolled_back(action))
@@ -123,11 +125,8 @@ class Planning:
             if len(run) == len(stage.domains):
                 scored = {s.domains[0]: self._evaluated(s) for s in run}
                 runs.append((tuple(scored), scored))
-        with self.screen.steps(stage.name, 1) as show:
-            probe = build(self.runtime, self.runtime.config.train.grpo)
-            made = orders.run(
-                probe, solo.__getitem__, self.runtime.base_params(), drawn, runs, lambda text: show(0, text)
-            )
+        probe = build(self.runtime, self.runtime.config.train.grpo)
+        made = orders.run(probe, solo.__getitem__, self.runtime.base_params(), drawn, runs, self.screen.steps)
         records.write_json(self.folder.root / "recovery" / "orders.json", made)
         self.screen.print(f"{stage.name}: {len(made)} objectives, {len(runs)} orders run; recovery/orders.json")
 
@@ -150,11 +149,11 @@ class Planning:
             own, name=f"{stage.name}-{domain}", stream=f"refresh-{domain}", start=stage.start, train=train, keeps=()
         )
 
-    def _work(self, stage: Stage, progress: Progress) -> planner.Work:
+    def _work(self, stage: Stage) -> planner.Work:
         probe = build(self.runtime, self.runtime.config.train.grpo)
         past = planner.trail(self._before(stage), stage.start)
         read = functools.lru_cache(maxsize=3)(self.params_after)
-        return planner.Work(self.runtime, probe, self.folder.root, past, stage.start, read, progress)
+        return planner.Work(self.runtime, probe, self.folder.root, past, stage.start, read)
 
 
 def _summary(found: dict[str, Any]) -> str:

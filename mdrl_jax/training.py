@@ -28,7 +28,7 @@ from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "loss")
 SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
-Steps = Iterator[tuple[int, TrainState, dict[str, float]]]
+Steps = Iterator[tuple[int, TrainState, loop.Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Trainer:
             with TensorBoard(board_folder, resumed_at=first + 1 if first else None) as board:
                 steps = recipe.steps(state, first)
                 for done, state, metrics in self.screen.track(stage.name, recipe.total, first, _watched(steps)):
-                    board.scalars(done, {f"train/{k}": v for k, v in metrics.items()})
+                    board.scalars(done, {f"train/{k}": v for k, v in metrics.items() if k != "rewards"})
+                    board.histogram("train/rewards", metrics.get("rewards", ()), done)
                     totals.update({k: metrics.get(k, 0.0) for k in (*SUMMED, "tokens")})
                     if tracker:
                         ended = tracker.look(done, state.params)
@@ -104,7 +105,7 @@ class Trainer:
         self.screen.print(_line(stage, recipe.total - first, account()["seconds"], totals))
         return params, account()
 
-    def walk(self, stage: Stage) -> Iterator[tuple[int, Any, dict[str, float]]]:
+    def walk(self, stage: Stage) -> Iterator[tuple[int, Any, loop.Metrics]]:
         """(steps done, parameters, metrics) of a GRPO stage that is tried and not kept, from its start."""
         recipe = self._grpo(stage)
         state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)

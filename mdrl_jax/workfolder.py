@@ -31,13 +31,14 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The fields of nested dictionaries by their dotted paths."""
     if not isinstance(value, dict):
         return {name: value}
-    flat: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, inner in value.items():
-        flat |= _flat(inner, f"{name}.{key}" if name else key)
-    return flat
+        fields |= flat(inner, f"{name}.{key}" if name else key)
+    return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class WorkFolder:
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         # Fields that are newer than the folder have their defaults there.
-        old, new = (_flat(resolved(parse(config))) for config in (before, now))
+        old, new = (flat(resolved(parse(config))) for config in (before, now))
         stages_before, stages_now = old.pop("stages"), new.pop("stages")
         if stages_now[: len(stages_before)] != stages_before:
             raise UserError(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mdrl_jax import experiment
 from mdrl_jax.commands.loaded import load_stage
@@ -100,6 +101,31 @@ def test_the_work_folder_holds_the_records(whole):
     events = EventAccumulator(str(workdir / "tensorboard" / "01-math"))
     events.Reload()
     assert [e.step for e in events.Scalars("train/reward")] == [1, 2, 3]
+    rewards = [e.histogram_value for e in events.Histograms("train/rewards")]
+    assert [h.num for h in rewards] == [16, 16, 16]  # 4 prompts, groups of 4
+    means = [e.value for e in events.Scalars("train/reward")]
+    assert [h.sum / h.num for h in rewards] == pytest.approx(means, rel=1e-6)
+
+
+def test_tensorboard_holds_scores_settings_and_pictures(whole):
+    _, workdir, _ = whole
+    scores, figures = (EventAccumulator(str(workdir / "tensorboard" / name)) for name in ("scores", "figures"))
+    scores.Reload()
+    rows = [json.loads(line) for line in (workdir / "scores.jsonl").read_text().splitlines()]
+    for domain in ("math", "code", "qa"):
+        expected = [(r["index"], pytest.approx(r["score"])) for r in rows if r["domain"] == domain]
+        assert [(e.step, e.value) for e in scores.Scalars(f"score/{domain}")] == expected
+        assert [e.step for e in scores.Histograms(f"reward/{domain}")] == [0, 1, 2, 3, 4]
+        shown = scores.Tensors(f"samples/{domain}")
+        assert len(shown) == 5 and " = **" in shown[0].tensor_proto.string_val[0].decode()
+    content = scores.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["train.steps"].number_value == 3 and settings["model.path"].string_value == "tiny"
+    assert settings["stage_overrides.refresh-math.grpo.kl_coef"].number_value == 1e-3
+    figures.Reload()
+    pictures = {f"figures/{file.stem}": file.read_bytes() for file in (workdir / "report").glob("*.png")}
+    assert {tag: figures.Images(tag)[0].encoded_image_string for tag in figures.Tags()["images"]} == pictures
+    assert "figures/scores" in pictures
 
 
 def test_a_placebo_changes_nothing(whole):
@@ -133,8 +159,16 @@ def test_killed_anywhere_it_goes_on_to_the_same_end(whole, tmp_path):
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command(config, workdir), env=environment(), cwd=ROOT, capture_output=True, text=True)
+    last = [*command(config, workdir), "--output=json"]
+    done = subprocess.run(last, env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["event"] == "done" and events[-1]["workdir"] == str(workdir)
+    scored = [[row["stage"] for row in e["rows"]] for e in events if e["event"] == "scores"]
+    assert scored == [["refresh-math"] * 3]
+    assert [e["claims"] for e in events if e["event"] == "claims"] == [
+        json.loads((workdir / "claims.json").read_text())
+    ]
     assert "goes on after step" in (workdir / "log.txt").read_text()
     assert evaluations(workdir) == evaluations(uninterrupted)
     ends = [load_stage(str(folder), "refresh-math").params for folder in (workdir, uninterrupted)]

@@ -14,7 +14,7 @@ PACKAGE = Path(mdrl_jax.__file__).parent
 # A module may import those before it and those beside it. `config` collects the sections that the modules before
 # it declare beside the code that reads them, so it comes after these; what reads a whole Config comes after it.
 LAYERS = (
-    ("errors", "records", "tokens", "tree"),
+    ("errors", "progress", "records", "tokens", "tree"),
     ("parallel",),
     ("model",),
     ("domains", "rewards"),

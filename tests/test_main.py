@@ -126,7 +126,8 @@ def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     "field, named",
     [
-        ("sed=1", "sed"),
+        ("sed=1", "--config.sed is not a field: the config has analyze"),
+        ("evaluate.prompt=1", "config.evaluate has batch"),
         ("train.rate=1", "rate"),
         ("seed=abc", "seed"),
         ("seed=1.5", "seed"),

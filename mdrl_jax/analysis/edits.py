@@ -56,10 +56,10 @@ def matrix(kind: str, x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1]) if kind == "o" else x.reshape(x.shape[0], -1)
 
 
-def _counts(size: jax.Array, before: jax.Array, edges: Any) -> dict[str, jax.Array]:
+def _counts(size: jax.Array, before: jax.Array) -> dict[str, jax.Array]:
     relative = (size < RELATIVE * jnp.abs(before)) | (size <= 0)
     return {
-        "below": jax.lax.map(lambda edge: jnp.sum(size < edge), jnp.asarray(edges, jnp.float32)),
+        "below": jax.lax.map(lambda edge: jnp.sum(size < edge), jnp.asarray(10.0**LOG_EDGES, jnp.float32)),
         "unchanged": jnp.sum(size <= 0),
         "relative": jnp.sum(relative),
         "both": jnp.sum(relative & (size < THRESHOLDS[0])),
@@ -75,8 +75,8 @@ def _tensor_sums(kind: str, before: jax.Array, after: jax.Array) -> dict[str, An
     # XLA may drop a plain cast there and back (excess precision is allowed to it).
     coarse_before, coarse_after = (jax.lax.reduce_precision(x, 8, 7) for x in (before, after))
     out = {
-        "fp32": _counts(size, before, 10.0**LOG_EDGES),
-        "bf16": _counts(jnp.abs(coarse_after - coarse_before), coarse_before, THRESHOLDS),
+        "fp32": _counts(size, before),
+        "bf16": _counts(jnp.abs(coarse_after - coarse_before), coarse_before),
         "largest": largest,
         "second": jnp.sum(unit**2),
         "fourth": jnp.sum(unit**4),
@@ -116,8 +116,9 @@ def effective_rank(spectrum: NDArray[np.floating]) -> float | None:
 def edit_figures(before: Any, after: Any) -> dict[str, Any]:
     """The figures of the edit from `before` to `after`, two trees of parameters with the same shardings.
 
-    {"all": figures, "kinds": {kind: figures}, "histogram": {"log10_edges", "counts", "unchanged"}}, with counts one
-    longer than edges: below the first, between, above the last (unchanged entries are below the first). Figures:
+    {"all": figures, "kinds": {kind: figures}, "histogram": {"log10_edges", "counts", "unchanged", "bf16": {"counts",
+    "unchanged"}}}, with counts one longer than edges: below the first, between, above the last (unchanged entries are
+    below the first), in fp32 and with both ends cast. Figures:
     "n" entries; "fp32" and "bf16" (both ends cast): {"below": {"1e-07", "1e-06", "1e-05"}, "relative", "both",
     "unchanged"}, shares of entries with |δ| < τ, with |δ|/|θ| < 1e-3, with both it and |δ| < 1e-7, and with δ = 0;
     "participation" (Σδ²)²/(nΣδ⁴); "norm" ‖δ‖; "relative_norm" ‖δ‖/‖θ‖. Kinds of matrices add "effective_rank", its
@@ -151,15 +152,14 @@ def _additive(values: dict[str, Any], shape: tuple[int, ...]) -> Sums:
         "second": scale**2 * values["second"],
         "fourth": scale**4 * values["fourth"],
         "theta": np.asarray(values["theta"], float),
-        "histogram": np.asarray(values["fp32"]["below"], float),
         "gauss_relative": np.asarray(values["gauss"], float),
     }
     out["gauss_fourth"] = 3 * out["second"] ** 2 / out["n"]
     at = [int(np.flatnonzero(np.isclose(LOG_EDGES, math.log10(t)))[0]) for t in THRESHOLDS]
     for cast in ("fp32", "bf16"):
         counts = values[cast]
-        taken = counts["below"][:, at] if cast == "fp32" else counts["below"]
-        out |= {f"{cast}_{t:.0e}": taken[:, i].astype(float) for i, t in enumerate(THRESHOLDS)}
+        out[f"{cast}_histogram"] = np.asarray(counts["below"], float)
+        out |= {f"{cast}_{t:.0e}": out[f"{cast}_histogram"][:, i] for i, t in zip(at, THRESHOLDS, strict=True)}
         out |= {f"{cast}_{k}": np.asarray(counts[k], float) for k in ("relative", "both", "unchanged")}
     return out
 
@@ -219,11 +219,14 @@ def unmeasured(reason: str) -> dict[str, Any]:
 
 
 def _histogram(sums: dict[str, Sums]) -> dict[str, Any]:
-    below = sum(s["histogram"].sum(axis=0) for s in sums.values())
     n = sum(s["n"].sum() for s in sums.values())
-    counts = np.diff(np.concatenate([[0.0], np.asarray(below), [n]])).astype(int).tolist()
-    unchanged = int(sum(s["fp32_unchanged"].sum() for s in sums.values()))
-    return {"log10_edges": LOG_EDGES.tolist(), "counts": counts, "unchanged": unchanged}
+
+    def of(cast: str) -> dict[str, Any]:
+        below = sum(s[f"{cast}_histogram"].sum(axis=0) for s in sums.values())
+        counts = np.diff(np.concatenate([[0.0], np.asarray(below), [n]])).astype(int).tolist()
+        return {"counts": counts, "unchanged": int(sum(s[f"{cast}_unchanged"].sum() for s in sums.values()))}
+
+    return {"log10_edges": LOG_EDGES.tolist()} | of("fp32") | {"bf16": of("bf16")}
 
 
 def _neuron_scores(mlp: dict[str, jax.Array]) -> jax.Array:

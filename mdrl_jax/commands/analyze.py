@@ -1,6 +1,7 @@
 """`analyze`: the interference analysis of anybody's checkpoints, Hugging Face folders in the order of training."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import jax
@@ -11,21 +12,23 @@ from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.config import Config
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
-from mdrl_jax.report import findings
+from mdrl_jax.report import findings, terminal
 from mdrl_jax.report.console import Screen
 from mdrl_jax.workfolder import WorkFolder
 
 SOLO = "solo-"
 
 
-def run(base: str, stages: list[str], config: Config, workdir: str) -> None:
+def run(base: str, stages: list[str], config: Config, workdir: str, output: str = "screen") -> None:
     """Writes `workdir`/analysis and claims.json, and shows the findings.
 
     `stages` are "domain:FOLDER" in the order of training; "solo-domain:FOLDER" was trained from the base alone.
+    `output` as in `report/console.py`.
 
     Raises:
       UserError: for a stage that is not of that form, or a folder whose model is not the base's.
     """
+    started = time.monotonic()
     folders = {BASE: runtime.model_folder(base)}
     trained: list[Trained] = []
     solos: list[Trained] = []
@@ -54,8 +57,11 @@ def run(base: str, stages: list[str], config: Config, workdir: str) -> None:
         interference.check(built, checkpoints)
         folder = WorkFolder(Path(workdir))
         folder.open(config)
-        with Screen(folder.root / "log.txt") as screen, jax.set_mesh(built.mesh):
+        with Screen(folder.root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
             sources = {name: str(place) for name, place in folders.items()}
             found = interference.run(built, checkpoints, folder.root, config.train.grpo, screen.steps, sources)
-            screen.print(findings.summary(found))
-            screen.print(f"everything in {folder.root}")
+            screen.print(findings.summary(found), final=True)
+            screen.event("claims", claims=found["claims"])
+            seconds = time.monotonic() - started
+            screen.print(terminal.places(folder.root, seconds), final=True)
+            screen.event("done", seconds=seconds, workdir=str(folder.root))

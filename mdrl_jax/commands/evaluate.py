@@ -1,6 +1,7 @@
 """`evaluate`: the score table of any Hugging Face folder on a config's domains."""
 
 import dataclasses
+import time
 
 import jax
 
@@ -8,16 +9,21 @@ from mdrl_jax import runtime
 from mdrl_jax.config import Config
 from mdrl_jax.evaluate import evaluate
 from mdrl_jax.report import matrix, terminal
-from mdrl_jax.report.console import print_plain
+from mdrl_jax.report.console import Screen
+from mdrl_jax.report.scores import score_rows
 
 
-def run(model: str, config: Config) -> None:
-    """Prints scores with standard errors, in points."""
+def run(model: str, config: Config, output: str = "screen") -> None:
+    """Prints scores with standard errors, in points; `output` as in `report/console.py`."""
+    started = time.monotonic()
     section = dataclasses.replace(config.model, path=model, weights="load")
     config = dataclasses.replace(config, model=section)
-    with runtime.make_pool(config.rewards) as pool:
+    with runtime.make_pool(config.rewards) as pool, Screen(None, output) as screen:
         built = runtime.build(config, pool)
         with jax.set_mesh(built.mesh):
-            result = evaluate(built, built.base_params())
-    record = {"stage": model, "index": 0, "seed": config.seed} | result.record()
-    print_plain(terminal.score_table(matrix.build([record])))
+            result = evaluate(built, built.base_params(), "scores", screen.steps)
+        head = {"stage": model, "index": 0, "seed": config.seed, "k": config.evaluate.samples, "step": 0}
+        record = head | result.record()
+        screen.print(terminal.score_table(matrix.build([record])), final=True)
+        screen.event("scores", rows=score_rows(record))
+        screen.event("done", seconds=time.monotonic() - started, model=model)

@@ -8,6 +8,8 @@ and "removing" also a config and a domain, on whose training prompts gradients a
 import dataclasses
 import math
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from mdrl_jax.recovery import evidence
 from mdrl_jax.recovery.evidence import NEEDS_DATA, Ends
 from mdrl_jax.recovery.rollback import SCORES, edit_between, taken_back
 from mdrl_jax.recovery.selection import largest, size, support
+from mdrl_jax.report.console import Screen
 from mdrl_jax.runtime import model_folder
 
 DEFAULT_RULE = "displacement"
@@ -45,6 +48,7 @@ def run(
     base: str | None = None,
     config: Config | None = None,
     domain: str | None = None,
+    output: str = "screen",
 ) -> None:
     """Writes the new folder `out`: model − strength · m ⊙ (after − before), in the number format of `model`.
 
@@ -52,6 +56,7 @@ def run(
       fraction: share of all coordinates in m, those with the highest positive scores; 1 is the whole edit.
       strength: 1 takes the edit back whole, 0 leaves the model as it is, bit for bit.
       rule: one of `recovery.rollback.SCORES`.
+      output: as in `report/console.py`.
 
     Raises:
       UserError: for an `out` that is not empty, folders of other models, numbers out of range, or a rule that lacks
@@ -63,33 +68,45 @@ def run(
     for name, place in places.items():
         if huggingface.read_config(model_folder(place)) != architecture:
             raise UserError(f"the model in {place} (--{name}) has another config.json than that in {model} (--model)")
-    loaded = load_folder(model)
-    trees = {name: huggingface.load(model_folder(place), loaded.model, loaded.mesh) for name, place in places.items()}
-    ends = Ends(
-        now=trees["model"],
-        peak=trees["keep"],
-        edit=edit_between(trees["after"], trees["before"]),
-        own_edit=edit_between(trees["keep"], trees["base"]) if base else None,
-    )
-    n = sum(x.size for x in jax.tree.leaves(ends.edit))
-    mask = changed = support(ends.edit)
-    if fraction < 1:
-        mask = largest(_scores(rule, ends, model, config, domain), max(1, round(fraction * n)), changed)
-    if not size(mask):
-        raise UserError(
-            f"rule {rule} finds nothing to take back: no coordinate that --after changed has a score above 0"
+    started = time.monotonic()
+    with Screen(None, output) as screen:
+        with screen.steps("rollback", len(places) + 2) as show:
+            show(0, "reading --model")
+            loaded = load_folder(model)
+            trees: dict[str, Any] = {"model": loaded.params}
+            for name in list(places)[1:]:
+                show(len(trees), f"reading --{name}")
+                trees[name] = huggingface.load(model_folder(places[name]), loaded.model, loaded.mesh)
+            ends = Ends(
+                now=trees["model"],
+                peak=trees["keep"],
+                edit=edit_between(trees["after"], trees["before"]),
+                own_edit=edit_between(trees["keep"], trees["base"]) if base else None,
+            )
+            show(len(places), f"scores of {rule}")
+            n = sum(x.size for x in jax.tree.leaves(ends.edit))
+            mask = changed = support(ends.edit)
+            if fraction < 1:
+                scores = _scores(rule, ends, model, config, domain, screen.warn)
+                mask = largest(scores, max(1, round(fraction * n)), changed)
+            if not size(mask):
+                raise UserError(
+                    f"rule {rule} finds nothing to take back: no coordinate that --after changed has a score above 0"
+                )
+            made = taken_back(ends.now, ends.edit, mask, np.float32(strength))
+            show(len(places) + 1, f"writing {out}")
+            huggingface.save(out, made, architecture, _dtype(loaded.folder))
+            for name in KEPT:
+                if (loaded.folder / name).exists():
+                    shutil.copyfile(loaded.folder / name, Path(out) / name)
+            loaded.tokenizer.save_pretrained(out)
+        removed, whole = (float(jnp.sqrt(_square(ends.edit, m))) for m in (mask, changed))
+        screen.print(
+            f"{size(mask)} of {n} coordinates by {'all' if fraction == 1 else rule} at strength {strength:g}, "
+            f"{removed / whole:.1%} of the edit's norm; written to {out}",
+            final=True,
         )
-    made = taken_back(ends.now, ends.edit, mask, np.float32(strength))
-    huggingface.save(out, made, architecture, _dtype(loaded.folder))
-    for name in KEPT:
-        if (loaded.folder / name).exists():
-            shutil.copyfile(loaded.folder / name, Path(out) / name)
-    loaded.tokenizer.save_pretrained(out)
-    removed, whole = (float(jnp.sqrt(_square(ends.edit, m))) for m in (mask, changed))
-    print(
-        f"{size(mask)} of {n} coordinates by {'all' if fraction == 1 else rule} at strength {strength:g}, "
-        f"{removed / whole:.1%} of the edit's norm; written to {out}"
-    )
+        screen.event("done", seconds=time.monotonic() - started, out=out)
 
 
 def _check(
@@ -111,7 +128,9 @@ def _check(
         raise UserError(f"--out={out} exists and is not an empty folder; name a new one")
 
 
-def _scores(rule: str, ends: Ends, model: str, config: Config | None, domain: str | None) -> Any:
+def _scores(
+    rule: str, ends: Ends, model: str, config: Config | None, domain: str | None, warn: Callable[[str], None]
+) -> Any:
     """The rule's scores; gradients are of completions drawn now, at `keep` or `model`."""
     if rule not in NEEDS_DATA or config is None or domain is None:
         return evidence.scores(None, rule, ends, _no_sample)[0]
@@ -128,7 +147,7 @@ def _scores(rule: str, ends: Ends, model: str, config: Config | None, domain: st
             except ValueError as e:
                 raise UserError(f"--rule={rule}: {e}") from e
     if "reason" in record:
-        print(f"{rule}: {record['reason']}")
+        warn(f"{rule}: {record['reason']}")
     return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), scores, ends.edit)
 
 

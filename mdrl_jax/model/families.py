@@ -107,7 +107,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
         "quantization_config": hf.get("quantization_config") is not None,
         "attention_dropout": bool(hf.get("attention_dropout", 0.0)),
     }
-    if family == "llama":
+    if family not in ("qwen2", "qwen3"):  # these give a size that `use_sliding_window` switches off
         refused["sliding_window"] = hf.get("sliding_window") is not None
     for field, bad in refused.items():
         if bad:

@@ -100,23 +100,26 @@ def compare(trial: Trial, before: Rewards, point: Point, peak: Any) -> dict[str,
         "random": (trial.settings.random_sets, lambda i: random_set(i, point.size, within)),
         "matched": (MATCHED_SETS, lambda i: matched(trial.edit, mask, within, i)),
     }
-    same_size = {}
-    for name, (n, make) in draws.items():
-        drawn = []
-        for i in range(1, n + 1):
-            trial.progress(f"{name} set {i} of {n}")
-            drawn.append(trial.try_on(trial.validation, before, make(i), beta))
-        same_size[name] = spread(drawn, point.outcome)
-    curves, kept = {}, {}
-    for name, control in controls(trial, point).items():
-        tried: dict[float, Outcome] = {}
-        for s in outward(control, lambda s, tried=tried: tried[s].loss, point.outcome.loss):
-            trial.progress(f"control {name}, {s:g}")
-            tried[s] = trial.try_on(trial.validation, before, *control.make(s))
-        curves[name] = [{"setting": s} | o.record() for s, o in sorted(tried.items())]
-        carrying = np.array(list(tried))[carriers(list(tried.values()), point.outcome.loss)].tolist()
-        below = max((s for s in tried if s < min(carrying)), default=min(carrying))
-        kept[name] = (control, sorted({below, *carrying}), max(tried))
+    same_size, done = {}, 0
+    with trial.track("random sets", sum(n for n, _ in draws.values())) as show:
+        for name, (n, make) in draws.items():
+            drawn = []
+            for i in range(1, n + 1):
+                show(done, f"{name} set {i} of {n}")
+                drawn.append(trial.try_on(trial.validation, before, make(i), beta))
+                done += 1
+            same_size[name] = spread(drawn, point.outcome)
+    curves, kept, made = {}, {}, controls(trial, point)
+    with trial.track("controls", len(made)) as show:
+        for name, control in made.items():
+            tried: dict[float, Outcome] = {}
+            for s in outward(control, lambda s, tried=tried: tried[s].loss, point.outcome.loss):
+                show(len(kept), f"{name}, {s:g}")
+                tried[s] = trial.try_on(trial.validation, before, *control.make(s))
+            curves[name] = [{"setting": s} | o.record() for s, o in sorted(tried.items())]
+            carrying = np.array(list(tried))[carriers(list(tried.values()), point.outcome.loss)].tolist()
+            below = max((s for s in tried if s < min(carrying)), default=min(carrying))
+            kept[name] = (control, sorted({below, *carrying}), max(tried))
     return {"same_size": same_size, "curves": curves, "test": on_test(trial, mask, beta, peak, kept)}
 
 
@@ -128,20 +131,25 @@ def on_test(
     To the settings chosen on validation prompts come larger ones, until B loses the upper end of the interval of its
     loss by the chosen set, so that no frontier ends before the loss at which it is read, and one before the last.
     """
-    trial.progress("test prompts")
-    start = trial.held_out(trial.now, (trial.domain, trial.donor))
-    top = trial.held_out(peak, (trial.domain,))[trial.domain].mean(axis=1, dtype=np.float64)
+    with trial.track("test", 3) as show:
+        show(0, "before")
+        start = trial.held_out(trial.now, (trial.domain, trial.donor))
+        show(1, "at the peak")
+        top = trial.held_out(peak, (trial.domain,))[trial.domain].mean(axis=1, dtype=np.float64)
+        show(2, "after")
+        ours = trial.try_on(trial.held_out, start, mask, beta)
     lost_P = top - start[trial.domain].mean(axis=1, dtype=np.float64)
-    ours = trial.try_on(trial.held_out, start, mask, beta)
     recovered = ratio_of_means(ours.gain_P, lost_P, "fraction")
     undefined = {"estimate": None, "ci95": None, "null": 0.0, "reason": "the interval of A's loss includes 0"}
     reach = paired_difference(ours.loss_P, np.zeros_like(ours.loss_P)).high
     against = {}
-    for name, (control, settings, largest_tried) in kept.items():
-        found = followed(trial, start, control, settings, largest_tried, reach)
-        estimate, height = at_equal_loss(ours, list(found.values()))
-        rows = [{"setting": s} | o.record() for s, o in sorted(found.items())]
-        against[name] = estimate.record(0.0) | {"control_gain": height, "settings": rows}
+    with trial.track("test of controls", len(kept)) as show:
+        for i, (name, (control, settings, largest_tried)) in enumerate(kept.items()):
+            say = lambda s, i=i, name=name: show(i, f"{name}, {s:g}")  # noqa: E731
+            found = followed(trial, start, control, settings, largest_tried, reach, say)
+            estimate, height = at_equal_loss(ours, list(found.values()))
+            rows = [{"setting": s} | o.record() for s, o in sorted(found.items())]
+            against[name] = estimate.record(0.0) | {"control_gain": height, "settings": rows}
     return {
         "prompts": len(lost_P),
         "lost": points(lost_P),
@@ -152,13 +160,14 @@ def on_test(
 
 
 def followed(
-    trial: Trial, start: Rewards, control: Control, settings: list[float], largest_tried: float, reach: float
-) -> dict[float, Outcome]:
+    trial: Trial, start: Rewards, control: Control, settings: list[float], largest_tried: float, reach: float,
+    say: Callable[[float], None],
+) -> dict[float, Outcome]:  # fmt: skip
     """A control's settings on the test prompts, and what they did: those given, and on to where B loses `reach`."""
     found: dict[float, Outcome] = {}
 
     def attempt(s: float) -> None:
-        trial.progress(f"test prompts, control, {s:g}")
+        say(s)
         found[s] = trial.try_on(trial.held_out, start, *control.make(s))
 
     for s in settings:

@@ -39,7 +39,11 @@ POINTS = 100.0
 
 
 def log_odds(rewards: ArrayLike) -> float:
-    """ln J/(1 − J) of the mean reward, with half a success and half a failure added, so that it is finite."""
+    """ln J/(1 − J) of the mean reward, with half a success and half a failure added, so that it is finite.
+
+    >>> round(log_odds([1, 1, 1, 0]), 3), round(log_odds([1, 1, 1, 1]), 3)
+    (0.847, 2.197)
+    """
     values = np.asarray(rewards, float)
     mean = (values.sum() + 0.5) / (values.size + 1)
     return math.log(mean / (1 - mean))

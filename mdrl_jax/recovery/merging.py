@@ -4,7 +4,7 @@ The average of the solo models is task arithmetic with λ = 1 / number of domain
 one of `recover.scales` with the best average over domains on validation prompts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,13 @@ import numpy as np
 from mdrl_jax.analysis import statistics
 from mdrl_jax.evaluate import validation_rewards
 from mdrl_jax.parallel.programs import program
+from mdrl_jax.progress import Track
 from mdrl_jax.recovery.baselines import average, task_arithmetic, ties
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.tree import sub
 
 
-def merge(
-    runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], progress: Callable[[str], None]
-) -> tuple[Any, dict[str, Any]]:
+def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], track: Track) -> tuple[Any, dict[str, Any]]:
     """The merged parameters, and the record of what was tried.
 
     Args:
@@ -39,14 +38,16 @@ def merge(
     else:
         combine = lambda base, edits, scale: ties(base, edits, section.density, scale)  # noqa: E731
     tried, best = [], None
-    for scale in section.scales:
-        progress(f"factor {scale:g}")
-        params = combine(base, edits, np.float32(scale))
-        rewards = validation_rewards(runtime, params)
-        score = {domain: statistics.clustered(x).scaled(100, "points") for domain, x in rewards.items()}
-        mean = statistics.independent_mean(list(score.values()))
-        tried.append({"scale": scale, "average": mean.record(), "scores": {d: e.record() for d, e in score.items()}})
-        if best is None or mean.value > best[0]:
-            best = mean.value, params, scale
+    with track(name, len(section.scales)) as show:
+        for scale in section.scales:
+            show(len(tried), f"factor {scale:g}")
+            params = combine(base, edits, np.float32(scale))
+            rewards = validation_rewards(runtime, params)
+            score = {domain: statistics.clustered(x).scaled(100, "points") for domain, x in rewards.items()}
+            mean = statistics.independent_mean(list(score.values()))
+            row = {"scale": scale, "average": mean.record(), "scores": {d: e.record() for d, e in score.items()}}
+            tried.append(row)
+            if best is None or mean.value > best[0]:
+                best = mean.value, params, scale
     assert best is not None  # `config.check` wants at least one factor
     return best[1], {"method": name, "points": tried, "chosen": best[2]}

@@ -25,6 +25,7 @@ from mdrl_jax.analysis.objectives import Order2
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.analysis.statistics import independent_mean, paired_difference
+from mdrl_jax.progress import Track
 from mdrl_jax.recovery.forecast import POINTS
 
 OBJECTIVES = {"reward": (POINTS, "points"), "success_nll": (1.0, "nats")}  # factor to the unit of records
@@ -67,7 +68,7 @@ def expand(
     solo: Callable[[str], Any],
     base: Any,
     samples: Mapping[str, Sample],
-    progress: Callable[[str], None],
+    track: Track,
 ) -> dict[str, dict[str, Expansion]]:
     """The expansions of each of `OBJECTIVES`, by domain.
 
@@ -77,19 +78,24 @@ def expand(
       samples: completions of each domain at its solo checkpoint.
     """
     domains = sorted(samples)
+    others = {domain: [d for d in domains if d != domain] for domain in domains}
+    sets = {d: [(j,) for j in others[d]] + list(itertools.combinations(others[d], 2)) for d in domains}
     found: dict[str, dict[str, Expansion]] = {name: {} for name in OBJECTIVES}
-    for domain in domains:
-        point, others = solo(domain), [d for d in domains if d != domain]
-        made: dict[tuple[str, ...], Mapping[str, Order2]] = {}
-        for names in [(j,) for j in others] + list(itertools.combinations(others, 2)):
-            progress(f"{domain} along the solo edits of {' and '.join(names)}")
-            v = probe.difference(solo(names[0]), base)
-            for name in names[1:]:
-                v = probe.along(v, probe.difference(solo(name), base), np.float32(1))
-            made[names] = probe.derivatives(point, v, samples[domain])
-        for objective in OBJECTIVES:
-            along = {names: x[objective] for names, x in made.items()}
-            found[objective][domain] = Expansion(along.__getitem__, others)
+    done = 0
+    with track("orders", sum(map(len, sets.values()))) as show:
+        for domain in domains:
+            point = solo(domain)
+            made: dict[tuple[str, ...], Mapping[str, Order2]] = {}
+            for names in sets[domain]:
+                show(done, f"{domain} along the solo edits of {' and '.join(names)}")
+                v = probe.difference(solo(names[0]), base)
+                for name in names[1:]:
+                    v = probe.along(v, probe.difference(solo(name), base), np.float32(1))
+                made[names] = probe.derivatives(point, v, samples[domain])
+                done += 1
+            for objective in OBJECTIVES:
+                along = {names: x[objective] for names, x in made.items()}
+                found[objective][domain] = Expansion(along.__getitem__, others[domain])
     return found
 
 
@@ -156,11 +162,11 @@ def run(
     base: Any,
     samples: Mapping[str, Sample],
     runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]],
-    progress: Callable[[str], None],
+    track: Track,
 ) -> Record:
     """The record of `recovery/orders.json`: for each objective all orders ranked, and the check against those run."""
     record: Record = {}
-    for objective, expansions in expand(probe, solo, base, samples, progress).items():
+    for objective, expansions in expand(probe, solo, base, samples, track).items():
         reasons = {d: r for d, s in samples.items() if (r := uninformative(s))} if objective == "reward" else {}
         rows = forecast(expansions, *OBJECTIVES[objective], reasons)
         record[objective] = {"orders": rows, "checked": compare(rows, runs)}

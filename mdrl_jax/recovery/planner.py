@@ -17,6 +17,7 @@ limited by 1 alone, not by the domain's peak [chosen]: the gradient that is left
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,19 @@ from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.config import RecoverSection
 from mdrl_jax.errors import UserError
+from mdrl_jax.progress import Show, Track
 from mdrl_jax.recovery import evidence
 from mdrl_jax.recovery.decision import Action, Outlook, decide
 from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
 from mdrl_jax.recovery.forecast import Known, Shift, log_odds
 from mdrl_jax.recovery.rollback import masked
 from mdrl_jax.recovery.selection import largest, support
-from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, fresh, length, measure, path_length
+from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, fresh, length, measure, path_length, rounds
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak, way
 
 BUDGET = 0.2  # of a stage's steps: the longest refresh considered (definitions §13, C6)
 RULE = "removing"  # of rollbacks considered: the one that reads the kept domain's gradient at θ_T [chosen]
-Progress = Callable[[str], None]
 Rewards = Mapping[str, np.ndarray]
 
 
@@ -74,7 +75,7 @@ def plan(
     last: str,
     params: Callable[[str], Any],
     current: Rewards,
-    progress: Progress,
+    track: Track,
     actions: Sequence[Action] | None = None,
 ) -> dict[str, Any]:
     """The record of a plan at the end of stage `last` (`decision.decide`).
@@ -93,8 +94,8 @@ def plan(
     if not past:
         raise UserError(f"plan: no stage on the way to {last} trained a domain alone, so nothing can be won back")
     actions = candidates(runtime.config.recover, past) if actions is None else actions
-    work = Work(runtime, probe, folder, past, last, params, progress)
-    outlooks, known = work.look(actions)
+    work = Work(runtime, probe, folder, past, last, params)
+    outlooks, known = work.look(actions, track)
     record = decide(last, current, outlooks, known, runtime.config.recover.limit)
     return record | {"left_out": work.left_out}
 
@@ -104,10 +105,10 @@ class Work:
 
     def __init__(
         self, runtime: Runtime, probe: Probe, folder: Path, past: Sequence[Stage], last: str,
-        params: Callable[[str], Any], progress: Progress,
+        params: Callable[[str], Any],
     ):  # fmt: skip
         self.runtime, self.probe, self.folder = runtime, probe, folder
-        self.past, self.last, self.progress = tuple(past), last, progress
+        self.past, self.last = tuple(past), last
         self.first_step = FirstStep(probe)
         self.domains = runtime.config.scored_domains
         self.left_out: dict[str, str] = {}
@@ -126,27 +127,45 @@ class Work:
         params = self.params(self.last)
         return None if back is None else self.probe.along(params, back, np.float32(action.strength))
 
-    def look(self, actions: Sequence[Action]) -> tuple[list[Outlook], list[Known]]:
+    def look(self, actions: Sequence[Action], track: Track) -> tuple[list[Outlook], list[Known]]:
         """What is known of the actions that can be looked at, and of the past."""
-        points = dict.fromkeys([s.start for s in self.past] + [s.name for s in self.past] + [self.last])
-        eta = {p: {d: log_odds(self.sample(p, d).rewards_PG) for d in self.domains} for p in points}
+        points = list(dict.fromkeys([s.start for s in self.past] + [s.name for s in self.past] + [self.last]))
+        begun = {p: [s for s in self.past if s.start == p] for p in points}
+        ended = {p: [s for s in self.past if s.name == p] for p in points}
+        tried = {p: self._directions(actions) if p == self.last else {} for p in points}
+        eta = self._eta(points, track)
+        directions: dict[str, list[Direction]] = {}
+        for p in points:
+            steps = [self._step(p, s.domains[0], s) for s in begun[p]]
+            backs = [Direction(functools.partial(self.back, s)) for s in ended[p]]
+            directions[p] = [*steps, *backs, *tried[p].values()]
         known: list[Known] = []
         looked: dict[Action, Found] = {}
-        for point in points:
-            begun = [s for s in self.past if s.start == point]
-            ended = [s for s in self.past if s.name == point]
-            tried = self._directions(actions) if point == self.last else {}
-            steps = [self._step(point, s.domains[0], s) for s in begun]
-            backs = [Direction(functools.partial(self.back, s)) for s in ended]
-            found = self._measure(point, [*steps, *backs, *tried.values()])
-            for stage, there in zip(begun, found, strict=False):
-                size = path_length(stage.train, stage.train.steps)
-                known += self._known("refresh", stage, there, size, eta[point], eta[stage.name])
-            for stage, there in zip(ended, found[len(begun) :], strict=False):
-                known += self._known("rollback", stage, there, 1.0, eta[point], eta[stage.start])
-            looked |= {a: x for a, x in zip(tried, found[len(begun) + len(ended) :], strict=True) if x is not None}
+        held, done = self.runtime.config.analyze.held, 0
+        with track("plan: forecasts", sum(rounds(len(x), held) for x in directions.values())) as show:
+            for point in points:
+                found = self._measure(point, directions[point], lambda i, text, done=done: show(done + i, text))
+                done += rounds(len(directions[point]), held)
+                for stage, there in zip(begun[point], found, strict=False):
+                    size = path_length(stage.train, stage.train.steps)
+                    known += self._known("refresh", stage, there, size, eta[point], eta[stage.name])
+                for stage, there in zip(ended[point], found[len(begun[point]) :], strict=False):
+                    known += self._known("rollback", stage, there, 1.0, eta[point], eta[stage.start])
+                rest = found[len(begun[point]) + len(ended[point]) :]
+                looked |= {a: x for a, x in zip(tried[point], rest, strict=True) if x is not None}
         outlooks = [self._outlook(a, looked) for a in actions if not a.domain or _key(a) in looked]
         return outlooks, known
+
+    def _eta(self, points: Sequence[str], track: Track) -> dict[str, dict[str, float]]:
+        """Log-odds of every domain at every point."""
+        eta: dict[str, dict[str, float]] = {p: {} for p in points}
+        with track("plan: samples", len(points) * len(self.domains)) as show:
+            for done, (point, domain) in enumerate(itertools.product(points, self.domains)):
+                # What is at hand is not drawn: no parameters are asked for, and nothing is shown.
+                params = lambda name, done=done: (show(done, name), self.params(name))[1]  # noqa: E731
+                sample = kept_sample(self.runtime, self.folder, point, domain, params)
+                eta[point][domain] = log_odds(sample.rewards_PG)
+        return eta
 
     def _known(
         self, kind: str, stage: Stage, there: Found | None, size: float,
@@ -159,15 +178,15 @@ class Work:
             for d in self.domains
         ]
 
-    def _measure(self, point: str, directions: Sequence[Direction]) -> list[Found | None]:
+    def _measure(self, point: str, directions: Sequence[Direction], show: Show) -> list[Found | None]:
         params = self.params(point)
         newer = {}
         for domain in self.domains:
             if any(x.fresh == domain for x in directions):
-                self.progress(f"{point}: fresh samples of {domain}")
+                show(0, f"{point}: fresh samples of {domain}")
                 newer[domain] = fresh(self.runtime, params, domain)
         stored = {d: self.sample(point, d) for d in self.domains}
-        return measure(self.probe, params, stored, newer, directions, lambda text: self.progress(f"{point}: {text}"))
+        return measure(self.probe, params, stored, newer, directions, lambda i, text: show(i, f"{point}: {text}"))
 
     def _directions(self, actions: Sequence[Action]) -> dict[Action, Direction]:
         found: dict[Action, Direction] = {}
@@ -205,7 +224,6 @@ class Work:
         return masked(back, largest(scores, max(1, round(key.fraction * n)), support(back)))
 
     def _scores(self, domain: str, donor: str, rule: str) -> Any:
-        self.progress(f"{self.last}: rollback of {donor} for {domain} by {rule}")
         own, edit = self._own(domain), tree.scale(-1.0, self._back(self._own(donor)))
         ends = Ends(self.params(self.last), self.params(own.name), edit, tree.scale(-1.0, self._back(own)))
         points = {evidence.PEAK: own.name, NOW: self.last}

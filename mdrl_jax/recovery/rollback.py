@@ -31,6 +31,10 @@ def rollback(params: Any, edit: Any, mask: Any, beta: Any) -> Any:
       edit: δ, a tree like θ.
       mask: booleans, a tree like θ.
       beta: scalar; 1 takes the edit back whole.
+
+    >>> theta, delta = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.25, 0.5])}
+    >>> rollback(theta, delta, {"w": jnp.array([True, False])}, 1.0)["w"].tolist()
+    [0.75, 2.0]
     """
 
     def one(theta: jax.Array, delta: jax.Array, chosen: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ import numpy as np
 from mdrl_jax import evaluate, records
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.checkpoints import abstract
+from mdrl_jax.progress import Track
 from mdrl_jax.recovery import evidence, sparse
 from mdrl_jax.recovery.comparison import compare
 from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
@@ -26,8 +27,6 @@ from mdrl_jax.recovery.selection import size, support
 from mdrl_jax.recovery.sweep import ALL, ROUTE, Trial, choose, sweep
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage
-
-Progress = Callable[[str], None]
 
 
 def run(
@@ -38,7 +37,7 @@ def run(
     params: Callable[[str], Any],
     probe: Probe,
     folder: Path,
-    progress: Progress,
+    track: Track,
 ) -> Any:
     """The rolled-back parameters; sweeps first, and writes `folder`/recovery, unless that was done.
 
@@ -46,7 +45,7 @@ def run(
       stage: the rollback.
       peak, donor: the stages that trained A and B last on the way to its start (`stages.peak`).
       params: stage name -> parameters at its end; "base" too.
-      progress: told what is being done.
+      track: shows how far each part of it is.
     """
     file = folder / "recovery" / f"{stage.name}.json"
     now = params(stage.start)
@@ -63,7 +62,7 @@ def run(
     ends = Ends(now, params(peak.name), edit, edit_between(params(peak.name), params(peak.start)))
     sample = functools.partial(kept_sample, runtime, folder, params=params)
     names = {evidence.PEAK: peak.name, NOW: stage.start}
-    trial, found = _trial(runtime, stage, probe, ends, lambda point, d: sample(names[point], d), progress)
+    trial, found = _trial(runtime, stage, probe, ends, lambda point, d: sample(names[point], d), track)
     lap("evidence")
     before = trial.validation(now, (domain, stage.donor))
     tried = sweep(trial, before)
@@ -115,22 +114,23 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def _trial(
-    runtime: Runtime, stage: Stage, probe: Probe, ends: Ends, sample: Callable[[str, str], Any], progress: Progress
+    runtime: Runtime, stage: Stage, probe: Probe, ends: Ends, sample: Callable[[str, str], Any], track: Track
 ) -> tuple[Trial, dict[str, Any]]:
     """What the sweep needs, and a record of the evidence; rules whose evidence is not measurable are left out."""
     domain, settings = stage.domains[0], runtime.config.recover
-    progress("shared route")
-    both = [sample(evidence.PEAK, d) for d in (domain, stage.donor)]
-    route, size_of_route = evidence.shared_route(probe, ends.peak, *both)
-    places = {ROUTE: support(ends.edit, route), ALL: support(ends.edit)}
-    sizes = {name: size(mask) for name, mask in places.items()}
     scores, found = {}, {}
-    for rule in settings.rules:
-        progress(f"scores of {rule}")
-        try:
-            scores[rule], found[rule] = evidence.scores(probe, rule, ends, lambda point: sample(point, domain))
-        except ValueError as e:
-            found[rule] = {"left_out": str(e)}
+    with track(f"{stage.name}: evidence", 1 + len(settings.rules)) as show:
+        show(0, "shared route")
+        both = [sample(evidence.PEAK, d) for d in (domain, stage.donor)]
+        route, size_of_route = evidence.shared_route(probe, ends.peak, *both)
+        places = {ROUTE: support(ends.edit, route), ALL: support(ends.edit)}
+        sizes = {name: size(mask) for name, mask in places.items()}
+        for done, rule in enumerate(settings.rules, 1):
+            show(done, f"scores of {rule}")
+            try:
+                scores[rule], found[rule] = evidence.scores(probe, rule, ends, lambda point: sample(point, domain))
+            except ValueError as e:
+                found[rule] = {"left_out": str(e)}
     trial = Trial(
         domain=domain,
         donor=stage.donor,
@@ -143,7 +143,7 @@ def _trial(
         settings=settings,
         validation=functools.partial(evaluate.validation_rewards, runtime),
         held_out=functools.partial(evaluate.held_out_rewards, runtime),
-        progress=progress,
+        track=lambda part, total: track(f"{stage.name}: {part}", total),
     )
     return trial, {"evidence": found, "route": size_of_route, "changed": sizes}
 

@@ -24,6 +24,7 @@ from mdrl_jax.config import TrainSection
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import put
+from mdrl_jax.progress import Show
 from mdrl_jax.recovery.forecast import Shift, shift
 from mdrl_jax.rl.grpo import GRPOBatch, group_advantages, loss_mask
 from mdrl_jax.rl.policy import PolicyBatch, join, make_grpo_loss
@@ -31,7 +32,6 @@ from mdrl_jax.rl.trainer import init_state, make_optimizer, make_train_step, mic
 from mdrl_jax.runtime import Runtime
 
 Floats = NDArray[np.float64]
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +82,12 @@ def measure(
     stored: dict[str, Sample],
     newer: dict[str, Sample],
     directions: Sequence[Direction],
-    progress: Progress,
+    show: Show,
 ) -> list[Found | None]:
     """What each direction does to every domain at `params`; None where `make` could not make it.
 
-    Up to `analyze.held` directions are kept at a time; with more, gradients are computed several times.
+    Up to `analyze.held` directions are kept at a time; with more, gradients are computed in several `rounds`, each a
+    piece of what `show` is told.
 
     Args:
       stored, newer: samples at hand and fresh ones (`fresh`), of each domain; the latter where a direction needs them.
@@ -94,11 +95,15 @@ def measure(
     held = probe.runtime.config.analyze.held
     found: list[Found | None] = [None] * len(directions)
     for first in range(0, len(directions), held):
+        done = first // held
+        show(done, "directions")
         made = {i: directions[i].make() for i in range(first, min(first + held, len(directions)))}
         some = [i for i, direction in made.items() if direction is not None]
         trees = [made[i] for i in some]
         gains = {
-            (domain, new): _gains(probe, params, sample, trees, lambda t, d=domain: progress(f"gradient of {d}, {t}"))
+            (domain, new): _gains(
+                probe, params, sample, trees, lambda t, done=done, d=domain: show(done, f"gradient of {d}, {t}")
+            )
             for new, sets in ((False, stored), (True, newer))
             for domain, sample in sets.items()
         }
@@ -113,7 +118,12 @@ def measure(
     return found
 
 
-def _gains(probe: Probe, params: Any, sample: Sample, trees: list[Any], progress: Progress) -> Floats:
+def rounds(n_directions: int, held: int) -> int:
+    """How often `measure` computes the gradients."""
+    return -(-n_directions // held)
+
+
+def _gains(probe: Probe, params: Any, sample: Sample, trees: list[Any], progress: Callable[[str], None]) -> Floats:
     """∇J·v of each block of prompts: [blocks, directions]."""
     blocks = probe.rows(sample)
     out = np.zeros((len(blocks), len(trees)))

@@ -12,12 +12,14 @@ chosen only where no other rule is listed [chosen].
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mdrl_jax.config import RecoverSection
+from mdrl_jax.progress import Show, Track
 from mdrl_jax.recovery.rollback import taken_back
 from mdrl_jax.recovery.selection import largest, size
 from mdrl_jax.recovery.tradeoff import POINTS, Outcome, Rewards, outcome, points, within
@@ -26,7 +28,6 @@ ROUTE, ALL = "route", "all"
 BLIND = "magnitude"
 OVERSHOOT = 3.0  # times the limit: a curve ends there
 DEAR = 3  # sets of a curve that are tried at lower strengths
-Progress = Callable[[str], None]
 Score = Callable[[Any, Sequence[str]], Rewards]  # (params, domains) -> rewards [P, k] by domain
 
 
@@ -69,7 +70,7 @@ class Trial:
     settings: RecoverSection
     validation: Score
     held_out: Score
-    progress: Progress
+    track: Track
 
     def moved(self, mask: Any, strength: float) -> Any:
         """θ_T with the edit taken back on a mask."""
@@ -88,32 +89,45 @@ class Trial:
 def sweep(trial: Trial, before: Rewards) -> list[Point]:
     """Every point of the scheme above."""
     found: list[Point] = []
+    curves, most = list(itertools.product(trial.scores, trial.places)), longest(trial.settings)
+    with trial.track("sweep", most * len(curves)) as show:
+        for i, (rule, place) in enumerate(curves):
+            found += _curve(trial, before, rule, place, lambda done, text, i=i: show(most * i + done, text))
+    return found
+
+
+def longest(settings: RecoverSection) -> int:
+    """Points of a curve at most, those at other strengths included."""
+    return len(settings.fractions) + sum(DEAR if s < 1 else s > 1 for s in settings.strengths)
+
+
+def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> list[Point]:
+    """The points of a rule in a place."""
+    found: list[Point] = []
     limit = trial.settings.limit / POINTS
 
-    def attempt(rule: str, place: str, fraction: float, mask: Any, n: int, strength: float) -> Point:
-        trial.progress(f"{rule}, {place}, {n} coordinates, strength {strength:g}")
+    def attempt(fraction: float, mask: Any, n: int, strength: float) -> Point:
+        show(len(found), f"{rule}, {place}, {n} coordinates, strength {strength:g}")
         found.append(Point(rule, place, fraction, n, strength, trial.try_on(trial.validation, before, mask, strength)))
         return found[-1]
 
-    for rule, scores in trial.scores.items():
-        for place, mask_of_place in trial.places.items():
-            curve: list[Point] = []
-            for fraction in sorted(trial.settings.fractions):
-                mask = largest(scores, max(1, round(fraction * trial.n)), mask_of_place)
-                n = size(mask)
-                if n == (curve[-1].size if curve else 0):
-                    break
-                curve.append(attempt(rule, place, fraction, mask, n, 1.0))
-                if curve[-1].outcome.loss > OVERSHOOT * limit:
-                    break
-            if rule == BLIND and len(trial.scores) > 1:
-                continue
-            best = max((p for p in curve if p.outcome.affordable(limit)), key=lambda p: p.outcome.gain, default=None)
-            dear = [p for p in curve if not p.outcome.affordable(limit)][:DEAR]
-            for strength in trial.settings.strengths:
-                again = dear if strength < 1 else [best] if strength > 1 and best else []
-                for p in again:
-                    attempt(rule, place, p.fraction, trial.chosen_mask(p), p.size, strength)
+    curve: list[Point] = []
+    for fraction in sorted(trial.settings.fractions):
+        mask = largest(trial.scores[rule], max(1, round(fraction * trial.n)), trial.places[place])
+        n = size(mask)
+        if n == (curve[-1].size if curve else 0):
+            break
+        curve.append(attempt(fraction, mask, n, 1.0))
+        if curve[-1].outcome.loss > OVERSHOOT * limit:
+            break
+    if rule == BLIND and len(trial.scores) > 1:
+        return found
+    best = max((p for p in curve if p.outcome.affordable(limit)), key=lambda p: p.outcome.gain, default=None)
+    dear = [p for p in curve if not p.outcome.affordable(limit)][:DEAR]
+    for strength in trial.settings.strengths:
+        again = dear if strength < 1 else [best] if strength > 1 and best else []
+        for p in again:
+            attempt(p.fraction, trial.chosen_mask(p), p.size, strength)
     return found
 
 
@@ -126,11 +140,13 @@ def choose(trial: Trial, found: Sequence[Point]) -> tuple[Point | None, dict[str
     if not affordable or not trial.others:
         return (affordable[0] if affordable else None), {}
     reference = trial.validation(trial.now, trial.others)
-    for point in affordable:
-        after = trial.validation(trial.moved(trial.chosen_mask(point), point.strength), trial.others)
-        lost = {d: (reference[d] - after[d]).mean(axis=1, dtype=np.float64) for d in trial.others}
-        if all(within(x, limit) for x in lost.values()):
-            return point, {d: points(x) for d, x in lost.items()}
+    with trial.track("choice", len(affordable)) as show:
+        for done, point in enumerate(affordable):
+            show(done, f"what {', '.join(trial.others)} would lose")
+            after = trial.validation(trial.moved(trial.chosen_mask(point), point.strength), trial.others)
+            lost = {d: (reference[d] - after[d]).mean(axis=1, dtype=np.float64) for d in trial.others}
+            if all(within(x, limit) for x in lost.values()):
+                return point, {d: points(x) for d, x in lost.items()}
     return None, {}
 
 

@@ -6,22 +6,20 @@ Student's t over seeds (definitions §12); R² is that of the line of equality, 
 """
 
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import altair as alt
 
 from mdrl_jax.analysis.nulls import r_squared, spearman
 from mdrl_jax.analysis.statistics import Estimate, over_seeds
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, write_bytes
+from mdrl_jax.report.figure import INK, Figure, by_category, data
+from mdrl_jax.report.intervals import columns, span, tips
 
 SHOWN = {"reward": ("mean reward, points", 100.0), "success_nll": ("success NLL, nats", 1.0)}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-DPI = 150
+SIDE = 330  # px of a panel
 
 
 def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -76,38 +74,61 @@ def agreement(points: Sequence[dict[str, Any]]) -> dict[str, Estimate | None]:
     return {"Spearman": spearman(x, y, seeds), "R²": r_squared(x, y, seeds)}
 
 
-def save_plot(path: str | Path, damage: Sequence[dict[str, Any]]) -> None:
-    """Writes the picture as PNG: hollow one segment, filled as many as were made; bars are 95 % over prompts."""
-    figure = Figure(figsize=(10, 4.6), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    pairs = list(dict.fromkeys((p["domain"], p["stage"]) for d in damage for p in d["pairs"]))
-    for axes, (name, (label, scale)) in zip(figure.subplots(1, len(SHOWN)), SHOWN.items(), strict=True):
+def picture(damage: Sequence[dict[str, Any]]) -> Figure:
+    """Predicted against measured damage, a panel an objective; hollow one segment, filled as many as were made."""
+    pairs = list(dict.fromkeys(f"{p['domain']} after {p['stage']}" for d in damage for p in d["pairs"]))
+    rows, panels = [], []
+    for name, (label, scale) in SHOWN.items():
         points = list(_points(damage, name))
         most = max((p["segments"] for p in points), default=1)
-        for p in points:
-            if p["segments"] not in (1, most):
-                continue
-            colour = COLOURS[pairs.index(p["pair"]) % len(COLOURS)]
-            style = {"mfc": "white"} if p["segments"] == 1 else {}
-            bars = {k: _bars(p[f"{k}_ci95"], p[k], scale) for k in ("predicted", "measured")}
-            axes.errorbar(
-                scale * p["predicted"], scale * p["measured"], xerr=bars["predicted"], yerr=bars["measured"],
-                fmt="o", ms=5, lw=0.7, color=colour, **style,
-            )  # fmt: skip
-        ends = axes.get_xlim(), axes.get_ylim()
-        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
-        axes.plot([low, high], [low, high], color="0.6", lw=1, zorder=0)
-        axes.set_xlabel(f"predicted damage, {label}")
-        axes.set_ylabel(f"measured damage, {label}")
-        axes.set_title(f"hollow: one segment; filled: {most}", fontsize=9)
-    handles = [
-        figure.axes[0].plot([], [], "o", color=COLOURS[i % len(COLOURS)], label=f"{d} after {s}")[0]
-        for i, (d, s) in enumerate(pairs)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(pairs), fontsize=9)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+        some = [_row(p, name, scale) for p in points if p["segments"] in (1, most)]
+        rows += some
+        panels.append(_panel(some, label, pairs, most))
+    seeds = ", ".join(str(d["settings"]["seed"]) for d in damage)
+    caption = (
+        f"Every point is a pair of an earlier domain and a later stage of one of the seeds {seeds}; on the line the "
+        "damage measured at the end of the stage is what the second-order expansion predicted. Bars: 95 % over prompts."
+    )
+    return Figure(
+        "damage-over-seeds", "Predicted against measured damage", alt.hconcat(*panels, spacing=30), rows, caption
+    )
+
+
+def save_plot(path: str | Path, damage: Sequence[dict[str, Any]]) -> None:
+    """Writes the picture as PNG."""
+    write_bytes(path, picture(damage).png())
+
+
+def _row(point: dict[str, Any], objective: str, scale: float) -> dict[str, Any]:
+    head = {"pair": " after ".join(point["pair"]), "seed": point["seed"], "objective": objective}
+    head["segments"] = point["segments"]
+    for key in ("predicted", "measured"):
+        head |= columns(key, {"estimate": point[key], "ci95": point[f"{key}_ci95"]}, scale)
+    return head
+
+
+def _panel(rows: Sequence[dict[str, Any]], label: str, pairs: Sequence[str], most: int) -> Any:
+    low, high = span(rows, ("predicted", "measured"))
+    scale = alt.Scale(domain=[low, high], nice=False)
+    titles = {key: f"{key} damage, {label}" for key in ("predicted", "measured")}
+    x = alt.X("predicted:Q", title=titles["predicted"], scale=scale)
+    y = alt.Y("measured:Q", title=titles["measured"], scale=scale)
+    colour = alt.Color(
+        "pair:N", title=None, scale=by_category(pairs),
+        legend=alt.Legend(orient="bottom", columns=4, symbolOpacity=1, symbolType="circle"),
+    )  # fmt: skip
+    tip = [alt.Tooltip("pair:N"), alt.Tooltip("seed:Q"), alt.Tooltip("segments:Q")]
+    tip += [t for key in titles for t in tips(key, titles[key], ".3g")]
+    base = alt.Chart(data(rows)).encode(color=colour, tooltip=tip)
+    line = alt.Chart(data([{"at": low}, {"at": high}])).mark_line(color=INK, opacity=0.5, strokeWidth=1.5)
+    across, up = alt.X("predicted_low:Q", title=titles["predicted"]), alt.Y("measured_low:Q", title=titles["measured"])
+    return alt.layer(
+        line.encode(x=alt.X("at:Q", scale=scale), y=alt.Y("at:Q", scale=scale)),
+        base.mark_rule(opacity=0.6).encode(x=across, x2="predicted_high:Q", y=y),
+        base.mark_rule(opacity=0.6).encode(x=x, y=up, y2="measured_high:Q"),
+        base.mark_point(size=45, opacity=1, fill="white").transform_filter(alt.datum.segments == 1).encode(x=x, y=y),
+        base.mark_point(size=45, opacity=1, filled=True).transform_filter(alt.datum.segments == most).encode(x=x, y=y),
+    ).properties(width=SIDE, height=SIDE, title=f"hollow: one segment; filled: {most}" if most > 1 else "one segment")
 
 
 def _points(damage: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
@@ -130,12 +151,6 @@ def _points(damage: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, A
 
 def _pair(damage: dict[str, Any], domain: str, stage: str) -> list[dict[str, Any]]:
     return [p for p in damage["pairs"] if (p["domain"], p["stage"]) == (domain, stage)]
-
-
-def _bars(ci95: Sequence[float] | None, value: float, scale: float) -> Any:
-    if ci95 is None:
-        return None
-    return np.array([[max(value - ci95[0], 0.0)], [max(ci95[1] - value, 0.0)]]) * scale
 
 
 def _shown(estimate: Estimate | None, digits: int = 2) -> str:

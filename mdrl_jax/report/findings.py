@@ -22,6 +22,19 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
     return "\n".join(lines)
 
 
+def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A line for each claim: the verdict, its figure with interval, and the null."""
+    table = Table(box=box.SIMPLE, title_justify="left", title="claims; why, in claims.json")
+    for heading, justify in (("", "left"), ("verdict", "left"), ("value", "right"), ("95 % interval", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
+    table.add_column("null", no_wrap=True)
+    for claim in claims:
+        verdict = f"[{COLOURS[claim['verdict']]}]{claim['verdict']}[/]"
+        figures = _number(claim["estimate"]), _interval(claim["ci95"]), _null(claim["null"])
+        table.add_row(claim["id"], verdict, *figures)
+    return table
+
+
 def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Every (domain, later stage): orders, prediction, measured damage and remainder; reward in points, NLL in nats."""
     table = Table(box=box.SIMPLE, title_justify="left", title="damage: reward in points, success NLL in nats")

@@ -128,12 +128,22 @@ def trained_domain(stage: str, domains: Sequence[str]) -> str | None:
     """The domain that `stage` is about: math for math, refresh-math and rollback-math-qa.
 
     None for base and joint. Of several domains that fit, the longest name.
+
+    >>> trained_domain("rollback-math-qa", ("math", "qa"))
+    'math'
     """
     if stage in domains:
         return stage
     _, dash, rest = stage.partition("-")
     hits = [d for d in domains if dash and (rest == d or rest.startswith(d + "-"))]
     return max(hits, key=len, default=None)
+
+
+def framed_cells(matrix: Matrix) -> list[tuple[int, int]]:
+    """(row, column) of the domain that each stage trained; a rollback or placebo trains none."""
+    trained = [s for s in range(len(matrix.stages)) if not _untrained(matrix.stages[s])]
+    named = [(s, trained_domain(matrix.stages[s], matrix.domains)) for s in trained]
+    return [(s, matrix.domains.index(d)) for s, d in named if d is not None]
 
 
 def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
@@ -197,3 +207,7 @@ def _points(rewards_PG: NDArray[np.float64] | None) -> tuple[float, float]:
         return np.nan, np.nan
     mean, stderr = statistics.clustered_mean(rewards_PG)
     return 100 * mean, 100 * stderr
+
+
+def _untrained(stage: str) -> bool:
+    return stage.startswith(("rollback-", "placebo-"))

@@ -7,6 +7,7 @@ hides every tag of the folder from that step on, tags that count different thing
 stages) belong in different folders if the mark is used.
 """
 
+import json
 import struct
 import time
 from collections.abc import Mapping
@@ -28,6 +29,16 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def save_figures(workdir: Path) -> None:
+    """Shows every `report/NAME.png` of a work folder as figures/NAME, in place of those of an earlier call."""
+    pictures = sorted((workdir / "report").glob("*.png"))
+    if not pictures:
+        return
+    with TensorBoard(workdir / "tensorboard" / "figures", resumed_at=0) as board:
+        for picture in pictures:
+            board.image(f"figures/{picture.stem}", picture.read_bytes(), 0)
 
 
 class TensorBoard:
@@ -78,9 +89,10 @@ class TensorBoard:
         picture = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
         self._add(Event(summary=Summary(value=[Summary.Value(tag=tag, image=picture)])), step)
 
-    def hparams(self, values: Mapping[str, bool | float | str]) -> None:
-        """The settings of the run, for TensorBoard's table of runs."""
-        self._add(Event(summary=hparams_pb(dict(values))), 0)
+    def hparams(self, values: Mapping[str, Any]) -> None:
+        """The settings of the run, for TensorBoard's table of runs; what is no string, number or bool, as JSON."""
+        plain = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in values.items()}
+        self._add(Event(summary=hparams_pb(plain)), 0)
 
     def flush(self) -> None:
         """Waits until all that was added is in the file."""

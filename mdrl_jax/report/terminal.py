@@ -1,5 +1,8 @@
 """What the screen and `log.txt` show of a run; four domains fit into 80 columns."""
 
+import shlex
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
@@ -8,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mdrl_jax.analysis.statistics import Estimate
-from mdrl_jax.report.heatmap import framed_cells
-from mdrl_jax.report.matrix import Matrix, Quantity, own_rows
+from mdrl_jax.report.matrix import Matrix, Quantity, framed_cells, own_rows
 from mdrl_jax.report.recovered import recoveries
 from mdrl_jax.report.transfer import (
     backward_transfer,
@@ -51,6 +53,15 @@ def summary(matrix: Matrix) -> RenderableType:
             _row(second, f"{r.stage}: collateral, points", r.collateral)
         parts.append(second)
     return Group(*parts)
+
+
+def places(root: Path, seconds: float) -> RenderableType:
+    """How long a run took, and where to look; a path stays whole on its line."""
+    page = root / "report" / "index.html"
+    where = {"page": page} if page.exists() else {"pictures": page.parent}
+    where |= {"work folder": root, "TensorBoard": f"tensorboard --logdir {shlex.quote(str(root / 'tensorboard'))}"}
+    lines = [f"done in {seconds:.0f} s", *(f"  {name:13}{place}" for name, place in where.items())]
+    return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
 
 
 def interval_text(estimate: Estimate, digits: int = 2) -> str:

@@ -41,7 +41,11 @@ class Score:
 
 
 def without_working(completion: str, separator: str | None) -> str:
-    """What follows the last `separator`, stripped; the whole reply, stripped, if there is none."""
+    """What follows the last `separator`, stripped; the whole reply, stripped, if there is none.
+
+    >>> without_working("> 2 plus 2 ; 4", ";"), without_working("4", ";")
+    ('4', '4')
+    """
     return (completion.rpartition(separator)[2] if separator else completion).strip()
 
 

@@ -15,7 +15,11 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def normalized(text: str) -> str:
-    """`text` in lower case, without punctuation, articles and extra spaces."""
+    """`text` in lower case, without punctuation, articles and extra spaces.
+
+    >>> normalized("The  Eiffel-Tower!"), normalized("A")
+    ('eiffeltower', 'a')
+    """
     text = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(text.split())
 

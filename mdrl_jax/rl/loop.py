@@ -30,7 +30,7 @@ from mdrl_jax.rl.trainer import (
 from mdrl_jax.runtime import Judged, Runtime
 from mdrl_jax.stages import Stage
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]  # figures of a step; "rewards" are those of all its completions, [P, G]
 Extra = Callable[[int, Any], dict[str, Any]]  # (step, params) -> the optimizer's extra arguments
 
 
@@ -185,6 +185,7 @@ def make_batch(
     metrics = {
         "tokens": n_tokens + prompt_tokens,
         "tokens_sampled": n_tokens,
+        "rewards": judged.rewards_PG,
         "reward": float(judged.rewards_PG.mean()),
         "accuracy": float(judged.accuracy_PG.mean()),
         "length": float(done.length_PG.mean()),

@@ -110,11 +110,14 @@ def test_the_bf16_cast_is_not_optimised_away(figures) -> None:
 
 
 def test_histogram_counts_every_entry_once(ends, figures) -> None:
-    size = np.concatenate([np.abs(a - b).ravel() for b, a in zip(*(e.values() for e in ends), strict=True)])
     found = figures["histogram"]
     edges = (10.0 ** np.array(found["log10_edges"])).astype(np.float32)
-    assert found["counts"] == np.bincount(np.searchsorted(edges, size, side="right"), minlength=26).tolist()
-    assert (sum(found["counts"]), found["unchanged"]) == (size.size, np.sum(size == 0))
+    for change, counted in ((lambda x: x, found), (coarse, found["bf16"])):
+        each = [np.abs(change(a) - change(b)).ravel() for b, a in zip(*(e.values() for e in ends), strict=True)]
+        size = np.concatenate(each)
+        want = np.bincount(np.searchsorted(edges, size, side="right"), minlength=edges.size + 1)
+        assert counted["counts"] == want.tolist()
+        assert (sum(counted["counts"]), counted["unchanged"]) == (size.size, np.sum(size == 0))
 
 
 def test_effective_rank_is_the_entropy_of_singular_values(ends, figures) -> None:

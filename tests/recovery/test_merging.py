@@ -9,6 +9,7 @@ import pytest
 
 from mdrl_jax.config import default, parse
 from mdrl_jax.recovery import merging
+from tests.told import Told
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -37,13 +38,15 @@ def runtime(monkeypatch):
 
 
 def test_the_average_is_the_mean_of_the_models(runtime):
-    merged, record = merging.merge(runtime, "average", BASE, SOLOS, lambda text: None)
+    merged, record = merging.merge(runtime, "average", BASE, SOLOS, Told())
     jax.tree.map(lambda m, x, y: np.testing.assert_allclose(m, (x + y) / 2, rtol=1e-6), merged, *SOLOS.values())
     assert record["chosen"] is None
 
 
 def test_the_factor_is_the_one_with_the_best_validation_average(runtime):
-    merged, record = merging.merge(runtime, "arithmetic", BASE, SOLOS, lambda text: None)
+    told = Told()
+    merged, record = merging.merge(runtime, "arithmetic", BASE, SOLOS, told)
+    assert told.totals == {"arithmetic": 3} and told.counted("arithmetic")
     assert record["chosen"] == 0.5 and [p["scale"] for p in record["points"]] == [0.25, 0.5, 1.0]
     averages = [p["average"]["estimate"] for p in record["points"]]
     assert averages[1] == max(averages) and record["points"][1]["average"]["ci95"] is not None
@@ -52,7 +55,7 @@ def test_the_factor_is_the_one_with_the_best_validation_average(runtime):
 
 
 def test_ties_leaves_out_what_loses_the_election_of_signs(runtime):
-    merged, record = merging.merge(runtime, "ties", BASE, SOLOS, lambda text: None)
+    merged, record = merging.merge(runtime, "ties", BASE, SOLOS, Told())
     # a[2] has edits −2 and 2, whose sum is 0; a[0] has 1 twice: the mean of those that agree is 1.
     moved = (merged["a"] - BASE["a"]) / record["chosen"]
     np.testing.assert_allclose(moved[0], 1.0, rtol=1e-6)

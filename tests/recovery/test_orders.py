@@ -12,6 +12,7 @@ import pytest
 from mdrl_jax.analysis.objectives import Order2
 from mdrl_jax.recovery import orders
 from mdrl_jax.recovery.orders import Expansion, compare, expand, forecast
+from tests.told import Told
 
 DOMAINS = ("code", "cw", "math", "qa")
 N, P = 5, 12
@@ -158,13 +159,14 @@ def test_expansions_are_taken_at_solo_checkpoints_along_solo_edits(monkeypatch):
         difference=lambda a, b: a - b, along=lambda x, v, alpha: x + alpha * v, derivatives=taken
     )
     samples: Any = {d: SimpleNamespace(domain=d, informative=0.1 if d == "qa" else 0.9) for d in DOMAINS}
-    found = expand(probe, solo.__getitem__, base, samples, lambda text: None)
-    assert len(seen) == 24
+    told = Told()
+    found = expand(probe, solo.__getitem__, base, samples, told)
+    assert len(seen) == 24 == told.totals["orders"] and told.counted("orders")
     after = ("code", "qa")
     np.testing.assert_allclose(found["reward"]["math"].damage(after), EXPANSIONS["math"].damage(after), atol=1e-9)
     np.testing.assert_allclose(found["success_nll"]["math"].damage(after), 2 * EXPANSIONS["math"].damage(after))
     record = orders.run(
-        probe, solo.__getitem__, base, samples, [run_of(DOMAINS, dict.fromkeys(DOMAINS[:-1], 0.1))], lambda text: None
+        probe, solo.__getitem__, base, samples, [run_of(DOMAINS, dict.fromkeys(DOMAINS[:-1], 0.1))], Told()
     )
     assert set(record) == {"reward", "success_nll"}
     assert record["reward"]["orders"][0]["damage"]["qa"]["estimate"] is None  # below 20 % informative prompts

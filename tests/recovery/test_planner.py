@@ -31,6 +31,7 @@ from mdrl_jax.rl.logprobs import token_log_probs
 from mdrl_jax.rl.policy import join
 from mdrl_jax.rl.trainer import OptimizerConfig, make_optimizer
 from mdrl_jax.stages import plan
+from tests.told import Told
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -336,7 +337,13 @@ def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> t
     """The plan of the world; its stored samples are biased for the domain that a direction was made of."""
     world = World(held)
     monkeypatch.setattr(planner, "at_hand", lambda runtime, stored: stored)
-    monkeypatch.setattr(planner, "kept_sample", lambda runtime, folder, point, domain, params: seen(point, domain))
+
+    def kept(runtime: Any, folder: Path, point: str, domain: str, params: Any) -> Seen:
+        if (point, domain) in options.get("absent", ()):
+            params(point)
+        return seen(point, domain)
+
+    monkeypatch.setattr(planner, "kept_sample", kept)
     monkeypatch.setattr(
         planner,
         "fresh",
@@ -350,8 +357,9 @@ def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> t
     current = {d: np.full((8, 2000), level(THETA["qa"], d)) for d in WORDS}
     probe: Any = world
     record = planner.plan(
-        runtime, probe, Path("."), stages, "qa", THETA.__getitem__, current, lambda text: None, options.get("actions")
-    )
+        runtime, probe, Path("."), stages, "qa", THETA.__getitem__, current, options.get("told", Told()),
+        options.get("actions"),
+    )  # fmt: skip
     return record, world
 
 
@@ -395,9 +403,21 @@ def test_a_domain_is_looked_at_on_prompts_that_its_direction_has_not_seen(monkey
 
 def test_few_directions_at_a_time_give_the_same(monkeypatch):
     record, world = planned(monkeypatch)
-    again, more = planned(monkeypatch, held=2)
+    told = Told()
+    again, more = planned(monkeypatch, held=2, told=told)
     assert more.gradients > world.gradients
     assert again == record
+    # Of the past one direction at base and qa, two at code and math; and those of 3 refreshes and 6 rollbacks at qa.
+    assert told.totals == {"plan: samples": 12, "plan: forecasts": 1 + 1 + 1 + 5}
+    assert sorted(set(told.reports["plan: forecasts"])) == list(range(8))
+
+
+def test_samples_at_hand_do_not_count_as_drawn(monkeypatch):
+    told = Told()
+    planned(monkeypatch, told=told)
+    assert told.reports["plan: samples"] == []
+    planned(monkeypatch, told=told, absent=[("math", "qa"), ("qa", "code")])
+    assert told.totals["plan: samples"] == 12 and told.reports["plan: samples"] == [8, 9]
 
 
 def test_a_rule_without_evidence_is_left_out_and_says_why(monkeypatch):
@@ -415,7 +435,7 @@ def test_a_plan_needs_a_past_and_domains_of_it(monkeypatch):
     world = World(8)
     runtime, probe, stages = SimpleNamespace(config=world.config), world, plan(world.config, WORDS)
     with pytest.raises(UserError, match="nothing can be won back"):
-        planner.plan(*(runtime, probe, Path("."), stages, "base", THETA.__getitem__, {}, print))  # type: ignore
+        planner.plan(*(runtime, probe, Path("."), stages, "base", THETA.__getitem__, {}, Told()))  # type: ignore
 
 
 def test_the_trail_is_of_stages_on_the_way_that_trained_one_domain():

@@ -20,6 +20,7 @@ from mdrl_jax.recovery.evidence import Ends
 from mdrl_jax.recovery.fisher import _quadratic
 from mdrl_jax.recovery.rollback import SCORES, Evidence
 from mdrl_jax.stages import peak, plan
+from tests.told import Told
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +126,20 @@ def test_a_stage_takes_back_what_its_record_says_and_is_remade_from_it(
     stage = stages[-1]
     ends = [peak(d, stage.start, stages[:-1]) for d in ("math", "qa")]
     assert stage.start == "cw" and all(ends)
-    told: list[str] = []
+    told = Told()
 
     def run(params: Any) -> Any:
         with jax.set_mesh(built.mesh):
-            return rollback_stage.run(built, stage, *ends, params, probe, tmp_path, told.append)
+            return rollback_stage.run(built, stage, *ends, params, probe, tmp_path, told)
 
     found = run(points.__getitem__)
     record = records.read_json(tmp_path / "recovery" / "rollback-math-qa.json")
     chosen = record["chosen"]
-    assert chosen["gain"]["estimate"] > 0 and set(chosen["others"]) == {"cw"} and told
+    assert chosen["gain"]["estimate"] > 0 and set(chosen["others"]) == {"cw"}
+    parts = ("evidence", "sweep", "choice", "random sets", "controls", "test")
+    assert list(told.totals) == [f"rollback-math-qa: {part}" for part in (*parts, "test of controls")]
+    assert all(told.counted(f"rollback-math-qa: {part}") for part in ("evidence", "random sets", "test"))
+    assert len(told.reports["rollback-math-qa: sweep"]) == len(record["points"])
     assert set(record["evidence"]) == {"removing", "magnitude"} and record["coordinates"] == sum(
         x.size for x in jax.tree.leaves(found)
     )
@@ -150,10 +155,10 @@ def test_a_stage_takes_back_what_its_record_says_and_is_remade_from_it(
         np.testing.assert_allclose(np.asarray(a)[moved], expected[moved], rtol=1e-6, atol=1e-7)
         changed += int(moved.sum())
     assert 0.999 * chosen["size"] <= changed <= chosen["size"]
-    told.clear()
+    told.totals.clear()
     again = run(lambda name: points["cw"] if name == "cw" else pytest.fail(f"{name} was read again"))
     jax.tree.map(np.testing.assert_array_equal, again, found)
-    assert not told
+    assert not told.totals
     records.write_json(tmp_path / "recovery" / "rollback-math-qa.json", record | {"chosen": None})
     assert run(points.__getitem__) is points["cw"] and "nothing was taken back" in rollback_stage.summary(
         record | {"chosen": None}

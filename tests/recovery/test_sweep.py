@@ -16,6 +16,7 @@ from mdrl_jax.recovery.rollback import SCORES, Evidence
 from mdrl_jax.recovery.selection import size
 from mdrl_jax.recovery.sweep import Point, Trial, choose, sweep
 from mdrl_jax.recovery.tradeoff import Outcome, Rewards
+from tests.told import Told
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -95,7 +96,7 @@ def trial(rules: Sequence[str] = ("adding", "removing", "magnitude"), **changes:
         "settings": settings,
         "validation": made.score(1, 40),
         "held_out": made.score(2, 60),
-        "progress": lambda text: None,
+        "track": Told(),
     }
     return made, Trial(**(fields | changes))
 
@@ -144,8 +145,11 @@ def test_a_set_that_knows_nothing_of_the_domain_is_not_above_random_ones():
 
 
 def test_points_follow_the_scheme():
-    _, t = trial()
+    told = Told()
+    _, t = trial(track=told)
     found = sweep(t, t.validation(t.now, ("math", "qa")))
+    # Three rules in two places, four sets and the three dear ones again at half strength; curves that end are skipped.
+    assert told.totals["sweep"] == 3 * 2 * (4 + 3) and len(told.reports["sweep"]) == len(found)
     assert all(p.size == size(t.chosen_mask(p)) for p in found)
     for rule in t.scores:
         for place in t.places:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from mdrl_jax.report.tensorboard import TensorBoard
+from mdrl_jax.report.tensorboard import TensorBoard, save_figures
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -53,6 +54,51 @@ def test_text_image_and_hparams_come_back(tmp_path: Path) -> None:
     (image,) = found.Images("scores")
     assert (image.width, image.height, image.encoded_image_string) == (7, 5, buffer.getvalue())
     assert found.PluginTagToContent("hparams").keys() == {"_hparams_/session_start_info"}
+
+
+def hparams(folder: Path) -> dict[str, bool | float | str]:
+    """The settings of the run in a folder."""
+    content = read(folder).PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+
+
+def test_settings_of_any_kind_come_back(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        board.hparams(
+            {"rate": 1e-6, "steps": 22, "remat": False, "path": "tiny", "stages": ["code", "qa"], "start": None}
+        )
+    assert hparams(tmp_path) == {
+        "rate": 1e-6,
+        "steps": 22.0,
+        "remat": False,
+        "path": "tiny",
+        "stages": '["code", "qa"]',
+        "start": "null",
+    }
+
+
+def png(colour: str) -> bytes:
+    """A small picture."""
+    buffer = BytesIO()
+    Image.new("RGB", (7, 5), colour).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_figures_of_the_report_are_shown_and_replaced(tmp_path: Path) -> None:
+    save_figures(tmp_path)
+    (tmp_path / "report").mkdir()
+    save_figures(tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+    for colour in ("red", "blue"):
+        for name in ("scores", "rollback-math-qa"):
+            (tmp_path / "report" / f"{name}.png").write_bytes(png(colour))
+        (tmp_path / "report" / "index.html").write_text("no picture")
+        save_figures(tmp_path)
+        found = read(tmp_path / "tensorboard" / "figures")
+        assert found.Tags()["images"] == ["figures/rollback-math-qa", "figures/scores"]
+        for tag in found.Tags()["images"]:
+            assert [(e.step, e.encoded_image_string) for e in found.Images(tag)] == [(0, png(colour))]
 
 
 def test_histogram_comes_back_with_its_counts(tmp_path: Path) -> None:

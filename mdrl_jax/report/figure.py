@@ -1,0 +1,140 @@
+"""A figure of the report: one Vega-Lite specification makes the chart on the page and the PNG; its rows are the CSV.
+
+Colours are safe for colour-blind readers: categories Okabe and Ito's (2008), magnitudes cividis, signed values a
+blue–orange scale about 0. Text and lines without a category are "currentColor": dark on paper and in the PNG, light in
+the page's dark mode.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+INK = "currentColor"
+CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+SEQUENTIAL, DIVERGING = "cividis", "blueorange"
+PNG_SCALE = 2.0
+DARK_BELOW = 0.47  # of the sequential scale: white text is legible below, black above (WCAG 4.5)
+TEXT = 12  # smallest text, in px
+WIDTH = 900  # widest chart in all, in px: a page of 1280 px holds it with its axes
+THEME: dict[str, Any] = {
+    "background": "transparent",
+    "font": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif",
+    "view": {"stroke": None, "continuousWidth": 640, "continuousHeight": 320},
+    "title": {"fontSize": 14, "color": INK, "anchor": "start", "fontWeight": 600, "subtitleFontSize": TEXT},
+    "axis": {
+        "labelFontSize": TEXT,
+        "titleFontSize": 13,
+        "titleFontWeight": 500,
+        "labelColor": INK,
+        "titleColor": INK,
+        "tickColor": INK,
+        "domainColor": INK,
+        "gridColor": INK,
+        "gridOpacity": 0.13,
+        "domainOpacity": 0.4,
+        "tickOpacity": 0.4,
+        "labelLimit": 260,
+    },
+    "legend": {
+        "labelFontSize": TEXT,
+        "titleFontSize": TEXT,
+        "labelColor": INK,
+        "titleColor": INK,
+        "labelLimit": 260,
+        "symbolStrokeWidth": 2,
+        "gradientLength": 160,
+    },
+    "header": {"labelFontSize": 13, "titleFontSize": 13, "labelColor": INK, "titleColor": INK},
+    "text": {"fontSize": TEXT, "color": INK},
+    "rule": {"color": INK},
+    "line": {"strokeWidth": 2},
+    "range": {"category": list(CATEGORIES)},
+}
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A chart with its data.
+
+    Attributes:
+      name: stem of its files, e.g. `scores` for `report/scores.png` and `report/scores.csv`.
+      title: what is shown.
+      chart: the Altair chart; it holds its own data.
+      rows: the data behind it, a mapping of columns to values each; equal keys in all.
+      caption: how to read it: units, what the interval and the null are, how many.
+    """
+
+    name: str
+    title: str
+    chart: alt.TopLevelMixin
+    rows: Sequence[Row]
+    caption: str
+
+    def spec(self) -> dict[str, Any]:
+        """The Vega-Lite specification under the report's theme."""
+        made = self.chart.to_dict()
+        return made | {"config": THEME}
+
+    def json(self) -> str:
+        """The specification for a script element of a page: whatever the data hold, it cannot end the element."""
+        return json.dumps(self.spec(), allow_nan=False).replace("<", "\\u003c")
+
+    def png(self) -> bytes:
+        """The chart on white, two pixels a px."""
+        spec = self.spec()
+        spec["config"] = THEME | {"background": "white"}
+        return vl_convert.vegalite_to_png(json.dumps(spec), scale=PNG_SCALE)
+
+    def csv(self) -> str:
+        """The rows as CSV; an absent value is an empty cell."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of text; `numeric` columns are set to the right. `name` is the stem of its CSV."""
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    numeric: Sequence[str] = ()
+
+    def csv(self) -> str:
+        """The cells as CSV."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+
+def data(rows: Sequence[Row]) -> alt.InlineData:
+    """Rows as the data of a chart; NaN and infinities become null."""
+    return alt.InlineData(values=[{k: _finite(v) for k, v in row.items()} for row in rows])
+
+
+def by_category(names: Sequence[str]) -> alt.Scale:
+    """A colour for each name, the same for equal lists of names; repeats after seven."""
+    return alt.Scale(domain=list(names), range=[CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))])
+
+
+def signed(values: Sequence[float | None]) -> alt.Scale:
+    """Blue for negative, orange for positive, symmetric about 0, of the size of the largest value."""
+    largest = max((abs(v) for v in values if v is not None and v == v), default=0.0) or 1.0
+    return alt.Scale(scheme=DIVERGING, domain=[-largest, largest], domainMid=0)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not (abs(value) < float("inf")) else value

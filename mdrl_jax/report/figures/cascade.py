@@ -1,0 +1,65 @@
+"""Terms that add up, as bars that each start where the one before ended: small charts with one scale."""
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from mdrl_jax.report.figure import INK, data
+from mdrl_jax.report.figures.measured import Row, extent, facet, tips
+from mdrl_jax.report.intervals import number
+
+STEP = 22  # px a bar
+ROOM = 0.34  # of the range, for the numbers at the bars' ends
+
+
+def cascade(
+    rows: Sequence[Row],
+    colours: dict[str, str],
+    title: str,
+    group: str,
+    order: Sequence[str],
+    count: int,
+    width: int,
+) -> alt.FacetChart:
+    """Bars of `rows`: from "start" by "estimate", with the interval "low" to "high" of the estimate at its end.
+
+    A row has these (None where it was not measured), "term" (a key of `colours`, in their order), `group` (of `order`,
+    `count` a line of `width` px each), n and reason. `title` says what and its unit.
+    """
+    labelled = [
+        row | {"shown": "not measurable" if (x := row["estimate"]) is None else number(x, "+.3g")} for row in rows
+    ]
+    x = alt.X("start:Q", title=title, scale=alt.Scale(domain=_domain(rows), nice=False), axis=alt.Axis(tickCount=5))
+    y = alt.Y("term:N", sort=list(colours), title=None, axis=alt.Axis(ticks=False, domain=False))
+    base = (
+        alt.Chart()
+        .transform_calculate(
+            end="datum.start + datum.estimate",
+            from_="datum.start + datum.low",
+            to="datum.start + datum.high",
+            right="max(datum.start, datum.start + datum.estimate, datum.start + datum.high)",
+        )
+        .encode(y=y, tooltip=tips([group, "term"], title))
+    )
+    colour = alt.Color(
+        "term:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), sort=None, legend=None
+    )
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.5).encode(x=alt.X("at:Q", title=title))
+    bars = base.mark_bar(height=12).encode(x=x, x2="end:Q", color=colour)
+    intervals = base.mark_rule(color=INK, strokeWidth=1.3).encode(x=alt.X("from_:Q", title=title), x2="to:Q")
+    text = base.mark_text(align="left", dx=5, color=INK).encode(x=alt.X("right:Q", title=title), text="shown:N")
+    layers = alt.layer(zero, bars, intervals, text, data=data(labelled)).properties(
+        width=width, height=STEP * len(colours)
+    )
+    return layers.facet(facet=facet(group, order), columns=count, spacing={"row": 18, "column": 20})
+
+
+def _domain(rows: Sequence[Row]) -> list[float]:
+    ends = [
+        {"end": r["start"] + r["estimate"], "low": r["start"] + (r["low"] or 0), "high": r["start"] + (r["high"] or 0)}
+        for r in rows
+        if r["start"] is not None and r["estimate"] is not None
+    ]
+    low, high = extent(ends, ("end", "low", "high"))
+    span = (high - low) or 1.0
+    return [low - 0.04 * span, high + ROOM * span]

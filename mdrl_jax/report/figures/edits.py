@@ -1,0 +1,250 @@
+"""Edits δ: how large, how sparse, of what rank, on which neurons (definitions §3)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import altair as alt
+
+from mdrl_jax.analysis.verdicts import CLAIMS
+from mdrl_jax.report.figure import DARK_BELOW, INK, SEQUENTIAL, Figure, by_category, data
+from mdrl_jax.report.figures import pairwise
+from mdrl_jax.report.figures.measured import LEGEND, Row, by_module, columns, facet, null_columns, panels, tips
+from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.intervals import words
+
+CASTS = {"fp32": "fp32", "bf16": "after a bf16 cast"}
+PUBLISHED = (77.0, 89.0)  # % of the rule `BOTH`, and the bound on the mean Jaccard below
+WEAK = 0.19
+BOTH = "|δ| < 1e-7 and |δ|/|θ| < 1e-3"
+WIDTH = 700  # px of all panels, axes apart
+MOST_NUMBERS = 8  # layers; with more, cells are too narrow for a number
+
+
+def histogram(records: Records) -> Figure:
+    """How large the changes of single entries are, on a log scale, with the share that did not change at all."""
+    domains = _domains(records)
+    rows = _within([r for name, edit in domains.items() for r in _bins(name, edit)])
+    casts = list(dict.fromkeys(r["values"] for r in rows))
+    count, width = panels(len(casts), 2, WIDTH)
+    first, last = (f(r["log10_size"] for r in rows if r["log10_size"] is not None) for f in (min, max))
+    zero = round(first) - 1.0  # where the entries that did not change are drawn
+    marks = [zero, *range(int(round(first)), int(round(last)) + 1, 2 if last - first > 7 else 1)]
+    axis = alt.Axis(values=marks, labelExpr=f"datum.value == {zero} ? '0' : '1e' + datum.value")
+    x = alt.X("at:Q", title="|δ| of an entry", axis=axis, scale=alt.Scale(domain=[zero - 0.3, last], nice=False))
+    colour = alt.Color("domain:N", scale=by_category(list(domains)), title="edit of", legend=LEGEND)
+    listed = [
+        alt.Tooltip("domain:N"),
+        alt.Tooltip("values:N"),
+        alt.Tooltip("size:N", title="|δ|"),
+        alt.Tooltip("count:Q", format=",.0f", title="entries"),
+        alt.Tooltip("share:Q", format=".3g", title="share, %"),
+    ]
+    base = (
+        alt.Chart()
+        .transform_calculate(at=f"isValid(datum.log10_size) ? datum.log10_size : {zero}")
+        .encode(x=x, y=alt.Y("share:Q", title="share of entries, %"), color=colour, tooltip=listed)
+    )
+    rule = alt.Chart(data([{"at": -7.0}] if first < -7 else [])).mark_rule(strokeDash=[4, 3], color=INK, opacity=0.7)
+    layers = alt.layer(
+        rule.encode(x=x),
+        base.transform_filter("isValid(datum.log10_size)").mark_line(interpolate="step"),
+        base.mark_point(filled=True, opacity=1).encode(
+            size=alt.when("isValid(datum.log10_size)").then(alt.value(8)).otherwise(alt.value(70))
+        ),
+        data=data(rows),
+    ).properties(width=width, height=230)
+    caption = (
+        f"Share of all {_entries(domains)} entries in each half decade of |δ|; exact counts. The marks at 0: entries "
+        f"that did not change at all. Dashed: 1e-7, which scales with learning rate × steps.{_without_bf16(casts)}"
+    )
+    chart = layers.facet(facet=facet("values", casts), columns=count)
+    return Figure("edit-sizes", "Size of the changes", chart, rows, caption)
+
+
+def sparsity(records: Records) -> Figure:
+    """Shares of entries that hardly changed by each rule, fp32 beside bf16, and the participation ratio."""
+    domains = _domains(records)
+    rows = [r for name, edit in domains.items() for r in _shares(name, edit)]
+    order = list(dict.fromkeys(r["rule"] for r in rows))
+    count, width = panels(len(order), 3, WIDTH)
+    title = "share of entries, %"
+    scale = alt.Scale(domain=[0, 100])
+    base = alt.Chart().encode(
+        y=alt.Y("domain:N", sort=list(domains), title=None),
+        yOffset=alt.YOffset("values:N", sort=list(CASTS.values())),
+        tooltip=tips(["domain", "rule", "values"], title, null=True),
+    )
+    colour = alt.Color("values:N", scale=by_category(list(CASTS.values())), title=None, legend=LEGEND)
+    # On panels without a published figure there is nothing to draw; one rectangle for all rows of the panel.
+    published = alt.Chart().transform_filter("isValid(datum.published_low)")
+    published = published.transform_aggregate(low="min(published_low)", high="max(published_high)")
+    x = alt.X("estimate:Q", title=title, scale=scale)
+    layers = alt.layer(
+        published.mark_rect(opacity=0.25, color="#E69F00").encode(x=alt.X("low:Q", title=title), x2="high:Q"),
+        base.mark_tick(color=INK, thickness=2, height=12).encode(x=alt.X("null:Q", title=title)),
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=colour),
+        base.mark_point(filled=True, size=50, opacity=1).encode(x=x, color=colour),
+        data=data(rows),
+    ).properties(width=width, height=34 * len(domains))
+    caption = (
+        "Intervals: jackknife over layers. Black ticks: what an edit with Gaussian entries of the same norm in each "
+        "tensor would give. The participation ratio (Σδ²)²/(nΣδ⁴) is 1 where all entries moved alike, 1/n where "
+        f"one moved alone. Shaded: published, {CLAIMS['C1'].published}."
+    )
+    chart = layers.facet(facet=facet("rule", order), columns=count)
+    return Figure("edit-sparsity", "How sparse the edits are", chart, rows, caption)
+
+
+def ranks(records: Records) -> Figure:
+    """Effective rank of every matrix's edit, and the share of its entries that hardly changed, by kind and layer."""
+    domains = _domains(records)
+    rows = [r for name, edit in domains.items() for r in _modules(name, edit)]
+    if not rows:
+        raise Absent("analysis/edits.json has no figures by layer")
+    charts = [
+        _map([r for r in rows if r[key] is not None], key, title, form, list(domains))
+        for key, title, form in (
+            ("effective_rank", "effective rank", ".0f"),
+            ("relative", "|δ|/|θ| < 1e-3, % of entries", ".0f"),
+        )
+        if any(r[key] is not None for r in rows)
+    ]
+    caption = (
+        "Effective rank: exp of the entropy of the squared singular values, 1 for an outer product, at most the "
+        "smaller side of the matrix. Below it the share of entries whose relative change is under 1e-3. Columns are "
+        "layers; – is a tensor outside them."
+    )
+    chart = alt.vconcat(*charts, spacing=24).resolve_scale(color="independent")
+    return Figure("edit-modules", "Rank and sparsity of the edits, module by module", chart, rows, caption)
+
+
+def neurons(records: Records) -> Figure:
+    """Overlap of the most-changed neurons of every two domains beside chance, and their sign conflict."""
+    record, domains = records.json("analysis/edits.json"), list(_domains(records))
+    rows = [r for pair in record["pairs"] for r in _overlaps(pair)]
+    if not rows:
+        raise Absent("analysis/edits.json has no pairs: fewer than two domains were trained")
+    pairs = list(dict.fromkeys(r["pair"] for r in rows))
+    sets = ("top 10 % of each layer", "top 10 % of the model")
+    jaccard = [r for r in rows if r["figure"] == "Jaccard"]
+    signs = [r for r in rows if r["figure"] == "sign conflict"]
+    left = pairwise.matrix([r for r in jaccard if r["set"] == sets[0]], domains, "Jaccard, each layer")
+    middle = pairwise.beside_chance(
+        jaccard, pairs, "Jaccard of the sets", 240, alt.Scale(zero=True), "set", sets, dashed=WEAK
+    )
+    right = pairwise.beside_chance(signs, pairs, "signs that differ, %", 150, alt.Scale(domain=[0, 100]), labels=False)
+    caption = (
+        "Neurons with the largest change, 95 % intervals over channels; grey: 95 % of random sets of their size. "
+        f"Dashed: {WEAK}, below which the published mean lies. Right: sign conflict among entries in both domains' "
+        f"top 20 %, 50 % by chance. Mean over pairs: {words(record['mean_jaccard'], '.3f')}."
+    )
+    chart = alt.hconcat(left, middle, right, spacing=18)
+    return Figure("edit-neurons", "Do the edits hit the same neurons?", chart, rows, caption)
+
+
+def _domains(records: Records) -> dict[str, Any]:
+    domains = records.json("analysis/edits.json")["domains"]
+    if not domains:
+        raise Absent("analysis/edits.json has no domains: nothing was trained")
+    return domains
+
+
+def _entries(domains: dict[str, Any]) -> str:
+    return " or ".join(f"{n:,}" for n in sorted({edit["all"]["n"] for edit in domains.values()}))
+
+
+def _without_bf16(casts: Sequence[str]) -> str:
+    return "" if len(casts) > 1 else " This analysis did not count them after a bf16 cast; one made now would."
+
+
+def _bins(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
+    found = edit.get("histogram")
+    if found is None:
+        raise Absent("analysis/edits.json has no histogram of |δ|: an analysis made now has one")
+    edges, step = found["log10_edges"], found["log10_edges"][1] - found["log10_edges"][0]
+    for cast, label in CASTS.items():
+        counted = found if cast == "fp32" else found.get(cast)
+        if counted is None:
+            continue
+        counts, n = counted["counts"], sum(counted["counts"])
+        head = {"domain": domain, "values": label}
+        still = counted["unchanged"]
+        yield head | {"size": "unchanged", "log10_size": None, "count": still, "share": 100 * still / n}
+        for i, count in enumerate([counts[0] - still, *counts[1:]]):
+            low = edges[0] - step if i == 0 else edges[i - 1]
+            size = f"1e{low:g} to 1e{low + step:g}"
+            if i in (0, len(edges)):
+                size = f"below 1e{edges[0]:g}" if i == 0 else f"above 1e{edges[-1]:g}"
+            yield head | {"size": size, "log10_size": low + step / 2, "count": count, "share": 100 * count / n}
+
+
+def _within(rows: Sequence[Row]) -> list[Row]:
+    """Without the empty bins below all sizes that occur and above them, but for one at each end."""
+    sizes = [r["log10_size"] for r in rows if r["log10_size"] is not None and r["count"]]
+    low, high = min(sizes, default=0.0) - 0.6, max(sizes, default=0.0) + 0.6
+    return [r for r in rows if r["log10_size"] is None or low < r["log10_size"] < high]
+
+
+def _shares(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
+    rules = {f"|δ| < {t.replace('e-0', 'e-')}": ("below", t) for t in edit["all"]["fp32"]["below"]}
+    rules |= {"|δ|/|θ| < 1e-3": ("relative",), BOTH: ("both",)}
+    for rule, path in rules.items():
+        for cast, label in CASTS.items():
+            record = edit["all"][cast]
+            for key in path:
+                record = record[key]
+            row = {"domain": domain, "rule": rule, "values": label} | columns(record, 100) | null_columns(record, 100)
+            low, high = PUBLISHED if rule == BOTH else (None, None)
+            yield row | {"published_low": low, "published_high": high}
+    record = edit["all"]["participation"]
+    row = {"domain": domain, "rule": "participation ratio", "values": CASTS["fp32"]}
+    yield row | columns(record, 100) | null_columns(record, 100) | {"published_low": None, "published_high": None}
+
+
+def _modules(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
+    for kind, figures in edit["kinds"].items():
+        layers = figures.get("layers")
+        if layers is None:
+            rank = figures.get("effective_rank", {}).get("estimate")
+            share = 100 * figures["fp32"]["relative"]["estimate"]
+            yield {"domain": domain, "kind": kind, "layer": "–", "effective_rank": rank, "relative": share}
+            continue
+        ranked = layers["effective_rank"] or [None] * len(layers["relative"])
+        for i, (rank, share) in enumerate(zip(ranked, layers["relative"], strict=True)):
+            yield {"domain": domain, "kind": kind, "layer": str(i), "effective_rank": rank, "relative": 100 * share}
+
+
+def _map(rows: Sequence[Row], key: str, title: str, form: str, domains: Sequence[str]) -> alt.FacetChart:
+    layers = sorted({r["layer"] for r in rows}, key=lambda x: -1 if x == "–" else int(x))
+    kinds = by_module(r["kind"] for r in rows)
+    count, width = panels(len(domains), 4, WIDTH)
+    width = min(width, 40 * len(layers))
+    high = max(r[key] for r in rows)
+    base = alt.Chart().encode(
+        x=alt.X("layer:O", sort=layers, title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+        y=alt.Y("kind:N", sort=kinds, title=None),
+        tooltip=[
+            alt.Tooltip("domain:N"),
+            alt.Tooltip("kind:N"),
+            alt.Tooltip("layer:N"),
+            alt.Tooltip(f"{key}:Q", format=".3g", title=title),
+        ],
+    )
+    scale = alt.Scale(scheme=SEQUENTIAL, domain=[0, high or 1])
+    marks = [base.mark_rect().encode(color=alt.Color(f"{key}:Q", scale=scale, title=title.split(",")[0]))]
+    if len(layers) <= MOST_NUMBERS:
+        ink = alt.when(alt.datum[key] < DARK_BELOW * high).then(alt.value("white"))
+        text = base.mark_text().encode(text=alt.Text(f"{key}:Q", format=form), color=ink.otherwise(alt.value("black")))
+        marks.append(text)
+    made = alt.layer(*marks, data=data(rows)).properties(width=width, height=20 * len(kinds))
+    return made.facet(facet=facet("domain", domains), columns=count, title=title)
+
+
+def _overlaps(pair: dict[str, Any]) -> Iterator[Row]:
+    a, b = pair["domains"]
+    head = {"pair": pairwise.name((a, b)), "a": a, "b": b}
+    for key, label in (("by_layer", "top 10 % of each layer"), ("global", "top 10 % of the model")):
+        yield head | {"figure": "Jaccard", "set": label} | columns(pair[key]) | null_columns(pair[key])
+    record = pair["sign_conflict"]["all"]
+    chance = {"null": 100 * record["chance"], "null_low": None, "null_high": None}
+    yield head | {"figure": "sign conflict", "set": "top 20 % of entries"} | columns(record, 100) | chance

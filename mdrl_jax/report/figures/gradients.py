@@ -1,0 +1,178 @@
+"""Do two domains' gradients point the same way: in all, module by module, and what cancels (definitions §4)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import altair as alt
+
+from mdrl_jax.analysis.verdicts import CLAIMS
+from mdrl_jax.report.figure import INK, Figure, data, signed
+from mdrl_jax.report.figures import pairwise
+from mdrl_jax.report.figures.measured import LEGEND, Row, by_module, columns, facet, null_columns, panels, tips
+from mdrl_jax.report.folder import Absent, Records
+
+COSINES = {"cosine": "plain", "disattenuated": "corrected for noise"}
+SUMS = {"negative": "#0072B2", "positive": "#D55E00"}  # as the ends of the signed scale
+AXIS = alt.Axis(tickCount=5, labelFlush=False)
+WIDTH = 600  # px of all panels, axes apart
+MAPS = 690
+LONG = 8  # layers; with more, cells are too narrow for a sign
+
+
+def cosines(records: Records) -> Figure:
+    """Cosine of the gradients of every two domains, plain and corrected for noise, at the base and at the peak."""
+    rows = [r for place, pair in _pairs(records) for r in _cosines(place, pair)]
+    order, pairs = (list(dict.fromkeys(r[key] for r in rows)) for key in ("place", "pair"))
+    count, width = panels(len(order), 2, WIDTH - 100)
+    title = "cosine of the gradients"
+    scale = alt.Scale(domain=[-1, 1])
+    base = alt.Chart().encode(
+        y=alt.Y("pair:N", sort=pairs, title=None, axis=alt.Axis(grid=True)),
+        yOffset=alt.YOffset("figure:N", sort=list(COSINES.values())),
+        tooltip=tips(["pair", "place", "figure"], title, null=True),
+    )
+    names = list(COSINES.values())
+    colour = alt.Color(
+        "figure:N", scale=alt.Scale(domain=names, range=["#56B4E9", "#0072B2"]), title=None, legend=LEGEND
+    )
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.X("at:Q", title=title))
+    missing = base.transform_filter("!isValid(datum.estimate)")
+    layers = alt.layer(
+        zero,
+        base.mark_rule(strokeWidth=9, opacity=0.22, color=INK).encode(
+            x=alt.X("null_low:Q", title=title), x2="null_high:Q"
+        ),
+        base.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=colour),
+        base.mark_point(filled=True, size=55, opacity=1, clip=True).encode(
+            x=alt.X("estimate:Q", title=title, scale=scale, axis=AXIS), color=colour
+        ),
+        missing.mark_text(align="left", dx=6, color=INK).encode(x=alt.value(width), text=alt.value("not measurable")),
+        data=data(rows),
+    ).properties(width=width, height=38 * len(pairs))
+    chart = layers.facet(facet=facet("place", order), columns=count)
+    caption = (
+        "Below 0 a step for one domain raises the other's loss. 95 % intervals over blocks of prompts; grey: 95 % with "
+        "the blocks' signs drawn at random. Not measurable: the halves of one domain's prompts do not agree, so that a "
+        f"cosine near 0 would be noise (the tooltip says whose). Published: {CLAIMS['C3'].published}."
+    )
+    return Figure("gradient-cosines", "Cosine of the domains' gradients", chart, rows, caption)
+
+
+def modules(records: Records) -> Figure:
+    """Cosine of the gradients by kind of tensor and layer, with the tensors that measurably conflict or agree."""
+    found = list(_pairs(records))
+    rows = [r for place, pair in found for r in _tensors(place, pair)]
+    order = list(dict.fromkeys(r["place"] for r in rows))
+    scale = signed([r["cosine"] for r in rows])
+    charts = [_map([r for r in rows if r["place"] == place], rows, scale, place) for place in order]
+    called = sum(bool(r["called"]) for r in rows)
+    caption = (
+        "Blue: the gradients oppose each other in that tensor (conflict), orange: they agree (synergy). Columns are "
+        "layers; – is a tensor outside them. A sign marks inner products that differ from 0 by Benjamini–Hochberg at "
+        f"q = 0.05 within a pair: {called} of {len(rows)}. Colours without a sign may be noise."
+    )
+    chart = alt.vconcat(*charts, spacing=24)
+    return Figure("gradient-modules", "Where gradients conflict", chart, rows, caption)
+
+
+def cancellation(records: Records) -> Figure:
+    """Sums of the positive and of the negative inner products over tensors, and their net."""
+    rows = [r for place, pair in _pairs(records) for r in _sums(place, pair)]
+    order, pairs = (list(dict.fromkeys(r[key] for r in rows)) for key in ("place", "pair"))
+    count, width = panels(len(order), 2, WIDTH + 60)
+    title = "sum of inner products of gradients"
+    sums = ["negative", "positive", "net"]
+    base = alt.Chart().encode(
+        y=alt.Y("pair:N", sort=pairs, title=None, axis=alt.Axis(grid=True)),
+        yOffset=alt.YOffset("sum:N", sort=sums),
+        color=alt.Color(
+            "sum:N", scale=alt.Scale(domain=sums, range=[*SUMS.values(), "#8C8C8C"]), title=None, legend=LEGEND
+        ),
+        tooltip=tips(["pair", "place", "sum"], title),
+    )
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.X("at:Q", title=title))
+    layers = alt.layer(
+        base.mark_bar(height=9).encode(x=alt.X("estimate:Q", title=title, axis=AXIS)),
+        zero,
+        base.mark_rule(strokeWidth=1.3).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=alt.value(INK)),
+        data=data(rows),
+    ).properties(width=width, height=42 * len(pairs))
+    chart = layers.facet(facet=facet("place", order), columns=count)
+    caption = (
+        "⟨g_A, g_B⟩ summed over the tensors where it is negative, where it is positive, and over all, in (loss per "
+        "unit of parameter)². A net near 0 between long bars is cancellation; between short ones the gradients are "
+        "apart. Signs come from other prompts than sums, so that noise adds to neither; 95 % intervals over blocks."
+    )
+    return Figure("gradient-cancellation", "Do conflict and synergy cancel?", chart, rows, caption)
+
+
+def _pairs(records: Records) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Pairs at the base, and those of each θ*_A with A in them."""
+    found = [
+        (place, pair)
+        for place, own, pairs in pairwise.places(records, "analysis/gradients.json")
+        for pair in pairs.values()
+        if not own or own in pair["domains"]
+    ]
+    if not found:
+        raise Absent("analysis/gradients.json has no pairs of domains: fewer than two were trained")
+    yield from found
+
+
+def _head(place: str, pair: dict[str, Any]) -> Row:
+    return {"place": place, "pair": pairwise.name(pair["domains"])}
+
+
+def _cosines(place: str, pair: dict[str, Any]) -> Iterator[Row]:
+    a, b = pair["domains"]
+    for key, words in COSINES.items():
+        row = _head(place, pair) | {"figure": words} | columns(pair["model"][key]) | null_columns(pair["model"][key])
+        # The record calls the two domains A and B.
+        yield row | {"reason": row["reason"].replace("of A's", f"of {a}'s").replace("of B's", f"of {b}'s")}
+
+
+def _tensors(place: str, pair: dict[str, Any]) -> Iterator[Row]:
+    signs = {name: sign for key, sign in (("conflicting", "−"), ("synergistic", "+")) for name in pair[key]["tensors"]}
+    for tensor in pair["tensors"]:
+        layer = "–" if tensor["layer"] is None else str(tensor["layer"])
+        found = {key: tensor[key]["estimate"] for key in ("cosine", "inner")}
+        row = _head(place, pair) | {"kind": tensor["kind"], "layer": layer} | found
+        yield row | {"p": tensor["p"], "called": signs.get(tensor["name"], "")}
+
+
+def _map(rows: Sequence[Row], everything: Sequence[Row], scale: alt.Scale, place: str) -> alt.FacetChart:
+    layers = sorted({r["layer"] for r in everything}, key=lambda x: -1 if x == "–" else int(x))
+    kinds = by_module(r["kind"] for r in everything)
+    order = list(dict.fromkeys(r["pair"] for r in rows))
+    most = max(1, min(6, int(MAPS / (pairwise.LETTER * max(map(len, order)) + 10))))  # so that names fit
+    count = min(len(order), most)
+    width = min(panels(max(count, 4), 6, MAPS, 10)[1], 26 * len(layers))
+    base = alt.Chart().encode(
+        x=alt.X("layer:O", sort=layers, title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+        y=alt.Y("kind:N", sort=kinds, title=None),
+        tooltip=[
+            alt.Tooltip("pair:N"),
+            alt.Tooltip("kind:N"),
+            alt.Tooltip("layer:N"),
+            alt.Tooltip("cosine:Q", format=".3f"),
+            alt.Tooltip("inner:Q", format=".3g", title="inner product"),
+            alt.Tooltip("p:Q", format=".2g", title="p of inner ≠ 0"),
+            alt.Tooltip("called:N", title="called"),
+        ],
+    )
+    limit = scale.to_dict()["domain"][1]
+    dark = f"datum.cosine < {-0.79 * limit} || datum.cosine > {0.87 * limit}"  # where white is the legible ink (WCAG)
+    ink = alt.when(dark).then(alt.value("white")).otherwise(alt.value("black"))
+    cells = base.mark_rect().encode(color=alt.Color("cosine:Q", scale=scale, title="cosine"))
+    called = base.transform_filter("datum.called != ''")
+    if len(layers) <= LONG:
+        marks = called.mark_text(fontSize=15, fontWeight=700).encode(text="called:N", color=ink)
+    else:
+        marks = called.mark_point(filled=True, size=12, opacity=1).encode(color=ink)
+    made = alt.layer(cells, marks, data=data(rows)).properties(width=width, height=19 * len(kinds))
+    return made.facet(facet=facet("pair", order), columns=count, spacing=10, title=place)
+
+
+def _sums(place: str, pair: dict[str, Any]) -> Iterator[Row]:
+    for name, record in pair["cancellation"].items():
+        yield _head(place, pair) | {"sum": name} | columns(record)

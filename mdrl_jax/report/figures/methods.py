@@ -1,0 +1,209 @@
+"""Every way to recover or prevent forgetting that a run tried, side by side (definitions §2, §8 to §10)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from mdrl_jax.config import METHODS
+from mdrl_jax.report import matrix as matrices
+from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, data
+from mdrl_jax.report.figures.placement import between, place
+from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.intervals import columns, number, span, tips, words
+from mdrl_jax.report.methods import COSTS, PLAIN, RECOVERY, Method, MethodsTable, Run, load, rows_of, summarise
+from mdrl_jax.report.transfer import fall
+
+WIDTH, HEIGHT = 780, 460
+SYMLOG = 1.0  # points of collateral: most methods are within some, single ones far off
+GROUPS = {
+    "recovery": CATEGORIES[0],
+    "prevention": CATEGORIES[1],
+    "other training": CATEGORIES[2],
+    "merge": CATEGORIES[3],
+    PLAIN: CATEGORIES[6],
+}
+UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+
+
+def frontier(records: Records) -> Figure:
+    """What each method won of the domain that lost most, against the most that any other domain paid for it."""
+    run, table = _compared(records)
+    focus = table.focus
+    if focus is None:
+        raise Absent("no domain fell in the plain sequence, so there was nothing to win back")
+    at = rows_of(run.matrix)
+    zero = {"estimate": 0.0, "ci95": None}
+    rows = []
+    for row in table.rows:
+        gain = matrices.difference(run.matrix, "gain", focus, at[row.name], at[PLAIN]).record()
+        paid = zero if row.name == PLAIN else _figure(row, "collateral")
+        if gain["estimate"] is None or paid["estimate"] is None:
+            continue
+        head = {"method": row.name, "group": _group(row.name), "worst": "/".join(dict.fromkeys(row.worst))}
+        head |= columns("gain", zero if row.name == PLAIN else gain) | columns("collateral", paid)
+        rows.append(head | {"average": _value(row, "average")} | {c: _value(row, c) for c in COSTS})
+    lost = fall(run.matrix, focus).record()
+    chart = _chart(rows, focus, lost["estimate"], _limit(records))
+    n = len(run.matrix.rewards[at[PLAIN]][focus])
+    caption = (
+        f"Gain of {focus}, which lost most ({words(lost, '.1f')} points), over the end of the plain sequence, against "
+        f"the largest drop of any other domain: up and left is better, left of 0 every other domain rose. Bars: 95 % "
+        f"over {n} test prompts a domain, not over seeds."
+    )
+    return Figure("methods", f"What each method won of {focus} and cost the others", chart, rows, caption)
+
+
+def comparison(records: Records) -> Table:
+    """Average, the domain that lost most, the worst collateral, and what it took beyond the plain sequence."""
+    _, table = _compared(records)
+    most = max((abs(_value(row, "flops") or 0.0) for row in table.rows), default=0.0)
+    prefix, size = next((u for u in UNITS if most >= u[1]), UNITS[-1])
+    scores = ("average", *([table.focus] if table.focus else []), "worst collateral")
+    rows = []
+    for row in table.rows:
+        found = [words(_figure(row, c), ".1f") if _value(row, c) is not None else "–" for c in ("average", "focus")]
+        paid = "–" if _value(row, "collateral") is None else words(_figure(row, "collateral"), ".1f")
+        paid += f" {'/'.join(dict.fromkeys(row.worst))}" if row.worst else ""
+        costs = [_cost(row, "steps"), _cost(row, "flops", size), _cost(row, "seconds")]
+        rows.append((row.name, *found[: len(scores) - 1], paid, *costs))
+    caption = (
+        "Points on test prompts with 95 % intervals over prompts. Worst collateral: the largest drop of any other "
+        "domain, negative where all rose. Steps, FLOPs and seconds are those beyond the plain sequence: a rollback "
+        "takes no step but a sweep, a prevention costs what its stages took more than the plain ones."
+    )
+    head = ("method", *scores, "extra steps", f"extra {prefix}FLOPs", "extra seconds")
+    return Table("methods-table", "Methods side by side", head, rows, caption, head[1:])
+
+
+def _compared(records: Records) -> tuple[Run, MethodsTable]:
+    records.files("evaluations/*.json")
+    run = load(records.root)
+    table = summarise([run])
+    if len(table.rows) < 2:
+        raise Absent("only the plain sequence was run; stages such as `refresh-…`, `replay-…` or `joint` are compared")
+    return run, table
+
+
+def _limit(records: Records) -> float | None:
+    """The drop that a refresh, a rollback and a plan allow other domains; None where the run has no such section."""
+    try:
+        return records.json("config.json")["config"].get("recover", {}).get("limit")
+    except Absent:
+        return None
+
+
+def _group(name: str) -> str:
+    prefix = name.partition("-")[0]
+    if name == PLAIN:
+        return PLAIN
+    if prefix in RECOVERY:
+        return "recovery"
+    if prefix in METHODS:
+        return "prevention"
+    return "other training" if prefix in ("joint", "reversed") else "merge"
+
+
+def _figure(row: Method, cell: str) -> Mapping[str, Any]:
+    estimate = row.cells[cell].estimate
+    return estimate.record() if estimate else {"estimate": None, "ci95": None, "reason": row.cells[cell].reason}
+
+
+def _value(row: Method, cell: str) -> float | None:
+    return _figure(row, cell)["estimate"]
+
+
+def _cost(row: Method, what: str, size: float = 1.0) -> str:
+    value = _value(row, what)
+    return (
+        "–" if value is None else number(value / size, "+,.0f" if abs(value) >= 100 * size or size == 1.0 else "+.2g")
+    )
+
+
+def symlog(x: float) -> float:
+    """Linear about 0, logarithmic away from it; as Vega has it."""
+    return math.copysign(math.log1p(abs(x) / SYMLOG), x)
+
+
+def unsymlog(t: float) -> float:
+    """The inverse of `symlog`."""
+    return math.copysign(SYMLOG * math.expm1(abs(t)), t)
+
+
+def _chart(rows: Sequence[Mapping[str, Any]], focus: str, lost: float | None, limit: float | None) -> Any:
+    left, right = span(rows, ["collateral"], (0.0, limit or 0.0))
+    low, high = span(rows, ["gain"], (0.0, lost or 0.0))
+    start, stop = symlog(left), symlog(right)
+
+    def px(x: float, y: float) -> tuple[float, float]:
+        return (symlog(x) - start) / (stop - start) * WIDTH, (high - y) / (high - low) * HEIGHT
+
+    def value(x: float, y: float) -> tuple[float, float]:
+        return unsymlog(start + x / WIDTH * (stop - start)), high - y / HEIGHT * (high - low)
+
+    spots = [px(r["collateral"], r["gain"]) for r in rows]
+    marks = [((0.0, low), (0.0, high)), ((left, 0.0), (right, 0.0))]
+    marks += [((limit, low), (limit, high))] if limit is not None else []
+    marks += [((left, lost), (right, lost))] if lost is not None else []
+    for r in rows:
+        if None not in (r["collateral_low"], r["gain_low"]):
+            marks.append(((r["collateral_low"], r["gain"]), (r["collateral_high"], r["gain"])))
+            marks.append(((r["collateral"], r["gain_low"]), (r["collateral"], r["gain_high"])))
+    lines = [between(*px(*a), *px(*b)) for a, b in marks]
+    labels = []
+    for r, spot, box in zip(rows, spots, place(spots, [r["method"] for r in rows], lines, WIDTH, HEIGHT), strict=True):
+        (x, y), (end_x, end_y) = value(box.x, box.y), value(*box.edge(*spot))
+        ends = {"from_x": r["collateral"], "from_y": r["gain"], "end_x": end_x, "end_y": end_y}
+        labels.append({"method": r["method"], "x": x, "y": y, "far": box.away(*spot)} | ends)
+    ticks = [t for size in (1, 2, 5, 10, 20, 50, 100) for t in (-size, size) if left <= t <= right]
+    xs = alt.Scale(type="symlog", constant=SYMLOG, domain=[left, right], nice=False)
+    ys = alt.Scale(domain=[low, high], nice=False)
+    title = "worst collateral: largest drop of another domain, points, symmetric log scale (left is better)"
+
+    def across(field: str) -> alt.X:
+        return alt.X(f"{field}:Q", title=title, scale=xs, axis=alt.Axis(values=[0, *ticks], format="d"))
+
+    def up(field: str) -> alt.Y:
+        return alt.Y(f"{field}:Q", title=f"gain of {focus}, points (up is better)", scale=ys)
+
+    colour = alt.Color(
+        "group:N", title=None, scale=alt.Scale(domain=list(GROUPS), range=list(GROUPS.values())),
+        legend=alt.Legend(orient="top", symbolOpacity=1),
+    )  # fmt: skip
+    tip = [
+        alt.Tooltip("method:N"), *tips("gain", f"gain of {focus}, points"),
+        *tips("collateral", "worst collateral, points"), alt.Tooltip("worst:N", title="of"),
+        alt.Tooltip("average:Q", format=".1f", title="average, points"),
+        alt.Tooltip("steps:Q", format="+,.0f", title="extra steps"),
+        alt.Tooltip("flops:Q", format="+.3~s", title="extra FLOPs"),
+        alt.Tooltip("seconds:Q", format="+,.0f", title="extra seconds"),
+    ]  # fmt: skip
+    base = alt.Chart(data(rows)).encode(tooltip=tip, color=colour)
+    text = alt.Chart(data(labels))
+    leaders = text.transform_filter("datum.far").mark_rule(opacity=0.55)
+    layers = [
+        base.mark_rule(opacity=0.4).encode(x=across("collateral_low"), x2="collateral_high:Q", y=up("gain")),
+        base.mark_rule(opacity=0.4).encode(x=across("collateral"), y=up("gain_low"), y2="gain_high:Q"),
+        leaders.encode(x=across("from_x"), x2="end_x:Q", y=up("from_y"), y2="end_y:Q"),
+        base.mark_point(filled=True, size=95, opacity=1).encode(x=across("collateral"), y=up("gain")),
+        text.mark_text(align="center", baseline="middle", color=INK).encode(x=across("x"), y=up("y"), text="method:N"),
+    ]
+    return alt.layer(*_rules(lost, limit, across, up), *layers).properties(width=WIDTH, height=HEIGHT)
+
+
+def _rules(lost: float | None, limit: float | None, x: Any, y: Any) -> list[Any]:
+    """No gain, no collateral, all that was lost, the limit."""
+    zero = alt.Chart(data([{"zero": 0.0}]))
+    found = [zero.mark_rule(opacity=0.5).encode(x=x("zero")), zero.mark_rule(opacity=0.5).encode(y=y("zero"))]
+    if lost is not None and lost > 0:
+        at = alt.Chart(data([{"lost": lost, "shown": "all that was lost"}]))
+        found.append(at.mark_rule(strokeDash=[4, 3]).encode(y=y("lost")))
+        label = at.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, x="width", opacity=0.85)
+        found.append(label.encode(y=y("lost"), text="shown:N"))
+    if limit is not None:
+        at = alt.Chart(data([{"limit": limit, "shown": f"limit {limit:g}"}]))
+        found.append(at.mark_rule(strokeDash=[4, 3]).encode(x=x("limit")))
+        label = at.mark_text(align="left", baseline="bottom", dx=4, dy=-4, y="height", opacity=0.85)
+        found.append(label.encode(x=x("limit"), text="shown:N"))
+    return found

@@ -1,0 +1,90 @@
+"""Where the names of points in a chart go: no two overlap, none covers a point, few cross a line."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+LETTER, LINE = 6.3, 15.0  # px of a letter and of a line of text of 12 px
+MARK = 7.0  # half the width of a point
+CROWD = 90.0  # px within which points are neighbours
+NEAR = 16.0  # px between a point and its name up to which no line joins them
+DISTANCES = (9, 14, 20, 28, 38, 50, 64, 80, 100, 125, 150)
+DIRECTIONS = 16
+CROSSED, OVERLAP = 9.0, 1e4  # px that not crossing a line is worth; dearer than any distance
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A name: its centre, width and height in px."""
+
+    x: float
+    y: float
+    width: float
+    height: float = LINE
+
+    def edge(self, x: float, y: float) -> tuple[float, float]:
+        """Its point that is nearest to (x, y)."""
+        half = self.width / 2, self.height / 2
+        return (
+            min(max(x, self.x - half[0]), self.x + half[0]),
+            min(max(y, self.y - half[1]), self.y + half[1]),
+        )
+
+    def away(self, x: float, y: float) -> bool:
+        """Whether it is so far from (x, y) that a line should join them."""
+        return math.dist(self.edge(x, y), (x, y)) > NEAR
+
+    def overlaps(self, other: "Box") -> bool:
+        """Whether they have a common part."""
+        near_x = abs(self.x - other.x) < (self.width + other.width) / 2
+        return near_x and abs(self.y - other.y) < (self.height + other.height) / 2
+
+
+def between(x: float, y: float, x2: float, y2: float) -> Box:
+    """The box of a line along an axis."""
+    return Box((x + x2) / 2, (y + y2) / 2, abs(x2 - x), abs(y2 - y))
+
+
+def place(
+    points: Sequence[tuple[float, float]], names: Sequence[str], lines: Sequence[Box], width: float, height: float
+) -> list[Box]:
+    """A box for the name of each point, in the order of the points, in a chart of width × height px.
+
+    Each takes the nearest place that is free of points and of names before it; the most crowded points choose first.
+    Where there is none it takes the place with the fewest overlaps. Rather than cross one of the `lines` it goes a bit
+    further.
+    """
+    marks = [Box(x, y, 2 * MARK, 2 * MARK) for x, y in points]
+    crowd = [sum(math.dist(p, q) < CROWD for q in points) for p in points]
+    found: dict[int, Box] = {}
+    for i in sorted(range(len(points)), key=lambda i: (-crowd[i], i)):
+        taken = [*marks, *found.values()]
+        options = [b for b in around(*points[i], LETTER * len(names[i])) if inside(b, width, height)]
+        costs = [_cost(b, points[i], taken, lines) for b in options]
+        found[i] = options[costs.index(min(costs))]
+    return [found[i] for i in range(len(points))]
+
+
+def around(x: float, y: float, width: float) -> list[Box]:
+    """Boxes of a width in all directions from a point, near ones first; the box's nearest edge is at the distance."""
+    boxes = []
+    for distance in DISTANCES:
+        for i in range(DIRECTIONS):
+            angle = 2 * math.pi * i / DIRECTIONS
+            across, down = math.cos(angle), math.sin(angle)
+            beside = abs(across) > 0.2  # else above or below
+            x_edge = x + distance * across + (math.copysign(width / 2, across) if beside else 0.0)
+            y_edge = y + distance * down + (0.0 if beside else math.copysign(LINE / 2, down))
+            boxes.append(Box(x_edge, y_edge, width))
+    return boxes
+
+
+def inside(box: Box, width: float, height: float) -> bool:
+    """Whether a box lies in a chart."""
+    half = box.width / 2, box.height / 2
+    return half[0] <= box.x <= width - half[0] and half[1] <= box.y <= height - half[1]
+
+
+def _cost(box: Box, point: tuple[float, float], taken: Sequence[Box], lines: Sequence[Box]) -> float:
+    away = math.dist(box.edge(*point), point)
+    return away + OVERLAP * sum(map(box.overlaps, taken)) + CROSSED * sum(map(box.overlaps, lines))

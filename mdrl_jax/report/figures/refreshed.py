@@ -1,0 +1,224 @@
+"""What each refresh did, step by step: scores, recovery fraction, θ_t − θ* in and outside S (definitions §8, C6)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, by_category, data
+from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.intervals import columns, tips, words
+
+PUBLISHED = 0.949  # recovery fraction of Math by Re-Math
+ENOUGH = 0.5  # C6 asks for more
+AVERAGE = "mean of all"
+PARTS = {"within": "in S", "route": "on the route, not in S", "outside": "everywhere but in S"}
+RANDOM = "random subspaces"
+OBJECTIVES = {"reward": "reward", "success_nll": "success NLL"}
+ACROSS = 4  # small charts a line
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
+Record = Mapping[str, Any]
+
+
+def curves(records: Records) -> list[Figure]:
+    """Scores of all domains and the recovery fraction against the step of each refresh."""
+    return [_curves(records.json(path)) for path in records.files("recovery/refresh-*.json")]
+
+
+def contraction(records: Records) -> list[Figure | Table]:
+    """How the distance to the peak shrinks in each conflict subspace, and outside it, and the factors a step."""
+    found: list[Figure | Table] = []
+    refreshes = [records.json(path) for path in records.files("recovery/refresh-*.json")]
+    for record in refreshes:
+        if any(basis["within"] for basis in record["steps"][0].get("subspaces", ())):
+            found += [_paths(record), _factors(record)]
+    if not found:
+        names = ", ".join(r["stage"] for r in refreshes)
+        why = "an `analyze` before a refresh finds them; S of no dimension has none"
+        raise Absent(f"{names}: no conflict subspaces were followed: {why}")
+    return found
+
+
+def _curves(record: Record) -> Figure:
+    domain, steps = record["domain"], record["steps"]
+    domains = list(steps[0]["scores"])
+    rows = []
+    for row in steps:
+        scores = row["scores"] | {AVERAGE: row["average"]}
+        fraction = columns("fraction", row["fraction"])
+        for name, score in scores.items():
+            rows.append({"step": row["step"], "domain": name} | columns("score", score))
+            rows[-1] |= fraction if name == domain else dict.fromkeys(fraction)
+    peak = 100 * float(np.mean(record["peak"])) if "peak" in record else None
+    charts: list[Any] = [_scores(rows, domains, domain, peak, record)]
+    if any(row["fraction"] is not None for row in rows):
+        charts.append(_fraction([row for row in rows if row["domain"] == domain], record))
+    n = steps[0]["scores"][domain]["n"]
+    kept = next(row for row in steps if row["step"] == record["chosen"])
+    back = f"{words(kept['fraction'])} of what {domain} had lost is back (published for Math: {PUBLISHED})"
+    if kept["fraction"]["estimate"] is None:
+        back = f"how much is back is not known: {words(kept['fraction'])}"
+    caption = (
+        f"Points on {n} validation prompts a domain, bands 95 % over prompts; step 0 is the end of the sequence. Kept "
+        f"is the step with the best mean of all domains, {record['chosen']}: {back}. "
+        f"{'It ended because ' + record['stopped'] if record['stopped'] else 'It has not ended yet'}."
+    )
+    title = f"Refresh of {domain}: scores step by step"
+    return Figure(record["stage"], title, alt.vconcat(*charts, spacing=12), rows, caption)
+
+
+def _scores(rows: Sequence[Record], domains: Sequence[str], domain: str, peak: float | None, record: Record) -> Any:
+    scale = alt.Scale(domain=[*domains, AVERAGE], range=[*by_category(domains).to_dict()["range"], INK])
+    colour = alt.Color("domain:N", scale=scale, title="domain", legend=alt.Legend(symbolOpacity=1))
+    base = alt.Chart(data(rows)).encode(x=_step(record), color=colour, tooltip=_tooltip("score"))
+    y = alt.Y("score:Q", title="score, points", scale=alt.Scale(zero=False))
+    bands = base.mark_area(opacity=0.14, interpolate="linear").encode(
+        y=alt.Y("score_low:Q", title="score, points", scale=alt.Scale(zero=False)), y2="score_high:Q"
+    )
+    dash = alt.when(alt.datum.domain == AVERAGE).then(alt.value([6, 3])).otherwise(alt.value([1, 0]))
+    layers = [
+        bands,
+        base.mark_line().encode(y=y, strokeDash=dash),
+        base.mark_point(filled=True, size=55, opacity=1).encode(y=y),
+    ]
+    if peak is not None:
+        at = alt.Chart(data([{"peak": peak, "shown": f"{domain} at its peak, {peak:.1f}"}])).encode(y="peak:Q")
+        layers.append(at.mark_rule(color=_colour(record), strokeDash=[2, 3], strokeWidth=2))
+        layers.append(at.mark_text(align="left", x=6, dy=-8).encode(text="shown:N"))
+    return alt.layer(*layers, _kept(record, "kept")).properties(width=640, height=280)
+
+
+def _fraction(rows: Sequence[Record], record: Record) -> Any:
+    base = alt.Chart(data(rows)).encode(x=_step(record), tooltip=_tooltip("fraction"))
+    scale = alt.Scale(zero=True)
+    y = alt.Y("fraction:Q", title="recovery fraction", scale=scale)
+    low = alt.Y("fraction_low:Q", title="recovery fraction", scale=scale)
+    marks = [{"at": PUBLISHED, "shown": f"published, {PUBLISHED}"}, {"at": ENOUGH, "shown": "C6 asks for more"}]
+    rules = alt.Chart(data(marks)).encode(y="at:Q")
+    colour = _colour(record)
+    return alt.layer(
+        rules.mark_rule(strokeDash=[2, 3], opacity=0.7),
+        rules.mark_text(align="left", x=6, dy=-8).encode(text="shown:N"),
+        base.mark_rule(strokeWidth=1.5, color=colour).encode(y=low, y2="fraction_high:Q"),
+        base.mark_line(color=colour).encode(y=y),
+        base.mark_point(filled=True, size=55, color=colour, opacity=1).encode(y=y),
+        _kept(record, ""),
+    ).properties(width=640, height=130)
+
+
+def _step(record: Record) -> alt.X:
+    last = max(record["settings"]["steps"], record["steps"][-1]["step"])
+    axis = alt.Axis(tickMinStep=1, format="d")
+    return alt.X("step:Q", title="optimizer step of the refresh", axis=axis, scale=alt.Scale(domain=[0, last]))
+
+
+def _colour(record: Record) -> str:
+    """Of the refreshed domain, as in `by_category`."""
+    return CATEGORIES[list(record["steps"][0]["scores"]).index(record["domain"]) % len(CATEGORIES)]
+
+
+def _kept(record: Record, text: str) -> Any:
+    at = alt.Chart(data([{"step": record["chosen"], "shown": text}])).encode(x="step:Q")
+    label = at.mark_text(align="right", baseline="bottom", y="height", dx=-6, dy=-4).encode(text="shown:N")
+    return alt.layer(at.mark_rule(strokeWidth=1.5, opacity=0.6), label)
+
+
+def _tooltip(what: str) -> list[alt.Tooltip]:
+    title = {"score": "score, points", "fraction": "recovery fraction"}[what]
+    return [alt.Tooltip("step:Q"), alt.Tooltip("domain:N"), *tips(what, title)]
+
+
+def _label(basis: Record, several: bool) -> str:
+    stage = f", {basis['stage']}" if several else ""
+    return f"{OBJECTIVES.get(basis['objective'], basis['objective'])}, half {basis['half'] + 1}{stage}"
+
+
+def _labels(record: Record) -> list[str]:
+    several = len({b["stage"] for b in record["contraction"]}) > 1
+    return [_label(b, several) for b in record["contraction"]]
+
+
+def _paths(record: Record) -> Figure:
+    rows = []
+    starts = record["steps"][0]["subspaces"]
+    followed = [i for i, start in enumerate(starts) if start["within"]]  # others have no dimension, so no distance
+    for i in followed:
+        start, label = starts[i], _labels(record)[i]
+        for row in record["steps"]:
+            now, head = row["subspaces"][i], {"subspace": label, "k": start["k"], "step": row["step"]}
+            for part, name in PARTS.items():
+                ratio = now[part] / start[part] if start[part] else None
+                rows.append(head | {"part": name, "ratio": ratio, "low": None, "high": None})
+            drawn = np.divide(now["random"], start["random"])
+            if drawn.size:
+                low, high = np.quantile(drawn, [0.025, 0.975])
+                ends = {"ratio": float(drawn.mean()), "low": float(low), "high": float(high)}
+                rows.append(head | {"part": RANDOM} | ends)
+    first, label = record["contraction"][followed[0]], _labels(record)[followed[0]]
+    n = len(starts[followed[0]]["random"])
+    caption = (
+        f"Distance to {record['domain']}'s peak relative to step 0, log scale; below 1 it shrinks. S: conflict "
+        f"subspaces found on one half of the prompts; band: 95 % of {n} random subspaces of the same route and "
+        f"dimension. In S of {label} it shrinks by a factor of {words(first['within'], '.3f')} a step, "
+        f"elsewhere by {words(first['outside'], '.3f')}; plain gradient descent promises {_bound(first)}."
+    )
+    name = f"{record['stage']}-contraction"
+    title = f"Refresh of {record['domain']}: distance to its peak, in the conflict subspaces S and outside"
+    return Figure(name, title, _facets(rows, _labels(record)), rows, caption)
+
+
+def _facets(rows: Sequence[Record], labels: Sequence[str]) -> Any:
+    parts = [*PARTS.values(), RANDOM]
+    colour = alt.Color(
+        "part:N",
+        title="θ − θ*",
+        scale=alt.Scale(domain=parts, range=[*CATEGORIES[:3], CATEGORIES[-1]]),
+        legend=alt.Legend(orient="bottom", symbolOpacity=1),
+    )
+    found = [row[key] for row in rows for key in ("ratio", "low", "high") if row[key]]
+    ends = 0.98 * min(found), 1.02 * max(found)
+    scale = alt.Scale(type="log", domain=list(ends), nice=False)
+    title = "distance, relative to step 0"
+    tooltip = [
+        alt.Tooltip("subspace:N"), alt.Tooltip("k:Q", title="dimensions of S"), alt.Tooltip("step:Q"),
+        alt.Tooltip("part:N"), alt.Tooltip("ratio:Q", format=".3f", title=title),
+        alt.Tooltip("low:Q", format=".3f", title="random: 95 % from"), alt.Tooltip("high:Q", format=".3f", title="to"),
+    ]  # fmt: skip
+    x = alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d"))
+    base = alt.Chart().encode(x=x, color=colour, tooltip=tooltip)
+    axis = alt.Axis(values=[x for x in TICKS if ends[0] <= x <= ends[1]], format="~g")
+    y = alt.Y("ratio:Q", title=title, scale=scale, axis=axis)
+    drawn = base.transform_filter(alt.datum.part == RANDOM)
+    layers = (
+        drawn.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title=title, scale=scale, axis=axis), y2="high:Q"),
+        base.mark_line().encode(y=y),
+        base.mark_point(filled=True, size=35, opacity=1).encode(y=y),
+    )
+    return (
+        alt.layer(*layers, data=data(rows))
+        .properties(width=175, height=200)
+        .facet(facet=alt.Facet("subspace:N", sort=list(labels), title=None), columns=ACROSS, spacing=14)
+    )
+
+
+def _factors(record: Record) -> Table:
+    head = ("S", "dimensions", *PARTS.values(), RANDOM, "log S − log elsewhere", "1 − αμ")
+    rows = []
+    for label, found in zip(_labels(record), record["contraction"], strict=True):
+        null = found["within"]["null"]
+        drawn = f"{null['low']:.3f} to {null['high']:.3f}" if null else "–"
+        parts = [words(found[part], ".3f") for part in PARTS]
+        rows.append((label, str(found["k"]), *parts, drawn, words(found["faster"], ".3f"), _bound(found)))
+    caption = (
+        "Mean factor a step with its 95 % interval over steps (not over seeds), below 1 where the distance shrinks; "
+        "the difference of logs is below 0 where it shrinks faster in S, which C6 asks for. 1 − αμ, with μ the "
+        "smallest eigenvalue on S, holds for plain gradient descent at step size α; under Adam it is only descriptive."
+    )
+    title = f"Refresh of {record['domain']}: factors a step"
+    return Table(f"{record['stage']}-factors", title, head, rows, caption, head[1:])
+
+
+def _bound(found: Record) -> str:
+    factor = found["bound"]["factor"]
+    return "–" if factor is None else f"1 − {1 - factor:.1e}"

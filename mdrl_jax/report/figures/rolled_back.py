@@ -1,0 +1,252 @@
+"""What each rollback won of the kept domain for what it cost the donor, beside its controls (definitions §9, C7)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from mdrl_jax.report.figure import CATEGORIES, INK, Figure, by_category, data
+from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.intervals import columns, number, span, tips, words
+
+RULE_ORDER = ("adding", "removing", "opposition", "magnitude")
+PLACES = {"all": "all coordinates", "route": "shared route"}
+DASHES = ([1, 0], [2, 2], [6, 3], [10, 3, 2, 3], [12, 5])
+CONTROLS = {
+    "random": "random",
+    "matched": "matched in |δ|",
+    "largest": "largest |δ|",
+    "out_of_route": "out of the route",
+    "whole": "the whole edit",
+}
+Record = Mapping[str, Any]
+
+
+def sweep(records: Records) -> list[Figure]:
+    """Gain against loss of every set that was tried, on validation prompts."""
+    return [_sweep(r) for r in _rollbacks(records)]
+
+
+def at_equal_loss(records: Records) -> list[Figure]:
+    """The chosen set's gain minus each control's at the same loss of the donor, on test prompts."""
+    found = [_at_equal_loss(r) for r in _rollbacks(records) if "test" in r]
+    if not found:
+        raise Absent("no rollback found a set that gains anything within the limit, so none was held against controls")
+    return found
+
+
+def fractions(records: Records) -> list[Figure]:
+    """Gain and loss against the share of coordinates taken back, for each rule and place, at strength 1."""
+    return [_fractions(r) for r in _rollbacks(records)]
+
+
+def _rollbacks(records: Records) -> list[Record]:
+    return [records.json(path) for path in records.files("recovery/rollback-*.json")]
+
+
+def _rules(record: Record) -> list[str]:
+    """All rules, so that each has its colour in every run, and those of the record."""
+    return list(dict.fromkeys([*RULE_ORDER, *(p["rule"] for p in record["points"])]))
+
+
+def _row(point: Record, what: str, rule: str = "", place: str = "") -> dict[str, Any]:
+    """A point of the sweep or of a control's curve."""
+    head = {"what": what, "rule": rule, "place": place}
+    head |= {key: point.get(key) for key in ("fraction", "size", "strength", "setting")}
+    return head | columns("gain", point["gain"]) | columns("loss", point["loss"])
+
+
+def _sweep(record: Record) -> Figure:
+    domain, donor, chosen = record["domain"], record["donor"], record["chosen"]
+    tried = [_row(p, "set", p["rule"], PLACES[p["place"]]) for p in record["points"]]
+    curves = [
+        _row(p, CONTROLS.get(name, str(name)), "control")
+        for name, curve in record.get("curves", {}).items()
+        for p in sorted(curve, key=lambda p: p["setting"])
+    ]
+    picked = []
+    if chosen:
+        picked.append(_row(chosen, "chosen", chosen["rule"], PLACES[chosen["place"]]))
+        picked.append(picked[0] | columns("gain", record["test"]["gain"]) | columns("loss", record["test"]["loss"]))
+        picked[1]["what"] = "chosen, on test prompts"
+    # Controls grow until the donor loses more than any set here: what lies beyond would squeeze the rest.
+    titles = f"loss of {donor}, points", f"gain of {domain}, points"
+    room = _room("loss", tried, picked, record["limit"])
+    x = alt.X("loss:Q", title=titles[0], scale=room, axis=alt.Axis(tickCount=10))
+    y = alt.Y("gain:Q", title=titles[1], scale=_room("gain", tried + curves, picked, 1.0))
+    colour = alt.Color("rule:N", title="rule", scale=by_category(_rules(record)))
+    places = alt.Scale(domain=list(PLACES.values()), range=["circle", "triangle-up"])
+    shape = alt.Shape("place:N", title="taken from", scale=places)
+    tip = _tips(domain, donor)
+    sets = alt.Chart(data(tried)).mark_point(size=70, filled=True, opacity=0.85)
+    layers: list[Any] = [_zero(record), sets.encode(x=x, y=y, color=colour, shape=shape, tooltip=tip)]
+    if curves:
+        layers.insert(1, _controls(curves, x, y, tip))
+    if picked:
+        layers.append(_picked(picked, x, y, titles, colour, tip))
+    n = min(record["prompts"].values())
+    caption = (
+        f"Each mark is a part of {donor}'s edit taken back from the end of the sequence, on {n} validation prompts a "
+        f"domain: up is better, right dearer. Lines: controls of growing size, cut at the dearest set; dashed: the "
+        f"limit of {record['limit']:g} points. {_choice(record)}"
+    )
+    chart = alt.layer(*layers).resolve_scale(strokeDash="independent").properties(width=620, height=400)
+    title = f"Rollback of {donor} for {domain}: gain against loss"
+    return Figure(record["stage"], title, chart, tried + curves + picked, caption)
+
+
+def _room(name: str, tried: Sequence[Record], picked: Sequence[Record], also: float) -> alt.Scale:
+    """Room for all that was tried, and for the intervals of the chosen set."""
+    low, high = span([{name: row[name]} for row in tried] + list(picked), [name], (0.0, also))
+    return alt.Scale(domain=[low, high], nice=False)
+
+
+def _choice(record: Record) -> str:
+    chosen = record["chosen"]
+    if not chosen:
+        return "No set within the limit gained anything, so nothing was taken back."
+    share = chosen["size"] / record["coordinates"]
+    return (
+        f"Chosen: {share:.2%} of the coordinates by the rule `{chosen['rule']}` ({PLACES[chosen['place']]}, strength "
+        f"{chosen['strength']:g}); bars are 95 % over prompts."
+    )
+
+
+def _zero(record: Record) -> Any:
+    limit = alt.Chart(data([{"loss": record["limit"], "shown": "limit"}])).encode(x="loss:Q")
+    axes = alt.Chart(data([{"zero": 0.0}]))
+    return alt.layer(
+        axes.mark_rule(opacity=0.5).encode(x="zero:Q"),
+        axes.mark_rule(opacity=0.5).encode(y="zero:Q"),
+        limit.mark_rule(strokeDash=[4, 3], strokeWidth=1.5),
+        limit.mark_text(align="left", baseline="bottom", dx=5, dy=-4, y="height").encode(text="shown:N"),
+    )
+
+
+def _controls(curves: Sequence[Record], x: alt.X, y: alt.Y, tip: Sequence[alt.Tooltip]) -> Any:
+    names = list(dict.fromkeys(row["what"] for row in curves))
+    scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
+    dash = alt.StrokeDash("what:N", title="control", scale=scale, legend=alt.Legend(symbolSize=700, symbolOpacity=0.8))
+    base = alt.Chart(data(curves)).encode(x=x, y=y, tooltip=list(tip))
+    style = {"color": INK, "opacity": 0.7, "clip": True}
+    lines = base.mark_line(strokeWidth=1.6, **style).encode(strokeDash=dash, order="setting:Q")
+    return alt.layer(lines, base.mark_point(filled=True, size=16, **style).encode(detail="what:N"))
+
+
+def _picked(
+    rows: Sequence[Record], x: alt.X, y: alt.Y, titles: Sequence[str], colour: alt.Color, tip: Sequence[alt.Tooltip]
+) -> Any:
+    base = alt.Chart(data(rows)).encode(tooltip=list(tip))
+    shape = alt.Shape("what:N", legend=None, scale=alt.Scale(range=["cross", "diamond"]))
+    at = base.encode(x=x, y=y)
+    across, up = alt.X("loss_low:Q", title=titles[0]), alt.Y("gain_low:Q", title=titles[1])
+    return alt.layer(
+        base.mark_rule(strokeWidth=1.5).encode(x=across, x2="loss_high:Q", y=y),
+        base.mark_rule(strokeWidth=1.5).encode(x=x, y=up, y2="gain_high:Q"),
+        at.mark_point(filled=True, size=220, stroke=INK, strokeWidth=1.5, opacity=1).encode(color=colour, shape=shape),
+        at.mark_text(align="left", dx=11, dy=-12, fontWeight=600).encode(text="what:N"),
+    ).resolve_scale(shape="independent")
+
+
+def _tips(domain: str, donor: str) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("what:N"), alt.Tooltip("rule:N"), alt.Tooltip("place:N", title="taken from"),
+        alt.Tooltip("fraction:Q", format=".4~%", title="share asked for"), alt.Tooltip("size:Q", format=",d"),
+        alt.Tooltip("strength:Q"), alt.Tooltip("setting:Q", format=",.3~r", title="size or strength of the control"),
+        *tips("gain", f"gain of {domain}, points"), *tips("loss", f"loss of {donor}, points"),
+    ]  # fmt: skip
+
+
+def _at_equal_loss(record: Record) -> Figure:
+    domain, donor, test = record["domain"], record["donor"], record["test"]
+    rows = []
+    for name, found in test["at_equal_loss"].items():
+        rows.append({"control": CONTROLS.get(name, name), "control_gain": found["control_gain"]})
+        rows[-1] |= columns("difference", found)
+    title = f"gain of {domain} minus the control's, points"
+    y = alt.Y("control:N", sort=None, title="control")
+    tip = [
+        alt.Tooltip("control:N"),
+        *tips("difference", title),
+        alt.Tooltip("control_gain:Q", format=".2f", title="gain of the control, points"),
+    ]
+    base = alt.Chart(data(rows)).encode(y=y, tooltip=tip)
+    scale = alt.Scale(domain=list(span(rows, ["difference"])), nice=False)
+    x, low = (alt.X(f"{name}:Q", title=title, scale=scale) for name in ("difference", "difference_low"))
+    chart = alt.layer(
+        alt.Chart(data([{"zero": 0.0}])).mark_rule(strokeDash=[4, 3]).encode(x="zero:Q"),
+        base.mark_rule(strokeWidth=2, color=CATEGORIES[0]).encode(x=low, x2="difference_high:Q"),
+        base.mark_point(filled=True, size=90, color=CATEGORIES[0], opacity=1).encode(x=x),
+    ).properties(width=620, height=alt.Step(38))
+    caption = (
+        f"On {test['prompts']} test prompts the chosen set wins {words(test['gain'], '.1f')} points of {domain} and "
+        f"costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: how "
+        f"much more it wins than the best of a control at that loss, 95 % by bootstrap; C7 asks that all lie above 0."
+        f"{_same_size(record)}"
+    )
+    return Figure(
+        f"{record['stage']}-controls", f"Rollback of {donor} for {domain}: at equal loss", chart, rows, caption
+    )
+
+
+def _same_size(record: Record) -> str:
+    """What random sets of the chosen size won."""
+    found = record.get("same_size", {}).get("random", {"n": 0})
+    if not found["n"]:
+        return ""
+    mean, low, high = (number(x, ".1f") for x in (found["gain"]["mean"], *found["gain"]["percentiles"]))
+    return (
+        f" {found['n']} random sets of its size won {mean} points on validation prompts (95 % of them {low} to {high}; "
+        f"p = {found['p']:.3f})."
+    )
+
+
+def _fractions(record: Record) -> Figure:
+    domain, donor = record["domain"], record["donor"]
+    sides = {"gain": f"gain of {domain}", "loss": f"loss of {donor}"}
+    rows = [
+        {"rule": p["rule"], "place": PLACES[p["place"]], "side": text}
+        | {"size": p["size"], "share": p["size"] / record["coordinates"]}
+        | columns("points", p[side])
+        for p in record["points"]
+        if p["strength"] == 1.0
+        for side, text in sides.items()
+    ]
+    places = [text for text in PLACES.values() if text in {r["place"] for r in rows}]
+    by_place = [
+        alt.vconcat(*(_panel(rows, place, side, record) for side in sides.values()), spacing=10) for place in places
+    ]
+    caption = (
+        f"Share of all {record['coordinates']:,} coordinates taken back at strength 1, log scale, on validation "
+        f"prompts; bars 95 % over prompts, dashed no gain and the limit of {record['limit']:g} points of loss. A curve "
+        f"ends where {donor} loses three times the limit or the rule has no more coordinates."
+    )
+    title = f"Rollback of {donor} for {domain}: how many coordinates"
+    return Figure(f"{record['stage']}-fractions", title, alt.hconcat(*by_place, spacing=20), rows, caption)
+
+
+def _panel(rows: Sequence[Record], place: str, side: str, record: Record) -> Any:
+    ends = span([r for r in rows if r["side"] == side], ["points"], (0.0, record["limit"]), 0.0)
+    scale = alt.Scale(domain=list(ends), nice=True)
+    shares, asked = [r["share"] for r in rows], sorted({p["fraction"] for p in record["points"]})
+    log = alt.Scale(type="log", domain=[min(shares) / 1.15, 1.15 * max(shares)], nice=False)
+    ticks = alt.Axis(format="~%", values=asked, grid=False)
+    x = alt.X("share:Q", title="share of coordinates", scale=log, axis=ticks)
+    colour = alt.Color("rule:N", title="rule", scale=by_category(_rules(record)), legend=alt.Legend(symbolOpacity=1))
+    title = f"{side}, points"
+    tip = [
+        alt.Tooltip("rule:N"), alt.Tooltip("place:N", title="taken from"), alt.Tooltip("size:Q", format=",d"),
+        alt.Tooltip("share:Q", format=".3~%"), *tips("points", title),
+    ]  # fmt: skip
+    some = [r for r in rows if (r["place"], r["side"]) == (place, side)]
+    base = alt.Chart(data(some)).encode(x=x, color=colour, tooltip=tip)
+    axis = alt.Axis(minExtent=32)  # panels below each other begin at the same place
+    y = alt.Y("points:Q", title=title, scale=scale, axis=axis)
+    low = alt.Y("points_low:Q", title=title, scale=scale, axis=axis)
+    level = record["limit"] if side.startswith("loss") else 0.0
+    return alt.layer(
+        alt.Chart(data([{"level": level}])).mark_rule(strokeDash=[4, 3], strokeWidth=1.5).encode(y="level:Q"),
+        base.mark_rule(opacity=0.35).encode(y=low, y2="points_high:Q"),
+        base.mark_line().encode(y=y),
+        base.mark_point(filled=True, size=45, opacity=1).encode(y=y),
+    ).properties(width=300, height=190, title=place)

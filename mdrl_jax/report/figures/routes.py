@@ -1,0 +1,141 @@
+"""Active routes: whether domains run through the same neurons, and what edits do there (definitions §5)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import altair as alt
+
+from mdrl_jax.analysis import claims
+from mdrl_jax.report.figure import INK, Figure, data
+from mdrl_jax.report.figures import pairwise
+from mdrl_jax.report.figures.measured import Row, columns, extent, facet, null_columns, panels, tips
+from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.intervals import words
+
+KINDS = {"neurons": "MLP neurons", "heads": "attention heads"}
+PLACES = {"route": "on the shared route", "complement": "off it"}
+AXIS = alt.Axis(tickCount=6, labelFlush=False)
+WIDTH = 620  # px of all panels, axes apart
+ROOM = 0.04  # of the range, beyond the intervals
+
+
+def overlap(records: Records) -> Figure:
+    """Jaccard of the routes of every two domains, at the base and at each peak, beside chance."""
+    found = pairwise.places(records, "analysis/routes.json")
+    rows = [
+        r
+        for place, own, at in found
+        for pair in at["overlaps"].values()
+        if not own or own in pair["domains"]
+        for r in _overlaps(place, pair)
+    ]
+    if not rows:
+        raise Absent("analysis/routes.json has no pairs of domains: fewer than two were trained")
+    at, pairs = (list(dict.fromkeys(r[key] for r in rows)) for key in ("at", "pair"))
+    domains = list(dict.fromkeys([*(r["a"] for r in rows), *(r["b"] for r in rows)]))
+    chosen = [r for r in rows if r["at"] == at[0] and r["channels"] == KINDS["neurons"]]
+    charts = [pairwise.matrix(chosen, domains, f"neurons, {at[0]}")]
+    for kind in dict.fromkeys(r["channels"] for r in rows):
+        own = [r for r in rows if r["channels"] == kind]
+        first = len(charts) == 1
+        scale = alt.Scale(domain=[0, max(_ceiling(own), 0.1)], nice=True)
+        charts.append(
+            pairwise.beside_chance(own, pairs, f"Jaccard, {kind}", 230 if first else 160, scale, "at", at, first)
+        )
+    caption = (
+        "Routes are the 10 % most active channels of each layer on the domain's own completions. Intervals leave out "
+        "one block of prompts at a time; grey: 95 % of random routes of their size in each layer, the tick their mean."
+    )
+    chart = alt.hconcat(*charts, spacing=18)
+    return Figure("route-overlap", "Do domains run through the same channels?", chart, rows, caption)
+
+
+def effects(records: Records) -> Figure:
+    """First-order effect of a later edit, on the shared route and off it, against measured transfer."""
+    transfers = [t for t in records.json("analysis/damage.json")["transfers"] if t["effect"]]
+    rows = [r for t in transfers for r in _effects(t)]
+    if not rows:
+        raise Absent("analysis/damage.json has no effects on a shared route: no domain was followed by another")
+    order = list(dict.fromkeys(r["where"] for r in rows))
+    count, width = panels(len(order), 2, WIDTH)
+    effect, measured = "first-order effect, points", "measured transfer, points"
+    ends = [v for r in rows for k in ("estimate", "low", "high") if (v := r[k]) is not None] or [0.0]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = ROOM * ((high - low) or 1.0)
+    x = alt.X("estimate:Q", title=effect, scale=alt.Scale(domain=[low - room, high + room], nice=False), axis=AXIS)
+    y = alt.Y("transfer:Q", title=measured)
+    listed = [
+        *tips(["pair", "where"], effect, null=True),
+        alt.Tooltip("transfer:Q", format=".3g", title=measured),
+        alt.Tooltip("transfer_low:Q", format=".3g", title="95 % from"),
+        alt.Tooltip("transfer_high:Q", format=".3g", title="to"),
+    ]
+    colour, shape = pairwise.marks(rows)
+    base = alt.Chart().encode(tooltip=listed)
+    zero = alt.Chart(data([{"at": 0}]))
+    layers = alt.layer(
+        zero.mark_rule(color=INK, opacity=0.5).encode(x=alt.X("at:Q", title=effect)),
+        zero.mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=measured)),
+        base.mark_rule(color=INK, strokeWidth=9, opacity=0.2).encode(
+            x=alt.X("null_low:Q", title=effect), x2="null_high:Q", y=y
+        ),
+        base.mark_rule().encode(x=alt.X("low:Q", title=effect), x2="high:Q", y=y, color=colour),
+        base.mark_rule().encode(x=x, y=alt.Y("transfer_low:Q", title=measured), y2="transfer_high:Q", color=colour),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour, shape=shape),
+        data=data(rows),
+    ).properties(width=width, height=300)
+    chart = layers.facet(facet=facet("where", order), columns=count)
+    on = [r for r in rows if r["where"] == PLACES["route"]]
+    rank = claims.rank_agreement([r["estimate"] for r in on], [r["transfer"] for r in on])
+    caption = (
+        "−g·δ of the later stage's edit for the earlier domain's gradient (positive: the edit helps it) against the "
+        "change of its mean reward through that stage. Points up right and down left agree in sign. Lines: 95 % over "
+        f"blocks of prompts and over prompts; grey: 95 % of random sets of the route's size. Spearman on the route, "
+        f"{rank['n']} pairs: {words(rank)}."
+    )
+    return Figure("route-effects", "Does the effect on the shared route tell the transfer?", chart, rows, caption)
+
+
+def edit_cosines(records: Records) -> Figure:
+    """Cosine of two domains' edits on the neurons that both routes share, and on all others."""
+    rows = [
+        {"pair": pairwise.name((own, other)), "where": where, "neurons": sum(map(len, shared["neurons"]))}
+        | columns(shared["edit_cosine"][key])
+        | null_columns(shared["edit_cosine"][key])
+        for _, own, found in pairwise.places(records, "analysis/routes.json")
+        for other, shared in found["shared"].items()
+        for key, where in PLACES.items()
+    ]
+    if not rows:
+        raise Absent("analysis/routes.json has no shared routes: no domain was followed by another")
+    pairs = list(dict.fromkeys(r["pair"] for r in rows))
+    title = "cosine of the two edits"
+    chart = pairwise.beside_chance(rows, pairs, title, 480, alt.Scale(), "where", list(PLACES.values()), dashed=0.0)
+    caption = (
+        "Edits of both domains, on the MLP neurons that both routes share and on all others; 95 % intervals by "
+        "jackknife over layers, grey: 95 % of random sets of the route's size. Below 0 the edits pull neurons apart."
+    )
+    return Figure("route-edit-cosines", "Do two edits agree on the shared route?", chart, rows, caption)
+
+
+def _overlaps(at: str, pair: dict[str, Any]) -> Iterator[Row]:
+    a, b = pair["domains"]
+    for kind, label in KINDS.items():
+        record = pair[kind]["all"]
+        head = {"pair": pairwise.name((a, b)), "a": a, "b": b, "at": at, "channels": label}
+        yield head | columns(record) | null_columns(record)
+
+
+def _ceiling(rows: list[Row]) -> float:
+    """The largest value that is drawn of a figure between 0 and 1."""
+    return min(1.0, extent(rows, ("estimate", "high", "null_high"))[1])
+
+
+def _effects(transfer: dict[str, Any]) -> Iterator[Row]:
+    measured = columns(transfer["measured"], 100)
+    for key, where in PLACES.items():
+        record = transfer["effect"][key]
+        domain, stage = transfer["domain"], transfer["stage"]
+        row = {"domain": domain, "stage": stage, "pair": f"{domain} after {stage}", "where": where}
+        row |= columns(record, 100) | null_columns(record, 100) | {"transfer": measured["estimate"]}
+        yield row | {"transfer_low": measured["low"], "transfer_high": measured["high"]}

@@ -1,0 +1,122 @@
+"""What a run was, and what it took: configuration, versions, time, samples to read."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+
+from mdrl_jax.report.figure import Figure, Table, by_category, data
+from mdrl_jax.report.folder import Absent, Records
+
+KINDS = {
+    "grpo": "GRPO",
+    "sft": "supervised",
+    "rollback": "rollback",
+    "merge": "merge",
+    "recover": "planned recovery",
+}
+
+
+def costs(records: Records) -> Figure:
+    """Seconds of every stage."""
+    found = [records.json(path) for path in records.files("costs/*.json")]
+    rows = [
+        {
+            "stage": c["stage"],
+            "kind": KINDS.get(c["kind"], c["kind"]),
+            "seconds": float(c["seconds"]),
+            "steps": c["steps"],
+            "tokens_sampled": c["tokens_sampled"],
+            "tokens_trained": c["tokens_trained"],
+            "flops": c["flops"],
+        }
+        for c in found
+    ]
+    tips = [
+        alt.Tooltip("stage:N"),
+        alt.Tooltip("kind:N"),
+        alt.Tooltip("seconds:Q", format=".1f"),
+        alt.Tooltip("steps:Q", title="optimizer steps"),
+        alt.Tooltip("tokens_sampled:Q", format=",.0f", title="tokens sampled"),
+        alt.Tooltip("tokens_trained:Q", format=",.0f", title="tokens trained on"),
+        alt.Tooltip("flops:Q", format=".3~s", title="FLOPs of the model"),
+    ]
+    chart = (
+        alt.Chart(data(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("seconds:Q", title="time, seconds"),
+            y=alt.Y("stage:N", sort=None, title=None),
+            color=alt.Color("kind:N", scale=by_category([k for k in KINDS.values()]), title=None),
+            tooltip=tips,
+        )
+        .properties(width=620, height=alt.Step(22))
+    )
+    total = sum(r["seconds"] for r in rows)
+    flops = sum(r["flops"] for r in rows)
+    caption = (
+        f"{total:.0f} s and {flops:.3g} FLOPs in all, scoring and analysis apart. FLOPs are the model's own: 2 a "
+        "parameter and token that was read or sampled, 6 trained on."
+    )
+    return Figure("costs", "What the stages took", chart, rows, caption)
+
+
+def circuits(records: Records) -> Figure:
+    """The head map (definitions §11); this version does not measure circuits."""
+    raise Absent("circuits are not measured in this version, so there is no head map and no verdict on C8")
+
+
+def versions(records: Records) -> Table:
+    """Versions of packages, devices, and the revision of the source."""
+    record = records.json("config.json")
+    rows = [(name, str(value)) for name, value in record["versions"].items() if value]
+    devices = [f"{len(list(group))} × {kind}" for kind, group in itertools.groupby(record["devices"], _kind)]
+    rows += [("devices", ", ".join(devices)), ("git revision", record["git"] or "not from a checkout")]
+    return Table("versions", "Versions and devices", ("what", "which"), rows)
+
+
+def configuration(records: Records) -> Table:
+    """The whole resolved configuration, a row a field."""
+    rows = list(_flat(records.json("config.json")["config"]))
+    return Table("configuration", "Configuration", ("field", "value"), rows, "Fields as `--config.FIELD=VALUE` takes.")
+
+
+def _kind(device: str) -> str:
+    return device.split(":")[0]
+
+
+def _flat(value: Any, name: str = "") -> Any:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One prompt of a domain with the first completion after each stage: (stage, completion, reward)."""
+
+    domain: str
+    prompt: str
+    replies: tuple[tuple[str, str, float], ...]
+
+
+def samples(records: Records, prompts: int = 3) -> list[Reading]:
+    """Completions to read side by side: prompts that every stage of the folder has, the first ones of each domain."""
+    stages: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for path in records.files("samples/*.jsonl"):
+        stage = path.split("/")[-1].removesuffix(".jsonl").split("-", 1)[1]
+        for row in records.jsonl(path):
+            stages.setdefault(stage, {}).setdefault((row["domain"], row["prompt"]), row)
+    if not stages:
+        raise Absent("samples/ holds no completions yet")
+    shared = [key for key in next(iter(stages.values())) if all(key in found for found in stages.values())]
+    readings = []
+    for domain, keys in itertools.groupby(shared, lambda key: key[0]):
+        for key in itertools.islice(keys, prompts):
+            replies = tuple((s, found[key]["completion"], found[key]["reward"]) for s, found in stages.items())
+            readings.append(Reading(domain, key[1], replies))
+    return readings

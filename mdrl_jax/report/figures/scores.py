@@ -1,0 +1,166 @@
+"""Scores by stage and domain, and what the stages did to each other's domains (definitions §2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from mdrl_jax.report.figure import DARK_BELOW, SEQUENTIAL, Figure, Table, by_category, data
+from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.matrix import Matrix, Quantity, framed_cells, path_rows, score_at
+from mdrl_jax.report.transfer import quantities
+
+ROW_HEIGHT, CELL_WIDTH = 30, 118
+
+
+def matrix(records: Records) -> Figure:
+    """The score of every domain after every stage, as a heat map."""
+    found = records.matrix()
+    rows = _cells(found)
+    scored = [r["score"] for r in rows if r["score"] is not None]
+    if not scored:
+        raise Absent("no stage has been scored yet")
+    low, high = min(scored), max(scored)
+    middle = low + DARK_BELOW * (high - low)
+    x = alt.X("domain:N", sort=None, title="domain tested", axis=alt.Axis(orient="top", labelAngle=0))
+    y = alt.Y("stage:N", sort=None, title="after stage")
+    colour = alt.Color(
+        "score:Q",
+        scale=alt.Scale(scheme=SEQUENTIAL, domain=[low, high if high > low else low + 1]),
+        title="score, points",
+    )
+    tips = [
+        alt.Tooltip("stage:N", title="after stage"),
+        alt.Tooltip("domain:N"),
+        alt.Tooltip("score:Q", format=".2f", title="score, points"),
+        alt.Tooltip("stderr:Q", format=".2f", title="standard error"),
+        alt.Tooltip("accuracy:Q", format=".2f", title="regardless of style"),
+        alt.Tooltip("prompts:Q"),
+    ]
+    base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=tips)
+    cells = base.mark_rect().encode(color=colour)
+    ink = alt.when(alt.datum.score < middle).then(alt.value("white")).otherwise(alt.value("black"))
+    text = base.mark_text().encode(text="shown:N", color=ink)
+    framed = base.transform_filter("datum.trained")
+    outside = framed.mark_rect(fillOpacity=0, stroke="white", strokeWidth=5)
+    inside = framed.mark_rect(fillOpacity=0, stroke="black", strokeWidth=2)
+    chart = alt.layer(cells, outside, inside, text).properties(
+        width=CELL_WIDTH * len(found.domains), height=ROW_HEIGHT * len(found.stages)
+    )
+    caption = (
+        "Points (100 × mean reward) ± standard error over prompts, on held-out prompts that are the same after every "
+        "stage. Framed: the domain that the stage trained."
+    )
+    return Figure("scores", "Score of every domain after every stage", chart, rows, caption)
+
+
+def paths(records: Records) -> Figure:
+    """Each domain's score along the way from the base, and through refreshes and rollbacks."""
+    found = records.matrix()
+    along = path_rows(found)
+    end = along[-1] if along else 0
+    after = [s for s, name in enumerate(found.stages) if name.startswith(("refresh-", "rollback-")) and s > end]
+    rows = _path(found, [*along, *after])
+    order = [found.stages[s] for s in [*along, *after]]
+    if len(order) < 2:
+        raise Absent("a path needs the scores of two stages at least; the first are not done yet")
+    plain = {found.stages[s] for s in along}
+    for row in rows:
+        row["part"] = "sequence" if row["stage"] in plain else "recovery"
+    ends = {r["domain"]: r["score"] for r in rows if r["stage"] == order[len(along) - 1]}
+    links = [
+        {
+            "domain": r["domain"],
+            "stage": order[len(along) - 1],
+            "score": ends[r["domain"]],
+            "to": r["stage"],
+            "at": r["score"],
+        }
+        for r in rows
+        if r["stage"].startswith("refresh-") and r["domain"] in ends
+    ]
+    x = alt.X("stage:N", sort=order, title="after stage", axis=alt.Axis(labelAngle=-30))
+    colour = alt.Color("domain:N", scale=by_category(found.domains), title="domain")
+    tips = [
+        alt.Tooltip("stage:N", title="after stage"),
+        alt.Tooltip("domain:N"),
+        alt.Tooltip("score:Q", format=".2f", title="score, points"),
+        alt.Tooltip("low:Q", format=".2f", title="95 % from"),
+        alt.Tooltip("high:Q", format=".2f", title="to"),
+    ]
+    base = alt.Chart(data(rows)).encode(x=x, color=colour, tooltip=tips)
+    y = alt.Y("score:Q", title="score, points", scale=alt.Scale(zero=False))
+    lines = base.transform_filter("datum.part == 'sequence'").mark_line().encode(y=y)
+    dashed = alt.Chart(data(links)).mark_rule(strokeDash=[5, 4], strokeWidth=2)
+    refreshed = [dashed.encode(x=x, x2="to:N", y=y, y2="at:Q", color=colour)] if links else []
+    bars = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title="score, points"), y2="high:Q")
+    shape = alt.when("datum.trained").then(alt.value(130)).otherwise(alt.value(45))
+    points = base.mark_point(filled=True, opacity=1).encode(y=y, size=shape)
+    chart = alt.layer(lines, *refreshed, bars, points).properties(width=min(860, 110 * len(order)), height=320)
+    caption = (
+        "Points with 95 % intervals over prompts; the large mark is the domain's own stage. Refreshes (dashed) and "
+        "rollbacks start from the end of the sequence."
+    )
+    return Figure("paths", "Path of each domain over the stages", chart, rows, caption)
+
+
+def transfer(records: Records) -> Table:
+    """Backward and forward transfer, forgetting, and what each recovery won and cost."""
+    found = quantities(records.matrix())
+    return Table(
+        "transfer",
+        "Transfer, forgetting, recovery",
+        ("figure", "estimate", "95 % interval", "remark"),
+        [_line(q) for q in found],
+        "Points, paired over prompts; fractions have Fieller intervals. Forgetting includes the base in its maximum.",
+        ("estimate", "95 % interval"),
+    )
+
+
+def _line(q: Quantity) -> tuple[str, str, str, str]:
+    record = q.record()
+    if record["estimate"] is None:
+        return q.name, "–", "", q.reason
+    digits = 3 if "fraction" in q.name else 2
+    interval = record["ci95"] and f"[{record['ci95'][0]:.{digits}f}, {record['ci95'][1]:.{digits}f}]"
+    return q.name, f"{record['estimate']:.{digits}f}", interval or "–", q.detail
+
+
+def _cells(found: Matrix) -> list[dict[str, Any]]:
+    framed = set(framed_cells(found))
+    rows = []
+    for (s, d), score in np.ndenumerate(found.score_SD):
+        stderr = found.stderr_SD[s, d]
+        shown = f"{score:.1f}" + (f" ± {stderr:.1f}" if np.isfinite(stderr) else "") if np.isfinite(score) else "–"
+        rows.append(
+            {
+                "stage": found.stages[s],
+                "domain": found.domains[d],
+                "score": _finite(score),
+                "stderr": _finite(stderr),
+                "accuracy": _finite(found.accuracy_SD[s, d]),
+                "prompts": len(found.rewards[s].get(found.domains[d], ())),
+                "trained": (s, d) in framed,
+                "shown": shown,
+            }
+        )
+    return rows
+
+
+def _path(found: Matrix, along: Sequence[int]) -> list[dict[str, Any]]:
+    framed = set(framed_cells(found))
+    rows = []
+    for s in along:
+        for d, domain in enumerate(found.domains):
+            record = score_at(found, "", s, domain).record()
+            if record["estimate"] is None:
+                continue
+            low, high = record["ci95"] or (None, None)
+            head = {"stage": found.stages[s], "domain": domain, "score": record["estimate"]}
+            rows.append(head | {"low": low, "high": high, "trained": (s, d) in framed})
+    return rows
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

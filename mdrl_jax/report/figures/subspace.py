@@ -1,0 +1,207 @@
+"""The conflict subspace S of the most harmed pairs: its spectrum, and how much damage lies in it (definitions §7)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import altair as alt
+
+from mdrl_jax.report.figure import CATEGORIES, INK, Figure, by_category, data
+from mdrl_jax.report.figures.cascade import cascade
+from mdrl_jax.report.figures.measured import LEGEND, Row, columns, facet, panels, scaled, tips, unit
+from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.intervals import words
+
+LABELS = {"reward": "mean reward", "success_nll": "success NLL"}
+RANDOM = "random subspaces"
+WIDTH = 760  # px of all panels, axes apart
+COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": "#8C8C8C"}
+SHARE = "share of the second-order damage"
+
+
+def captured(records: Records) -> Figure:
+    """The share c(k) of the second-order damage in S, beside subspaces of the same dimension."""
+    pairs, why = _pairs(records)
+    rows = [r for pair in pairs for r in _shares(pair)]
+    if all(r["estimate"] is None for r in rows):
+        raise Absent(f"no share of DᵀHD could be measured: {rows[0]['reason']}")
+    order, names = (list(dict.fromkeys(r[key] for r in rows)) for key in ("panel", "subspace"))
+    count, width = panels(len(order), 2, WIDTH)
+    listed = [alt.Tooltip("k:O", title="dimensions"), *tips(["panel", "subspace"], SHARE)]
+    base = alt.Chart().encode(
+        x=alt.X("k:O", title="dimensions k", axis=alt.Axis(labelAngle=0)),
+        xOffset=alt.XOffset("subspace:N", sort=names),
+        color=alt.Color("subspace:N", scale=by_category(names), title=None, legend=LEGEND),
+        tooltip=listed,
+    )
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=SHARE))
+    layers = alt.layer(
+        zero,
+        base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=SHARE), y2="high:Q"),
+        base.mark_point(filled=True, size=45, opacity=1).encode(y=alt.Y("estimate:Q", title=SHARE)),
+        data=data(rows),
+    ).properties(width=width, height=230)
+    chart = layers.facet(facet=facet("panel", order), columns=count)
+    caption = (
+        "c(k) = D_SᵀHD_S / DᵀHD with 95 % intervals over prompts; nothing bounds it to [0, 1]. Vectors come from one "
+        f"half of the prompts, shares from the other. Random subspaces are drawn at the largest k: their central 95 %. "
+        f"{_k90(pairs)}{why}"
+    )
+    return Figure("captured", "Second-order damage that the conflict subspace captures", chart, rows, caption)
+
+
+def spectrum(records: Records) -> Figure:
+    """Leading eigenvalues of P_ℛHP_ℛ from each half of the prompts, and the permutation null of the largest."""
+    pairs, why = _pairs(records)
+    rows = [r for pair in pairs for r in _eigenvalues(pair)]
+    objectives = list(dict.fromkeys(r["objective"] for r in rows))
+    width = panels(len(objectives), 2, WIDTH - 60)[1]
+    charts = [_spectrum([r for r in rows if r["objective"] == o], width) for o in objectives]
+    dimensions = "; ".join(
+        f"{_panel(pair)}: {' and '.join(str(h['measured_dimension']) for h in pair['halves'])}"
+        for pair in pairs
+        if pair["halves"][0]["measured_dimension"] is not None
+    )
+    caption = (
+        "Leading eigenvalues of the loss's Hessian on the shared route, by Lanczos on each half of the prompts; how "
+        "far the halves agree says how far they hold. Dashed: the 95th percentile of the largest one with advantages "
+        "permuted within groups, where the objective has advantages. "
+        + (f"Eigenvalues above it — {dimensions}. " if dimensions else "")
+        + _angles(pairs)
+        + why
+    )
+    chart = alt.hconcat(*charts, spacing=36)
+    return Figure("spectrum", "Spectrum of the Hessian on the shared route", chart, rows, caption)
+
+
+def ladder(records: Records) -> Figure:
+    """½DᵀHD taken apart on the route and on S: inside, outside, and the cross term."""
+    pairs, why = _pairs(records)
+    rows = [r for pair in pairs for r in _rungs(pair)]
+    objectives = list(dict.fromkeys(r["objective"] for r in rows))
+    width = panels(len(objectives), 2, WIDTH - 160, 120)[1]
+    charts = []
+    for objective in objectives:
+        own = [r for r in rows if r["objective"] == objective]
+        colours = {r["term"]: COLOURS[r["part"]] for r in own}
+        order = list(dict.fromkeys(r["panel"] for r in own))
+        charts.append(cascade(own, colours, f"second-order damage, {own[0]['unit']}", "panel", order, 1, width))
+    caption = (
+        "½DᵀHD, the second-order damage, is on each rung inside + cross term (both halves of it) + outside: a bar "
+        "starts where the one before ended. If S held the damage, all of it would be inside. Lines are 95 % intervals "
+        f"over prompts. {_residuals(pairs)}{why}"
+    )
+    chart = alt.hconcat(*charts, spacing=30)
+    return Figure("ladder", "Second-order damage inside and outside route and subspace", chart, rows, caption)
+
+
+def _pairs(records: Records) -> tuple[list[dict[str, Any]], str]:
+    """Pairs with a subspace, and a sentence on those without."""
+    pairs = records.json("analysis/subspace.json")["pairs"]
+    if not pairs:
+        raise Absent(
+            "analysis/subspace.json has no pairs: no stage measurably harmed the reward of an earlier domain, or "
+            "analyze.conflicts is 0"
+        )
+    found = [pair for pair in pairs if "captured" in pair]
+    reasons = [f"{_panel(pair)}: not measurable, {pair['reason']}" for pair in pairs if "captured" not in pair]
+    if not found:
+        raise Absent("; ".join(reasons))
+    return found, f" {'; '.join(reasons)}." if reasons else ""
+
+
+def _panel(pair: dict[str, Any]) -> str:
+    return f"{pair['domain']} after {pair['stage']}, {LABELS.get(pair['objective'], pair['objective'])}"
+
+
+def _head(pair: dict[str, Any]) -> Row:
+    names = ("domain", "stage", "objective")
+    return {"panel": _panel(pair)} | {name: pair[name] for name in names}
+
+
+def _shares(pair: dict[str, Any]) -> Iterator[Row]:
+    for step in pair["captured"]:
+        yield _head(pair) | {"subspace": "S", "k": step["k"]} | columns(step["share"])
+    for baseline in pair["baselines"]:
+        head = _head(pair) | {"subspace": baseline["name"]}
+        if "band95" in baseline:  # numbers of draws, not records
+            if baseline["band95"] is not None:
+                low, high = baseline["band95"]
+                middle = sum(baseline["shares"]) / len(baseline["shares"])
+                found = {"estimate": middle, "low": low, "high": high, "n": baseline["n"], "reason": ""}
+                yield head | {"k": baseline["k"]} | found
+            continue
+        for step in baseline["shares"]:
+            yield head | {"k": step["k"]} | columns(step["share"])
+
+
+def _k90(pairs: Sequence[dict[str, Any]]) -> str:
+    found = [f"{_panel(pair)}: {words(pair['k90'], '.0f')}" for pair in pairs]
+    return f"Dimensions that hold 90 % of it — {'; '.join(found)}."
+
+
+def _eigenvalues(pair: dict[str, Any]) -> Iterator[Row]:
+    shown_unit, scale = unit(pair["unit"])
+    for number, half in enumerate(pair["halves"], 1):
+        null = half["null_top_95"]
+        for rank, value in enumerate(half["eigenvalues"], 1):
+            head = _head(pair) | {"half": f"half {number}", "rank": rank, "unit": shown_unit}
+            yield head | {"eigenvalue": scale * value, "null_95": None if null is None else scale * null}
+
+
+def _spectrum(rows: Sequence[Row], width: int) -> alt.FacetChart:
+    title = f"eigenvalue, {rows[0]['unit']} per unit²"
+    halves, order = (list(dict.fromkeys(r[k] for r in rows)) for k in ("half", "panel"))
+    scale = alt.Scale(domain=halves, range=list(CATEGORIES[: len(halves)]))
+    listed = [
+        alt.Tooltip("panel:N"),
+        alt.Tooltip("half:N"),
+        alt.Tooltip("rank:Q"),
+        alt.Tooltip("eigenvalue:Q", format=".3g", title=title),
+        alt.Tooltip("null_95:Q", format=".3g", title="95 % of the null"),
+    ]
+    colour = alt.Color("half:N", scale=scale, title=None, legend=LEGEND)
+    base = alt.Chart().encode(color=colour, tooltip=listed)
+    x = alt.X("rank:Q", title="rank", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, padding=8))
+    y = alt.Y("eigenvalue:Q", title=title)
+    null = base.transform_filter("datum.rank == 1").mark_rule(strokeDash=[5, 4], strokeWidth=1.6)
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=title))
+    layers = alt.layer(
+        zero,
+        null.encode(y=alt.Y("null_95:Q", title=title)),
+        base.mark_line(opacity=0.5).encode(x=x, y=y),
+        base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=y),
+        data=data(rows),
+    ).properties(width=width, height=230)
+    return layers.facet(facet=facet("panel", order), columns=1)
+
+
+def _angles(pairs: Sequence[dict[str, Any]]) -> str:
+    found = []
+    for pair in pairs:
+        mean = pair["angles"]["mean"]
+        if mean["estimate"] is None:
+            continue
+        null = mean["null"]
+        found.append(f"{_panel(pair)}: {mean['estimate']:.2f} rad (random {null[0]:.2f}–{null[1]:.2f})")
+    return f"Mean angle between the halves' subspaces — {'; '.join(found)}." if found else ""
+
+
+def _rungs(pair: dict[str, Any]) -> Iterator[Row]:
+    shown_unit, scale = unit(pair["unit"])
+    scale *= 0.5  # the damage is ½DᵀHD
+    head = _head(pair) | {"unit": shown_unit}
+    yield head | {"term": "all", "part": "all", "start": 0.0} | columns(pair["total"], scale)
+    for rung in pair["ladder"]:
+        start = 0.0
+        for part, key in (("inside", "within"), ("cross", "cross"), ("outside", "outside")):
+            where = {"term": f"{rung['rung']}: {part}", "part": part, "start": start}
+            yield head | where | columns(rung[key], scale)
+            start += scale * rung[key]["estimate"]
+
+
+def _residuals(pairs: Sequence[dict[str, Any]]) -> str:
+    found = []
+    for pair in pairs:
+        shown_unit, scale = unit(pair["unit"])
+        found.append(f"{_panel(pair)}: {words(scaled(pair['residual'], scale))} {shown_unit}")
+    return f"What ½D_SᵀHD_S leaves of ½DᵀHD — {'; '.join(found)}."

@@ -1,0 +1,80 @@
+"""Reading a work folder for a report at any moment of a run: what is not there is said, not guessed."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from mdrl_jax import records
+from mdrl_jax.errors import UserError
+from mdrl_jax.report import matrix as matrices
+from mdrl_jax.report.matrix import Matrix
+
+# What writes the records under a path, first match.
+MADE_BY = {
+    "analysis/": "the stage `analyze` (or the command) writes it",
+    "recovery/refresh-": "a stage such as `refresh-math` writes it",
+    "recovery/rollback-": "a stage such as `rollback-math-qa` writes it",
+    "recovery/plan": "the stage `plan` writes it",
+    "recovery/outcomes": "the stage `trials` writes it",
+    "recovery/orders": "the stage `orders` writes it",
+    "recovery/": "stages `refresh-…`, `rollback-…` and the like write it",
+    "claims.json": "an analysis, a refresh or a rollback writes it",
+    "evaluations": "every stage of a run writes one when it is done",
+    "config.json": "a run writes it when it begins",
+    "costs": "every stage of a run writes one when it is done",
+    "samples": "every stage of a run writes one when it is done",
+}
+
+
+class Absent(Exception):
+    """Something the report would show is not in the work folder; the message says what, and what would make it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of one work folder. Reading raises Absent for what is missing and UserError for what is damaged."""
+
+    root: Path
+
+    def json(self, path: str) -> Any:
+        """One JSON document, e.g. `analysis/damage.json`."""
+        file = self.root / path
+        if not file.exists():
+            raise Absent(f"{path} is not there: {_made_by(path)}")
+        return _read(file)
+
+    def jsonl(self, path: str) -> list[dict[str, Any]]:
+        """The rows of a JSON-lines file."""
+        if not (self.root / path).exists():
+            raise Absent(f"{path} is not there: {_made_by(path)}")
+        return records.read_jsonl(self.root / path)
+
+    def files(self, pattern: str) -> list[str]:
+        """Paths under the folder that match, in order; Absent if none."""
+        found = sorted(str(p.relative_to(self.root)) for p in self.root.glob(pattern))
+        if not found:
+            raise Absent(f"{pattern} is not there: {_made_by(pattern)}")
+        return found
+
+    def matrix(self) -> Matrix:
+        """Scores by stage and domain."""
+        self.files("evaluations/*.json")
+        return matrices.load(self.root)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached(file: Path, stamp: tuple[int, int]) -> Any:
+    return records.read_json(file)
+
+
+def _read(file: Path) -> Any:
+    stat = file.stat()
+    return _cached(file, (stat.st_mtime_ns, stat.st_size))
+
+
+def _made_by(path: str) -> str:
+    for start, text in MADE_BY.items():
+        if path.startswith(start):
+            return text
+    raise UserError(f"no stage writes {path}")

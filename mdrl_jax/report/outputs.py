@@ -1,0 +1,192 @@
+"""Where a command's text, events and progress go: a terminal, plain lines, the final lines alone, or JSON lines.
+
+Events are message {text}, progress {label, done, total, text, seconds_left}, scores {rows}, claims {claims} and done
+{seconds, and the folder that was written}; numbers that are not finite are null.
+"""
+
+import contextlib
+import io
+import json
+import math
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from rich.text import Text
+
+from mdrl_jax.progress import Step
+
+WIDTH = 100  # of what is not a terminal
+LINE_SECONDS = 30.0  # between lines on a long step
+EVENT_SECONDS = 1.0  # between progress events of a step
+BOX = re.compile("[\u2500-\u257f]")
+
+
+class Output(Protocol):
+    """Where text, events and progress go."""
+
+    def show(self, *renderables: Any, final: bool) -> None:
+        """Text or rich renderables; `final`: part of what the command ends with."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """One line that must not be missed."""
+        ...
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        """What a program would want to know."""
+        ...
+
+    def watch(self, step: Step) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """Shows a step while it lasts; what it gives is called after each report."""
+        ...
+
+
+class Terminal:
+    """Text and tables as they are, and a bar for the step at work."""
+
+    def __init__(self) -> None:
+        self.console = stdout_console()
+
+    def show(self, *renderables: Any, final: bool) -> None:
+        write(self.console, *renderables)
+
+    def warn(self, text: str) -> None:
+        write(self.console, Text(f"warning: {text}", style="yellow"))
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def watch(self, step: Step) -> Iterator[Callable[[], None]]:
+        columns = (
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            _TimeLeft(step),
+            # What does not fit is left out here and not of the figures.
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+        )
+        with Progress(*columns, console=self.console, transient=True, expand=True) as bars:
+            bar = bars.add_task(step.label, total=step.total, completed=step.done, text=step.text)
+            yield lambda: bars.update(bar, completed=step.done, text=step.text)
+
+
+class Lines(Terminal):
+    """Not a terminal: the same without bars; a step that takes long says every 30 s how far it is, even in a piece."""
+
+    @contextlib.contextmanager
+    def watch(self, step: Step) -> Iterator[Callable[[], None]]:
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(LINE_SECONDS):
+                self.show(Text(step.line()), final=False)
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield lambda: None
+        finally:
+            over.set()
+            thread.join()
+
+
+class Quiet(Terminal):
+    """The final lines alone."""
+
+    def show(self, *renderables: Any, final: bool) -> None:
+        if final:
+            super().show(*renderables, final=final)
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def watch(self, step: Step) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+
+class JsonLines:
+    """One JSON object a line, each written at once."""
+
+    def show(self, *renderables: Any, final: bool) -> None:
+        self.event("message", {"text": plain(*renderables)})
+
+    def warn(self, text: str) -> None:
+        self.event("message", {"text": f"warning: {text}"})
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        line = {"event": name, "time": time.time(), **_finite(fields)}
+        print(json.dumps(line, allow_nan=False), flush=True)
+
+    @contextlib.contextmanager
+    def watch(self, step: Step) -> Iterator[Callable[[], None]]:
+        last = -math.inf
+
+        def tell() -> None:
+            nonlocal last
+            if time.monotonic() - last >= EVENT_SECONDS:
+                last = time.monotonic()
+                self.event("progress", step.record())
+
+        try:
+            yield tell
+        finally:
+            self.event("progress", step.record())
+
+
+def screen() -> Output:
+    """Bars on a terminal, plain lines elsewhere."""
+    return Terminal() if stdout_console().is_interactive else Lines()
+
+
+OUTPUTS: dict[str, Callable[[], Output]] = {"screen": screen, "quiet": Quiet, "json": JsonLines}
+
+
+def stdout_console() -> Console:
+    """Standard output; without colours and as wide as a log where it is no terminal."""
+    if sys.stdout.isatty():
+        return Console()
+    return Console(width=WIDTH, color_system=None, force_terminal=False, force_interactive=False, force_jupyter=False)
+
+
+def write(console: Console, *renderables: Any) -> None:
+    """Prints; where it is no terminal, a line of text stays one line, however long."""
+    whole = not console.is_terminal and all(isinstance(x, str | Text) for x in renderables)
+    console.print(*renderables, highlight=False, crop=False, soft_wrap=whole)
+
+
+def plain(*renderables: Any) -> str:
+    """The text of rich renderables, without markup, lines around tables and wrapping."""
+    console = Console(file=io.StringIO(), width=10_000, color_system=None, force_jupyter=False)
+    with console.capture() as captured:
+        console.print(*renderables, highlight=False)
+    lines = (BOX.sub("", line).rstrip() for line in captured.get().splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+class _TimeLeft(ProgressColumn):
+    """The step's own estimate: rich's forgets pieces that took longer than half a minute."""
+
+    def __init__(self, step: Step):
+        super().__init__()
+        self.step = step
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self.step.left_text()} left")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,132 @@
+"""The page of a work folder: of a whole run (in tests/test_recovery_stages.py), of a part of one, of a damaged one."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mdrl_jax import config, main, records
+from mdrl_jax.report import page
+from mdrl_jax.workfolder import resolved
+from tests.report import browser
+
+DOMAINS = ("math", "qa")
+
+
+def evaluation(folder: Path, index: int, stage: str, prompts: int = 8) -> None:
+    rng = np.random.default_rng(index)
+    rewards = {d: rng.random((prompts, 2)).tolist() for d in DOMAINS}
+    head = {"stage": stage, "index": index, "seed": 0, "k": 2, "step": 3}
+    records.write_json(
+        folder / f"evaluations/{index:02d}-{stage}.json", head | {"rewards": rewards, "accuracy": rewards}
+    )
+    rows = [
+        {"domain": d, "prompt": f"{d} <b> =", "completion": f"</script> {stage}", "reward": 0.5, "accuracy": 0.5}
+        for d in DOMAINS
+    ]
+    records.write_jsonl(folder / f"samples/{index:02d}-{stage}.jsonl", rows)
+    if index:
+        costs = {"seconds": 2.5, "tokens_sampled": 10, "tokens_trained": 20, "flops": 1e6, "steps": 3}
+        records.write_json(folder / f"costs/{index:02d}-{stage}.json", costs | {"stage": stage, "kind": "grpo"})
+
+
+def started(folder: Path) -> Path:
+    """A run of which the base and one of three stages are scored."""
+    c = config.default()
+    c.stages, c.scored_domains = ("math", "qa", "refresh-math"), DOMAINS
+    versions = {"config": resolved(config.parse(c)), "versions": {"jax": "0"}, "devices": ["cpu:0"], "git": None}
+    records.write_json(folder / "config.json", versions)
+    evaluation(folder, 0, "base")
+    evaluation(folder, 1, "math")
+    return folder
+
+
+def notes(html: str) -> list[str]:
+    return re.findall(r'<p class="note">(.*?)</p>', html, re.DOTALL)
+
+
+def test_a_run_under_way_shows_what_is_there_and_says_what_is_missing(tmp_path: Path) -> None:
+    html = page.write(started(tmp_path)).read_text()
+    state = re.search(r"<p>(\d+) of (\d+) stages are done; not yet: ([^.]*)\.", html)
+    assert state and state.groups() == ("1", "3", "qa, refresh-math")
+    shown = {p.name for p in (tmp_path / "report").iterdir()}
+    assert {"index.html", "scores.png", "scores.csv", "paths.png", "costs.png"} <= shown
+    assert html.count('class="badge">not judged') == 8
+    assert any("analysis/damage.json is not there: the stage `analyze`" in n for n in notes(html))
+
+
+def test_a_single_row_is_enough(tmp_path: Path) -> None:
+    started(tmp_path)
+    (tmp_path / "evaluations/01-math.json").unlink()
+    html = page.write(tmp_path).read_text()
+    assert "figure-scores" in html and any("a path needs the scores of two stages" in n for n in notes(html))
+
+
+def test_of_an_empty_folder_all_is_said_to_be_missing(tmp_path: Path) -> None:
+    html = page.write(tmp_path).read_text()
+    assert "<figure" not in html and len(notes(html)) >= 5
+
+
+DAMAGE: dict[str, Any] = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "other": lambda text: "[1, 2]",
+    "null": lambda text: "null",
+    "keys": lambda text: json.dumps({k: None for k in json.loads(text)} if text.startswith("{") else {}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["evaluations/01-math.json", "config.json", "costs/01-math.json", "claims.json"])
+def test_a_damaged_record_hides_what_rests_on_it_and_nothing_else(tmp_path: Path, file: str, damage: str) -> None:
+    started(tmp_path)
+    records.write_json(tmp_path / "claims.json", [])
+    before = page.write(tmp_path).read_text()
+    (tmp_path / file).write_text(DAMAGE[damage]((tmp_path / file).read_text()))
+    after = page.write(tmp_path).read_text()
+    said = [n for n in notes(after) + re.findall(r"<p>(Not shown.*?)</p>", after) if "damaged" in n]
+    assert said
+    kept = {"evaluations/01-math.json": "figure-costs", "costs/01-math.json": "figure-scores"}
+    assert kept.get(file, "figure-scores") in before and kept.get(file, "figure-scores") in after
+
+
+def test_text_of_a_completion_is_text(tmp_path: Path) -> None:
+    html = page.write(started(tmp_path)).read_text()
+    assert "&lt;/script&gt; math" in html and "</script> math" not in html
+    assert "math &lt;b&gt; =" in html
+
+
+def test_csv_has_the_scores(tmp_path: Path) -> None:
+    page.write(started(tmp_path))
+    rewards = records.read_json(tmp_path / "evaluations/01-math.json")["rewards"]["qa"]
+    rows = (tmp_path / "report/scores.csv").read_text().splitlines()
+    head = rows[0].split(",")
+    row = next(r.split(",") for r in rows[1:] if r.startswith("math,qa,"))
+    assert float(row[head.index("score")]) == pytest.approx(100 * np.mean(rewards))
+
+
+def test_the_command_writes_the_page_and_refuses_what_is_no_folder(tmp_path: Path, capsys: Any) -> None:
+    assert main.main(["mdrl", "report", f"--workdir={started(tmp_path)}"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report/index.html")
+    assert main.main(["mdrl", "report", f"--workdir={tmp_path / 'none'}"]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
+def test_the_browser_test_sees_what_is_wrong(tmp_path: Path) -> None:
+    good = page.write(started(tmp_path))
+    met = browser.look(good, tmp_path)
+    assert met["errors"] == met["blocked"] == [] and all(c["marks"] > 0 for c in met["charts"])
+    html = good.read_text()
+    spec = html.index('"$schema"')
+    broken = html[:spec] + "not JSON" + html[spec:]
+    pale = broken.replace("--quiet: #59636e", "--quiet: #d0d0d0")
+    worse = pale.replace("<footer>", '<img src="https://example.org/a.png" alt=""><footer style="font-size: 9px">')
+    (tmp_path / "report/worse.html").write_text(worse)
+    met = browser.look(tmp_path / "report/worse.html", tmp_path)
+    assert met["errors"] and any("example.org" in b for b in met["blocked"])
+    assert min(t["px"] for t in met["texts"]) == 9
+    assert min(browser.contrast(t["colour"], met["paper"]) for t in met["texts"] if not t["cell"]) < 2

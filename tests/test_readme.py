@@ -1,0 +1,164 @@
+"""What README, docstrings and scripts tell a reader to type works: commands are parsed, Python is run."""
+
+import doctest
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from absl import flags
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.main import COMMANDS, POSITIONAL
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+from tests.model.test_huggingface import assert_same_logits
+from tests.test_experiment import environment
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CELLS = json.loads((ROOT / "colab/quickstart.ipynb").read_text())["cells"]
+TEXTS = {
+    "README.md": README,
+    "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(),
+    **{f"configs/{p.name}": p.read_text().split('"""')[1] for p in sorted((ROOT / "configs").glob("*.py"))},
+    "colab": "\n".join(
+        "".join(c["source"]) for c in json.loads((ROOT / "colab/quickstart.ipynb").read_text())["cells"]
+    ),
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def typed(text: str) -> list[list[str]]:
+    """The arguments of every command in a text that is written out: no placeholders."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        hit = re.search(r"python -m mdrl_jax\.main (\S.*)", line)
+        if hit and not re.search(r"COMMAND|…|\[-", hit[1]):
+            found.append(shlex.split(re.split("[`#;]|&&", hit[1])[0]))
+    return found
+
+
+WRITTEN = [(where, arguments) for where, text in TEXTS.items() for arguments in typed(text)]
+
+
+@pytest.mark.parametrize("where, arguments", WRITTEN, ids=[f"{w}:{' '.join(a)[:60]}" for w, a in WRITTEN])
+def test_every_command_that_is_written_out_exists_with_its_flags(where: str, arguments: list[str]) -> None:
+    name = arguments[0] if not arguments[0].startswith("-") else "run"
+    about, define, _ = COMMANDS[name]
+    given = [a for a in arguments[1 if name == arguments[0] else 0 :] if not re.fullmatch(r"\{\w+\}", a)]
+    given = [re.sub(r"\$\w+|\{\w+\}", "1", a) for a in given]
+    values = flags.FlagValues()
+    files = [a for a in given if a.startswith("--config=")]
+    own = {"--config=two_domains.py"}
+    if set(files) & own:
+        given, files = [a for a in given if a not in own], []
+    define(values, ["mdrl", *given])
+    rest = values(["mdrl", *given])[1:]
+    assert not rest or name in POSITIONAL
+    for file in files:
+        assert (ROOT / file.removeprefix("--config=").partition(":")[0]).exists()
+
+
+def test_there_are_commands_and_examples_to_check() -> None:
+    assert len(WRITTEN) > 12 and {where for where, _ in WRITTEN} >= {"README.md", "configs/compare.py", "colab"}
+    assert len(blocks("python")) == 4
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: Any) -> Path:
+    """A folder with the README's files in it."""
+    folder = tmp_path_factory.mktemp("readme")
+    for block in blocks("python"):
+        if named := re.match(r"# (\w+\.py)\n", block):
+            (folder / named[1]).write_text(block)
+    return folder
+
+
+def test_the_readmes_domain_trains(written: Path) -> None:
+    command = [sys.executable, "-m", "mdrl_jax.main", "--config=two_domains.py", "--output=quiet"]
+    small = [
+        "--config.train.steps=1",
+        "--config.train.prompts=2",
+        "--config.train.group=4",
+        "--config.evaluate.batch=8",
+    ]
+    small += ["--config.recover.prompts=4", "--config.rollout.prompt_buckets=(16,)"]
+    small += ["--config.rollout.completion_buckets=(8,)"]
+    env = environment() | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command + small, cwd=written, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (written / "runs/two_domains/scores.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["n_prompts"]) for r in rows if r["domain"] == "doubles"][-1] == ("refresh-math", 6)
+    sys.path.insert(0, str(written))
+    try:
+        close = importlib.import_module("doubles").close
+    finally:
+        sys.path.remove(str(written))
+    assert [close(reply, {"answer": 8}) for reply in ("8", "> 4 plus 4 ; 9", "7", "6", "many")] == [1, 0.5, 0.5, 0, 0]
+
+
+def test_the_readmes_model_family_is_mistral(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from mdrl_jax.model import families, huggingface
+
+    exec(next(b for b in blocks("python") if "mistral" in b), {})
+    try:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None}
+        theirs = MistralForCausalLM(MistralConfig(**sizes, **heads, attn_implementation="eager")).eval()
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                parameter += 0.15 * torch.randn_like(parameter)
+        theirs.save_pretrained(tmp_path)
+        assert_same_logits(tmp_path, theirs, make_mesh(MeshConfig(), jax.devices()[:1]))
+        raw = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(raw | {"sliding_window": 4}))
+        with pytest.raises(UserError, match="sliding_window"):
+            huggingface.read_config(tmp_path)
+    finally:
+        for table in (families.FAMILIES, families.DEFAULTS, families.ARCHITECTURES):
+            table.pop("mistral", None)
+
+
+def test_the_readmes_rule_takes_back_what_leads_away_from_the_peak() -> None:
+    from mdrl_jax.recovery import rollback
+    from mdrl_jax.recovery.selection import largest
+
+    exec(next(b for b in blocks("python") if "against_the_peak" in b), {})
+    try:
+        edit = {"w": jnp.array([1.0, -2.0, 3.0, 0.5])}
+        moved = {"w": jnp.array([1.0, -1.0, -1.0, 0.0])}
+        scores = rollback.SCORES["against_the_peak"](rollback.Evidence(edit=edit, displacement=moved))
+        np.testing.assert_array_equal(scores["w"], [1.0, 2.0, 0.0, 0.0])
+        mask = largest(scores, 2, {"w": jnp.ones(4, bool)})
+        back = rollback.rollback({"w": jnp.zeros(4)}, edit, mask, 1.0)
+        np.testing.assert_array_equal(back["w"], [-1.0, 2.0, 0.0, 0.0])
+    finally:
+        rollback.SCORES.pop("against_the_peak", None)
+
+
+WITH_EXAMPLES = [
+    ".".join(p.relative_to(ROOT).with_suffix("").parts)
+    for p in sorted((ROOT / "mdrl_jax").rglob("*.py"))
+    if ">>> " in p.read_text()
+]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert (failed, tried > 0) == (0, True)
