@@ -222,6 +222,7 @@ class RecoverSection:
       margin: a refresh ends when the domain is surely less than this many points below its peak.
       limit: points that any other domain may lose.
       rules, fractions, strengths: of a rollback, tried in turn; fractions are shares of all coordinates.
+      forecast_prompts: prompts of each domain, unseen by any candidate, that a plan looks at.
       random_sets: random coordinate sets that the chosen one is compared with.
       density, scales: of merges; the share of each edit that TIES keeps, and the factors λ tried.
     """
@@ -234,6 +235,7 @@ class RecoverSection:
     rules: tuple[str, ...] = ("adding", "removing", "opposition", "magnitude")
     fractions: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
     strengths: tuple[float, ...] = (0.5, 1.0)
+    forecast_prompts: int = 192
     random_sets: int = 40
     density: float = 0.2
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)

@@ -63,6 +63,12 @@ def evaluations(workdir: Path) -> dict[str, str]:
     return {f.name: f.read_text() for f in sorted((workdir / "evaluations").glob("*.json"))}
 
 
+def board(workdir: Path, name: str) -> EventAccumulator:
+    """All that is in a folder of event files."""
+    everything = {"scalars": 0, "histograms": 0, "images": 0, "tensors": 0}
+    return EventAccumulator(str(workdir / "tensorboard" / name), size_guidance=everything).Reload()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, Path, str]:
     """A config file, the work folder of an uninterrupted run of it, and what the terminal showed."""
@@ -98,8 +104,7 @@ def test_the_work_folder_holds_the_records(whole):
     assert sample["prompt"].endswith("=") and 0 <= sample["reward"] <= 1
     assert "refresh-math" in shown and str(workdir) in shown.replace("\n", "")
     assert "\r" not in (workdir / "log.txt").read_text()
-    events = EventAccumulator(str(workdir / "tensorboard" / "01-math"))
-    events.Reload()
+    events = board(workdir, "01-math")
     assert [e.step for e in events.Scalars("train/reward")] == [1, 2, 3]
     rewards = [e.histogram_value for e in events.Histograms("train/rewards")]
     assert [h.num for h in rewards] == [16, 16, 16]  # 4 prompts, groups of 4
@@ -109,8 +114,7 @@ def test_the_work_folder_holds_the_records(whole):
 
 def test_tensorboard_holds_scores_settings_and_pictures(whole):
     _, workdir, _ = whole
-    scores, figures = (EventAccumulator(str(workdir / "tensorboard" / name)) for name in ("scores", "figures"))
-    scores.Reload()
+    scores, figures = (board(workdir, name) for name in ("scores", "figures"))
     rows = [json.loads(line) for line in (workdir / "scores.jsonl").read_text().splitlines()]
     for domain in ("math", "code", "qa"):
         expected = [(r["index"], pytest.approx(r["score"])) for r in rows if r["domain"] == domain]
@@ -122,7 +126,6 @@ def test_tensorboard_holds_scores_settings_and_pictures(whole):
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["train.steps"].number_value == 3 and settings["model.path"].string_value == "tiny"
     assert settings["stage_overrides.refresh-math.grpo.kl_coef"].number_value == 1e-3
-    figures.Reload()
     pictures = {f"figures/{file.stem}": file.read_bytes() for file in (workdir / "report").glob("*.png")}
     assert {tag: figures.Images(tag)[0].encoded_image_string for tag in figures.Tags()["images"]} == pictures
     assert "figures/scores" in pictures

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from mdrl_jax.commands.loaded import load_stage
+from mdrl_jax.report import page
+from tests.report import browser
 from tests.test_experiment import ROOT, SMALL, command, environment, evaluations
 
 RECOVERY = SMALL.replace(
@@ -28,6 +30,7 @@ RECOVERY = SMALL.replace(
     c.analyze.permutations, c.analyze.vectors, c.analyze.lanczos_steps = 2, 4, 2
     c.recover.random_sets, c.recover.fractions, c.recover.strengths = 4, (0.01, 0.1), (1.0,)
     c.recover.rules = ("removing", "magnitude")
+    c.recover.forecast_prompts = 8
     c.recover.limit = 100.0
     return c
 
@@ -147,3 +150,49 @@ def test_recovery_that_is_killed_goes_on_to_the_same_end(recovered, tmp_path):
     assert evaluations(workdir) == evaluations(uninterrupted)
     for name in ("claims", "recovery/outcomes"):
         assert read(workdir, name) == read(uninterrupted, name)
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_is_whole_in_a_browser(recovered, tmp_path, dark):
+    _, workdir, shown = recovered
+    written = workdir / "report/index.html"
+    assert str(written) in shown.replace("\n", "")
+    met = browser.look(written, tmp_path, dark)
+    assert met["errors"] == met["blocked"] == met["resources"] == []
+    assert met["wide"] <= browser.WIDTH
+    names = {c["name"] for c in met["charts"]}
+    pictures = {p.stem for p in (workdir / "report").glob("*.png")}
+    assert names == pictures and {p.stem for p in (workdir / "report").glob("*.csv")} > names
+    assert {"scores", "paths", "refresh-math", "rollback-math-qa", "plan", "damage-reward", "edit-sizes"} <= names
+    for chart in met["charts"]:
+        assert chart["marks"] > 0 and min(chart["width"], chart["height"]) > 60, chart
+        assert chart["right"] <= browser.WIDTH, chart
+    assert min(t["px"] for t in met["texts"]) >= 12
+    pale = [t for t in met["texts"] if not t["cell"] and browser.contrast(t["colour"], met["paper"]) < 4.5]
+    assert pale == []
+
+
+def test_the_page_of_a_run_that_was_killed_and_damaged_shows_the_rest(recovered, tmp_path):
+    _, workdir, _ = recovered
+    part = tmp_path / "part"
+    shutil.copytree(workdir, part, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "report"))
+    for name in ("05-rollback-math-qa", "06-agem-qa", "08-recover"):
+        (part / f"evaluations/{name}.json").unlink()
+    for name in ("rollback-math-qa", "plan", "outcomes"):
+        (part / f"recovery/{name}.json").unlink()
+    damage = part / "analysis/damage.json"
+    damage.write_text(damage.read_text()[:5000])
+    edits = read(part, "analysis/edits")
+    del edits["domains"]
+    (part / "analysis/edits.json").write_text(json.dumps(edits))
+    html = page.write(part).read_text()
+    pictures = {p.stem for p in (part / "report").glob("*.png")}
+    assert {"scores", "refresh-math", "gradient-modules"} <= pictures
+    assert not pictures & {"rollback-math-qa", "plan", "damage-reward", "edit-sizes"}
+    assert "not yet: rollback-math-qa, agem-qa, recover" in html
+    assert "recovery/plan.json is not there: the stage `plan` writes it" in html
+    assert "damage.json is not valid JSON" in html.replace("&#39;", "'") and html.count('class="note"') >= 5

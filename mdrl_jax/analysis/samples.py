@@ -131,15 +131,16 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
             raise UserError(f"{who}analyze.prompts={config.prompts}, but {domain} has {n} {config.split} prompts")
 
 
-def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = None) -> Sample:
-    """Samples `analyze.group` completions of each prompt at `params`.
+def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = None, first: int = 0) -> Sample:
+    """Samples `analyze.group` completions of each prompt at `params`, the `first` prompts left out.
 
     Raises:
       UserError: if rewards fail (`Runtime.sample`).
     """
     config = runtime.config.analyze
     prompts = runtime.prompts[domain, config.split]
-    chosen = visit_order(runtime.config.seed, STAGE_OF_KEYS, domain, len(prompts), 0, n_prompts or config.prompts)
+    last = first + (n_prompts or config.prompts)
+    chosen = visit_order(runtime.config.seed, STAGE_OF_KEYS, domain, len(prompts), 0, last)[first:]
     key_of = (runtime.config.seed, STAGE_OF_KEYS, 0)
     parts = [
         runtime.sample(params, [(prompts, rows)], key_of, config.group, runtime.config.rollout.sampling)

@@ -30,14 +30,14 @@ from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.config import RecoverSection
 from mdrl_jax.errors import UserError
-from mdrl_jax.progress import Show, Track
+from mdrl_jax.progress import Track
 from mdrl_jax.recovery import evidence
 from mdrl_jax.recovery.decision import Action, Outlook, decide
 from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
 from mdrl_jax.recovery.forecast import Known, Shift, log_odds
 from mdrl_jax.recovery.rollback import masked
 from mdrl_jax.recovery.selection import largest, support
-from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, fresh, length, measure, path_length, rounds
+from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, length, measure, path_length, rounds, unseen
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak, way
 
@@ -88,7 +88,7 @@ def plan(
       actions: `candidates`, unless given.
 
     Raises:
-      UserError: where no stage on the way trained a domain alone, or prompts are too few (`slopes.fresh`).
+      UserError: where no stage on the way trained a domain alone, or prompts are too few (`slopes.unseen`).
     """
     past = trail(stages, last)
     if not past:
@@ -133,18 +133,20 @@ class Work:
         begun = {p: [s for s in self.past if s.start == p] for p in points}
         ended = {p: [s for s in self.past if s.name == p] for p in points}
         tried = {p: self._directions(actions) if p == self.last else {} for p in points}
-        eta = self._eta(points, track)
+        seen = self._unseen(points, track)
+        eta = {p: {d: log_odds(sample.rewards_PG) for d, sample in by.items()} for p, by in seen.items()}
         directions: dict[str, list[Direction]] = {}
         for p in points:
-            steps = [self._step(p, s.domains[0], s) for s in begun[p]]
-            backs = [Direction(functools.partial(self.back, s)) for s in ended[p]]
+            steps = [functools.partial(self._step, p, s.domains[0], s) for s in begun[p]]
+            backs = [functools.partial(self.back, s) for s in ended[p]]
             directions[p] = [*steps, *backs, *tried[p].values()]
         known: list[Known] = []
         looked: dict[Action, Found] = {}
         held, done = self.runtime.config.analyze.held, 0
         with track("plan: forecasts", sum(rounds(len(x), held) for x in directions.values())) as show:
             for point in points:
-                found = self._measure(point, directions[point], lambda i, text, done=done: show(done + i, text))
+                tell = lambda i, text, done=done, p=point: show(done + i, f"{p}: {text}")  # noqa: E731
+                found = measure(self.probe, self.params(point), seen[point], directions[point], tell)
                 done += rounds(len(directions[point]), held)
                 for stage, there in zip(begun[point], found, strict=False):
                     size = path_length(stage.train, stage.train.steps)
@@ -156,16 +158,14 @@ class Work:
         outlooks = [self._outlook(a, looked) for a in actions if not a.domain or _key(a) in looked]
         return outlooks, known
 
-    def _eta(self, points: Sequence[str], track: Track) -> dict[str, dict[str, float]]:
-        """Log-odds of every domain at every point."""
-        eta: dict[str, dict[str, float]] = {p: {} for p in points}
+    def _unseen(self, points: Sequence[str], track: Track) -> dict[str, dict[str, Sample]]:
+        """Completions of every domain at every point, of prompts that no candidate is made from."""
+        drawn: dict[str, dict[str, Sample]] = {p: {} for p in points}
         with track("plan: samples", len(points) * len(self.domains)) as show:
             for done, (point, domain) in enumerate(itertools.product(points, self.domains)):
-                # What is at hand is not drawn: no parameters are asked for, and nothing is shown.
-                params = lambda name, done=done: (show(done, name), self.params(name))[1]  # noqa: E731
-                sample = kept_sample(self.runtime, self.folder, point, domain, params)
-                eta[point][domain] = log_odds(sample.rewards_PG)
-        return eta
+                show(done, f"{domain} at {point}")
+                drawn[point][domain] = unseen(self.runtime, self.params(point), domain)
+        return drawn
 
     def _known(
         self, kind: str, stage: Stage, there: Found | None, size: float,
@@ -178,29 +178,19 @@ class Work:
             for d in self.domains
         ]
 
-    def _measure(self, point: str, directions: Sequence[Direction], show: Show) -> list[Found | None]:
-        params = self.params(point)
-        newer = {}
-        for domain in self.domains:
-            if any(x.fresh == domain for x in directions):
-                show(0, f"{point}: fresh samples of {domain}")
-                newer[domain] = fresh(self.runtime, params, domain)
-        stored = {d: self.sample(point, d) for d in self.domains}
-        return measure(self.probe, params, stored, newer, directions, lambda i, text: show(i, f"{point}: {text}"))
-
     def _directions(self, actions: Sequence[Action]) -> dict[Action, Direction]:
         found: dict[Action, Direction] = {}
         for key in dict.fromkeys(_key(a) for a in actions if a.domain):
             if key.kind == "refresh":
-                found[key] = self._step(self.last, key.domain, self._own(key.domain))
+                found[key] = functools.partial(self._step, self.last, key.domain, self._own(key.domain))
             else:
                 same = [a.name for a in actions if a.domain and _key(a) == key]
-                made_of = key.domain if key.rule in evidence.NEEDS_DATA else None
-                found[key] = Direction(functools.partial(self._taken, key, same), made_of)
+                found[key] = functools.partial(self._taken, key, same)
         return found
 
-    def _step(self, point: str, domain: str, stage: Stage) -> Direction:
-        return Direction(lambda: self.first_step(self.params(point), self.sample(point, domain), stage.train), domain)
+    def _step(self, point: str, domain: str, stage: Stage) -> Any:
+        """The first step of a stage's optimizer at a point."""
+        return self.first_step(self.params(point), self.sample(point, domain), stage.train)
 
     def _back(self, stage: Stage) -> Any:
         """−δ of a stage."""

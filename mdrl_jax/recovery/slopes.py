@@ -2,13 +2,14 @@
 
 One gradient a block of prompts serves all directions, so a further candidate costs inner products only. A direction
 that was made from a domain's own completions (the first step of a refresh, the coordinates of a rollback that keeps it)
-fits their noise: its first order on them is up to several times too large. That domain is therefore looked at on fresh
-prompts, which the direction has not seen; other domains on the completions at hand.
+fits their noise: its first order on them is up to several times too large. Every domain is therefore looked at on
+prompts that no direction has seen, and on more of them than directions are made from: what tells candidates apart is
+a small difference of first orders.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,19 +33,7 @@ from mdrl_jax.rl.trainer import init_state, make_optimizer, make_train_step, mic
 from mdrl_jax.runtime import Runtime
 
 Floats = NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Direction:
-    """A direction at a point.
-
-    Attributes:
-      make: gives the tree, or None where it cannot be made.
-      fresh: the domain whose completions at hand made it.
-    """
-
-    make: Callable[[], Any]
-    fresh: str | None = None
+Direction = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,61 +49,55 @@ def at_hand(runtime: Runtime, stored: Sample) -> Sample:
     return stored.padded(runtime.config.rollout.completion_buckets[-1])
 
 
-def fresh(runtime: Runtime, params: Any, domain: str) -> Sample:
-    """Completions of the `analyze.prompts` prompts that come after those of stored sets, drawn at `params`.
+def unseen(runtime: Runtime, params: Any, domain: str) -> Sample:
+    """Completions of the `recover.forecast_prompts` prompts that come after those of stored sets, drawn at `params`.
 
     Raises:
-      UserError: where the split has fewer than twice that many prompts.
+      UserError: where the split has too few prompts.
     """
-    n, split = runtime.config.analyze.prompts, runtime.config.analyze.split
-    if len(runtime.prompts[domain, split]) < 2 * n:
+    stored, split = runtime.config.analyze.prompts, runtime.config.analyze.split
+    n, there = runtime.config.recover.forecast_prompts, len(runtime.prompts[domain, split])
+    if there < stored + n:
         raise UserError(
-            f"a forecast needs 2 * analyze.prompts = {2 * n} {split} prompts of {domain}, "
-            f"which has {len(runtime.prompts[domain, split])}"
+            f"a forecast needs analyze.prompts + recover.forecast_prompts = {stored} + {n} {split} prompts of "
+            f"{domain}, which has {there}"
         )
-    drawn = samples.draw(runtime, params, domain, n_prompts=2 * n)
-    return at_hand(runtime, drawn.take(np.arange(n, 2 * n)))
+    return at_hand(runtime, samples.draw(runtime, params, domain, n, first=stored))
 
 
 def measure(
     probe: Probe,
     params: Any,
-    stored: dict[str, Sample],
-    newer: dict[str, Sample],
+    looked: Mapping[str, Sample],
     directions: Sequence[Direction],
     show: Show,
 ) -> list[Found | None]:
-    """What each direction does to every domain at `params`; None where `make` could not make it.
+    """What each direction does to every domain at `params`; None where it cannot be made.
 
     Up to `analyze.held` directions are kept at a time; with more, gradients are computed in several `rounds`, each a
     piece of what `show` is told.
 
     Args:
-      stored, newer: samples at hand and fresh ones (`fresh`), of each domain; the latter where a direction needs them.
+      looked: completions of each domain drawn there (`unseen`).
+      directions: each gives its tree, or None where it cannot be made.
     """
     held = probe.runtime.config.analyze.held
     found: list[Found | None] = [None] * len(directions)
     for first in range(0, len(directions), held):
         done = first // held
         show(done, "directions")
-        made = {i: directions[i].make() for i in range(first, min(first + held, len(directions)))}
+        made = {i: directions[i]() for i in range(first, min(first + held, len(directions)))}
         some = [i for i, direction in made.items() if direction is not None]
         trees = [made[i] for i in some]
-        gains = {
-            (domain, new): _gains(
-                probe, params, sample, trees, lambda t, done=done, d=domain: show(done, f"gradient of {d}, {t}")
-            )
-            for new, sets in ((False, stored), (True, newer))
-            for domain, sample in sets.items()
-        }
+        shifts: list[dict[str, Shift]] = [{} for _ in some]
+        for domain, sample in looked.items():
+            tell = functools.partial(show, done)
+            gain_MV = _gains(probe, params, sample, trees, lambda t, d=domain, tell=tell: tell(f"gradient of {d}, {t}"))
+            rewards_MB = sample.rewards_PG.reshape(len(gain_MV), -1)
+            for at in range(len(some)):
+                shifts[at][domain] = shift(gain_MV[:, at], rewards_MB)
         for at, i in enumerate(some):
-            shifts = {}
-            for domain in stored:
-                new = directions[i].fresh == domain
-                sample = newer[domain] if new else stored[domain]
-                rewards_MB = sample.rewards_PG.reshape(gains[domain, new].shape[0], -1)
-                shifts[domain] = shift(gains[domain, new][:, at], rewards_MB)
-            found[i] = Found(shifts, float(length(trees[at])))
+            found[i] = Found(shifts[at], float(length(trees[at])))
     return found
 
 

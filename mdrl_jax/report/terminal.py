@@ -56,10 +56,12 @@ def summary(matrix: Matrix) -> RenderableType:
 
 
 def places(root: Path, seconds: float) -> RenderableType:
-    """How long a run took, and where to look; a path stays whole on its line."""
-    page = root / "report" / "index.html"
-    where = {"page": page} if page.exists() else {"pictures": page.parent}
-    where |= {"work folder": root, "TensorBoard": f"tensorboard --logdir {shlex.quote(str(root / 'tensorboard'))}"}
+    """How long a command took, and where what it wrote is; a path stays whole on its line."""
+    page, board = root / "report" / "index.html", root / "tensorboard"
+    where: dict[str, object] = {"page": page} if page.exists() else {}
+    where["work folder"] = root
+    if board.exists():
+        where["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(board))}"
     lines = [f"done in {seconds:.0f} s", *(f"  {name:13}{place}" for name, place in where.items())]
     return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
 

@@ -334,19 +334,17 @@ class World:
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> tuple[dict[str, Any], World]:
-    """The plan of the world; its stored samples are biased for the domain that a direction was made of."""
+    """The plan of the world; `stored` and `bias` are those of samples at hand and of unseen ones."""
     world = World(held)
     monkeypatch.setattr(planner, "at_hand", lambda runtime, stored: stored)
 
     def kept(runtime: Any, folder: Path, point: str, domain: str, params: Any) -> Seen:
-        if (point, domain) in options.get("absent", ()):
-            params(point)
-        return seen(point, domain)
+        return seen(point, domain, options.get("stored", 0.0))
 
     monkeypatch.setattr(planner, "kept_sample", kept)
     monkeypatch.setattr(
         planner,
-        "fresh",
+        "unseen",
         lambda runtime, params, d: Seen(d, np.full((8, 2000), level(params, d)), options.get("bias", 0)),
     )
     monkeypatch.setattr(planner, "FirstStep", lambda probe: lambda params, sample, train: {"w": SLOPES[sample.domain]})
@@ -391,14 +389,13 @@ def test_where_log_odds_are_linear_forecasts_are_outcomes(monkeypatch):
     }  # fmt: skip
 
 
-def test_a_domain_is_looked_at_on_prompts_that_its_direction_has_not_seen(monkeypatch):
-    """Fresh samples are biased here, so that forecasts tell where they were used: for the domain refreshed alone."""
+def test_forecasts_rest_on_prompts_that_no_direction_has_seen(monkeypatch):
+    """Samples are biased here, so that forecasts tell which of them they used."""
     plain, _ = planned(monkeypatch)
-    record, _ = planned(monkeypatch, bias=0.05)
-    history = {(k["kind"], k["stage"], k["domain"]): k["forecast"] for k in record["history"]}
-    for k in plain["history"]:
-        same = history[k["kind"], k["stage"], k["domain"]] == pytest.approx(k["forecast"], rel=1e-3)
-        assert same == (k["kind"] == "rollback" or not k["own"])
+    assert planned(monkeypatch, stored=0.05)[0] == plain
+    biased, _ = planned(monkeypatch, bias=0.05)
+    for k, other in zip(plain["history"], biased["history"], strict=True):
+        assert other["forecast"] != pytest.approx(k["forecast"], rel=1e-3)
 
 
 def test_few_directions_at_a_time_give_the_same(monkeypatch):
@@ -412,12 +409,10 @@ def test_few_directions_at_a_time_give_the_same(monkeypatch):
     assert sorted(set(told.reports["plan: forecasts"])) == list(range(8))
 
 
-def test_samples_at_hand_do_not_count_as_drawn(monkeypatch):
+def test_each_domain_is_sampled_once_at_each_point(monkeypatch):
     told = Told()
     planned(monkeypatch, told=told)
-    assert told.reports["plan: samples"] == []
-    planned(monkeypatch, told=told, absent=[("math", "qa"), ("qa", "code")])
-    assert told.totals["plan: samples"] == 12 and told.reports["plan: samples"] == [8, 9]
+    assert told.reports["plan: samples"] == list(range(12))
 
 
 def test_a_rule_without_evidence_is_left_out_and_says_why(monkeypatch):

@@ -272,15 +272,16 @@ def test_the_final_screen_fits_and_says_where_things_are(tmp_path: Path):
     matrix = build([record | {"stage": name, "index": i} for i, name in enumerate(names)])
     assert max(map(len, rendered(terminal.summary(matrix)))) <= 100
     root = tmp_path / ("very" * 30 + " long")
+    assert rendered(terminal.places(root, 61.4)) == ["done in 61 s", f"  work folder  {root}"]
     (root / "report").mkdir(parents=True)
+    (root / "report" / "index.html").touch()
+    (root / "tensorboard").mkdir()
     assert rendered(terminal.places(root, 61.4)) == [
         "done in 61 s",
-        f"  pictures     {root}/report",
+        f"  page         {root}/report/index.html",
         f"  work folder  {root}",
         f"  TensorBoard  tensorboard --logdir '{root}/tensorboard'",
     ]
-    (root / "report" / "index.html").touch()
-    assert rendered(terminal.places(root, 61.4))[1] == f"  page         {root}/report/index.html"
 
 
 # --- the flag ---------------------------------------------------------------------------------------------------------
