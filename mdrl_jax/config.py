@@ -23,7 +23,6 @@ from mdrl_jax.rl.trainer import OptimizerConfig
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 GRADIENTS = ("none", "agem", "pcgrad")
-ROLLBACK_RULES = ("adding", "removing", "opposition", "magnitude")  # of a rollback (`recovery/rollback.py`)
 # What a stage `METHOD-D` changes in the training section, before its own overrides (definitions §10).
 METHODS: dict[str, dict[str, Any]] = {
     "protect": {"prevent": {"protect": 1.0}},
@@ -444,5 +443,3 @@ def _check(config: Config) -> None:
         _require(len(getattr(r, field)) > 0, f"recover.{field} is empty; name at least one")
     for field, values in (("fractions", r.fractions), ("density", (r.density,))):
         _require(all(0 < v <= 1 for v in values), f"recover.{field}={values} is not valid; above 0, up to 1")
-    for rule in r.rules:
-        _require(rule in ROLLBACK_RULES, f"recover.rules names {rule!r}; known: {', '.join(ROLLBACK_RULES)}")

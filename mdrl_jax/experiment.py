@@ -54,6 +54,8 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
             if stage.kind == "grpo":
                 loop.check_divides(built, stage)
                 prevention.check(built, stage)
+            elif stage.kind == "rollback":
+                rollback_stage.check(built)
             elif stage.kind == "analyze":
                 interference.check(built, sequence(earlier, lambda name: None))
         folder.open(config)

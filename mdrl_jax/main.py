@@ -302,6 +302,8 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, ne
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     argv = sys.argv if argv is None else argv
+    # Its models are not used: that torch is absent is no news.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     name, rest = "run", argv[1:]
     if rest and not rest[0].startswith("-"):
         name, rest = rest[0], rest[1:]

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -135,11 +136,16 @@ def test_the_readmes_model_family_is_mistral(tmp_path: Path) -> None:
 
 
 def test_the_readmes_rule_takes_back_what_leads_away_from_the_peak() -> None:
-    from mdrl_jax.recovery import rollback
+    from mdrl_jax.recovery import rollback, rollback_stage
     from mdrl_jax.recovery.selection import largest
 
+    recover = SimpleNamespace(rules=("removing", "against_the_peak"))
+    runtime: Any = SimpleNamespace(config=SimpleNamespace(recover=recover))
+    with pytest.raises(UserError, match="against_the_peak.*known: adding"):
+        rollback_stage.check(runtime)
     exec(next(b for b in blocks("python") if "against_the_peak" in b), {})
     try:
+        rollback_stage.check(runtime)
         edit = {"w": jnp.array([1.0, -2.0, 3.0, 0.5])}
         moved = {"w": jnp.array([1.0, -1.0, -1.0, 0.0])}
         scores = rollback.SCORES["against_the_peak"](rollback.Evidence(edit=edit, displacement=moved))

@@ -18,15 +18,27 @@ import numpy as np
 from mdrl_jax import evaluate, records
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.checkpoints import abstract
+from mdrl_jax.errors import UserError
 from mdrl_jax.progress import Track
 from mdrl_jax.recovery import evidence, sparse
 from mdrl_jax.recovery.comparison import compare
 from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
-from mdrl_jax.recovery.rollback import edit_between, masked, taken_back
+from mdrl_jax.recovery.rollback import SCORES, edit_between, masked, taken_back
 from mdrl_jax.recovery.selection import size, support
 from mdrl_jax.recovery.sweep import ALL, ROUTE, Trial, choose, sweep
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage
+
+
+def check(runtime: Runtime) -> None:
+    """Refuses rules that nothing scores by, before anything runs.
+
+    Raises:
+      UserError: naming the rule.
+    """
+    for rule in runtime.config.recover.rules:
+        if rule not in SCORES:
+            raise UserError(f"recover.rules names {rule!r}; known: {', '.join(SCORES)}")
 
 
 def run(
