@@ -7,6 +7,7 @@ the page's dark mode.
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -79,8 +80,11 @@ class Figure:
 
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification under the report's theme."""
-        made = self.chart.to_dict()
-        return made | {"config": THEME}
+        return self._valid | {"config": THEME}
+
+    @functools.cached_property
+    def _valid(self) -> dict[str, Any]:
+        return self.chart.to_dict()  # validating it takes longer than drawing it
 
     def json(self) -> str:
         """The specification for a script element of a page: whatever the data hold, it cannot end the element."""
