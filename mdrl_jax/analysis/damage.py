@@ -92,6 +92,7 @@ def path(
     Of the reward, each of whose expansions needs its own samples, up to 4 segments.
     """
     few = np.arange(probe.runtime.config.analyze.path_prompts)
+    blind = {0.0: uninformative(sample)}
     sample, draws = sample.take(few), Draws(few.size)
     fixed: dict[float, dict[str, Order2]] = {}
     fresh: dict[float, Order2] = {}
@@ -105,8 +106,9 @@ def path(
         if at == 0:
             fresh[at] = fixed[at]["reward"]
         elif at in REWARD_ALPHAS:
-            there = draw(at).take(few)
-            fresh[at] = probe.derivatives(point, displacement, there)["reward"]
+            there = draw(at)
+            blind[at] = uninformative(there)
+            fresh[at] = probe.derivatives(point, displacement, there.take(few))["reward"]
     logp[1.0] = probe.log_probs(probe.along(start, displacement, np.float32(1)), sample)
     measures = {"success_nll": nll_rise, "kl": kl}
     curves = {
@@ -117,7 +119,7 @@ def path(
     segments = {
         "success_nll": segment_records(nll, SEGMENTS, nll_rise(sample, logp[0.0], logp[1.0], draws), draws, "nats"),
         "reward": segment_records(
-            fresh, SEGMENTS[:-1], reward_loss(sample, draw(1.0).take(few), draws), draws, "reward"
+            fresh, SEGMENTS[:-1], reward_loss(sample, draw(1.0).take(few), draws), draws, "reward", blind
         ),
     }
     return curves, segments

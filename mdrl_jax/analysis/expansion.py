@@ -105,12 +105,21 @@ def curve(
 
 
 def segment_records(
-    orders: dict[float, Order2], counts: Sequence[int], measured_R: Floats, draws: Draws, unit: str
+    orders: Mapping[float, Order2],
+    counts: Sequence[int],
+    measured_R: Floats,
+    draws: Draws,
+    unit: str,
+    reasons: Mapping[float, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Σ_j g_j·d + ½dᵀH_j d with d = D / n, for each number of segments n."""
+    """Σ_j g_j·d + ½dᵀH_j d with d = D / n, for each number of segments n.
+
+    `reasons`: α -> why what was expanded there cannot be measured, "" if it can; one such expansion is enough.
+    """
     rows = []
     for n in counts:
         terms = [orders[j / n] for j in range(n)]
+        why = next((found for j in range(n) if (found := (reasons or {}).get(j / n))), "")
         predicted_R = sum(
             (draws.ratio(o.first_P, o.count_P) / n + 0.5 * draws.ratio(o.second_P, o.count_P) / n**2 for o in terms),
             start=np.zeros(len(measured_R)),
@@ -118,9 +127,9 @@ def segment_records(
         rows.append(
             {
                 "segments": n,
-                "predicted": draws.figure(predicted_R, unit),
+                "predicted": draws.figure(predicted_R, unit, why),
                 "measured": draws.figure(measured_R, unit),
-                "remainder": draws.figure(measured_R - predicted_R, unit),
+                "remainder": draws.figure(measured_R - predicted_R, unit, why),
             }
         )
     return rows

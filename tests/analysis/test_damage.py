@@ -21,6 +21,10 @@ def test_one_segment_is_the_taylor_polynomial_and_more_segments_approach_the_fun
     rows = segment_records(orders, (1, 2, 4, 8), measured_R, draws, "nats")
     assert rows[0]["predicted"]["estimate"] == pytest.approx(3 * 1.5)
     left = [row["remainder"]["estimate"] for row in rows]
+    # Where one of the expansions cannot be measured, the sum cannot be.
+    some = segment_records(orders, (1, 2, 4, 8), measured_R, draws, "nats", {0.0: "", 0.5: "blind", 0.25: ""})
+    assert [r["predicted"]["estimate"] is None for r in some] == [False, True, True, True]
+    assert some[0] == rows[0] and some[1]["predicted"]["reason"] == "blind" and segments_needed(some, 1e9) == 1
     # Of a cubic, n segments leave 1/n² of the third-order term.
     assert left == pytest.approx([3 / 6 / n**2 for n in (1, 2, 4, 8)])
     assert segments_needed(rows, 0.05) == 2 and segments_needed(rows, 0.001) is None
