@@ -1,8 +1,8 @@
 """The Hugging Face layout: `config.json` and safetensors to and from the decoder's parameters.
 
-One table names each parameter's tensor and how its axes are laid out there. Reading goes slice by slice
-through `jax.make_array_from_callback`, so that a process reads only what its devices hold and no second full
-copy exists on the host; files in bfloat16 or float16 become float32 masters.
+One table names each parameter's tensor and how its axes are laid out there. Reading goes slice by slice, device by
+device, so that a process reads only what its devices hold and no second full copy exists on the host; files in bfloat16
+or float16 become float32 masters.
 """
 
 import dataclasses
@@ -171,11 +171,28 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
             if not stacked:
                 return _read(tensors[0], layout, inner, index)
             chosen = tensors[index[0]]
-            return np.stack([_read(tensor, layout, inner, index[1:]) for tensor in chosen])
+            sizes = [len(range(*s.indices(n))) for s, n in zip(index[1:], inner, strict=True)]
+            out = np.empty((len(chosen), *sizes), np.float32)  # filled in place: a second copy would double the peak
+            for i, tensor in enumerate(chosen):
+                out[i] = _read(tensor, layout, inner, index[1:])
+            return out
 
-        return jax.make_array_from_callback(shape.shape, sharding, read)
+        return _placed(shape.shape, sharding, read)
 
     return jax.tree_util.tree_map_with_path(leaf, nn.unbox(boxed), param_shardings(mesh, boxed))
+
+
+def _placed(shape: tuple[int, ...], sharding: Any, read: Callable[[Any], np.ndarray]) -> jax.Array:
+    """An array of this process's parts, each read once and moved before the next: one part at a time on the host."""
+    devices: dict[Any, list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+        devices.setdefault(key, []).append((device, index))
+    placed = []
+    for same in devices.values():
+        part = read(same[0][1])
+        placed += [jax.device_put(part, device).block_until_ready() for device, _ in same]
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 
 def random_params(model: Decoder, mesh: Mesh, seed: int) -> Any:
