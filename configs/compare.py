@@ -10,8 +10,8 @@ the very prompts and keys of the plain stages; a merge has the four solo stages,
 sequence. Then the sequence in reversed order, and a placebo (learning rate 0 after Math), which must lose nothing.
 `--config=configs/compare.py:style_blind` is the same under rewards that ignore style. A second base model:
 
-  python -m mdrl_jax.main --config=configs/pretrain_tiny.py --config.seed=1 --workdir=runs/base-1
-  python -m mdrl_jax.main export --workdir=runs/base-1 --stage=pretrain --out=runs/second-base
+  python -m mdrl_jax.main --config=configs/pretrain_tiny.py --config.seed=2 --workdir=runs/base-2
+  python -m mdrl_jax.main export --workdir=runs/base-2 --stage=pretrain --out=runs/second-base
   python -m mdrl_jax.main --config=configs/compare.py --config.model.path=runs/second-base --workdir=runs/compare-second
 """
 
