@@ -5,8 +5,14 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import vl_convert
+
+from mdrl_jax.report.figure import Figure
 
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 WIDTH = 1280
@@ -74,6 +80,18 @@ def look(page: Path, folder: Path, dark: bool = False) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="met">(.*?)</script>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     return json.loads(found[1])
+
+
+def page_of(figures: Sequence[Figure]) -> str:
+    """A bare page with some figures."""
+    charts = "".join(
+        f'<div class="chart" data-spec="spec-{f.name}"></div>'
+        f'<script type="application/json" id="spec-{f.name}">{f.json()}</script>'
+        for f in figures
+    )
+    library = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    draw = files("mdrl_jax.report").joinpath("templates/charts.js").read_text()
+    return f"<html><head></head><body>{charts}<script>{library}</script><script>{draw}</script></body></html>"
 
 
 def contrast(a: str, b: str) -> float:

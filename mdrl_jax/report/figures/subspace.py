@@ -90,7 +90,7 @@ def ladder(records: Records) -> Figure:
         "starts where the one before ended. If S held the damage, all of it would be inside. Lines are 95 % intervals "
         f"over prompts. {_residuals(pairs)}{why}"
     )
-    chart = alt.hconcat(*charts, spacing=30)
+    chart = alt.hconcat(*charts, spacing=30).resolve_scale(color="independent")
     return Figure("ladder", "Second-order damage inside and outside route and subspace", chart, rows, caption)
 
 
@@ -163,11 +163,12 @@ def _spectrum(rows: Sequence[Row], width: int) -> alt.FacetChart:
     base = alt.Chart().encode(color=colour, tooltip=listed)
     x = alt.X("rank:Q", title="rank", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, padding=8))
     y = alt.Y("eigenvalue:Q", title=title)
-    null = base.transform_filter("datum.rank == 1").mark_rule(strokeDash=[5, 4], strokeWidth=1.6)
+    dashed = base.transform_filter("datum.rank == 1").mark_rule(strokeDash=[5, 4], strokeWidth=1.6)
+    null = [dashed.encode(y=alt.Y("null_95:Q", title=title))] if any(r["null_95"] is not None for r in rows) else []
     zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=title))
     layers = alt.layer(
         zero,
-        null.encode(y=alt.Y("null_95:Q", title=title)),
+        *null,
         base.mark_line(opacity=0.5).encode(x=x, y=y),
         base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=y),
         data=data(rows),

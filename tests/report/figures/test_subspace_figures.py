@@ -8,6 +8,7 @@ import pytest
 from mdrl_jax.records import write_json
 from mdrl_jax.report.figures import subspace
 from mdrl_jax.report.folder import Absent, Records
+from tests.report import browser
 from tests.report.figures.rendered import figure
 from tests.report.figures.whole import whole
 
@@ -127,3 +128,15 @@ def test_what_is_missing_is_said(tmp_path: Path):
     with pytest.raises(Absent, match=OPEN):
         subspace.captured(records)
     whole(subspace.ladder(records))
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
+def test_the_browser_has_nothing_to_complain_of(records: Records, tmp_path: Path):
+    more = {"name": "measured S", "within": figure(0.1), "cross": figure(0.1), "outside": figure(0.2)}
+    pairs = records.json("analysis/subspace.json")["pairs"]
+    pairs[0]["ladder"].append({"rung": more.pop("name")} | more)
+    again = write(tmp_path / "more", pairs)
+    figures = [made(again) for made in (subspace.captured, subspace.spectrum, subspace.ladder)]
+    (tmp_path / "page.html").write_text(browser.page_of(figures))
+    met = browser.look(tmp_path / "page.html", tmp_path)
+    assert met["errors"] == [] and [c["marks"] > 0 for c in met["charts"]] == [True] * 3
