@@ -14,7 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mdrl_jax.domains.base import DomainsConfig
+from mdrl_jax.domains.base import DomainsConfig, SourceConfig
+from mdrl_jax.domains.presets import completed
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import MeshConfig
 from mdrl_jax.rl.grpo import GRPOConfig
@@ -164,13 +165,15 @@ class RewardSection:
     """The pool that judges completions: worker processes and the limits of one check.
 
     Limits count CPU time, so that a loaded machine changes no verdict. `max_error_share`: the run ends when a larger
-    share of a batch's rewards raise (0 reward each, always counted and logged).
+    share of a batch's rewards raise (0 reward each, always counted and logged). `sandbox`: "best" runs programs in
+    bubblewrap where it works and else says what is not isolated; "bwrap" refuses to run them without.
     """
 
     workers: int = 2
     cpu_seconds: float = 2.0
     memory_mb: int = 512
     deadline_seconds: float = 60.0
+    sandbox: str = "best"
     max_error_share: float = 0.2
 
 
@@ -309,8 +312,10 @@ def _fill(kind: Any, value: Any, name: str) -> Any:
         return tuple(_fill(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
     if origin is not None or isinstance(kind, types.UnionType):
         if not isinstance(value, Mapping | ConfigDict):
-            raise UserError(f"{name}={value!r} has the wrong type; it is a section by stage")
-        return value.to_dict() if isinstance(value, ConfigDict) else value
+            raise UserError(f"{name}={value!r} has the wrong type; it is a section by name")
+        plain = value.to_dict() if isinstance(value, ConfigDict) else value
+        inner = typing.get_args(kind)[-1]
+        return plain if inner is Any else {k: _fill(inner, v, f"{name}.{k}") for k, v in plain.items()}
     return _number(name, value, kind)
 
 
@@ -365,6 +370,11 @@ def _check(config: Config) -> None:
     _require(len(c.scored_domains) > 0, "scored_domains is empty; name at least one")
     for i, domain in enumerate(c.scored_domains):
         _require(domain not in c.scored_domains[:i], f"scored_domains lists {domain!r} twice")
+    for name, source in c.domains.sources.items():
+        completed(source, f"domains.{name}")
+    for name in ("code", "math", "qa", "cw"):
+        alone = name in c.domains.sources or getattr(c.domains, name) == SourceConfig()
+        _require(alone, f"domains.{name} names no data set; set its preset or its files")
     for stage in c.stage_overrides:
         _require(stage in c.stages, f"stage_overrides names {stage!r}, which is not in stages")
     for name, buckets in (
@@ -390,7 +400,7 @@ def _check(config: Config) -> None:
         ("analyze.held", c.analyze.held, 2),
         ("analyze.score_bytes", c.analyze.score_bytes, 1),
         ("rewards.workers", c.rewards.workers, 1),
-        ("rewards.memory_mb", c.rewards.memory_mb, 16),
+        ("rewards.memory_mb", c.rewards.memory_mb, 128),
         ("sft.steps", c.sft.steps, 1),
         ("sft.batch_size", c.sft.batch_size, 1),
         ("sft.micro_batches", c.sft.micro_batches, 1),
@@ -412,6 +422,8 @@ def _check(config: Config) -> None:
     _require(on_path, f"analyze.path_prompts={a.path_prompts} is not valid; batches of {a.batch}, at most {a.prompts}")
     found = a.lanczos_block * a.lanczos_steps
     _require(a.vectors <= found, f"analyze.vectors={a.vectors} is more than lanczos_block * lanczos_steps = {found}")
+    sandboxes = ("best", "bwrap")
+    _require(c.rewards.sandbox in sandboxes, f"rewards.sandbox={c.rewards.sandbox!r} is not one of {sandboxes}")
     _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share lies in (0, 1]")
     _require(c.sft.batch_size % c.sft.micro_batches == 0, "sft.batch_size must be divisible by sft.micro_batches")
     for i, stage in enumerate(c.stages):

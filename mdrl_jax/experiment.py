@@ -59,6 +59,7 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
             elif stage.kind == "analyze":
                 interference.check(built, sequence(earlier, lambda name: None))
         folder.open(config)
+        folder.open_data(built.data())
         with Screen(folder.root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
             Walk(built, folder, stages, screen).run()
 
@@ -79,6 +80,8 @@ class Walk:
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.runtime.mesh.shape.items())
         device = self.runtime.mesh.devices.flat[0].device_kind
         self.screen.print(f"{n / 1e6:.2f}M parameters on {device}, mesh {mesh}; work folder {self.folder.root}")
+        for note in self.runtime.notes:
+            self.screen.print(note)
         self._score("base", 0, "00-base", 0, self.runtime.base_params)
         trainer = Trainer(
             self.runtime,

@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 from mdrl_jax import tokens
 from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection
 from mdrl_jax.domains.base import Domain
-from mdrl_jax.domains.prompts import PromptSet, tokenize
+from mdrl_jax.domains.chat import PLAIN
+from mdrl_jax.domains.datasets import SPLITS
+from mdrl_jax.domains.prompts import PromptSet, notes, tokenize
 from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
@@ -49,7 +51,10 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runtime:
-    """Built once a run by `build`; nothing in it changes but `spent`, which counts tokens read and sampled."""
+    """Built once a run by `build`; nothing in it changes but `spent`, which counts tokens read and sampled.
+
+    `notes` are lines for the log: what was found in data sets.
+    """
 
     config: Config
     mesh: Mesh
@@ -61,7 +66,16 @@ class Runtime:
     domains: dict[str, Domain]
     prompts: dict[tuple[str, str], PromptSet]
     pool: RewardPool
+    notes: tuple[str, ...] = ()
     spent: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def data(self) -> dict[str, Any]:
+        """Of each data set: rows, bad ones, repeats, prompts that were too long, and fingerprints of what was kept."""
+        return {
+            name: {**domain.data.record, "splits": {split: self.prompts[name, split].record for split in SPLITS}}
+            for name, domain in self.domains.items()
+            if domain.data
+        }
 
     def base_params(self) -> Any:
         """Parameters the first stage starts from."""
@@ -148,7 +162,8 @@ class Runtime:
 
 def make_pool(section: RewardSection) -> RewardPool:
     """The reward workers of a config, to be used as a context manager."""
-    return RewardPool(section.workers, section.cpu_seconds, section.memory_mb, section.deadline_seconds)
+    s = section
+    return RewardPool(s.workers, s.cpu_seconds, s.memory_mb, s.deadline_seconds, s.sandbox)
 
 
 def build(config: Config, pool: RewardPool) -> Runtime:
@@ -173,10 +188,11 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     domains = make_domains(names, config.domains)
     limit = config.rollout.prompt_buckets[-1]
     prompts = {
-        (name, split): tokenize(domain, split, tokenizer, limit)
-        for name, domain in domains.items()
-        for split in ("train", "validation", "test")
+        (name, split): tokenize(domain, split, tokenizer, limit) for name, domain in domains.items() for split in SPLITS
     }
+    told = [note for name, d in domains.items() for note in notes(d, {split: prompts[name, split] for split in SPLITS})]
+    if told and not tokenizer.chat_template:
+        told.append(f"{folder} has no chat template; prompts of data sets are {PLAIN!r}")
     parts = batch_divisor(mesh)
     if config.evaluate.batch % parts:
         raise UserError(f"evaluate.batch={config.evaluate.batch} is not divisible by the mesh's data * fsdp = {parts}")
@@ -191,4 +207,5 @@ def build(config: Config, pool: RewardPool) -> Runtime:
         domains=domains,
         prompts=prompts,
         pool=pool,
+        notes=tuple(told),
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from transformers import AutoTokenizer
 
@@ -23,14 +24,28 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def end_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end a completion.
+    """Tokens that end a completion: the end token, and what the chat template puts after a reply.
 
     Raises:
       UserError: if the tokenizer has no end token.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no eos_token; completions could never end")
-    return (int(tokenizer.eos_token_id),)
+    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *_end_of_turn(tokenizer)]))
+
+
+def _end_of_turn(tokenizer: Any) -> list[int]:
+    """The token that follows a reply in a chat, if it is one of the added tokens, which no text contains."""
+    if not tokenizer.chat_template:
+        return []
+    mark = "REPLY"
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": mark}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except jinja2.TemplateError:  # `domains/chat.py` names what is wrong with it, where chats are used
+        return []
+    after = tokenizer(text.rpartition(mark)[2], add_special_tokens=False).input_ids[:1]
+    return [i for i in after if i in tokenizer.added_tokens_decoder]
 
 
 def pad_id(tokenizer: Any) -> int:

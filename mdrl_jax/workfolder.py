@@ -3,6 +3,7 @@
 import dataclasses
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,25 @@ class WorkFolder:
                 "git": _revision(),
             },
         )
+
+    def open_data(self, data: Mapping[str, Any]) -> None:
+        """Writes `data.json`: what was found in data sets; or checks that prompts are those that the run began with.
+
+        Raises:
+          UserError: if they are others, because a file was changed.
+        """
+        file = self.root / "data.json"
+        before = records.read_json(file) if file.exists() else {}
+        for domain, found in data.items():
+            for split, record in found["splits"].items():
+                old = before[domain]["splits"][split]["fingerprint"] if domain in before else record["fingerprint"]
+                if old != record["fingerprint"]:
+                    raise UserError(
+                        f"{self.root} holds a run whose {split} prompts of {domain} were others: a data file, or the "
+                        "tokenizer, was changed; name a new work folder or undo the change"
+                    )
+        if data:
+            records.write_json(file, dict(data))
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         # Fields that are newer than the folder have their defaults there.

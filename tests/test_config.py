@@ -11,8 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 
 import mdrl_jax
+from configs import paper_qwen3_4b, real_local
 from mdrl_jax import workfolder
 from mdrl_jax.config import Config, default, parse, stage_config
+from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 
 PACKAGE = Path(mdrl_jax.__file__).parent
@@ -48,6 +50,7 @@ WRONG = [
     ({"evaluate": {"sampling": {"top_p": 0.0}}}, "config.evaluate.sampling: top_p"),
     ({"rewards": {"workers": 0}}, "rewards.workers"),
     ({"rewards": {"memory_mb": 1}}, "rewards.memory_mb"),
+    ({"rewards": {"sandbox": "docker"}}, "rewards.sandbox"),
     ({"rewards": {"cpu_seconds": 0.0}}, "rewards.cpu_seconds"),
     ({"rewards": {"deadline_seconds": -1.0}}, "rewards.deadline_seconds"),
     ({"rewards": {"max_error_share": 0.0}}, "rewards.max_error_share"),
@@ -103,6 +106,21 @@ WRONG = [
     ({"train": {"optimizer": {"weight_decay": float("nan")}}}, "config.train.optimizer: weight_decay"),
     ({"sft": {"optimizer": {"b1": -0.1}}}, "config.sft.optimizer: b1"),
     ({"domains": {"n_test": 0}}, "domains.n_test"),
+    ({"domains": {"thinking": "yes"}}, "domains.thinking"),
+    ({"domains": {"math": {"preset": "gsm9k"}}}, "domains.math.preset='gsm9k'"),
+    ({"domains": {"math": {"preset": "longbench_write"}}}, "domains.math.files"),
+    ({"domains": {"math": {"files": ("a.jsonl",)}}}, "domains.math.prompt"),
+    ({"domains": {"math": {"files": ("a.jsonl",), "prompt": "{q}"}}}, "domains.math.reward"),
+    ({"domains": {"math": {"files": "a.jsonl"}}}, "config.domains.math.files"),
+    ({"domains": {"math": {"prompt": "{q}"}}}, "domains.math names no data set"),
+    ({"domains": {"math": {"preset": "gsm8k", "check": {"answer": 3}}}}, "config.domains.math.check.answer"),
+    ({"domains": {"math": {"preset": "gsm8k", "check": "answer"}}}, "config.domains.math.check"),
+    (
+        {"domains": {"math": {"preset": "gsm8k", "test_share": 1.0}}},
+        "config.domains.math: validation_share, test_share",
+    ),
+    ({"domains": {"math": {"preset": "gsm8k", "max_bad_rows": -1}}}, "config.domains.math: max_bad_rows"),
+    ({"domains": {"math": {"preset": "gsm8k", "n_train": -1}}}, "config.domains.math: n_train"),
     ({"stage_overrides": {"rest": {"steps": 1}}}, "'rest'"),
     ({"stage_overrides": {"math": {"stepz": 1}}}, "stage_overrides.math.stepz"),
     ({"stage_overrides": {"math": {"steps": 1.5}}}, "stage_overrides.math.steps"),
@@ -139,6 +157,54 @@ def test_defaults_round_trip_through_configdict_and_json():
     config = parse(changed)
     assert type(config.stage_overrides["refresh-code"]) is dict
     assert parse(json.loads(json.dumps(workfolder.resolved(config)))) == config
+
+
+def test_a_folder_from_before_data_sets_is_read_with_their_defaults():
+    written = workfolder.resolved(Config())
+    written["domains"] = {
+        k: written["domains"][k] for k in ("seed", "n_train", "n_validation", "n_test", "style_blind")
+    }
+    assert parse(json.loads(json.dumps(written))) == Config()
+
+
+def test_data_sets_are_written_and_read_back():
+    changed: Any = default()
+    changed.domains.math.preset = "gsm8k"
+    changed.domains.math.files = ("a.jsonl", "b/*.parquet")
+    changed.domains.qa.files = ("c.csv",)
+    changed.domains.qa.check = {"answer": "a"}
+    changed.domains.qa.prompt, changed.domains.qa.reward = "{q}", "qa"
+    config = parse(changed)
+    assert set(config.domains.sources) == {"math", "qa"}
+    assert config.domains.qa.check == {"answer": "a"} and type(config.domains.qa.check) is dict
+    assert parse(json.loads(json.dumps(workfolder.resolved(config)))) == config
+
+
+def test_the_configs_of_real_data_are_whole():
+    local, paper = parse(real_local.get_config("there")), parse(paper_qwen3_4b.get_config())
+    assert local.domains.math.test_files == ("there/math/gsm8k_test.jsonl",)
+    assert set(local.domains.sources) == set(paper.domains.sources) == {"code", "math", "qa", "cw"}
+    assert [s for s in paper.stages if s in DOMAINS] == ["code", "math", "qa", "cw"]
+    # definitions §0
+    assert (paper.domains.n_train, paper.rollout.prompt_buckets[-1], paper.domains.n_validation) == (5120, 2048, 50)
+    assert paper.rollout.completion_buckets[-1] == 8192 and paper.domains.qa.n_test == 2141
+    assert paper.train.steps * paper.train.prompts == 5120
+    assert (paper.train.group, paper.train.learning_rate, paper.train.grpo.kl_coef) == (8, 1e-6, 1e-3)
+    assert paper.rollout.sampling.temperature == paper.evaluate.sampling.temperature == 0.7
+
+
+@pytest.mark.parametrize("key", ["fingerprint", None])
+def test_a_run_does_not_go_on_with_other_prompts(tmp_path: Path, key: str | None):
+    folder = workfolder.WorkFolder(tmp_path)
+    splits = {split: {"prompts": 3, "fingerprint": f"{split} 1"} for split in ("train", "test")}
+    folder.open_data({"math": {"rows": 9, "splits": splits}})
+    again = {**splits, "train": splits["train"] | ({key: "train 2"} if key else {})}
+    if key:
+        with pytest.raises(UserError, match="whose train prompts of math were others"):
+            folder.open_data({"math": {"rows": 9, "splits": again}})
+    else:
+        folder.open_data({"math": {"rows": 10, "splits": again}})
+    assert json.loads((tmp_path / "data.json").read_text())["math"]["rows"] == (9 if key else 10)
 
 
 def test_a_config_cannot_be_changed_afterwards():

@@ -20,6 +20,8 @@ def run(model: str, config: Config, output: str = "screen") -> None:
     config = dataclasses.replace(config, model=section)
     with runtime.make_pool(config.rewards) as pool, Screen(None, output) as screen:
         built = runtime.build(config, pool)
+        for note in built.notes:
+            screen.print(note)
         with jax.set_mesh(built.mesh):
             result = evaluate(built, built.base_params(), "scores", screen.steps)
         head = {"stage": model, "index": 0, "seed": config.seed, "k": config.evaluate.samples, "step": 0}

@@ -40,12 +40,13 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
     """Writes `{"reward", "error"}` to `out` for each line of `input_path`, in the same order.
 
     domain: math, code, qa or cw. out: standard output by default. workers: one a core by default.
+    A qa line with "choices" (a list of texts) is judged by the letter it chooses; its "answer" is the right one.
     Raises UserError, before anything is written, naming the first line that is damaged or
     incomplete.
     """
     if domain not in _CHECKS:
         raise UserError(f"--domain={domain} is unknown; give one of {', '.join(_CHECKS)}")
-    requests = [(domain, *parsed) for parsed in _read(domain, input_path)]
+    requests = [(_reward(domain, check), text, check) for text, check in _read(domain, input_path)]
     n_workers = min(workers or os.cpu_count() or 1, max(1, len(requests)))
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers} must be at least 1")
@@ -53,6 +54,10 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
         scores = pool.score(requests)
     for score in scores:
         print(json.dumps({"reward": score.reward, "error": score.error}), file=out or sys.stdout)
+
+
+def _reward(domain: str, check: dict[str, Any]) -> str:
+    return "mdrl_jax.rewards.qa:choice" if domain == "qa" and "choices" in check else domain
 
 
 def _read(domain: str, path: str) -> list[tuple[str, dict[str, Any]]]:
@@ -78,4 +83,6 @@ def _parse(domain: str, line: str, where: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f'{where}: "completion" must be there and be a text')
     if not well_formed(row.get(key)):
         raise UserError(f'{where}: "{key}" must be there and be {form} (domain {domain})')
+    if domain == "qa" and not _is_texts(row.get("choices", ["any"])):
+        raise UserError(f'{where}: "choices" must be a list of texts')
     return row["completion"], {k: v for k, v in row.items() if k != "completion"}

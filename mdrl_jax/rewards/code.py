@@ -1,8 +1,9 @@
-"""Reward for programs: 1.0 if every test passes, else 0.0, judged by running them in the sandbox.
+"""Reward for programs: 1.0 if every hidden test passes, else 0.0; the program runs in a sandbox.
 
-A program that fails, loops, runs out of memory or leaves early scores 0.0. Only two things are
-errors, so that neither passes for a wrong program: tests that are not Python (ValueError), and a
-program stopped by the wall clock before it had used its CPU time (TimeoutError; it slept, or the
+The tests run outside it (tester.py says what they can and cannot do), so that a program sees neither them
+nor the answers they want. A program that fails, loops, runs out of memory or leaves early scores 0.0. Only
+two things are errors, so that neither passes for a wrong program: tests that are not Python (ValueError),
+and a program stopped by the wall clock before it had used its CPU time (TimeoutError; it slept, or the
 machine is badly overloaded).
 """
 
@@ -27,8 +28,8 @@ def program(completion: str) -> str:
 def passes_tests(completion: str, check: Mapping[str, Any]) -> float:
     """1.0 iff the program and then each of `check["tests"]` run without an exception.
 
-    All run in one namespace, in order: program, `check["setup"]` if there is one, tests (MBPP's
-    set-up code builds test data out of the program's classes, so it comes after the program).
+    In order: program, `check["setup"]` if there is one, tests (MBPP's set-up code builds test data out
+    of the program's classes, so it comes after the program). Set-up and tests share one namespace.
     It forks, so call it from a reward worker (pool.py), not from a process that runs jax.
 
     Raises ValueError if there are no tests or one is not Python, TimeoutError at the deadline.
@@ -43,7 +44,7 @@ def passes_tests(completion: str, check: Mapping[str, Any]) -> float:
             compile(test, "<test>", "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as e:
             raise ValueError(f"this test is not Python ({e}): {test!r}") from e
-    outcome = sandbox.run([program(completion), *tests])
+    outcome = sandbox.run(program(completion), tests)
     if outcome == "deadline":
         raise TimeoutError("the wall-clock deadline came before the program's CPU time was used")
     return float(outcome == "ok")

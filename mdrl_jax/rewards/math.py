@@ -1,16 +1,25 @@
 r"""Reward for problems with one right final answer.
 
 The final answer of a reply is its last `\boxed{...}`, else what follows its last `####` (GSM8K,
-arXiv 2110.14168), else what follows its last "answer is", else its last number.
+arXiv 2110.14168), else what follows its last "answer is", else its last number (where a number is
+wanted), else its last formula, else the whole of it.
 
-Numbers are compared exactly, as rationals: 0.5 is 1/2 and 1,000 is 1000, but 0.3333 is not 1/3.
+Two numbers are compared exactly, as rationals: 0.5 is 1/2 and 1,000 is 1000, but 0.3333 is not 1/3.
 Dollar and percent signs, a leading + and a trailing period do not count, nor does a unit written
-after the number. What is not a number is compared as text, without spaces, case and LaTeX spacing.
-`equal` is the one place that decides whether two answers are the same.
+after the number. What is not a number is first compared as text, without spaces, case and LaTeX
+spacing; then math-verify decides whether two formulas are the same (fractions, roots, sets,
+intervals, equations, matrices, units). It is asked only where the answer is marked as mathematics, by
+a box, a formula or a LaTeX command: an unmarked "3 + 4" is not 7. Words are never taken for products
+of letters: to math-verify Paris and Pairs are the same.
+
+math-verify is loaded when first asked, so that number answers never pay for it. Its time limits rest
+on signals (they fail off the main thread) and are off: a tower of powers is ended by the worker's.
 """
 
+import functools
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -25,20 +34,35 @@ _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]
 _ANSWER_IS = re.compile(r"answer\s+is\b\s*:?", re.IGNORECASE)
 _LATEX_SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|[!,;: ])")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
+_LATEX_COMMAND = re.compile(r"\\(?:begin|end|operatorname)\s*\{[a-zA-Z*]*\}|\\[a-zA-Z]+")
+_FUNCTIONS = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|exp|sqrt|inf(?:ty)?", re.IGNORECASE)
+_SPANS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _MAX_DIGITS = 1000  # longer ones are compared as text: a reply must not buy big-integer work
+_MAX_FORMULA = 1000  # characters; the parser's time grows faster than the length
 
 
 def final_answer(completion: str, check: Mapping[str, Any]) -> float:
     """1.0 if the final answer of `completion` equals `check["answer"]` (one, or one of several)."""
     answers = check["answer"]
     wanted = [str(a) for a in (answers if isinstance(answers, list) else [answers])]
-    return float(any(equal(extract(completion, is_number(w)), w) for w in wanted))
+    return float(any(_right(completion, w) for w in wanted))
+
+
+def _right(completion: str, wanted: str) -> bool:
+    number = is_number(wanted)
+    answer = extract(completion, number)
+    if equal(answer, wanted):
+        return True
+    if number and rational(answer) is not None:  # two numbers: the exact comparison was the last word
+        return False
+    marked = "\\" in answer or last_boxed(completion) is not None or (not number and last_span(completion) is not None)
+    return marked and not is_words(wanted) and same_mathematics(answer, wanted)
 
 
 def extract(completion: str, number: bool) -> str:
     """The final answer of a reply, "" if it has none.
 
-    An unmarked reply is its last number if a number is wanted, else it is all answer.
+    An unmarked reply is its last number if a number is wanted, else its last formula, else it is all answer.
     """
     boxed = last_boxed(completion)
     if boxed is not None:
@@ -50,7 +74,8 @@ def extract(completion: str, number: bool) -> str:
         if line:
             return line
     if not number:
-        return completion
+        span = last_span(completion)
+        return completion if span is None else span
     return (_IN_TEXT.findall(completion.replace("−", "-")) or [""])[-1]
 
 
@@ -67,6 +92,17 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def last_span(text: str) -> str | None:
+    """The content of the formula (`$...$`, LaTeX brackets) that ends last; None if there is none."""
+    best: tuple[int, int] | None = None
+    for left, right in _SPANS:
+        end = text.rfind(right)
+        start = text.rfind(left, 0, max(end, 0))
+        if start >= 0 and text[start + len(left) : end].strip() and (best is None or end > best[1]):
+            best = start + len(left), end
+    return None if best is None else text[slice(*best)]
+
+
 def equal(answer: str, wanted: str) -> bool:
     """Whether two answers are the same: exactly as numbers if `wanted` is one, else as text."""
     if is_number(wanted):
@@ -78,6 +114,39 @@ def equal(answer: str, wanted: str) -> bool:
 def is_number(wanted: str) -> bool:
     """Whether a right answer is a number and nothing else: "3 apples and a pear" is text."""
     return re.search(r"\w\s+[^\W\d]", wanted) is None and rational(wanted) is not None
+
+
+def is_words(wanted: str) -> bool:
+    """Whether a right answer is prose: it has a word of three letters that is no function and no LaTeX command."""
+    text = _LATEX_COMMAND.sub(" ", _LATEX_TEXT.sub(" ", wanted))
+    return any(not _FUNCTIONS.fullmatch(word) for word in re.findall(r"[^\W\d_]{3,}", text))
+
+
+def same_mathematics(answer: str, wanted: str) -> bool:
+    """Whether math-verify takes two formulas for the same; False for what it cannot read or is too long."""
+    if max(len(answer), len(wanted)) > _MAX_FORMULA:
+        return False
+    parse, verify = _math_verify()
+    gold = parse(wanted)
+    return bool(gold) and verify(gold, parse(answer))
+
+
+@functools.cache
+def _math_verify() -> tuple[Callable[[str], list[Any]], Callable[[list[Any], list[Any]], bool]]:
+    import math_verify
+
+    # It warns, in every worker, that its time limits are off.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    config = [math_verify.LatexExtractionConfig()]
+
+    def parse(text: str) -> list[Any]:
+        formula = " ".join(_unwrapped(text).replace("$", "").replace("%", "\\%").split())
+        return math_verify.parse(f"${formula}$", config, fallback_mode="no_fallback", parsing_timeout=0)
+
+    def verify(gold: list[Any], answer: list[Any]) -> bool:
+        return math_verify.verify(gold, answer, timeout_seconds=0)
+
+    return parse, verify
 
 
 def rational(text: str) -> Fraction | None:

@@ -1,7 +1,7 @@
 """Computes rewards in parallel, in worker processes that may die or hang without harm.
 
 Each worker is a fresh interpreter (`python -m mdrl_jax.rewards.worker`): no jax, no threads, small
-enough to fork for every program. It answers one request at a time; this process waits for all of
+enough to fork for every program's tests. It answers one request at a time; this process waits for all of
 them at once and uses no signals, so `score` may be called from any thread.
 """
 
@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mdrl_jax.rewards.base import Score
+from mdrl_jax.rewards import isolation
+from mdrl_jax.rewards.base import SHORT_NAMES, Score
 from mdrl_jax.rewards.sandbox import Limits
 
 Request = tuple[str, str, Mapping[str, Any]]
 
+_CODE = {"code", SHORT_NAMES["code"]}
 _START_SECONDS = 60.0  # for the interpreter to start, and for a reward's module to be imported
 
 
@@ -46,9 +48,12 @@ class RewardPool:
     memory_mb: address space of a sandboxed program (reward functions themselves are not limited).
     deadline_seconds: wall-clock backstop, by default 20 times the CPU time and at least 10 s. A
         sandboxed program is killed at it, a worker that does not answer at 1.25 times it.
+    sandbox: "best" runs programs in bwrap where it works, else with less isolation, which is said once in
+        the log; "bwrap" refuses to.
     errors: how often each kind of error came back, over the life of the pool.
 
-    `score` raises RuntimeError if workers cannot start.
+    Raises UserError if `sandbox` is "bwrap" and that does not work here; `score` raises RuntimeError if
+    workers cannot start.
     """
 
     def __init__(
@@ -57,9 +62,16 @@ class RewardPool:
         cpu_seconds: float = 5.0,
         memory_mb: int = 1024,
         deadline_seconds: float | None = None,
+        sandbox: str = "best",
     ) -> None:
         if n_workers < 1:
             raise ValueError(f"n_workers must be at least 1, not {n_workers}")
+        if sandbox not in isolation.CHOICES:
+            raise ValueError(f"sandbox must be one of {', '.join(isolation.CHOICES)}, not {sandbox!r}")
+        if sandbox == "bwrap":
+            isolation.choose(sandbox)
+        self._sandbox = sandbox
+        self._warned = False
         self.errors: Counter[str] = Counter()
         self._limits = Limits(cpu_seconds, memory_mb, deadline_seconds)
         self._failed_starts = 0
@@ -98,6 +110,9 @@ class RewardPool:
         texts = [json.dumps(request, sort_keys=True) for request in requests]
         unique = list(dict.fromkeys(texts))
         names = [json.loads(text)[0] for text in unique]
+        if not self._warned and _CODE.intersection(names):
+            self._warned = True
+            isolation.warn(isolation.choose(self._sandbox))
         with self._lock:
             if not self._workers:
                 raise RuntimeError("the reward pool is closed")
@@ -158,6 +173,9 @@ class RewardPool:
             else:
                 results[worker.job] = Score(**answer)
                 worker.job = None
+                # The next request goes to the one idle longest, whose next sandbox is up by now.
+                self._workers.remove(worker)
+                self._workers.append(worker)
 
     def _lost(self, worker: _Worker, error: str, results: dict[int, Score]) -> None:
         """Replaces a worker that died or hangs; its request, if it had one, scores 0."""
@@ -194,6 +212,7 @@ class RewardPool:
             "cpu_seconds": self._limits.cpu_seconds,
             "memory_mb": self._limits.memory_mb,
             "deadline_seconds": self._limits.deadline,
+            "sandbox": self._sandbox,
             "folder": self._folder.name,
         }
         with contextlib.suppress(BrokenPipeError):  # the end of its output will say so

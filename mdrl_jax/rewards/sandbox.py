@@ -1,60 +1,44 @@
-"""Runs Python sources that nobody has read, in a forked child with limits.
+"""Runs a Python program that nobody has read against tests that it must not see.
 
-The child has its own session, limits on CPU time, address space, file size and open files, no
-standard input or output, an empty folder to work in, no environment, and may not start processes,
-signal others or use the network. CPU time is counted, not wall-clock time, so that a verdict does
-not depend on how loaded the machine is; the wall clock is a generous backstop.
+Two processes for each program. The guest (guest.py) holds the program, in a sandbox of its own
+(isolation.py) with limits on CPU time, address space, file size, open files and threads. The tester
+(tester.py) is a fork of this process, holds the tests and asks the guest for values over a pipe. A
+program that leaves early, prints, patches its interpreter or searches its memory finds no verdict to
+change: the tester compares plain data outside the sandbox. CPU time is counted, not wall-clock time,
+so that a verdict does not depend on how loaded the machine is; the wall clock is a generous backstop.
 
-The verdict comes over a pipe: "ok" is a random token that the child writes only after every source
-has run, so that leaving early or printing cannot score. The guard is against accidents and lazy
-cheats: sources run in the interpreter that holds the token, so one that searches its memory, or
-calls native code, can still escape. Isolation by the kernel belongs in `_fork`, behind `run`.
+What remains: what tester.py says of tests that ask the program for a verdict; defects of the kernel; and
+without bwrap what `isolation.warn` names.
 """
 
-import bisect  # noqa: F401
-import copy  # noqa: F401
-import fcntl
-import heapq  # noqa: F401
-import itertools  # noqa: F401
 import math
 import os
-import random
 import resource
-import secrets
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-import types
-import typing  # noqa: F401
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
-# The unused imports above are those that programs ask for most: a child inherits them from the
-# worker, where loading typing alone would cost each child more than its fork.
+from mdrl_jax.rewards import isolation, tester
 
 Outcome = Literal["ok", "failed", "timeout", "memory", "deadline", "crashed"]
 
-_VERDICT_FD = 3
-_FILE_BYTES = 1 << 20
-_OPEN_FILES = 64
-_MOST_FDS = 1 << 16  # closed in one system call where the system has it
-_FORBIDDEN = frozenset(
-    "os.fork os.forkpty os.system os.exec os.posix_spawn os.spawn pty.spawn subprocess.Popen "
-    "os.kill os.killpg socket.connect socket.bind socket.sendto socket.getaddrinfo".split()
-)
+_REAP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one run may use.
 
-    cpu_seconds: rounded up to whole seconds, the unit of the kernel's limit.
-    memory_mb: address space in MiB beyond what the worker itself maps (not enforced on macOS).
+    cpu_seconds: rounded up to whole seconds, the unit of the kernel's limit; of the program and, again, of
+        its tests.
+    memory_mb: address space in MiB, of which the interpreter takes about 30 (not enforced on macOS).
     deadline_seconds: wall clock; by default 20 times the CPU time, and at least 10 s.
     """
 
@@ -74,166 +58,162 @@ class Limits:
 
 
 _limits = Limits()
+_sandbox = "best"
 
 
-def configure(limits: Limits) -> None:
-    """Sets the limits of this process's runs; a reward worker does so once, when it starts."""
-    global _limits
-    _limits = limits
+def configure(limits: Limits, sandbox: str = "best") -> None:
+    """Sets the limits and the sandbox of this process's runs; a reward worker does so once, when it starts."""
+    global _limits, _sandbox
+    _limits, _sandbox = limits, sandbox
 
 
-def run(sources: Sequence[str], limits: Limits | None = None) -> Outcome:
-    """Runs the sources one after the other in one namespace, as `__main__`, in a new process.
+def run(program: str, tests: Sequence[str], limits: Limits | None = None, sandbox: str | None = None) -> Outcome:
+    """Runs the program, as `__main__`, in a new sandbox, and the tests against it.
 
-    "ok": all ran without an exception. "failed": one raised, was not Python, or left early.
-    "timeout": CPU time used up. "memory": out of memory. "deadline": the wall clock ran out first.
-    "crashed": ended by a signal. Raises RuntimeError if the child could not be set up.
+    "ok": the program and every test ran without an exception. "failed": one raised, was not Python, or
+    left early. "timeout": CPU time used up. "memory": out of memory. "deadline": the wall clock ran out
+    first. "crashed": ended by a signal. Raises RuntimeError if the sandbox could not be set up, UserError
+    if it is not the one wanted.
     """
-    limits = limits or _limits
-    folder = tempfile.mkdtemp(prefix="mdrl-")
+    guest = _take(isolation.choose(sandbox or _sandbox).kind)
     try:
-        return _fork(sources, limits, folder)
+        return _watch(guest, program, tests, limits or _limits)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        guest.end()
 
 
-def _fork(sources: Sequence[str], limits: Limits, folder: str) -> Outcome:
-    token = secrets.token_bytes(16)
+def prepare() -> None:
+    """Starts the next run's sandbox ahead of time, once there has been a run; `close` ends it."""
+    global _spare
+    if _spare is None and _kind is not None:
+        _spare = _Guest(_kind)
+
+
+def close() -> None:
+    """Ends a sandbox that waits for a program."""
+    global _spare
+    if _spare is not None:
+        _spare.end()
+        _spare = None
+
+
+def _take(kind: str) -> "_Guest":
+    global _spare, _kind
+    _kind, guest, _spare = kind, _spare, None
+    if guest is not None and (guest.kind != kind or guest.process.poll() is not None):
+        guest.end()
+        guest = None
+    return guest or _Guest(kind)
+
+
+class _Guest:
+    """A started sandbox and, without bwrap, the folder it may write to."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.folder = tempfile.mkdtemp(prefix="mdrl-") if kind == "bare" else ""
+        self.process = isolation.start(kind, self.folder)
+
+    def end(self) -> None:
+        """Kills its process group; with bwrap everything in its process namespace ends with it."""
+        process = self.process
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        process.wait(_REAP_SECONDS)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_spare: _Guest | None = None
+_kind: str | None = None  # of the last run
+
+
+def _watch(sandbox: _Guest, program: str, tests: Sequence[str], limits: Limits) -> Outcome:
+    guest = sandbox.process
+    assert guest.stdin and guest.stdout and guest.stderr
+    end = time.monotonic() + limits.deadline
     read_fd, write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(sources, limits, folder, write_fd, token)
-    ended = None
-    verdict = b""
+        first = isolation.settings(
+            {
+                "cpu_seconds": limits.cpu_seconds,
+                "memory_mb": limits.memory_mb,
+                "deadline_seconds": limits.deadline,
+            },
+            bare=sandbox.kind == "bare",
+        )
+        _tester(guest.stdout.fileno(), guest.stdin.fileno(), write_fd, first, program, tests, limits)
     try:
         os.close(write_fd)
-        poller = select.poll()
-        poller.register(read_fd, select.POLLIN)
-        end = time.monotonic() + limits.deadline
-        while (left := end - time.monotonic()) > 0:
-            if poller.poll(min(50.0, 1000 * left)):
-                verdict = os.read(read_fd, 4096)
-                break
-            # The pipe stays open while a process that the child left behind holds it.
-            pid_ended, status, usage = os.wait4(pid, os.WNOHANG)
-            if pid_ended:
-                ended = status, usage
-                if poller.poll(0):  # written since the first look
-                    verdict = os.read(read_fd, 4096)
-                break
-        else:
-            verdict = b"deadline"
+        ready = select.select([read_fd], [], [], max(0.0, end - time.monotonic()))[0]
+        verdict = os.read(read_fd, 4096).decode() if ready else "deadline"
     finally:
         os.close(read_fd)
-        _kill(pid, reaped=ended is not None)
-        if ended is None:
-            ended = os.wait4(pid, 0)[1:]
-    if secrets.compare_digest(verdict, token):
-        return "ok"
-    if verdict.startswith(b"setup "):
-        raise RuntimeError(f"the sandbox could not be set up: {verdict[6:].decode()}")
-    return _reason(verdict, *ended, limits)
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+    match verdict:
+        case "ok" | "failed" | "memory" | "deadline":
+            return verdict
+        case "":
+            return _reason(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else 1)
+        case "gone":
+            guest.kill() if guest.poll() is None and not _ends(guest) else None
+            return _reason(guest.wait())
+    errors = os.read(guest.stderr.fileno(), 2000).decode(errors="replace") if _ends(guest) else ""
+    raise RuntimeError(" ".join(f"{verdict} {errors}".split()))
 
 
-def _reason(verdict: bytes, status: int, usage: resource.struct_rusage, limits: Limits) -> Outcome:
-    """The outcome of a run without the token."""
-    ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    used = usage.ru_utime + usage.ru_stime
-    if ended_by == signal.SIGXCPU or used >= math.ceil(limits.cpu_seconds):
+def _ends(guest: subprocess.Popen[bytes]) -> bool:
+    """Whether a guest that has closed its pipe ends by itself."""
+    try:
+        guest.wait(0.5)
+        return True
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _reason(code: int) -> Outcome:
+    """The outcome of a process that ended before its verdict; bwrap adds 128 to the signal's number."""
+    number = -code if code < 0 else code - 128
+    if number in (signal.SIGXCPU, signal.SIGKILL):  # the kernel kills at the limit one that ignores SIGXCPU
         return "timeout"
-    if verdict == b"deadline" or ended_by == signal.SIGALRM:
+    if number == signal.SIGALRM:
         return "deadline"
-    if verdict == b"memory":
-        return "memory"
-    # A child that closed the pipe and then had to be killed has failed, not crashed.
-    return "crashed" if ended_by not in (0, signal.SIGKILL) and not verdict else "failed"
+    return "crashed" if number > 0 else "failed"
 
 
-def _kill(pid: int, reaped: bool) -> None:
-    """Kills the child's process group, and the child if it has not made its group yet."""
-    for kill in (os.killpg,) if reaped else (os.killpg, os.kill):
+def _tester(
+    read_fd: int, write_fd: int, verdict_fd: int, first: bytes, program: str, tests: Sequence[str], limits: Limits
+) -> NoReturn:
+    """The forked process that holds the tests: limits itself, judges, and writes one word."""
+    verdict = ""
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, limits.deadline + 1)  # also if nobody is left to kill it
+        seconds = math.ceil(limits.cpu_seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        if sys.platform != "darwin":
+            size = _mapped_bytes() + (limits.memory_mb << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):  # a test that prints must not reach the worker's pipes
+            os.dup2(null, fd)
         try:
-            kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
-
-
-def _child(sources: Sequence[str], limits: Limits, folder: str, write_fd: int, token: bytes) -> NoReturn:
-    # Taken before the sources run: they may rebind any of these names in their modules.
-    write, leave, out_of_memory, anything = os.write, os._exit, MemoryError, BaseException
-    try:
-        _redirect(write_fd)
-        write_fd = _VERDICT_FD
-        _confine(limits, folder)
+            os.write(write_fd, first)
+        except OSError:
+            pass  # the guest has ended, which reading from it will say
+        verdict = tester.judge(read_fd, write_fd, program, tests)
     except BaseException as e:
-        write(write_fd, f"setup {type(e).__name__}: {e}".encode()[:4000])
-        leave(1)
-    verdict = b"failed"
-    try:
-        _execute(sources)
-        verdict = token
-    except out_of_memory:
-        verdict = b"memory"
-    except anything:
-        pass
-    try:
-        write(_VERDICT_FD, verdict)
+        verdict = f"setup {type(e).__name__}: {e}"
     finally:
-        leave(0)
-
-
-def _execute(sources: Sequence[str], run: Any = exec) -> None:
-    """Compiles all sources, then runs them; `run` is bound early, as in `_child`."""
-    # optimize=0: under PYTHONOPTIMIZE every assert would vanish, and every program pass.
-    compiled = [compile(s, "<program>", "exec", dont_inherit=True, optimize=0) for s in sources]
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
-    for code in compiled:
-        run(code, module.__dict__)
-
-
-def _redirect(write_fd: int) -> None:
-    """Leaves this process the null device as 0, 1 and 2, and the verdict pipe as `_VERDICT_FD`."""
-    null = os.open(os.devnull, os.O_RDWR)
-    above = fcntl.fcntl(write_fd, fcntl.F_DUPFD, _VERDICT_FD + 1)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.dup2(above, _VERDICT_FD)
-    os.closerange(_VERDICT_FD + 1, _MOST_FDS)
-
-
-def _confine(limits: Limits, folder: str) -> None:
-    """Sets the limits of this newly forked process and gives it nothing of the worker's."""
-    os.setsid()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGPROF, signal.SIGXCPU):
-        signal.signal(number, signal.SIG_DFL)
-    # Ends the child even if the worker that waits for it is killed.
-    signal.setitimer(signal.ITIMER_REAL, limits.deadline + 1)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
-    sys.stdout = sys.stderr = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
-    sys.argv = [""]
-    os.chdir(folder)
-    os.environ.clear()
-    # On a host of many cores numpy's thread buffers alone would exceed the address space.
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    warnings.simplefilter("ignore")
-    random.seed(0)
-    seconds = math.ceil(limits.cpu_seconds)
-    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)
-    _limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
-    _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    _limit(resource.RLIMIT_CORE, 0)
-    if sys.platform != "darwin":
-        _limit(resource.RLIMIT_AS, _mapped_bytes() + (limits.memory_mb << 20))
-    _forbid(_FORBIDDEN)
-
-
-def _limit(kind: int, soft: int, hard: int | None = None) -> None:
-    most = resource.getrlimit(kind)[1]
-    hard = soft if hard is None else hard
-    if most != resource.RLIM_INFINITY:
-        soft, hard = min(soft, most), min(hard, most)
-    resource.setrlimit(kind, (soft, hard))
+        os.write(verdict_fd, verdict.encode()[:4000])
+        os._exit(0)
 
 
 def _mapped_bytes() -> int:
@@ -243,11 +223,3 @@ def _mapped_bytes() -> int:
             return int(f.read().split()[0]) * resource.getpagesize()
     except OSError:
         return 0
-
-
-def _forbid(events: frozenset[str]) -> None:
-    def hook(event: str, args: Any, events: frozenset[str] = events) -> None:
-        if event in events:
-            raise PermissionError(f"{event} is not allowed here")
-
-    sys.addaudithook(hook)

@@ -1,7 +1,7 @@
 """A reward worker: `python -m mdrl_jax.rewards.worker`, started and spoken to by pool.py.
 
 JSON lines over standard input and output. First the settings `{"path", "cpu_seconds", "memory_mb",
-"deadline_seconds", "folder"}` (the last for temporary files), answered by `{"ready": true}`; then
+"deadline_seconds", "sandbox", "folder"}` (the last for temporary files), answered by `{"ready": true}`; then
 requests `[reward name, completion, check]`, each answered by `{"reward", "accuracy", "error"}`. The
 end of input ends the worker.
 
@@ -30,6 +30,7 @@ class _Terminated(BaseException):
 
 
 def _terminate(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the tidying up
     raise _Terminated
 
 
@@ -72,13 +73,16 @@ def main() -> None:
     settings = json.loads(requests.readline())
     sys.path[:] = settings.pop("path")
     tempfile.tempdir = os.environ["TMPDIR"] = settings.pop("folder")
+    wanted = settings.pop("sandbox")
     limits = sandbox.Limits(**settings)
-    sandbox.configure(limits)
+    sandbox.configure(limits, wanted)
     functions: dict[str, RewardFunction] = {}
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
         answer = asdict(judge(json.loads(line), limits, functions))
         print(json.dumps(answer), file=answers, flush=True)
+        sandbox.prepare()
+    sandbox.close()
     # A pool that closes ends its workers by SIGTERM: this one was killed, and cannot tidy up.
     shutil.rmtree(tempfile.tempdir, ignore_errors=True)
 
@@ -87,4 +91,5 @@ if __name__ == "__main__":
     try:
         main()
     except (_Terminated, BrokenPipeError):
+        sandbox.close()
         os._exit(0)

@@ -26,7 +26,7 @@ WORKED_REWARD = {"math": 1.0, "code": 1.0, "qa": 0.0, "cw": 4 / 5}  # cw: the wo
 
 def everything(domain: Domain) -> tuple[Problem, ...]:
     """Problems of all splits."""
-    return domain.train + domain.validation + domain.test
+    return (*domain.train, *domain.validation, *domain.test)
 
 
 def runs(completion: str, check: Any) -> float:
@@ -124,11 +124,11 @@ def test_rewards_that_ignore_style_give_worked_replies_full_marks(name: str):
 def test_pretraining_shows_no_held_out_prompt_except_the_facts_of_qa(name: str):
     domain = MADE[name]
     shown = {p.prompt for p in domain.pretraining}
-    held_out = {p.prompt for p in domain.validation + domain.test}
+    held_out = {p.prompt for p in (*domain.validation, *domain.test)}
     n_train_hidden = len({p.prompt for p in domain.train} - shown)
     n_held_out_shown = len(held_out & shown)
     assert n_train_hidden == 0
-    assert n_held_out_shown == (len(domain.validation + domain.test) if name == "qa" else 0)
+    assert n_held_out_shown == (len(domain.validation) + len(domain.test) if name == "qa" else 0)
 
 
 def test_the_shipped_tokenizer_is_the_vocabulary():

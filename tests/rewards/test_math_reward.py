@@ -1,14 +1,18 @@
 """The math reward against hand-judged replies and the gold answers of GSM8K."""
 
 import json
+import subprocess
+import sys
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from mdrl_jax.rewards.math import final_answer, last_boxed, rational
-
-GSM8K = Path(__file__).resolve().parents[3] / "shared/data/math/gsm8k_train_1000.jsonl"
+from mdrl_jax.rewards.base import Score
+from mdrl_jax.rewards.math import final_answer, last_boxed, last_span, rational
+from mdrl_jax.rewards.pool import RewardPool
 
 SAME = [
     ("so \\boxed{72}", "72"),
@@ -81,17 +85,109 @@ def test_braces_balance() -> None:
     assert last_boxed("\\boxed{a") is None
 
 
-def test_gsm8k_golds_and_changed_golds() -> None:
-    if not GSM8K.exists():
-        pytest.skip("the GSM8K rows are not beside the repository (../shared/data/math)")
-    rows = [json.loads(line) for line in GSM8K.read_text().splitlines()[:100]]
-    assert len(rows) == 100
+def test_gsm8k_golds_and_changed_golds(shared: Path) -> None:
+    rows = [json.loads(line) for line in (shared / "data/math/gsm8k_test.jsonl").read_text().splitlines()]
+    assert len(rows) == 1319
     for row in rows:
-        reply = row["answer"]
-        gold = reply.rpartition("#### ")[2]
-        assert final_answer(reply, {"answer": gold}) == 1.0
+        working, _, gold = row["answer"].rpartition("#### ")
         changed = str(int(gold.replace(",", "")) + 1)
-        assert final_answer(reply, {"answer": changed}) == 0.0
-        working = reply.rpartition("####")[0]
-        assert final_answer(f"{working}\n\\boxed{{{gold}}}", {"answer": gold}) == 1.0
-        assert final_answer(f"{working}\nThe answer is {changed}.", {"answer": gold}) == 0.0
+        for right in (row["answer"], f"{working}\n\\boxed{{{gold}}}", f"{working}\nThe answer is ${gold}."):
+            assert final_answer(right, {"answer": gold}) == 1.0
+            assert final_answer(right, {"answer": changed}) == 0.0
+        for wrong in (f"{working}#### {changed}", f"{working}\nThe answer is {changed}."):
+            assert final_answer(wrong, {"answer": gold}) == 0.0
+
+
+FORMULAS_SAME = [
+    (r"\boxed{\frac{\sqrt{4}}{4}}", "1/2"),
+    (r"\boxed{x=5}", "5"),
+    (r"\boxed{2^{10}}", "1024"),
+    (r"\boxed{5\text{ cm}}", "5"),
+    (r"\boxed{2\sqrt{2}}", r"\sqrt{8}"),
+    (r"\boxed{\pi/2}", r"\frac{\pi}{2}"),
+    (r"\boxed{1+x^2}", "x^2+1"),
+    (r"The set is $\{2, 1\}$.", r"\{1,2\}"),
+    (r"so \(x < 3\) and \[ 2x+1=y \]", "y=2x+1"),
+    (r"\boxed{(-\infty,2)\cup(3,\infty)}", r"(-\infty, 2) \cup (3, \infty)"),
+    (r"\boxed{\begin{bmatrix}1&2\\3&4\end{bmatrix}}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
+    (r"\boxed{2,-2}", r"\pm 2"),
+    (r"\boxed{10\%}", r"10\%"),
+    (r"\boxed{\text{(B)}}", "B"),
+]
+FORMULAS_DIFFERENT = [
+    (r"\boxed{2 \text{ or } 3}", "2"),
+    (r"\boxed{5 = 6}", "5"),
+    (r"\boxed{\sqrt{2}}", "1.414"),
+    (r"\boxed{(2,1)}", "(1,2)"),
+    (r"\boxed{[0,1]}", "[0,1)"),
+    (r"\boxed{x^2-1}", "x^2+1"),
+    (r"\boxed{\begin{pmatrix}1&2\\3&5\end{pmatrix}}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    (r"\boxed{\pm 2}", "2"),
+    (r"\boxed{\text{odd}}", r"\text{even}"),
+    (r"\boxed{Pairs}", "Paris"),  # to math-verify both are the product of a, i, p, r and s
+    (r"\boxed{\frac{1}{0}}", r"\sqrt{2}"),
+    (r"\boxed{\frac{}{}\left(}", r"\sqrt{2}"),
+    ("The answer is 3 + 4", "7"),  # no mark of mathematics: a copied question must not score
+]
+
+
+@pytest.mark.parametrize(("reply", "gold"), FORMULAS_SAME)
+def test_the_same_formula(reply: str, gold: str) -> None:
+    assert final_answer(reply, {"answer": gold}) == 1.0
+
+
+@pytest.mark.parametrize(("reply", "gold"), FORMULAS_DIFFERENT)
+def test_another_formula(reply: str, gold: str) -> None:
+    assert final_answer(reply, {"answer": gold}) == 0.0
+
+
+def test_formulas_in_text() -> None:
+    assert last_span(r"$a$ then \(b\)") == "b" and last_span(r"\[b\] then $a$") == "a"
+    assert last_span("costs $5") is None and last_span("") is None
+
+
+def test_it_works_off_the_main_thread() -> None:
+    """Where math-verify's own time limits, which rest on signals, would raise."""
+    found: list[float] = []
+    thread = threading.Thread(target=lambda: found.append(final_answer(r"\boxed{1+x}", {"answer": "x+1"})))
+    thread.start()
+    thread.join()
+    assert found == [1.0]
+
+
+def test_numbers_never_load_the_algebra() -> None:
+    code = (
+        "import sys; from mdrl_jax.rewards.math import final_answer as f\n"
+        "f('#### 5', {'answer': '5'}); f('7 7 ; 3', {'answer': '5'}); f(r'\\boxed{6}', {'answer': '5'})\n"
+        "print('sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+STALLING = [
+    r"\boxed{9^{9^{9^{9}}}}",
+    r"\boxed{(10^9)!}",
+    r"\boxed{\binom{10^9}{5\cdot 10^8}}",
+    r"\boxed{(x+1)^{100000}}",
+    r"\boxed{" + "(" * 450 + "1" + ")" * 450 + "}",
+    r"\boxed{" + r"\sqrt{" * 100 + "2" + "}" * 100 + "}",
+    r"\boxed{" + r"\frac{1}{" * 100 + "2" + "}" * 100 + "}",
+    r"\boxed{" * 20_000,
+    "$" * 100_000,
+    "answer is " * 20_000,
+]
+
+
+def test_no_reply_stalls_the_pool() -> None:
+    """What takes too long ends with its worker, scores 0 and says so; the pool judges on."""
+    with RewardPool(2, cpu_seconds=1.0) as pool:
+        pool.score([("math", "5", {"answer": "5"})])  # the workers have started
+        start = time.monotonic()
+        scores = pool.score([("math", reply, {"answer": r"\sqrt{2}"}) for reply in STALLING])
+        assert time.monotonic() - start < 60
+        assert {score.reward for score in scores} == {0.0}
+        assert {score.error for score in scores} == {None, "timeout: CPU time used up"}
+        assert scores[0].error and pool.score([("math", r"\boxed{\sqrt{8}/2}", {"answer": r"\sqrt{2}"})]) == [
+            Score(1, 1)
+        ]

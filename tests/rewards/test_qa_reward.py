@@ -1,8 +1,17 @@
-"""Exact match and F1 against values worked out by hand from SQuAD's definition."""
+"""Exact match and F1 by hand and by SQuAD's definition on real answers; letter choice on replies and on MMLU."""
+
+import csv
+import io
+import json
+import re
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mdrl_jax.rewards.qa import exact_match, f1, normalized
+from mdrl_jax.rewards.qa import choice, chosen, exact_match, f1, normalized
 
 
 @pytest.mark.parametrize(
@@ -45,3 +54,126 @@ def test_normalising_twice_changes_nothing() -> None:
 def test_no_answers_is_an_error() -> None:
     with pytest.raises(ValueError, match="empty list"):
         exact_match("x", {"answer": []})
+
+
+def squad_words(text: str) -> list[str]:
+    """SQuAD's normalisation, step by step: lower case, no punctuation, no articles, white space."""
+    text = "".join(c for c in text.lower() if c not in set(string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def squad_f1(reply: str, answer: str) -> float:
+    ours, theirs = squad_words(reply), squad_words(answer)
+    same = sum((Counter(ours) & Counter(theirs)).values())
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(ours), same / len(theirs)
+    return 2 * precision * recall / (precision + recall)
+
+
+def answer_lists(shared: Path) -> list[list[str]]:
+    squad = json.loads((shared / "data/qa/xquad_en.json").read_text())["data"]
+    questions = [q for article in squad for paragraph in article["paragraphs"] for q in paragraph["qas"]]
+    nq = [json.loads(line) for line in (shared / "data/qa/nq_open_dev.jsonl").read_text().splitlines()]
+    return [[a["text"] for a in q["answers"]] for q in questions] + [row["answer"] for row in nq]
+
+
+def test_real_answers_by_squads_definition(shared: Path) -> None:
+    lists = answer_lists(shared)
+    assert len(lists) == 1190 + 3610
+    compared = 0
+    for answers, others in zip(lists, lists[1:] + lists[:1], strict=True):
+        check = {"answer": answers}
+        for reply in (*answers, f"The {answers[0].upper()}!", f"It is {answers[0]}.", others[0]):
+            if squad_words(reply) and all(squad_words(a) for a in answers):  # else: the deviation
+                assert exact_match(reply, check) == any(squad_words(reply) == squad_words(a) for a in answers)
+                assert f1(reply, check) == pytest.approx(max(squad_f1(reply, a) for a in answers))
+                compared += 1
+        assert exact_match(answers[0], check) == f1(answers[0], check) == 1.0
+    assert compared > 20_000
+
+
+CHOICES = ["red fox", "blue cat", "A dog", "vitamin C"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("(B)", "B"),
+        ("B.", "B"),
+        ("**B**", "B"),
+        ("Option B", "B"),
+        ("blue cat", "B"),
+        ("The blue cat.", "B"),
+        ("The answer is B", "B"),
+        ("Answer: **B. blue cat**", "B"),
+        ("Answer:\nB", "B"),
+        ("The final answer is: $\\boxed{\\text{C}}$", "C"),
+        ("The correct option is D because of x", "D"),
+        ("I would choose option C.", "C"),
+        ("I think it is (D) since", "D"),
+        ("B. blue cat\n\nBecause cats are blue.", "B"),
+        ("I first thought A. The answer is A. No, the answer is C.", "C"),
+        ("The answer is B.\n\nExplanation: (A) is wrong", "B"),
+        ("A", "A"),
+        ("A dog", "C"),
+        ("The answer is A dog.", "C"),
+        ("The answer is vitamin C.", "D"),
+        ("", None),
+        ("E", None),
+        ("The answer is E.", None),
+        ("A dog is what I see", None),
+        ("the answer is A lot", None),
+        ("The answer is I think B", None),
+        ("I like vitamin C.", None),
+        ("A B C D", None),
+        ("A, B, C, D", None),
+        ("A\nB\nC\nD", None),
+        ("A. red fox\nB. blue cat\nC. A dog\nD. vitamin C", None),
+        ("A) red fox, B) blue cat, C) A dog, D) vitamin C", None),
+        ("(A) (B) (C) (D)", None),
+        ("The answer is A or B.", None),
+        ("The answer is (A), (B), (C) or (D).", None),
+        ("The answer is A) red fox, B) blue cat", None),
+    ],
+)
+def test_the_chosen_letter(reply: str, letter: str | None) -> None:
+    assert chosen(reply, CHOICES) == (None if letter is None else "ABCD".index(letter))
+
+
+def test_an_answer_is_a_letter_an_index_or_a_text() -> None:
+    for answer in ("B", "(B)", 1, "blue cat"):
+        assert choice("B", {"answer": answer, "choices": CHOICES}) == 1.0
+        assert choice("A", {"answer": answer, "choices": CHOICES}) == 0.0
+    wrong: list[Any] = ["E", 4, -1, "green hat", None]
+    for answer in wrong:
+        with pytest.raises(ValueError, match="no letter, index or text"):
+            choice("B", {"answer": answer, "choices": CHOICES})
+
+
+def test_mmlu(shared: Path) -> None:
+    files = sorted((shared / "data/qa/mmlu").glob("*_test.csv"))
+    rows = [row for file in files for row in csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))]
+    assert len(rows) == 732
+    for _, *choices, letter in rows:
+        check = {"answer": letter, "choices": choices}
+        texts = [normalized(c) for c in choices]
+        for other, text in zip("ABCD", choices, strict=True):
+            right = float(other == letter)
+            for reply in (other, f"({other})", f"The answer is {other}.", f"**{other}**", f"{other}. {text}"):
+                assert choice(reply, check) == right, reply
+            if texts.count(normalized(text)) == 1 and not re.fullmatch(r"\W*[A-Za-z]\W*", text):
+                assert choice(text, check) == right, text
+        listing = "\n".join(f"{other}. {text}" for other, text in zip("ABCD", choices, strict=True))
+        assert choice(listing, check) == 0.0
+
+
+@pytest.mark.parametrize("reply", ["answer is " * 20_000, "the " * 50_000, " " * 200_000 + "x", "(A" * 50_000])
+def test_no_reply_is_slow_to_judge(reply: str) -> None:
+    import time
+
+    start = time.process_time()
+    chosen(reply, CHOICES)
+    assert time.process_time() - start < 2

@@ -1,5 +1,6 @@
 """Laws of the pool: order, one call for identical requests, isolation, parallelism, no orphans."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -182,20 +183,29 @@ def test_it_works_off_the_main_thread(name) -> None:
     assert [s.reward for s in results] == [0, 1] and results[0].error
 
 
-def test_a_worker_that_is_ended_ends_its_program(tmp_path: Path) -> None:
-    file = tmp_path / "pid"
-    source = f"import os, time; open({str(file)!r}, 'w').write(f'{{os.getpid()}}!'); time.sleep(50)"
+def children(pid: int) -> list[int]:
+    """Live direct children of a process."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(pid):
+                found.append(int(stat.parent.name))
+    return found
+
+
+def test_a_worker_that_is_ended_ends_its_program() -> None:
     results = []
     with RewardPool(1, cpu_seconds=2) as pool:
-        requests = [("code", source, {"tests": ["pass"]})]
+        requests = [("code", "import time; time.sleep(50)", {"tests": ["pass"]})]
         thread = threading.Thread(target=lambda: results.extend(pool.score(requests)))
         thread.start()
-        while not (file.exists() and file.read_text().endswith("!")):
+        worker = pool._workers[0].process
+        while len(running := children(worker.pid)) < 2:  # the sandbox, and the process that holds the tests
             time.sleep(0.01)
-        pool._workers[0].process.terminate()
+        worker.terminate()
         thread.join(30)
     assert results[0].error == "worker died: exit status 0"
-    assert not alive(int(file.read_text()[:-1]))
+    assert not any(alive(pid) for pid in running)
 
 
 def test_close_ends_the_workers() -> None:

@@ -1,22 +1,24 @@
-"""Hostile and broken programs: each must end, by the right limit, without a verdict of "ok".
+"""The sandbox's outcomes, limits and freshness; hostile programs are test_hostile.py's.
 
 They run from a small interpreter of their own, since a process that runs jax must not fork.
 """
 
 import json
+import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mdrl_jax.rewards import lockdown
 
 DRIVER = """
 import json, sys
 from mdrl_jax.rewards import sandbox
 settings, runs = json.load(sys.stdin)
-print(json.dumps([sandbox.run(sources, sandbox.Limits(**settings)) for sources in runs]))
+print(json.dumps([sandbox.run(program, tests, sandbox.Limits(**settings)) for program, *tests in runs]))
 """
 FALSE = "assert False"
 
@@ -29,7 +31,7 @@ def outcomes(*runs: list[str], optimize: bool = False, **limits: Any) -> list[st
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.stderr == ""
     return json.loads(done.stdout)
@@ -46,31 +48,10 @@ def test_right_and_wrong_programs() -> None:
             ["raise KeyboardInterrupt"],
             ["y = undefined"],
             ["input()"],
+            [double, "exit(0)", FALSE],
         )
-        == ["ok"] + ["failed"] * 6
+        == ["ok"] + ["failed"] * 7
     )
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import sys; sys.exit(0)",
-        "import os; os._exit(0)",
-        "raise SystemExit",
-        "print('ok'); print(True)",
-        "import os\nfor fd in range(3, 64):\n try: os.write(fd, b'ok')\n except OSError: pass",
-        "import os; os.closerange(0, 64)",
-        "import builtins; builtins.exec = builtins.compile = lambda *a, **k: None",
-        "import os, atexit; atexit.register(print, 'ok'); os.write = os._exit = print",
-        "AssertionError = AssertionError and type('E', (), {})",
-        "import sys; sys.settrace(lambda *a: sys.exit(0))",
-        "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
-        "import os; os.fork() and os._exit(0)",
-        "import subprocess, sys; subprocess.run([sys.executable, '-c', ''])",
-    ],
-)
-def test_no_cheat_scores(source: str) -> None:
-    assert outcomes([source, FALSE]) == ["failed"]
 
 
 def test_limits_end_a_program() -> None:
@@ -82,39 +63,19 @@ def test_limits_end_a_program() -> None:
         ["print('x' * 10**10)"],
         ["import ctypes; ctypes.string_at(0)"],
         ["open('file', 'w').write('x' * 10**7)"],
-    ) == ["timeout", "timeout", "memory", "memory", "memory", "crashed", "failed"]
-
-
-def test_printing_without_end_costs_only_cpu_time() -> None:
-    assert outcomes(["while True: print('x' * 10**6)"]) == ["timeout"]
+        ["pass", "while True: pass"],
+    ) == ["timeout", "timeout", "memory", "memory", "memory", "crashed", "failed", "timeout"]
 
 
 def test_sleeping_ends_at_the_deadline_and_not_before() -> None:
     begun = time.monotonic()
-    assert outcomes(["import time; time.sleep(30)"], ["import time; time.sleep(0.7)"], deadline_seconds=1.0) == [
-        "deadline",
-        "ok",
-    ]
-    assert 1.5 < time.monotonic() - begun < 20
+    sleep = ["import time; time.sleep(30)"], ["import time; time.sleep(0.7)"]
+    assert outcomes(*sleep, deadline_seconds=6.0) == ["deadline", "ok"]
+    assert 6.7 < time.monotonic() - begun < 25
 
 
 def test_asserts_count_under_python_optimize() -> None:
-    assert outcomes([FALSE], optimize=True) == ["failed"]
-
-
-def test_a_child_process_left_behind_is_killed(tmp_path: Path) -> None:
-    # Forked by native code, which the ban on os.fork does not see; it holds the verdict pipe too.
-    mark = tmp_path / "alive"
-    source = (
-        "import ctypes, os, time\n"
-        "if ctypes.CDLL(None).fork() == 0:\n"
-        f"    time.sleep(2); open({str(mark)!r}, 'w'); os._exit(0)\n"
-    )
-    begun = time.monotonic()
-    assert outcomes([source], [source + "os._exit(0)"]) == ["ok", "failed"]
-    assert time.monotonic() - begun < 1.8
-    time.sleep(2.2)
-    assert not mark.exists()
+    assert outcomes(["pass", FALSE], ["assert False"], optimize=True) == ["failed", "failed"]
 
 
 def test_each_run_has_a_fresh_folder_and_namespace_and_no_environment() -> None:
@@ -123,22 +84,42 @@ def test_each_run_has_a_fresh_folder_and_namespace_and_no_environment() -> None:
         ["import os\nassert not os.listdir('.') and not os.getenv('PATH')"],
         ["import math; assert math.pi > 3.1"],
         ["left"],
-        ["assert __name__ == '__main__'", "import __main__; assert __main__.__dict__ is globals()"],
+        ["assert __name__ == '__main__'\nimport __main__; assert __main__.__dict__ is globals()"],
     ) == ["ok", "ok", "ok", "failed", "ok"]
 
 
-def test_random_numbers_are_the_same_in_every_run() -> None:
+def test_random_numbers_and_the_order_of_sets_are_the_same_in_every_run() -> None:
     source = ["import random; assert random.random() == random.Random(0).random()"]
-    assert outcomes(source, source) == ["ok", "ok"]
+    order = ["def f(): return ''.join({'a', 'b', 'c', 'd', 'e', 'g'})"]
+    code = (
+        "import os, sys; os.environ['PYTHONHASHSEED'] = '0'; "
+        "import subprocess; print(subprocess.run([sys.executable, '-c', "
+        "\"print(''.join({'a', 'b', 'c', 'd', 'e', 'g'}))\"], capture_output=True, text=True).stdout, end='')"
+    )
+    wanted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert len(wanted) == 6
+    assert outcomes(source, source, [*order, f"assert f() == {wanted!r}"]) == ["ok"] * 3
 
 
 def test_a_sandbox_that_cannot_be_set_up_is_an_error_and_no_verdict() -> None:
     code = (
-        "from mdrl_jax.rewards import sandbox\n"
-        "def broken(*a): raise OSError('no limits here')\n"
-        "sandbox._limit = broken\n"
-        "try: sandbox.run(['pass'])\n"
+        "from mdrl_jax.rewards import sandbox, isolation\n"
+        "isolation.choose('best')\n"
+        "isolation._START = 'raise OSError(\"no limits here\")#{root}'\n"
+        "try: sandbox.run('pass', ['pass'])\n"
         "except RuntimeError as e: print(e)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "no limits here" in done.stdout
+    assert "did not start" in done.stdout and "no limits here" in done.stdout
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_filter_is_a_valid_program(bare: bool) -> None:
+    program = lockdown.seccomp_filter(bare)
+    if program is None:
+        pytest.skip("system calls are known for Linux on x86-64 and arm64 only")
+    n = len(program) // 8
+    assert len(program) % 8 == 0 and n < 4096  # the kernel's limit
+    rows = list(struct.iter_unpack("=HBBI", program))
+    jumps = [i + 1 + max(true, false) for i, (code, true, false, _) in enumerate(rows) if code & 0b111 == 5]
+    assert jumps and max(jumps) < n and rows[-1][0] == 6  # every path ends in a return

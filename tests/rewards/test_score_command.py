@@ -28,6 +28,9 @@ def test_lines_come_in_order(tmp_path: Path) -> None:
     ("domain", "row", "reward"),
     [
         ("qa", {"completion": "The \u2028 cat", "answer": "cat"}, 1.0),
+        ("qa", {"completion": "The answer is (B).", "answer": "B", "choices": ["cat", "dog"]}, 1.0),
+        ("qa", {"completion": "A. cat\nB. dog", "answer": "B", "choices": ["cat", "dog"]}, 0.0),
+        ("cw", {"completion": "a, b", "constraints": [{"kind": "punctuation:no_comma"}]}, 0.0),
         ("code", {"completion": "f = abs", "tests": ["assert f(-1) == 1"]}, 1.0),
         ("cw", {"completion": "a b", "constraints": [{"kind": "word_count", "count": 2},
                                                       {"kind": "include", "word": "c"}]}, 0.5),
@@ -57,6 +60,7 @@ GOOD = '{"completion": "4", "answer": "4"}'
         ("math", '{"completion": "4"}', 'line 1.*"answer"'),
         ("math", '{"completion": "4", "answer": 4}', 'line 1.*"answer"'),
         ("qa", '{"completion": "4", "answer": []}', 'line 1.*"answer"'),
+        ("qa", '{"completion": "B", "answer": "B", "choices": "AB"}', 'line 1.*"choices"'),
         ("code", GOOD, 'line 1.*"tests"'),
         ("cw", '{"completion": "4", "constraints": [{"word": "x"}]}', 'line 1.*"constraints"'),
         ("poetry", GOOD, "poetry.*math, code, qa, cw"),

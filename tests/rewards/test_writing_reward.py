@@ -1,10 +1,13 @@
 """Each constraint on a text that satisfies it and on one that just does not."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mdrl_jax.rewards.writing import KINDS, constraints
+from mdrl_jax.rewards import ifeval
+from mdrl_jax.rewards.writing import KINDS, constraints, wanted_length
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("include", {"word": "Cat"}, "a cat, here", "a category here"),
@@ -15,6 +18,9 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("plain", {}, "été", "route 66"),
     ("no_repeats", {}, "red cat sat", "Red cat red"),
     ("order", {"words": ["a", "b", "b"]}, "x a y b z B", "b a b"),
+    ("repetition", {"n": 2, "most": 0.25}, "a b c a b", "a b a b a"),  # 1 of 4 pairs again, 2 of 4
+    ("repetition", {"n": 3, "most": 1.0}, "a a a a", "a a"),
+    ("length", {"length": 4}, "one two, three four", "one"),
 ]
 
 
@@ -27,7 +33,7 @@ def test_kind(kind: str, parameters: dict[str, Any], good: str, bad: str) -> Non
 
 
 def test_every_kind_has_a_case() -> None:
-    assert {kind for kind, *_ in CASES} == set(KINDS)
+    assert {kind for kind, *_ in CASES} == set(KINDS) - set(ifeval.KINDS)  # those have a file of their own
 
 
 def test_reward_is_the_mean() -> None:
@@ -49,3 +55,26 @@ def test_reward_is_the_mean() -> None:
 def test_what_cannot_be_judged_is_an_error(wanted: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         constraints("text", {"constraints": wanted})
+
+
+@pytest.mark.parametrize(
+    ("words", "score"),
+    [(0, 0.0), (20, 0.0), (30, 0.0), (40, 0.375), (60, 0.75), (90, 1), (135, 5 / 6), (180, 2 / 3), (360, 0), (900, 0)],
+)  # fmt: skip
+def test_length_score_of_a_text_for_90_words(words: int, score: float) -> None:
+    """By hand from LongBench-Write: 1 - (y/x - 1)/3 beyond the wanted length, 1 - (x/y - 1)/2 short of it."""
+    assert wanted_length("word, " * words, {"length": 90}) == pytest.approx(score)
+    assert constraints("word, " * words, {"constraints": [{"kind": "length", "length": 90}]}) == pytest.approx(score)
+
+
+def test_wanted_lengths_of_the_real_file(shared: Path) -> None:
+    rows = [json.loads(line) for line in (shared / "data/writing/longbench_write_en.jsonl").read_text().splitlines()]
+    assert len(rows) == 60
+    for row in rows:
+        assert wanted_length("word " * row["length"], row) == 1.0
+        assert 0 < wanted_length("word " * (2 * row["length"]), row) < 1
+        assert wanted_length("word " * (4 * row["length"]), row) == 0.0
+
+
+def test_chinese_characters_are_words() -> None:
+    assert wanted_length("我们 go home", {"length": 4}) == 1.0

@@ -1,0 +1,265 @@
+"""Domains read from data sets: one pass over all rows makes an index, prompts are read again from their places.
+
+A prompt's key is a hash of (seed, domain, prompt). It drops repeats, says which split a row falls in where the source
+has none, and orders the rows of a split, so that rows that are added move no others. A prompt is in one split alone:
+test before validation before train.
+"""
+
+import hashlib
+import importlib
+import json
+import string
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+from mdrl_jax.domains import files
+from mdrl_jax.domains.base import Data, Domain, DomainsConfig, Problem, SourceConfig
+from mdrl_jax.domains.files import BadRow, Table
+from mdrl_jax.domains.layouts import FIELDS
+from mdrl_jax.domains.presets import completed
+from mdrl_jax.errors import UserError
+
+T = TypeVar("T")
+SPLITS = ("train", "validation", "test")
+NAMED_BAD_ROWS = 100  # of a source, kept in its record
+# What the keys of the rewards' checks hold: one of these, or a list of these.
+VALUES: dict[str, tuple[type, ...]] = {"answer": (str, int, float), "length": (int,), "reference": (str,)}
+LISTS: dict[str, tuple[type, ...]] = {
+    "answer": (str, int, float),
+    "tests": (str,),
+    "choices": (str,),
+    "constraints": (dict,),
+}
+
+
+class Lazily(Sequence[T]):
+    """`length` things, each made by `make(i)` when it is asked for."""
+
+    def __init__(self, length: int, make: Callable[[int], T]):
+        self.length, self.make = length, make
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, at: int | slice) -> T | tuple[T, ...]:
+        """One of them, or a tuple of several."""
+        if isinstance(at, slice):
+            return tuple(self.make(i) for i in range(*at.indices(self.length)))
+        if not -self.length <= at < self.length:
+            raise IndexError(at)
+        return self.make(int(at) % self.length)
+
+
+class Index:
+    """Where the prompts of one split stand: key, table, position, and which of the row's prompts."""
+
+    def __init__(self) -> None:
+        self.columns = array("Q"), array("i"), array("q"), array("i")
+
+    def add(self, *entry: int) -> None:
+        """One prompt."""
+        for column, value in zip(self.columns, entry, strict=True):
+            column.append(value)
+
+    def distinct(self, taken: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The columns in the order of keys, without repeats and without keys that are taken."""
+        keys, *rest = (
+            np.frombuffer(column, column.typecode) if column else np.zeros(0, int) for column in self.columns
+        )
+        kept, first = np.unique(keys.astype(np.uint64), return_index=True)
+        fresh = ~np.isin(kept, taken)
+        return kept[fresh], *(column[first[fresh]] for column in rest)
+
+
+class Reader:
+    """Makes problems of a source's rows."""
+
+    def __init__(self, source: SourceConfig, where: str, separator: str):
+        self.check, self.separator = dict(source.check), separator
+        self.pieces = _pieces(source.prompt, f"{where}.prompt")
+        self.convert = _converter(source.fields, f"{where}.fields")
+
+    def problems(self, row: Any) -> list[tuple[Problem, str]]:
+        """The problems of a row, each with the split that the row itself names, or "".
+
+        Raises:
+          BadRow: if it lacks a field, or one is of the wrong type.
+        """
+        if not isinstance(row, Mapping):
+            raise BadRow(f"{type(row).__name__}, where an object with fields is expected")
+        try:
+            found = self.convert(row)
+        except KeyError as e:
+            raise BadRow(f"no field {e.args[0]!r}") from e
+        except (TypeError, ValueError, IndexError, AttributeError) as e:
+            raise BadRow(f"wrong field: {e}") from e
+        rows = found if isinstance(found, list) else [found]
+        return [(self._problem(fields), fields.get("split", "") if found is not row else "") for fields in rows]
+
+    def _problem(self, fields: Mapping[str, Any]) -> Problem:
+        prompt = "".join(text + (_text(fields, name) if name else "") for text, name in self.pieces)
+        if not prompt.strip():
+            raise BadRow("the prompt is empty")
+        check = {key: _checked(fields, name, key) for key, name in self.check.items()}
+        if self.separator:
+            check["separator"] = self.separator
+        try:
+            json.dumps(check)
+        except TypeError as e:
+            raise BadRow(f"wrong type in the check: {e}") from e
+        return Problem(prompt, check)
+
+
+def _pieces(template: str, where: str) -> list[tuple[str, str | None]]:
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as e:
+        raise UserError(f"{where}={template!r} is no template ({e}); write {{{{ and }}}} for braces") from e
+    for _, name, form, conversion in parsed:
+        if name is not None and (not name.isidentifier() or form or conversion):
+            raise UserError(f"{where}: {{{name}}} is no field; a template has names such as {{question}}")
+    return [(text, name) for text, name, _, _ in parsed]
+
+
+def _converter(name: str, where: str) -> Callable[[Any], Any]:
+    if not name:
+        return lambda row: row
+    if name in FIELDS:
+        return FIELDS[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise UserError(f"{where}={name!r} is not known; known: {', '.join(FIELDS)}, or module:function")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except Exception as e:
+        reason = " ".join(f"{type(e).__name__}: {e}".split())
+        raise UserError(f"{where}={name!r} cannot be imported ({reason})") from e
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if value is None:
+        raise BadRow(f"no field {name!r}")
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise BadRow(f"field {name!r} is of type {type(value).__name__}, not text")
+    return str(value)
+
+
+def _checked(fields: Mapping[str, Any], name: str, key: str) -> Any:
+    """A field as the value of a check."""
+    value = fields.get(name)
+    if value is None:
+        raise BadRow(f"no field {name!r}")
+    lists = isinstance(value, list) and key in LISTS
+    wanted = LISTS if lists else VALUES
+    if key in LISTS or key in VALUES:
+        fits = key in wanted and all(type(one) in wanted[key] for one in (value if lists else [value]))
+        if not fits:
+            raise BadRow(f"field {name!r} is of the wrong type for {key!r}: {str(value)[:40]!r}")
+        if value in ("", []):
+            raise BadRow(f"field {name!r} is empty")
+    return value
+
+
+def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
+    """The domain of a data set. `DOMAINS["law"] = functools.partial(make, "law", SourceConfig(...))` adds one.
+
+    Raises:
+      UserError: if the source cannot be read, has too many bad rows, or leaves a split empty.
+    """
+    where = f"domains.{name}"
+    source = completed(source, where)
+    reader = Reader(source, where, config.separator)
+    given = {"train": source.files, "validation": source.validation_files, "test": source.test_files}
+    tables = {split: files.tables(entries, source.columns, where) for split, entries in given.items()}
+    opened: list[Table] = [table for split in SPLITS for table in tables[split]]
+    shares = {"validation": source.validation_share, "test": source.test_share}
+    shares = {split: 0.0 if given[split] else share for split, share in shares.items()}
+    indexes, record = _scan(reader, tables, shares, f"{config.seed}/{name}/", (where, source.max_bad_rows))
+    taken, problems = np.zeros(0, np.uint64), {}
+    for split in SPLITS[::-1]:
+        keys, *places = indexes[split].distinct(taken)
+        taken = np.concatenate([taken, keys])
+        problems[split] = _rows(opened, reader, places)
+        record[split] = len(keys)
+    record["repeated"] = record["prompts"] - record["elsewhere"] - len(taken)
+    sizes = {
+        "train": source.n_train or config.n_train,
+        "validation": source.n_validation or config.n_validation,
+        "test": source.n_test or config.n_test,
+    }
+    data = Data(sizes, source.system, config.thinking, source.streaming, record)
+    return Domain(name, source.reward, problems["train"], problems["validation"], problems["test"], data=data)
+
+
+def _scan(
+    reader: Reader,
+    tables: Mapping[str, list[Table]],
+    shares: Mapping[str, float],
+    salt: str,
+    limit: tuple[str, int],
+) -> tuple[dict[str, Index], dict[str, Any]]:
+    """One pass over all rows: the index of each split, and what was found."""
+    indexes = {split: Index() for split in SPLITS}
+    record: dict[str, Any] = {"rows": 0, "prompts": 0, "elsewhere": 0, "bad_rows": 0, "bad": []}
+    for number, (split, where, position, row) in _found(tables):
+        record["rows"] += 1
+        try:
+            problems = _problems(reader, row)
+        except BadRow as e:
+            record["bad_rows"] += 1
+            record["bad"] += [f"{where}: {e}"][: NAMED_BAD_ROWS - len(record["bad"])]
+            if record["bad_rows"] > limit[1]:
+                raise UserError(
+                    f"{limit[0]}: more than max_bad_rows={limit[1]} bad rows; the first is {record['bad'][0]}"
+                ) from e
+            continue
+        for sub, (problem, named) in enumerate(problems):
+            record["prompts"] += 1
+            key = int.from_bytes(hashlib.blake2b((salt + problem.prompt).encode(), digest_size=8).digest(), "big")
+            falls_in = named or (split if split != "train" else _by_hash(key, shares))
+            if falls_in in indexes:
+                indexes[falls_in].add(key, number, position, sub)
+            else:
+                record["elsewhere"] += 1
+    return indexes, record
+
+
+def _found(tables: Mapping[str, list[Table]]) -> Iterator[tuple[int, tuple[str, str, int, Any]]]:
+    pairs = [(split, table) for split in SPLITS for table in tables[split]]
+    for number, (split, table) in enumerate(pairs):
+        for position, where, row in table.scan():
+            yield number, (split, where, position, row)
+
+
+def _problems(reader: Reader, row: Any) -> list[tuple[Problem, str]]:
+    if isinstance(row, BadRow):
+        raise row
+    return reader.problems(row)
+
+
+def _by_hash(key: int, shares: Mapping[str, float]) -> str:
+    at = key / 2.0**64
+    if at < shares["test"]:
+        return "test"
+    return "validation" if at < shares["test"] + shares["validation"] else "train"
+
+
+def _rows(tables: list[Table], reader: Reader, places: Sequence[np.ndarray]) -> Lazily[Problem]:
+    table_of, position_of, sub_of = places
+
+    def read(i: int) -> Problem:
+        try:
+            row = tables[table_of[i]].read(int(position_of[i]))
+            return reader.problems(row)[sub_of[i]][0]
+        except (BadRow, IndexError, StopIteration, OSError) as e:
+            raise UserError(f"a data file was changed while it was read ({e})") from e
+
+    return Lazily(len(table_of), read)

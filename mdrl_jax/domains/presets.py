@@ -1,0 +1,126 @@
+r"""Data sets by name: where they lie, what is asked, what is checked, by which reward.
+
+A config takes one with `c.domains.math.preset = "gsm8k"` and changes what it likes, most often to local files of the
+same layout: `c.domains.math.files = ("gsm8k/*.jsonl",)`. Prompts are of this package [chosen]: they ask for the form
+of reply that the reward reads.
+"""
+
+import dataclasses
+
+from mdrl_jax.domains.base import SourceConfig
+from mdrl_jax.errors import UserError
+
+MATH = "{question}\n\nReason step by step, and put the final answer within \\boxed{{}}."
+CODE = "{task}\n\nWrite it in Python, in one ```python block. It has to pass tests such as this one:\n{example}"
+CHOICE = "{question}\n\n{options}\n\nReply with the letter of the right option, and nothing else."
+STUB = (
+    "Complete this Python program. Reply with the whole of it, the given part included, in one ```python block."
+    "\n\n```python\n{stub}```"
+)
+ANSWERS = {"answer": "answer"}
+SETUP = {"tests": "tests", "setup": "setup"}
+LETTER = {"answer": "letter", "choices": "choices"}
+KEPT = {"constraints": "constraints"}
+
+MULTIPLE_CHOICE = SourceConfig(fields="choices", prompt=CHOICE, check=LETTER, reward="mdrl_jax.rewards.qa:choice")
+COMPETITION = SourceConfig(fields="math", prompt=MATH, check=ANSWERS, reward="math")
+
+PRESETS: dict[str, SourceConfig] = {
+    "gsm8k": SourceConfig(
+        files=("hub:openai/gsm8k:main:train",),
+        test_files=("hub:openai/gsm8k:main:test",),
+        fields="gsm8k",
+        prompt=MATH,
+        check=ANSWERS,
+        reward="math",
+    ),
+    "math": dataclasses.replace(
+        COMPETITION,
+        files=("hub:DigitalLearningGmbH/MATH-lighteval:train",),
+        test_files=("hub:DigitalLearningGmbH/MATH-lighteval:test",),
+    ),
+    "openr1_math": dataclasses.replace(COMPETITION, files=("hub:open-r1/OpenR1-Math-220k:train",), fields="openr1"),
+    "mbpp": SourceConfig(
+        files=("hub:google-research-datasets/mbpp:full:train",),
+        validation_files=("hub:google-research-datasets/mbpp:full:validation",),
+        test_files=("hub:google-research-datasets/mbpp:full:test",),
+        fields="mbpp",
+        prompt=CODE,
+        check=SETUP,
+        reward="code",
+    ),
+    "humaneval": SourceConfig(
+        files=("hub:openai/openai_humaneval:test",),
+        fields="humaneval",
+        prompt=STUB,
+        check={"tests": "tests"},
+        reward="code",
+    ),
+    "klear_code": SourceConfig(
+        files=("hub:Kwai-Klear/KlearReasoner-CodeSub-15K:train",),
+        fields="klear_code",
+        prompt="{task}",
+        check={"tests": "tests"},
+        reward="code",
+    ),
+    "squad": SourceConfig(
+        files=("hub:rajpurkar/squad:train",),
+        test_files=("hub:rajpurkar/squad:validation",),
+        fields="squad",
+        prompt="{context}\n\nAnswer in as few words of the text as possible, and with nothing else: {question}",
+        check={"answer": "answers"},
+        reward="mdrl_jax.rewards.qa:f1",
+    ),
+    "nq_open": SourceConfig(
+        files=("hub:google-research-datasets/nq_open:train",),
+        test_files=("hub:google-research-datasets/nq_open:validation",),
+        prompt="Answer in as few words as possible, and with nothing else: {question}",
+        check=ANSWERS,
+        reward="mdrl_jax.rewards.qa:exact_match",
+    ),
+    "mmlu": dataclasses.replace(
+        MULTIPLE_CHOICE,
+        files=("hub:cais/mmlu:all:auxiliary_train",),
+        validation_files=("hub:cais/mmlu:all:validation",),
+        test_files=("hub:cais/mmlu:all:test",),
+        columns=("question", "A", "B", "C", "D", "answer"),
+    ),
+    "mmlu_pro": dataclasses.replace(MULTIPLE_CHOICE, files=("hub:TIGER-Lab/MMLU-Pro:test",)),
+    "supergpqa": dataclasses.replace(MULTIPLE_CHOICE, files=("hub:m-a-p/SuperGPQA:train",)),
+    "sciknoweval": dataclasses.replace(MULTIPLE_CHOICE, files=("hub:hicai-zju/SciKnowEval:test",)),
+    "ifeval": SourceConfig(
+        files=("hub:google/IFEval:train",), fields="ifeval", prompt="{prompt}", check=KEPT, reward="cw"
+    ),
+    # On no hub, or of many layouts: a config names the files.
+    "longbench_write": SourceConfig(
+        prompt="{prompt}", check={"length": "length"}, reward="mdrl_jax.rewards.writing:wanted_length"
+    ),
+    "references": SourceConfig(
+        prompt="{prompt}",
+        check={"prompt": "prompt", "reference": "reference"},
+        reward="mdrl_jax.rewards.judge:pairwise",
+    ),
+}
+FILES = ("files", "validation_files", "test_files")
+
+
+def completed(source: SourceConfig, where: str) -> SourceConfig:
+    """The source with what it does not set taken from its preset.
+
+    Raises:
+      UserError: if the preset is unknown, or files, prompt or reward are missing in both.
+    """
+    if source.preset and source.preset not in PRESETS:
+        raise UserError(f"{where}.preset={source.preset!r} is not known; known: {', '.join(PRESETS)}")
+    plain, preset = SourceConfig(), PRESETS.get(source.preset, SourceConfig())
+    own_files = any(getattr(source, field) for field in FILES)
+    changes = {}
+    for field in dataclasses.fields(SourceConfig):
+        value = getattr(source, field.name)
+        if value != getattr(plain, field.name) or (own_files and field.name in FILES):
+            changes[field.name] = value
+    whole = dataclasses.replace(preset, **changes)
+    for field in ("files", "prompt", "reward"):
+        if not getattr(whole, field):
+            raise UserError(f"{where}.{field} is empty; set it, or name a preset that has it")
+    return whole

@@ -1,0 +1,262 @@
+r"""The 25 instruction kinds of IFEval (arXiv 2311.07911) under their published ids and parameters.
+
+Deviations from the published checker (google-research, instruction_following_eval):
+
+- A sentence ends at `.`, `!` or `?` before white space, not after an abbreviation, an initial or the number of a list
+  item; there it is NLTK's trained splitter, whose data would have to be downloaded.
+- A capital word is a run of letters and digits, with hyphens, dots and apostrophes inside it; there NLTK's tokens,
+  which make two of "DON'T".
+- Keywords, markers and splitters are texts; there they are regular expressions.
+- A text whose language cannot be told (no letters) is in no language; there it is in every one.
+- What is missing from the parameters is an error; there it is drawn at random.
+- A `*` alone in its line is one bullet; there it is one together with the next line.
+- A capital letter is recognised in the parameter `letter` as in the text; more than one character is an error.
+
+Every check takes time linear in the text. Language is told by langdetect with a fixed seed.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+
+_OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+_CAPITAL_WORD = re.compile(r"[^\W_]+(?:['’.&-][^\W_]+)*")
+_ENDS, _CLOSERS = ".!?…。！？।", "\"'”’)]*"
+_LIST_NUMBER = re.compile(r"^[ \t]*\(?\d{1,3}[.)]\s", re.MULTILINE)
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof sr jr st vs etc e.g i.e inc ltd co fig vol dept approx u.s u.k a.m p.m p.s p.p.s ph.d".split()
+)
+
+
+def _compare(count: int, relation: str, wanted: int) -> bool:
+    if relation not in ("less than", "at least"):
+        raise ValueError(f"relation {relation!r} is unknown; give 'less than' or 'at least'")
+    return count < wanted if relation == "less than" else count >= wanted
+
+
+@functools.cache
+def _detector() -> Callable[[str], str | None]:
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0
+
+    def detect(text: str) -> str | None:
+        try:
+            return langdetect.detect(text)
+        except langdetect.LangDetectException:
+            return None
+
+    return detect
+
+
+def language_is(text: str, language: str) -> bool:
+    """Whether langdetect takes `text` for `language` (ISO 639-1)."""
+    return _detector()(text) == language
+
+
+def n_sentences(text: str) -> int:
+    """Sentences, by the rule in the module's docstring; words after the last sentence's end are one more.
+
+    >>> n_sentences("1. Mr. Doe came at 3.30 p.m. today. Why? Nobody knows")
+    3
+    """
+    count, begun = 0, False
+    for token in _LIST_NUMBER.sub("", text).split():
+        inner = token.rstrip(_CLOSERS)
+        word = inner.rstrip(_ENDS)
+        begun = begun or any(c.isalnum() for c in token)
+        count += sum(c in "。！？" for c in word)  # Chinese and Japanese write no space after a sentence
+        if word != inner and begun and not (inner == f"{word}." and _is_abbreviation(word)):
+            count, begun = count + 1, False
+    return count + begun
+
+
+def _is_abbreviation(word: str) -> bool:
+    word = word.lstrip("([\"'“‘*").lower()
+    return word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha() and word != "i")
+
+
+def existence(text: str, *, keywords: Sequence[str]) -> bool:
+    """Each keyword occurs, also inside a word; case does not count."""
+    return all(keyword.lower() in text.lower() for keyword in keywords)
+
+
+def frequency(text: str, *, keyword: str, frequency: int, relation: str) -> bool:
+    """The keyword occurs less than, or at least, `frequency` times, also inside words."""
+    return _compare(text.lower().count(keyword.strip().lower()), relation, frequency)
+
+
+def forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
+    """None of the words occurs, as a word of its own."""
+    return not any(re.search(rf"(?<!\w){re.escape(w)}(?!\w)", text, re.IGNORECASE) for w in forbidden_words)
+
+
+def letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation: str) -> bool:
+    """The character occurs less than, or at least, `let_frequency` times."""
+    if len(letter.strip()) != 1:
+        raise ValueError(f"letter {letter!r} is not one character")
+    return _compare(text.lower().count(letter.strip().lower()), let_relation, let_frequency)
+
+
+def response_language(text: str, *, language: str) -> bool:
+    """The text is in `language` (ISO 639-1)."""
+    return language_is(text, language)
+
+
+def number_sentences(text: str, *, num_sentences: int, relation: str) -> bool:
+    """There are less than, or at least, `num_sentences` sentences."""
+    return _compare(n_sentences(text), relation, num_sentences)
+
+
+def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
+    """`***` separates exactly so many paragraphs, none of them empty; one before the first or after the last is."""
+    parts = [part.strip() for part in text.split("***")]
+    return all(parts[1:-1]) and sum(map(bool, parts)) == num_paragraphs
+
+
+def number_words(text: str, *, num_words: int, relation: str) -> bool:
+    r"""There are less than, or at least, `num_words` runs of `\w`."""
+    return _compare(len(re.findall(r"\w+", text)), relation, num_words)
+
+
+def nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    """Blank lines separate exactly so many paragraphs, and the n-th (from 1) begins with the word."""
+    parts = text.split("\n\n")
+    count = sum(1 for part in parts if part.strip())
+    if not 1 <= nth_paragraph <= count or not (words := parts[nth_paragraph - 1].split()):
+        return False
+    word = re.split(r"[.,?!'\"]", words[0].lstrip("'").lstrip('"'))[0]
+    return count == num_paragraphs and word.lower() == first_word.lower()
+
+
+def number_placeholders(text: str, *, num_placeholders: int) -> bool:
+    """There are at least so many `[placeholders]`, each within a line."""
+    count = 0
+    for line in text.split("\n"):
+        end = 0
+        while (start := line.find("[", end)) >= 0 and (end := line.find("]", start) + 1) > 0:
+            count += 1
+    return count >= num_placeholders
+
+
+def postscript(text: str, *, postscript_marker: str) -> bool:
+    """The marker of a postscript occurs (P.S. and P.P.S also with spaces inside); case does not count."""
+    known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
+    marker = postscript_marker.strip()
+    return re.search(known.get(marker, re.escape(marker.lower())), text.lower()) is not None
+
+
+def number_bullet_lists(text: str, *, num_bullets: int) -> bool:
+    """Exactly so many lines begin with one `*`, or with `-`."""
+    lines = [line.lstrip() for line in text.split("\n")]
+    return sum(line[:1] == "-" or (line[:1] == "*" and line[1:2] != "*") for line in lines) == num_bullets
+
+
+def constrained_response(text: str) -> bool:
+    """One of "My answer is yes.", "My answer is no." and "My answer is maybe." occurs."""
+    return any(option in text for option in _OPTIONS)
+
+
+def number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
+    """There are at least so many `*highlights*`, each within a line; `**one in bold**` counts once."""
+    single = [h for h in re.findall(r"\*[^\n*]*\*", text) if h.strip("*").strip()]
+    double = [h for h in re.findall(r"\*\*[^\n*]*\*\*", text) if h[2:-2].strip()]
+    return len(single) + len(double) >= num_highlights
+
+
+def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> bool:
+    """At least so many times the splitter is followed by a number, as in "Section 1"."""
+    return len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", text)) >= num_sections
+
+
+def json_format(text: str) -> bool:
+    """The whole text is JSON, perhaps in a fence of backticks."""
+    inner = re.sub(r"^```(?:json|Json|JSON)?", "", text.strip()).removesuffix("```")
+    try:
+        json.loads(inner.strip())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def title(text: str) -> bool:
+    """Some line has a `<<title>>`."""
+    for line in text.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if start >= 0 and line[start : max(end, 0)].strip("<> "):
+            return True
+    return False
+
+
+def two_responses(text: str) -> bool:
+    """`******` separates two different texts; one before the first or after the last does no harm."""
+    parts = [part.strip() for part in text.split("******")]
+    full = [part for part in parts if part]
+    return all(parts[1:-1]) and len(full) == 2 and full[0] != full[1]
+
+
+def repeat_prompt(text: str, *, prompt_to_repeat: str) -> bool:
+    """The text begins with the prompt; case does not count."""
+    return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
+
+
+def end_checker(text: str, *, end_phrase: str) -> bool:
+    """The text ends with the phrase, perhaps before quotation marks; case does not count."""
+    return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+
+
+def quotation(text: str) -> bool:
+    """The whole text is between double quotation marks."""
+    text = text.strip()
+    return len(text) > 1 and text[0] == text[-1] == '"'
+
+
+def capital_word_frequency(text: str, *, capital_frequency: int, capital_relation: str) -> bool:
+    """Less than, or at least, so many words are in capital letters throughout."""
+    count = sum(word.isupper() for word in _CAPITAL_WORD.findall(text))
+    return _compare(count, capital_relation, capital_frequency)
+
+
+def english_capital(text: str) -> bool:
+    """English, in capital letters throughout."""
+    return text.isupper() and language_is(text, "en")
+
+
+def english_lowercase(text: str) -> bool:
+    """English, without a capital letter."""
+    return text.islower() and language_is(text, "en")
+
+
+def no_comma(text: str) -> bool:
+    """There is no comma."""
+    return "," not in text
+
+
+KINDS: dict[str, Callable[..., bool]] = {
+    "keywords:existence": existence,
+    "keywords:frequency": frequency,
+    "keywords:forbidden_words": forbidden_words,
+    "keywords:letter_frequency": letter_frequency,
+    "language:response_language": response_language,
+    "length_constraints:number_sentences": number_sentences,
+    "length_constraints:number_paragraphs": number_paragraphs,
+    "length_constraints:number_words": number_words,
+    "length_constraints:nth_paragraph_first_word": nth_paragraph_first_word,
+    "detectable_content:number_placeholders": number_placeholders,
+    "detectable_content:postscript": postscript,
+    "detectable_format:number_bullet_lists": number_bullet_lists,
+    "detectable_format:constrained_response": constrained_response,
+    "detectable_format:number_highlighted_sections": number_highlighted_sections,
+    "detectable_format:multiple_sections": multiple_sections,
+    "detectable_format:json_format": json_format,
+    "detectable_format:title": title,
+    "combination:two_responses": two_responses,
+    "combination:repeat_prompt": repeat_prompt,
+    "startend:end_checker": end_checker,
+    "startend:quotation": quotation,
+    "change_case:capital_word_frequency": capital_word_frequency,
+    "change_case:english_capital": english_capital,
+    "change_case:english_lowercase": english_lowercase,
+    "punctuation:no_comma": no_comma,
+}

@@ -1,0 +1,242 @@
+"""Plain data between a program in its sandbox and the tests outside it: JSON lines over two pipes.
+
+Only data travels, at most 4 MiB at a time: None, numbers, texts, bytes, lists, tuples, dicts, sets, dates,
+and the names of builtin types. An instance of a subclass of one of them (a named tuple, a Counter, an
+`int` whose `__eq__` is always true) arrives as the builtin, so no code of the sender's comes along. Any other
+object stays where it is and travels as a number, a `Foreign` at the other end.
+
+Both ends import this file, the one in the sandbox without the rest of the package.
+"""
+
+import builtins
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_MOST_BYTES = 4 << 20  # of one line: what a program may make the other end read into memory
+_PLAIN_BITS = 8192  # longer integers exceed what json may print
+_BUILTIN_TYPES = {v: k for k, v in vars(builtins).items() if isinstance(v, type) and v is not type}
+_SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_FIELDS = {  # stdlib classes with the attributes that their constructor takes
+    "date": ("year", "month", "day"),
+    "datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond"),
+    "time": ("hour", "minute", "second", "microsecond"),
+    "timedelta": ("days", "seconds", "microseconds"),
+    "Fraction": ("numerator", "denominator"),
+    "range": ("start", "stop", "step"),
+}
+_MODULES = {"Fraction": "fractions", "Decimal": "decimal", "deque": "collections", "range": "builtins"}
+
+
+class Gone(BaseException):
+    """The other end has left or does not keep to the protocol; no `except Exception` hides it."""
+
+
+class Foreign:
+    """An object that stayed at the other end; calling it asks for the call there."""
+
+    _peer: "Peer"
+    _number: int
+
+    def __init__(self, peer: "Peer", number: int) -> None:
+        self.__dict__.update(_peer=peer, _number=number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._peer.ask("call", self, *args, **kwargs)
+
+
+class Peer:
+    """One end of the line.
+
+    serve: answers a request `(op, args, kwargs)` of the other end, also while this end waits.
+    foreign: makes the stand-in of an object of the other end from (peer, number).
+    """
+
+    def __init__(
+        self,
+        read_fd: int,
+        write_fd: int,
+        serve: Callable[[str, list[Any], dict[str, Any]], Any],
+        foreign: Callable[["Peer", int], Any] = Foreign,
+    ) -> None:
+        self._fds = read_fd, write_fd
+        self._serve, self._foreign = serve, foreign
+        self._objects: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._unread = b""
+
+    def ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
+        """What the other end answers; raises the builtin exception that it reports, or Gone."""
+        self.send([op, [self.encode(a) for a in args], {k: self.encode(v) for k, v in kwargs.items()}])
+        while True:
+            match self.receive():
+                case ["ok", value]:
+                    return self._decode(value)
+                case ["raise", str(name), str(text)]:
+                    raise _exception(name, text)
+                case message:
+                    self._answer(message)
+
+    def serve_forever(self) -> None:
+        """Answers requests until the other end leaves (Gone)."""
+        while True:
+            self._answer(self.receive())
+
+    def _answer(self, message: Any) -> None:
+        try:
+            op, args, kwargs = message
+            args, kwargs = [self._decode(a) for a in args], {str(k): self._decode(v) for k, v in kwargs.items()}
+        except Exception as e:
+            raise Gone(f"no request: {type(e).__name__}") from e
+        try:
+            reply = json.dumps(["ok", self.encode(self._serve(op, args, kwargs))])
+        except Gone:
+            raise
+        except BaseException as e:
+            reply = json.dumps(["raise", _builtin_name(e), _text(e)])
+        self._write(reply)
+
+    def send(self, message: Any) -> None:
+        """Writes one line; raises Gone if nobody reads."""
+        self._write(json.dumps(message))
+
+    def _write(self, line: str) -> None:
+        data = memoryview(line.encode() + b"\n")
+        try:
+            while data:
+                data = data[os.write(self._fds[1], data) :]
+        except OSError as e:
+            raise Gone("nobody reads") from e
+
+    def receive(self) -> Any:
+        """Reads one line; raises Gone at the end, at a line too long or one that is not JSON."""
+        line = [self._unread]
+        size = len(self._unread)
+        while b"\n" not in line[-1]:
+            try:
+                chunk = os.read(self._fds[0], 1 << 16)
+            except OSError:
+                chunk = b""
+            size += len(chunk)
+            if not chunk or size > _MOST_BYTES:
+                raise Gone("ended" if not chunk else "a line too long")
+            line.append(chunk)
+        text, _, self._unread = b"".join(line).partition(b"\n")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise Gone("not JSON") from e
+
+    def encode(self, value: Any) -> Any:
+        """`value` as JSON: scalars as themselves, everything else as a list that begins with a name."""
+        match value:
+            case None | bool():
+                return value
+            case int():
+                number = int.__int__(value)
+                return number if number.bit_length() < _PLAIN_BITS else ["int", hex(number)]
+            case float():
+                return float.__float__(value)
+            case str():
+                return str.__str__(value)
+            case list() | tuple() | set() | frozenset():
+                kind = next(k for k in _SEQUENCES.values() if isinstance(value, k))
+                return [kind.__name__, *map(self.encode, kind.__iter__(value))]
+            case dict():
+                return ["dict", *([self.encode(k), self.encode(v)] for k, v in dict.items(value))]
+            case bytes() | bytearray():
+                return ["bytes", bytes(value).decode("latin1")]
+            case complex():
+                return ["complex", value.real, value.imag]
+            case Foreign():
+                return ["yours", value.__dict__["_number"]]
+        return self._encode_other(value)
+
+    def _encode_other(self, value: Any) -> Any:
+        kind = type(value)
+        if issubclass(kind, type) and value in _BUILTIN_TYPES:
+            return ["type", _BUILTIN_TYPES[value]]
+        name = kind.__name__
+        module = _MODULES.get(name, "datetime")
+        if kind is getattr(sys.modules.get(module), name, None):
+            if name in _FIELDS and getattr(value, "tzinfo", None) is None:
+                return ["of", name, *(getattr(value, f) for f in _FIELDS[name])]
+            if name == "Decimal":
+                return ["of", name, str(value)]
+            if name == "deque":
+                return ["of", name, self.encode(list(value))]
+        if kind in (type({}.keys()), type({}.items())):
+            try:
+                return self.encode(set(value))
+            except TypeError:  # items that cannot be hashed
+                pass
+        if kind.__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+            return self.encode(value.item())
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._objects)
+            self._objects.append(value)  # also keeps it alive, so that its id stays its own
+        return ["mine", self._numbers[id(value)]]
+
+    def _decode(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            if isinstance(value, dict):
+                raise Gone("a value that does not decode")
+            return value
+        try:
+            kind, *parts = value
+            if kind in _SEQUENCES:
+                return _SEQUENCES[kind](map(self._decode, parts))
+            return self._decode_other(kind, parts)
+        except Exception as e:
+            raise Gone(f"a value that does not decode: {type(e).__name__}") from e
+
+    def _decode_other(self, kind: str, parts: list[Any]) -> Any:
+        match kind, parts:
+            case "dict", _:
+                return {self._decode(k): self._decode(v) for k, v in parts}
+            case "int", [str(text)]:
+                return int(text, 16)
+            case "bytes", [str(text)]:
+                return text.encode("latin1")
+            case "complex", [real, imag]:
+                return complex(real, imag)
+            case "type", [str(name)] if getattr(builtins, name) in _BUILTIN_TYPES:
+                return getattr(builtins, name)
+            case "of", [str(name), *fields] if name in _FIELDS or name in _MODULES:
+                module = __import__(_MODULES.get(name, "datetime"))
+                return getattr(module, name)(*map(self._decode, fields))
+            case "yours", [int(number)] if number >= 0:
+                return self._objects[number]
+            case "mine", [int(number)]:
+                return self._foreign(self, number)
+        raise ValueError(kind)
+
+
+def _builtin_name(error: BaseException) -> str:
+    """The nearest builtin exception that tests may see; none that would end a loop or leave a process."""
+    for kind in type(error).__mro__:
+        if kind is StopIteration or (issubclass(kind, Exception) and getattr(builtins, kind.__name__, None) is kind):
+            return kind.__name__
+    return "RuntimeError"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:200]
+    except BaseException:  # its `__str__` is the program's
+        return ""
+
+
+def _exception(name: str, text: str) -> BaseException:
+    # A StopIteration or SystemExit raised among the tests would end them early instead of failing them.
+    kind = getattr(builtins, name, RuntimeError)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(
+        kind, StopIteration | StopAsyncIteration | Warning
+    ):
+        return RuntimeError(f"{name}: {text}")
+    try:
+        return kind(text)
+    except TypeError:  # UnicodeDecodeError takes five arguments
+        return ValueError(text) if issubclass(kind, ValueError) else RuntimeError(text)

@@ -1,0 +1,299 @@
+"""Domains from data files: places and lines of rows, splits that stay, streaming, bad rows, exact positions."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mdrl_jax.config import default, parse
+from mdrl_jax.domains import datasets, files
+from mdrl_jax.domains.base import Domain, DomainsConfig, Problem, SourceConfig
+from mdrl_jax.domains.prompts import notes, tokenize, visit_order
+from mdrl_jax.domains.registry import make_domains
+from mdrl_jax.domains.vocabulary import make_tokenizer
+from mdrl_jax.errors import UserError
+
+ROWS = [{"question": f"what is {i} plus\n{i}, then?", "answer": str(2 * i)} for i in range(200)]
+ALL = DomainsConfig(n_train=1000, n_validation=1000, n_test=1000)
+
+
+def source(*paths: Path | str, **changes: Any) -> SourceConfig:
+    """Questions and answers of some files."""
+    return SourceConfig(
+        **{
+            "files": tuple(map(str, paths)),
+            "prompt": "Q: {question} {{A}}:",
+            "check": {"answer": "answer"},
+            "reward": "qa",
+        }
+        | changes
+    )
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    """Rows in the file's own format; a text among JSON lines is written as it is."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps({"version": "1", "data": rows}))
+    elif path.suffix in (".csv", ".tsv"):
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writerow(["question", "answer"])
+            writer.writerows([r["question"], r["answer"]] for r in rows)
+    else:
+        from datasets import Dataset
+
+        table = Dataset.from_list(rows)
+        if path.suffix == ".parquet":
+            table.to_parquet(path)
+        else:
+            table.save_to_disk(path.parent / "saved")
+            next((path.parent / "saved").glob("*.arrow")).rename(path)
+    return path
+
+
+def everything(domain: Domain) -> dict[str, str]:
+    """The split of each prompt; a prompt in two splits is an error."""
+    found: dict[str, str] = {}
+    for split in datasets.SPLITS:
+        for problem in getattr(domain, split):
+            assert problem.prompt not in found
+            found[problem.prompt] = split
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", files.KINDS)
+@pytest.mark.filterwarnings("ignore")
+def test_every_format_gives_the_same_problems(tmp_path: Path, suffix: str):
+    if suffix == ".ndjson":
+        path = write(tmp_path / "a.jsonl", ROWS).rename(tmp_path / "a.ndjson")
+    else:
+        path = write(tmp_path / f"a{suffix}", ROWS)
+    domain = datasets.make("qa", source(path), ALL)
+    wanted = {f"Q: {r['question']} {{A}}:": r["answer"] for r in ROWS}
+    problems = [*domain.train, *domain.validation, *domain.test]
+    assert {p.prompt: p.check["answer"] for p in problems} == wanted
+    assert len(problems) == len(ROWS)
+    reference = datasets.make("qa", source(write(tmp_path / "b.jsonl", ROWS)), ALL)
+    assert tuple(domain.train) == tuple(reference.train)
+
+
+def test_json_lines_named_json_and_a_csv_without_header(tmp_path: Path):
+    lines = write(tmp_path / "a.jsonl", ROWS).rename(tmp_path / "a.json")
+    bare = tmp_path / "b.csv"
+    bare.write_text("".join(f'"what is {i} plus\n{i}, then?",{2 * i}\n' for i in range(200)))
+    one = datasets.make("qa", source(lines), ALL)
+    other = datasets.make("qa", source(bare, columns=("question", "answer")), ALL)
+    assert everything(one) == everything(other)
+
+
+def test_added_rows_move_no_others(tmp_path: Path):
+    before = everything(datasets.make("qa", source(write(tmp_path / "a.jsonl", ROWS[:150])), ALL))
+    after = everything(datasets.make("qa", source(write(tmp_path / "b.jsonl", ROWS[::-1])), ALL))
+    assert len(before) == 150 and len(after) == 200
+    assert {p: after[p] for p in before} == before
+    shares = [sum(s == split for s in after.values()) / 200 for split in datasets.SPLITS]
+    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.06)
+    other = everything(datasets.make("qa", source(tmp_path / "a.jsonl"), DomainsConfig(seed=1, n_train=1000)))
+    assert other != before
+
+
+def test_a_prompt_is_in_one_split_even_where_files_repeat_it(tmp_path: Path):
+    train = write(tmp_path / "train.jsonl", ROWS[:100] + ROWS[:7])
+    held = write(tmp_path / "held.jsonl", ROWS[90:120])
+    test = write(tmp_path / "test.jsonl", ROWS[110:130])
+    made = source(train, validation_files=(str(held),), test_files=(str(test),))
+    domain = datasets.make("qa", made, ALL)
+    found = everything(domain)
+    for i, row in enumerate(ROWS[:130]):
+        wanted = "test" if i >= 110 else "validation" if i >= 90 else "train"
+        assert found[f"Q: {row['question']} {{A}}:"] == wanted
+    assert domain.data and domain.data.record["repeated"] == 7 + 10 + 10
+
+
+def test_a_row_may_name_its_split_and_make_many_prompts_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.py").write_text(
+        "def ask(row):\n"
+        "    n = int(row['answer']) // 2\n"
+        "    split = 'test' if n < 10 else 'left out' if n < 20 else ''\n"
+        "    return [] if n % 2 else [dict(row, question=f'{n} {k}', split=split) for k in 'ab']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path / "a.jsonl", ROWS[:40])
+    domain = datasets.make("qa", source(path, fields="mine:ask", validation_share=0.0, test_share=0.0), ALL)
+    found = everything(domain)
+    assert found == {
+        f"Q: {n} {k} {{A}}:": "test" if n < 10 else "train" for n in (*range(0, 10, 2), *range(20, 40, 2)) for k in "ab"
+    }  # noqa: E501
+    assert domain.data and domain.data.record["elsewhere"] == 10
+
+
+BAD: list[tuple[Any, str]] = [
+    ("{not json", "invalid JSON"),
+    ({"answer": "1"}, "no field 'question'"),
+    ({"question": "what?"}, "no field 'answer'"),
+    ({"question": None, "answer": "1"}, "no field 'question'"),
+    ({"question": ["what?"], "answer": "1"}, "field 'question' is of type list, not text"),
+    ({"question": "what?", "answer": {"a": 1}}, "field 'answer' is of the wrong type"),
+    ({"question": "what?", "answer": []}, "field 'answer' is empty"),
+    ([1, 2], "list, where an object with fields is expected"),
+]
+
+
+@pytest.mark.parametrize("bad, why", BAD, ids=[why for _, why in BAD])
+def test_a_bad_row_is_named_by_file_and_line_and_skipped(tmp_path: Path, bad: Any, why: str):
+    path = write(tmp_path / "a.jsonl", [*ROWS[:60], "", bad, *ROWS[60:]])
+    domain = datasets.make("qa", source(path, max_bad_rows=1), ALL)
+    assert len(everything(domain)) == 200
+    assert domain.data
+    (named,) = domain.data.record["bad"]
+    assert named.startswith(f"{path}:62: ") and why in named
+    with pytest.raises(
+        UserError, match=r"domains\.qa: more than max_bad_rows=0 bad rows; the first is .*a\.jsonl:62"
+    ) as e:  # noqa: E501
+        datasets.make("qa", source(path, max_bad_rows=0), ALL)
+    assert "\n" not in str(e.value)
+
+
+def test_bad_rows_of_a_csv_file_have_the_lines_of_the_file(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text('question,answer\n"two\nlines",1\nonly one value\n"good",2\n')
+    domain = datasets.make("qa", source(path), ALL)
+    assert domain.data
+    assert domain.data.record["bad"] == [f"{path}:4: 1 values for the 2 columns question, answer"]
+    assert set(everything(domain)) == {"Q: two\nlines {A}:", "Q: good {A}:"}
+
+
+WRONG: list[tuple[Callable[[Path], SourceConfig], str]] = [
+    (lambda p: source(p / "none*.jsonl"), r"domains\.qa: no file .*none\*\.jsonl"),
+    (lambda p: source(p / "a.txt"), r"a\.txt is of no known kind"),
+    (
+        lambda p: source(p / "a.jsonl", prompt="{question.upper}"),
+        r"domains\.qa\.prompt: \{question\.upper\} is no field",
+    ),
+    (lambda p: source(p / "a.jsonl", prompt="{question"), r"domains\.qa\.prompt=.* is no template"),
+    (lambda p: source(p / "a.jsonl", fields="gsm9k"), r"domains\.qa\.fields='gsm9k' is not known; known: gsm8k"),
+    (lambda p: source(p / "a.jsonl", fields="no_such:f"), r"domains\.qa\.fields='no_such:f' cannot be imported"),
+    (lambda p: source("hub:name"), r"'hub:name' names no hub data set"),
+    (lambda p: source(p / "a.json"), r"a\.json holds no list of rows"),
+]
+
+
+@pytest.mark.parametrize("make, told", WRONG, ids=[told for _, told in WRONG])
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, make: Callable[[Path], SourceConfig], told: str):
+    write(tmp_path / "a.jsonl", ROWS[:20])
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=told) as caught:
+        datasets.make("qa", make(tmp_path), ALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_of_the_hub_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch):
+    import datasets as library
+
+    asked = []
+
+    def load(name: str, subset: str | None, split: str) -> Any:
+        asked.append((name, subset, split))
+        return library.Dataset.from_list(ROWS[:100] if split == "train" else ROWS[100:])
+
+    monkeypatch.setattr(library, "load_dataset", load)
+    made = source("hub:someone/set:main:train", test_files=("hub:someone/set:dev",), validation_share=0.0)
+    domain = datasets.make("qa", made, ALL)
+    assert asked == [("someone/set", "main", "train"), ("someone/set", None, "dev")]
+    assert (len(domain.train), len(domain.validation), len(domain.test)) == (100, 0, 100)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+def test_streaming_equals_in_memory(tmp_path: Path, suffix: str):
+    path, tokenizer = write(tmp_path / f"a{suffix}", ROWS), make_tokenizer()
+    config = DomainsConfig(n_train=100)
+    held, streamed = (
+        tokenize(datasets.make("qa", source(path, streaming=lazy), config), "train", tokenizer, 100)
+        for lazy in (False, True)
+    )
+    order = visit_order(0, "qa", "qa", 100, 0, 250)
+    assert isinstance(held.problems, tuple) and isinstance(streamed.problems, datasets.Lazily)
+    assert [held.tokens[i] for i in order] == [streamed.tokens[i] for i in order]
+    assert [held.problems[i] for i in order] == [streamed.problems[i] for i in order]
+    assert held.record == streamed.record and len(streamed) == 100
+
+
+def test_an_interrupted_stream_goes_on_where_it_was(tmp_path: Path):
+    """A second process, which builds everything anew, visits what the first would have."""
+    path, tokenizer = write(tmp_path / "a.jsonl", ROWS), make_tokenizer()
+
+    def visit(first: int, last: int) -> list[Problem]:
+        domain = datasets.make("qa", source(path, streaming=True), DomainsConfig(n_train=50))
+        prompts = tokenize(domain, "train", tokenizer, 100)
+        return [
+            prompts.problems[i]
+            for step in range(first, last)
+            for i in visit_order(0, "qa", "qa", len(prompts), step * 16, 16)
+        ]
+
+    assert visit(0, 3) + visit(3, 10) == visit(0, 10)
+    assert len({p.prompt for p in visit(0, 4)}) == 50  # 64 visits: all of them, the first ones again
+
+
+def test_a_file_that_changes_under_a_stream_is_said(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    domain = datasets.make("qa", source(path, streaming=True), ALL)
+    path.write_text("{}\n")
+    with pytest.raises(UserError, match="a data file was changed"):
+        domain.train[5]
+
+
+def test_long_prompts_are_left_out_and_counted(tmp_path: Path):
+    rows = [{"question": " ".join(["x"] * n), "answer": "1"} for n in range(1, 101)]
+    path, tokenizer = write(tmp_path / "a.jsonl", rows), make_tokenizer()
+    made = source(path, prompt="{question}", validation_share=0.0, test_share=0.0)
+    domain = datasets.make("qa", made, ALL)
+    limit = 40  # of them two are the plain template's words
+    prompts = tokenize(domain, "train", tokenizer, limit)
+    assert prompts.record["prompts"] == limit - 2 and prompts.record["too_long"] == 100 - (limit - 2)
+    assert max(map(len, prompts.tokens)) == limit
+    assert "train 38 (62 too long)" in notes(domain, {"train": prompts})[0]
+    few = tokenize(datasets.make("qa", made, DomainsConfig(n_train=10)), "train", tokenizer, limit)
+    assert few.tokens == prompts.tokens[:10]
+    with pytest.raises(UserError, match="all of 100 train prompts are longer than the 2 tokens"):
+        tokenize(domain, "train", tokenizer, 2)
+
+
+def test_the_fingerprint_sees_prompts_and_checks(tmp_path: Path):
+    tokenizer = make_tokenizer()
+
+    def fingerprint(name: str, rows: list[Any]) -> str:
+        domain = datasets.make("qa", source(write(tmp_path / name, rows)), ALL)
+        return tokenize(domain, "train", tokenizer, 100).record["fingerprint"]
+
+    changed = [dict(r, answer="7") if i == 50 else r for i, r in enumerate(ROWS)]
+    assert fingerprint("a.jsonl", ROWS) == fingerprint("b.jsonl", ROWS[::-1])
+    assert fingerprint("a.jsonl", ROWS) != fingerprint("c.jsonl", changed)
+
+
+def test_the_config_puts_a_data_set_in_a_domains_place(tmp_path: Path):
+    c: Any = default()
+    c.domains.qa.files = (str(write(tmp_path / "a.jsonl", ROWS)),)
+    c.domains.qa.prompt, c.domains.qa.reward = "{question}", "qa"
+    c.domains.qa.check = {"answer": "answer"}
+    c.domains.separator = "</think>"
+    config = parse(c)
+    made = make_domains(("qa", "math"), config.domains)
+    assert made["qa"].train[0].check.keys() == {"answer", "separator"}
+    plain = parse(default())
+    assert made["math"] == make_domains(("math",), plain.domains)["math"]
+    assert made["math"].data is None and made["qa"].data is not None
