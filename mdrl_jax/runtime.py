@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Judged:
     texts: list[list[str]]
     rewards_PG: np.ndarray
     accuracy_PG: np.ndarray
-    errors: int
+    errors: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +145,7 @@ class Runtime:
             texts=texts,
             rewards_PG=np.asarray([s.reward for s in scores], np.float32).reshape(shape),
             accuracy_PG=np.asarray([s.accuracy for s in scores], np.float32).reshape(shape),
-            errors=sum(s.error is not None for s in scores),
+            errors=collections.Counter(s.error.partition(":")[0] for s in scores if s.error),
         )
 
     def _text(self, row: np.ndarray) -> str:

@@ -27,7 +27,8 @@ from mdrl_jax.stages import Stage, peak
 from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "loss")
-SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
+SUMMED = ("tokens", "seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
+ERRORS = "reward_errors/"  # of one kind
 Steps = Iterator[tuple[int, TrainState, loop.Metrics]]
 
 
@@ -90,7 +91,7 @@ class Trainer:
                 for done, state, metrics in self.screen.track(stage.name, recipe.total, first, _watched(steps)):
                     board.scalars(done, {f"train/{k}": v for k, v in metrics.items() if k != "rewards"})
                     board.histogram("train/rewards", metrics.get("rewards", ()), done)
-                    totals.update({k: metrics.get(k, 0.0) for k in (*SUMMED, "tokens")})
+                    totals.update({k: v for k, v in metrics.items() if k in SUMMED or k.startswith(ERRORS)})
                     if tracker:
                         ended = tracker.look(done, state.params)
                         if ended:
@@ -216,6 +217,8 @@ def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float])
             f"{totals['seconds_training']:.0f} s); {totals['dropped_groups']:.0f} groups without "
             f"reward variance left out, {totals['reward_errors']:.0f} reward errors"
         )
+        kinds = [f"{k.removeprefix(ERRORS)} {v:.0f}" for k, v in sorted(totals.items()) if k.startswith(ERRORS)]
+        line += f" ({', '.join(kinds)})" if kinds else ""
     return f"{line}; {sum(compilations.values())} compilations so far"
 
 

@@ -211,6 +211,24 @@ def test_a_reward_that_raises_ends_the_run_in_one_line_and_loses_nothing(tmp_pat
     assert (tmp_path / "run" / "config.json").exists()
 
 
+def test_failed_rewards_are_counted_by_kind(tmp_path, monkeypatch):
+    import dataclasses
+
+    from mdrl_jax.domains import math, registry
+
+    c = default()
+    c.stages, c.scored_domains = ("math",), ("math",)
+    c.domains.n_test = c.domains.n_validation = 4
+    c.evaluate.batch, c.evaluate.samples = 8, 2
+    c.train.steps, c.train.prompts, c.train.group, c.train.micro_batches = 1, 8, 2, 1
+    c.rewards.max_error_share = 1.0
+    make = lambda config: dataclasses.replace(math.make(config), reward="tests.test_experiment:raising")  # noqa: E731
+    monkeypatch.setitem(registry.DOMAINS, "math", make)
+    experiment.run(parse(c), tmp_path / "run")
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "16 reward errors (ZeroDivisionError 16)" in " ".join(log.split())
+
+
 def test_compilations_are_as_many_as_there_are_shapes(tmp_path):
     """Three stages of one shape: one sampler for training, one for scoring, one GRPO step a completion bucket."""
     c = default()

@@ -193,7 +193,8 @@ def make_batch(
         "informative": float(informative_P.mean()),
         "dropped_groups": float((~informative_P).sum()) if grpo.drop_zero_variance else 0.0,
         "entropy": float(-(done.logp_PGT * judged.mask_PGT).sum() / n_tokens),
-        "reward_errors": float(judged.errors),
+        "reward_errors": float(sum(judged.errors.values())),
+        **{f"reward_errors/{kind}": float(n) for kind, n in judged.errors.items()},
     }
     if ref is None and train.kl_every and step % train.kl_every == 0:
         kl_BT = kl_estimate(log_probs(params), log_probs(reference), "k3")
