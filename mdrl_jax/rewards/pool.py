@@ -6,6 +6,7 @@ them at once and uses no signals, so `score` may be called from any thread.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import selectors
@@ -28,6 +29,7 @@ from mdrl_jax.rewards.sandbox import Limits
 Request = tuple[str, str, Mapping[str, Any]]
 
 _CODE = {"code", SHORT_NAMES["code"]}
+_MOST_KNOWN = 1 << 18  # scores that are remembered, about 50 MB
 _START_SECONDS = 60.0  # for the interpreter to start, and for a reward's module to be imported
 
 
@@ -73,6 +75,7 @@ class RewardPool:
         self._sandbox = sandbox
         self._warned = False
         self.errors: Counter[str] = Counter()
+        self._known: dict[bytes, Score] = {}
         self._limits = Limits(cpu_seconds, memory_mb, deadline_seconds)
         self._failed_starts = 0
         self._lock = threading.Lock()
@@ -104,11 +107,14 @@ class RewardPool:
     def score(self, requests: Sequence[Request]) -> list[Score]:
         """The scores of (reward name, completion, check) requests, in their order.
 
-        Identical requests are scored once. A request whose function raises, or whose worker dies
-        or does not answer in time, scores 0 with an error that says so; no other is affected.
+        Identical requests are scored once over the life of the pool, as rewards are pure functions;
+        only what failed is tried again. A request whose function raises, or whose worker dies or does
+        not answer in time, scores 0 with an error that says so; no other is affected.
         """
         texts = [json.dumps(request, sort_keys=True) for request in requests]
-        unique = list(dict.fromkeys(texts))
+        digests = {text: hashlib.sha256(text.encode()).digest() for text in texts}
+        scores = {text: self._known[d] for text, d in digests.items() if d in self._known}
+        unique = [text for text in digests if text not in scores]
         names = [json.loads(text)[0] for text in unique]
         if not self._warned and _CODE.intersection(names):
             self._warned = True
@@ -117,10 +123,13 @@ class RewardPool:
             if not self._workers:
                 raise RuntimeError("the reward pool is closed")
             try:
-                scores = dict(zip(unique, self._run(unique, names), strict=True))
+                scores |= zip(unique, self._run(unique, names), strict=True)
             finally:  # after an interrupt, an answer to an abandoned request must not be read
                 for worker in [w for w in self._workers if w.job is not None]:
                     self._replace(worker)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.clear()
+            self._known |= {digests[text]: scores[text] for text in unique if scores[text].error is None}
             results = [scores[text] for text in texts]
             self.errors.update(s.error.partition(":")[0] for s in results if s.error)
             return results

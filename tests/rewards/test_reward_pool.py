@@ -34,6 +34,10 @@ def log(completion, check):
         f.write(completion)
     return 1.0
 
+def log_and_fail(completion, check):
+    log(completion, check)
+    raise OSError("not this time")
+
 def fail(completion, check):
     raise ValueError("two\\nlines")
 
@@ -99,7 +103,16 @@ def test_identical_requests_are_computed_once(name, tmp_path: Path) -> None:
     other = (name("log"), "b", {"file": str(file), "n": 1})
     with RewardPool(2) as pool:
         assert [s.reward for s in pool.score([first, same, other, first])] == [1.0] * 4
+        assert [s.reward for s in pool.score([other, first])] == [1.0] * 2
     assert sorted(file.read_text()) == ["a", "b"]
+
+
+def test_what_failed_is_tried_again(name, tmp_path: Path) -> None:
+    request = (name("log_and_fail"), "a", {"file": str(tmp_path / "log")})
+    with RewardPool(1) as pool:
+        assert all(pool.score([request])[0].error for _ in range(2))
+        assert pool.errors["OSError"] == 2
+    assert (tmp_path / "log").read_text() == "aa"
 
 
 def test_one_bad_request_leaves_the_others_alone(name) -> None:
