@@ -2,8 +2,8 @@
 
   python -m mdrl_jax.main --config=configs/quickstart.py --config.seed=0 --workdir=runs/quickstart-0
 
-Two CPU cores, no accelerator: 305 s (seed 0: training and scores 110 s, analysis 105 s, refresh 20 s, rollback 70 s),
-on cores that did other work too; installation on a fresh clone takes another minute.
+Two CPU cores, no accelerator: 293 s (seed 0: training 86 s, a third of it in sandboxed programs; analysis 88 s, refresh
+15 s, the rest scores, rollback and page); installation on a fresh clone takes another minute.
 
 How the conflict was designed: Math pays for the final answer alone, and the base model gets it right far oftener by
 working (84 %) than tersely (10 %). QA pays only for a reply that is nothing but the answer, Creative Writing a fifth
