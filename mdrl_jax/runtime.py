@@ -145,7 +145,7 @@ class Runtime:
             texts=texts,
             rewards_PG=np.asarray([s.reward for s in scores], np.float32).reshape(shape),
             accuracy_PG=np.asarray([s.accuracy for s in scores], np.float32).reshape(shape),
-            errors=collections.Counter(s.error.partition(":")[0] for s in scores if s.error),
+            errors=collections.Counter(s.kind for s in scores if s.error),
         )
 
     def _text(self, row: np.ndarray) -> str:

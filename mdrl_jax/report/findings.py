@@ -5,6 +5,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
@@ -15,7 +16,7 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
     lines = ["claims"]
     for claim in claims:
         colour = COLOURS[claim["verdict"]]
-        figure = f"{_number(claim['estimate'])} {_interval(claim['ci95'])}, null {_null(claim['null'])}"
+        figure = f"{number(claim['estimate'])} {_interval(claim['ci95'])}, null {_null(claim['null'])}"
         lines.append(f"  {claim['id']} [{colour}]{claim['verdict']}[/{colour}]: {claim['claim']}")
         lines.append(f"     {figure}; published: {claim['published']}")
         lines.append(f"     {claim['reason'].replace('[', chr(92) + '[')}")
@@ -30,7 +31,7 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
     table.add_column("null", no_wrap=True)
     for claim in claims:
         verdict = f"[{COLOURS[claim['verdict']]}]{claim['verdict']}[/]"
-        figures = _number(claim["estimate"]), _interval(claim["ci95"]), _null(claim["null"])
+        figures = number(claim["estimate"]), _interval(claim["ci95"]), _null(claim["null"])
         table.add_row(claim["id"], verdict, *figures)
     return table
 
@@ -46,9 +47,9 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
     for pair in pairs:
         for name, scale, label in (("reward", 100.0, "reward"), ("success_nll", 1.0, "NLL")):
             figures = pair["objectives"][name]
-            cells = [_number(figures[k]["estimate"], scale) for k in ("first", "second", "predicted", "measured")] + [
+            cells = [number(figures[k]["estimate"], scale) for k in ("first", "second", "predicted", "measured")] + [
                 _interval(figures["measured"]["ci95"], scale),
-                _number(figures["remainder"]["estimate"], scale),
+                number(figures["remainder"]["estimate"], scale),
             ]
             table.add_row(pair["domain"], pair["stage"], label, *cells)
     return table
@@ -61,23 +62,34 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
         spearman, r2 = figures["spearman"], figures["r_squared"]
         lines.append(
             f"{name}: predicted against measured over {figures['n']} pairs, Spearman "
-            f"{_number(spearman['estimate'])} {_interval(spearman['ci95'])}, R² "
-            f"{_number(r2['estimate'])} {_interval(r2['ci95'])}"
+            f"{number(spearman['estimate'])} {_interval(spearman['ci95'])}, R² "
+            f"{number(r2['estimate'])} {_interval(r2['ci95'])}"
         )
     return Group(damage_table(found["damage"]["pairs"]), *lines, verdicts(found["claims"]))
 
 
-def _number(value: float | None, scale: float = 1.0) -> str:
+def number(value: float | None, scale: float = 1.0) -> str:
+    """A figure to three digits, plain."""
     return "–" if value is None else f"{scale * value:.3g}"
 
 
+def interval(ci95: Sequence[float] | None, scale: float = 1.0) -> str:
+    """`[low, high]`, plain."""
+    return "–" if ci95 is None else f"[{scale * ci95[0]:.3g}, {scale * ci95[1]:.3g}]"
+
+
+def null_text(null: Any) -> str:
+    """A claim's null, plain: a number, an interval, or a drawn one as its mean and central 95 %."""
+    if isinstance(null, Mapping):
+        return f"{null['mean']:.3g} {interval([null['low'], null['high']])}"
+    if isinstance(null, Sequence):
+        return interval(null)
+    return number(null)
+
+
 def _interval(ci95: Sequence[float] | None, scale: float = 1.0) -> str:
-    return "–" if ci95 is None else f"\\[{scale * ci95[0]:.3g}, {scale * ci95[1]:.3g}]"
+    return escape(interval(ci95, scale))
 
 
 def _null(null: Any) -> str:
-    if isinstance(null, Mapping):
-        return f"{null['mean']:.3g} {_interval([null['low'], null['high']])}"
-    if isinstance(null, Sequence):
-        return _interval(null)
-    return _number(null)
+    return escape(null_text(null))

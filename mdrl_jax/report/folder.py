@@ -33,16 +33,21 @@ class Absent(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The records of one work folder. Reading raises Absent for what is missing and UserError for what is damaged."""
+    """The records of one work folder, each JSON document and the matrix read once.
+
+    Reading raises Absent for what is missing and UserError for what is damaged.
+    """
 
     root: Path
+    _read: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def json(self, path: str) -> Any:
         """One JSON document, e.g. `analysis/damage.json`."""
-        file = self.root / path
-        if not file.exists():
-            raise Absent(f"{path} is not there: {_made_by(path)}")
-        return _read(file)
+        if path not in self._read:
+            if not (self.root / path).exists():
+                raise Absent(f"{path} is not there: {_made_by(path)}")
+            self._read[path] = records.read_json(self.root / path)
+        return self._read[path]
 
     def jsonl(self, path: str) -> list[dict[str, Any]]:
         """The rows of a JSON-lines file."""
@@ -59,18 +64,12 @@ class Records:
 
     def matrix(self) -> Matrix:
         """Scores by stage and domain."""
+        return self._matrix
+
+    @functools.cached_property
+    def _matrix(self) -> Matrix:
         self.files("evaluations/*.json")
         return matrices.load(self.root)
-
-
-@functools.lru_cache(maxsize=64)
-def _cached(file: Path, stamp: tuple[int, int]) -> Any:
-    return records.read_json(file)
-
-
-def _read(file: Path) -> Any:
-    stat = file.stat()
-    return _cached(file, (stat.st_mtime_ns, stat.st_size))
 
 
 def _made_by(path: str) -> str:

@@ -20,9 +20,11 @@ from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import run
+from mdrl_jax.report.findings import interval, null_text, number
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.sections import SECTIONS
 from mdrl_jax.stages import plan
+from mdrl_jax.workfolder import WorkFolder
 
 # What the paper and its sister claim (definitions §0), and what judges it here.
 CLAIMS = {
@@ -99,9 +101,9 @@ def verdicts(found: Records) -> tuple[list[Verdict], str]:
 
 def _verdict(claim: dict[str, Any]) -> Verdict:
     figures = [
-        ("estimate", _number(claim["estimate"])),
-        ("95 % interval", _interval(claim["ci95"])),
-        ("null", _null(claim["null"])),
+        ("estimate", number(claim["estimate"])),
+        ("95 % interval", interval(claim["ci95"])),
+        ("null", null_text(claim["null"])),
         ("published", claim["published"]),
         ("rule", claim["rule"]),
     ]
@@ -168,7 +170,7 @@ def _state(found: Records) -> list[str]:
         return [f"{e}."]
     except DAMAGED as e:
         return [_damaged(e)]
-    done = [s for s in stages if (found.root / "evaluations" / f"{s.folder}.json").exists()]
+    done = [s for s in stages if WorkFolder(found.root).evaluation(s.folder).exists()]
     scored = [s for s in stages if s.scored]
     lines = [f"Model {config.model.path or 'embedded'}, seed {config.seed}."]
     if len(done) < len(scored):
@@ -177,17 +179,3 @@ def _state(found: Records) -> list[str]:
     else:
         lines.append(f"All {len(scored)} stages are done.")
     return lines
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _interval(ci95: Sequence[float] | None) -> str:
-    return "–" if ci95 is None else f"[{ci95[0]:.3g}, {ci95[1]:.3g}]"
-
-
-def _null(null: Any) -> str:
-    if isinstance(null, dict):
-        return f"{null['mean']:.3g} {_interval([null['low'], null['high']])}"
-    return _interval(null) if isinstance(null, list) else _number(null)

@@ -39,6 +39,11 @@ class Score:
     accuracy: float
     error: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """What kind of error it is; "" if there is none."""
+        return (self.error or "").partition(":")[0]
+
 
 def without_working(completion: str, separator: str | None) -> str:
     """What follows the last `separator`, stripped; the whole reply, stripped, if there is none.

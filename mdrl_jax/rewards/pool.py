@@ -131,7 +131,7 @@ class RewardPool:
                 self._known.clear()
             self._known |= {digests[text]: scores[text] for text in unique if scores[text].error is None}
             results = [scores[text] for text in texts]
-            self.errors.update(s.error.partition(":")[0] for s in results if s.error)
+            self.errors.update(s.kind for s in results if s.error)
             return results
 
     def _run(self, texts: Sequence[str], names: Sequence[str]) -> list[Score]:
