@@ -134,6 +134,12 @@ def by_category(names: Sequence[str]) -> alt.Scale:
     return alt.Scale(domain=list(names), range=[CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))])
 
 
+def ink_on(column: str, high: float, low: float = 0.0) -> Any:
+    """White or black, whichever is legible on the sequential scale of a column from `low` to `high`."""
+    dark = alt.datum[column] < low + DARK_BELOW * (high - low)
+    return alt.when(dark).then(alt.value("white")).otherwise(alt.value("black"))
+
+
 def signed(values: Sequence[float | None]) -> alt.Scale:
     """Blue for negative, orange for positive, symmetric about 0, of the size of the largest value."""
     largest = max((abs(v) for v in values if v is not None and v == v), default=0.0) or 1.0

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.analysis.verdicts import CLAIMS
-from mdrl_jax.report.figure import DARK_BELOW, INK, SEQUENTIAL, Figure, by_category, data
+from mdrl_jax.report.figure import INK, SEQUENTIAL, Figure, by_category, data, ink_on
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.measured import LEGEND, Row, by_module, columns, facet, null_columns, panels, tips
 from mdrl_jax.report.folder import Absent, Records
@@ -233,8 +233,7 @@ def _map(rows: Sequence[Row], key: str, title: str, form: str, domains: Sequence
     scale = alt.Scale(scheme=SEQUENTIAL, domain=[0, high or 1])
     marks = [base.mark_rect().encode(color=alt.Color(f"{key}:Q", scale=scale, title=title.split(",")[0]))]
     if len(layers) <= MOST_NUMBERS:
-        ink = alt.when(alt.datum[key] < DARK_BELOW * high).then(alt.value("white"))
-        text = base.mark_text().encode(text=alt.Text(f"{key}:Q", format=form), color=ink.otherwise(alt.value("black")))
+        text = base.mark_text().encode(text=alt.Text(f"{key}:Q", format=form), color=ink_on(key, high))
         marks.append(text)
     made = alt.layer(*marks, data=data(rows)).properties(width=width, height=20 * len(kinds))
     return made.facet(facet=facet("domain", domains), columns=count, title=title)

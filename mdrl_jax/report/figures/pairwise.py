@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import DARK_BELOW, INK, SEQUENTIAL, by_category, data
+from mdrl_jax.report.figure import INK, SEQUENTIAL, by_category, data, ink_on
 from mdrl_jax.report.figures.measured import LEGEND, Row, tips
 from mdrl_jax.report.folder import Records
 
@@ -51,7 +51,7 @@ def matrix(rows: Sequence[Row], domains: Sequence[str], title: str) -> alt.Layer
         tooltip=tips(["a", "b"], title, null=True),
     )
     colour = alt.Color("estimate:Q", scale=alt.Scale(scheme=SEQUENTIAL, domain=[0, high]), title=title, legend=None)
-    ink = alt.when(alt.datum.estimate < DARK_BELOW * high).then(alt.value("white")).otherwise(alt.value("black"))
+    ink = ink_on("estimate", high)
     text = base.mark_text().encode(text=alt.Text("estimate:Q", format=".2f"), color=ink)
     return alt.layer(base.mark_rect().encode(color=colour), text).properties(
         width=cell * cells, height=cell * cells, title=alt.Title(title, fontSize=13)

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from mdrl_jax.report.figure import DARK_BELOW, SEQUENTIAL, Figure, Table, by_category, data
+from mdrl_jax.report.figure import SEQUENTIAL, Figure, Table, by_category, data, ink_on
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.matrix import Matrix, Quantity, framed_cells, path_rows, score_at
 from mdrl_jax.report.transfer import quantities
@@ -22,7 +22,6 @@ def matrix(records: Records) -> Figure:
     if not scored:
         raise Absent("no stage has been scored yet")
     low, high = min(scored), max(scored)
-    middle = low + DARK_BELOW * (high - low)
     x = alt.X("domain:N", sort=None, title="domain tested", axis=alt.Axis(orient="top", labelAngle=0))
     y = alt.Y("stage:N", sort=None, title="after stage")
     colour = alt.Color(
@@ -40,8 +39,7 @@ def matrix(records: Records) -> Figure:
     ]
     base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=tips)
     cells = base.mark_rect().encode(color=colour)
-    ink = alt.when(alt.datum.score < middle).then(alt.value("white")).otherwise(alt.value("black"))
-    text = base.mark_text().encode(text="shown:N", color=ink)
+    text = base.mark_text().encode(text="shown:N", color=ink_on("score", high, low))
     framed = base.transform_filter("datum.trained")
     outside = framed.mark_rect(fillOpacity=0, stroke="white", strokeWidth=5)
     inside = framed.mark_rect(fillOpacity=0, stroke="black", strokeWidth=2)
