@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Keeps a run going until it is done: resume.sh --config=FILE [--config.a=b ...] [--dry-run], arguments as for launch.sh
+# Follows the run. Where the TPU was preempted, failed or does not answer, it is deleted, created again, and gets the
+# same program; where the run stopped or crashed, only the run is started again. Either way the run goes on from its
+# work folder, at most MDRL_RESTARTS times. A run that ends with status 2 is never started again.
+
+# shellcheck source=tpu_scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+needs_config
+
+ready() { # the TPU, with no run on it: the one that is there, or a new one
+  local state stopped=0
+  while true; do
+    state=$(tpu_state) || return
+    case $state in
+      # On its way, from the queue or from maintenance.
+      ACCEPTED | CREATING | WAITING_FOR_RESOURCES | PROVISIONING | STARTING | RESTARTING | REIMAGING | REPAIRING) ;;
+      *) break ;;
+    esac
+    sleep "$MDRL_POLL"
+  done
+  if [ "$state" = READY ]; then
+    "$here/stop.sh" || stopped=$?
+    ((stopped == 75)) || return "$stopped"
+  fi
+  "$here/delete.sh" && "$here/create.sh"
+}
+
+again() { ready && "$here/copy.sh" --again && "$here/install.sh" && "$here/launch.sh" "${arguments[@]}"; }
+
+status=0
+"$here/follow.sh" || status=$?
+if dry; then
+  echo "# after a preemption, at most $MDRL_RESTARTS times:"
+  again
+  "$here/follow.sh"
+  exit 0
+fi
+for ((restart = 1; status != 0 && status != 2 && status != 130; restart++)); do
+  ((restart <= MDRL_RESTARTS)) ||
+    fail "$status" "ended with status $status after $MDRL_RESTARTS restarts; MDRL_RESTARTS allows more"
+  say "ended with status $status; restart $restart of at most $MDRL_RESTARTS"
+  status=0
+  again || status=$?
+  if ((status)); then
+    sleep "$MDRL_POLL"
+  else
+    "$here/follow.sh" || status=$?
+  fi
+done
+exit "$status"
