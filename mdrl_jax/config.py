@@ -45,6 +45,8 @@ class ModelSection:
       dtype: of matrix products and the KV cache, "float32" or "bfloat16"; master weights are float32.
       remat: "none", "full" or "dots" (see `Decoder`).
       logprob_chunk: positions whose logits are held at a time; 0: all.
+      score_bytes: training, log-probs and prefill use attention that never holds all scores (`model/attention.py`)
+        where those of one layer would take more of a device.
     """
 
     path: str = "tiny"
@@ -52,6 +54,7 @@ class ModelSection:
     dtype: str = "float32"
     remat: str = "none"
     logprob_chunk: int = 0
+    score_bytes: float = 2.0**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +62,18 @@ class RolloutSection:
     """Sampling of training completions, and the length buckets (one compilation each).
 
     The last prompt bucket is the longest prompt allowed, the last completion bucket the longest completion.
+
+    Attributes:
+      parts: in which a step's prompts are sampled; rewards of one are computed while the next is sampled.
+      cache_gib: memory of a device that keys and values of completions may take; prompts for which there is no room
+        wait until others have ended. 0: no limit.
     """
 
     sampling: SamplingConfig = SamplingConfig()
     prompt_buckets: tuple[int, ...] = (16,)
     completion_buckets: tuple[int, ...] = (16,)
+    parts: int = 1
+    cache_gib: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +157,17 @@ class SFTSection:
     noise_from: float = 0.6
     checkpoint_every: int = 500
     optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSection:
+    """What is kept of a stage while it goes on; how often it saves is `checkpoint_every` of its section.
+
+    Attributes:
+      keep: the newest ones; with 2 there is one before it where the newest is found damaged.
+    """
+
+    keep: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +278,7 @@ class Config:
     rollout: RolloutSection = RolloutSection()
     train: TrainSection = TrainSection()
     sft: SFTSection = SFTSection()
+    checkpoints: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     analyze: AnalyzeSection = AnalyzeSection()
     recover: RecoverSection = RecoverSection()
@@ -386,6 +408,10 @@ def _check(config: Config) -> None:
     _require(c.rollout.sampling.temperature > 0, "rollout.sampling.temperature must be above 0")
     for name, value, least in (
         ("model.logprob_chunk", c.model.logprob_chunk, 0),
+        ("model.score_bytes", c.model.score_bytes, 1),
+        ("rollout.parts", c.rollout.parts, 1),
+        ("rollout.cache_gib", c.rollout.cache_gib, 0),
+        ("checkpoints.keep", c.checkpoints.keep, 1),
         ("evaluate.samples", c.evaluate.samples, 1),
         ("evaluate.batch", c.evaluate.batch, 1),
         ("evaluate.shown", c.evaluate.shown, 0),
@@ -434,6 +460,8 @@ def _check(config: Config) -> None:
         _require(s.group >= 2, f"{where}: group={s.group}; GRPO compares at least 2 completions a prompt")
         for field in ("learning_rate", "warmup_steps", "checkpoint_every", "kl_every"):
             _require(getattr(s, field) >= 0, f"{where}: {field}={getattr(s, field)}; it is >= 0")
+        parts = c.rollout.parts
+        _require(s.prompts % parts == 0, f"{where}: prompts={s.prompts} is not divisible by rollout.parts={parts}")
         rows = s.prompts * s.group
         divides = rows % s.micro_batches == 0
         _require(divides, f"{where}: prompts * group = {rows} is not divisible by micro_batches={s.micro_batches}")

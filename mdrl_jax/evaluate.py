@@ -4,15 +4,16 @@ The same prompts and sampling keys at every stage, so that comparisons are paire
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from mdrl_jax import preemption
 from mdrl_jax.config import EvaluateSection
 from mdrl_jax.domains.prompts import PromptSet
 from mdrl_jax.progress import Track
-from mdrl_jax.runtime import Runtime
+from mdrl_jax.runtime import Judged, Runtime
 
 STAGE_OF_KEYS = "evaluate"
 
@@ -36,32 +37,26 @@ class Evaluation:
 def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluation:
     """Samples `evaluate.samples` completions of every prompt of `evaluate.split` and judges them; `label` is shown."""
     config = runtime.config.evaluate
-    batches = [
-        (domain, at)
-        for domain in runtime.config.scored_domains
-        for at in range(0, len(runtime.prompts[domain, config.split]), config.batch)
-    ]
-    judged: dict[str, list[Any]] = {domain: [] for domain in runtime.config.scored_domains}
-    with track(label, len(batches)) as show:
-        for done, (domain, at) in enumerate(batches):
-            show(done, domain)
-            judged[domain].append(_batch(runtime, params, runtime.prompts[domain, config.split], at, config))
-    rewards, accuracy, samples = {}, {}, []
-    for domain, parts in judged.items():
-        prompts = runtime.prompts[domain, config.split]
-        rewards[domain] = np.concatenate([part[0] for part in parts])
-        accuracy[domain] = np.concatenate([part[1] for part in parts])
-        for i, texts in enumerate(parts[0][2][: config.shown]):
-            for k, text in enumerate(texts):
-                samples.append(
-                    {
-                        "domain": domain,
-                        "prompt": prompts.problems[i].prompt,
-                        "completion": text,
-                        "reward": float(rewards[domain][i, k]),
-                        "accuracy": float(accuracy[domain][i, k]),
-                    }
-                )
+    total = sum(_parts(runtime.prompts[domain, config.split], config) for domain in runtime.config.scored_domains)
+    rewards, accuracy, samples, done = {}, {}, [], 0
+    with track(label, total) as show:
+        for domain in runtime.config.scored_domains:
+            prompts = runtime.prompts[domain, config.split]
+            told = lambda part, domain=domain, done=done: show(done + part, domain)  # noqa: E731
+            judged = _judged(runtime, params, prompts, len(prompts), config, told)
+            done += _parts(prompts, config)
+            rewards[domain], accuracy[domain] = (x[: len(prompts)] for x in (judged.rewards_PG, judged.accuracy_PG))
+            for i in range(min(config.shown, len(prompts))):
+                for k in range(config.samples):
+                    samples.append(
+                        {
+                            "domain": domain,
+                            "prompt": prompts.problems[i].prompt,
+                            "completion": runtime.text(judged.completions, i, k),
+                            "reward": float(rewards[domain][i, k]),
+                            "accuracy": float(accuracy[domain][i, k]),
+                        }
+                    )
     return Evaluation(rewards, accuracy, samples)
 
 
@@ -86,23 +81,27 @@ def _rewards(
     rewards = {}
     for domain in domains or runtime.config.scored_domains:
         prompts = runtime.prompts[domain, split]
-        ends = range(0, len(prompts) if most is None else min(len(prompts), most), section.batch)
-        rewards[domain] = np.concatenate([_batch(runtime, params, prompts, at, section)[0] for at in ends])[:most]
+        n = len(prompts) if most is None else min(len(prompts), most)
+        check = lambda part, domain=domain: preemption.check(f"scores of {domain} on {split} prompts")  # noqa: E731
+        rewards[domain] = _judged(runtime, params, prompts, n, section, check).rewards_PG[:n]
     return rewards
 
 
-def _batch(
-    runtime: Runtime, params: Any, prompts: PromptSet, at: int, config: EvaluateSection
-) -> tuple[Any, Any, list[list[str]]]:
-    rows = np.arange(at, min(at + config.batch, len(prompts)))
-    # The last batch is filled up with the first prompts again, so that its shape compiles nothing new.
-    filled = np.resize(np.concatenate([rows, np.arange(config.batch - len(rows)) % len(prompts)]), config.batch)
-    judged = runtime.sample(
-        params,
-        [(prompts, filled)],
-        (runtime.config.seed, STAGE_OF_KEYS, 0),
-        config.samples,
-        config.sampling,
-    )
-    n = len(rows)
-    return judged.rewards_PG[:n], judged.accuracy_PG[:n], judged.texts[:n]
+def _parts(prompts: PromptSet, config: EvaluateSection) -> int:
+    return -(-len(prompts) // config.batch)
+
+
+def _judged(
+    runtime: Runtime,
+    params: Any,
+    prompts: PromptSet,
+    n: int,
+    config: EvaluateSection,
+    show: Callable[[int], None] = lambda part: None,
+) -> Judged:
+    """The first n prompts and, so that the last batch has a shape that is compiled, as many more as fill it up."""
+    parts = -(-n // config.batch)
+    # What fills it up is drawn from the first prompts again where there are no more.
+    rows = np.arange(parts * config.batch) % len(prompts)
+    key_of = (runtime.config.seed, STAGE_OF_KEYS, 0)
+    return runtime.sample(params, [(prompts, rows)], key_of, config.samples, config.sampling, parts, show)

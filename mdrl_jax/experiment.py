@@ -13,15 +13,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from mdrl_jax import records, runtime
+from mdrl_jax import preemption, records, runtime
 from mdrl_jax.analysis import interference
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
-from mdrl_jax.checkpoints import StageCheckpoints, abstract, load_tree
+from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params, load_tree
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate
+from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel.sharding import named
 from mdrl_jax.planning import Planning
 from mdrl_jax.recovery import merging, prevention, rollback_stage
 from mdrl_jax.recovery.claim_refresh import Refreshed, c6
@@ -44,6 +47,7 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
 
     Raises:
       UserError: for anything the user can put right; what was written before stays.
+      Stopped: after a SIGTERM; what was reached is saved.
     """
     stages = plan(config, tuple(DOMAINS))
     folder = WorkFolder(Path(workdir))
@@ -58,9 +62,10 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
                 rollback_stage.check(built)
             elif stage.kind == "analyze":
                 interference.check(built, sequence(earlier, lambda name: None))
+        distributed.check_shared(folder.root)
         folder.open(config)
         folder.open_data(built.data())
-        with Screen(folder.root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
+        with preemption.watch(), Screen(folder.root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
             Walk(built, folder, stages, screen).run()
 
 
@@ -89,7 +94,7 @@ class Walk:
             self.stages,
             self.screen,
             self._params_after,
-            functools.partial(bases, self.folder),
+            functools.partial(bases, self.folder, self.runtime.mesh),
         )
         planning = Planning(self.runtime, self.folder, self.stages, self.screen, trainer, self._params_after)
         recorders = {
@@ -108,11 +113,15 @@ class Walk:
                 steps = trainer.steps(stage)
                 records.write_json(self.folder.costs(stage), costs(self.runtime, stage, steps, spent))
                 self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p)
+                del params  # else they would lie on the devices while the next stage trains
+            if stage.scored:
+                keep_last(self.folder.checkpoints(stage))
         self._finish(time.monotonic() - started)
 
     def _made(self, stage: Stage, planning: Planning) -> tuple[Any, dict[str, Any]]:
         """Parameters that are made, not trained step by step, kept like others, and what it cost to choose them."""
-        with StageCheckpoints(self.folder.checkpoints(stage)) as checkpoints:
+        keep = self.runtime.config.checkpoints.keep
+        with StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn) as checkpoints:
             if checkpoints.latest():
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), checkpoints.meta()["costs"]
@@ -134,7 +143,7 @@ class Walk:
             stage,
             at,
             donor,
-            functools.lru_cache(maxsize=3)(self._params_after),
+            functools.lru_cache(maxsize=1)(self._params_after),
             build(self.runtime, self.runtime.config.train.grpo),
             self.folder.root,
             self.screen.steps,
@@ -170,8 +179,7 @@ class Walk:
         if name == "base":
             return self.runtime.base_params()
         stage = next(s for s in self.stages if s.name == name)
-        with StageCheckpoints(self.folder.checkpoints(stage)) as checkpoints:
-            return checkpoints.restore_params(abstract(self.runtime.shapes, self.runtime.shardings))
+        return load_params(self.folder.checkpoints(stage), abstract(self.runtime.shapes, self.runtime.shardings))
 
     def _score(self, name: str, index: int, folder: str, step: int, params: Any) -> None:
         """Evaluates, unless that was done, and writes evaluation, samples and scores."""
@@ -186,8 +194,8 @@ class Walk:
                 "step": step,
             }
             records.write_jsonl(self.folder.samples(folder), result.samples)
-            records.write_json(self.folder.evaluation(folder), head | result.record())
             self._board(name, index, result)
+            records.write_json(self.folder.evaluation(folder), head | result.record())
         rows = scores(self.folder)
         records.write_jsonl(self.folder.root / "scores.jsonl", rows)
         if anew:
@@ -195,7 +203,7 @@ class Walk:
         self.screen.print(terminal.score_table(matrix.load(self.folder.root)))
 
     def _board(self, name: str, index: int, result: Evaluation) -> None:
-        with TensorBoard(self.folder.root / "tensorboard" / "scores") as board:
+        with TensorBoard(self.folder.root / "tensorboard" / "scores", resumed_at=index) as board:
             if name == "base":  # once a run
                 board.hparams(flat(resolved(self.runtime.config)))
             scalars = {f"score/{d}": 100 * float(x.mean()) for d, x in result.rewards.items()}
@@ -270,15 +278,19 @@ def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoin
     return Checkpoints(tuple(trained), tuple(solos), params)
 
 
-def bases(folder: WorkFolder, domain: str) -> list[Basis]:
+def bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:
     """The conflict subspaces that the analysis found for a domain; none where there was no analysis."""
+    into, out_of = named(mesh, None, None, "embed", None), named(mesh, None, None, None, "embed")  # the MLP's neurons
     found = []
     for file in sorted((folder.root / "analysis" / "parts").glob(f"conflict-{domain}-*.json")):
         record = records.read_json(file)
         if "reason" in record:
             continue
         stage, objective = record["stage"], record["objective"]
-        kept = load_tree(interference.subspace_folder(folder.root, domain, stage, objective))
+        kept = load_tree(
+            interference.subspace_folder(folder.root, domain, stage, objective),
+            {"gate": into, "up": into, "down": out_of},
+        )
         for half, vectors in enumerate(kept["vectors"]):
             values = np.asarray(record["halves"][half]["eigenvalues"])
             index, mask = np.asarray(kept["index_LR"]), np.asarray(kept["mask_LR"])

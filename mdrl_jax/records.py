@@ -1,4 +1,8 @@
-"""Files of the work folder: each is written whole or not at all (temporary name, fsync, rename)."""
+"""Files of the work folder: each is written whole or not at all (temporary name, fsync, rename).
+
+Where several processes run the same program, all call the functions that write, process 0 writes, and none goes on
+before the file is there: what any of them read before in the program it read before the file was changed.
+"""
 
 import json
 import os
@@ -7,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import distributed
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes `data` to `path` atomically, creating its folder."""
     path = Path(path)
+    distributed.barrier(f"before {path.name}")
+    if distributed.is_first():
+        _write(path, data)
+    distributed.barrier(f"after {path.name}")
+
+
+def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as f:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,28 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from mdrl_jax import tokens
-from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection
-from mdrl_jax.domains.base import Domain
+from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection, RolloutSection, stage_config
+from mdrl_jax.domains.base import Domain, Problem
 from mdrl_jax.domains.chat import PLAIN
 from mdrl_jax.domains.datasets import SPLITS
 from mdrl_jax.domains.prompts import PromptSet, notes, tokenize
 from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.errors import UserError
-from mdrl_jax.model import huggingface
-from mdrl_jax.model.transformer import Decoder, param_shapes
-from mdrl_jax.parallel.sharding import batch_divisor, make_mesh, param_shardings, put
+from mdrl_jax.model import attention, huggingface
+from mdrl_jax.model.families import ModelConfig
+from mdrl_jax.model.transformer import Decoder, causal_attention, param_shapes
+from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel.sharding import batch_divisor, divisor, make_mesh, param_shardings, put
 from mdrl_jax.rewards.base import Score
 from mdrl_jax.rewards.pool import RewardPool
-from mdrl_jax.rl.rollout import Completions, SamplingConfig, completion_mask, make_sampler, stage_key
+from mdrl_jax.rl.rollout import (
+    Completions,
+    SamplingConfig,
+    cache_bytes,
+    completion_mask,
+    make_sampler,
+    stage_key,
+)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -44,17 +53,26 @@ class Judged:
     valid_PT: np.ndarray
     completions: Completions
     mask_PGT: np.ndarray
-    texts: list[list[str]]
     rewards_PG: np.ndarray
     accuracy_PG: np.ndarray
     errors: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Launched:
+    """A part of a batch whose completions the devices are sampling."""
+
+    problems: list[tuple[PromptSet, Problem]]
+    prompts_PT: np.ndarray
+    valid_PT: np.ndarray
+    completions: Completions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runtime:
     """Built once a run by `build`; nothing in it changes but `spent`, which counts tokens read and sampled.
 
-    `notes` are lines for the log: what was found in data sets.
+    `notes` are lines for the log: what was found in data sets, and which attention was chosen.
     """
 
     config: Config
@@ -87,7 +105,7 @@ class Runtime:
 
     @functools.cache  # noqa: B019  (one runtime lives as long as the process)
     def sampler(self, group: int, sampling: SamplingConfig) -> Any:
-        """The compiled sampler for groups of this size."""
+        """The compiled sampler for groups of this size; as many prompts at once as `rollout.cache_gib` holds."""
         return make_sampler(
             self.model,
             f"sample_{group}",
@@ -95,6 +113,7 @@ class Runtime:
             max_new_tokens=self.config.rollout.completion_buckets[-1],
             end=self.end,
             sampling=sampling,
+            at_once=prompts_at_once(self.config.rollout, self.model, self.mesh, group),
         )
 
     def sample(
@@ -104,67 +123,155 @@ class Runtime:
         key_of: tuple[int, str, int],
         group: int,
         sampling: SamplingConfig,
+        parts: int = 1,
+        show: Callable[[int], None] = lambda part: None,
     ) -> Judged:
         """Samples and judges `group` completions of the chosen rows of each prompt set.
 
-        `key_of` is (seed, stage, step). Prompts are padded to the smallest bucket that holds the longest.
+        `key_of` is (seed, stage, step). Prompts are padded to the smallest bucket that holds the longest. Of several
+        `parts` of as many prompts each, one is judged while the devices sample the next; `show` is told which. Each
+        process judges its share of the completions.
 
         Raises:
           UserError: if more than `rewards.max_error_share` of the rewards raise.
         """
-        rows = [prompts.tokens[i] for prompts, chosen in sets for i in chosen]
-        problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
-        ids_P = np.concatenate([prompts.ids(chosen) for prompts, chosen in sets])
-        buckets = self.config.rollout.prompt_buckets
-        length = tokens.bucket(max(map(len, rows)), buckets, "a prompt")
+        items = [(prompts, int(i)) for prompts, chosen in sets for i in chosen]
+        longest = max(len(prompts.tokens[i]) for prompts, i in items)
+        length = tokens.bucket(longest, self.config.rollout.prompt_buckets, "a prompt")
+        size = len(items) // parts
+        assert size * parts == len(items), "prompts do not divide into parts"
+
+        def launch(part: int) -> _Launched:
+            show(part)
+            chosen = items[part * size : (part + 1) * size]
+            return self._launch(params, chosen, length, key_of, group, sampling)
+
+        judged, launched = [], launch(0)
+        for part in range(1, parts + 1):
+            following = launch(part) if part < parts else launched
+            judged.append(self._judge(launched))
+            launched = following
+        return _joined(judged)
+
+    def _launch(
+        self,
+        params: Any,
+        items: list[tuple[PromptSet, int]],
+        length: int,
+        key_of: tuple[int, str, int],
+        group: int,
+        sampling: SamplingConfig,
+    ) -> _Launched:
+        rows = [prompts.tokens[i] for prompts, i in items]
+        ids_P = np.concatenate([prompts.ids(np.asarray([i])) for prompts, i in items])
         prompts_PT, valid_PT = tokens.left_pad(rows, length, tokens.pad_id(self.tokenizer))
         on_device = put((prompts_PT, valid_PT, ids_P), self.mesh)
-        sampler = self.sampler(group, sampling)
-        done: Completions = jax.device_get(
-            sampler(params, on_device[0], on_device[1], stage_key(*key_of), on_device[2])
-        )
+        done = self.sampler(group, sampling)(params, *on_device[:2], stage_key(*key_of), on_device[2])
+        problems = [(prompts, prompts.problems[i]) for prompts, i in items]
+        return _Launched(problems, prompts_PT, valid_PT, done)
+
+    def _judge(self, launched: _Launched) -> Judged:
+        done: Completions = distributed.gather(launched.completions)
         mask_PGT = completion_mask(done.length_PG, done.tokens_PGT.shape[-1])
-        self.spent.update(read=int(valid_PT.sum()), sampled=int(done.length_PG.sum()))
-        texts = [
-            [self._text(row[:n]) for row, n in zip(group_rows, lengths, strict=True)]
-            for group_rows, lengths in zip(done.tokens_PGT, done.length_PG, strict=True)
-        ]
-        requests = [
-            (prompts.reward, text, problem.check)
-            for (prompts, problem), group_texts in zip(problems, texts, strict=True)
-            for text in group_texts
-        ]
-        scores = self.pool.score(requests)
-        self._check_errors(scores, requests)
+        self.spent.update(read=int(launched.valid_PT.sum()), sampled=int(done.length_PG.sum()))
         shape = done.length_PG.shape
+
+        def request(i: int) -> tuple[str, str, Any]:
+            prompts, problem = launched.problems[i // shape[1]]
+            return prompts.reward, self.text(done, *divmod(i, shape[1])), problem.check
+
+        mine = self.pool.score([request(i) for i in distributed.part(done.length_PG.size)])
+        shared = distributed.share([(s.reward, s.accuracy, s.error) for s in mine])
+        scores = [Score(*fields) for of_process in shared for fields in of_process]
+        failed = [i for i, s in enumerate(scores) if s.error is not None]
+        if len(failed) > self.config.rewards.max_error_share * len(scores):
+            name, text, _ = request(failed[0])
+            raise UserError(
+                f"reward {name} failed on {len(failed)} of {len(scores)} completions "
+                f"(limit: rewards.max_error_share); first: {scores[failed[0]].error} on {text[:60]!r}"
+            )
         return Judged(
-            prompts_PT=prompts_PT,
-            valid_PT=valid_PT,
+            prompts_PT=launched.prompts_PT,
+            valid_PT=launched.valid_PT,
             completions=done,
             mask_PGT=mask_PGT,
-            texts=texts,
             rewards_PG=np.asarray([s.reward for s in scores], np.float32).reshape(shape),
             accuracy_PG=np.asarray([s.accuracy for s in scores], np.float32).reshape(shape),
             errors=collections.Counter(s.kind for s in scores if s.error),
         )
 
-    def _text(self, row: np.ndarray) -> str:
+    def text(self, done: Completions, prompt: int, sample: int) -> str:
+        """One completion as text."""
+        row = done.tokens_PGT[prompt, sample, : done.length_PG[prompt, sample]]
         return self.tokenizer.decode(row.tolist(), skip_special_tokens=True)
 
-    def _check_errors(self, scores: list[Score], requests: list[Any]) -> None:
-        failed = [i for i, s in enumerate(scores) if s.error is not None]
-        if len(failed) > self.config.rewards.max_error_share * len(scores):
-            name, text, _ = requests[failed[0]]
-            raise UserError(
-                f"reward {name} failed on {len(failed)} of {len(scores)} completions "
-                f"(limit: rewards.max_error_share); first: {scores[failed[0]].error} on {text[:60]!r}"
-            )
+
+def _joined(parts: list[Judged]) -> Judged:
+    if len(parts) == 1:
+        return parts[0]
+    errors = sum((collections.Counter(part.errors) for part in parts), collections.Counter())
+    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *map(_fields, parts))
+    return Judged(**whole, errors=errors)
+
+
+def _fields(judged: Judged) -> dict[str, Any]:
+    return {f.name: getattr(judged, f.name) for f in dataclasses.fields(judged) if f.name != "errors"}
+
+
+def prompts_at_once(section: RolloutSection, model: Decoder, mesh: Mesh, group: int) -> int:
+    """Prompts whose completions a device has room for, over all devices; 0: no limit.
+
+    Raises:
+      UserError: if a device has no room for those of one prompt.
+    """
+    if not section.cache_gib:
+        return 0
+    each = cache_bytes(model, group, section.prompt_buckets[-1], section.completion_buckets[-1])
+    each //= mesh.shape["tensor"]
+    fit = int(section.cache_gib * 2**30 // each)
+    if fit < 1:
+        raise UserError(
+            f"rollout.cache_gib={section.cache_gib} is too small: keys and values of one prompt and its {group} "
+            f"completions take {each / 2**30:.3g} GiB of a device"
+        )
+    return fit * batch_divisor(mesh)
 
 
 def make_pool(section: RewardSection) -> RewardPool:
     """The reward workers of a config, to be used as a context manager."""
     s = section
     return RewardPool(s.workers, s.cpu_seconds, s.memory_mb, s.deadline_seconds, s.sandbox)
+
+
+def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
+    """The model of a run, with the attention that its longest batches need.
+
+    Raises:
+      UserError: for prompts and completions that are longer than the model takes.
+    """
+    prompt, completion = config.rollout.prompt_buckets[-1], config.rollout.completion_buckets[-1]
+    if prompt + completion > sizes.max_positions:
+        raise UserError(
+            f"rollout: prompts and completions may be {prompt + completion} tokens long together, but the model "
+            f"{config.model.path} takes {sizes.max_positions}"
+        )
+    model = Decoder(sizes, DTYPES[config.model.dtype], config.model.remat)
+    trained, sampled = 1, max(config.evaluate.batch, config.analyze.batch)
+    for stage in config.stages:
+        train = stage_config(config, stage)
+        trained = max(trained, train.prompts * train.group // train.micro_batches)
+        sampled = max(sampled, train.prompts // config.rollout.parts)
+    sampled = min(sampled, prompts_at_once(config.rollout, model, mesh, 1) or sampled)
+    uses = (
+        (trained, prompt + completion),
+        (sampled, prompt),
+        (config.sft.batch_size // config.sft.micro_batches, config.sft.length),
+    )
+    rows, length = max(uses, key=lambda use: use[0] * use[1] ** 2)
+    fused = attention.splash if mesh.devices.flat[0].platform == "tpu" else attention.blockwise
+    here, heads = -(-rows // batch_divisor(mesh)), sizes.n_heads // divisor(mesh, "heads")
+    chosen = attention.choose(here, heads, length, config.model.score_bytes, causal_attention, fused)
+    return dataclasses.replace(model, attention=chosen)
 
 
 def build(config: Config, pool: RewardPool) -> Runtime:
@@ -174,16 +281,10 @@ def build(config: Config, pool: RewardPool) -> Runtime:
       UserError: for a missing or unsupported model, prompts that are too long, sizes the mesh does not divide.
     """
     folder = model_folder(config.model.path)
-    model_config = huggingface.read_config(folder)
+    sizes = huggingface.read_config(folder)
     tokenizer = tokens.load_tokenizer(folder)
-    longest = config.rollout.prompt_buckets[-1] + config.rollout.completion_buckets[-1]
-    if longest > model_config.max_positions:
-        raise UserError(
-            f"rollout: prompts and completions may be {longest} tokens long together, but the model "
-            f"in {folder} takes {model_config.max_positions}"
-        )
     mesh = make_mesh(config.mesh)
-    model = Decoder(model_config, DTYPES[config.model.dtype], config.model.remat)
+    model = decoder(config, sizes, mesh)
     boxed = param_shapes(model)
     names = tuple(dict.fromkeys(config.scored_domains))
     domains = make_domains(names, config.domains)
@@ -194,6 +295,7 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     told = [note for name, d in domains.items() for note in notes(d, {split: prompts[name, split] for split in SPLITS})]
     if told and not tokenizer.chat_template:
         told.append(f"{folder} has no chat template; prompts of data sets are {PLAIN!r}")
+    told.append(f"attention of training, log-probs and prefill: {model.attention.__name__}")
     parts = batch_divisor(mesh)
     if config.evaluate.batch % parts:
         raise UserError(f"evaluate.batch={config.evaluate.batch} is not divisible by the mesh's data * fsdp = {parts}")

@@ -13,12 +13,21 @@ import jax
 from mdrl_jax import records
 from mdrl_jax.config import Config, parse
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel.sharding import MeshConfig
 from mdrl_jax.stages import Stage
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "mdrl-jax")
-# Fields that may change when a run is started again: they change no result. Those of the analysis may too: it keeps
-# its own settings (`analysis/interference.py`).
-FREE = ("rewards.workers", "train.checkpoint_every", "sft.checkpoint_every", "evaluate.shown")
+# Fields that may change when a run is started again: they change no result, a mesh but by the rounding of sums whose
+# terms lie on other devices. Those of the analysis may too: it keeps its own settings (`analysis/interference.py`).
+FREE = (
+    *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
+    "checkpoints.keep",
+    "evaluate.shown",
+    "rewards.workers",
+    "sft.checkpoint_every",
+    "train.checkpoint_every",
+)
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -86,6 +95,9 @@ class WorkFolder:
         """
         file = self.root / "config.json"
         now = resolved(config)
+        if distributed.is_first():
+            for left in self.root.rglob(".*.tmp"):  # of a record that a kill found half written
+                left.unlink(missing_ok=True)
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"{self.root} is a file; name a new work folder")
         if file.exists():

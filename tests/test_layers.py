@@ -14,8 +14,9 @@ PACKAGE = Path(mdrl_jax.__file__).parent
 # A module may import those before it and those beside it. `config` collects the sections that the modules before
 # it declare beside the code that reads them, so it comes after these; what reads a whole Config comes after it.
 LAYERS = (
-    ("errors", "progress", "records", "tokens", "tree"),
+    ("errors", "progress", "tokens", "tree"),
     ("parallel",),
+    ("records", "manifest", "preemption"),
     ("model",),
     ("domains", "rewards"),
     ("rl.rollout", "rl.logprobs"),

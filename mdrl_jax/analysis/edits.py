@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mdrl_jax import tree
 from mdrl_jax.analysis.nulls import jackknife
 from mdrl_jax.analysis.statistics import Estimate, over_seeds, student
+from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain
 
@@ -124,7 +125,7 @@ def edit_figures(before: Any, after: Any) -> dict[str, Any]:
     "participation" (Σδ²)²/(nΣδ⁴); "norm" ‖δ‖; "relative_norm" ‖δ‖/‖θ‖. Kinds of matrices add "effective_rank", its
     mean over layers, and kinds of stacked tensors "layers": {"relative", "norm", "effective_rank"}, a list each.
     """
-    fetched = jax.device_get(_sums_program(before, after))
+    fetched = distributed.gather(_sums_program(before, after))
     shapes = {tree.path(keys): x.shape for keys, x in jax.tree_util.tree_leaves_with_path(before)}
     sums = {name: _additive(values, shapes[name]) for name, values in fetched.items()}
     kinds = {}

@@ -12,7 +12,6 @@ could be measured: "near-orthogonal" would be noise.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from mdrl_jax import tree
 from mdrl_jax.analysis import cosines
 from mdrl_jax.analysis.cosines import Figure
 from mdrl_jax.analysis.nulls import benjamini_hochberg, null_record
+from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
 
 Gram = dict[str, NDArray[np.float64]]
@@ -44,7 +44,7 @@ def gram(block_gradient: Callable[[int], Any], n: int, held: int) -> Gram:
             made = {(first + i, j): _products(x, passing) for i, x in enumerate(kept)}
             if first == 0:
                 made[j, j] = _products(passing, passing)
-            products |= jax.device_get(made)  # waits, so that no gradient outlives its turn in a queue
+            products |= distributed.gather(made)  # waits, so that no gradient outlives its turn in a queue
             if len(kept) < held - 1:
                 kept.append(passing)
             del passing

@@ -190,7 +190,8 @@ class Analysis:
         c, params = self.checkpoints, self.params(name)
         drawn = {domain: self.sample(name, domain, progress) for domain in c.domains}
         own = next((d for d in c.domains if c.own(d).name == name), None)
-        later = [] if own is None else [self._later(own, s) for s in c.later(own) if c.own(s.domain) == s]
+        edit = functools.cache(self.edit)  # one that is compared with several is one array
+        later = [] if own is None else [self._later(own, s, edit) for s in c.later(own) if c.own(s.domain) == s]
         out: dict[str, Any] = {
             "rewards": {d: s.rewards_PG.mean(axis=1, dtype=np.float64).tolist() for d, s in drawn.items()},
             "informative": {d: s.informative for d, s in drawn.items()},
@@ -211,9 +212,9 @@ class Analysis:
             out["shared"][x.domain] = points.on_route(self.probe, route_LF, x, effects[x.domain])
         return out
 
-    def _later(self, own: str, stage: Trained) -> points.Later:
+    def _later(self, own: str, stage: Trained, edit: Callable[[Trained], Any]) -> points.Later:
         c = self.checkpoints
-        return points.Later(stage.domain, self.edit(stage), *(self.edit(c.edit(d)[1]) for d in (own, stage.domain)))
+        return points.Later(stage.domain, edit(stage), *(edit(c.edit(d)[1]) for d in (own, stage.domain)))
 
     def _displacement(self, domain: str, stage: Trained) -> tuple[Any, Any]:
         """θ*_i and D_i(t)."""

@@ -6,7 +6,7 @@ time and all of one shape, so memory is that of one micro-batch and of the trees
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,14 +15,15 @@ import numpy as np
 
 from mdrl_jax import tree
 from mdrl_jax.analysis import routes, stack
-from mdrl_jax.analysis.curvature import blocked, exact
+from mdrl_jax.analysis.curvature import blocked, exact, in_turn
 from mdrl_jax.analysis.jets import jets
 from mdrl_jax.analysis.objectives import Forward, Order2, Rows, both_losses, reward_loss
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.model import attention
 from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
-from mdrl_jax.parallel.sharding import batch_divisor, put
+from mdrl_jax.parallel.sharding import batch_divisor, divisor, put
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import DTYPES, Runtime
 
@@ -46,6 +47,17 @@ class Probe:
     _route_jets: Callable[..., Any]
     _activity: Callable[..., Any]
     _add_hessian: Callable[..., Any]
+
+    @property
+    def programs(self) -> Mapping[str, Callable[..., Any]]:
+        """What its methods run on devices, for those who compile it without running."""
+        return {
+            "gradient": self._gradient,
+            "jets": self._jets,
+            "route_jets": self._route_jets,
+            "activity": self._activity,
+            "hessian": self._add_hessian,
+        }
 
     def rows(self, sample: Sample, batch: int | None = None, adv_PG: np.ndarray | None = None) -> list[Rows]:
         """The sample in micro-batches of `batch` prompts (`analyze.batch`), on the host."""
@@ -75,7 +87,7 @@ class Probe:
 
     def activity(self, params: Any, sample: Sample) -> routes.Activity:
         """Sums of neuron and head activity by block of prompts."""
-        made = [self._activity(params, self._put(micro)) for micro in self.rows(sample)]
+        made = distributed.gather([self._activity(params, self._put(micro)) for micro in self.rows(sample)])
         stacked = (np.stack([np.asarray(m[i], np.float64) for m in made]) for i in range(3))
         return routes.Activity(*stacked)
 
@@ -97,7 +109,7 @@ class Probe:
     def _stream(self, function: Callable[[Rows], Any], rows: list[Rows], sample: Sample) -> np.ndarray:
         """Results [..., B, Tc] of each micro-batch, joined to [..., P, G, Tc]; rows that fill up are dropped."""
         made = [function(self._put(micro)) for micro in rows]
-        joined = np.concatenate([np.asarray(x) for x in made], axis=-2)
+        joined = np.concatenate(distributed.gather(made), axis=-2)
         shape = sample.mask_PGT.shape
         return joined[..., : shape[0] * shape[1], :].reshape(joined.shape[:-2] + shape)
 
@@ -113,7 +125,8 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     rows = config.batch * config.group
     longest = runtime.config.rollout.prompt_buckets[-1] + runtime.config.rollout.completion_buckets[-1]
     here = rows // batch_divisor(runtime.mesh)
-    attend = attention.choose(here, runtime.model.config.n_heads, longest, config.score_bytes)
+    heads = runtime.model.config.n_heads // divisor(runtime.mesh, "heads")
+    attend = attention.choose(here, heads, longest, config.score_bytes)
     model = Decoder(runtime.model.config, DTYPES[config.dtype], runtime.config.model.remat)
     temperature, chunk = runtime.config.rollout.sampling.temperature, runtime.config.model.logprob_chunk
     whole, narrow = stack.whole(model, attend), stack.on_route(model, attend)
@@ -124,13 +137,25 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     def gradient(params: Any, rows: Rows) -> Any:
         return jax.grad(lambda p: jnp.divide(*reward_loss(forward)(p, rows, ())))(params)
 
-    def route_jets(point: Any, fixed: Any, directions: Any, rows: Rows) -> jax.Array:
-        return jnp.moveaxis(jax.vmap(lambda v: take_jets(narrow, point, fixed, v, rows))(directions), 0, 1)
+    # Where the scores of attention are too many to hold, so are the activations of several directions.
+    short = attend is attention.plain
+    over, several = (jax.vmap, blocked) if short else (lambda one: functools.partial(jax.lax.map, one), in_turn)
 
-    product = blocked(exact(both_losses(on_route)))
+    def route_jets(point: Any, fixed: Any, directions: Any, rows: Rows) -> jax.Array:
+        return jnp.moveaxis(over(lambda v: take_jets(narrow, point, fixed, v, rows))(directions), 0, 1)
+
+    product = several(exact(both_losses(on_route)))
 
     def add_hessian(point: Any, block: Any, rows: Rows, fixed: Any, scale: jax.Array, total: Any) -> Any:
         return tree.axpy(scale, product(point, block, jax.tree.map(lambda x: x[None], rows), fixed), total)
+
+    left = program(
+        "analyze_fixed", lambda params, index_LR, mask_LR: stack.route_fixed(params, index_LR, mask_LR)["keep_LF"]
+    )
+
+    def fixed(params: Any, index_LR: jax.Array, mask_LR: jax.Array) -> Any:
+        # Parameters that went through a program would be a copy.
+        return {"params": params, "keep_LF": left(params, index_LR, mask_LR)}
 
     def outside(displacement: Any, z: Any, index_LR: jax.Array, mask_LR: jax.Array) -> Any:
         return tree.sub(displacement, stack.lift(z, index_LR, mask_LR, displacement))
@@ -142,7 +167,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         along=program("analyze_along", lambda x, v, alpha: tree.axpy(alpha, v, x), **like),
         difference=program("analyze_difference", tree.sub, **like),
         slice=program("analyze_slice", stack.route_slice),
-        fixed=program("analyze_fixed", stack.route_fixed),
+        fixed=fixed,
         outside=program("analyze_outside", outside, **like),
         neuron_products=program("analyze_neuron_products", routes.neuron_products),
         _gradient=program("analyze_gradient", gradient, **like),

@@ -19,6 +19,7 @@ from mdrl_jax import records, tokens
 from mdrl_jax.analysis.objectives import SUCCESS, Order2, Rows, derivatives, leave_one_out
 from mdrl_jax.domains.prompts import visit_order
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import batch_divisor
 from mdrl_jax.rl.grpo import GRPOConfig, group_advantages, loss_mask
 from mdrl_jax.rl.policy import join
@@ -102,7 +103,7 @@ class Sample:
 
     def derivatives(self, u_PGT: np.ndarray, w_PGT: np.ndarray, grpo: GRPOConfig) -> dict[str, Order2]:
         """`objectives.derivatives` with this sample's rewards; `grpo` gives the trainer's own advantages."""
-        trained_PG, informative_P = jax.device_get(group_advantages(jnp.asarray(self.rewards_PG), scale=grpo.scale))
+        trained_PG, informative_P = distributed.gather(group_advantages(jnp.asarray(self.rewards_PG), scale=grpo.scale))
         group = self.rewards_PG.shape[1]
         mask_BT = self.mask_PGT.reshape(-1, self.mask_PGT.shape[-1])
         kept_BT = loss_mask(
@@ -122,9 +123,10 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
       UserError: for micro-batches that the mesh does not divide, or too few prompts.
     """
     config, parts = runtime.config.analyze, batch_divisor(runtime.mesh)
-    for what, size in (("batch", config.batch), ("batch * group", config.batch * config.group)):
+    at_once = sampled_at_once(config.prompts, config.batch, runtime.config.evaluate.batch)
+    for what, size in (("analyze.batch * group", config.batch * config.group), ("analyze.prompts at once", at_once)):
         if size % parts:
-            raise UserError(f"{who}analyze.{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
+            raise UserError(f"{who}{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
     for domain in domains:
         n = len(runtime.prompts[domain, config.split])
         if n < config.prompts:
@@ -142,23 +144,19 @@ def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = Non
     last = first + (n_prompts or config.prompts)
     chosen = visit_order(runtime.config.seed, STAGE_OF_KEYS, domain, len(prompts), 0, last)[first:]
     key_of = (runtime.config.seed, STAGE_OF_KEYS, 0)
-    parts = [
-        runtime.sample(params, [(prompts, rows)], key_of, config.group, runtime.config.rollout.sampling)
-        for rows in chosen.reshape(-1, sampled_at_once(len(chosen), config.batch, runtime.config.evaluate.batch))
-    ]
-    longest = max(int(part.completions.length_PG.max()) for part in parts)
+    parts = len(chosen) // sampled_at_once(len(chosen), config.batch, runtime.config.evaluate.batch)
+    sampling = runtime.config.rollout.sampling
+    judged = runtime.sample(params, [(prompts, chosen)], key_of, config.group, sampling, parts)
+    done = judged.completions
+    longest = int(done.length_PG.max())
     length = tokens.bucket(longest, runtime.config.rollout.completion_buckets, "a completion")
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
     return Sample(
-        prompts_PT=joined("prompts_PT"),
-        valid_PT=joined("valid_PT"),
-        tokens_PGT=np.concatenate([part.completions.tokens_PGT for part in parts])[:, :, :length],
-        mask_PGT=joined("mask_PGT")[:, :, :length],
-        rewards_PG=joined("rewards_PG"),
-        ended_PG=np.concatenate([part.completions.ended_PG for part in parts]),
+        prompts_PT=judged.prompts_PT,
+        valid_PT=judged.valid_PT,
+        tokens_PGT=done.tokens_PGT[:, :, :length],
+        mask_PGT=judged.mask_PGT[:, :, :length],
+        rewards_PG=judged.rewards_PG,
+        ended_PG=done.ended_PG,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mdrl_jax import tree
 from mdrl_jax.analysis.edits import Sums, by_tensor, over_layers, unmeasured
+from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
 
 
@@ -49,7 +50,7 @@ def sign_conflict(edit_a: Any, edit_b: Any, share: float = 0.2) -> dict[str, Any
     coordinates. Top sets are of each tensor; entries tied at the threshold are all in, unchanged ones never.
     Intervals are by jackknife over layers.
     """
-    counted = jax.device_get(_conflicts_program(edit_a, edit_b, share))
+    counted = distributed.gather(_conflicts_program(edit_a, edit_b, share))
     sums = {name: {k: np.asarray(v, float) for k, v in counts.items()} for name, counts in counted.items()}
 
     def record(part: dict[str, Sums]) -> dict[str, Any]:

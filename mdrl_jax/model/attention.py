@@ -1,18 +1,30 @@
-"""Causal attention that can be differentiated twice, in forward and in reverse (definitions §6).
+"""Causal attention in other forms than the decoder's own: blocks of scores at a time, a fused kernel, differentiable.
 
-`plain` holds all scores [B, H, T, T]; `blockwise` those of one block of queries at a time, in both passes. Fused
-kernels (cuDNN, splash) have no jvp of their vjp, so curvature never takes them. Softmax in float32 at least.
+| | scores held | derivatives |
+|---|---|---|
+| `plain` | all, [B, H, T, T] | any order, forward and reverse (definitions §6) |
+| `blockwise` | of one block of queries, in both passes | any order, forward and reverse |
+| `splash` | of one block of queries and keys, on chip | first, reverse: curvature never takes it; TPU |
+
+Softmax in float32 at least. What a token of padding gives is finite, and no one's.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from mdrl_jax.model.transformer import NEGATIVE, Attend, at_least_float32
+from mdrl_jax.model.transformer import KEPT, NEGATIVE, Attend, Attention, at_least_float32
+from mdrl_jax.parallel.sharding import by_device
 
-BLOCK = 128  # queries whose scores are held at a time
+BLOCK = 128  # queries whose scores `blockwise` holds at a time
+LANES = 128  # `splash` wants lengths in multiples of it
+SPLASH_BLOCK = 512  # queries, and keys, of a block of `splash`
+SPLASH_BACKWARD = 1024  # keys of a block of its backward pass, which makes a partial dq for each
 
 
 def plain(valid_BT: jax.Array) -> Attend:
@@ -39,9 +51,71 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
     return attend
 
 
-def choose(rows: int, heads: int, length: int, limit_bytes: float) -> Callable[[jax.Array], Attend]:
-    """`plain`, or `blockwise` where the float32 scores of one layer would take more than `limit_bytes`."""
-    return plain if 4.0 * rows * heads * length * length <= limit_bytes else blockwise
+def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
+    """The same by the TPU kernel (JAX's `splash_attention`), each device its own rows and heads.
+
+    Under `jax.checkpoint` its output and log-sum-exp can be kept by name (`transformer.REMAT`). `interpret`: on any
+    platform, slowly.
+    """
+
+    def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        length, scale = q_BTHh.shape[1], q_BTHh.shape[-1] ** -0.5
+        kernel_length = padded_length(length)
+
+        def by_head(x_BTHh: jax.Array) -> jax.Array:
+            return jnp.moveaxis(jnp.pad(x_BTHh, ((0, 0), (0, kernel_length - length), (0, 0), (0, 0))), 2, 1)
+
+        def run(q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array) -> jax.Array:
+            kernel = _splash_kernel(q_BHTh.shape[1], kernel_length, interpret)
+            segments = kernels.SegmentIds(segments_BT, segments_BT)
+            return jax.vmap(kernel)(q_BHTh, k_BKTh, v_BKTh, segments)
+
+        # Tokens and padding are two segments: neither looks at the other.
+        segments_BT = jnp.pad(valid_BT.astype(jnp.int32), ((0, 0), (0, kernel_length - length)))
+        heads, kv_heads = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
+        run = by_device(run, (heads, kv_heads, kv_heads, ("batch", None)), heads)
+        out_BHTh = run(by_head(q_BTHh * scale), by_head(k_BTKh), by_head(v_BTKh), segments_BT)
+        return jnp.moveaxis(out_BHTh, 1, 2)[:, :length], None
+
+    return attend
+
+
+def padded_length(length: int) -> int:
+    """The length that `splash` pads sequences to: whole blocks."""
+    block = SPLASH_BACKWARD if length > SPLASH_BLOCK else LANES
+    return -(-length // block) * block
+
+
+def block_sizes(length: int) -> kernels.BlockSizes:
+    """Blocks of `splash` for a padded length."""
+    block, backward = min(SPLASH_BLOCK, length), min(SPLASH_BACKWARD, length)
+    return kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=backward,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,  # five products a block, where two kernels for dq and dk, dv take seven
+    )
+
+
+def _splash_kernel(heads: int, length: int, interpret: bool) -> Callable[..., Any]:
+    causal = masks.CausalMask((length, length))
+    return kernels.make_splash_mha(
+        masks.MultiHeadMask([causal] * heads),
+        block_sizes=block_sizes(length),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=KEPT,
+        interpret=interpret,
+    )
+
+
+def choose(
+    rows: int, heads: int, length: int, limit_bytes: float, short: Attention = plain, long: Attention = blockwise
+) -> Attention:
+    """`short`, or `long` where the float32 scores of one layer would take more than `limit_bytes`."""
+    return short if 4.0 * rows * heads * length * length <= limit_bytes else long
 
 
 def _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, first) -> jax.Array:

@@ -2,7 +2,8 @@
 
 Three entry points share one `Block`: `hidden` (whole sequences: training, log-probs), `prefill` (prompts, keeping
 keys and values) and `decode` (one token a row on top of a prompt shared by its group). What differs between
-them is only how a layer attends, so that is a function passed to the block.
+them is only how a layer attends, so that is a function passed to the block. How whole sequences and prompts attend
+is a choice of the run (`model/attention.py`): `causal_attention` holds all scores.
 
 Sequences are left-padded: `valid_BT` marks real tokens, positions count them from 0, and padding is never
 attended to. Layers are stacked along a leading axis and run under `nn.scan`. Master weights are float32;
@@ -25,13 +26,18 @@ from mdrl_jax.parallel.sharding import constrain
 NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives no NaN
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Attention = Callable[[jax.Array], Attend]  # of left-padded sequences, from `valid_BT`; keeps nothing
 Axes = tuple[str | None, ...]
 BY_BATCH: Axes = ("batch", None, None)
 BY_EMBED: Axes = ("rows", None, "embed")
 
+KEPT = "attention"  # the output and log-sum-exp of a fused kernel: a backward pass need not run it again
+_named = jax.checkpoint_policies.save_only_these_names(KEPT)
 REMAT: dict[str, Callable[..., Any] | None] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": _named,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named
+    ),
 }
 
 
@@ -46,7 +52,7 @@ class Prefix:
 
 @struct.dataclass
 class Cache:
-    """Keys and values of completions: [L, B, Tc, K, h] with B = P * G, filled up to the current step."""
+    """Keys and values of completions: [L, B, Tc, K, h] with B = P * G; the token of step s lies at s mod Tc."""
 
     k_LBTKh: jax.Array
     v_LBTKh: jax.Array
@@ -87,8 +93,8 @@ def positions_of(valid_BT: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=-1) - 1, 0)
 
 
-def causal_attention(valid_BT: jax.Array, keep: bool) -> Attend:
-    """Attention of each token to valid tokens up to itself; returns (k, v) as well if `keep`.
+def causal_attention(valid_BT: jax.Array) -> Attend:
+    """Attention of each token to valid tokens up to itself, all scores at once.
 
     The XLA implementation is used because it can be differentiated twice (definitions §6).
     """
@@ -98,15 +104,25 @@ def causal_attention(valid_BT: jax.Array, keep: bool) -> Attend:
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
         out = jax.nn.dot_product_attention(q_BTHh, k_BTKh, v_BTKh, mask=mask_B1TT, implementation="xla")
-        return out, (k_BTKh, v_BTKh) if keep else None
+        return out, None
 
     return attend
 
 
-def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, step) -> Attend:
-    """Attention of one new token a row to its group's prompt and to its own completion so far.
+def keeping(attend: Attend) -> Attend:
+    """The same attention, that keeps keys and values."""
 
-    Writes the new key and value into `cache` at (layer, step), in place when the caller's loop carries it.
+    def and_keep(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        return attend(q_BTHh, k_BTKh, v_BTKh)[0], (k_BTKh, v_BTKh)
+
+    return and_keep
+
+
+def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, step, start_P) -> Attend:
+    """Attention of one new token a row to its group's prompt and to its own completion, which began at step `start_P`.
+
+    Writes the new key and value into `cache` at (layer, step mod Tc), in place when the caller's loop carries it: one
+    place for all rows, wherever each of them began, as positions are in the keys (RoPE) and not in where they lie.
     """
     n_prompts = prefix_valid_PT.shape[0]
     group = cache.k_LBTKh.shape[1] // n_prompts
@@ -116,20 +132,22 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
         return x_BXX.reshape((n_prompts, group) + x_BXX.shape[1:])
 
     def attend(q_B1Hh: jax.Array, k_B1Kh: jax.Array, v_B1Kh: jax.Array):
+        length = cache.k_LBTKh.shape[2]
         zero = jnp.zeros_like(step)
-        at = (layer, zero, step, zero, zero)
+        at = (layer, zero, step % length, zero, zero)
         k_LBTKh = jax.lax.dynamic_update_slice(cache.k_LBTKh, k_B1Kh[None], at)
         v_LBTKh = jax.lax.dynamic_update_slice(cache.v_LBTKh, v_B1Kh[None], at)
         k_BTKh = jax.lax.dynamic_index_in_dim(k_LBTKh, layer, keepdims=False)
         v_BTKh = jax.lax.dynamic_index_in_dim(v_LBTKh, layer, keepdims=False)
-        length, n_kv, head_dim = k_BTKh.shape[1:]
+        n_kv, head_dim = k_BTKh.shape[2:]
         q_PGKRh = grouped(q_B1Hh.reshape(q_B1Hh.shape[0], n_kv, -1, head_dim)) * scale
         f32 = jnp.float32
         prompt_PGKRS = jnp.einsum("pgkrh,pskh->pgkrs", q_PGKRh, prefix_k, preferred_element_type=f32)
         own_PGKRT = jnp.einsum("pgkrh,pgtkh->pgkrt", q_PGKRh, grouped(k_BTKh), preferred_element_type=f32)
         prompt_PGKRS = jnp.where(prefix_valid_PT[:, None, None, None, :], prompt_PGKRS, NEGATIVE)
-        written = jnp.arange(length) <= step
-        own_PGKRT = jnp.where(written[None, None, None, None, :], own_PGKRT, NEGATIVE)
+        age_T = (step - jnp.arange(length)) % length
+        written_PT = age_T[None, :] <= (step - start_P)[:, None]
+        own_PGKRT = jnp.where(written_PT[:, None, None, None, :], own_PGKRT, NEGATIVE)
         weights = jax.nn.softmax(jnp.concatenate([prompt_PGKRS, own_PGKRT], axis=-1), axis=-1)
         weights = weights.astype(q_B1Hh.dtype)
         on_prompt, on_own = jnp.split(weights, [prefix_k.shape[1]], axis=-1)
@@ -225,11 +243,16 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The language model. `remat`: "none", "full" (keep layer inputs only) or "dots" (keep matrix products)."""
+    """The language model.
+
+    `remat`: "none", "full" (keep layer inputs, and what a fused attention kernel names) or "dots" (keep matrix
+    products). `attention`: of whole sequences and of prompts.
+    """
 
     config: ModelConfig
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: Attention = causal_attention
 
     def setup(self) -> None:
         c = self.config
@@ -275,7 +298,7 @@ class Decoder(nn.Module):
         positions_BT = positions_of(valid_BT)
 
         def body(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-            x_BTD, _ = block(x_BTD, positions_BT, causal_attention(valid_BT, keep=False))
+            x_BTD, _ = block(x_BTD, positions_BT, self.attention(valid_BT))
             return x_BTD, None
 
         if self.remat != "none":
@@ -311,20 +334,25 @@ class Decoder(nn.Module):
         positions_PT = positions_of(valid_PT)
 
         def body(block: Block, x_PTD: jax.Array, _: None):
-            return block(x_PTD, positions_PT, causal_attention(valid_PT, keep=True))
+            return block(x_PTD, positions_PT, keeping(self.attention(valid_PT)))
 
         x_PTD, (k, v) = self._scan(body, self.embed(tokens_PT))
         return self.norm(x_PTD[:, -1]), Prefix(k_LPTKh=k, v_LPTKh=v, valid_PT=valid_PT)
 
-    def decode(self, tokens_B: jax.Array, step: jax.Array, prefix: Prefix, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Runs the `step`-th completion token of every row: hidden state [B, D], and the cache with it."""
+    def decode(
+        self, tokens_B: jax.Array, step: jax.Array, start_P: jax.Array, prefix: Prefix, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Runs a completion token of every row: hidden state [B, D], and the cache with it.
+
+        It is the (step - start)-th of its completion, where `start_P` says at which step a prompt's group began.
+        """
         group = tokens_B.shape[0] // prefix.valid_PT.shape[0]
-        length_B = jnp.repeat(jnp.sum(prefix.valid_PT, axis=-1, dtype=jnp.int32), group)
-        positions_B1 = (length_B + step)[:, None]
+        length_P = jnp.sum(prefix.valid_PT, axis=-1, dtype=jnp.int32)
+        positions_B1 = jnp.repeat(length_P + step - start_P, group)[:, None]
 
         def body(block: Block, carry: Any, xs: Any):
             x_B1D, cache, layer = carry
-            attend = cached_attention(xs[0], xs[1], prefix.valid_PT, cache, layer, step)
+            attend = cached_attention(xs[0], xs[1], prefix.valid_PT, cache, layer, step, start_P)
             x_B1D, cache = block(x_B1D, positions_B1, attend, BY_EMBED)
             return (x_B1D, cache, layer + 1), None
 

@@ -8,11 +8,13 @@ Where rows are fewer than weights (a decoding step, logits), it is the rows that
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mdrl_jax.errors import UserError
@@ -44,8 +46,11 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """The `data x fsdp x tensor` mesh over `devices` (default: all).
 
+    Several slices of TPUs are parts of the `data` axis: over the slow network between them (DCN) go only sums of
+    gradients, once a micro-batch.
+
     Raises:
-      UserError: if the sizes do not multiply to the number of devices.
+      UserError: if the sizes do not multiply to the number of devices, or `data` is not divisible by the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
@@ -56,7 +61,15 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     sizes = [len(devices) // known if s == -1 else s for s in sizes]
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"mesh {named} does not match the {len(devices)} devices at hand")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # What GPUs call slices are hosts, between which any axis may run.
+    slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform != "gpu"} or {0})
+    auto = (AxisType.Auto,) * len(MESH_AXES)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(f"mesh data={sizes[0]} is not divisible by the {slices} slices: only data runs between slices")
+    within = (sizes[0] // slices, *sizes[1:])
+    return Mesh(create_hybrid_device_mesh(within, (slices, 1, 1), devices), MESH_AXES, axis_types=auto)
 
 
 def spec(*logical: str | None) -> PartitionSpec:
@@ -81,6 +94,12 @@ def replicated(sharding: Any) -> Any:
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
+def over_tensor(sharding: NamedSharding) -> NamedSharding:
+    """Where an array lies after a gather over all axes but `tensor`: as one layer's weights do where they are used."""
+    kept = [axes if axes == "tensor" else None for axes in sharding.spec]
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+
+
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     """Fixes the sharding of an activation by its logical axes; nothing outside a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -88,9 +107,29 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*logical))
 
 
+Names = tuple[str | None, ...]
+
+
+def by_device(function: Callable[..., jax.Array], inputs: tuple[Names, ...], output: Names) -> Callable[..., jax.Array]:
+    """`function`, run by each device on its own part of the arrays, which have these logical axes: for kernels.
+
+    Every axis has to divide over the mesh. Outside a mesh it is the function itself.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    specs = tuple(spec(*names) for names in inputs)
+    return jax.shard_map(function, in_specs=specs, out_specs=spec(*output), check_vma=False)
+
+
+def divisor(mesh: Mesh, name: str) -> int:
+    """Number of devices that a logical axis is split over."""
+    axes = RULES[name] or ()
+    return int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))
+
+
 def batch_divisor(mesh: Mesh) -> int:
     """Number of devices that batch rows are split over."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return divisor(mesh, "batch")
 
 
 def check_divides(mesh: Mesh, shapes: Any, shardings: Any) -> None:
@@ -112,9 +151,18 @@ def check_divides(mesh: Mesh, shapes: Any, shardings: Any) -> None:
 
 
 def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
-    """Host arrays to device arrays whose leading axes are sharded as named (default: batch)."""
-    names = logical or ("batch",)
-    return jax.tree.map(lambda x: jax.device_put(x, named(mesh, *names)), tree)
+    """Host arrays to device arrays whose leading axes are sharded as named (default: batch).
+
+    Every process has the whole of them on its host and moves the part of its own devices.
+    """
+    sharding = named(mesh, *(logical or ("batch",)))
+
+    def place(x: Any) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
+
+    return jax.tree.map(place, tree)
 
 
 def param_shardings(mesh: Mesh, boxed_shapes: Any) -> Any:

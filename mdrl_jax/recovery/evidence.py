@@ -68,7 +68,7 @@ def scores(probe: Probe | None, rule: str, ends: Ends, sample: Callable[[str], S
         found, record = _of_domain(probe, ends.peak if point == PEAK else ends.now, displacement, sample(point))
         name = "peak_gradient" if point == PEAK else "gradient"
         evidence = dataclasses.replace(evidence, **{name: found[0], "fisher": found[1], "kappa": np.float32(found[2])})
-    return _PROGRAMS[rule](evidence), record
+    return PROGRAMS[rule](evidence), record
 
 
 def _of_domain(
@@ -156,4 +156,4 @@ def _settings(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-_PROGRAMS = {name: program(f"rollback_scores_{name}", rule) for name, rule in SCORES.items()}
+PROGRAMS = {name: program(f"rollback_scores_{name}", rule) for name, rule in SCORES.items()}

@@ -37,10 +37,7 @@ def fisher_diagonal(log_probs: LogProbs, width: int = 1, shardings: Any = None) 
     Raises (the function):
       ValueError: if no row has weight.
     """
-    options = {} if shardings is None else {"out_shardings": shardings}
-    add = program(
-        "fisher_diagonal", functools.partial(_add_squares, log_probs, width, shardings), donate_argnums=0, **options
-    )
+    add = squares_program(log_probs, width, shardings)
 
     def estimate(params: Any, batches: Iterable[Rows]) -> Any:
         total = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
@@ -53,6 +50,14 @@ def fisher_diagonal(log_probs: LogProbs, width: int = 1, shardings: Any = None) 
         return tree.scale(1 / count, total)
 
     return estimate
+
+
+def squares_program(log_probs: LogProbs, width: int, shardings: Any) -> Callable[[Any, Any, Rows], Any]:
+    """The jitted (total, params, rows) -> total + Σ_b weight_b (∇ log π(y_b))²; the total is donated."""
+    options = {} if shardings is None else {"out_shardings": shardings}
+    return program(
+        "fisher_diagonal", functools.partial(_add_squares, log_probs, width, shardings), donate_argnums=0, **options
+    )
 
 
 def completion_gradients(log_probs: LogProbs, params: Any, rows: Rows) -> Any:

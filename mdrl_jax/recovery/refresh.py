@@ -16,7 +16,7 @@ Chosen where the definitions leave it open:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ class Tracker:
     again. `best` are the parameters of the chosen step, a copy.
 
     Args:
-      peak_params: θ*_i; None where no stage on the way trained the domain alone.
+      peak_params: reads θ*_i, which lie on the devices at a look alone; None where no stage on the way trained the
+        domain alone.
       bases: conflict subspaces of domain i; none where there was no analysis.
 
     Raises:
@@ -70,7 +71,12 @@ class Tracker:
     """
 
     def __init__(
-        self, runtime: Runtime, stage: Stage, file: Path, peak_params: Any = None, bases: Sequence[Basis] = ()
+        self,
+        runtime: Runtime,
+        stage: Stage,
+        file: Path,
+        peak_params: Callable[[], Any] | None = None,
+        bases: Sequence[Basis] = (),
     ):
         self.runtime, self.file, self.bases, self.peak = runtime, file, tuple(bases), peak_params
         self.domain, self.learning_rate = stage.domains[0], stage.train.learning_rate
@@ -84,7 +90,7 @@ class Tracker:
                 raise UserError(f"{file} holds a refresh with another {name}; remove it or undo the change")
             self.record = before
         elif peak_params is not None:
-            self.record["peak"] = validation_rewards(runtime, peak_params, [self.domain])[self.domain].tolist()
+            self.record["peak"] = validation_rewards(runtime, peak_params(), [self.domain])[self.domain].tolist()
 
     def look(self, step: int, params: Any) -> str:
         """Scores, measures and records a step, and says why the refresh ends with it; "" where it goes on.
@@ -109,7 +115,7 @@ class Tracker:
         start = self.record["steps"][0]["rewards"] if self.record["steps"] else rewards
         row = scores(step, self.domain, rewards, start, self.record.get("peak"))
         if self.peak is not None:
-            error = _difference(params, self.peak)
+            error = _difference(params, self.peak())
             row["distance"] = float(_distance(error))
             row["subspaces"] = lengths(self.bases, error, self.runtime.config.seed)
         return row

@@ -60,9 +60,8 @@ def run(
       track: shows how far each part of it is.
     """
     file = folder / "recovery" / f"{stage.name}.json"
-    now = params(stage.start)
     if file.exists():
-        return remade(runtime, now, file)
+        return remade(runtime, params(stage.start), file)
     clock, seconds = time.monotonic(), {}
 
     def lap(name: str) -> None:
@@ -70,17 +69,21 @@ def run(
         seconds[name], clock = time.monotonic() - clock, time.monotonic()
 
     domain = stage.domains[0]
-    edit = edit_between(params(donor.name), params(donor.start))
-    ends = Ends(now, params(peak.name), edit, edit_between(params(peak.name), params(peak.start)))
-    sample = functools.partial(kept_sample, runtime, folder, params=params)
+    # Of the checkpoints that edits are between, none stays on the devices; of A's own edit nothing after the evidence.
+    own_edit, edit = (edit_between(params(s.name), params(s.start)) for s in (peak, donor))
+    held = {name: params(name) for name in (peak.name, stage.start)}
+    now = held[stage.start]
+    sample = functools.partial(kept_sample, runtime, folder, params=held.__getitem__)
     names = {evidence.PEAK: peak.name, NOW: stage.start}
+    ends = Ends(now, held[peak.name], edit, own_edit)
     trial, found = _trial(runtime, stage, probe, ends, lambda point, d: sample(names[point], d), track)
+    del ends, own_edit
     lap("evidence")
     before = trial.validation(now, (domain, stage.donor))
     tried = sweep(trial, before)
     point, others = choose(trial, tried)
     lap("sweep")
-    compared = compare(trial, before, point, ends.peak) if point else {}
+    compared = compare(trial, before, point, held[peak.name]) if point else {}
     lap("controls")
     head = {
         "stage": stage.name,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax import tree
+from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
 
 KEY_BITS = 31
@@ -35,7 +36,7 @@ def largest(scores: Any, count: int, within: Any = None) -> Any:
       count: how many, 0 or more.
       within: a mask that the set must lie in; None: everywhere.
     """
-    return _largest_program(scores, _split(count), within)
+    return largest_program(scores, _split(count), within)
 
 
 def top(scores: Any, share: float, within: Any = None) -> Any:
@@ -66,7 +67,7 @@ def random_set(seed: int, count: int, within: Any) -> Any:
 
 def size(mask: Any) -> int:
     """Number of coordinates in a mask."""
-    return sum(int(x.sum(dtype=np.int64)) for x in jax.device_get(_sizes_program(mask)).values())
+    return sum(int(x.sum(dtype=np.int64)) for x in distributed.gather(_sizes_program(mask)).values())
 
 
 def support(edit: Any, within: Any = None) -> Any:
@@ -205,6 +206,6 @@ def _random(key: jax.Array, count: Count, within: Any) -> Any:
     return _choose(structure.unflatten([x >> np.uint32(1) for x in drawn]), within, count)
 
 
-_largest_program = program("rollback_largest", _largest)
+largest_program = program("rollback_largest", _largest)
 _random_program = program("rollback_random", _random)
 _sizes_program = program("rollback_sizes", _sizes)

@@ -12,7 +12,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.config import TrainSection
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import put
 from mdrl_jax.progress import Show
@@ -113,7 +113,7 @@ def _gains(probe: Probe, params: Any, sample: Sample, trees: list[Any], progress
     for m, rows in enumerate(blocks):
         progress(f"block {m + 1} of {len(blocks)}")
         gradient = probe.gradient(params, rows)
-        out[m] = [-float(x) for x in jax.device_get([_product(v, gradient) for v in trees])]
+        out[m] = [-float(x) for x in distributed.gather([_product(v, gradient) for v in trees])]
     return out
 
 
@@ -147,7 +147,7 @@ class FirstStep:
 
     def _batch(self, params: Any, sample: Sample, train: TrainSection) -> PolicyBatch:
         grpo, (n, group) = train.grpo, sample.rewards_PG.shape
-        adv_PG, informative_P = jax.device_get(group_advantages(jnp.asarray(sample.rewards_PG), scale=grpo.scale))
+        adv_PG, informative_P = distributed.gather(group_advantages(jnp.asarray(sample.rewards_PG), scale=grpo.scale))
         flat = sample.mask_PGT.reshape(n * group, -1)
         mask_BT = loss_mask(
             jnp.asarray(flat),

@@ -15,24 +15,31 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from mdrl_jax import preemption
+from mdrl_jax.parallel import distributed
 from mdrl_jax.progress import Show, Step
-from mdrl_jax.report.outputs import OUTPUTS, WIDTH, write
+from mdrl_jax.report.outputs import OUTPUTS, WIDTH, Silent, write
 
 
 class Screen:
-    """Prints to an output and, without progress, to `log.txt` if there is one; use as a context manager."""
+    """Prints to an output and, without progress, to `log.txt` if there is one; use as a context manager.
+
+    Of several processes that run the same program the first one prints.
+    """
 
     def __init__(self, log: Path | None, output: str = "screen"):
-        self._output = OUTPUTS[output]()
+        self._output = OUTPUTS[output]() if distributed.is_first() else Silent()
         self._log = None
-        if log is not None:
+        if log is not None and distributed.is_first():
             log.parent.mkdir(parents=True, exist_ok=True)
             self._log = Console(file=open(log, "a", encoding="utf-8"), width=WIDTH, color_system=None)  # noqa: SIM115
 
     def __enter__(self) -> "Screen":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
+        if isinstance(error, preemption.Stopped):
+            self.print(str(error), final=True)
         if self._log is not None:
             self._log.file.close()
 
@@ -62,14 +69,20 @@ class Screen:
     def steps(self, label: str, total: int) -> Iterator[Show]:
         """A bar for work that reports its own progress: yields (pieces done, what is being done) -> None.
 
-        The first report may say that pieces were done before. Where nothing fails, all are done at the end.
+        The first report may say that pieces were done before. Where nothing fails, all are done at the end. A report
+        raises `preemption.Stopped` where the run is to end.
         """
         step = Step(label, total)
         if not total:
             yield step.report
             return
         with self._watched(step) as show:
-            yield show
+
+            def report(done: int, text: str) -> None:
+                preemption.check(label)
+                show(done, text)
+
+            yield report
             show(total, step.text)
 
     @contextlib.contextmanager

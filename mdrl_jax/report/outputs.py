@@ -114,6 +114,16 @@ class Quiet(Terminal):
         yield lambda: None
 
 
+class Silent(Quiet):
+    """Nothing: of a process whose text another one prints."""
+
+    def show(self, *renderables: Any, final: bool) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+
 class JsonLines:
     """One JSON object a line, each written at once."""
 

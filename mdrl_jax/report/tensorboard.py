@@ -28,6 +28,8 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from mdrl_jax.parallel import distributed
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,11 +46,12 @@ def save_figures(workdir: Path) -> None:
 class TensorBoard:
     """Writes one event file in `folder`; use as a context manager, or call `close`.
 
-    A background thread writes the file, every ten seconds at the latest; `flush` waits for it.
+    A background thread writes the file, every ten seconds at the latest; `flush` waits for it. Of several processes
+    that run the same program the first one writes.
     """
 
     def __init__(self, folder: str | Path, resumed_at: int | None = None):
-        self._writer = EventFileWriter(str(folder), flush_secs=10)
+        self._writer = EventFileWriter(str(folder), flush_secs=10) if distributed.is_first() else None
         if resumed_at is not None:
             start = SessionLog(status=SessionLog.START)
             self._add(Event(session_log=start), resumed_at)
@@ -96,13 +99,17 @@ class TensorBoard:
 
     def flush(self) -> None:
         """Waits until all that was added is in the file."""
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _add(self, event: Event, step: int) -> None:
+        if self._writer is None:
+            return
         event.step = int(step)
         event.wall_time = time.time()
         self._writer.add_event(event)

@@ -66,11 +66,16 @@ def check_divides(runtime: Runtime, stage: Stage) -> None:
     Raises:
       UserError: naming the stage, the size and the mesh.
     """
-    parts, train = batch_divisor(runtime.mesh), stage.train
-    rows = train.prompts * train.group // train.micro_batches
-    for what, size in (("prompts", train.prompts), ("prompts * group / micro_batches", rows)):
-        if size % parts:
-            raise UserError(f"stage {stage.name}: {what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
+    divisor, train, parts = batch_divisor(runtime.mesh), stage.train, runtime.config.rollout.parts
+    sizes = {
+        "prompts" if parts == 1 else "prompts / rollout.parts": train.prompts // parts,
+        "prompts * group / micro_batches": train.prompts * train.group // train.micro_batches,
+    }
+    for what, size in sizes.items():
+        if size % divisor:
+            raise UserError(
+                f"stage {stage.name}: {what} = {size} is not divisible by the mesh's data * fsdp = {divisor}"
+            )
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -100,6 +105,7 @@ def grpo_steps(
             (runtime.config.seed, stage.stream, step),
             train.group,
             runtime.config.rollout.sampling,
+            runtime.config.rollout.parts,
         )
         sampled = time.monotonic()
         batch, metrics = make_batch(runtime, stage, programs, state.params, reference, judged, step)

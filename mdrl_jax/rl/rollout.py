@@ -1,5 +1,9 @@
 """Sampling completions: prefill each prompt once, then decode its group until every row has ended.
 
+Keys and values of long completions do not fit a device for all prompts at once. So some prompts have a slot each, and
+when a prompt's group has ended, the next one takes its place in the same program: memory is that of the slots, and no
+slot waits for the longest completion of all. What is drawn for a prompt does not depend on it.
+
 The recorded log-prob is that of the distribution sampled from (temperature, top-k and top-p applied), so that
 the trainer can correct for the difference (`rl/grpo.py`). The key of every draw is folded from
 (seed, stage, step, prompt, sample, token): no draw repeats, and a resumed run draws the same.
@@ -17,7 +21,7 @@ import numpy as np
 from flax import struct
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.model.transformer import NEGATIVE, Cache, Decoder
+from mdrl_jax.model.transformer import NEGATIVE, Cache, Decoder, Prefix
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain
 
@@ -54,12 +58,18 @@ class Completions:
 
 @struct.dataclass
 class _State:
+    """S slots of G rows each, B = S * G: which prompt is in a slot, at which step it began, and what it has so far."""
+
     step: jax.Array
+    prompt_S: jax.Array  # N or more: none
+    start_S: jax.Array
     token_B: jax.Array
     done_B: jax.Array
+    length_B: jax.Array
     hidden_BD: jax.Array
     tokens_BT: jax.Array
     logp_BT: jax.Array
+    prefix: Prefix
     cache: Cache
 
 
@@ -104,75 +114,137 @@ def row_keys(key: jax.Array, prompt_ids_P: jax.Array, group: int) -> jax.Array:
 def decode_loop(
     model: Decoder,
     params: Any,
-    prompts_PT: jax.Array,
-    valid_PT: jax.Array,
+    prompts_NT: jax.Array,
+    valid_NT: jax.Array,
     key: jax.Array,
-    prompt_ids_P: jax.Array,
+    prompt_ids_N: jax.Array,
     *,
     group: int,
     max_new_tokens: int,
     end: tuple[int, ...],
     sampling: SamplingConfig,
+    at_once: int = 0,
 ) -> Completions:
-    """Samples `group` completions of each left-padded prompt; see the module for keys and log-probs."""
+    """Samples `group` completions of each left-padded prompt; see the module for keys and log-probs.
+
+    `at_once` prompts have a slot (0: all); free slots are filled when a quarter of them is free, as filling computes
+    a prefill of all.
+    """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
-    n_prompts, batch = prompts_PT.shape[0], prompts_PT.shape[0] * group
-    keys_B = row_keys(key, prompt_ids_P, group)
+    n_prompts = prompts_NT.shape[0]
+    slots = min(at_once, n_prompts) or n_prompts
+    batch = slots * group
+    keys_NG = row_keys(key, prompt_ids_N, group).reshape(n_prompts, group)
     end_E = jnp.asarray(end, jnp.int32)
-    hidden_PD, prefix = apply(prompts_PT, valid_PT, method="prefill")
     readout_DV = apply(method="readout")
 
-    def sample(state: _State) -> _State:
+    def by_row(x_S: jax.Array) -> jax.Array:
+        return jnp.repeat(x_S, group, axis=0)
+
+    def finished(state: _State) -> jax.Array:
+        full_B = by_row(state.step - state.start_S >= max_new_tokens - 1)
+        return jnp.all((state.done_B | full_B).reshape(slots, group), axis=1)
+
+    def sample(state: _State, keys_B: jax.Array) -> _State:
         logits_BV = constrain(apply(state.hidden_BD, readout_DV, method="logits"), "batch", "vocab")
         logp_BV = sampling_log_probs(logits_BV, sampling)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, state.step)
+        at_B = by_row(state.step - state.start_S)
+        keys = jax.vmap(jax.random.fold_in)(keys_B, at_B)
         token_B = jax.vmap(jax.random.categorical)(keys, logp_BV).astype(jnp.int32)
         logp_B = jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
-        token_B = jnp.where(state.done_B, 0, token_B)
-        column = jnp.arange(max_new_tokens)[None, :] == state.step
-        done_B = state.done_B | jnp.any(token_B[:, None] == end_E[None, :], axis=-1)
-        write = column & ~state.done_B[:, None]
+        running_B = ~state.done_B & (at_B < max_new_tokens)
+        write = (jnp.arange(max_new_tokens)[None, :] == at_B[:, None]) & running_B[:, None]
+        token_B = jnp.where(running_B, token_B, 0)
+        ends_B = running_B & jnp.any(token_B[:, None] == end_E[None, :], axis=-1)
         return dataclasses.replace(
             state,
             token_B=token_B,
-            done_B=done_B,
+            done_B=state.done_B | ends_B,
+            length_B=jnp.where(running_B, at_B + 1, state.length_B),
             tokens_BT=jnp.where(write, token_B[:, None], state.tokens_BT),
             logp_BT=jnp.where(write, logp_B[:, None], state.logp_BT),
         )
 
-    def body(state: _State) -> _State:
-        hidden_BD, cache = apply(state.token_B, state.step, prefix, state.cache, method="decode")
-        return sample(dataclasses.replace(state, step=state.step + 1, hidden_BD=hidden_BD, cache=cache))
+    def keys_of(prompt_S: jax.Array) -> jax.Array:
+        return keys_NG[jnp.minimum(prompt_S, n_prompts - 1)].reshape(-1)
 
-    def unfinished(state: _State) -> jax.Array:
-        return (state.step < max_new_tokens - 1) & ~jnp.all(state.done_B)
+    def begin(step: jax.Array, prompt_S: jax.Array, cache: Cache) -> _State:
+        """Prefills a prompt into every slot and draws its first tokens; slots without a prompt are done."""
+        at_S = jnp.minimum(prompt_S, n_prompts - 1)
+        chosen_ST, valid_ST = (constrain(x[at_S], "batch", None) for x in (prompts_NT, valid_NT))
+        hidden_SD, prefix = apply(chosen_ST, valid_ST, method="prefill")
 
-    def rows(value: Any, dtype: Any, *shape: int) -> jax.Array:
-        x = jnp.full((batch, *shape), value, dtype)
-        return constrain(x, "batch", *(None for _ in shape))
+        def rows(value: Any, dtype: Any, *shape: int) -> jax.Array:
+            x = jnp.full((batch, *shape), value, dtype)
+            return constrain(x, "batch", *(None for _ in shape))
 
-    start = _State(
-        step=jnp.int32(0),
-        token_B=rows(0, jnp.int32),
-        done_B=rows(False, bool),
-        hidden_BD=jnp.repeat(hidden_PD, group, axis=0),
-        tokens_BT=rows(0, jnp.int32, max_new_tokens),
-        logp_BT=rows(0.0, jnp.float32, max_new_tokens),
-        cache=apply(batch, max_new_tokens, method="empty_cache"),
-    )
-    final = jax.lax.while_loop(unfinished, body, sample(start))
-    written_BT = jnp.arange(max_new_tokens)[None, :] <= final.step
-    ended_BT = jnp.any(final.tokens_BT[:, :, None] == end_E[None, None, :], axis=-1)
-    # A row is as long as the position of its end token, or as the loop ran.
-    first_B = jnp.argmax(ended_BT, axis=-1).astype(jnp.int32) + 1
-    ended_B = jnp.any(ended_BT & written_BT, axis=-1)
-    length_B = jnp.where(ended_B, first_B, jnp.int32(max_new_tokens))
-    grouped = lambda x: x.reshape((n_prompts, group) + x.shape[1:])  # noqa: E731
+        state = _State(
+            step=step,
+            prompt_S=prompt_S,
+            start_S=jnp.full_like(prompt_S, step),
+            token_B=rows(0, jnp.int32),
+            done_B=by_row(prompt_S >= n_prompts),
+            length_B=rows(0, jnp.int32),
+            hidden_BD=by_row(hidden_SD),
+            tokens_BT=rows(0, jnp.int32, max_new_tokens),
+            logp_BT=rows(0.0, jnp.float32, max_new_tokens),
+            prefix=prefix,
+            cache=cache,
+        )
+        return sample(state, keys_of(prompt_S))
+
+    def advance(state: _State, enough: int | jax.Array) -> _State:
+        """Decodes until `enough` slots have finished."""
+        keys_B = keys_of(state.prompt_S)
+
+        def body(state: _State) -> _State:
+            hidden_BD, cache = apply(
+                state.token_B, state.step, state.start_S, state.prefix, state.cache, method="decode"
+            )
+            return sample(dataclasses.replace(state, step=state.step + 1, hidden_BD=hidden_BD, cache=cache), keys_B)
+
+        return jax.lax.while_loop(lambda s: jnp.sum(finished(s)) < enough, body, state)
+
+    cache = apply(batch, max_new_tokens, method="empty_cache")
+    state = begin(jnp.int32(0), jnp.arange(slots, dtype=jnp.int32), cache)
+    if slots == n_prompts:
+        return _completions(advance(state, slots), group)
+
+    def kept(results: Completions, state: _State) -> Completions:
+        put = lambda all_N, x_S: all_N.at[state.prompt_S].set(x_S, mode="drop")  # noqa: E731
+        return jax.tree.map(put, results, _completions(state, group))
+
+    def refill(carry: tuple[_State, Completions]) -> tuple[_State, Completions]:
+        state, results = carry
+        state = advance(state, max(slots // 4, 1))
+        results, free_S = kept(results, state), finished(state)
+        following_S = jnp.max(state.prompt_S) + jnp.cumsum(free_S, dtype=jnp.int32)
+        fresh = begin(state.step, jnp.where(free_S, following_S, n_prompts), state.cache)
+
+        def merged(old: jax.Array, new: jax.Array) -> jax.Array:
+            axis = 1 if old.ndim == 5 else 0  # keys and values have their layers first
+            fresh_X = free_S if old.shape[axis] == slots else by_row(free_S)
+            return jnp.where(fresh_X.reshape((1,) * axis + (-1,) + (1,) * (old.ndim - axis - 1)), new, old)
+
+        both = (dataclasses.replace(s, step=None, cache=None) for s in (state, fresh))
+        return jax.tree.map(merged, *both).replace(step=state.step, cache=state.cache), results
+
+    def empty(x: jax.Array) -> jax.Array:
+        return constrain(jnp.zeros((n_prompts, *x.shape[1:]), x.dtype), "batch", *(None for _ in x.shape[1:]))
+
+    results = jax.tree.map(empty, jax.eval_shape(lambda s: _completions(s, group), state))
+    pending = lambda carry: jnp.max(carry[0].prompt_S) + 1 < n_prompts  # noqa: E731
+    state, results = jax.lax.while_loop(pending, refill, (state, results))
+    return kept(results, advance(state, slots))
+
+
+def _completions(state: _State, group: int) -> Completions:
+    grouped = lambda x: x.reshape((-1, group) + x.shape[1:])  # noqa: E731
     return Completions(
-        tokens_PGT=grouped(final.tokens_BT),
-        logp_PGT=grouped(final.logp_BT),
-        length_PG=grouped(length_B),
-        ended_PG=grouped(final.done_B),
+        tokens_PGT=grouped(state.tokens_BT),
+        logp_PGT=grouped(state.logp_BT),
+        length_PG=grouped(state.length_B),
+        ended_PG=grouped(state.done_B),
     )
 
 
@@ -184,8 +256,9 @@ def make_sampler(
     max_new_tokens: int,
     end: tuple[int, ...],
     sampling: SamplingConfig,
+    at_once: int = 0,
 ) -> Callable[..., Completions]:
-    """The jitted `decode_loop`: (params, prompts_PT, valid_PT, key, prompt_ids_P) -> Completions."""
+    """The jitted `decode_loop`: (params, prompts_NT, valid_NT, key, prompt_ids_N) -> Completions."""
     return program(
         name,
         functools.partial(
@@ -195,8 +268,16 @@ def make_sampler(
             max_new_tokens=max_new_tokens,
             end=end,
             sampling=sampling,
+            at_once=at_once,
         ),
     )
+
+
+def cache_bytes(model: Decoder, group: int, prompt_length: int, max_new_tokens: int) -> int:
+    """Bytes that keys and values of one prompt and its completions take."""
+    c = model.config
+    values = 2 * c.n_layers * c.n_kv_heads * c.head_dim * (prompt_length + group * max_new_tokens)
+    return values * jnp.dtype(model.dtype).itemsize
 
 
 def completion_mask(length_PG: np.ndarray, max_new_tokens: int) -> np.ndarray:

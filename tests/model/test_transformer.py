@@ -48,11 +48,11 @@ def test_cached_decode_equals_full_forward(tiny, group):
     @jax.jit
     def cached(tokens_PT, valid_PT, new_BT):
         hidden_PD, prefix = model.apply(variables, tokens_PT, valid_PT, method="prefill")
-        cache = model.apply(variables, batch, NEW, method="empty_cache")
+        cache, start_P = model.apply(variables, batch, NEW, method="empty_cache"), jnp.zeros(len(LENGTHS), jnp.int32)
 
         def one(cache, step_and_token):
             step, token_B = step_and_token
-            hidden_BD, cache = model.apply(variables, token_B, step, prefix, cache, method="decode")
+            hidden_BD, cache = model.apply(variables, token_B, step, start_P, prefix, cache, method="decode")
             return cache, hidden_BD
 
         _, hidden_TBD = jax.lax.scan(one, cache, (jnp.arange(NEW), new_BT.T))
@@ -144,9 +144,9 @@ def test_dtypes_under_strict_promotion(tiny, dtype, monkeypatch):
     def serve(params):
         hidden_PD, prefix = model.apply({"params": params}, tokens_PT, valid_PT, method="prefill")
         cache = model.apply({"params": params}, len(LENGTHS), NEW, method="empty_cache")
-        step = jnp.int32(0)
+        step, start_P = jnp.int32(0), jnp.zeros(len(LENGTHS), jnp.int32)
         token_B = tokens_PT[:, 0]
-        hidden_BD, cache = model.apply({"params": params}, token_B, step, prefix, cache, method="decode")
+        hidden_BD, cache = model.apply({"params": params}, token_B, step, start_P, prefix, cache, method="decode")
         return hidden_PD, jax.tree.leaves(prefix)[:2], hidden_BD, cache  # keys and values
 
     with jax.numpy_dtype_promotion("strict"):

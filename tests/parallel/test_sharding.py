@@ -52,6 +52,27 @@ def expected(config):
     return specs
 
 
+class OfSlice:
+    """A device that says of which slice it is."""
+
+    def __init__(self, device, slice_index):
+        self.device, self.slice_index = device, slice_index
+
+    def __getattr__(self, name):
+        return getattr(self.device, name)
+
+
+def test_only_data_runs_between_slices(monkeypatch):
+    """Devices of two slices that come mixed: each slice is one half of the data axis."""
+    devices = [OfSlice(d, i % 2) for i, d in enumerate(jax.devices())]
+    monkeypatch.setattr("mdrl_jax.parallel.sharding.Mesh", lambda array, *_, **__: array)
+    array = make_mesh(MeshConfig(4, 1, 2), devices)
+    assert array.shape == (4, 1, 2) and len({d.id for d in array.flat}) == 8
+    assert [{d.slice_index for d in array[i].flat} for i in range(4)] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match="data=1 is not divisible by the 2 slices"):
+        make_mesh(MeshConfig(1, 4, 2), devices)
+
+
 def test_the_table_is_small_and_names_mesh_axes_only():
     assert len(RULES) <= 10
     for axes in RULES.values():

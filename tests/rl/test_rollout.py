@@ -217,9 +217,9 @@ def test_same_key_draws_the_same_whatever_the_batch(tiny_models):
 class CountingDecoder(Decoder):
     """Counts the decoding steps that really run."""
 
-    def decode(self, tokens_B, step, prefix, cache):
+    def decode(self, tokens_B, step, start_P, prefix, cache):
         jax.debug.callback(lambda s: STEPS.append(int(s)), step)
-        return super().decode(tokens_B, step, prefix, cache)
+        return super().decode(tokens_B, step, start_P, prefix, cache)
 
 
 STEPS: list[int] = []
@@ -346,3 +346,44 @@ def test_one_device_equals_eight(tiny_models, mesh8):
     np.testing.assert_array_equal(one.length_PG, eight.length_PG)
     np.testing.assert_array_equal(one.ended_PG, eight.ended_PG)
     np.testing.assert_allclose(one.logp_PGT, eight.logp_PGT, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once):
+    """Prompts that wait for a slot, begin in the middle of others' completions and wrap around the cache."""
+    tiny, n, new = tiny_models[family], 11, 9
+    rng = np.random.default_rng(3)
+    tokens_NT = rng.integers(0, tiny.config.vocab_size, (n, WIDTH)).astype(np.int32)
+    valid_NT = np.arange(WIDTH)[None] >= WIDTH - rng.integers(1, WIDTH + 1, n)[:, None]
+    key, ids = stage_key(0, "qa", 1), rng.permutation(n).astype(np.uint32)
+    made = []
+    for slots in (0, at_once):
+        sample = make_sampler(
+            tiny.model, "slots", group=2, max_new_tokens=new, end=tuple(range(12)), sampling=PLAIN, at_once=slots
+        )
+        made.append(jax.device_get(sample(tiny.params, tokens_NT, valid_NT, key, ids)))
+    whole, slotted = made
+    assert 0.2 < whole.ended_PG.mean() < 0.98 and len(np.unique(whole.length_PG)) > 4
+    for name in ("tokens_PGT", "length_PG", "ended_PG"):
+        np.testing.assert_array_equal(getattr(slotted, name), getattr(whole, name))
+    np.testing.assert_allclose(slotted.logp_PGT, whole.logp_PGT, atol=2e-6)
+
+
+def test_slots_wait_for_no_longest_completion(tiny_models):
+    """A slot's next prompt begins when its last has ended: fewer steps than prompts in waves of as many."""
+    tiny, n, new = tiny_models["llama"], 8, 24
+    model = CountingDecoder(tiny.config)
+    tokens_NT = np.random.default_rng(0).integers(0, tiny.config.vocab_size, (n, WIDTH)).astype(np.int32)
+    sample = make_sampler(model, "wait", group=1, max_new_tokens=new, end=tuple(range(20)), sampling=PLAIN, at_once=2)
+    STEPS.clear()
+    ids = np.arange(n, dtype=np.uint32)
+    done = sample(tiny.params, tokens_NT, np.ones_like(tokens_NT, bool), stage_key(1, "qa", 0), ids)
+    lengths = np.asarray(done.length_PG)[:, 0]
+    jax.effects_barrier()
+    loads = [0, 0]
+    for length in lengths:
+        loads[int(np.argmin(loads))] += length - 1  # its first token comes with the prefill
+    waves = sum(max(lengths[i : i + 2]) - 1 for i in range(0, n, 2))
+    assert max(loads) < waves, (loads, waves)
+    assert len(STEPS) == max(loads), (len(STEPS), loads)

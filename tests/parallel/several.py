@@ -1,0 +1,98 @@
+"""What one process and several have to agree on; run as a script, one process of several.
+
+python tests/parallel/several.py WORKDIR COORDINATOR PROCESSES PROCESS_ID
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdrl_jax import config, runtime
+from mdrl_jax.analysis import conflict, probe, samples
+from mdrl_jax.analysis.lanczos import block_lanczos, random_block
+from mdrl_jax.evaluate import evaluate
+from mdrl_jax.parallel import distributed
+from mdrl_jax.progress import Step
+from mdrl_jax.rl import loop
+from mdrl_jax.rl.trainer import Transforms, init_state
+from mdrl_jax.stages import plan
+
+FOUND = "found.npz"
+
+
+def small(data: int, fsdp: int) -> config.Config:
+    """A step, an evaluation and a little curvature of the embedded model."""
+    c = config.default()
+    c.stages, c.scored_domains = ("math",), ("math", "qa")
+    c.mesh.data, c.mesh.fsdp = data, fsdp
+    c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (8,)
+    c.rollout.parts = 2
+    c.domains.n_train, c.domains.n_validation, c.domains.n_test = 32, 8, 16
+    c.evaluate.samples, c.evaluate.batch = 2, 8
+    c.train.prompts = c.train.group = 16
+    c.train.micro_batches, c.train.kl_every = 2, 1
+    c.train.learning_rate = 1e-3
+    c.analyze.prompts, c.analyze.group, c.analyze.batch, c.analyze.path_prompts = 32, 2, 8, 8
+    return config.parse(c)
+
+
+def measure(settings: config.Config) -> dict[str, Any]:
+    """Rollouts, rewards, loss, gradient, updated parameters, Hv, Lanczos and scores, whole on every process."""
+    with runtime.make_pool(settings.rewards) as pool:
+        built = runtime.build(settings, pool)
+        with jax.set_mesh(built.mesh):
+            return _measured(built)
+
+
+def _measured(built: runtime.Runtime) -> dict[str, Any]:
+    stage = plan(built.config, ("math", "qa"))[0]
+    params = built.base_params()
+    programs = loop.make_programs(built, stage, Transforms())
+    state = init_state(programs.optimizer, params, programs.shardings)
+    _, after, metrics = next(loop.grpo_steps(built, stage, programs, state, params, 0, lambda *_: {}))
+    step = {k: v for k, v in metrics.items() if not k.startswith("seconds")}
+    looked = probe.build(built, built.config.train.grpo)
+    sample = samples.draw(built, params, "qa")
+    rows = looked.rows(sample)
+    route = conflict.route(np.arange(built.model.config.d_mlp)[None].repeat(built.model.config.n_layers, 0) % 8 == 0)
+    at = conflict.place(looked, params, looked.difference(after.params, params), route)
+    hessian = looked.hessian(at.point, at.fixed, rows, float(sample.n_prompts))
+    block = random_block(jax.random.key(0), at.point, 2)
+    spectrum = block_lanczos(hessian, block, 3, 3)
+    scores = evaluate(built, after.params, "scores", _untold)
+    found = {
+        "step": step,
+        "gradient": looked.gradient(params, rows[0]),
+        "updated": after.params,
+        "sample": {name: getattr(sample, name) for name in ("tokens_PGT", "mask_PGT", "rewards_PG")},
+        "jets": looked.jets(params, looked.difference(after.params, params), sample),
+        "activity": list(vars(looked.activity(params, sample)).values()),
+        "hv": hessian(block),
+        "lanczos": {"values": spectrum.values, "residuals": spectrum.residuals},
+        "scores": scores.record(),
+    }
+    leaves = jax.tree_util.tree_leaves_with_path(distributed.gather(jax.tree.map(jnp.asarray, found, is_leaf=_is_list)))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _is_list(x: Any) -> bool:
+    return isinstance(x, list) and not isinstance(x[0], np.ndarray)
+
+
+def _untold(label: str, total: int) -> Any:
+    return contextlib.nullcontext(Step(label, total).report)
+
+
+if __name__ == "__main__":
+    folder, coordinator, processes, process_id = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
+    distributed.initialize(coordinator, processes, process_id, 60.0)
+    distributed.check_shared(folder)
+    arrays = measure(small(data=processes, fsdp=2))
+    if distributed.is_first():
+        np.savez(folder / FOUND, **arrays)
+    sys.exit(distributed.finish(0))

@@ -1,0 +1,158 @@
+"""Several processes of two devices each against one process with as many devices, and the loss of one of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import several
+from flax import linen as nn
+
+from mdrl_jax.checkpoints import StageCheckpoints, abstract
+from mdrl_jax.config import EMBEDDED_MODEL
+from mdrl_jax.model import huggingface
+from mdrl_jax.model.transformer import Decoder, param_shapes
+from mdrl_jax.parallel.distributed import AGAIN, LOST
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
+from mdrl_jax.preemption import STATUS
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 10.0  # seconds after which a lost process ends the others
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def start(commands: Sequence[Sequence[str]], logs: Path) -> list[subprocess.Popen[bytes]]:
+    """One process a command, of two devices each; what they say goes to `logs`-N.txt."""
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
+    # A restart, and every other process, finds what one of them has compiled.
+    settings |= {"JAX_COMPILATION_CACHE_DIR": str(logs.parent / "cache"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    made = []
+    for i, command in enumerate(commands):
+        with open(f"{logs}-{i}.txt", "wb") as log:
+            made.append(
+                subprocess.Popen(
+                    [sys.executable, *command], stdout=log, stderr=log, env={**os.environ, **settings}, cwd=ROOT
+                )
+            )
+    return made
+
+
+@pytest.mark.usefixtures("fast_compile")
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_compute_what_one_does(processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    where = f"localhost:{free_port()}"
+    script = str(ROOT / "tests" / "parallel" / "several.py")
+    commands = [[script, str(tmp_path), where, str(processes), str(i)] for i in range(processes)]
+    started = start(commands, tmp_path / "log")
+    devices = jax.devices()[: 2 * processes]
+    monkeypatch.setattr("mdrl_jax.runtime.make_mesh", lambda config: make_mesh(config, devices))
+    one = several.measure(several.small(data=processes, fsdp=2))
+    assert [p.wait(timeout=400) for p in started] == [0] * processes, (tmp_path / "log-0.txt").read_text()[-2000:]
+    with np.load(tmp_path / several.FOUND) as found:
+        assert set(found.files) == set(one)
+        for name, expected in one.items():
+            if np.issubdtype(expected.dtype, np.floating) and "rewards" not in name:
+                scale = np.abs(expected).max()
+                np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=2e-5 * scale, err_msg=name)
+            else:  # tokens, lengths, rewards: what was sampled is the same
+                np.testing.assert_array_equal(found[name], expected, err_msg=name)
+    assert one["['step']['tokens']"] > 0 and np.abs(one["['lanczos']['values']"]).max() > 0
+
+
+CHANGES = {
+    "stages": "('math',)",
+    "scored_domains": "('math', 'qa')",
+    "mesh.fsdp": "2",
+    "domains.n_train": "32",
+    "domains.n_test": "16",
+    "domains.n_validation": "8",
+    "evaluate.batch": "16",
+    "train.steps": "6",
+    "train.checkpoint_every": "1",
+    "train.group": "4",
+}
+
+
+def run(workdir: Path, again: str = "") -> list[subprocess.Popen[bytes]]:
+    """A small run of two processes."""
+    flags = [f"--config.{name}={value}" for name, value in CHANGES.items()]
+    where = ["--coordinator", f"localhost:{free_port()}", "--processes=2", f"--host_timeout={TIMEOUT}"]
+    command = ["-m", "mdrl_jax.main", f"--config={workdir.parent / 'small.py'}", *flags, f"--workdir={workdir}", *where]
+    return start([[*command, f"--process_id={i}"] for i in range(2)], workdir.parent / f"{workdir.name}{again}")
+
+
+def after_two_steps(workdir: Path) -> list[subprocess.Popen[bytes]]:
+    """The same, once its second checkpoint is there."""
+    made = run(workdir)
+    while not (workdir / "checkpoints" / "01-math" / "2").exists():
+        assert made[0].poll() is None, Path(f"{workdir}-0.txt").read_text()[-2000:]
+        time.sleep(0.02)
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs")
+    text = "from mdrl_jax import config\n\ndef get_config():\n    c = config.default()\n"
+    text += "    c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (8,)\n    return c\n"
+    (folder / "small.py").write_text(text)
+    made = run(folder / "whole")
+    assert [p.wait(timeout=300) for p in made] == [0, 0], (folder / "whole-0.txt").read_text()[-2000:]
+    return folder / "whole"
+
+
+def goes_on_exactly(workdir: Path, whole: Path) -> None:
+    """Started again, the run goes on where it was and ends as one that nothing disturbed, bit by bit."""
+    assert not (workdir / "evaluations" / "01-math.json").exists()
+    assert [p.wait(timeout=300) for p in run(workdir, "-again")] == [0, 0]
+    assert "math: goes on after step" in Path(f"{workdir}-again-0.txt").read_text()
+    for file in ("scores.jsonl", "evaluations/01-math.json", "samples/01-math.jsonl"):
+        assert (workdir / file).read_bytes() == (whole / file).read_bytes(), file
+    for a, b in zip(*(jax.tree.leaves(params(folder)) for folder in (whole, workdir)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_lost_process_ends_the_others(whole: Path):
+    cut = whole.parent / "cut"
+    first, second = after_two_steps(cut)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    assert first.wait(timeout=10 * TIMEOUT) == LOST
+    assert time.monotonic() - killed < 2 * TIMEOUT
+    said = Path(f"{cut}-0.txt").read_text().splitlines()
+    name = f"process 1 on {socket.gethostname()}"
+    assert f"mdrl: error: {name} gave no sign of life for {TIMEOUT:.0f} s; {AGAIN}" in said
+    second.wait()
+    goes_on_exactly(cut, whole)
+
+
+def test_a_notice_to_one_process_stops_all_at_the_same_step(whole: Path):
+    told = whole.parent / "told"
+    made = after_two_steps(told)
+    made[1].send_signal(signal.SIGTERM)
+    assert [p.wait(timeout=60) for p in made] == [STATUS, STATUS]
+    assert "stopped by SIGTERM after step" in Path(f"{told}-0.txt").read_text()
+    goes_on_exactly(told, whole)
+
+
+def params(workdir: Path) -> Any:
+    """Parameters at the end of the run, on one device."""
+    model = Decoder(huggingface.read_config(EMBEDDED_MODEL))
+    boxed = param_shapes(model)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with StageCheckpoints(workdir / "checkpoints" / "01-math") as checkpoints:
+        return checkpoints.restore_params(abstract(nn.unbox(boxed), param_shardings(mesh, boxed)))
