@@ -5,6 +5,7 @@ What a stage cost goes into its checkpoints' meta with every save, so that a res
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax import records
+from mdrl_jax import preemption, records
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.parallel.programs import compilations
@@ -66,7 +67,8 @@ class Trainer:
 
     def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
         """The parameters at the stage's end, and what it cost (`costs`)."""
-        with StageCheckpoints(self.folder.checkpoints(stage)) as checkpoints:
+        keep = self.runtime.config.checkpoints.keep
+        with StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn) as checkpoints:
             first = checkpoints.latest() or 0
             costs = collections.Counter(checkpoints.meta()["costs"] if first else {})
             watched = stage.prefix == "refresh"
@@ -86,18 +88,28 @@ class Trainer:
                 return dict(costs + collections.Counter(meter() | {"tokens_trained": totals["tokens"]}))
 
             board_folder, ended = self.folder.root / "tensorboard" / stage.folder, ""
-            with TensorBoard(board_folder, resumed_at=first + 1 if first else None) as board:
+            with TensorBoard(board_folder, resumed_at=first + 1) as board:
                 steps = recipe.steps(state, first)
                 for done, state, metrics in self.screen.track(stage.name, recipe.total, first, _watched(steps)):
                     board.scalars(done, {f"train/{k}": v for k, v in metrics.items() if k != "rewards"})
                     board.histogram("train/rewards", metrics.get("rewards", ()), done)
                     totals.update({k: v for k, v in metrics.items() if k in SUMMED or k.startswith(ERRORS)})
+                    stopping = preemption.noticed()
                     if tracker:
                         ended = tracker.look(done, state.params)
                         if ended:
                             break
-                    elif done == recipe.total or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0):
-                        checkpoints.save(done, state, self._meta(stage, account(), done * recipe.prompts))
+                    elif done == recipe.total or stopping or _due(done, recipe.checkpoint_every):
+                        board.flush()  # what goes on after this step does not write it again
+                        meta = self._meta(stage, account(), done * recipe.prompts)
+                        if done == recipe.total:
+                            checkpoints.save_params(done, state.params, meta)
+                        else:
+                            checkpoints.save(done, state, meta)
+                    if stopping:
+                        checkpoints.wait()
+                        saved = "its scores are saved, and it begins anew" if tracker else "saved"
+                        raise preemption.Stopped(f"after step {done} of {stage.name}", saved)
             params = state.params
             if tracker:
                 params, done = tracker.best, tracker.record["chosen"]
@@ -133,9 +145,8 @@ class Trainer:
         domain = stage.domains[0]
         at = peak(domain, stage.start, self.stages)
         file = self.folder.root / "recovery" / f"{stage.name}.json"
-        return refresh.Tracker(
-            self.runtime, stage, file, self.params_after(at.name) if at else None, self.bases(domain)
-        )
+        read = functools.partial(self.params_after, at.name) if at else None
+        return refresh.Tracker(self.runtime, stage, file, read, self.bases(domain))
 
     def _sft(self, stage: Stage) -> Recipe:
         if "sft" not in self.programs:
@@ -220,6 +231,10 @@ def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float])
         kinds = [f"{k.removeprefix(ERRORS)} {v:.0f}" for k, v in sorted(totals.items()) if k.startswith(ERRORS)]
         line += f" ({', '.join(kinds)})" if kinds else ""
     return f"{line}; {sum(compilations.values())} compilations so far"
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
 
 
 def _watched(steps: Steps) -> Iterator[tuple[int, str, Any]]:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from mdrl_jax import config as config_module
 from mdrl_jax import tokens
-from mdrl_jax.checkpoints import StageCheckpoints, abstract
+from mdrl_jax.checkpoints import abstract, load_params
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
@@ -57,14 +57,9 @@ def load_stage(workdir: str, name: str) -> Loaded:
     stages = {stage.name: stage for stage in plan(config, tuple(DOMAINS))}
     if name not in stages:
         raise UserError(f"{workdir} has no stage {name!r}; it has base, {', '.join(stages)}")
-    if not work.checkpoints(stages[name]).is_dir():
-        raise UserError(f"stage {name!r} of {workdir} has no checkpoint yet")
     folder = model_folder(config.model.path)
     model = Decoder(huggingface.read_config(folder))
     mesh = make_mesh(MeshConfig())
     boxed = param_shapes(model)
-    with StageCheckpoints(work.checkpoints(stages[name]), read_only=True) as checkpoints:
-        if checkpoints.latest() is None:
-            raise UserError(f"stage {name!r} of {workdir} has no checkpoint yet")
-        params = checkpoints.restore_params(abstract(nn.unbox(boxed), param_shardings(mesh, boxed)))
+    params = load_params(work.checkpoints(stages[name]), abstract(nn.unbox(boxed), param_shardings(mesh, boxed)))
     return Loaded(model, params, tokens.load_tokenizer(folder), mesh, folder)

@@ -25,6 +25,7 @@ from typing import Any
 from mdrl_jax.rewards import isolation
 from mdrl_jax.rewards.base import SHORT_NAMES, Score
 from mdrl_jax.rewards.sandbox import Limits
+from mdrl_jax.rewards.worker import END
 
 Request = tuple[str, str, Mapping[str, Any]]
 
@@ -98,7 +99,7 @@ class RewardPool:
     def close(self) -> None:
         """Ends every worker and what it runs; the pool cannot be used afterwards."""
         for worker in self._workers:
-            worker.process.send_signal(signal.SIGTERM)
+            worker.process.send_signal(END)
         for worker in list(self._workers):
             self._end(worker)
         self._selector.close()
@@ -233,7 +234,7 @@ class RewardPool:
         assert process.stdin is not None and process.stdout is not None
         self._selector.unregister(process.stdout)
         self._workers.remove(worker)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(END)
         try:
             process.wait(1.0)
         except subprocess.TimeoutExpired:

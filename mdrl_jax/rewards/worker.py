@@ -25,8 +25,13 @@ from mdrl_jax.rewards.base import RewardFunction, Score, resolve, score
 _ERROR_CHARACTERS = 500
 
 
+# By which the pool ends a worker. SIGTERM, which schedulers send to every process of a run, is the run's to answer:
+# a worker and what it starts ignore it, as a reward that is cut off would change the step at work.
+END = signal.SIGUSR1
+
+
 class _Terminated(BaseException):
-    """SIGTERM: unwinds the sandbox, so that its child is killed."""
+    """END: unwinds the sandbox, so that its child is killed."""
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -61,7 +66,8 @@ def _one_line(text: str) -> str:
 
 def main() -> None:
     """Answers requests until the input ends."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(END, _terminate)
     # A reward function that prints or reads must not reach the pool's pipes.
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -83,7 +89,7 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
         sandbox.prepare()
     sandbox.close()
-    # A pool that closes ends its workers by SIGTERM: this one was killed, and cannot tidy up.
+    # A pool that closes ends its workers by END: this one was killed, and cannot tidy up.
     shutil.rmtree(tempfile.tempdir, ignore_errors=True)
 
 

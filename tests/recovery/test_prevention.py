@@ -241,5 +241,5 @@ def test_what_cannot_be_sampled_is_refused(built: runtime.Runtime, analyze: dict
 def test_batches_that_the_mesh_does_not_divide_are_refused(built: runtime.Runtime, mesh8: Any):
     odd = configured(ALL, batch=2, prompts=16, group=3)
     stage = plan(odd, DOMAINS)[-1]
-    with pytest.raises(UserError, match=r"stage qa: analyze.batch = 2 is not divisible by the mesh's data \* fsdp = 4"):
+    with pytest.raises(UserError, match=r"stage qa: analyze.batch \* group = 6 is not divisible by the mesh's .* = 4"):
         check(dataclasses.replace(built, config=odd, mesh=mesh8), stage)

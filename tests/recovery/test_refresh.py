@@ -163,7 +163,7 @@ def test_the_best_average_is_kept_the_earliest_of_equals():
 def test_a_whole_refresh(tmp_path: Path, asked: list[float]):
     runtime, stage = setting()
     file = tmp_path / "recovery" / "refresh-math.json"
-    tracker = Tracker(runtime, stage, file, params(9.0), [basis()])
+    tracker = Tracker(runtime, stage, file, lambda: params(9.0), [basis()])
     assert walk(tracker) == 4
     assert asked == [9.0, 0.0, 1.0, 2.0, 3.0, 4.0]
     written = json.loads(file.read_text())
@@ -185,14 +185,14 @@ def test_a_whole_refresh(tmp_path: Path, asked: list[float]):
 
 def test_it_stops_when_another_domain_has_surely_lost_too_much(tmp_path: Path, asked: list[float]):
     runtime, stage = setting(limit=8.0)
-    tracker = Tracker(runtime, stage, tmp_path / "r.json", params(9.0))
+    tracker = Tracker(runtime, stage, tmp_path / "r.json", lambda: params(9.0))
     assert walk(tracker) == 3
     assert tracker.record["stopped"].startswith("qa lost") and tracker.record["chosen"] == 2
 
 
 def test_looks_may_be_apart_and_the_last_step_is_always_looked_at(tmp_path: Path, asked: list[float]):
     runtime, stage = setting(every=3)
-    tracker = Tracker(runtime, stage, tmp_path / "r.json", params(9.0))
+    tracker = Tracker(runtime, stage, tmp_path / "r.json", lambda: params(9.0))
     walk(tracker)
     assert [row["step"] for row in tracker.record["steps"]] == [0, 3, 4]
 
@@ -200,7 +200,8 @@ def test_looks_may_be_apart_and_the_last_step_is_always_looked_at(tmp_path: Path
 @pytest.mark.parametrize("killed_after", [0, 1, 3])
 def test_a_killed_refresh_ends_as_if_it_had_not_been(tmp_path: Path, asked: list[float], killed_after: int):
     runtime, stage = setting(limit=8.0)
-    make: Callable[[str], Tracker] = lambda name: Tracker(runtime, stage, tmp_path / name, params(9.0), [basis()])  # noqa: E731
+    peak = lambda: params(9.0)  # noqa: E731
+    make: Callable[[str], Tracker] = lambda name: Tracker(runtime, stage, tmp_path / name, peak, [basis()])  # noqa: E731
     whole = make("whole.json")
     walk(whole)
     walk(make("killed.json"), killed_after)
@@ -214,11 +215,11 @@ def test_a_killed_refresh_ends_as_if_it_had_not_been(tmp_path: Path, asked: list
 
 def test_a_record_of_other_settings_is_refused(tmp_path: Path, asked: list[float]):
     file = tmp_path / "r.json"
-    walk(Tracker(*setting(), file, params(9.0)), 1)
+    walk(Tracker(*setting(), file, lambda: params(9.0)), 1)
     with pytest.raises(UserError, match="a refresh with another limit"):
-        Tracker(*setting(limit=3.0), file, params(9.0))
+        Tracker(*setting(limit=3.0), file, lambda: params(9.0))
     with pytest.raises(UserError, match="a refresh with another subspaces"):
-        Tracker(*setting(), file, params(9.0), [basis()])
+        Tracker(*setting(), file, lambda: params(9.0), [basis()])
 
 
 def test_a_domain_without_a_peak_is_refreshed_to_the_end_of_its_budget(tmp_path: Path, asked: list[float]):

@@ -218,8 +218,8 @@ def test_only_counts_travel_between_devices(mesh8: Mesh):
     x8, inside8 = to_tree(abs(numbers()), mesh8), to_tree(numbers() > 0, mesh8)
     count = selection._split(30)
     texts = [
-        selection._largest_program.lower(x8, count, None).compile().as_text(),
-        selection._largest_program.lower(x8, count, inside8).compile().as_text(),
+        selection.largest_program.lower(x8, count, None).compile().as_text(),
+        selection.largest_program.lower(x8, count, inside8).compile().as_text(),
         selection._random_program.lower(jax.random.key(0), count, inside8).compile().as_text(),
     ]
     for text in texts:

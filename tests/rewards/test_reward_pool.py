@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mdrl_jax.rewards.pool import RewardPool
+from mdrl_jax.rewards.worker import END
 
 REWARDS = """
 import os, sys, time
@@ -215,7 +216,7 @@ def test_a_worker_that_is_ended_ends_its_program() -> None:
         worker = pool._workers[0].process
         while len(running := children(worker.pid)) < 2:  # the sandbox, and the process that holds the tests
             time.sleep(0.01)
-        worker.terminate()
+        worker.send_signal(END)
         thread.join(30)
     assert results[0].error == "worker died: exit status 0"
     assert not any(alive(pid) for pid in running)

@@ -1,0 +1,116 @@
+"""SIGTERM: noticed once, told to all who ask, and at the second one the end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mdrl_jax import preemption
+from mdrl_jax.main import COMMANDS, main
+from mdrl_jax.report.console import Screen
+from mdrl_jax.rewards.base import Score
+from mdrl_jax.rewards.pool import RewardPool
+from tests.kills import assert_gone, descendants
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Within `watch`, after a SIGTERM to this process."""
+    with preemption.watch():
+        assert not preemption.noticed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while not preemption.noticed():
+            assert time.monotonic() < deadline
+        yield
+
+
+def test_a_signal_is_noticed_and_the_next_watch_knows_nothing_of_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with told():
+        assert preemption.noticed() and preemption.noticed()
+    assert signal.getsignal(signal.SIGTERM) is before
+    other = signal.signal(signal.SIGUSR1, lambda *_: None)
+    with preemption.watch():
+        signal.raise_signal(signal.SIGUSR1)  # goes through the same pipe
+        time.sleep(0.2)
+        preemption.check("nothing")
+    signal.signal(signal.SIGUSR1, other)
+
+
+def test_work_that_shows_how_far_it_is_stops_between_its_pieces_and_the_log_says_where(tmp_path: Path):
+    done = []
+    with pytest.raises(preemption.Stopped, match="stopped by SIGTERM during scores; what was finished is saved; start"):
+        with Screen(tmp_path / "log.txt", "quiet") as screen, screen.steps("scores", 3) as show:
+            show(0, "first")
+            done.append("first")
+            with told():
+                show(1, "second")
+            done.append("second")
+    assert done == ["first"]
+    assert (tmp_path / "log.txt").read_text().startswith("stopped by SIGTERM during scores; ")
+
+
+def test_stopped_is_no_error_that_is_handled_and_the_status_is_the_signals(monkeypatch: pytest.MonkeyPatch):
+    def execute(values: object) -> None:
+        try:
+            raise preemption.Stopped("after step 3 of math", "saved")
+        except Exception:
+            pytest.fail("it was handled as an error")
+
+    about, define, _ = COMMANDS["score"]
+    monkeypatch.setitem(COMMANDS, "score", (about, define, execute))
+    assert main(["mdrl", "score"]) == 143
+
+
+BUSY = """
+import hashlib, sys
+from mdrl_jax import preemption
+with preemption.watch():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000_000)  # as a compilation: nothing of Python runs until it ends
+    print("noticed" if preemption.noticed() else "not noticed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_second_signal_ends_the_process_even_where_no_python_runs(signals: int):
+    """The first one waits for the piece of work at hand."""
+    rounds = "30_000_000" if signals == 2 else "3_000_000"
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY.replace("30_000_000", rounds)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "busy\n"
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    said = process.communicate(timeout=120)[0]
+    assert (process.returncode, said) == ((0, "noticed\n") if signals == 1 else (143, ""))
+
+
+def test_rewards_are_judged_to_the_end_when_every_process_is_told_to_end():
+    """As SLURM and systemd do, in a control group: a reward that was cut off would be 0 and change the step."""
+    slow = "import time; time.sleep(1.5); answer = 42"
+    requests = [("code", slow, {"tests": ["assert answer == 42"]})]
+    with RewardPool(1) as pool:
+        assert pool.score([("code", "", {"tests": ["pass"]})])[0].reward == 1
+        found: list[Score] = []
+        thread = threading.Thread(target=lambda: found.extend(pool.score(requests)))
+        thread.start()
+        time.sleep(0.5)
+        told = descendants(os.getpid())
+        assert thread.is_alive() and len(told) >= 3  # the worker, the process with the tests, the sandbox
+        for pid in told:
+            os.kill(pid, signal.SIGTERM)
+        thread.join()
+    assert [(s.reward, s.error) for s in found] == [(1.0, None)]
+    assert_gone(told)
