@@ -38,7 +38,7 @@ from mdrl_jax import config
 def get_config() -> ConfigDict:
     """The configuration."""
     c = config.default()
-    c.stages = ("code", "math", "qa", "cw", "refresh-math")
+    c.stages = ("code", "math", "qa", "cw", "refresh-math", "analyze", "rollback-math-qa")
     c.stage_overrides = {"refresh-math": {"steps": 16}}
     c.model.path = "Qwen3-4B-Thinking-2507"
     c.model.dtype = "bfloat16"
@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     c.model.logprob_chunk = 512
     c.mesh.data = 1
     c.mesh.fsdp = -1
+    c.mesh.tensor = 2
     c.domains.separator = "</think>"
     c.domains.n_train = 5120
     c.domains.n_validation = 50
@@ -62,13 +63,14 @@ def get_config() -> ConfigDict:
     c.rollout.prompt_buckets = (512, 1024, 2048)
     c.rollout.completion_buckets = (1024, 2048, 4096, 8192)
     c.rollout.sampling.temperature = 0.7
+    c.rollout.cache_gib = 4.7
     c.evaluate.sampling.temperature = 0.7
     c.evaluate.samples = 1
     c.evaluate.batch = 64
     c.train.steps = 80
     c.train.prompts = 64
     c.train.group = 8
-    c.train.micro_batches = 32
+    c.train.micro_batches = 64
     c.train.learning_rate = 1e-6
     c.train.checkpoint_every = 5
     c.train.grpo.clip_low = 0.2
@@ -76,6 +78,12 @@ def get_config() -> ConfigDict:
     c.train.grpo.kl_coef = 1e-3
     c.train.grpo.kl = "k3"
     c.train.optimizer.weight_decay = 0.01
+    c.analyze.dtype = "bfloat16"
+    c.analyze.prompts = 32
+    c.analyze.group = 4
+    c.analyze.batch = 2
+    c.analyze.path_prompts = 8
+    c.analyze.held = 3
     c.recover.prompts = 50
     c.rewards.workers = 8
     c.rewards.cpu_seconds = 10.0

@@ -5,6 +5,7 @@ Anything the user can put right ends in one line on standard error and exit stat
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ OUTPUTS = ("screen", "quiet", "json")  # of `report/outputs.py`, which takes lon
 
 
 def _run(values: Any) -> None:
+    _join(values)
     from mdrl_jax import config, experiment
 
     workdir = values.workdir or os.path.join("runs", _stem(values["config"].config_filename))
@@ -31,6 +33,7 @@ def _run_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     flags.DEFINE_string("workdir", None, "work folder; default: runs/NAME-OF-CONFIG", flag_values=values)
     _output_flag(values)
+    _hosts_flags(values)
 
 
 def _generate(values: Any) -> None:
@@ -65,6 +68,7 @@ def _generate_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _evaluate(values: Any) -> None:
+    _join(values)
     from mdrl_jax import config
     from mdrl_jax.commands import evaluate
 
@@ -75,9 +79,11 @@ def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     flags.DEFINE_string("model", None, "Hugging Face folder to score", flag_values=values)
     _output_flag(values)
+    _hosts_flags(values)
 
 
 def _analyze(values: Any) -> None:
+    _join(values)
     from mdrl_jax import config
     from mdrl_jax.commands import analyze
 
@@ -94,6 +100,7 @@ def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_multi_string("stage", [], about, flag_values=values)
     flags.DEFINE_string("workdir", None, "work folder for the findings", flag_values=values)
     _output_flag(values)
+    _hosts_flags(values)
 
 
 def _rollback(values: Any) -> None:
@@ -177,6 +184,24 @@ def _report_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "work folder of a run, finished or not", flag_values=values)
 
 
+def _fit(values: Any) -> int:
+    from mdrl_jax import config
+    from mdrl_jax.commands import fit
+
+    fits = fit.run(config.parse(values.config), _needed(values, "topology"), values.all, values.output)
+    return 0 if fits else 1
+
+
+def _fit_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    from mdrl_jax.parallel import chips
+
+    chips.compiler_alone()  # before a config file imports JAX
+    _config_flag(values, argv)
+    flags.DEFINE_string("topology", None, "slice of TPU chips, e.g. v5e:4x4 or v5p:2x2x2", flag_values=values)
+    flags.DEFINE_bool("all", False, "also programs of stages that the config does not have", flag_values=values)
+    _output_flag(values)
+
+
 def _bench(values: Any) -> None:
     from mdrl_jax.commands import bench
 
@@ -206,7 +231,23 @@ def _output_flag(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("output", OUTPUTS[0], OUTPUTS, about, flag_values=values)
 
 
-Command = tuple[str, Callable[[flags.FlagValues, list[str]], None], Callable[[Any], None]]
+def _hosts_flags(values: flags.FlagValues) -> None:
+    """Of commands that run on several hosts: not needed on a TPU pod and under SLURM, which say it themselves."""
+    integer = flags.DEFINE_integer
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on every host", flag_values=values)
+    integer("processes", None, "number of processes; 1: this host alone", lower_bound=1, flag_values=values)
+    integer("process_id", None, "index of this process, from 0", lower_bound=0, flag_values=values)
+    about = "seconds after which a host that gives no sign of life ends all the others"
+    flags.DEFINE_float("host_timeout", 300.0, about, lower_bound=5.0, flag_values=values)
+
+
+def _join(values: Any) -> None:
+    from mdrl_jax.parallel import distributed
+
+    distributed.initialize(values.coordinator, values.processes, values.process_id, values.host_timeout)
+
+
+Command = tuple[str, Callable[[flags.FlagValues, list[str]], None], Callable[[Any], int | None]]
 COMMANDS: dict[str, Command] = {
     "run": ("walks the experiment's stages; repeated, it goes on", _run_flags, _run),
     "generate": ("prints a completion", _generate_flags, _generate),
@@ -215,6 +256,7 @@ COMMANDS: dict[str, Command] = {
     "rollback": ("takes part of an edit back, without training", _rollback_flags, _rollback),
     "export": ("writes a stage as a Hugging Face folder", _export_flags, _export),
     "score": ("rewards completions from a file", _score_flags, _score),
+    "fit": ("compiles every device program for a TPU slice, without a TPU", _fit_flags, _fit),
     "report": ("writes the page and figures of a work folder", _report_flags, _report),
     "seeds": ("the figures of several seeds with intervals", _seeds_flags, _seeds),
     "bench": ("the benchmarks, peers beside us where installed", _bench_flags, _bench),
@@ -322,13 +364,34 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: {about}\n{values.get_help()}")
             return 0
         _parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
-        execute(values)
+        return _together(lambda: execute(values))
     except UserError as e:
         print(f"mdrl: error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 1
-    return 0
+
+
+def _together(execute: Callable[[], int | None]) -> int:
+    """Runs a command that other hosts may run too: what ends it here ends it there, and they hear why."""
+    from mdrl_jax import preemption
+    from mdrl_jax.parallel import distributed
+
+    try:
+        status = execute()
+    except preemption.Stopped:  # the screen has said so
+        return distributed.finish(preemption.STATUS)
+    except Exception as e:
+        if distributed.count() == 1:
+            raise
+        if isinstance(e, UserError):
+            print(f"mdrl: error: {' '.join(str(e).split())}", file=sys.stderr)
+        elif not isinstance(e, distributed.HostLost):
+            traceback.print_exc()
+        else:
+            print(f"mdrl: error: {e}; {distributed.AGAIN}", file=sys.stderr)
+        return distributed.finish(2 if isinstance(e, UserError) else 1, e)
+    return distributed.finish(status or 0)
 
 
 def cli() -> None:

@@ -6,17 +6,18 @@ by its trip count, and of a conditional's branches the one with more of what is 
 program are those of one device, so all figures are of one device.
 
 Deviations from what a profiler would see: kernels that are opaque to the compiler (Pallas, cuDNN attention) count
-nothing; nor does a product with a vector that the compiler turned into a multiplication and a sum.
+nothing unless told; nor does a product with a vector that the compiler turned into a multiplication and a sum.
 """
 
 import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from mdrl_jax.parallel.hlo_text import Computation, Instruction, arrays, executed
+from mdrl_jax.parallel.hlo_text import Computation, Instruction, Measure, Run, arrays, executed
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -30,15 +31,19 @@ class Collective:
       bytes: of one run, on one device: the larger of what it takes and gives (the gathered or not yet scattered array).
       times: how often it runs.
       where: the JAX operation it came from.
+      shape: dimensions of the largest array that it gives.
     """
 
     kind: str
     bytes: int
     times: int
     where: str
+    shape: tuple[int, ...] = ()
 
 
-def matmul_flops(text: str, unknown_trips: int | None = None) -> float:
+def matmul_flops(
+    text: str, unknown_trips: int | Sequence[int] | None = None, kernels: Measure = lambda instruction, computation: 0.0
+) -> float:
     """Floating-point operations of all dense matrix products that one call executes on one device.
 
     2·|output|·(contracted size) for each dot or GEMM call; convolutions, which is what TPU compilers make of dots,
@@ -46,21 +51,32 @@ def matmul_flops(text: str, unknown_trips: int | None = None) -> float:
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
-      unknown_trips: trip count of loops whose own cannot be read.
+      unknown_trips: trip count of loops whose own cannot be read; several: of innermost ones, of those around them, ...
+      kernels: operations of instructions that are opaque to the compiler.
 
     Raises:
       ValueError: if a loop with matrix products has an unknown trip count and `unknown_trips` is None.
     """
-    return sum(run.times * run.amount for run in executed(text, _matmul_flops, unknown_trips))
+
+    def measure(instruction: Instruction, computation: Computation) -> float:
+        return _matmul_flops(instruction, computation) + kernels(instruction, computation)
+
+    return sum(run.times * run.amount for run in executed(text, measure, unknown_trips))
 
 
-def collectives(text: str, unknown_trips: int | None = None) -> list[Collective]:
+def collectives(text: str, unknown_trips: int | Sequence[int] | None = None) -> list[Collective]:
     """Every collective that one call executes, in order of the text; arguments and errors as in `matmul_flops`.
 
     An asynchronous one counts once, at its start.
     """
     runs = executed(text, _collective_bytes, unknown_trips)
-    return [Collective(_kind(r.instruction, r.computation), int(r.amount), r.times, r.instruction.where) for r in runs]
+    return [_collective(run) for run in runs]
+
+
+def _collective(run: Run) -> Collective:
+    given = max((dims for _, dims in arrays(run.instruction.shape)), key=math.prod, default=())
+    kind = _kind(run.instruction, run.computation)
+    return Collective(kind, int(run.amount), run.times, run.instruction.where, given)
 
 
 def _dims(computation: Computation, name: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = ")
@@ -35,6 +35,7 @@ class Instruction:
 
 
 Computation = dict[str, Instruction]
+Measure = Callable[[Instruction, Computation], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,23 +49,29 @@ class Run:
 
 
 def executed(
-    text: str, measure: Callable[[Instruction, Computation], float], unknown_trips: int | None = None
+    text: str,
+    measure: Measure,
+    unknown_trips: int | Sequence[int] | None = None,
+    fusions: bool = True,
 ) -> list[Run]:
     """The instructions whose `measure(instruction, its computation)` is above 0, with how often each runs.
 
     A trip count is the compiler's (`known_trip_count`) or read from the loop: the one constant that its condition
-    compares its counter with, less the counter's start, for steps of one. A loop that may also stop early for
+    compares its counter with, less the counter's start, over the counter's step. A loop that may also stop early for
     another reason counts to the end.
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
       measure: what is counted; of a conditional's branches the one with more of it is taken.
-      unknown_trips: trip count of loops whose own cannot be read.
+      unknown_trips: trip count of loops whose own cannot be read; several: that of innermost ones, of loops around
+        those, and so on.
+      fusions: whether what lies in a fusion is looked at, beside the fusion itself.
 
     Raises:
-      ValueError: if a loop with something to count in it has an unknown trip count and `unknown_trips` is None.
+      ValueError: if a loop with something to count in it has an unknown trip count and `unknown_trips` names none.
     """
     computations, entry = parse(text)
+    heights: dict[str, int] = {}  # of unknown loops that a computation runs one within the other
 
     def total(runs: list[Run]) -> float:
         return sum(run.times * run.amount for run in runs)
@@ -76,18 +83,31 @@ def executed(
             amount = measure(instruction, computation)
             if amount > 0:
                 found.append(Run(instruction, computation, 1, amount))
-            inner = [max((runs_of(c) for c in choice), key=total) for choice in _called(instruction)]
+            if instruction.opcode == "fusion" and not fusions:
+                continue
+            called = _called(instruction)
+            inner = [max((runs_of(c) for c in choice), key=total) for choice in called]
             runs = [run for one in inner for run in one]
+            height = max((heights[c] for choice in called for c in choice), default=0)
             times = 1
             if runs and instruction.opcode == "while":
                 times = _trips(instruction, computation, computations)
-                times = unknown_trips if times is None else times
+                if times is None:
+                    times, height = _given(unknown_trips, height), height + 1
                 if times is None:
                     raise ValueError(f"the trip count of loop {instruction.where or name} cannot be read")
+            heights[name] = max(heights.get(name, 0), height)
             found += [dataclasses.replace(run, times=run.times * times) for run in runs]
+        heights.setdefault(name, 0)
         return found
 
     return runs_of(entry)
+
+
+def _given(unknown_trips: int | Sequence[int] | None, height: int) -> int | None:
+    if unknown_trips is None or isinstance(unknown_trips, int):
+        return unknown_trips
+    return unknown_trips[height] if height < len(unknown_trips) else None
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -170,8 +190,22 @@ def _trips(loop: Instruction, computation: Computation, computations: dict[str, 
             continue
         first = _constant(computation, initial.operands[int(index)])
         if first is not None:
-            bounds.append(max(bound - first, 0))
+            bounds.append(-(-max(bound - first, 0) // _step(loop, int(index), computations)))
     return bounds[0] if len(bounds) == 1 else None
+
+
+def _step(loop: Instruction, index: int, computations: dict[str, Computation]) -> int:
+    """What the body adds to the loop's counter: 1, or more where the compiler has unrolled it."""
+    body = computations[_NAME.findall(loop.attribute("body"))[0]]
+    root = next(i for i in body.values() if i.is_root)
+    new, within = (body.get(root.operands[index]) if root.opcode == "tuple" else None), body
+    if new is not None and new.opcode == "fusion":
+        within = computations[_called(new)[0][0]]
+        new = next(i for i in within.values() if i.is_root)
+    if new is None or new.opcode != "add":
+        return 1
+    added = [c for c in (_constant(within, name) for name in new.operands) if c is not None]
+    return max(added[0], 1) if len(added) == 1 else 1
 
 
 def _less_than(condition: Computation, computations: dict[str, Computation]) -> list[tuple[str, int | None]]:

@@ -1,4 +1,4 @@
-"""Attention for curvature against the library's and against softmax written out; what it holds at a time."""
+"""Attention in blocks and by the TPU's kernel against the library's and softmax written out; what is held at a time."""
 
 import functools
 
@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdrl_jax.model.attention import blockwise, choose, plain
-from mdrl_jax.model.transformer import causal_attention
+from mdrl_jax.model import attention
+from mdrl_jax.model.attention import block_sizes, blockwise, choose, padded_length, plain, splash
+from mdrl_jax.model.transformer import Decoder, causal_attention
+from mdrl_jax.rl.logprobs import token_log_probs
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -72,9 +74,8 @@ def assert_close(found, truth, relative):
 )
 def test_equals_the_library_to_second_order(kind, heads, kv_heads):
     """With left padding, one row of nothing else, and a length that blocks of 4 do not divide."""
-    library = functools.partial(causal_attention, keep=False)
     (qkv, valid_BT), (tangent, _) = inputs(9, heads, kv_heads), inputs(9, heads, kv_heads, seed=1)
-    assert_close(*(orders(f)(qkv, tangent, valid_BT) for f in (KINDS[kind], library)), 1e-5)
+    assert_close(*(orders(f)(qkv, tangent, valid_BT) for f in (KINDS[kind], causal_attention)), 1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +114,7 @@ def test_bfloat16_keeps_scores_in_float32():
     """As the library does; outputs are bfloat16. No operand is promoted unasked."""
     qkv, valid_BT = inputs(9, dtype=jnp.bfloat16)
     wide = tuple(x.astype(jnp.float32) for x in qkv)
-    library = causal_attention(valid_BT, keep=False)
+    library = causal_attention(valid_BT)
     exact, theirs = (np.asarray(library(*x)[0], np.float32) for x in (wide, qkv))
     with jax.numpy_dtype_promotion("strict"):
         outs = [kind(valid_BT)(*qkv)[0] for kind in KINDS.values()]
@@ -136,3 +137,96 @@ def test_choose_goes_by_the_bytes_of_one_layers_scores():
     assert choose(8, 2, 256, 4 * scores) is plain
     assert choose(8, 2, 256, 2 * scores) is blockwise
     assert choose(16, 2, 128, scores) is blockwise and choose(8, 4, 128, scores) is blockwise
+    assert choose(8, 2, 128, scores, causal_attention, splash) is causal_attention
+    assert choose(8, 2, 128, scores - 1, causal_attention, splash) is splash
+
+
+INTERPRETED = functools.partial(splash, interpret=True)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks that a length of 300 has several of, in both passes."""
+    monkeypatch.setattr(attention, "SPLASH_BLOCK", 128)
+    monkeypatch.setattr(attention, "SPLASH_BACKWARD", 256)
+
+
+def first_order(kind):
+    """(qkv, valid) -> (value, gradient) of a sum over real tokens that weighs every output differently."""
+
+    def loss(qkv, valid_BT):
+        out = kind(valid_BT)(*qkv)[0]
+        weight = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape) * valid_BT[:, :, None, None]
+        return jnp.sum(weight * out + 0.5 * weight * out * out), jnp.where(valid_BT[:, :, None, None], out, 0.0)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(9, 4, 2), (300, 4, 2), (256, 3, 3)])
+def test_the_kernel_equals_plain_attention(small_blocks, length, heads, kv_heads):
+    """Values and gradients, with padding on both sides, at lengths that are no whole blocks."""
+    qkv, valid_BT = inputs(length, heads, kv_heads)
+    valid_BT = valid_BT.at[1, -3:].set(False)
+    assert_close(*(first_order(f)(qkv, valid_BT) for f in (INTERPRETED, plain)), 1e-5)
+
+
+def test_each_device_runs_the_kernel_on_its_rows_and_heads(small_blocks, mesh8):
+    qkv, valid_BT = inputs(140)
+    truth = first_order(plain)(qkv, valid_BT)
+    with jax.set_mesh(mesh8):
+        found = first_order(INTERPRETED)
+        assert_close(found(qkv, valid_BT), truth, 1e-5)
+        text = found.lower(qkv, valid_BT).as_text()
+    rows, kernel_heads, kernel_length = len(PADDING) // 4, 4 // 2, 256
+    assert f"tensor<{rows}x{kernel_heads}x{kernel_length}x{HEAD_DIM}xf32>" in text
+
+
+def test_a_decoder_may_take_the_kernel(small_blocks, tiny):
+    """Log-probs, their gradient under "full" rematerialisation, and what a prefill keeps."""
+    rng = np.random.default_rng(0)
+    tokens_BT = jnp.asarray(rng.integers(0, tiny.config.vocab_size, (4, 11)), jnp.int32)
+    valid_BT = jnp.arange(11)[None] >= jnp.asarray([0, 4, 9, 1])[:, None]
+
+    def both(model, params):
+        def loss(params):
+            logp_BT = token_log_probs(model, params, tokens_BT, valid_BT, start=10)
+            return jnp.sum(jnp.cos(jnp.arange(4.0))[:, None] * logp_BT), logp_BT
+
+        hidden, prefix = model.apply({"params": params}, tokens_BT, valid_BT, method="prefill")
+        kept = [jnp.where(valid_BT[None, :, :, None, None], x, 0.0) for x in (prefix.k_LPTKh, prefix.v_LPTKh)]
+        return jax.grad(loss, has_aux=True)(params), hidden, kept
+
+    models = Decoder(tiny.config, remat="full", attention=INTERPRETED), Decoder(tiny.config)
+    assert_close(*(jax.jit(functools.partial(both, model))(tiny.params) for model in models), 1e-5)
+
+
+def names_of_kernels(jaxpr):
+    """Of those whose results are used."""
+    for equation in jaxpr.eqns:
+        if not equation.outvars:
+            continue
+        if equation.primitive.name == "pallas_call":
+            yield str(equation.params["name"])
+        for sub in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(sub, "jaxpr", sub)
+            if hasattr(inner, "eqns"):
+                yield from names_of_kernels(inner)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_a_backward_pass_does_not_run_the_forward_kernel_again(tiny_models, remat):
+    """Its output and log-sum-exp are kept, although "full" keeps nothing else of a layer."""
+    tiny = tiny_models["qwen3"]
+    model = Decoder(tiny.config, remat=remat, attention=INTERPRETED)
+    tokens_BT = jnp.zeros((2, 8), jnp.int32)
+    apply = functools.partial(model.apply, tokens_BT=tokens_BT, valid_BT=tokens_BT == 0)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(apply({"params": p}))))(tiny.params)
+    found = list(names_of_kernels(jaxpr.jaxpr))
+    assert sorted("dkv" in name for name in found) == [False, True], found
+
+
+def test_blocks_divide_the_padded_length():
+    for length in (1, 128, 129, 500, 513, 1100, 10240):
+        padded, sizes = padded_length(length), block_sizes(padded_length(length))
+        assert padded - length < 1024 and padded % sizes.block_q == padded % sizes.block_kv_dkv == 0
+    assert padded_length(10240) == 10240

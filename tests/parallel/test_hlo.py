@@ -1,5 +1,6 @@
 """Matrix products and collectives of compiled programs against hand counts."""
 
+import functools
 import re
 
 import jax
@@ -238,6 +239,75 @@ def test_products_under_other_names(a, b, c, call, flops):
 def test_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.matmul_flops("nothing")
+
+
+LOOPS = """HloModule m
+%body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %p = (s32[], f32[4,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4,4] get-tuple-element(%p), index=1
+  %step = s32[] constant(STEP)
+  %next = s32[] add(%i, %step)
+  %y = f32[4,4] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %out = (s32[], f32[4,4]) tuple(%next, %y)
+}
+
+%condition (p: (s32[], f32[4,4])) -> pred[] {
+  %p = (s32[], f32[4,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %end = s32[] BOUND
+  ROOT %going = pred[] compare(%i, %end), direction=LT
+}
+
+%outer (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %p = (s32[], f32[4,4]) parameter(0)
+  ROOT %inner = (s32[], f32[4,4]) while(%p), condition=%condition, body=%body
+}
+
+%unknown (p: (s32[], f32[4,4])) -> pred[] {
+  %p = (s32[], f32[4,4]) parameter(0)
+  ROOT %going = pred[] custom-call(%p), custom_call_target="host"
+}
+
+ENTRY %main (x: f32[4,4]) -> (s32[], f32[4,4]) {
+  %x = f32[4,4] parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[4,4]) tuple(%zero, %x)
+  ROOT %all = (s32[], f32[4,4]) while(%start), condition=CONDITION, body=BODY
+}
+"""
+
+
+def loops(step, bound, condition, body):
+    named = {"STEP": step, "BOUND": bound, "CONDITION": condition, "BODY": body}
+    return functools.reduce(lambda text, name: text.replace(name, str(named[name])), named, LOOPS)
+
+
+@pytest.mark.parametrize(("step", "end", "trips"), [(1, 8, 8), (2, 8, 4), (3, 8, 3)])
+def test_a_loop_that_the_compiler_unrolled_counts_its_own_trips(step, end, trips):
+    """As it does with products that wait for gathers, a shard at a time: the counter then grows by 2."""
+    text = loops(step, f"constant({end})", "%condition", "%body")
+    assert hlo.matmul_flops(text) == trips * product(4, 4, 4)
+
+
+def test_unknown_trips_are_given_from_the_innermost_loop_on():
+    text = loops(1, 'custom-call(%i), custom_call_target="host"', "%unknown", "%outer")
+    assert hlo.matmul_flops(text, unknown_trips=(7, 3)) == 21 * product(4, 4, 4)
+    assert hlo.matmul_flops(text, unknown_trips=5) == 25 * product(4, 4, 4)
+    with pytest.raises(ValueError, match="trip count"):
+        hlo.matmul_flops(text, unknown_trips=(7,))
+    inner = "while(%p), condition=%condition, body=%body"  # if its trips are read, it is none of them
+    known = text.replace(inner, inner + ', backend_config={"known_trip_count":{"n":"6"}}')
+    assert hlo.matmul_flops(known, unknown_trips=(3,)) == 18 * product(4, 4, 4)
+
+
+def test_kernels_that_the_compiler_cannot_see_are_counted_where_they_run():
+    text = loops(1, "constant(6)", "%condition", "%body").replace(
+        "%y = f32[4,4] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+        '%y = f32[4,4] custom-call(%x), custom_call_target="tpu_custom_call"',
+    )
+    assert hlo.matmul_flops(text) == 0
+    assert hlo.matmul_flops(text, kernels=lambda i, _: 10.0 if i.opcode == "custom-call" else 0.0) == 60
 
 
 # --- collectives ------------------------------------------------------------------------------------------------------

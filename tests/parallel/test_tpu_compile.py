@@ -4,6 +4,7 @@ Run as a script (libtpu wants its environment before JAX starts, so in a process
 them for one mesh and prints what the tests judge, as JSON.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -20,9 +21,11 @@ import pytest
 from flax import linen as nn
 from jax.experimental import topologies
 
+from mdrl_jax.model import attention, flops
 from mdrl_jax.model.families import ModelConfig
 from mdrl_jax.model.transformer import Decoder, param_shapes
-from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, param_shardings
+from mdrl_jax.parallel.fit import compile_for, whole_parameters
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, over_tensor, param_shardings
 from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig
 from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss
 from mdrl_jax.rl.rollout import SamplingConfig, make_sampler
@@ -85,7 +88,15 @@ def compile_programs(sizes):
             "step": step.lower(state, batch, array((), jnp.float32), {}).compile(),
             "sample": sample.lower(state.params, *prompts, key, array((ROWS,), jnp.int32, "batch")).compile(),
         }
-    return {name: describe(program, state) for name, program in compiled.items()}
+        described = {name: describe(program, state) for name, program in compiled.items()}
+        by_hand = lambda: jax.jit(lambda p: p["layers"]["up"], out_shardings=named(mesh)).lower(state.params)  # noqa: E731
+        described["gathered"] = whole_parameters(compile_for(by_hand), state.params, over_tensor)
+        long = make_grpo_loss(dataclasses.replace(model, attention=attention.splash), GRPOConfig(), 1.0, NEW, CHUNK)
+        fused = make_train_step("long", long, optimizer, state_shards, mesh)
+        found = compile_for(lambda: fused.lower(state, batch, array((), jnp.float32), {}), kernels=flops.kernel_flops)
+        own = 3 * flops.sequences(CONFIG, 2 * ROWS, LENGTH, NEW) / DEVICES
+        described["long"] = {"ratio": found.flops / own, "whole": whole_parameters(found, state.params, over_tensor)}
+    return described
 
 
 def describe(compiled, state):
@@ -116,7 +127,8 @@ def describe(compiled, state):
 @functools.cache
 def programs(mesh):
     """`compile_programs` of a mesh, once, by another process."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": str(ROOT)}
+    alone = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    environment = {**os.environ, **alone, "PYTHONPATH": os.pathsep.join((str(ROOT), *sys.path))}
     command = [sys.executable, __file__, *map(str, mesh)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -203,6 +215,25 @@ def test_sampler_keeps_weights_and_one_cache(mesh):
     prefill = kernels + F32 * 2 * rows * c.n_heads // tensor * PROMPT * PROMPT
     logits = F32 * 4 * ROWS * GROUP * c.vocab_size // DEVICES  # as computed, by row, sorted, random bits
     assert sample["temporary"] <= sample["params"] // 2 + readout + cache + max(prefill, logits)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_parameter_gathered_by_hand_is_named(mesh):
+    data, fsdp, tensor = mesh
+    assert any(text.startswith("layers/up/kernel [7, 512, ") for text in programs(mesh)["gathered"])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_fused_attention_is_computed_once_and_its_backward_pass_in_five_products(mesh):
+    """Beside it, of layers all products but the last are made again, and those of logits."""
+    long, c = programs(mesh)["long"], CONFIG
+    assert long["whole"] == []
+    weights, down = flops.layer_weights(c), c.d_model * c.d_mlp
+    layers, logits = 2 * c.n_layers * LENGTH, 2 * c.vocab_size * c.d_model * NEW
+    visited = {n: flops.visited_pairs(LENGTH, attention.SPLASH_BLOCK, n) for n in (512, attention.SPLASH_BACKWARD)}
+    kernels = 2 * c.n_layers * c.n_heads * c.head_dim * (2 * visited[512] + 5 * visited[attention.SPLASH_BACKWARD])
+    executed = layers * (4 * weights - down) + 4 * logits + kernels
+    assert long["ratio"] == pytest.approx(executed / (3 * flops.sequences(c, 1, LENGTH, NEW)), rel=0.02)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,341 @@
+"""What `fit` says of programs: chips, sizes that fit, operations by hand, and its lines; without the TPU compiler."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdrl_jax import config, main
+from mdrl_jax.commands import fit
+from mdrl_jax.errors import UserError
+from mdrl_jax.model import flops, published
+from mdrl_jax.model.transformer import param_shapes
+from mdrl_jax.parallel import chips, hlo, hlo_bytes
+from mdrl_jax.parallel.fit import Compiled, by_kind, compile_for, largest, needed, whole_parameters
+from mdrl_jax.parallel.hlo import Collective
+from mdrl_jax.parallel.hlo_text import Instruction
+from mdrl_jax.parallel.sharding import over_tensor, param_shardings
+from mdrl_jax.stages import plan
+
+GIB = 2.0**30
+
+# --- chips ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_slice_names_its_chip():
+    assert chips.chip_of("v5e:4x4").name == "v5e" and chips.chip_of("v5p:2x2x2").flops == 459e12
+    for chip in chips.CHIPS.values():
+        assert 0.9 * chip.published_gib < chip.gib <= chip.published_gib * 1e9 / 1e9 + 1
+        # As published, all need some hundreds of operations a byte to be busy.
+        assert 150 < chip.flops / chip.bandwidth < 600
+    for wrong in ("v9:2x2", "v5e", "v5e:16", "v5e:4x4x", "4x4"):
+        with pytest.raises(UserError, match="it is a chip .v4, v5e, v5p, v6e."):
+            chips.chip_of(wrong)
+
+
+def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install '.\[tpu\]'"):
+        chips.devices("v5e:4x4")
+
+
+def test_a_refusal_is_read():
+    """Both ways in which the compiler puts it."""
+    ours = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.00G) exceeds"
+    )
+    assert needed(f"{ours} available HBM (15.75G).") == 20 * GIB
+    assert needed("Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm.") == 16.5 * GIB
+    assert needed("RESOURCE_EXHAUSTED: something else") == math.inf
+
+
+# --- the largest size that fits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", [1, 8])
+def test_the_largest_size_is_that_of_trying_them_all(unit):
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        fixed, slope, room = rng.uniform(0, 8), rng.uniform(0.01, 2) / unit, rng.uniform(1, 16)
+        most, start = unit * int(rng.integers(1, 60)), unit * int(rng.integers(1, 8))
+        start, tried = min(start, most), []
+
+        def memory(size, fixed=fixed, slope=slope, tried=tried):
+            tried.append(size)
+            return fixed + slope * size
+
+        found = largest(memory, room, unit, most, {start: fixed + slope * start})
+        fitting = [n for n in range(unit, most + 1, unit) if fixed + slope * n <= room]
+        assert found == max(fitting, default=0)
+        assert found in (0, start, *tried)  # the answer was compiled
+        assert len(tried) <= 4 and all(unit <= n <= most and n % unit == 0 for n in tried)
+
+
+def test_where_memory_bends_the_answer_still_fits_and_one_more_does_not():
+    for room in (3.0, 9.5, 20.0, 50.0):
+        memory = lambda n: 2.0 + 0.05 * n + (0.5 * (n - 16) if n > 16 else 0.0)  # noqa: E731
+        found = largest(memory, room, 8, 512, {8: memory(8)})
+        assert memory(found) <= room < memory(found + 8)
+
+
+def test_a_refused_size_bounds_the_search():
+    """The compiler may not say how much a program needs."""
+    memory = lambda n: math.inf if n > 24 else 1.0 + n  # noqa: E731
+    assert largest(memory, 100.0, 8, 64, {8: 9.0}) == 24
+    assert largest(lambda n: math.inf, 100.0, 8, 64, {8: math.inf}) == 0
+
+
+# --- operations and bytes ---------------------------------------------------------------------------------------------
+
+
+def test_own_counts_are_those_of_the_compiled_model(tiny):
+    """The library's attention computes all pairs of tokens; else the two are equal."""
+    rows, length = 2, 16
+    tokens_BT = jnp.zeros((rows, length), jnp.int32)
+    apply = jax.jit(lambda p: tiny.model.apply({"params": p}, tokens_BT, tokens_BT == 0))
+    counted = hlo.matmul_flops(apply.lower(tiny.params).compile().as_text())
+    assert counted == rows * flops.forward(tiny.config, length, length**2, length)
+    causal = flops.sequences(tiny.config, rows, length, length)
+    attention = 4 * tiny.config.n_layers * tiny.config.n_heads * tiny.config.head_dim * rows
+    assert counted - causal == attention * length * (length - 1) / 2
+
+
+def test_a_sampled_token_is_computed_once():
+    """Reading and sampling are together one pass over whole sequences whose last token is never read."""
+    c = published.PUBLISHED["Qwen3-0.6B"]
+    prompts, group, prompt, new = 3, 1, 5, 7
+    whole = flops.sequences(c, prompts, prompt + new - 1, 0) + prompts * flops.forward(c, 0, 0, new)
+    assert flops.sampled(c, prompts, group, prompt, new) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_kernel_counts_the_blocks_it_visits():
+    for length, queries, keys in ((512, 128, 128), (1024, 128, 256), (1024, 512, 1024), (256, 256, 256)):
+        q, k = np.arange(length)[:, None], np.arange(length)[None]
+        causal = (q >= k).reshape(length // queries, queries, length // keys, keys).any(axis=(1, 3))
+        assert flops.visited_pairs(length, queries, keys) == causal.sum() * queries * keys
+    # What the compiler writes of one device's two rows of 16 heads of 10,240 tokens.
+    scratch = "f32[512,128]{1,0:T(8,128)}, f32[512,128]{1,0}, f32[512,128]{1,0}"
+    forward = f"({scratch}, bf16[2,16,10240,128]{{3,2,1,0}}, f32[2,16,10240,128]{{3,2,1,0}})"
+    backward = f"({scratch}, bf16[2,10,16,10240,128]{{4,3,2,1,0}}, bf16[2,4,10240,128]{{3,2,1,0}})"
+    pairs = {"fwd": 210 * 512 * 512, "dkv": 110 * 512 * 1024}
+    for kind, shape, products in (("fwd", forward, 2), ("dkv", backward, 5)):
+        line = Instruction(f"splash_mha_{kind}_segmented.1", shape, "custom-call", (), "", False)
+        assert flops.kernel_flops(line, {}) == products * 2 * 2 * 16 * 128 * pairs[kind]
+    assert flops.kernel_flops(dataclasses.replace(line, name="fusion.3"), {}) == 0
+
+
+def test_published_sizes_have_the_published_numbers_of_parameters():
+    """In billions, as their model cards say."""
+    cards = {"Qwen2.5-0.5B": 0.49, "Qwen2.5-1.5B": 1.54, "Qwen2.5-3B": 3.09, "Qwen2.5-7B-Instruct": 7.62}
+    cards |= {"Qwen3-0.6B": 0.60, "Qwen3-1.7B": 1.72, "Qwen3-4B-Thinking-2507": 4.02, "Qwen3-8B": 8.19}
+    cards |= {"Llama-3.2-1B": 1.24, "Llama-3.2-3B": 3.21}
+    for name, billions in cards.items():
+        assert published.sizes(f"some/where/{name}").n_params / 1e9 == pytest.approx(billions, abs=0.005)
+    assert published.sizes("Qwen3-4B-Thinking-2507").rope_theta == 5e6
+    with pytest.raises(UserError, match="known: Qwen2.5-0.5B, .*Llama-3.2-3B"):
+        published.sizes("Qwen9-1B")
+
+
+def test_traffic_of_a_product_and_of_a_layer_scan():
+    n, layers = 64, 5
+    x = jax.ShapeDtypeStruct((n, n), jnp.float32)
+    product = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
+    assert hlo_bytes.traffic(product) == 3 * 4 * n * n
+    stack = jax.ShapeDtypeStruct((layers, n, n), jnp.float32)
+    scan = jax.jit(lambda x, w: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]).lower(x, stack).compile().as_text()
+    least = layers * 3 * 4 * n * n  # each layer reads its own slice of the stack, not the stack
+    assert least <= hlo_bytes.traffic(scan) <= 2.5 * least
+
+
+def test_what_is_kept_on_chip_or_updated_in_place_moves_nothing_else():
+    text = """HloModule m
+%update (big: f32[100,8], row: f32[1,8], at: s32[]) -> f32[100,8] {
+  %big = f32[100,8]{1,0} parameter(0)
+  %row = f32[1,8]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %new = f32[100,8]{1,0} dynamic-update-slice(%big, %row, %at, %zero)
+}
+
+ENTRY %main (a: f32[100,8], b: f32[1,8], at: s32[]) -> f32[100,8] {
+  %a = f32[100,8]{1,0} parameter(0)
+  %b = f32[1,8]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %near = f32[1,8]{1,0:S(1)} negate(%b)
+  ROOT %out = f32[100,8]{1,0} fusion(%a, %near, %at), kind=kLoop, calls=%update
+}
+"""
+    reads_row, writes_row, counter = 4 * 8, 4 * 8, 4
+    assert hlo_bytes.traffic(text) == reads_row + writes_row + counter
+
+
+# --- whole parameters -------------------------------------------------------------------------------------------------
+
+
+def test_a_gather_of_a_whole_parameter_is_named(tiny_models, mesh8):
+    model = tiny_models["llama"].model
+    boxed = param_shapes(model)
+    shardings = param_shardings(mesh8, boxed)
+    is_box = lambda x: hasattr(x, "names")  # noqa: E731
+    shapes = jax.tree.map(
+        lambda b, s: jax.ShapeDtypeStruct(b.value.shape, b.value.dtype, sharding=s), boxed, shardings, is_leaf=is_box
+    )
+    c = model.config
+    gathers = {
+        "layers/gate/kernel": (c.n_layers, c.d_model, c.d_mlp // 2),  # its tensor half, of all layers
+        "layers/q/kernel": (c.n_layers, c.d_model, c.n_heads * c.head_dim),
+        "embedding": (c.vocab_size, c.d_model),
+        "unembedding": (c.d_model, c.vocab_size // 2),
+    }
+    fine = [(1, c.d_model, c.d_mlp // 2), (c.d_mlp, 2 * c.d_model), (c.d_model, c.vocab_size // 8), (4, 16, c.d_model)]
+
+    def said(shape, kind="all-gather"):
+        one = Collective(kind, 4 * math.prod(shape), 1, "jit(step)/here", shape)
+        return whole_parameters(Compiled({}, 0, 0, (one,), 0), shapes, over_tensor)
+
+    for name, shape in gathers.items():  # several parameters may have the same size
+        assert f"{name} {list(shape)} at jit(step)/here" in said(shape)
+        assert said(shape, "all-reduce") == []
+    assert [said(shape) for shape in fine] == [[]] * len(fine)
+
+
+def test_a_gather_that_is_compiled_is_named(mesh8, tiny_models):
+    """The whole embedding asked for by hand, on CPU devices."""
+    boxed = param_shapes(tiny_models["llama"].model)["embedding"]
+    sharding = param_shardings(mesh8, {"embedding": boxed})["embedding"]
+    x = jax.ShapeDtypeStruct(boxed.value.shape, jnp.float32, sharding=sharding)
+    whole = jax.sharding.NamedSharding(mesh8, jax.sharding.PartitionSpec())
+    lower = lambda: jax.jit(lambda x: 2 * x, out_shardings=whole).lower(x)  # noqa: E731
+    found = whole_parameters(compile_for(lower), {"embedding": x}, over_tensor)
+    assert any(text.startswith("embedding [96, 32] at ") for text in found)
+
+
+def test_collectives_are_summed_by_kind():
+    found = [
+        Collective("all-gather", 10, 3, ""),
+        Collective("all-gather", 5, 1, ""),
+        Collective("all-reduce", 7, 2, ""),
+    ]
+    assert by_kind(found) == {"all-gather": (35.0, 4), "all-reduce": (14.0, 2)}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+STAGES = ("code", "math", "refresh-code", "analyze", "rollback-code-math")
+
+
+@pytest.fixture
+def slice_of_cpus(monkeypatch):
+    """The eight CPU devices stand for the slice; programs are lowered, and take 1 GiB and 1 MiB for each of a size."""
+    monkeypatch.setattr(chips, "devices", lambda topology: jax.devices())
+    compiled = []
+
+    def lowered(lower, trips, kernels):
+        compiled.append(lower())
+        memory = {"arguments": GIB, "temporaries": 0.0, "outputs": 0.0, "aliased": 0.0}
+        return Compiled(memory, 2e12, 1e9, (Collective("all-gather", 10**9, 2, ""),), 0.0)
+
+    monkeypatch.setattr(fit, "compile_for", lowered)
+    return compiled
+
+
+def settings(**changes):
+    c = config.default()
+    c.stages, c.mesh.data, c.mesh.fsdp, c.mesh.tensor = STAGES, 2, 2, 2
+    c.train.micro_batches, c.analyze.batch, c.analyze.group, c.analyze.prompts = 2, 8, 2, 32
+    c.update(changes)
+    return c
+
+
+def test_every_program_of_the_experiment_is_lowered(slice_of_cpus, capsys):
+    """By the functions of a run, with arguments of a run's shapes: wrong ones do not lower."""
+    assert fit.run(config.parse(settings()), "v5e:4x4", output="json")
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = {e["program"]: e for e in events if e["event"] == "program"}
+    names = ["sample, 16 a prompt", "GRPO step", "sample scores, 4 a prompt", "sample scores, 2 a prompt"]
+    names += ["sample to analyse, 2 a prompt", "gradient", "activity", "(u, w) jets", "Hv on the route"]
+    names += [
+        "route jets, 8 directions",
+        "Lanczos step",
+        "Fisher diagonal",
+        "rollback scores",
+        "rollback set",
+        "rollback",
+    ]
+    assert set(rows) == set(names)
+    assert len(slice_of_cpus) >= len(names)
+    step = rows["GRPO step"]
+    assert step["size"] == 128 and step["largest"] == 256 and step["of"] == "rows of a micro-batch"
+    c = fit._sizes("tiny")[0]
+    own = 3 * flops.sequences(c, 256, 32, 16) / 8
+    assert step["own_flops"] == own and step["recomputation"] == 2e12 / own
+    assert step["collectives"] == {"all-gather": {"bytes": 2e9, "times": 2}}
+    assert step["roofline_seconds"] == pytest.approx(2e12 / 197e12)
+    # Beside the sampler of a training step: two moments of each parameter; of a refresh the best step too.
+    tree = sum(rows["GRPO step"]["beside_gib"].values())
+    moments = rows["sample, 16 a prompt"]["beside_gib"]["optimizer"]
+    assert moments == pytest.approx(2 * tree, rel=1e-3)
+    kv = 2 * c.n_layers * (c.n_kv_heads // 2) * c.head_dim * 4 * (16 + 16 * 16) * 16 / 4
+    assert rows["sample, 16 a prompt"]["kv_gib"] == kv / GIB
+    assert [e["text"] for e in events if e["event"] == "message"][-1] == f"all {len(names)} programs fit v5e:4x4"
+
+
+def test_with_all_those_of_absent_stages_come_too():
+    built, _ = fit.abstract_runtime(config.parse(settings(stages=("code",))), jax.devices())
+    stages = plan(built.config, ("code",) + built.config.scored_domains)
+    few, more = ({j.name for j in fit.merged(fit.jobs(fit.Shapes(built), stages, e))} for e in (False, True))
+    assert few == {"sample, 16 a prompt", "GRPO step", "sample scores, 4 a prompt"}
+    assert few < more and {"SFT step", "Hv on the route", "rollback set"} < more
+
+
+def command(tmp_path, *arguments):
+    file = tmp_path / "c.py"
+    file.write_text("from mdrl_jax import config\n\ndef get_config():\n    return config.default()\n")
+    return main.main(["mdrl", "fit", f"--config={file}", "--topology=v5e:4x4", *arguments])
+
+
+def test_the_last_line_and_the_status_say_what_does_not_fit(slice_of_cpus, monkeypatch, tmp_path, capsys):
+    sizes = ("--config.stages=('code',)", "--config.mesh.data=8", "--config.evaluate.batch=96", "--output=quiet")
+    empty = {"arguments": GIB, "temporaries": 0.0, "outputs": 0.0, "aliased": 0.0}
+    monkeypatch.setattr(fit, "compile_for", lambda lower, trips, kernels: Compiled(empty, 0.0, 0.0, (), 0.0))
+    assert command(tmp_path, *sizes) == 0
+    assert capsys.readouterr().out.strip() == "all 3 programs fit v5e:4x4"
+    refused = lambda lower, trips, kernels: Compiled({"refused": 20 * GIB}, math.nan, math.nan, (), 0.0)  # noqa: E731
+    monkeypatch.setattr(fit, "compile_for", refused)
+    assert command(tmp_path, *sizes) == 1
+    assert capsys.readouterr().out.strip() == (
+        "3 of 3 programs do not fit v5e:4x4: sample, 16 a prompt; GRPO step; sample scores, 4 a prompt"
+    )
+
+
+def test_the_table_shows_what_does_not_fit(slice_of_cpus, monkeypatch, capsys):
+    built, _ = fit.abstract_runtime(config.parse(settings(stages=("code",))), jax.devices())
+    monkeypatch.setattr(
+        fit, "compile_for", lambda lower, trips, kernels: Compiled({"refused": 20 * GIB}, math.nan, math.nan, (), 3.0)
+    )
+    chip = chips.CHIPS["v5e"]
+    row = fit.fitted(fit.merged(fit.jobs(fit.Shapes(built), (), True))[-1], built, chip)
+    from rich.console import Console
+
+    Console(width=160).print(fit.table([row], chip, "v5e:4x4"))
+    shown = capsys.readouterr().out
+    assert "15.75 of 16 GiB a device" in shown and "20.00" in shown and " NO " in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--topology=v9:4x4",), "--topology=v9:4x4 is not known; it is a chip"),
+        (("--config.mesh.fsdp=3", "--config.mesh.data=1"), "does not match the 8 devices at hand"),
+        (("--config.model.path=Qwen9-1B",), "no published model whose sizes are known; known: Qwen2.5-0.5B"),
+        (("--config.mesh.data=8",), "evaluate.batch=100 is not divisible by the mesh's data * fsdp = 8"),
+    ],
+)
+def test_what_cannot_be_compiled_is_one_line(slice_of_cpus, tmp_path, capsys, arguments, message):
+    assert command(tmp_path, *arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said
