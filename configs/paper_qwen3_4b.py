@@ -3,9 +3,20 @@
   export MDRL_JUDGE_URL=https://HOST/v1 MDRL_JUDGE_MODEL=NAME MDRL_JUDGE_CACHE=judge_cache
   python -m mdrl_jax.main --config=configs/paper_qwen3_4b.py --config.model.path=DIR --workdir=runs/paper_qwen3_4b
 
-DIR is the model's folder, for instance from `hf download Qwen/Qwen3-4B-Thinking-2507 --local-dir DIR`. Meant for a
-TPU slice or GPUs on one host with 16 devices of 16 GB or more (`mesh.fsdp`); it has not been run. Try it first with
-`--config.train.steps=2 --config.domains.n_test=16`.
+DIR is the model's folder, for instance from `hf download Qwen/Qwen3-4B-Thinking-2507 --local-dir DIR`. Meant for 16
+devices of 16 GB or more, such as a TPU v5e 4x4 slice; it has not been run. What its programs take of each device,
+without one, and a first try:
+
+  python -m mdrl_jax.main fit --config=configs/paper_qwen3_4b.py --topology=v5e:4x4
+  python -m mdrl_jax.main --config=configs/paper_qwen3_4b.py --config.model.path=DIR --config.train.steps=2 \
+    --config.domains.n_test=16
+
+Sizes that memory decides, all for 16 GB: `mesh.tensor` halves what the keys and values of a completion take (more than
+two parts are not possible with Qwen2.5-3B, which has two heads of them); `rollout.cache_gib` holds one prompt with its
+8 completions of 8,192 tokens; a micro-batch has one sequence for each row of devices, in training
+(`train.micro_batches`) and in the analysis (`analyze.batch` x `analyze.group`); `analyze.held` gradients are kept at a
+time. With more memory raise `analyze.held` first: with 3, each gradient is computed many times. The refresh comes
+before the analysis, whose subspaces would take memory that it trains in.
 
 What was published, and what is chosen here because nothing was:
 

@@ -137,7 +137,10 @@ def test_analysis_and_recovery_never_see_the_loop():
 
 
 def test_only_checkpoints_knows_orbax():
-    assert [name for name, found in IMPORTED.items() if any(within(n, "orbax") for n in found)] == ["checkpoints"]
+    """Beside it, `parallel.distributed` takes from Orbax the one public name of JAX's coordination service."""
+    know = [name for name, found in IMPORTED.items() if any(within(n, "orbax") for n in found)]
+    assert know == ["checkpoints", "parallel.distributed"]
+    assert {n for n in IMPORTED["parallel.distributed"] if within(n, "orbax")} == {"orbax.checkpoint.multihost"}
 
 
 def test_only_one_file_names_mesh_axes():

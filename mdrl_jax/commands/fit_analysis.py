@@ -65,10 +65,12 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     params, masks, scalar = shapes.params, shapes.masks(), shapes.array((), F32)
     built, n = probe.build(runtime, config.train.grpo), config.analyze.batch * config.analyze.group
     rows, rules = shapes.rows(n), len(config.recover.rules)
+    # Scores that are there when evidence of the domain is asked for: those of the rules before.
+    before = max((i for i, rule in enumerate(config.recover.rules) if rule in evidence.NEEDS_DATA), default=0)
     own = 3 * flops.sequences(runtime.model.config, n, shapes.prompt + shapes.new, shapes.new)
     places = {"places": 2 * bytes_a_device(masks)}
     # Arguments of a program are not beside it: of two checkpoints (now, the peak) and two edits, one may be.
-    asked = shapes.trees(checkpoints=1, edits=2, displacement=1, scores=rules - 1) | places
+    asked = shapes.trees(checkpoints=1, edits=2, displacement=1, scores=before) | places
     gradient = built.programs["gradient"]
     yield Job("gradient", lambda _: gradient.lower(params, rows), asked, n, ROWS, own=lambda _: own)
     squares = squares_program(built.row_log_probs, 1, runtime.shardings)
@@ -79,7 +81,8 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     yield Job("rollback scores", lambda _: evidence.PROGRAMS["adding"].lower(given), told)
     count = shapes.array((), I32), shapes.array((), I32)
     tried = shapes.trees(checkpoints=2, edits=1, scores=rules - 1) | {"places": bytes_a_device(masks)}
-    yield Job("rollback set", lambda _: selection.largest_program.lower(params, count, masks), tried)
+    halvings = lambda _: (selection.KEY_BITS,)  # noqa: E731
+    yield Job("rollback set", lambda _: selection.largest_program.lower(params, count, masks), tried, trips=halvings)
     tried = shapes.trees(checkpoints=1, scores=rules) | places
     yield Job("rollback", lambda _: rollback.taken_back.lower(params, params, masks, scalar), tried)
     held = shapes.trees(checkpoints=2, edits=1, scores=rules) | places | {"set": bytes_a_device(masks)}
