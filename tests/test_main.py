@@ -108,7 +108,7 @@ def test_help_of_each_command_is_readable(name: str, flag: str, capsys: pytest.C
     out, err = capsys.readouterr()
     assert err == "" and out.startswith(f"{name}: {COMMANDS[name][0]}")
     flags = {"run": "workdir", "generate": "prompt_ids", "evaluate": "model", "export": "out", "score": "domain"}
-    flags |= {"bench": "repeats", "rollback": "keep"}
+    flags |= {"bench": "repeats", "rollback": "keep", "fit": "topology"}
     assert f"--{flags.get(name, 'workdir')}" in out
     assert max(map(len, out.splitlines())) <= 120
 

@@ -23,6 +23,7 @@ from mdrl_jax.rl.trainer import Transforms, init_state
 from mdrl_jax.stages import plan
 
 FOUND = "found.npz"
+RATE = 1e-3
 
 
 def small(data: int, fsdp: int) -> config.Config:
@@ -36,7 +37,7 @@ def small(data: int, fsdp: int) -> config.Config:
     c.evaluate.samples, c.evaluate.batch = 2, 8
     c.train.prompts = c.train.group = 16
     c.train.micro_batches, c.train.kl_every = 2, 1
-    c.train.learning_rate = 1e-3
+    c.train.learning_rate = RATE
     c.analyze.prompts, c.analyze.group, c.analyze.batch, c.analyze.path_prompts = 32, 2, 8, 8
     return config.parse(c)
 

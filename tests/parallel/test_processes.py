@@ -65,8 +65,9 @@ def test_several_processes_compute_what_one_does(processes: int, tmp_path: Path,
         assert set(found.files) == set(one)
         for name, expected in one.items():
             if np.issubdtype(expected.dtype, np.floating) and "rewards" not in name:
-                scale = np.abs(expected).max()
-                np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=2e-5 * scale, err_msg=name)
+                # Adam divides by a gradient's own size, rounding of tiny ones included: a share of the learning rate.
+                atol = 0.05 * several.RATE if "updated" in name else 2e-5 * np.abs(expected).max()
+                np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=atol, err_msg=name)
             else:  # tokens, lengths, rewards: what was sampled is the same
                 np.testing.assert_array_equal(found[name], expected, err_msg=name)
     assert one["['step']['tokens']"] > 0 and np.abs(one["['lanczos']['values']"]).max() > 0
