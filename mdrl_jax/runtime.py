@@ -231,8 +231,8 @@ def prompts_at_once(section: RolloutSection, model: Decoder, mesh: Mesh, group: 
     fit = int(section.cache_gib * 2**30 // each)
     if fit < 1:
         raise UserError(
-            f"rollout.cache_gib={section.cache_gib} is too small: keys and values of one prompt and its {group} "
-            f"completions take {each / 2**30:.3g} GiB of a device"
+            f"rollout.cache_gib={section.cache_gib} is too small: keys and values of one prompt, "
+            f"sampled {group} times, take {each / 2**30:.3g} GiB of a device"
         )
     return fit * batch_divisor(mesh)
 
@@ -299,6 +299,7 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     parts = batch_divisor(mesh)
     if config.evaluate.batch % parts:
         raise UserError(f"evaluate.batch={config.evaluate.batch} is not divisible by the mesh's data * fsdp = {parts}")
+    prompts_at_once(config.rollout, model, mesh, config.evaluate.samples)  # refuses before anything is written
     return Runtime(
         config=config,
         mesh=mesh,

@@ -27,7 +27,7 @@ from mdrl_jax.rl.trainer import (
     micro_batches,
     state_shardings,
 )
-from mdrl_jax.runtime import Judged, Runtime
+from mdrl_jax.runtime import Judged, Runtime, prompts_at_once
 from mdrl_jax.stages import Stage
 
 Metrics = dict[str, Any]  # figures of a step; "rewards" are those of all its completions, [P, G]
@@ -61,11 +61,12 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
 
 
 def check_divides(runtime: Runtime, stage: Stage) -> None:
-    """Refuses a stage whose batches the mesh does not divide.
+    """Refuses a stage whose batches the mesh does not divide, or whose completions a device has no room for.
 
     Raises:
-      UserError: naming the stage, the size and the mesh.
+      UserError: naming the stage, the size and the mesh; or what one prompt takes.
     """
+    prompts_at_once(runtime.config.rollout, runtime.model, runtime.mesh, stage.train.group)
     divisor, train, parts = batch_divisor(runtime.mesh), stage.train, runtime.config.rollout.parts
     sizes = {
         "prompts" if parts == 1 else "prompts / rollout.parts": train.prompts // parts,
