@@ -160,6 +160,7 @@ def test_training_changes_parameters(whole):
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow  # `test_kills.py` kills oftener
 def test_killed_anywhere_it_goes_on_to_the_same_end(whole, tmp_path):
     """kill -9 in the middle of a stage and between stages: bit-identical at the end (more in `test_kills.py`)."""
     config, uninterrupted, _ = whole

@@ -122,6 +122,7 @@ def test_a_plan_is_tried_and_acted_on(recovered):
     assert same == (plan["pick"] == "nothing")
 
 
+@pytest.mark.slow  # `python tests/kills.py` kills recovery too
 def test_recovery_that_is_killed_goes_on_to_the_same_end(recovered, tmp_path):
     config, uninterrupted, _ = recovered
     workdir = tmp_path / "killed"

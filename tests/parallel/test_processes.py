@@ -51,7 +51,7 @@ def start(commands: Sequence[Sequence[str]], logs: Path) -> list[subprocess.Pope
 
 
 @pytest.mark.usefixtures("fast_compile")
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_compute_what_one_does(processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     where = f"localhost:{free_port()}"
     script = str(ROOT / "tests" / "parallel" / "several.py")
