@@ -37,14 +37,14 @@ class Evaluation:
 def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluation:
     """Samples `evaluate.samples` completions of every prompt of `evaluate.split` and judges them; `label` is shown."""
     config = runtime.config.evaluate
-    total = sum(_parts(runtime.prompts[domain, config.split], config) for domain in runtime.config.scored_domains)
+    total = sum(_parts(len(runtime.prompts[domain, config.split]), config) for domain in runtime.config.scored_domains)
     rewards, accuracy, samples, done = {}, {}, [], 0
     with track(label, total) as show:
         for domain in runtime.config.scored_domains:
             prompts = runtime.prompts[domain, config.split]
             told = lambda part, domain=domain, done=done: show(done + part, domain)  # noqa: E731
             judged = _judged(runtime, params, prompts, len(prompts), config, told)
-            done += _parts(prompts, config)
+            done += _parts(len(prompts), config)
             rewards[domain], accuracy[domain] = (x[: len(prompts)] for x in (judged.rewards_PG, judged.accuracy_PG))
             for i in range(min(config.shown, len(prompts))):
                 for k in range(config.samples):
@@ -87,8 +87,8 @@ def _rewards(
     return rewards
 
 
-def _parts(prompts: PromptSet, config: EvaluateSection) -> int:
-    return -(-len(prompts) // config.batch)
+def _parts(n: int, config: EvaluateSection) -> int:
+    return -(-n // config.batch)
 
 
 def _judged(
@@ -100,7 +100,7 @@ def _judged(
     show: Callable[[int], None] = lambda part: None,
 ) -> Judged:
     """The first n prompts and, so that the last batch has a shape that is compiled, as many more as fill it up."""
-    parts = -(-n // config.batch)
+    parts = _parts(n, config)
     # What fills it up is drawn from the first prompts again where there are no more.
     rows = np.arange(parts * config.batch) % len(prompts)
     key_of = (runtime.config.seed, STAGE_OF_KEYS, 0)

@@ -366,10 +366,14 @@ def main(argv: list[str] | None = None) -> int:
         _parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
         return _together(lambda: execute(values))
     except UserError as e:
-        print(f"mdrl: error: {' '.join(str(e).split())}", file=sys.stderr)
+        _tell(e)
         return 2
     except BrokenPipeError:
         return 1
+
+
+def _tell(error: UserError | str) -> None:
+    print(f"mdrl: error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _together(execute: Callable[[], int | None]) -> int:
@@ -385,11 +389,11 @@ def _together(execute: Callable[[], int | None]) -> int:
         if distributed.count() == 1:
             raise
         if isinstance(e, UserError):
-            print(f"mdrl: error: {' '.join(str(e).split())}", file=sys.stderr)
-        elif not isinstance(e, distributed.HostLost):
-            traceback.print_exc()
+            _tell(e)
+        elif isinstance(e, distributed.HostLost):
+            _tell(f"{e}; {distributed.AGAIN}")
         else:
-            print(f"mdrl: error: {e}; {distributed.AGAIN}", file=sys.stderr)
+            traceback.print_exc()
         return distributed.finish(2 if isinstance(e, UserError) else 1, e)
     return distributed.finish(status or 0)
 

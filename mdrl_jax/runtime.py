@@ -135,40 +135,39 @@ class Runtime:
         Raises:
           UserError: if more than `rewards.max_error_share` of the rewards raise.
         """
-        items = [(prompts, int(i)) for prompts, chosen in sets for i in chosen]
-        longest = max(len(prompts.tokens[i]) for prompts, i in items)
-        length = tokens.bucket(longest, self.config.rollout.prompt_buckets, "a prompt")
-        size = len(items) // parts
-        assert size * parts == len(items), "prompts do not divide into parts"
+        rows = [prompts.tokens[i] for prompts, chosen in sets for i in chosen]
+        problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
+        ids_P = np.concatenate([prompts.ids(chosen) for prompts, chosen in sets])
+        length = tokens.bucket(max(map(len, rows)), self.config.rollout.prompt_buckets, "a prompt")
+        prompts_PT, valid_PT = tokens.left_pad(rows, length, tokens.pad_id(self.tokenizer))
+        size = len(rows) // parts
+        assert size * parts == len(rows), "prompts do not divide into parts"
+        sampler, key = self.sampler(group, sampling), stage_key(*key_of)
 
         def launch(part: int) -> _Launched:
             show(part)
-            chosen = items[part * size : (part + 1) * size]
-            return self._launch(params, chosen, length, key_of, group, sampling)
+            of = slice(part * size, (part + 1) * size)
+            return self._launch(sampler, params, key, problems[of], prompts_PT[of], valid_PT[of], ids_P[of])
 
         judged, launched = [], launch(0)
-        for part in range(1, parts + 1):
-            following = launch(part) if part < parts else launched
+        for part in range(1, parts):
+            following = launch(part)
             judged.append(self._judge(launched))
             launched = following
-        return _joined(judged)
+        return _joined([*judged, self._judge(launched)])
 
     def _launch(
         self,
+        sampler: Callable[..., Completions],
         params: Any,
-        items: list[tuple[PromptSet, int]],
-        length: int,
-        key_of: tuple[int, str, int],
-        group: int,
-        sampling: SamplingConfig,
+        key: jax.Array,
+        problems: list[tuple[PromptSet, Problem]],
+        prompts_PT: np.ndarray,
+        valid_PT: np.ndarray,
+        ids_P: np.ndarray,
     ) -> _Launched:
-        rows = [prompts.tokens[i] for prompts, i in items]
-        ids_P = np.concatenate([prompts.ids(np.asarray([i])) for prompts, i in items])
-        prompts_PT, valid_PT = tokens.left_pad(rows, length, tokens.pad_id(self.tokenizer))
         on_device = put((prompts_PT, valid_PT, ids_P), self.mesh)
-        done = self.sampler(group, sampling)(params, *on_device[:2], stage_key(*key_of), on_device[2])
-        problems = [(prompts, prompts.problems[i]) for prompts, i in items]
-        return _Launched(problems, prompts_PT, valid_PT, done)
+        return _Launched(problems, prompts_PT, valid_PT, sampler(params, *on_device[:2], key, on_device[2]))
 
     def _judge(self, launched: _Launched) -> Judged:
         done: Completions = distributed.gather(launched.completions)
@@ -227,7 +226,7 @@ def prompts_at_once(section: RolloutSection, model: Decoder, mesh: Mesh, group: 
     if not section.cache_gib:
         return 0
     each = cache_bytes(model, group, section.prompt_buckets[-1], section.completion_buckets[-1])
-    each //= mesh.shape["tensor"]
+    each //= divisor(mesh, "kv_heads")
     fit = int(section.cache_gib * 2**30 // each)
     if fit < 1:
         raise UserError(
