@@ -47,8 +47,8 @@ def kernel_flops(instruction: Instruction, computation: Computation) -> float:
     found = _KERNEL.search(instruction.name)
     if found is None or instruction.opcode != "custom-call":
         return 0.0
-    # After matrices of scratch, fwd gives the output [..., H, T, h], dkv a dq [..., key blocks, H, T, h].
-    out = next(dims for _, dims in arrays(instruction.shape) if len(dims) > 2)
+    # After scratch, of fewer dimensions, fwd gives the output [..., H, T, h], dkv a dq [..., key blocks, H, T, h].
+    out = max((dims for _, dims in arrays(instruction.shape)), key=len)
     length, head_dim = out[-2:]
     forward_pass = found[1] == "fwd"
     keys = min(SPLASH_BLOCK if forward_pass else SPLASH_BACKWARD, length)

@@ -94,7 +94,8 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
             processes,
             process_id,
             initialization_timeout=int(timeout),
-            heartbeat_timeout_seconds=2 * int(timeout),  # ours names the host and comes first
+            # The service hears of a process every half of its own time-out. Ours names the host and is to come first.
+            heartbeat_timeout_seconds=int(3 * timeout) + 60,
             shutdown_timeout_seconds=int(timeout),
         )
     except Exception as e:

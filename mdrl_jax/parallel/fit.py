@@ -105,6 +105,9 @@ def bytes_a_device(tree: Any) -> float:
 def whole_parameters(compiled: Compiled, params: Any, gathered: Callable[[Any], Any]) -> list[str]:
     """All-gathers whose result is a whole parameter: a stack of layers, or a table that is not layered.
 
+    One gather may be written in stages, or along one dimension and rearranged afterwards: what tells it is that a
+    result has as many elements as the parameter, and the stack's layers or dimensions that are multiples of a shard's.
+
     Args:
       params: shapes of the parameters with their shardings.
       gathered: sharding -> one that leaves alone what layer-by-layer gathers may leave alone (tensor parallelism).
@@ -120,12 +123,18 @@ def whole_parameters(compiled: Compiled, params: Any, gathered: Callable[[Any], 
         if c.kind != "all-gather":
             continue
         for name, x in named:
-            for shape in (x.shape, gathered(x.sharding).shard_shape(x.shape)):
-                leading = shape[0] if name.startswith("layers/") else max(shape)
-                if leading in c.shape and math.prod(shape) == math.prod(c.shape) and len(x.shape) > 1:
-                    found.append(f"{name} {list(c.shape)} at {c.where or 'a place without a name'}")
-                    break
+            for dims in c.shapes:
+                if len(x.shape) > 1 and _is_whole(dims, name.startswith("layers/"), x, gathered):
+                    found.append(f"{name} {list(dims)} at {c.where or 'a place without a name'}")
     return found
+
+
+def _is_whole(dims: tuple[int, ...], layered: bool, x: Any, gathered: Callable[[Any], Any]) -> bool:
+    if math.prod(dims) not in {math.prod(x.shape), math.prod(gathered(x.sharding).shard_shape(x.shape))}:
+        return False
+    shard = x.sharding.shard_shape(x.shape)
+    grown = len(dims) == len(shard) and all(n % m == 0 for n, m in zip(dims, shard, strict=True))
+    return grown or (x.shape[0] if layered else max(x.shape)) in dims
 
 
 def by_kind(collectives: Sequence[hlo.Collective]) -> dict[str, tuple[float, int]]:

@@ -31,14 +31,14 @@ class Collective:
       bytes: of one run, on one device: the larger of what it takes and gives (the gathered or not yet scattered array).
       times: how often it runs.
       where: the JAX operation it came from.
-      shape: dimensions of the largest array that it gives.
+      shapes: dimensions of the arrays that it gives.
     """
 
     kind: str
     bytes: int
     times: int
     where: str
-    shape: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 def matmul_flops(
@@ -74,7 +74,7 @@ def collectives(text: str, unknown_trips: int | Sequence[int] | None = None) -> 
 
 
 def _collective(run: Run) -> Collective:
-    given = max((dims for _, dims in arrays(run.instruction.shape)), key=math.prod, default=())
+    given = tuple(dims for _, dims in arrays(run.instruction.shape))
     kind = _kind(run.instruction, run.computation)
     return Collective(kind, int(run.amount), run.times, run.instruction.where, given)
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from mdrl_jax.errors import UserError
@@ -126,3 +127,14 @@ def test_one_process_alone_waits_for_nobody():
     assert (distributed.count(), distributed.index(), distributed.is_first()) == (1, 0, True)
     distributed.barrier("here")
     assert distributed.share(3) == [3] and list(distributed.part(4)) == [0, 1, 2, 3] and distributed.finish(7) == 7
+
+
+@pytest.mark.parametrize("timeout", [1.0, 10.0, 300.0])
+def test_a_lost_host_is_named_before_the_service_ends_all(timeout: float, monkeypatch: pytest.MonkeyPatch):
+    """The service may have heard of a process last when half of its time-out had passed before the process was lost."""
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *where, **given: asked.update(given))
+    distributed.initialize("localhost:1", 2, 0, timeout)
+    beats = 2.0  # seconds between two signs of life, at most: one may be missed, three are waited for at the end
+    slow = 15.0  # a process that is busy
+    assert asked["heartbeat_timeout_seconds"] / 2 > timeout + 4 * beats + slow

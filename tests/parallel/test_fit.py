@@ -118,7 +118,7 @@ def test_a_kernel_counts_the_blocks_it_visits():
         causal = (q >= k).reshape(length // queries, queries, length // keys, keys).any(axis=(1, 3))
         assert flops.visited_pairs(length, queries, keys) == causal.sum() * queries * keys
     # What the compiler writes of one device's two rows of 16 heads of 10,240 tokens.
-    scratch = "f32[512,128]{1,0:T(8,128)}, f32[512,128]{1,0}, f32[512,128]{1,0}"
+    scratch = "f32[2,512,128]{2,1,0:T(8,128)}, f32[2,512,128]{2,1,0}, f32[2,512,128]{2,1,0}"
     forward = f"({scratch}, bf16[2,16,10240,128]{{3,2,1,0}}, f32[2,16,10240,128]{{3,2,1,0}})"
     backward = f"({scratch}, bf16[2,10,16,10240,128]{{4,3,2,1,0}}, bf16[2,4,10240,128]{{3,2,1,0}})"
     pairs = {"fwd": 210 * 512 * 512, "dkv": 110 * 512 * 1024}
@@ -190,11 +190,13 @@ def test_a_gather_of_a_whole_parameter_is_named(tiny_models, mesh8):
         "layers/q/kernel": (c.n_layers, c.d_model, c.n_heads * c.head_dim),
         "embedding": (c.vocab_size, c.d_model),
         "unembedding": (c.d_model, c.vocab_size // 2),
+        # Over both axes at once, along one dimension: the compiler rearranges it afterwards.
+        "layers/up/kernel": (4 * c.n_layers, c.d_model // 2, c.d_mlp // 2),
     }
-    fine = [(1, c.d_model, c.d_mlp // 2), (c.d_mlp, 2 * c.d_model), (c.d_model, c.vocab_size // 8), (4, 16, c.d_model)]
+    fine = [(1, c.d_model, c.d_mlp // 2), (12, 8 * c.d_model), (c.d_model, c.vocab_size // 8), (4, 16, c.d_model)]
 
     def said(shape, kind="all-gather"):
-        one = Collective(kind, 4 * math.prod(shape), 1, "jit(step)/here", shape)
+        one = Collective(kind, 4 * math.prod(shape), 1, "jit(step)/here", (shape,))
         return whole_parameters(Compiled({}, 0, 0, (one,), 0), shapes, over_tensor)
 
     for name, shape in gathers.items():  # several parameters may have the same size

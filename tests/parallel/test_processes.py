@@ -132,7 +132,7 @@ def test_a_lost_process_ends_the_others(whole: Path):
     first, second = after_two_steps(cut)
     second.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    assert first.wait(timeout=10 * TIMEOUT) == LOST
+    assert first.wait(timeout=10 * TIMEOUT) == LOST, Path(f"{cut}-0.txt").read_text()[-2000:]
     assert time.monotonic() - killed < 2 * TIMEOUT
     said = Path(f"{cut}-0.txt").read_text().splitlines()
     name = f"process 1 on {socket.gethostname()}"
