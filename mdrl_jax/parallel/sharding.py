@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mdrl_jax.errors import UserError
@@ -64,12 +64,15 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     # What GPUs call slices are hosts, between which any axis may run.
     slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform != "gpu"} or {0})
     auto = (AxisType.Auto,) * len(MESH_AXES)
+    # Of a 4 x 4 slice one side is parted for 8 x 2 devices; jax.make_mesh does so on v5e alone.
     if slices == 1:
-        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices)
+        placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=auto)
     if sizes[0] % slices:
         raise UserError(f"mesh data={sizes[0]} is not divisible by the {slices} slices: only data runs between slices")
     within = (sizes[0] // slices, *sizes[1:])
-    return Mesh(create_hybrid_device_mesh(within, (slices, 1, 1), devices), MESH_AXES, axis_types=auto)
+    placed = create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=auto)
 
 
 def spec(*logical: str | None) -> PartitionSpec:

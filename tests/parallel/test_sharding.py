@@ -1,6 +1,7 @@
 """The mesh, the table, and the shardings that follow from it."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -71,6 +72,23 @@ def test_only_data_runs_between_slices(monkeypatch):
     assert [{d.slice_index for d in array[i].flat} for i in range(4)] == [{0}, {0}, {1}, {1}]
     with pytest.raises(UserError, match="data=1 is not divisible by the 2 slices"):
         make_mesh(MeshConfig(1, 4, 2), devices)
+
+
+@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5 lite", "TPU v6 lite"])
+@pytest.mark.parametrize("sizes", [(1, 8, 2), (2, 2, 4), (1, 16, 1), (8, 1, 2)])
+def test_a_side_of_a_slice_may_be_parted(kind, sizes, monkeypatch):
+    """4 x 4 chips as 8 x 2: neighbours along `tensor` are neighbours in the slice."""
+    places = [(x, y, 0) for y in range(4) for x in range(4)]
+    devices = [
+        SimpleNamespace(platform="tpu", device_kind=kind, coords=at, core_on_chip=0, id=i, process_index=i // 4)
+        for i, at in enumerate(places)
+    ]
+    monkeypatch.setattr("mdrl_jax.parallel.sharding.Mesh", lambda array, *_, **__: array)
+    array = make_mesh(MeshConfig(*sizes), devices)
+    assert array.shape == sizes and len({d.id for d in array.flat}) == 16
+    if sizes[2] == 2:
+        for one, other in array.reshape(-1, 2):
+            assert sum(min(abs(a - b), 4 - abs(a - b)) for a, b in zip(one.coords, other.coords, strict=True)) == 1
 
 
 def test_the_table_is_small_and_names_mesh_axes_only():
