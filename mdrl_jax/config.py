@@ -246,6 +246,7 @@ class RecoverSection:
       limit: points that any other domain may lose.
       rules, fractions, strengths: of a rollback, tried in turn; fractions are shares of all coordinates.
       forecast_prompts: prompts of each domain, unseen by any candidate, that a plan looks at.
+      weighed: actions, the most promising first, that a plan also looks at where they end; a forward pass each.
       random_sets: random coordinate sets that the chosen one is compared with.
       density, scales: of merges; the share of each edit that TIES keeps, and the factors λ tried.
     """
@@ -259,6 +260,7 @@ class RecoverSection:
     fractions: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
     strengths: tuple[float, ...] = (0.5, 1.0)
     forecast_prompts: int = 192
+    weighed: int = 32
     random_sets: int = 40
     density: float = 0.2
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -425,6 +427,7 @@ def _check(config: Config) -> None:
         ("analyze.null_steps", c.analyze.null_steps, 1),
         ("analyze.held", c.analyze.held, 2),
         ("analyze.score_bytes", c.analyze.score_bytes, 1),
+        ("recover.weighed", c.recover.weighed, 0),
         ("rewards.workers", c.rewards.workers, 1),
         ("rewards.memory_mb", c.rewards.memory_mb, 128),
         ("sft.steps", c.sft.steps, 1),

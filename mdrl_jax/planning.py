@@ -84,8 +84,7 @@ class Planning:
         file = self.folder.root / "recovery" / "trials.json"
         tried: dict[str, Any] = records.read_json(file) if file.exists() else {}
         made = self._plan()
-        names = [f.name for f in dataclasses.fields(Action)]
-        actions = [Action(**{name: row[name] for name in names}) for row in made["actions"]]
+        actions = [decision.action_of(row) for row in made["actions"]]
         with self.screen.steps(stage.name, len(actions)) as show:
             show(len(tried), "compiling")
 

@@ -14,6 +14,7 @@ from mdrl_jax.recovery.forecast import (
     POINTS,
     Forecast,
     Known,
+    Model,
     Shift,
     fit,
     forecast,
@@ -21,6 +22,7 @@ from mdrl_jax.recovery.forecast import (
     together,
     unchanged,
 )
+from mdrl_jax.recovery.weights import Weighed
 
 Rewards = Mapping[str, np.ndarray]
 Record = dict[str, Any]
@@ -62,15 +64,20 @@ class Action:
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """What is known of an action before it is taken: shifts of log-odds by domain, its size, the domain it moves most.
+    """What is known of an action before it is taken.
 
-    `mover` is the domain refreshed, or the donor of a rollback: its errors are told by those of its like in the past.
+    Attributes:
+      shifts: of log-odds by domain, to first order.
+      size: of the change.
+      mover: the domain refreshed, or the donor of a rollback: its errors are told by those of its like in the past.
+      weighed: what weights say, by domain; empty where it was not asked.
     """
 
     action: Action
     shifts: Mapping[str, Shift]
     size: float
     mover: str
+    weighed: Mapping[str, Weighed] = dataclasses.field(default_factory=dict)
 
 
 def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Sequence[Known], limit: float) -> Record:
@@ -96,10 +103,12 @@ def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Seq
                 changes[domain] = unchanged(n)
                 continue
             model = models[outlook.action.kind, domain == outlook.mover]
-            now = log_odds(current[domain])
-            changes[domain] = forecast(now, outlook.shifts[domain], outlook.size, model, place, n)
+            shift, model = _said(outlook, domain, model, n)
+            changes[domain] = forecast(log_odds(current[domain]), shift, outlook.size, model, place, n)
         looked = {d: dataclasses.asdict(outlook.shifts[d]) for d in domains}
-        rows.append(_row(outlook.action, changes, current, limit) | {"size": outlook.size, "shifts": looked})
+        weighed = {d: dataclasses.asdict(w) for d, w in sorted(outlook.weighed.items())}
+        row = {"size": outlook.size, "shifts": looked, "weighed": weighed}
+        rows.append(_row(outlook.action, changes, current, limit) | row)
     rows.sort(key=_order)
     for rank, row in enumerate(rows, 1):
         row["rank"] = rank
@@ -114,11 +123,31 @@ def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Seq
     return record | {"pick": rows[0]["name"], "reason": reason(record)}
 
 
+def _said(outlook: Outlook, domain: str, model: Model, n: int) -> tuple[Shift, Model]:
+    """A domain's shift, with what is known of its error: by weights where they say, else to first order."""
+    by = outlook.weighed.get(domain)
+    if by is None or by.shift is None:
+        return outlook.shifts[domain], model
+    if outlook.action.kind == "rollback":  # its parameters are known: there is nothing else to be wrong about
+        return by.shift, Model(0.0, 0.0, outlook.size, n)
+    return by.shift, dataclasses.replace(model, bend=0.0)
+
+
 def best(record: Record) -> Action:
     """The action that a plan picks."""
-    fields = [f.name for f in dataclasses.fields(Action)]
-    row = record["actions"][0]
-    return Action(**{name: row[name] for name in fields})
+    return action_of(record["actions"][0])
+
+
+def promising(record: Record, n: int) -> list[Action]:
+    """The n actions of the highest expected mean, within the limit or not."""
+    tried = [row for row in record["actions"] if row["kind"] != "nothing"]
+    tried.sort(key=lambda row: (-row["average_change"]["estimate"], row["name"]))
+    return [action_of(row) for row in tried[:n]]
+
+
+def action_of(row: Record) -> Action:
+    """The action of a row of a plan."""
+    return Action(**{field.name: row[field.name] for field in dataclasses.fields(Action)})
 
 
 def _row(action: Action, changes: Mapping[str, Forecast], current: Rewards, limit: float) -> Record:

@@ -9,7 +9,10 @@ times the learning rate summed over n steps | that sum |
 
 A forecast is first order in log-odds with errors told by the run's own past (`forecast`): each stage on the way to θ_T
 is a refresh of its domain whose outcome is known, and taking its edit back from its end a rollback whose outcome is
-known. Outcomes of candidates are never used. Actions are ranked by the expected mean over domains; one is allowed if no
+known. The `recover.weighed` most promising are then looked at where they end, by importance weights of the same
+completions (`weights`), domain by domain where these say enough; a rollback's error is that of the weights alone, a
+refresh's, whose end is not known, also that of its like in the past. Nothing is sampled after a candidate, and its
+outcome is never used. Actions are ranked by the expected mean over domains; one is allowed if no
 other domain (than the one refreshed, or kept) is expected to lose more than `recover.limit` points. The limit is held
 against the expected loss [chosen]; `risk` is the chance, by the forecast, that some other domain loses more. A score is
 limited by 1 alone, not by the domain's peak [chosen]: the gradient that is left at θ_T says whether there is more.
@@ -32,12 +35,13 @@ from mdrl_jax.config import RecoverSection
 from mdrl_jax.errors import UserError
 from mdrl_jax.progress import Track
 from mdrl_jax.recovery import evidence
-from mdrl_jax.recovery.decision import Action, Outlook, decide
+from mdrl_jax.recovery.decision import Action, Outlook, decide, promising
 from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
 from mdrl_jax.recovery.forecast import Known, Shift, log_odds
 from mdrl_jax.recovery.rollback import masked
 from mdrl_jax.recovery.selection import largest, support
 from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, length, measure, path_length, rounds, unseen
+from mdrl_jax.recovery.weights import Weighed, weighed
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak, way
 
@@ -95,8 +99,13 @@ def plan(
         raise UserError(f"plan: no stage on the way to {last} trained a domain alone, so nothing can be won back")
     actions = candidates(runtime.config.recover, past) if actions is None else actions
     work = Work(runtime, probe, folder, past, last, params)
-    outlooks, known = work.look(actions, track)
-    record = decide(last, current, outlooks, known, runtime.config.recover.limit)
+    settings = runtime.config.recover
+    outlooks, known, now = work.look(actions, track)
+    record = decide(last, current, outlooks, known, settings.limit)
+    if chosen := promising(record, settings.weighed):
+        said = work.weigh(chosen, now, track)
+        outlooks = [dataclasses.replace(o, weighed=said.get(o.action, {})) for o in outlooks]
+        record = decide(last, current, outlooks, known, settings.limit)
     return record | {"left_out": work.left_out}
 
 
@@ -116,6 +125,7 @@ class Work:
         self.params = functools.lru_cache(maxsize=3)(params)
         self.back = functools.lru_cache(maxsize=1)(self._back)
         self.scores = functools.lru_cache(maxsize=1)(self._scores)
+        self.step = functools.lru_cache(maxsize=1)(self._step)
 
     def sample(self, point: str, domain: str) -> Sample:
         """Completions at a point that are kept in the work folder."""
@@ -127,8 +137,8 @@ class Work:
         params = self.params(self.last)
         return None if back is None else self.probe.along(params, back, np.float32(action.strength))
 
-    def look(self, actions: Sequence[Action], track: Track) -> tuple[list[Outlook], list[Known]]:
-        """What is known of the actions that can be looked at, and of the past."""
+    def look(self, actions: Sequence[Action], track: Track) -> tuple[list[Outlook], list[Known], Mapping[str, Sample]]:
+        """What is known of the actions that can be looked at, and of the past; completions at θ_T it rests on."""
         points = list(dict.fromkeys([s.start for s in self.past] + [s.name for s in self.past] + [self.last]))
         begun = {p: [s for s in self.past if s.start == p] for p in points}
         ended = {p: [s for s in self.past if s.name == p] for p in points}
@@ -156,7 +166,33 @@ class Work:
                 rest = found[len(begun[point]) + len(ended[point]) :]
                 looked |= {a: x for a, x in zip(tried[point], rest, strict=True) if x is not None}
         outlooks = [self._outlook(a, looked) for a in actions if not a.domain or _key(a) in looked]
-        return outlooks, known
+        return outlooks, known, seen[self.last]
+
+    def weigh(
+        self, actions: Sequence[Action], now: Mapping[str, Sample], track: Track
+    ) -> dict[Action, dict[str, Weighed]]:
+        """What weights of completions `now`, drawn at θ_T, say of each domain where an action ends."""
+        params, said = self.params(self.last), {}
+        before = {d: self.probe.log_probs(params, sample).sum(axis=-1) for d, sample in now.items()}
+        # Those of one direction beside each other.
+        ordered = sorted(actions, key=lambda a: (a.kind, a.donor, a.domain, a.fraction, a.strength, a.steps))
+        with track("plan: weights", len(ordered)) as show:
+            for done, action in enumerate(ordered):
+                show(done, action.name)
+                there = self._end(action)
+                said[action] = {
+                    d: weighed(self.probe.log_probs(there, sample).sum(axis=-1) - before[d], sample.rewards_PG)
+                    for d, sample in now.items()
+                }
+        return said
+
+    def _end(self, action: Action) -> Any:
+        """θ_T after an action, as it is forecast."""
+        if action.kind == "rollback":
+            return self.rolled_back(action)
+        own = self._own(action.domain)
+        step = self.step(self.last, action.domain, own)
+        return self.probe.along(self.params(self.last), step, np.float32(path_length(own.train, action.steps)))
 
     def _unseen(self, points: Sequence[str], track: Track) -> dict[str, dict[str, Sample]]:
         """Completions of every domain at every point, of prompts that no candidate is made from."""

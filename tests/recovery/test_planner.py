@@ -23,9 +23,10 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.model.transformer import param_shapes
 from mdrl_jax.parallel.sharding import param_shardings
 from mdrl_jax.recovery import planner, slopes
-from mdrl_jax.recovery.decision import Action, Outlook, best, decide
+from mdrl_jax.recovery.decision import Action, Outlook, best, decide, promising
 from mdrl_jax.recovery.forecast import Forecast, Known, Model, Shift, fit, forecast, log_odds, score, shift, together
 from mdrl_jax.recovery.outcomes import clopper_pearson, outcomes
+from mdrl_jax.recovery.weights import Weighed
 from mdrl_jax.rl import loop
 from mdrl_jax.rl.logprobs import token_log_probs
 from mdrl_jax.rl.policy import join
@@ -196,6 +197,37 @@ def test_errors_of_the_domain_that_is_moved_are_told_by_those_of_its_like():
     assert widest("refresh-math-2") == "math" and widest("rollback-math-qa-removing-0.01-1") == "qa"
 
 
+def test_weights_speak_for_the_domains_of_which_they_say_enough():
+    """The rollback's error is then theirs alone, a refresh's also that of its like in the past."""
+    said = {"math": Weighed(400.0, Shift(0.6, 0.02)), "qa": Weighed(3.0, None)}
+    rollback, refresh = (dataclasses.replace(OUTLOOKS[i], weighed=said) for i in (3, 1))
+    rows = {r["name"]: r for r in made([rollback, refresh, OUTLOOKS[0]])["actions"]}
+    plain = {r["name"]: r for r in made([OUTLOOKS[3], OUTLOOKS[1], OUTLOOKS[0]])["actions"]}
+    now = log_odds(CURRENT["math"])
+    for name in (rollback.action.name, refresh.action.name):
+        assert rows[name]["changes"]["math"]["estimate"] == pytest.approx(
+            100 * (score(now + 0.6) - score(now)), abs=0.3
+        )
+        assert rows[name]["changes"]["qa"] == plain[name]["changes"]["qa"]
+        assert rows[name]["changes"]["code"] == plain[name]["changes"]["code"]  # nothing was said of it
+        assert rows[name]["weighed"] == {
+            "math": {"effective": 400.0, "shift": {"value": 0.6, "stderr": 0.02}},
+            "qa": {"effective": 3.0, "shift": None},
+        }
+    half = t.ppf(0.975, 49) * 0.02
+    low, high = rows[rollback.action.name]["changes"]["math"]["ci95"]
+    assert low == pytest.approx(100 * (score(now + 0.6 - half) - score(now)), abs=0.05)
+    assert high == pytest.approx(100 * (score(now + 0.6 + half) - score(now)), abs=0.05)
+    assert np.diff(rows[refresh.action.name]["changes"]["math"]["ci95"])[0] > 1.5 * (high - low)
+
+
+def test_the_most_promising_are_those_of_the_highest_mean_whatever_the_limit():
+    record = made()
+    assert [a.name for a in promising(record, 2)] == ["refresh-math-4", "refresh-math-2"]
+    assert not record["actions"][-1]["allowed"] and promising(record, 0) == []
+    assert len(promising(record, 9)) == 3  # all but nothing
+
+
 def test_where_nothing_gains_nothing_is_done():
     record = made([outlook(Action("refresh", "math", 2), math=-0.5), outlook(Action())])
     assert record["pick"] == "nothing" and record["reason"].startswith("Do nothing")
@@ -291,8 +323,12 @@ for before, name in zip(("base", "code", "math"), WORDS, strict=True):
     THETA[name] = {"w": THETA[before]["w"] + STEPS * RATE * SLOPES[name]}
 
 
+BENT = {"by": 0.0}  # of log-odds, which are linear at 0
+
+
 def level(params: Any, domain: str) -> float:
-    return float(score(SLOPES[domain] @ np.asarray(params["w"])))
+    x = float(SLOPES[domain] @ np.asarray(params["w"]))
+    return float(score(x - BENT["by"] * x * x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,19 +340,21 @@ class Seen:
     bias: float = 0.0
 
 
-def seen(point: str, domain: str, bias: float = 0.0) -> Seen:
-    return Seen(domain, np.full((8, 2000), level(THETA[point], domain)), bias)
+def seen(params: Any, domain: str, bias: float = 0.0) -> Seen:
+    """Completions that succeed or fail, each prompt's in exactly the share that the point has."""
+    one_G = np.arange(2000) < round(2000 * level(params, domain))
+    return Seen(domain, np.tile(one_G.astype(float), (8, 1)), bias)
 
 
 class World:
     """Stands for the probe: the gradient of each domain's loss, exact but for a sample's bias."""
 
-    def __init__(self, held: int):
+    def __init__(self, held: int, weighed: int = 0):
         config: Any = default()
         config.stages, config.scored_domains = WORDS, WORDS
         config.train.steps, config.train.learning_rate = STEPS, RATE
         config.analyze.held = held
-        config.recover.update({"fractions": (0.5, 1.0), "strengths": (0.5, 1.0)})
+        config.recover.update({"fractions": (0.5, 1.0), "strengths": (0.5, 1.0), "weighed": weighed})
         self.config = parse(config)
         self.runtime = SimpleNamespace(config=self.config)
         self.gradients = 0
@@ -326,8 +364,16 @@ class World:
 
     def gradient(self, params: Any, rows: Seen) -> Any:
         self.gradients += 1
-        j = level(params, rows.domain)
-        return {"w": jnp.asarray(-(j * (1 - j) + rows.bias) * SLOPES[rows.domain])}
+        j, slope = level(params, rows.domain), SLOPES[rows.domain]
+        bend = 1 - 2 * BENT["by"] * float(slope @ np.asarray(params["w"]))
+        return {"w": jnp.asarray(-(j * (1 - j) * bend + rows.bias) * slope)}
+
+    def log_probs(self, params: Any, sample: Seen) -> np.ndarray:
+        j = level(params, sample.domain)
+        return np.log(np.where(sample.rewards_PG > 0, j, 1 - j))[..., None]
+
+    def along(self, params: Any, v: Any, alpha: Any) -> Any:
+        return tree.axpy(alpha, v, params)
 
     def difference(self, a: Any, b: Any) -> Any:
         return tree.sub(a, b)
@@ -335,18 +381,14 @@ class World:
 
 def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> tuple[dict[str, Any], World]:
     """The plan of the world; `stored` and `bias` are those of samples at hand and of unseen ones."""
-    world = World(held)
+    world = World(held, options.get("weighed", 0))
     monkeypatch.setattr(planner, "at_hand", lambda runtime, stored: stored)
 
     def kept(runtime: Any, folder: Path, point: str, domain: str, params: Any) -> Seen:
-        return seen(point, domain, options.get("stored", 0.0))
+        return seen(THETA[point], domain, options.get("stored", 0.0))
 
     monkeypatch.setattr(planner, "kept_sample", kept)
-    monkeypatch.setattr(
-        planner,
-        "unseen",
-        lambda runtime, params, d: Seen(d, np.full((8, 2000), level(params, d)), options.get("bias", 0)),
-    )
+    monkeypatch.setattr(planner, "unseen", lambda runtime, params, d: seen(params, d, options.get("bias", 0.0)))
     monkeypatch.setattr(planner, "FirstStep", lambda probe: lambda params, sample, train: {"w": SLOPES[sample.domain]})
     monkeypatch.setattr(planner.evidence, "scores", lambda probe, rule, ends, sample: (options["scores"](ends), {}))
     options.setdefault("scores", lambda ends: tree.scale(1.0, jax.tree.map(jnp.abs, ends.edit)))
@@ -373,8 +415,10 @@ def outcome(action: Action) -> dict[str, float]:
     return {d: 100 * level({"w": w}, d) for d in WORDS}
 
 
-def test_where_log_odds_are_linear_forecasts_are_outcomes(monkeypatch):
-    record, _ = planned(monkeypatch)
+@pytest.mark.parametrize("weighed", [0, 5, 18])
+def test_where_log_odds_are_linear_forecasts_are_outcomes(weighed: int, monkeypatch):
+    record, _ = planned(monkeypatch, weighed=weighed)
+    assert sum(bool(row["weighed"]) for row in record["actions"]) == weighed
     assert len(record["actions"]) == 1 + 3 * 2 + 3 * 4 and record["left_out"] == {}
     for row in record["actions"]:
         action = Action(**{f.name: row[f.name] for f in dataclasses.fields(Action)})
@@ -387,6 +431,25 @@ def test_where_log_odds_are_linear_forecasts_are_outcomes(monkeypatch):
     assert {(m["kind"], m["own"]): m["n"] for m in record["models"]} == {
         ("refresh", True): 3, ("refresh", False): 6, ("rollback", True): 3, ("rollback", False): 6
     }  # fmt: skip
+
+
+def test_where_log_odds_bend_weights_know_and_slopes_do_not(monkeypatch):
+    monkeypatch.setitem(BENT, "by", 0.3)
+    off: dict[int, list[float]] = {}
+    for weighed in (0, 18):
+        record, _ = planned(monkeypatch, weighed=weighed)
+        off[weighed] = []
+        for row in record["actions"]:
+            action = Action(**{f.name: row[f.name] for f in dataclasses.fields(Action)})
+            off[weighed] += [abs(row["scores"][d]["estimate"] - y) for d, y in outcome(action).items()]
+            if weighed and row["kind"] == "rollback":  # with no noise of prompts there is nothing to be unsure of
+                for domain, expected in outcome(action).items():
+                    assert row["scores"][domain]["estimate"] == pytest.approx(expected, abs=0.1), (action, domain)
+                    assert np.diff(row["scores"][domain]["ci95"])[0] < 0.1
+    assert np.mean(off[18]) < 0.5 * np.mean(off[0])
+    told = Told()
+    planned(monkeypatch, weighed=4, told=told)
+    assert told.totals["plan: weights"] == 4 and told.reports["plan: weights"] == list(range(4))
 
 
 def test_forecasts_rest_on_prompts_that_no_direction_has_seen(monkeypatch):
