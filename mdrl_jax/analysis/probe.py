@@ -30,7 +30,7 @@ from mdrl_jax.runtime import DTYPES, Runtime
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """Built once an analysis by `build`; `attention_path` is "plain" or "blockwise"."""
+    """Built once an analysis by `build`; `attention_path`, of jets and curvature, is "plain" or "blockwise"."""
 
     runtime: Runtime
     attention_path: str
@@ -129,8 +129,10 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     attend = attention.choose(here, heads, longest, config.score_bytes)
     model = Decoder(runtime.model.config, DTYPES[config.dtype], runtime.config.model.remat)
     temperature, chunk = runtime.config.rollout.sampling.temperature, runtime.config.model.logprob_chunk
+    # What is differentiated once at most may attend as training does, by a fused kernel.
+    once = attend if attend is attention.plain else runtime.model.attention
     whole, narrow = stack.whole(model, attend), stack.on_route(model, attend)
-    forward, on_route = (Forward(s, temperature, chunk) for s in (whole, narrow))
+    forward, on_route = (Forward(s, temperature, chunk) for s in (stack.whole(model, once), narrow))
     take_jets = functools.partial(_jet_rows, temperature=temperature, chunk=chunk)
     like = {"out_shardings": runtime.shardings}
 
@@ -174,7 +176,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         row_log_probs=program("analyze_log_probs", lambda params, rows: forward(params, rows, ())),
         _jets=program("analyze_jets", lambda params, v, rows: take_jets(whole, params, (), v, rows)),
         _route_jets=program("analyze_route_jets", route_jets),
-        _activity=program("analyze_activity", functools.partial(routes.activity, model, attend)),
+        _activity=program("analyze_activity", functools.partial(routes.activity, model, once)),
         _add_hessian=program("analyze_hessian", add_hessian),
     )
 

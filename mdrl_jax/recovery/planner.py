@@ -10,18 +10,20 @@ times the learning rate summed over n steps | that sum |
 A forecast is first order in log-odds with errors told by the run's own past (`forecast`): each stage on the way to θ_T
 is a refresh of its domain whose outcome is known, and taking its edit back from its end a rollback whose outcome is
 known. The `recover.weighed` most promising are then looked at where they end, by importance weights of the same
-completions (`weights`), domain by domain where these say enough; a rollback's error is that of the weights alone, a
-refresh's, whose end is not known, also that of its like in the past. Nothing is sampled after a candidate, and its
-outcome is never used. Actions are ranked by the expected mean over domains; one is allowed if no
-other domain (than the one refreshed, or kept) is expected to lose more than `recover.limit` points. The limit is held
-against the expected loss [chosen]; `risk` is the chance, by the forecast, that some other domain loses more. A score is
-limited by 1 alone, not by the domain's peak [chosen]: the gradient that is left at θ_T says whether there is more.
+completions (`weights`), domain by domain where these say enough. A rollback's end is known, and its error that of the
+weights alone; a refresh is rehearsed on the completions that its first step is made from, and its error is also that of
+its like in the past. Nothing is sampled after a candidate, and its outcome is never used.
+
+Actions are ranked by the expected mean over domains; one is allowed if no other domain (than the one refreshed, or
+kept) is expected to lose more than `recover.limit` points. The limit is held against the expected loss [chosen]; `risk`
+is the chance, by the forecast, that some other domain loses more. A score is limited by 1 alone, not by the domain's
+peak [chosen]: the gradient that is left at θ_T says whether there is more.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from mdrl_jax.recovery.evidence import NOW, Ends, kept_sample
 from mdrl_jax.recovery.forecast import Known, Shift, log_odds
 from mdrl_jax.recovery.rollback import masked
 from mdrl_jax.recovery.selection import largest, support
-from mdrl_jax.recovery.slopes import Direction, FirstStep, Found, at_hand, length, measure, path_length, rounds, unseen
+from mdrl_jax.recovery.slopes import Direction, Found, Rehearsal, at_hand, length, measure, path_length, rounds, unseen
 from mdrl_jax.recovery.weights import Weighed, weighed
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak, way
@@ -118,14 +120,13 @@ class Work:
     ):  # fmt: skip
         self.runtime, self.probe, self.folder = runtime, probe, folder
         self.past, self.last = tuple(past), last
-        self.first_step = FirstStep(probe)
+        self.rehearsal = Rehearsal(probe)
         self.domains = runtime.config.scored_domains
         self.left_out: dict[str, str] = {}
         # A point stays while the ends of edits come and go; directions of one edit, and of one rule, follow each other.
         self.params = functools.lru_cache(maxsize=3)(params)
         self.back = functools.lru_cache(maxsize=1)(self._back)
         self.scores = functools.lru_cache(maxsize=1)(self._scores)
-        self.step = functools.lru_cache(maxsize=1)(self._step)
 
     def sample(self, point: str, domain: str) -> Sample:
         """Completions at a point that are kept in the work folder."""
@@ -174,25 +175,27 @@ class Work:
         """What weights of completions `now`, drawn at θ_T, say of each domain where an action ends."""
         params, said = self.params(self.last), {}
         before = {d: self.probe.log_probs(params, sample).sum(axis=-1) for d, sample in now.items()}
-        # Those of one direction beside each other.
-        ordered = sorted(actions, key=lambda a: (a.kind, a.donor, a.domain, a.fraction, a.strength, a.steps))
-        with track("plan: weights", len(ordered)) as show:
-            for done, action in enumerate(ordered):
+        with track("plan: weights", len(actions)) as show:
+            for done, (action, there) in enumerate(self._ends(actions)):
                 show(done, action.name)
-                there = self._end(action)
                 said[action] = {
                     d: weighed(self.probe.log_probs(there, sample).sum(axis=-1) - before[d], sample.rewards_PG)
                     for d, sample in now.items()
                 }
         return said
 
-    def _end(self, action: Action) -> Any:
-        """θ_T after an action, as it is forecast."""
-        if action.kind == "rollback":
-            return self.rolled_back(action)
-        own = self._own(action.domain)
-        step = self.step(self.last, action.domain, own)
-        return self.probe.along(self.params(self.last), step, np.float32(path_length(own.train, action.steps)))
+    def _ends(self, actions: Sequence[Action]) -> Iterator[tuple[Action, Any]]:
+        """Each action with θ_T after it: as it will be after a rollback, as it is rehearsed after a refresh."""
+        # Those of one coordinate set beside each other.
+        for action in sorted(actions, key=lambda a: (a.donor, a.domain, a.rule, a.fraction, a.strength)):
+            if action.kind == "rollback":
+                yield action, self.rolled_back(action)
+        for domain in dict.fromkeys(a.domain for a in actions if a.kind == "refresh"):
+            steps = {a.steps: a for a in actions if a.kind == "refresh" and a.domain == domain}
+            sample, train = self.sample(self.last, domain), self._own(domain).train
+            for done, params in enumerate(self.rehearsal.walk(self.params(self.last), sample, train, max(steps)), 1):
+                if done in steps:
+                    yield steps[done], params
 
     def _unseen(self, points: Sequence[str], track: Track) -> dict[str, dict[str, Sample]]:
         """Completions of every domain at every point, of prompts that no candidate is made from."""
@@ -226,7 +229,7 @@ class Work:
 
     def _step(self, point: str, domain: str, stage: Stage) -> Any:
         """The first step of a stage's optimizer at a point."""
-        return self.first_step(self.params(point), self.sample(point, domain), stage.train)
+        return self.rehearsal.first(self.params(point), self.sample(point, domain), stage.train)
 
     def _back(self, stage: Stage) -> Any:
         """−δ of a stage."""

@@ -9,7 +9,7 @@ a small difference of first orders.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,13 +27,21 @@ from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import put
 from mdrl_jax.progress import Show
 from mdrl_jax.recovery.forecast import Shift, shift
-from mdrl_jax.rl.grpo import GRPOBatch, group_advantages, loss_mask
+from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig, group_advantages, loss_mask
 from mdrl_jax.rl.policy import PolicyBatch, join, make_grpo_loss
-from mdrl_jax.rl.trainer import init_state, make_optimizer, make_train_step, micro_batches, state_shardings
+from mdrl_jax.rl.trainer import (
+    OptimizerConfig,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    micro_batches,
+    state_shardings,
+)
 from mdrl_jax.runtime import Runtime
 
 Floats = NDArray[np.float64]
 Direction = Callable[[], Any]
+UNCLIPPED = 1e6  # of a ratio: more than one that is met
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,33 +125,46 @@ def _gains(probe: Probe, params: Any, sample: Sample, trees: list[Any], progress
     return out
 
 
-class FirstStep:
-    """The direction of an optimizer's first step, from a fresh state, on a set of completions: the trainer's own step.
+class Rehearsal:
+    """A refresh on completions at hand, by the trainer's own step from a fresh optimizer; nothing is sampled in it.
 
-    Its length is that of one step at learning rate 1. What a stage adds to its optimizer so as to keep other domains
-    is not in it: a refresh is plain training (definitions §8).
+    What a stage adds to its optimizer so as to keep other domains is not in it: a refresh is plain training
+    (definitions §8).
     """
 
     def __init__(self, probe: Probe):
         self.probe, self.runtime = probe, probe.runtime
 
     @functools.cache  # noqa: B019  (one lives as long as a plan is made)
-    def _program(self, grpo: Any, optimizer: Any) -> tuple[Any, Any, Any]:
+    def _program(self, grpo: GRPOConfig, optimizer: OptimizerConfig) -> tuple[Any, Any, Any]:
         config = self.runtime.config
         made = make_optimizer(optimizer)
         shardings = state_shardings(made, self.runtime.shapes, self.runtime.shardings, self.runtime.mesh)
         longest = config.rollout.completion_buckets[-1]
         temperature, chunk = config.rollout.sampling.temperature, config.model.logprob_chunk
-        loss = make_grpo_loss(self.runtime.model, grpo, temperature, longest, chunk)
+        # Where completions are used again and again, as here, clipping would end the rehearsal where a refresh goes on.
+        free = dataclasses.replace(grpo, clip_low=1.0, clip_high=UNCLIPPED)
+        loss = make_grpo_loss(self.runtime.model, free, temperature, longest, chunk)
         return made, shardings, make_train_step("planner_step", loss, made, shardings, self.runtime.mesh)
 
-    def __call__(self, params: Any, sample: Sample, train: TrainSection) -> Any:
-        """The direction at `params`, on completions drawn there."""
+    def first(self, params: Any, sample: Sample, train: TrainSection) -> Any:
+        """The direction of the first step at `params`, on completions drawn there; its length is that of rate 1."""
         optimizer, shardings, step = self._program(train.grpo, train.optimizer)
-        state, _ = step(
-            init_state(optimizer, params, shardings), self._batch(params, sample, train), jnp.float32(1), {}
-        )
+        batch = self._batch(params, sample, train)
+        state, _ = step(init_state(optimizer, params, shardings), batch, jnp.float32(1), {})
         return self.probe.difference(state.params, params)
+
+    def walk(self, params: Any, sample: Sample, train: TrainSection, steps: int) -> Iterator[Any]:
+        """Parameters after each of the first steps from `params`, on completions drawn there: each until the next.
+
+        From the second step on the policy has left the completions: their tokens are weighted by its ratio.
+        """
+        optimizer, shardings, step = self._program(train.grpo, train.optimizer)
+        batch, state = self._batch(params, sample, train), init_state(optimizer, params, shardings)
+        for done in range(steps):
+            for _ in range(train.grpo.inner_epochs):
+                state, _ = step(state, batch, jnp.float32(train.learning_rate * train.warmth(done)), {})
+            yield state.params
 
     def _batch(self, params: Any, sample: Sample, train: TrainSection) -> PolicyBatch:
         grpo, (n, group) = train.grpo, sample.rewards_PG.shape
@@ -171,7 +192,7 @@ class FirstStep:
             tokens_BT=arrays["tokens"],
             valid_BT=arrays["valid"],
             grpo=GRPOBatch(
-                old_logp_BT=None,
+                old_logp_BT=arrays["logp"],
                 sampler_logp_BT=arrays["logp"],
                 ref_logp_BT=arrays["logp"] if grpo.kl_coef > 0 else None,
                 adv_B=arrays["adv"],

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -379,6 +380,20 @@ class World:
         return tree.sub(a, b)
 
 
+class Refreshes:
+    """Stands for the rehearsal: each step is along the domain's slope."""
+
+    def __init__(self, probe: Any):
+        pass
+
+    def first(self, params: Any, sample: Seen, train: Any) -> Any:
+        return {"w": SLOPES[sample.domain]}
+
+    def walk(self, params: Any, sample: Seen, train: Any, steps: int) -> Iterator[Any]:
+        for done in range(1, steps + 1):
+            yield {"w": params["w"] + done * RATE * SLOPES[sample.domain]}
+
+
 def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> tuple[dict[str, Any], World]:
     """The plan of the world; `stored` and `bias` are those of samples at hand and of unseen ones."""
     world = World(held, options.get("weighed", 0))
@@ -389,7 +404,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> t
 
     monkeypatch.setattr(planner, "kept_sample", kept)
     monkeypatch.setattr(planner, "unseen", lambda runtime, params, d: seen(params, d, options.get("bias", 0.0)))
-    monkeypatch.setattr(planner, "FirstStep", lambda probe: lambda params, sample, train: {"w": SLOPES[sample.domain]})
+    monkeypatch.setattr(planner, "Rehearsal", Refreshes)
     monkeypatch.setattr(planner.evidence, "scores", lambda probe, rule, ends, sample: (options["scores"](ends), {}))
     options.setdefault("scores", lambda ends: tree.scale(1.0, jax.tree.map(jnp.abs, ends.edit)))
     runtime: Any = SimpleNamespace(config=world.config)
@@ -539,21 +554,35 @@ def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
         log_probs=lambda params, s: np.asarray(log_probs(params)).reshape(8, 3, 5),
     )  # fmt: skip
     # Adam undoes any factor of a gradient that is large against ε: here none is.
-    train = TrainSection(optimizer=OptimizerConfig(eps=1e-2, clip_norm=0.0))
+    train = TrainSection(optimizer=OptimizerConfig(eps=1e-2, clip_norm=0.0), learning_rate=0.02)
     spread = rewards_PG.std(axis=1, ddof=1, keepdims=True) + 1e-4
     adv_PG = np.where(
         np.ptp(rewards_PG, axis=1, keepdims=True) > 0, (rewards_PG - rewards_PG.mean(1, keepdims=True)) / spread, 0
     )
     trained_PGT = mask_PGT * (np.ptp(rewards_PG, axis=1) > 0)[:, None, None]
     weight_BT = (adv_PG[:, :, None] * trained_PGT).reshape(24, 5) / trained_PGT.sum()
+    weight_BT = jnp.asarray(weight_BT, jnp.float32)
+    optimizer = make_optimizer(train.optimizer)
     with jax.set_mesh(tiny.mesh):
-        found = slopes.FirstStep(probe)(tiny.params, sample, train)
-        gradient = jax.grad(lambda p: -jnp.sum(jnp.asarray(weight_BT, jnp.float32) * log_probs(p)))(tiny.params)
-        optimizer = make_optimizer(train.optimizer)
+        rehearsal = slopes.Rehearsal(probe)
+        found = rehearsal.first(tiny.params, sample, train)
+        gradient = jax.grad(lambda p: -jnp.sum(weight_BT * log_probs(p)))(tiny.params)
         update, _ = optimizer.update(gradient, optimizer.init(tiny.params), tiny.params)
+        # A walk: each step by the gradient where it is, tokens weighted by their ratio however large.
+        walked = [jax.tree.map(np.asarray, p) for p in rehearsal.walk(tiny.params, sample, train, 3)]
+        at, state, drawn = tiny.params, optimizer.init(tiny.params), log_probs(tiny.params)
+        ratios = []
+        for _ in range(3):
+            gradient = jax.grad(lambda p: -jnp.sum(weight_BT * jnp.exp(log_probs(p) - drawn)))(at)
+            turned, state = optimizer.update(gradient, state, at)
+            at = jax.tree.map(lambda p, u: p - train.learning_rate * u, at, turned)
+            ratios.append(float(jnp.max(jnp.exp(log_probs(at) - drawn) * mask_PGT.reshape(24, 5))))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(update), strict=True):
         np.testing.assert_allclose(a, -b, rtol=2e-3, atol=1e-4)
     assert float(optax.global_norm(found)) > 1
+    assert ratios[1] > 1 + 2 * train.grpo.clip_high  # where the trainer's own loss would have stopped
+    for a, b, c in zip(*(jax.tree.leaves(x) for x in (walked[-1], at, tiny.params)), strict=True):
+        np.testing.assert_allclose(a - np.asarray(c), b - np.asarray(c), rtol=1e-2, atol=2e-3 * train.learning_rate)
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 4])
