@@ -1,24 +1,25 @@
 """The stages `plan`, `trials`, `recover` and `orders`: forecasts, their check, and acting on them.
 
 `recovery/plan.json` is the plan of a run. `trials` tries its actions, on validation prompts, and `recovery/trials.json`
-holds the rewards action by action, so that a run that was stopped goes on; `recovery/outcomes.json` compares.
+holds the rewards action by action, so that a run that was stopped goes on. What the plan picked and those that did best
+are then judged on test prompts (`recovery/judged.json`), and `recovery/outcomes.json` compares.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from mdrl_jax import records
 from mdrl_jax.analysis.probe import build
-from mdrl_jax.evaluate import validation_rewards
+from mdrl_jax.evaluate import held_out_rewards, validation_rewards
 from mdrl_jax.recovery import decision, orders, planner
-from mdrl_jax.recovery.decision import Action
+from mdrl_jax.recovery.decision import Action, Rewards
 from mdrl_jax.recovery.evidence import kept_sample
-from mdrl_jax.recovery.outcomes import outcomes
+from mdrl_jax.recovery.outcomes import finalists, outcomes
 from mdrl_jax.report.console import Screen
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stages import Stage, peak
@@ -80,37 +81,44 @@ class Planning:
         return params, trained
 
     def trials(self, stage: Stage) -> None:
-        """Tries every action of the plan, one after the other, and compares."""
-        file = self.folder.root / "recovery" / "trials.json"
-        tried: dict[str, Any] = records.read_json(file) if file.exists() else {}
+        """Tries every action of the plan, one after the other, judges the best against the pick, and compares."""
         made = self._plan()
         actions = [decision.action_of(row) for row in made["actions"]]
-        with self.screen.steps(stage.name, len(actions)) as show:
-            show(len(tried), "compiling")
-
-            def keep(action: Action, params: Any) -> None:
-                rewards = validation_rewards(self.runtime, params)
-                tried[action.name] = {d: x.tolist() for d, x in rewards.items()}
-                records.write_json(file, tried)
-                show(len(tried), f"after {action.name}")
-
-            left = [a for a in actions if a.name not in tried]
-            for action in left:
-                if action.kind == "nothing":
-                    keep(action, self.params_after(stage.start))
-            work = self._work(stage)
-            for action in sorted(left, key=lambda a: (a.donor, a.domain, a.rule, a.fraction)):
-                if action.kind == "rollback":
-                    keep(action, work.rolled_back(action))
-            for domain in dict.fromkeys(a.domain for a in left if a.kind == "refresh"):
-                steps = {a.steps: a for a in left if a.kind == "refresh" and a.domain == domain}
-                for done, params, _ in self.trainer.walk(self._refresh(stage, domain, max(steps))):
-                    if done in steps:
-                        keep(steps[done], params)
-        rewards = {name: {d: np.asarray(x) for d, x in by.items()} for name, by in tried.items()}
-        found = outcomes(made, rewards["nothing"], rewards)
+        tried = self._measured(stage, "trials", actions, validation_rewards)
+        last = finalists(made, tried)
+        judged = self._measured(stage, "judged", [a for a in actions if a.name in last], held_out_rewards)
+        found = outcomes(made, tried["nothing"], tried, judged)
         records.write_json(self.folder.root / "recovery" / "outcomes.json", found)
         self.screen.print(_summary(found))
+
+    def _measured(
+        self, stage: Stage, name: str, actions: Sequence[Action], measure: Callable[[Runtime, Any], Rewards]
+    ) -> dict[str, Rewards]:
+        """Rewards after each action, kept in `recovery/NAME.json` as they come."""
+        file = self.folder.root / "recovery" / f"{name}.json"
+        found: dict[str, Any] = records.read_json(file) if file.exists() else {}
+        with self.screen.steps(f"{stage.name}: {name}", len(actions)) as show:
+            show(len(found), "compiling")
+            for action, params in self._after(stage, [a for a in actions if a.name not in found]):
+                found[action.name] = {d: x.tolist() for d, x in measure(self.runtime, params).items()}
+                records.write_json(file, found)
+                show(len(found), f"after {action.name}")
+        return {name: {d: np.asarray(x) for d, x in by.items()} for name, by in found.items()}
+
+    def _after(self, stage: Stage, actions: Sequence[Action]) -> Iterator[tuple[Action, Any]]:
+        """Each action with the parameters after it."""
+        for action in actions:
+            if action.kind == "nothing":
+                yield action, self.params_after(stage.start)
+        work = self._work(stage)
+        for action in sorted(actions, key=lambda a: (a.donor, a.domain, a.rule, a.fraction)):
+            if action.kind == "rollback":
+                yield action, work.rolled_back(action)
+        for domain in dict.fromkeys(a.domain for a in actions if a.kind == "refresh"):
+            steps = {a.steps: a for a in actions if a.kind == "refresh" and a.domain == domain}
+            for done, params, _ in self.trainer.walk(self._refresh(stage, domain, max(steps))):
+                if done in steps:
+                    yield steps[done], params
 
     def orders(self, stage: Stage) -> None:
         """Forecasts what every order of the domains would lose, beside the orders that were run."""

@@ -2,6 +2,10 @@
 
 Ranks (Spearman over actions), calibration of the intervals (share that hold the outcome), and the regret of the pick
 against the best action tried. `nothing`, known in advance, counts as an action to pick but not as a forecast.
+
+The best of some ninety outcomes, each with its sampling error, looks better than it is, and one within the limit there
+may not be. So the `FINALISTS` with the best outcomes within the limit on validation prompts are judged, with the pick,
+on test prompts; the best is the best of those that are within the limit there.
 """
 
 import math
@@ -17,9 +21,10 @@ from mdrl_jax.recovery.forecast import POINTS
 
 Record = dict[str, Any]
 Rewards = Mapping[str, np.ndarray]
+FINALISTS = 8
 
 
-def outcomes(plan: Record, before: Rewards, measured: Mapping[str, Rewards]) -> Record:
+def outcomes(plan: Record, before: Rewards, measured: Mapping[str, Rewards], judged: Mapping[str, Rewards]) -> Record:
     """A record of every action tried, and the figures of the module docstring.
 
     The interval of a forecast is of the expected score; the outcome has a sampling error of its own. `held` asks
@@ -31,6 +36,7 @@ def outcomes(plan: Record, before: Rewards, measured: Mapping[str, Rewards]) -> 
       plan: of `decision.decide`.
       before: rewards [P, k] at θ_T by domain.
       measured: the same after each action tried, by its name, on the same prompts.
+      judged: rewards on test prompts after `nothing`, the pick and the `finalists`.
     """
     rows, cells, averages = [], [], []
     for row in sorted(plan["actions"], key=lambda r: r["rank"]):
@@ -43,7 +49,7 @@ def outcomes(plan: Record, before: Rewards, measured: Mapping[str, Rewards]) -> 
             {
                 "name": row["name"],
                 "allowed": row["allowed"],
-                "collateral": max((-e.value for d, e in changes.items() if d != row["domain"]), default=0.0),
+                "collateral": collateral(before, after, row["domain"]),
                 "average_change": {"forecast": row["average_change"], "measured": average.record(0.0)},
                 "changes": {d: {"forecast": row["changes"][d], "measured": e.record(0.0)} for d, e in changes.items()},
             }
@@ -63,8 +69,31 @@ def outcomes(plan: Record, before: Rewards, measured: Mapping[str, Rewards]) -> 
             name: float(np.mean([abs(f["estimate"] - e.value) for f, e in some])) if some else None
             for name, some in (("average", averages), ("domain", cells))
         },
-        "regret": _regret(plan, before, measured, rows),
+        "regret": _regret(plan, judged),
     }
+
+
+def finalists(plan: Record, measured: Mapping[str, Rewards]) -> list[str]:
+    """What is judged on test prompts: `nothing`, the pick, and the best outcomes within the limit, first ones first."""
+    tried = [row for row in plan["actions"] if row["name"] in measured]
+    within = _within(plan["limit"], tried, measured)
+    best = sorted(within, key=lambda name: (-gain(measured["nothing"], measured[name]), name))
+    return list(dict.fromkeys(["nothing", plan["pick"], *best[:FINALISTS]]))
+
+
+def gain(before: Rewards, after: Rewards) -> float:
+    """Points gained by the mean over domains."""
+    return POINTS * float(np.mean([np.mean(after[d] - before[d]) for d in before]))
+
+
+def _within(limit: float, rows: list[Record], measured: Mapping[str, Rewards]) -> list[str]:
+    before = measured["nothing"]
+    return [r["name"] for r in rows if collateral(before, measured[r["name"]], r["domain"]) <= limit]
+
+
+def collateral(before: Rewards, after: Rewards, domain: str) -> float:
+    """Points lost by the domain, other than the action's own, that lost most; below 0 where all gained."""
+    return max((POINTS * float(np.mean(before[d] - after[d])) for d in before if d != domain), default=0.0)
 
 
 def _agreement(pairs: list[tuple[Record, Estimate]]) -> Record:
@@ -95,20 +124,26 @@ def clopper_pearson(k: int, n: int) -> Estimate:
     return Estimate(k / n, low, high, n, "share")
 
 
-def _regret(plan: Record, before: Rewards, measured: Mapping[str, Rewards], rows: list[Record]) -> Record | None:
-    """What the best action tried, within the limit as measured, gained on the pick; None where that was not tried.
+def _regret(plan: Record, judged: Mapping[str, Rewards]) -> Record | None:
+    """What the best finalist gained on the pick, on test prompts, paired by prompt; None where that was not tried.
 
-    Paired by prompt. The best of several noisy outcomes is biased up, so the regret is too large rather than too small;
-    below 0 where the pick itself went over the limit, and gained by it.
+    The best of a few is biased up, so the regret is too large rather than too small; below 0 where the pick itself
+    went over the limit, and gained by it.
     """
-    if plan["pick"] not in measured:
+    pick = plan["pick"]
+    if pick not in judged:
         return None
-    within = [r for r in rows if r["collateral"] <= plan["limit"]]
-    picked = next(r for r in rows if r["name"] == plan["pick"])
-    best = max(within or [picked], key=lambda r: (r["average_change"]["measured"]["estimate"], r["name"]))
-    differences = [
-        paired_difference(measured[best["name"]][d], measured[plan["pick"]][d]).scaled(POINTS, "points")
-        for d in sorted(before)
-    ]
-    figure = independent_mean(differences).record(0.0)
-    return figure | {"pick": plan["pick"], "best": best["name"], "pick_within_limit": picked in within}
+    before = judged["nothing"]
+    rows = {row["name"]: row for row in plan["actions"] if row["name"] in judged}
+    within = _within(plan["limit"], list(rows.values()), judged)
+    best = max(within or [pick], key=lambda name: (gain(before, judged[name]), name))
+    differences = [paired_difference(judged[best][d], judged[pick][d]).scaled(POINTS, "points") for d in sorted(before)]
+    return independent_mean(differences).record(0.0) | {
+        "pick": pick,
+        "best": best,
+        "pick_within_limit": pick in within,
+        "judged": {
+            name: {"gain": gain(before, judged[name]), "collateral": collateral(before, judged[name], row["domain"])}
+            for name, row in rows.items()
+        },
+    }

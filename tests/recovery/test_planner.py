@@ -26,7 +26,7 @@ from mdrl_jax.parallel.sharding import param_shardings
 from mdrl_jax.recovery import planner, slopes
 from mdrl_jax.recovery.decision import Action, Outlook, best, decide, promising
 from mdrl_jax.recovery.forecast import Forecast, Known, Model, Shift, fit, forecast, log_odds, score, shift, together
-from mdrl_jax.recovery.outcomes import clopper_pearson, outcomes
+from mdrl_jax.recovery.outcomes import clopper_pearson, finalists, outcomes
 from mdrl_jax.recovery.weights import Weighed
 from mdrl_jax.rl import loop
 from mdrl_jax.rl.logprobs import token_log_probs
@@ -276,14 +276,17 @@ def test_outcomes_are_ranked_held_and_regretted_by_hand():
     record = made([OUTLOOKS[0], *actions])
     true = {f"refresh-math-{n}": {"math": 0.02 * n} for n in range(1, 6)} | {"nothing": {}}
     true["refresh-math-6"] = {"math": 0.05, "qa": -0.01}
-    measured = {name: after(rng, **change) for name, change in true.items()}
-    found = outcomes(record, CURRENT, measured)
+    measured, judged = ({name: after(rng, **change) for name, change in true.items()} for _ in range(2))
+    measured["nothing"] = CURRENT
+    found = outcomes(record, CURRENT, measured, judged)
     assert found["spearman"]["n"] == 6 and found["spearman_by_domain"]["n"] == 18
     assert 0.3 < found["spearman"]["estimate"] < 1  # five in order, the sixth out of it
     regret = found["regret"]
     assert (regret["pick"], regret["best"]) == ("refresh-math-6", "refresh-math-5")
-    expected = np.mean([100 * np.mean(measured["refresh-math-5"][d] - measured["refresh-math-6"][d]) for d in CURRENT])
+    expected = np.mean([100 * np.mean(judged["refresh-math-5"][d] - judged["refresh-math-6"][d]) for d in CURRENT])
     assert regret["estimate"] == pytest.approx(expected)
+    gained = np.mean([100 * np.mean(judged["refresh-math-3"][d] - judged["nothing"][d]) for d in CURRENT])
+    assert regret["judged"]["refresh-math-3"]["gain"] == pytest.approx(gained)
     rows = {r["name"]: r for r in found["actions"]}
     held = 0
     for name in true.keys() - {"nothing"}:
@@ -295,17 +298,51 @@ def test_outcomes_are_ranked_held_and_regretted_by_hand():
     json.dumps(found, allow_nan=False)
 
 
+def changed(**change: float) -> dict[str, np.ndarray]:
+    return {d: x + change.get(d, 0.0) for d, x in CURRENT.items()}
+
+
 def test_an_action_over_the_limit_is_not_what_a_pick_is_held_against():
-    record = made([OUTLOOKS[0], outlook(Action("refresh", "math", 1), math=0.3), OUTLOOKS[2]])
+    """Neither one that is over it on validation prompts, nor one that is on test prompts alone."""
+    record = made([OUTLOOKS[0], outlook(Action("refresh", "math", 1), math=0.3), OUTLOOKS[1], OUTLOOKS[2]])
+    assert record["pick"] == "refresh-math-2"
     measured = {
         "nothing": CURRENT,
-        "refresh-math-1": {**CURRENT, "math": CURRENT["math"] + 0.1},
-        "refresh-math-4": {**CURRENT, "math": CURRENT["math"] + 0.3, "qa": CURRENT["qa"] - 0.05},
+        "refresh-math-1": changed(math=0.1),
+        "refresh-math-2": changed(math=0.15),
+        "refresh-math-4": changed(math=0.3, qa=-0.05),
     }
-    regret = outcomes(record, CURRENT, measured)["regret"]
-    assert regret["estimate"] == pytest.approx(0) and regret["pick_within_limit"]
-    del measured["refresh-math-1"]
-    assert outcomes(record, CURRENT, measured)["regret"] is None
+    assert finalists(record, measured) == ["nothing", "refresh-math-2", "refresh-math-1"]
+    regret = outcomes(record, CURRENT, measured, {n: measured[n] for n in finalists(record, measured)})["regret"]
+    assert (regret["estimate"], regret["best"]) == (pytest.approx(0), "refresh-math-2") and regret["pick_within_limit"]
+    measured["refresh-math-4"] = changed(math=0.3, qa=-0.01)  # 1 point: within the limit of 2
+    assert finalists(record, measured)[:3] == ["nothing", "refresh-math-2", "refresh-math-4"]
+    judged = dict(measured)
+    assert outcomes(record, CURRENT, measured, judged)["regret"]["best"] == "refresh-math-4"
+    judged["refresh-math-4"] = changed(math=0.3, qa=-0.03)
+    assert outcomes(record, CURRENT, measured, judged)["regret"]["best"] == "refresh-math-2"
+    judged["refresh-math-2"] = changed(math=0.4, code=-0.03)  # the pick is over it, and better than what is not
+    found = outcomes(record, CURRENT, measured, judged)["regret"]
+    assert not found["pick_within_limit"] and found["best"] == "refresh-math-1" and found["estimate"] < 0
+    del judged["refresh-math-2"]
+    assert outcomes(record, CURRENT, measured, judged)["regret"] is None
+
+
+def test_the_best_of_noise_is_judged_afresh():
+    """Ninety actions that do nothing: the best of them seems to gain, and on other prompts does not."""
+    rng, gains, regrets = np.random.default_rng(5), [], []
+    actions = [outlook(Action("refresh", "math", n), math=1e-3 * n) for n in range(1, 90)]
+    record = made([OUTLOOKS[0], *actions])
+    for _ in range(20):
+        measured = {row["name"]: after(rng) for row in record["actions"]} | {"nothing": CURRENT}
+        last = finalists(record, measured)
+        assert len(last) in (9, 10)  # the pick may be among the eight
+        judged = {name: after(rng) for name in last}
+        best = last[2]
+        gains.append(np.mean([np.mean(measured[best][d] - measured[record["pick"]][d]) for d in CURRENT]))
+        regrets.append(np.mean([np.mean(judged[best][d] - judged[record["pick"]][d]) for d in CURRENT]))
+        assert outcomes(record, CURRENT, measured, judged)["regret"]["n"] == 150
+    assert np.mean(gains) > 4 * np.std(gains) / math.sqrt(20) and np.mean(gains) > 4 * abs(np.mean(regrets))
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (19, 20), (3, 7)])
