@@ -1,5 +1,6 @@
 """Set-up of every test, before JAX starts: eight CPU devices, and no implicit rank promotion."""
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -22,6 +23,19 @@ from mdrl_jax.model import huggingface  # noqa: E402
 from mdrl_jax.model.families import FAMILIES, ModelConfig, RopeScaling  # noqa: E402
 from mdrl_jax.model.transformer import Decoder  # noqa: E402
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps xdist from its own order of files, by which those of few tests come last."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few tests first: they are the long ones (whole runs, several processes), and one core would wait."""
+    tests = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: tests[item.path])
+
 
 SHARED = Path(__file__).parents[2] / "shared"
 

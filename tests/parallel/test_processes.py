@@ -133,7 +133,7 @@ def test_a_lost_process_ends_the_others(whole: Path):
     second.send_signal(signal.SIGKILL)
     killed = time.monotonic()
     assert first.wait(timeout=10 * TIMEOUT) == LOST, Path(f"{cut}-0.txt").read_text()[-2000:]
-    assert time.monotonic() - killed < 2 * TIMEOUT
+    assert time.monotonic() - killed < 3 * TIMEOUT
     said = Path(f"{cut}-0.txt").read_text().splitlines()
     name = f"process 1 on {socket.gethostname()}"
     assert f"mdrl: error: {name} gave no sign of life for {TIMEOUT:.0f} s; {AGAIN}" in said
