@@ -12,7 +12,9 @@ is a refresh of its domain whose outcome is known, and taking its edit back from
 known. The `recover.weighed` most promising are then looked at where they end, by importance weights of the same
 completions (`weights`), domain by domain where these say enough. A rollback's end is known, and its error that of the
 weights alone; a refresh is rehearsed on the completions that its first step is made from, and its error is also that of
-its like in the past. Nothing is sampled after a candidate, and its outcome is never used.
+its like in the past. Nothing is sampled after a candidate, and its outcome is never used. On two tuning seeds of the
+quickstart weights brought the mean error of 88 forecasts from 0.67 and 0.78 points to 0.44 and 0.72; weights along the
+line of a refresh's first step, instead of a rehearsal, put Math 18 points too low on one of them (22 of 40 gained).
 
 Actions are ranked by the expected mean over domains; one is allowed if no other domain (than the one refreshed, or
 kept) is expected to lose more than `recover.limit` points. The limit is held against the expected loss [chosen]; `risk`
