@@ -129,15 +129,15 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     attend = attention.choose(here, heads, longest, config.score_bytes)
     model = Decoder(runtime.model.config, DTYPES[config.dtype], runtime.config.model.remat)
     temperature, chunk = runtime.config.rollout.sampling.temperature, runtime.config.model.logprob_chunk
-    # What is differentiated once at most may attend as training does, by a fused kernel.
+    # A gradient may attend as training does, by a fused kernel. Not the Fisher diagonal's: what that keeps is too much.
     once = attend if attend is attention.plain else runtime.model.attention
     whole, narrow = stack.whole(model, attend), stack.on_route(model, attend)
-    forward, on_route = (Forward(s, temperature, chunk) for s in (stack.whole(model, once), narrow))
+    forward, fused, on_route = (Forward(s, temperature, chunk) for s in (whole, stack.whole(model, once), narrow))
     take_jets = functools.partial(_jet_rows, temperature=temperature, chunk=chunk)
     like = {"out_shardings": runtime.shardings}
 
     def gradient(params: Any, rows: Rows) -> Any:
-        return jax.grad(lambda p: jnp.divide(*reward_loss(forward)(p, rows, ())))(params)
+        return jax.grad(lambda p: jnp.divide(*reward_loss(fused)(p, rows, ())))(params)
 
     # Where the scores of attention are too many to hold, so are the activations of several directions.
     short = attend is attention.plain
