@@ -87,7 +87,7 @@ class Planning:
         tried = self._measured(stage, "trials", actions, validation_rewards)
         last = finalists(made, tried)
         judged = self._measured(stage, "judged", [a for a in actions if a.name in last], held_out_rewards)
-        found = outcomes(made, tried["nothing"], tried, judged)
+        found = outcomes(made, tried, judged)
         records.write_json(self.folder.root / "recovery" / "outcomes.json", found)
         self.screen.print(_summary(found))
 

@@ -45,8 +45,17 @@ def log_odds(rewards: ArrayLike) -> float:
     (0.847, 2.197)
     """
     values = np.asarray(rewards, float)
-    mean = (values.sum() + 0.5) / (values.size + 1)
-    return math.log(mean / (1 - mean))
+    return float(log_odds_of_sum(values.sum(), values.size))
+
+
+def log_odds_of_sum(total: Any, n: Any) -> Any:
+    """`log_odds` of n rewards that sum to `total`; also of arrays of these.
+
+    >>> round(float(log_odds_of_sum(3.0, 4)), 3)
+    0.847
+    """
+    mean = (total + 0.5) / (n + 1)
+    return np.log(mean / (1 - mean))
 
 
 def score(eta: Any) -> Any:

@@ -24,7 +24,7 @@ Rewards = Mapping[str, np.ndarray]
 FINALISTS = 8
 
 
-def outcomes(plan: Record, before: Rewards, measured: Mapping[str, Rewards], judged: Mapping[str, Rewards]) -> Record:
+def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str, Rewards]) -> Record:
     """A record of every action tried, and the figures of the module docstring.
 
     The interval of a forecast is of the expected score; the outcome has a sampling error of its own. `held` asks
@@ -34,11 +34,10 @@ def outcomes(plan: Record, before: Rewards, measured: Mapping[str, Rewards], jud
 
     Args:
       plan: of `decision.decide`.
-      before: rewards [P, k] at θ_T by domain.
-      measured: the same after each action tried, by its name, on the same prompts.
+      measured: rewards [P, k] by domain after each action tried, by its name, all on the same prompts, with `nothing`.
       judged: rewards on test prompts after `nothing`, the pick and the `finalists`.
     """
-    rows, cells, averages = [], [], []
+    before, rows, cells, averages = measured["nothing"], [], [], []
     for row in sorted(plan["actions"], key=lambda r: r["rank"]):
         if row["name"] not in measured:
             continue

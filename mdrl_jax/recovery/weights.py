@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mdrl_jax.analysis.nulls import jackknife
-from mdrl_jax.recovery.forecast import Floats, Shift
+from mdrl_jax.recovery.forecast import Floats, Shift, log_odds_of_sum
 
 ENOUGH = 32.0  # effective completions: with fewer a forecast is by slope [chosen]
 
@@ -56,10 +56,4 @@ def weighed(log_ratio_PG: ArrayLike, rewards_PG: ArrayLike) -> Weighed:
 
 
 def _shift(w: Floats, w_r: Floats, r: Floats, n: Floats) -> Floats:
-    return _log_odds(w_r / w, n) - _log_odds(r / n, n)
-
-
-def _log_odds(mean: Floats, n: Floats) -> Floats:
-    """As `forecast.log_odds`, of a mean over n."""
-    mean = (n * mean + 0.5) / (n + 1)
-    return np.log(mean / (1 - mean))
+    return log_odds_of_sum(n * w_r / w, n) - log_odds_of_sum(r, n)

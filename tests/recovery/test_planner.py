@@ -278,7 +278,7 @@ def test_outcomes_are_ranked_held_and_regretted_by_hand():
     true["refresh-math-6"] = {"math": 0.05, "qa": -0.01}
     measured, judged = ({name: after(rng, **change) for name, change in true.items()} for _ in range(2))
     measured["nothing"] = CURRENT
-    found = outcomes(record, CURRENT, measured, judged)
+    found = outcomes(record, measured, judged)
     assert found["spearman"]["n"] == 6 and found["spearman_by_domain"]["n"] == 18
     assert 0.3 < found["spearman"]["estimate"] < 1  # five in order, the sixth out of it
     regret = found["regret"]
@@ -313,19 +313,19 @@ def test_an_action_over_the_limit_is_not_what_a_pick_is_held_against():
         "refresh-math-4": changed(math=0.3, qa=-0.05),
     }
     assert finalists(record, measured) == ["nothing", "refresh-math-2", "refresh-math-1"]
-    regret = outcomes(record, CURRENT, measured, {n: measured[n] for n in finalists(record, measured)})["regret"]
+    regret = outcomes(record, measured, {n: measured[n] for n in finalists(record, measured)})["regret"]
     assert (regret["estimate"], regret["best"]) == (pytest.approx(0), "refresh-math-2") and regret["pick_within_limit"]
     measured["refresh-math-4"] = changed(math=0.3, qa=-0.01)  # 1 point: within the limit of 2
     assert finalists(record, measured)[:3] == ["nothing", "refresh-math-2", "refresh-math-4"]
     judged = dict(measured)
-    assert outcomes(record, CURRENT, measured, judged)["regret"]["best"] == "refresh-math-4"
+    assert outcomes(record, measured, judged)["regret"]["best"] == "refresh-math-4"
     judged["refresh-math-4"] = changed(math=0.3, qa=-0.03)
-    assert outcomes(record, CURRENT, measured, judged)["regret"]["best"] == "refresh-math-2"
+    assert outcomes(record, measured, judged)["regret"]["best"] == "refresh-math-2"
     judged["refresh-math-2"] = changed(math=0.4, code=-0.03)  # the pick is over it, and better than what is not
-    found = outcomes(record, CURRENT, measured, judged)["regret"]
+    found = outcomes(record, measured, judged)["regret"]
     assert not found["pick_within_limit"] and found["best"] == "refresh-math-1" and found["estimate"] < 0
     del judged["refresh-math-2"]
-    assert outcomes(record, CURRENT, measured, judged)["regret"] is None
+    assert outcomes(record, measured, judged)["regret"] is None
 
 
 def test_the_best_of_noise_is_judged_afresh():
@@ -341,7 +341,7 @@ def test_the_best_of_noise_is_judged_afresh():
         best = last[2]
         gains.append(np.mean([np.mean(measured[best][d] - measured[record["pick"]][d]) for d in CURRENT]))
         regrets.append(np.mean([np.mean(judged[best][d] - judged[record["pick"]][d]) for d in CURRENT]))
-        assert outcomes(record, CURRENT, measured, judged)["regret"]["n"] == 150
+        assert outcomes(record, measured, judged)["regret"]["n"] == 150
     assert np.mean(gains) > 4 * np.std(gains) / math.sqrt(20) and np.mean(gains) > 4 * abs(np.mean(regrets))
 
 

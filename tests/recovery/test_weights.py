@@ -11,6 +11,7 @@ from mdrl_jax.recovery.forecast import log_odds
 from mdrl_jax.recovery.weights import ENOUGH, weighed
 
 PROMPTS, CHOICES = 400, 6
+EVERY = np.arange(PROMPTS)
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(PROMPTS, CHOICES))
 GOOD = RNG.binomial(1, 0.4, (PROMPTS, CHOICES)).astype(float)
@@ -23,21 +24,21 @@ def policy(strength: float) -> np.ndarray:
     return weight / weight.sum(axis=1, keepdims=True)
 
 
-def drawn(rng: Any, group: int, prompts: int = PROMPTS) -> tuple[np.ndarray, np.ndarray]:
-    """Completions [P, G] at strength 0, of the first prompts, and their rewards."""
-    uniform = rng.random((prompts, group, 1))
-    choice = (uniform > np.cumsum(policy(0), axis=1)[:prompts, None]).sum(axis=-1).clip(max=CHOICES - 1)
-    return choice, GOOD[np.arange(prompts)[:, None], choice]
+def drawn(rng: Any, group: int, prompts: np.ndarray = EVERY) -> tuple[np.ndarray, np.ndarray]:
+    """Completions [P, G] of prompts at strength 0, and their rewards."""
+    uniform = rng.random((len(prompts), group, 1))
+    choice = (uniform > np.cumsum(policy(0), axis=1)[prompts, None]).sum(axis=-1).clip(max=CHOICES - 1)
+    return choice, GOOD[prompts[:, None], choice]
 
 
-def ratio(choice: np.ndarray, strength: float) -> np.ndarray:
+def ratio(choice: np.ndarray, strength: float, prompts: np.ndarray = EVERY) -> np.ndarray:
     logs = np.log(policy(strength)) - np.log(policy(0))
-    return logs[np.arange(len(choice))[:, None], choice]
+    return logs[prompts[:, None], choice]
 
 
-def truth(strength: float, prompts: int = PROMPTS) -> float:
+def truth(strength: float) -> float:
     """The exact change of the log-odds of the mean reward."""
-    means = [(policy(s) * GOOD)[:prompts].sum(axis=1).mean() for s in (strength, 0.0)]
+    means = [(policy(s) * GOOD).sum(axis=1).mean() for s in (strength, 0.0)]
     return math.log(means[0] / (1 - means[0])) - math.log(means[1] / (1 - means[1]))
 
 
@@ -57,10 +58,8 @@ def test_its_interval_holds_what_it_says(strength: float):
     rng, held, runs = np.random.default_rng(2), 0, 400
     for _ in range(runs):
         prompts = rng.integers(0, PROMPTS, 96)
-        uniform = rng.random((96, 4, 1))
-        choice = (uniform > np.cumsum(policy(0), axis=1)[prompts, None]).sum(axis=-1).clip(max=CHOICES - 1)
-        logs = np.log(policy(strength)) - np.log(policy(0))
-        found = weighed(logs[prompts[:, None], choice], GOOD[prompts[:, None], choice])
+        choice, rewards = drawn(rng, 4, prompts)
+        found = weighed(ratio(choice, strength, prompts), rewards)
         assert found.shift is not None
         held += abs(found.shift.value - truth(strength)) <= 1.985 * found.shift.stderr
     assert 0.9 < held / runs and binomtest(held, runs, 0.95).pvalue > 1e-4, held
