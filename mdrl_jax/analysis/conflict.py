@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Neurons of a shared route: indices [L, R], padded to the widest layer where `mask_LR` is 0."""
+    """Neurons of a shared route: indices [L, R]; R is of the widest layer, up to `whole`, and `mask_LR` 0 beyond."""
 
     index_LR: np.ndarray
     mask_LR: np.ndarray
@@ -37,13 +37,18 @@ class Route:
 
 def route(chosen_LF: np.ndarray) -> Route:
     """The route of a boolean [L, F]."""
-    width = max(int(chosen_LF.sum(axis=1).max()), 1)
+    width = whole(max(int(chosen_LF.sum(axis=1).max()), 1))
     index = np.zeros((chosen_LF.shape[0], width), np.int32)
     mask = np.zeros((chosen_LF.shape[0], width), np.float32)
     for layer, row in enumerate(chosen_LF):
         found = np.flatnonzero(row)
         index[layer, : found.size], mask[layer, : found.size] = found, 1.0
     return Route(index, mask)
+
+
+def whole(width: int) -> int:
+    """The next multiple of 16: so devices that neurons are split over, most often, divide it."""
+    return -(-width // 16) * 16
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mdrl_jax import tree
 from mdrl_jax.analysis import routes, stack
-from mdrl_jax.analysis.curvature import blocked, exact, in_turn
+from mdrl_jax.analysis.curvature import blocked, exact
 from mdrl_jax.analysis.jets import jets
 from mdrl_jax.analysis.objectives import Forward, Order2, Rows, both_losses, reward_loss
 from mdrl_jax.analysis.samples import Sample
@@ -26,6 +26,8 @@ from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, put
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import DTYPES, Runtime
+
+AT_ONCE = 2  # directions on a route, where sequences are long
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Probe:
     fixed: Callable[..., Any]
     outside: Callable[..., Any]
     neuron_products: Callable[..., Any]
+    fused: Forward  # of all parameters, attending as training does: differentiable once, in reverse
     row_log_probs: Callable[..., Any]  # (params, rows) -> log π of completion tokens [B, Tc], 0 on padding
     _gradient: Callable[..., Any]
     _jets: Callable[..., Any]
@@ -129,7 +132,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     attend = attention.choose(here, heads, longest, config.score_bytes)
     model = Decoder(runtime.model.config, DTYPES[config.dtype], runtime.config.model.remat)
     temperature, chunk = runtime.config.rollout.sampling.temperature, runtime.config.model.logprob_chunk
-    # A gradient may attend as training does, by a fused kernel. Not the Fisher diagonal's: what that keeps is too much.
+    # A gradient may attend as training does, by a fused kernel.
     once = attend if attend is attention.plain else runtime.model.attention
     whole, narrow = stack.whole(model, attend), stack.on_route(model, attend)
     forward, fused, on_route = (Forward(s, temperature, chunk) for s in (whole, stack.whole(model, once), narrow))
@@ -139,14 +142,13 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     def gradient(params: Any, rows: Rows) -> Any:
         return jax.grad(lambda p: jnp.divide(*reward_loss(fused)(p, rows, ())))(params)
 
-    # Where the scores of attention are too many to hold, so are the activations of several directions.
-    short = attend is attention.plain
-    over, several = (jax.vmap, blocked) if short else (lambda one: functools.partial(jax.lax.map, one), in_turn)
+    # Where the scores of attention are too many to hold, so are the activations of many directions.
+    over = jax.vmap if attend is attention.plain else _few_at_once
 
     def route_jets(point: Any, fixed: Any, directions: Any, rows: Rows) -> jax.Array:
         return jnp.moveaxis(over(lambda v: take_jets(narrow, point, fixed, v, rows))(directions), 0, 1)
 
-    product = several(exact(both_losses(on_route)))
+    product = blocked(exact(both_losses(on_route)))
 
     def add_hessian(point: Any, block: Any, rows: Rows, fixed: Any, scale: jax.Array, total: Any) -> Any:
         return tree.axpy(scale, product(point, block, jax.tree.map(lambda x: x[None], rows), fixed), total)
@@ -172,6 +174,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         fixed=fixed,
         outside=program("analyze_outside", outside, **like),
         neuron_products=program("analyze_neuron_products", routes.neuron_products),
+        fused=fused,
         _gradient=program("analyze_gradient", gradient, **like),
         row_log_probs=program("analyze_log_probs", lambda params, rows: forward(params, rows, ())),
         _jets=program("analyze_jets", lambda params, v, rows: take_jets(whole, params, (), v, rows)),
@@ -179,6 +182,10 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         _activity=program("analyze_activity", functools.partial(routes.activity, model, once)),
         _add_hessian=program("analyze_hessian", add_hessian),
     )
+
+
+def _few_at_once(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return functools.partial(jax.lax.map, one, batch_size=AT_ONCE)
 
 
 def _jet_rows(

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from mdrl_jax.model import attention
-from mdrl_jax.model.transformer import REMAT, Attend, Block, Decoder, Projection, positions_of
-from mdrl_jax.parallel.sharding import constrain
-from mdrl_jax.rl.logprobs import over_chunks
+from mdrl_jax.model.transformer import BY_BATCH, REMAT, Attend, Block, Decoder, Projection, positions_of
+from mdrl_jax.parallel.sharding import Names, constrain, dividing
+from mdrl_jax.rl.logprobs import SLOPE, over_chunks
 
 Tree = Any
 
@@ -34,14 +35,20 @@ class Stack:
       layers: (point, fixed) -> (layers of the point, layers of what is fixed).
       layer: (point of the layer, fixed of the layer, x_BTD, valid_BT) -> x_BTD.
       head: (point, fixed, x_BCD, targets_BC, temperature) -> log-probs of the targets [B, C].
-      remat: as in `Decoder`.
+      policy: of `jax.checkpoint`: what is kept of a layer beside its input; None: everything.
+      fixed_head: whether the head has nothing of the point: its slopes are then taken in the forward pass.
     """
 
     embed: Callable[..., jax.Array]
     layers: Callable[..., tuple[Tree, Tree]]
     layer: Callable[..., jax.Array]
     head: Callable[..., jax.Array]
-    remat: str
+    policy: Callable[..., Any] | None
+    fixed_head: bool = False
+
+
+MIDDLE = "middle"  # what attention adds to the stream, projected: of a narrow slice's layer no more need be kept
+_middle = jax.checkpoint_policies.save_only_these_names(MIDDLE)
 
 
 def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plain) -> Stack:
@@ -56,13 +63,19 @@ def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plai
         layers=lambda point, fixed: (point["layers"], ()),
         layer=layer,
         head=lambda point, fixed, *rest: _head(model, point, *rest),
-        remat=model.remat,
+        policy=REMAT.get(model.remat),
     )
 
 
 def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plain) -> Stack:
-    """The point is a `route_slice`; `fixed` are the whole parameters and the neurons left to them."""
+    """The point is a `route_slice`; `fixed` are the whole parameters and the neurons left to them.
+
+    What is kept of a layer, its input and `MIDDLE`, is split over the devices that a layer is split over.
+    """
     block = Block(model.config, model.dtype)
+
+    def split(x_BTD: jax.Array) -> jax.Array:
+        return constrain(x_BTD, "batch", None, dividing("mlp", x_BTD.shape[-1]))
 
     def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
         weights, keep_F = fixed
@@ -72,19 +85,23 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
             name = context.module.name if isinstance(context.module, Projection) else None
             if name == "gate":
                 entered["mlp"] = args[0]
+            if name == "o":
+                return checkpoint_name(split(call(*args, **kwargs)), MIDDLE)
             if name != "down":
                 return call(*args, **kwargs)
             return call(args[0] * keep_F.astype(args[0].dtype)[None, None, :]) + _narrow(point, entered["mlp"])
 
         with nn.intercept_methods(around):
-            return _run(block, weights, x_BTD, valid_BT, attend)
+            # Said twice how it lies: else what is kept of it is gathered.
+            return split(_run(block, weights, constrain(split(x_BTD), *BY_BATCH), valid_BT, attend))
 
     return Stack(
-        embed=lambda point, fixed, tokens_BT: _embed(model, fixed["params"], tokens_BT),
+        embed=lambda point, fixed, tokens_BT: split(_embed(model, fixed["params"], tokens_BT)),
         layers=lambda point, fixed: (point, (fixed["params"]["layers"], fixed["keep_LF"])),
         layer=layer,
         head=lambda point, fixed, *rest: _head(model, fixed["params"], *rest),
-        remat=model.remat,
+        policy=_middle if model.remat == "full" else REMAT.get(model.remat),
+        fixed_head=True,
     )
 
 
@@ -99,11 +116,19 @@ def route_slice(tree: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
     columns = jax.vmap(lambda kernel_DF, index_R: kernel_DF[:, index_R])
     gate, up = (columns(layers[name]["kernel"], index_LR) * mask_L1R for name in ("gate", "up"))
     down = jax.vmap(lambda kernel_FD, index_R: kernel_FD[index_R])(layers["down"]["kernel"], index_LR) * mask_LR1
+    axes = route_axes(index_LR.shape[1])
     return {
-        "gate": constrain(gate, None, "embed", None),
-        "up": constrain(up, None, "embed", None),
-        "down": constrain(down, None, None, "embed"),
+        "gate": constrain(gate, *axes["gate"]),
+        "up": constrain(up, *axes["up"]),
+        "down": constrain(down, *axes["down"]),
     }
+
+
+def route_axes(width: int) -> dict[str, Names]:
+    """Logical axes of a `route_slice` of so many neurons, under the mesh at hand."""
+    neurons = dividing("mlp", width)
+    into = (None, "embed", neurons)
+    return {"gate": into, "up": into, "down": (None, neurons, "embed")}
 
 
 def lift(point: Tree, index_LR: jax.Array, mask_LR: jax.Array, like: Tree) -> Tree:
@@ -138,12 +163,35 @@ def log_probs(
     def body(x_BTD: jax.Array, layer: Tree) -> tuple[jax.Array, None]:
         return stack.layer(*layer, x_BTD, valid_BT), None
 
-    if stack.remat != "none":
-        body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[stack.remat])
+    if stack.policy is not None:
+        body = jax.checkpoint(body, prevent_cse=False, policy=stack.policy)
     x_BTD, _ = jax.lax.scan(body, stack.embed(point, fixed, tokens_BT), scanned)
-    head = functools.partial(stack.head, point, fixed)
-    one = lambda x_BCD, targets_BC: head(x_BCD, targets_BC, temperature)  # noqa: E731
+    head = functools.partial(_by_slope, stack.head) if stack.fixed_head else stack.head
+    one = lambda x_BCD, targets_BC: head(point, fixed, x_BCD, targets_BC, temperature)  # noqa: E731
     return over_chunks(one, (x_BTD[:, start - 1 : -1], tokens_BT[:, start:]), chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+def _by_slope(
+    head: Any, point: Tree, fixed: Tree, x_BCD: jax.Array, targets_BC: jax.Array, temperature: float
+) -> jax.Array:
+    """`head`, each of whose log-probs depends on one hidden state: two products with the readout, where a backward pass
+    that makes the logits again has three. Differentiable twice as forward over reverse.
+    """
+    return head(point, fixed, x_BCD, targets_BC, temperature)
+
+
+def _slope_forward(head: Any, point: Tree, fixed: Tree, x_BCD: Any, targets_BC: Any, temperature: float) -> Any:
+    logp_BC, pull_back = jax.vjp(lambda x: head(point, fixed, x, targets_BC, temperature), x_BCD)
+    (slope_BCD,) = pull_back(jnp.ones_like(logp_BC))
+    return logp_BC, checkpoint_name(slope_BCD, SLOPE)
+
+
+def _slope_backward(head: Any, temperature: float, slope_BCD: jax.Array, g_BC: jax.Array) -> Any:
+    return None, None, g_BC[:, :, None].astype(slope_BCD.dtype) * slope_BCD, None
+
+
+_by_slope.defvjp(_slope_forward, _slope_backward)
 
 
 def _run(block: Block, weights: Tree, x_BTD: jax.Array, valid_BT: jax.Array, attend: Any) -> jax.Array:

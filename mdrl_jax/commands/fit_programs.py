@@ -173,8 +173,8 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
         array = arrays(rows)
         return made.log_probs.lower(shapes.params, array(I32, length), array(bool, length), shapes.prompt)
 
-    def own(passes: int) -> Callable[[int], float]:
-        return lambda rows: passes * flops.sequences(runtime.model.config, -(-total // rows) * rows, length, shapes.new)
+    def own(rows: int) -> flops.Products:
+        return flops.sequences(runtime.model.config, -(-total // rows) * rows, length, shapes.new)
 
     rows = total // train.micro_batches
     each = train.prompts // runtime.config.rollout.parts
@@ -182,10 +182,10 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     yield sampling(shapes, f"sample, {train.group} a prompt", each, train.group, how, moments | held)
     if reference or again:
         beside = moments | held | ({} if reference else shapes.trees(parameters=1))
-        yield Job("log-probs", log_probs, beside, rows, ROWS, own=own(1))
+        yield Job("log-probs", log_probs, beside, rows, ROWS, own=lambda rows: own(rows).forward)
     if train.prevent.transforms:
         return  # what it adds are arguments that depend on earlier stages
-    yield Job("GRPO step", step, held, rows, ROWS, total, own(3))
+    yield Job("GRPO step", step, held, rows, ROWS, total, lambda rows: own(rows).gradient)
     if refreshed:
         settings, evaluated = runtime.config.recover, runtime.config.evaluate
         name = f"sample scores, {settings.samples} a prompt"
@@ -205,8 +205,8 @@ def supervised(shapes: Shapes) -> Iterator[Job]:
         return step.lower(shapes.state(optimizer, shardings), batch, shapes.array((), F32), {})
 
     rows = section.batch_size // section.micro_batches
-    own = lambda rows: 3 * flops.sequences(config, section.batch_size, section.length, section.length - 1)  # noqa: E731
-    yield Job("SFT step", lower, {}, rows, ROWS, section.batch_size, own)
+    own = flops.sequences(config, section.batch_size, section.length, section.length - 1).gradient
+    yield Job("SFT step", lower, {}, rows, ROWS, section.batch_size, lambda _: own)
 
 
 def scoring(shapes: Shapes) -> Iterator[Job]:

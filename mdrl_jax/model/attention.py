@@ -9,12 +9,14 @@
 Softmax in float32 at least. What a token of padding gives is finite, and no one's.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -22,6 +24,7 @@ from mdrl_jax.model.transformer import KEPT, NEGATIVE, Attend, Attention, at_lea
 from mdrl_jax.parallel.sharding import by_device
 
 BLOCK = 128  # queries whose scores `blockwise` holds at a time
+PARTS = 10  # so 55 % of all scores are computed, where a causal mask leaves half of them
 LANES = 128  # `splash` wants lengths in multiples of it
 SPLASH_BLOCK = 512  # queries, and keys, of a block of `splash`
 SPLASH_BACKWARD = 1024  # keys of a block of its backward pass, which makes a partial dq for each
@@ -37,16 +40,28 @@ def plain(valid_BT: jax.Array) -> Attend:
 
 
 def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
-    """The same, `block` queries at a time; scores are recomputed in a backward pass."""
+    """The same, `block` queries at a time; scores are recomputed in a backward pass.
+
+    Queries are in `PARTS` parts, each of which looks at the keys up to its own end. Under `jax.checkpoint` the output
+    can be kept by name (`transformer.REMAT`).
+    """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
         batch, length = q_BTHh.shape[:2]
         padded = jnp.pad(q_BTHh, ((0, 0), (0, -length % block), (0, 0), (0, 0)))
         blocks = jnp.moveaxis(padded.reshape((batch, -1, block) + q_BTHh.shape[2:]), 1, 0)
-        one = jax.checkpoint(lambda q, first: _attend(q, k_BTKh, v_BTKh, valid_BT, first))
-        firsts = block * jnp.arange(blocks.shape[0], dtype=jnp.int32)
-        out = jnp.moveaxis(jax.lax.map(lambda pair: one(*pair), (blocks, firsts)), 0, 1)
-        return out.reshape(padded.shape)[:, :length], None
+        n = blocks.shape[0]
+
+        def part(first: int, last: int) -> jax.Array:
+            keys = slice(0, last * block)
+            one = jax.checkpoint(lambda q, at: _attend(q, k_BTKh[:, keys], v_BTKh[:, keys], valid_BT[:, keys], at))
+            starts = block * jnp.arange(first, last, dtype=jnp.int32)
+            return jax.lax.map(lambda pair: one(*pair), (blocks[first:last], starts))
+
+        bounds = sorted({n * i // PARTS for i in range(PARTS + 1)})
+        out = jnp.concatenate([part(*pair) for pair in itertools.pairwise(bounds)])
+        out = jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :length]
+        return checkpoint_name(out, KEPT), None
 
     return attend
 

@@ -4,6 +4,7 @@ Attention is counted by the pairs of tokens that see each other: of a causal seq
 compiled program executes beyond it is recomputed, or computed and masked.
 """
 
+import dataclasses
 import math
 import re
 
@@ -24,22 +25,68 @@ def layer_weights(config: ModelConfig) -> int:
 
 def forward(config: ModelConfig, tokens: float, pairs: float, scored: float) -> float:
     """A forward pass of `tokens`, of which `pairs` see each other, with logits at `scored` of them."""
-    c = config
-    attention = 4.0 * c.n_heads * c.head_dim * pairs
-    return c.n_layers * (2.0 * layer_weights(c) * tokens + attention) + 2.0 * c.vocab_size * c.d_model * scored
+    return _products(config, tokens, pairs, scored).forward
 
 
-def sequences(config: ModelConfig, rows: int, length: int, scored: int) -> float:
-    """A forward pass of `rows` whole sequences, with logits at `scored` places of each."""
-    return rows * forward(config, length, length * (length + 1) / 2, scored)
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """Operations of one product of each kind, and of what derivatives are made of them.
+
+    The derivative of a product has a term for each factor that changes: of Wx two, of Wx with fixed W one, and of
+    scores q·k and of their product with v, whatever changes, two; the second derivative of these has three. Backward, a
+    product is two, one where its weights are not differentiated.
+
+    Attributes:
+      weights: tokens with every weight that they meet, logits included.
+      attention: queries with keys, or scores with values, of pairs that see each other: a forward pass has both.
+    """
+
+    weights: float
+    attention: float
+
+    @property
+    def forward(self) -> float:
+        """The function alone."""
+        return self.weights + 2 * self.attention
+
+    @property
+    def gradient(self) -> float:
+        """With its gradient."""
+        return 3 * self.forward
+
+    @property
+    def jets(self) -> float:
+        """With first and second derivatives along a direction of all weights (definitions §6)."""
+        return 5 * self.weights + 12 * self.attention
+
+    def route_jets(self, directions: int, narrow: float) -> float:
+        """The same along directions of a route, tokens with whose weights are `narrow` operations."""
+        each = 2 * self.weights + 10 * self.attention + 2 * narrow
+        return self.forward + directions * each
+
+    def route_hessian(self, vectors: int, narrow: float) -> float:
+        """Products of the Hessian on a route with vectors."""
+        each = 2 * self.weights + 12 * self.attention + 4 * narrow
+        return 2 * self.weights + 6 * self.attention + vectors * each
+
+
+def sequences(config: ModelConfig, rows: int, length: int, scored: int) -> Products:
+    """Products of `rows` whole sequences, with logits at `scored` places of each."""
+    return _products(config, rows * length, rows * length * (length + 1) / 2, rows * scored)
 
 
 def sampled(config: ModelConfig, prompts: int, group: int, prompt_length: int, completion_length: int) -> float:
     """Reading prompts and sampling `group` completions of each, all of the longest: every token is computed once."""
-    read = sequences(config, prompts, prompt_length, 1)
+    read = sequences(config, prompts, prompt_length, 1).forward
     steps = completion_length - 1
     pairs = steps * prompt_length + steps * (steps + 1) / 2
     return read + prompts * group * forward(config, steps, pairs, steps)
+
+
+def _products(config: ModelConfig, tokens: float, pairs: float, scored: float) -> Products:
+    c = config
+    weights = c.n_layers * layer_weights(c) * tokens + c.vocab_size * c.d_model * scored
+    return Products(2.0 * weights, 2.0 * c.n_layers * c.n_heads * c.head_dim * pairs)
 
 
 def kernel_flops(instruction: Instruction, computation: Computation) -> float:

@@ -7,6 +7,7 @@ Where rows are fewer than weights (a decoding step, logits), it is the rows that
 (`rows`) and the weights that stay where they are: arXiv 2211.05102.
 """
 
+import contextvars
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mdrl_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # what batch rows are split over
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+    "batch": BATCH,
     "rows": "data",
     "embed": "fsdp",
     "mlp": "tensor",
@@ -75,9 +77,37 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     return Mesh(placed, MESH_AXES, axis_types=auto)
 
 
+_apart = contextvars.ContextVar("rows apart", default=False)
+
+
 def spec(*logical: str | None) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes."""
-    return PartitionSpec(*(RULES[name] for name in logical))
+    return PartitionSpec(*(_axes(name) for name in logical))
+
+
+def _axes(name: str | None) -> str | tuple[str, ...] | None:
+    axes = RULES[name]
+    if axes is None or not _apart.get():
+        return axes
+    left = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if a not in BATCH)
+    return left[0] if len(left) == 1 else left or None
+
+
+def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` over batch rows, each on the devices of its own: there its weights may be its own as well.
+
+    Within, no logical axis means the mesh axes that rows are split over.
+    """
+
+    def alone(*args: Any) -> Any:
+        token = _apart.set(True)
+        try:
+            return function(*args)
+        finally:
+            _apart.reset(token)
+
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    return jax.vmap(alone, spmd_axis_name=None if mesh.empty else BATCH)
 
 
 def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
@@ -108,6 +138,12 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(*logical))
+
+
+def dividing(name: str, size: int) -> str | None:
+    """The logical axis, or None where the mesh at hand does not divide a dimension of this size by it."""
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or size % divisor(mesh, name) else name
 
 
 Names = tuple[str | None, ...]

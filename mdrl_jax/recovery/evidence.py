@@ -115,7 +115,7 @@ def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> 
 @functools.lru_cache(maxsize=1)
 def fisher_of(probe: Probe) -> Callable[[Any, list[Rows]], Any]:
     """`fisher_diagonal` of the probe's model; compiled once a probe."""
-    return fisher_diagonal(probe.row_log_probs, 1, probe.runtime.shardings)
+    return fisher_diagonal(probe.fused, probe.runtime.shardings)
 
 
 def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params: Callable[[str], Any]) -> Sample:

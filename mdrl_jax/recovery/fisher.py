@@ -13,31 +13,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from mdrl_jax import tree
-from mdrl_jax.analysis.objectives import Rows
+from mdrl_jax.analysis.objectives import Forward, Rows
+from mdrl_jax.model.transformer import BY_EMBED, Decoder, RMSNorm
 from mdrl_jax.parallel.programs import program
-from mdrl_jax.parallel.sharding import batch_divisor
+from mdrl_jax.parallel.sharding import BATCH, batch_divisor, constrain, over_rows
+from mdrl_jax.rl.logprobs import over_chunks
 
 LogProbs = Callable[[Any, Rows], jax.Array]
 
 
-def fisher_diagonal(log_probs: LogProbs, width: int = 1, shardings: Any = None) -> Callable[[Any, Iterable[Rows]], Any]:
+def fisher_diagonal(forward: Forward, shardings: Any = None) -> Callable[[Any, Iterable[Rows]], Any]:
     """(params, micro-batches) -> F, a float32 tree like the parameters; compiled once for rows of one shape.
 
-    Rows of weight 0 count nothing. Gradients are taken `width` completions at a time: memory is F and `width` trees.
-    Where batch rows are split over n devices, each completion is repeated n times, so that the model runs as it
-    always does: time is that of n completions, the result that of one.
+    Rows of weight 0 count nothing. Each device takes the gradient of one completion at a time, and its squares are
+    summed layer by layer as the backward pass meets them: memory and time are those of a gradient.
 
     Args:
-      log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding.
-      width: divides the rows of a micro-batch.
+      forward: of all parameters (`stack.whole`).
       shardings: of the parameters.
 
     Raises (the function):
       ValueError: if no row has weight.
     """
-    add = squares_program(log_probs, width, shardings)
+    add = squares_program(forward, shardings)
 
     def estimate(params: Any, batches: Iterable[Rows]) -> Any:
         total = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
@@ -52,12 +54,10 @@ def fisher_diagonal(log_probs: LogProbs, width: int = 1, shardings: Any = None) 
     return estimate
 
 
-def squares_program(log_probs: LogProbs, width: int, shardings: Any) -> Callable[[Any, Any, Rows], Any]:
+def squares_program(forward: Forward, shardings: Any) -> Callable[[Any, Any, Rows], Any]:
     """The jitted (total, params, rows) -> total + Σ_b weight_b (∇ log π(y_b))²; the total is donated."""
     options = {} if shardings is None else {"out_shardings": shardings}
-    return program(
-        "fisher_diagonal", functools.partial(_add_squares, log_probs, width, shardings), donate_argnums=0, **options
-    )
+    return program("fisher_diagonal", functools.partial(_add_squares, forward, shardings), donate_argnums=0, **options)
 
 
 def completion_gradients(log_probs: LogProbs, params: Any, rows: Rows) -> Any:
@@ -94,21 +94,140 @@ def fit_kappa(displacement: Any, fisher: Any, second: float) -> float:
     return float(second) / quadratic
 
 
-def _add_squares(log_probs: LogProbs, width: int, shardings: Any, total: Any, params: Any, rows: Rows) -> Any:
+def _add_squares(forward: Forward, shardings: Any, total: Any, params: Any, rows: Rows) -> Any:
     """total + Σ_b weight_b (∇ log π(y_b))²."""
-    n = rows.weight_B.shape[0]
-    if n % width:
-        raise ValueError(f"{n} rows a micro-batch cannot be taken {width} at a time")
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    at_once = 1 if mesh.empty else batch_divisor(mesh)
 
     def step(total: Any, some: Rows) -> tuple[Any, None]:
-        gradients = completion_gradients(log_probs, params, some)
-        squares = jax.tree.map(lambda g: jnp.sum(weighted(some.weight_B, jnp.square(_wide(g))), axis=0), gradients)
+        squares = _squares(forward, params, some)
         if shardings is not None:
             squares = jax.lax.with_sharding_constraint(squares, shardings)
         return tree.add(total, squares), None
 
-    blocks = jax.tree.map(lambda x: x.reshape((n // width, width) + x.shape[1:]), rows)
-    return jax.lax.scan(step, total, blocks)[0]
+    # Of each device's rows the first, then the second, and so on: no row moves.
+    turns = jax.tree.map(lambda x: jnp.moveaxis(x.reshape((at_once, -1) + x.shape[1:]), 1, 0), rows)
+    return jax.lax.scan(step, total, turns)[0]
+
+
+def _squares(forward: Forward, params: Any, rows: Rows) -> Any:
+    """Σ_b weight_b (∇ log π(y_b))², a tree like the parameters.
+
+    Of a layer's weights every row gets a copy, whose gradients are squared and summed where a sum of them would be
+    (`_copies`): they exist for one layer at a time. What is outside the layers stays where it is and has its gradients
+    by row from taps: a table that is read at both ends has to be squared after both.
+    """
+    outside = {name: weights for name, weights in params.items() if name != "layers"}
+    weight_B = rows.weight_B
+    by_row = jax.tree.map(lambda x: jnp.zeros(weight_B.shape + x.shape, jnp.float32), outside)
+
+    def total(layers: Any, by_row: Any) -> jax.Array:
+        return jnp.sum(_log_probs_by_row(forward, outside, layers, by_row, rows))
+
+    layers, gradients = jax.grad(total, argnums=(0, 1))(params["layers"], by_row)
+    return {"layers": layers} | jax.tree.map(functools.partial(_sum_of_squares, weight_B), gradients)
+
+
+def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, rows: Rows) -> jax.Array:
+    """log π of completion tokens [B, Tc], as `forward`, with copies of the layers and taps outside of them."""
+    part, length = forward.stack, rows.tokens_BT.shape[1]
+
+    def layer(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+        own = jax.tree.map(lambda w: _copies(w, rows.weight_B), weights)
+        run = over_rows(lambda own, x_TD, valid_T: part.layer(own, (), x_TD[None], valid_T[None])[0])
+        return run(own, x_BTD, rows.valid_BT), None
+
+    def tapped(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module, out = context.module, call(*args, **kwargs)
+        if isinstance(module, RMSNorm) and module.name == "norm":
+            ones = {"params": {"scale": jnp.ones(out.shape[-1])}}
+            return _scaled(out, RMSNorm(module.eps, module.axes).apply(ones, args[0]), by_row["norm"]["scale"])
+        if isinstance(module, Decoder) and context.method_name == "embed":
+            return _looked_up(out, args[0], by_row["embedding"])
+        if isinstance(module, Decoder) and context.method_name == "logits":
+            tied = module.config.tied
+            table = by_row["embedding"] if tied else jnp.swapaxes(by_row["unembedding"], 1, 2)
+            return _multiplied(out, args[0], table)
+        return out
+
+    def head(x_BCD: jax.Array, targets_BC: jax.Array) -> jax.Array:
+        with nn.intercept_methods(tapped):
+            return part.head(outside, (), x_BCD, targets_BC, forward.temperature)
+
+    if part.policy is not None:
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=part.policy)
+    with nn.intercept_methods(tapped):
+        x_BTD = part.embed(outside, (), rows.tokens_BT)
+    x_BTD, _ = jax.lax.scan(layer, x_BTD, layers)
+    start = length - rows.mask_BT.shape[1]
+    logp_BT = over_chunks(head, (x_BTD[:, start - 1 : -1], rows.tokens_BT[:, start:]), forward.chunk)
+    return jnp.where(rows.mask_BT > 0, logp_BT, 0.0)
+
+
+@jax.custom_vjp
+def _copies(x: jax.Array, weight_B: jax.Array) -> jax.Array:
+    """x for each row, [B, ...]; backward Σ_b weight_b g_b² of the rows' gradients g_b, where a sum of them would be."""
+    return _on_rows(jnp.broadcast_to(x, weight_B.shape + x.shape))
+
+
+def _copies_forward(x: jax.Array, weight_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _copies(x, weight_B), weight_B
+
+
+def _copies_backward(weight_B: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
+    return _sum_of_squares(weight_B, _on_rows(g)).astype(g.dtype), None
+
+
+_copies.defvjp(_copies_forward, _copies_backward)
+
+
+def _tap(pull_back: Callable[[Any, jax.Array, tuple[int, ...]], jax.Array]) -> Callable[..., jax.Array]:
+    """(out, partner, by_row) -> out; backward `by_row` gets `pull_back(partner, gradient of out, its own shape)`."""
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+    def tap(out: jax.Array, partner: jax.Array, by_row: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return out
+
+    def forward(out: Any, partner: Any, by_row: Any, shape: Any) -> tuple[jax.Array, jax.Array]:
+        return out, partner
+
+    def backward(shape: Any, partner: Any, g: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+        return g, None, pull_back(partner, g, shape)
+
+    tap.defvjp(forward, backward)
+    return lambda out, partner, by_row: tap(out, jax.lax.stop_gradient(partner), by_row, by_row.shape)
+
+
+@_tap
+def _looked_up(tokens_BT: jax.Array, g_BTD: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Of a table [B, V, D] whose rows are taken."""
+    add = jax.vmap(lambda tokens_T, g_TD: jnp.zeros(shape[1:], jnp.float32).at[tokens_T].add(_wide(g_TD)))
+    return constrain(add(tokens_BT, constrain(g_BTD, *BY_EMBED)), "rows", "vocab", "embed")
+
+
+@_tap
+def _multiplied(x_BCD: jax.Array, g_BCV: jax.Array, _: tuple[int, ...]) -> jax.Array:
+    """Of a table [B, V, D] whose transpose hidden states are multiplied with."""
+    g_BVD = jnp.einsum("bcv,bcd->bvd", _wide(g_BCV), constrain(_wide(x_BCD), "rows", None, None))
+    return constrain(g_BVD, "rows", "vocab_split", None)
+
+
+@_tap
+def _scaled(y_BCD: jax.Array, g_BCD: jax.Array, _: tuple[int, ...]) -> jax.Array:
+    """Of a scale [B, D] of what is normed."""
+    return jnp.sum(_wide(y_BCD) * _wide(g_BCD), axis=1)
+
+
+def _sum_of_squares(weight_B: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.sum(weighted(weight_B, jnp.square(_wide(g))), axis=0)
+
+
+def _on_rows(x: jax.Array) -> jax.Array:
+    """Rows where batch rows are, else as the compiler sees fit."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH, *free))
 
 
 def weighted(weight_B: jax.Array, x: jax.Array) -> jax.Array:

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from mdrl_jax.model.transformer import Decoder
 
+SLOPE = "slope"  # the derivative of a token's log-prob by its hidden state: with it no logits are made again
+_slopes = jax.checkpoint_policies.save_only_these_names(SLOPE)
+
 
 def token_log_probs(
     model: Decoder,
@@ -41,7 +44,7 @@ def token_log_probs(
 def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> Any:
     """`function` of arrays [B, T, ...], `chunk` positions at a time, recomputed in a backward pass; 0: all at once.
 
-    What `function` gives, an array or a tree of arrays [B, C], comes back as [B, T].
+    What `function` gives, an array or a tree of arrays [B, C], comes back as [B, T]. What it names `SLOPE` is kept.
     """
     length = arrays[0].shape[1]
     if chunk == 0 or chunk >= length:
@@ -57,6 +60,6 @@ def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chu
         return out_BNC.reshape(out_BNC.shape[0], -1)[:, :length]
 
     def one(parts: tuple[jax.Array, ...]) -> Any:
-        return jax.checkpoint(function)(*parts)
+        return jax.checkpoint(function, policy=_slopes)(*parts)
 
     return jax.tree.map(whole, jax.lax.map(one, tuple(map(by_chunk, arrays))))

@@ -39,7 +39,7 @@ TOY = Stack(
     layers=lambda point, fixed: (point["layers"], ()),
     layer=lambda point, fixed, x, valid: x + jnp.tanh(jnp.cumsum(x * valid[:, :, None], axis=1) @ point),
     head=head,
-    remat="none",
+    policy=None,
 )
 
 

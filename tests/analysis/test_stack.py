@@ -1,15 +1,17 @@
 """The decoder in pieces: against the decoder whole, and slices of its neurons against all of its parameters."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from mdrl_jax.analysis import stack
 from mdrl_jax.model import attention
-from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.rl.logprobs import token_log_probs
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -80,20 +82,40 @@ def test_remat_keeps_less(tiny_models):
     tiny = tiny_models["llama"]
     tokens_BT, valid_BT = sequences(tiny.config.vocab_size)
 
-    def kept(remat):
-        pieces = stack.whole(Decoder(tiny.config, remat=remat))
+    def kept(remat, attend=attention.plain):
+        pieces = stack.whole(Decoder(tiny.config, remat=remat), attend)
         log_probs = lambda p: stack.log_probs(  # noqa: E731
             pieces, p, (), tokens_BT, valid_BT, start=START, temperature=TEMPERATURE, chunk=2
         )
         residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(log_probs, p)[1], tiny.params))
         assert not [x.shape for x in residuals if x.shape[-1:] == (96,) and ROWS in x.shape]  # logits
-        layers, rows = tiny.config.n_layers, {ROWS, ROWS * LENGTH}  # products with weights are of [B * T, ...]
-        stacked = [x for x in residuals if len(x.shape) > 1 and x.shape[0] == layers and x.shape[1] in rows]
-        return {x.size // (layers * ROWS * LENGTH) for x in stacked}  # numbers a token
+        return a_token(residuals, tiny.config.n_layers)
 
-    assert kept("full") == {32}  # the input of each layer
-    assert kept("dots") == {32, 48, 16}  # and the projections: q, gate and up, k and v
-    assert {2 * 2 * LENGTH} < kept("none") - kept("dots")  # attention weights
+    assert kept("full") == [32]  # the input of each layer
+    blocks = functools.partial(attention.blockwise, block=4)
+    assert kept("full", blocks) == [32, 32]  # and what attention gives
+    assert set(kept("dots")) == {32, 48, 16}  # and the projections: q, gate and up, k and v
+    assert {2 * 2 * LENGTH} < set(kept("none")) - set(kept("dots"))  # attention weights
+
+
+def a_token(residuals, layers):
+    """Numbers a token of what is kept of every layer."""
+    rows = {ROWS, ROWS * LENGTH}  # products with weights are of [B * T, ...]
+    stacked = [x for x in residuals if len(x.shape) > 1 and x.shape[0] == layers and x.shape[1] in rows]
+    return sorted(x.size // (layers * ROWS * LENGTH) for x in stacked)
+
+
+def test_of_a_layer_with_a_narrow_slice_input_and_middle_are_kept(tiny_models):
+    """However it attends; what attention gives is wider here."""
+    tiny = tiny_models["llama"]
+    model = Decoder(dataclasses.replace(tiny.config, head_dim=24), remat="full")
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape), nn.unbox(param_shapes(model)))
+    point, fixed = stack.route_slice(params, INDEX_LR, MASK_LR), stack.route_fixed(params, INDEX_LR, MASK_LR)
+    for attend in (attention.plain, functools.partial(attention.blockwise, block=4)):
+        log_probs = functools.partial(stack.log_probs, stack.on_route(model, attend), start=START, temperature=1.0)
+        pull = lambda p, f=log_probs: jax.vjp(lambda p: f(p, fixed, *sequences(96)), p)[1]  # noqa: E731
+        residuals = jax.tree.leaves(jax.eval_shape(pull, point))
+        assert a_token(residuals, tiny.config.n_layers) == [32, 32]
 
 
 @pytest.fixture

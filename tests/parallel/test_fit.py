@@ -1,6 +1,7 @@
 """What `fit` says of programs: chips, sizes that fit, operations by hand, and its lines; without the TPU compiler."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 
 from mdrl_jax import config, main
+from mdrl_jax.analysis import stack
+from mdrl_jax.analysis.curvature import blocked, exact
+from mdrl_jax.analysis.jets import jets
 from mdrl_jax.commands import fit
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import flops, published
 from mdrl_jax.model.transformer import param_shapes
 from mdrl_jax.parallel import chips, hlo, hlo_bytes
-from mdrl_jax.parallel.fit import Compiled, by_kind, compile_for, largest, needed, whole_parameters
+from mdrl_jax.parallel.fit import TEMPORARY, Compiled, by_kind, compile_for, largest, needed, whole_parameters
 from mdrl_jax.parallel.hlo import Collective
 from mdrl_jax.parallel.hlo_text import Instruction
 from mdrl_jax.parallel.sharding import over_tensor, param_shardings
@@ -99,16 +103,50 @@ def test_own_counts_are_those_of_the_compiled_model(tiny):
     apply = jax.jit(lambda p: tiny.model.apply({"params": p}, tokens_BT, tokens_BT == 0))
     counted = hlo.matmul_flops(apply.lower(tiny.params).compile().as_text())
     assert counted == rows * flops.forward(tiny.config, length, length**2, length)
-    causal = flops.sequences(tiny.config, rows, length, length)
+    causal = flops.sequences(tiny.config, rows, length, length).forward
     attention = 4 * tiny.config.n_layers * tiny.config.n_heads * tiny.config.head_dim * rows
     assert counted - causal == attention * length * (length - 1) / 2
+
+
+def test_own_counts_of_derivatives_are_those_of_the_compiled_analysis(tiny):
+    """With attention that computes all pairs of tokens; on a route its neurons run twice: at 0 in the MLP as well."""
+    rows, length, start, width = 2, 16, 8, 3
+    c, tokens_BT = tiny.config, jnp.zeros((rows, length), jnp.int32)
+    own = flops.sequences(c, rows, length, length - start)
+    own = dataclasses.replace(own, attention=own.attention * 2 * length / (length + 1))
+    log_probs = functools.partial(stack.log_probs, tokens_BT=tokens_BT, valid_BT=tokens_BT == 0)
+    given = {"start": start, "temperature": 1.0}
+    whole, narrow = stack.whole(tiny.model), stack.on_route(tiny.model)
+    index_LR = jnp.zeros((c.n_layers, width), jnp.int32)
+    point = stack.route_slice(tiny.params, index_LR, jnp.ones(index_LR.shape))
+    fixed = stack.route_fixed(tiny.params, index_LR, jnp.ones(index_LR.shape))
+    slices = 2.0 * sum(x.size for x in jax.tree.leaves(point)) * rows * length
+
+    def executed(function, *arguments):
+        return hlo.matmul_flops(jax.jit(function).lower(*arguments).compile().as_text())
+
+    def along(part, point, fixed, v):
+        return jets(part, point, fixed, v, tokens_BT, tokens_BT == 0, **given)
+
+    def loss(point, _, fixed):
+        return jnp.sum(log_probs(narrow, point, fixed, **given)), jnp.float32(1)
+
+    gradient = jax.grad(lambda p: jnp.sum(log_probs(whole, p, (), **given)))
+    assert executed(gradient, tiny.params) == own.gradient
+    assert executed(functools.partial(along, whole), tiny.params, (), tiny.params) == own.jets
+    for n in (1, 3):
+        several = jax.tree.map(lambda x, n=n: jnp.broadcast_to(x, (n, *x.shape)), point)
+        route_jets = jax.vmap(functools.partial(along, narrow), in_axes=(None, None, 0))
+        assert executed(route_jets, point, fixed, several) == own.route_jets(n, slices) + (1 + 2 * n) * slices
+        product = executed(blocked(exact(loss)), point, several, jnp.zeros((1, 1)), fixed)
+        assert product == own.route_hessian(n, slices) + (2 + 2 * n) * slices
 
 
 def test_a_sampled_token_is_computed_once():
     """Reading and sampling are together one pass over whole sequences whose last token is never read."""
     c = published.PUBLISHED["Qwen3-0.6B"]
     prompts, group, prompt, new = 3, 1, 5, 7
-    whole = flops.sequences(c, prompts, prompt + new - 1, 0) + prompts * flops.forward(c, 0, 0, new)
+    whole = flops.sequences(c, prompts, prompt + new - 1, 0).forward + prompts * flops.forward(c, 0, 0, new)
     assert flops.sampled(c, prompts, group, prompt, new) == pytest.approx(whole, rel=1e-12)
 
 
@@ -138,6 +176,17 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
     assert published.sizes("Qwen3-4B-Thinking-2507").rope_theta == 5e6
     with pytest.raises(UserError, match="known: Qwen2.5-0.5B, .*Llama-3.2-3B"):
         published.sizes("Qwen9-1B")
+
+
+def test_temporaries_are_those_of_the_compilers_plan():
+    """On CPU, where its summary says the same."""
+    function = jax.jit(lambda x: jnp.tanh(x @ x) @ x)
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+    found, summary = compile_for(lambda: function.lower(x)), function.lower(x).compile().memory_analysis()
+    assert found.memory["temporaries"] == summary.temp_size_in_bytes >= 4 * 256 * 256
+    assert found.bytes == 3 * 4 * 256 * 256 + found.memory["program"]
+    lines = "allocation 9: size 512, color 1, preallocated-temp:", "allocation 10: size 96, preallocated-temp:"
+    assert [int(m[1]) for m in map(TEMPORARY.match, lines) if m] == [96]  # the former is on-chip memory
 
 
 def test_traffic_of_a_product_and_of_a_layer_scan():
@@ -238,7 +287,7 @@ def slice_of_cpus(monkeypatch):
 
     def lowered(lower, trips, kernels):
         compiled.append(lower())
-        memory = {"arguments": GIB, "temporaries": 0.0, "outputs": 0.0, "aliased": 0.0}
+        memory = {"program": 0.0, "arguments": GIB, "temporaries": 0.0, "outputs": 0.0, "aliased": 0.0}
         return Compiled(memory, 2e12, 1e9, (Collective("all-gather", 10**9, 2, ""),), 0.0)
 
     monkeypatch.setattr(fit, "compile_for", lowered)
@@ -273,7 +322,7 @@ def test_every_program_of_the_experiment_is_lowered(slice_of_cpus, capsys):
     step = rows["GRPO step"]
     assert step["size"] == 128 and step["largest"] == 256 and step["of"] == "rows of a micro-batch"
     c = fit._sizes("tiny")[0]
-    own = 3 * flops.sequences(c, 256, 32, 16) / 8
+    own = 3 * flops.sequences(c, 256, 32, 16).forward / 8
     assert step["own_flops"] == own and step["recomputation"] == 2e12 / own
     assert step["collectives"] == {"all-gather": {"bytes": 2e9, "times": 2}}
     assert step["roofline_seconds"] == pytest.approx(2e12 / 197e12)
@@ -302,7 +351,7 @@ def command(tmp_path, *arguments):
 
 def test_the_last_line_and_the_status_say_what_does_not_fit(slice_of_cpus, monkeypatch, tmp_path, capsys):
     sizes = ("--config.stages=('code',)", "--config.mesh.data=8", "--config.evaluate.batch=96", "--output=quiet")
-    empty = {"arguments": GIB, "temporaries": 0.0, "outputs": 0.0, "aliased": 0.0}
+    empty = {"program": 0.0, "arguments": GIB, "temporaries": 0.0, "outputs": 0.0, "aliased": 0.0}
     monkeypatch.setattr(fit, "compile_for", lambda lower, trips, kernels: Compiled(empty, 0.0, 0.0, (), 0.0))
     assert command(tmp_path, *sizes) == 0
     assert capsys.readouterr().out.strip() == "all 3 programs fit v5e:4x4"
