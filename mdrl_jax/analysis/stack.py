@@ -86,7 +86,8 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
             if name == "gate":
                 entered["mlp"] = args[0]
             if name == "o":
-                return checkpoint_name(split(call(*args, **kwargs)), MIDDLE)
+                # Gathered, then split: asked for a sum over devices already split, XLA (jaxlib 0.10) mixes up rows.
+                return checkpoint_name(split(constrain(call(*args, **kwargs), *BY_BATCH)), MIDDLE)
             if name != "down":
                 return call(*args, **kwargs)
             return call(args[0] * keep_F.astype(args[0].dtype)[None, None, :]) + _narrow(point, entered["mlp"])

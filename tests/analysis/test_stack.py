@@ -12,6 +12,7 @@ from flax import linen as nn
 from mdrl_jax.analysis import stack
 from mdrl_jax.model import attention
 from mdrl_jax.model.transformer import Decoder, param_shapes
+from mdrl_jax.parallel.sharding import named, param_shardings, stacked
 from mdrl_jax.rl.logprobs import token_log_probs
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -156,6 +157,30 @@ def test_a_route_moves_the_model_as_its_neurons_do(route):
     still = whole(params, (), *data, lift(v, like=params))
     assert float(jnp.max(jnp.abs(truth[0] - still[0]))) > 1e-3
     assert_close(derivatives(stack.on_route, model)(point, fixed, *data, v)[0], still[0], 1e-11)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_one_device_equals_eight_to_second_order(tiny_models, mesh8, family):
+    """With as little kept as can be, split over all devices; two vectors at once."""
+    tiny = tiny_models[family]
+    model = Decoder(tiny.config, remat="full")
+    tokens_BT, valid_BT = (jnp.tile(x, (2, 1))[:4] for x in sequences(tiny.config.vocab_size))
+    in_blocks = functools.partial(attention.blockwise, block=4)
+
+    def products(params, directions, tokens_BT, valid_BT):
+        point, fixed = stack.route_slice(params, INDEX_LR, MASK_LR), stack.route_fixed(params, INDEX_LR, MASK_LR)
+        take = lambda v: stack.route_slice(v, INDEX_LR, MASK_LR)  # noqa: E731
+        kind = functools.partial(stack.on_route, attend=in_blocks)
+        one = lambda v: derivatives(kind, model)(point, fixed, tokens_BT, valid_BT, take(v))  # noqa: E731
+        return jax.vmap(one)(directions)
+
+    directions = jax.tree.map(lambda *x: jnp.stack(x), *(normal_like(tiny.params, seed) for seed in (1, 2)))
+    one = jax.jit(products)(tiny.params, directions, tokens_BT, valid_BT)
+    shardings, rows = param_shardings(mesh8, param_shapes(model)), named(mesh8, "batch", None)
+    with jax.set_mesh(mesh8):
+        given = jax.device_put((tiny.params, directions), (shardings, jax.tree.map(stacked, shardings)))
+        eight = jax.jit(products)(*given, *jax.device_put((tokens_BT, valid_BT), (rows, rows)))
+    assert_close(jax.device_get(eight), jax.device_get(one), 1e-4)
 
 
 def test_padded_places_have_no_derivatives(route):
