@@ -145,15 +145,6 @@ def blocked(operator: Operator) -> Operator:
     return block
 
 
-def in_turn(operator: Operator) -> Operator:
-    """The same as `blocked`, a vector after the other: memory is that of one, and each linearizes anew."""
-
-    def block(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
-        return jax.lax.map(lambda one: operator(point, one, batch, *fixed), v)
-
-    return block
-
-
 def symmetry_defect(apply: Callable[[Any], Any], v: Any, w: Any) -> float:
     """|wᵀHv − vᵀHw| over the larger of the two; logged in every run, about 1e-5 or less for a sound Hv in float32.
 

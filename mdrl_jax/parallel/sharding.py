@@ -140,6 +140,14 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*logical))
 
 
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Fixes rows to where batch rows are, and leaves the other axes to the compiler; nothing outside a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH, *free))
+
+
 def dividing(name: str, size: int) -> str | None:
     """The logical axis, or None where the mesh at hand does not divide a dimension of this size by it."""
     mesh: Any = jax.sharding.get_abstract_mesh()

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import PartitionSpec
 
 from mdrl_jax import tree
 from mdrl_jax.analysis.objectives import Forward, Rows
 from mdrl_jax.model.transformer import BY_EMBED, Decoder, RMSNorm
 from mdrl_jax.parallel.programs import program
-from mdrl_jax.parallel.sharding import BATCH, batch_divisor, constrain, over_rows
+from mdrl_jax.parallel.sharding import batch_divisor, constrain, constrain_rows, over_rows
 from mdrl_jax.rl.logprobs import over_chunks
 
 LogProbs = Callable[[Any, Rows], jax.Array]
@@ -167,7 +166,7 @@ def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, 
 @jax.custom_vjp
 def _copies(x: jax.Array, weight_B: jax.Array) -> jax.Array:
     """x for each row, [B, ...]; backward Σ_b weight_b g_b² of the rows' gradients g_b, where a sum of them would be."""
-    return _on_rows(jnp.broadcast_to(x, weight_B.shape + x.shape))
+    return constrain_rows(jnp.broadcast_to(x, weight_B.shape + x.shape))
 
 
 def _copies_forward(x: jax.Array, weight_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -175,7 +174,7 @@ def _copies_forward(x: jax.Array, weight_B: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def _copies_backward(weight_B: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
-    return _sum_of_squares(weight_B, _on_rows(g)).astype(g.dtype), None
+    return _sum_of_squares(weight_B, constrain_rows(g)).astype(g.dtype), None
 
 
 _copies.defvjp(_copies_forward, _copies_backward)
@@ -220,14 +219,6 @@ def _scaled(y_BCD: jax.Array, g_BCD: jax.Array, _: tuple[int, ...]) -> jax.Array
 
 def _sum_of_squares(weight_B: jax.Array, g: jax.Array) -> jax.Array:
     return jnp.sum(weighted(weight_B, jnp.square(_wide(g))), axis=0)
-
-
-def _on_rows(x: jax.Array) -> jax.Array:
-    """Rows where batch rows are, else as the compiler sees fit."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH, *free))
 
 
 def weighted(weight_B: jax.Array, x: jax.Array) -> jax.Array:
