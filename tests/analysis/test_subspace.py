@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mdrl_jax.analysis import claims, ladder, subspace
+from mdrl_jax.analysis import claims, conflict, ladder, subspace
 from mdrl_jax.analysis.shares import Means
 from mdrl_jax.parallel.sharding import named
 
@@ -19,6 +19,19 @@ pytestmark = pytest.mark.usefixtures("fast_compile")
 
 SHAPES = {"gate": (2, 8, 6), "up": (2, 8, 6), "down": (2, 6, 8)}
 ROUTE, FULL = 288, 400  # dimensions: the route's come first in a dense vector
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
+def test_a_route_is_its_neurons_and_wide_enough_to_be_split(share: float):
+    chosen_LF = np.random.default_rng(0).random((3, 64)) < share
+    route = conflict.route(chosen_LF)
+    assert route.index_LR.shape == route.mask_LR.shape and route.index_LR.shape[1] % 16 == 0
+    assert 0 <= route.index_LR.shape[1] - max(chosen_LF.sum(axis=1).max(), 1) < 16
+    found = np.zeros((3, 64), bool)
+    for layer, (index_R, mask_R) in enumerate(zip(route.index_LR, route.mask_LR, strict=True)):
+        found[layer, index_R[mask_R > 0]] = True
+    np.testing.assert_array_equal(found, chosen_LF)
+    assert route.size == chosen_LF.sum()
 
 
 def to_tree(x: Any) -> dict[str, jax.Array]:
