@@ -130,6 +130,11 @@ def _squares(forward: Forward, params: Any, rows: Rows) -> Any:
 def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, rows: Rows) -> jax.Array:
     """log π of completion tokens [B, Tc], as `forward`, with copies of the layers and taps outside of them."""
     part, length = forward.stack, rows.tokens_BT.shape[1]
+    taps: set[str] = set()
+
+    def at(name: str) -> Any:
+        taps.add(name)
+        return by_row[name]
 
     def layer(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, None]:
         own = jax.tree.map(lambda w: _copies(w, rows.weight_B), weights)
@@ -140,12 +145,11 @@ def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, 
         module, out = context.module, call(*args, **kwargs)
         if isinstance(module, RMSNorm) and module.name == "norm":
             ones = {"params": {"scale": jnp.ones(out.shape[-1])}}
-            return _scaled(out, RMSNorm(module.eps, module.axes).apply(ones, args[0]), by_row["norm"]["scale"])
+            return _scaled(out, RMSNorm(module.eps, module.axes).apply(ones, args[0]), at("norm")["scale"])
         if isinstance(module, Decoder) and context.method_name == "embed":
-            return _looked_up(out, args[0], by_row["embedding"])
+            return _looked_up(out, args[0], at("embedding"))
         if isinstance(module, Decoder) and context.method_name == "logits":
-            tied = module.config.tied
-            table = by_row["embedding"] if tied else jnp.swapaxes(by_row["unembedding"], 1, 2)
+            table = at("embedding") if module.config.tied else jnp.swapaxes(at("unembedding"), 1, 2)
             return _multiplied(out, args[0], table)
         return out
 
@@ -160,6 +164,7 @@ def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, 
     x_BTD, _ = jax.lax.scan(layer, x_BTD, layers)
     start = length - rows.mask_BT.shape[1]
     logp_BT = over_chunks(head, (x_BTD[:, start - 1 : -1], rows.tokens_BT[:, start:]), forward.chunk)
+    assert taps == set(outside), f"of {set(outside) - taps} there would be no squares"
     return jnp.where(rows.mask_BT > 0, logp_BT, 0.0)
 
 
