@@ -117,12 +117,8 @@ def route_slice(tree: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
     columns = jax.vmap(lambda kernel_DF, index_R: kernel_DF[:, index_R])
     gate, up = (columns(layers[name]["kernel"], index_LR) * mask_L1R for name in ("gate", "up"))
     down = jax.vmap(lambda kernel_FD, index_R: kernel_FD[index_R])(layers["down"]["kernel"], index_LR) * mask_LR1
-    axes = route_axes(index_LR.shape[1])
-    return {
-        "gate": constrain(gate, *axes["gate"]),
-        "up": constrain(up, *axes["up"]),
-        "down": constrain(down, *axes["down"]),
-    }
+    axes, parts = route_axes(index_LR.shape[1]), {"gate": gate, "up": up, "down": down}
+    return {name: constrain(x, *axes[name]) for name, x in parts.items()}
 
 
 def route_axes(width: int) -> dict[str, Names]:

@@ -6,6 +6,7 @@ squared derivatives of the log-probability in nats of the whole completion at th
 objectives are; sums over tokens would have the same expectation and less variance, at a gradient a token.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,7 +21,6 @@ from mdrl_jax.analysis.objectives import Forward, Rows
 from mdrl_jax.model.transformer import BY_EMBED, Decoder, RMSNorm
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import batch_divisor, constrain, constrain_rows, over_rows
-from mdrl_jax.rl.logprobs import over_chunks
 
 LogProbs = Callable[[Any, Rows], jax.Array]
 
@@ -129,19 +129,19 @@ def _squares(forward: Forward, params: Any, rows: Rows) -> Any:
 
 def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, rows: Rows) -> jax.Array:
     """log π of completion tokens [B, Tc], as `forward`, with copies of the layers and taps outside of them."""
-    part, length = forward.stack, rows.tokens_BT.shape[1]
+    part = forward.stack
     taps: set[str] = set()
 
     def at(name: str) -> Any:
         taps.add(name)
         return by_row[name]
 
-    def layer(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+    def layer(weights: Any, fixed: Any, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
         own = jax.tree.map(lambda w: _copies(w, rows.weight_B), weights)
-        run = over_rows(lambda own, x_TD, valid_T: part.layer(own, (), x_TD[None], valid_T[None])[0])
-        return run(own, x_BTD, rows.valid_BT), None
+        run = over_rows(lambda own, x_TD, valid_T: part.layer(own, fixed, x_TD[None], valid_T[None])[0])
+        return run(own, x_BTD, valid_BT)
 
-    def tapped(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    def tap(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, out = context.module, call(*args, **kwargs)
         if isinstance(module, RMSNorm) and module.name == "norm":
             ones = {"params": {"scale": jnp.ones(out.shape[-1])}}
@@ -153,19 +153,17 @@ def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, 
             return _multiplied(out, args[0], table)
         return out
 
-    def head(x_BCD: jax.Array, targets_BC: jax.Array) -> jax.Array:
-        with nn.intercept_methods(tapped):
-            return part.head(outside, (), x_BCD, targets_BC, forward.temperature)
+    def tapped(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        def run(point: Any, *rest: Any) -> jax.Array:
+            with nn.intercept_methods(tap):
+                return function(outside, *rest)
 
-    if part.policy is not None:
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=part.policy)
-    with nn.intercept_methods(tapped):
-        x_BTD = part.embed(outside, (), rows.tokens_BT)
-    x_BTD, _ = jax.lax.scan(layer, x_BTD, layers)
-    start = length - rows.mask_BT.shape[1]
-    logp_BT = over_chunks(head, (x_BTD[:, start - 1 : -1], rows.tokens_BT[:, start:]), forward.chunk)
+        return run
+
+    by_rows = dataclasses.replace(part, embed=tapped(part.embed), layer=layer, head=tapped(part.head))
+    logp_BT = dataclasses.replace(forward, stack=by_rows)({"layers": layers}, rows, ())
     assert taps == set(outside), f"of {set(outside) - taps} there would be no squares"
-    return jnp.where(rows.mask_BT > 0, logp_BT, 0.0)
+    return logp_BT
 
 
 @jax.custom_vjp
