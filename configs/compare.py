@@ -17,15 +17,13 @@ sequence. Then the sequence in reversed order, and a placebo (learning rate 0 af
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from mdrl_jax import config
 
 PREVENTIONS = ("protect", "ewc", "agem", "pcgrad", "replay", "kl")
 SOLOS = ("solo-code", "solo-math", "solo-qa", "solo-cw")
 
 
-def get_config(variant: str = "paid") -> ConfigDict:
+def get_config(variant: str = "paid") -> config.Config:
     """The configuration; `variant` "style_blind" has rewards that ignore style."""
     c = config.from_file(Path(__file__).with_name("quickstart.py"))
     if variant not in ("paid", "style_blind"):
@@ -47,6 +45,9 @@ def get_config(variant: str = "paid") -> ConfigDict:
         "rollback-math-cw",
         *("plan", "recover", "trials", "orders"),
     )
-    c.stage_overrides.joint = {"start": "base", "steps": 4 * c.train.steps}
-    c.stage_overrides["placebo-qa"] = {"start": "math"}
+    c.stage_overrides = {
+        **c.stage_overrides,
+        "joint": {"start": "base", "steps": 4 * c.train.steps},
+        "placebo-qa": {"start": "math"},
+    }
     return c

@@ -7,12 +7,10 @@ GPU of 16 GB; on a CPU it runs, slowly. It shows that a model trains, is scored,
 stage and 64 test prompts its figures are not results. Prompts are short plain text, without a chat template.
 """
 
-from ml_collections import ConfigDict
-
 from mdrl_jax import config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> config.Config:
     """The configuration."""
     c = config.default()
     c.stages = ("math", "qa", "analyze", "refresh-math")
@@ -23,13 +21,13 @@ def get_config() -> ConfigDict:
     c.rollout.prompt_buckets = (48,)
     c.rollout.completion_buckets = (32, 64)
     c.train.steps = 8
-    c.train.prompts = 8
-    c.train.group = 8
-    c.train.micro_batches = 4
+    c.train.prompts_per_step = 8
+    c.train.group_size = 8
+    c.train.grad_accum_steps = 4
     c.train.learning_rate = 2e-6
     c.model.remat = "dots"
     c.analyze.prompts = 16
-    c.analyze.group = 4
+    c.analyze.group_size = 4
     c.analyze.batch = 2
     c.analyze.path_prompts = 8
     c.analyze.permutations = 10

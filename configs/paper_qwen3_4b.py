@@ -14,9 +14,9 @@ without one, and a first try:
 Sizes that memory decides, all for 16 GB: `mesh.tensor` halves what the keys and values of a completion take (more than
 two parts are not possible with Qwen2.5-3B, which has two heads of them); `rollout.cache_gib` holds one prompt with its
 8 completions of 8,192 tokens; a micro-batch has one sequence for each row of devices, in training
-(`train.micro_batches`) and in the analysis (`analyze.batch` x `analyze.group`); `analyze.held` gradients are kept at a
-time. With more memory raise `analyze.held` first: with 3, each gradient is computed many times. The refresh comes
-before the analysis, whose subspaces would take memory that it trains in.
+(`train.grad_accum_steps`) and in the analysis (`analyze.batch` x `analyze.group_size`); `analyze.held` gradients are
+kept at a time. With more memory raise `analyze.held` first: with 3, each gradient is computed many times. The refresh
+comes before the analysis, whose subspaces would take memory that it trains in.
 
 What was published, and what is chosen here because nothing was:
 
@@ -41,12 +41,10 @@ The other QA test, of the last stage's model as it was exported:
     --config.domains.qa.preset=mmlu_pro --config.domains.qa.n_test=1203 --config.domains.qa.test_share=0.15
 """
 
-from ml_collections import ConfigDict
-
 from mdrl_jax import config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> config.Config:
     """The configuration."""
     c = config.default()
     c.stages = ("code", "math", "qa", "cw", "refresh-math", "analyze", "rollback-math-qa")
@@ -79,9 +77,9 @@ def get_config() -> ConfigDict:
     c.evaluate.samples = 1
     c.evaluate.batch = 64
     c.train.steps = 80
-    c.train.prompts = 64
-    c.train.group = 8
-    c.train.micro_batches = 64
+    c.train.prompts_per_step = 64
+    c.train.group_size = 8
+    c.train.grad_accum_steps = 64
     c.train.learning_rate = 1e-6
     c.train.checkpoint_every = 5
     c.train.grpo.clip_low = 0.2
@@ -91,7 +89,7 @@ def get_config() -> ConfigDict:
     c.train.optimizer.weight_decay = 0.01
     c.analyze.dtype = "bfloat16"
     c.analyze.prompts = 32
-    c.analyze.group = 4
+    c.analyze.group_size = 4
     c.analyze.batch = 2
     c.analyze.path_prompts = 8
     c.analyze.held = 3

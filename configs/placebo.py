@@ -8,12 +8,10 @@ loss is exactly 0.
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from mdrl_jax import config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> config.Config:
     """The configuration."""
     c = config.from_file(Path(__file__).with_name("quickstart.py"))
     c.stages = ("code", "math", "placebo-qa", "placebo-cw")

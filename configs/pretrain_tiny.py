@@ -10,12 +10,10 @@ but uncertain, which gives RL something to sharpen. From a longer, clean pre-tra
 and the styles no longer differ; from a cleanly trained base little moves.
 """
 
-from ml_collections import ConfigDict
-
 from mdrl_jax import config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> config.Config:
     """The configuration."""
     c = config.default()
     c.stages = ("pretrain",)

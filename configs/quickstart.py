@@ -60,23 +60,23 @@ The last digits depend on the processor and the number of cores. `configs/placeb
 0) and `configs/style_blind.py` (rewards that ignore style) tell what happens without the conflict.
 """
 
-from ml_collections import ConfigDict
-
 from mdrl_jax import config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> config.Config:
     """The configuration."""
     c = config.default()
     c.stages = ("code", "math", "qa", "cw", "analyze", "refresh-math", "rollback-math-qa")
     # Half of each step's prompts are QA's: a refresh of Math alone costs QA two to three points.
     mixed = {"prevent": {"replay": 0.5, "domains": ("qa",)}}
-    c.stage_overrides = {"refresh-math": {"steps": 4, "prompts": 32, "group": 8, "learning_rate": 8e-4, **mixed}}
+    c.stage_overrides = {
+        "refresh-math": {"steps": 4, "prompts_per_step": 32, "group_size": 8, "learning_rate": 8e-4, **mixed}
+    }
     c.rollout.prompt_buckets = (12,)
     c.rollout.completion_buckets = (8, 16)
     c.train.steps = 22
-    c.train.prompts = 16
-    c.train.group = 16
+    c.train.prompts_per_step = 16
+    c.train.group_size = 16
     c.train.learning_rate = 4e-4
     c.train.kl_every = 10
     c.train.grpo.clip_low = 0.2
@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
     c.train.optimizer.eps = 2e-4
     c.model.remat = "dots"  # on a CPU it takes longer to store and load what a layer made than to make it again
     c.analyze.prompts = 48
-    c.analyze.group = 4
+    c.analyze.group_size = 4
     c.analyze.batch = 4
     c.analyze.path_prompts = 16
     c.analyze.permutations = 10

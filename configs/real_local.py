@@ -14,12 +14,10 @@ What 2 steps show on a base model without instruction tuning is mostly rewards o
 are left out of the loss, and a step of which all are leaves the parameters where they were.
 """
 
-from ml_collections import ConfigDict
-
 from mdrl_jax import config
 
 
-def get_config(data: str = "data") -> ConfigDict:
+def get_config(data: str = "data") -> config.Config:
     """The configuration; `data` is the folder of the files."""
     c = config.default()
     c.stages = ("code", "math", "qa", "cw")
@@ -38,9 +36,9 @@ def get_config(data: str = "data") -> ConfigDict:
     c.rollout.prompt_buckets = (256, 384)
     c.rollout.completion_buckets = (64, 128)
     c.train.steps = 2
-    c.train.prompts = 8
-    c.train.group = 4
-    c.train.micro_batches = 4
+    c.train.prompts_per_step = 8
+    c.train.group_size = 4
+    c.train.grad_accum_steps = 4
     c.train.learning_rate = 1e-6
     c.train.checkpoint_every = 1
     c.evaluate.samples = 1

@@ -18,12 +18,10 @@ Without the designed conflict nothing is lost: Math falls by -1.9 [-2.8, -1.0] p
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from mdrl_jax import config
 
 
-def get_config() -> ConfigDict:
+def get_config() -> config.Config:
     """The configuration."""
     c = config.from_file(Path(__file__).with_name("quickstart.py"))
     c.domains.style_blind = True

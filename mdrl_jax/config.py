@@ -5,6 +5,7 @@ again; `parse` turns the ConfigDict into a `Config` or says in one line which fi
 """
 
 import dataclasses
+import re
 import runpy
 import types
 import typing
@@ -20,7 +21,9 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import MeshConfig
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.rl.rollout import SamplingConfig
+from mdrl_jax.rl.rollouts import RolloutConfig
 from mdrl_jax.rl.trainer import OptimizerConfig
+from mdrl_jax.section import section
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 GRADIENTS = ("none", "agem", "pcgrad")
@@ -35,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class ModelSection:
     """The model a run starts from.
 
@@ -45,8 +48,8 @@ class ModelSection:
       dtype: of matrix products and the KV cache, "float32" or "bfloat16"; master weights are float32.
       remat: "none", "full" or "dots" (see `Decoder`).
       logprob_chunk: positions whose logits are held at a time; 0: all.
-      score_bytes: training, log-probs and prefill use attention that never holds all scores (`model/attention.py`)
-        where those of one layer would take more of a device.
+      attention_logit_bytes: bytes of a device that the attention logits of one layer may take. Where they would take
+        more, training, log-probs and prefill use attention that never holds all of them (`model/attention.py`).
     """
 
     path: str = "tiny"
@@ -54,29 +57,10 @@ class ModelSection:
     dtype: str = "float32"
     remat: str = "none"
     logprob_chunk: int = 0
-    score_bytes: float = 2.0**30
+    attention_logit_bytes: float = 2.0**30
 
 
-@dataclasses.dataclass(frozen=True)
-class RolloutSection:
-    """Sampling of training completions, and the length buckets (one compilation each).
-
-    The last prompt bucket is the longest prompt allowed, the last completion bucket the longest completion.
-
-    Attributes:
-      parts: in which a step's prompts are sampled; rewards of one are computed while the next is sampled.
-      cache_gib: memory of a device that keys and values of completions may take; prompts for which there is no room
-        wait until others have ended. 0: no limit.
-    """
-
-    sampling: SamplingConfig = SamplingConfig()
-    prompt_buckets: tuple[int, ...] = (16,)
-    completion_buckets: tuple[int, ...] = (16,)
-    parts: int = 1
-    cache_gib: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
+@section
 class PreventSection:
     """What a stage does so as not to lose earlier domains (definitions §10); any of it in any stage, together too.
 
@@ -102,17 +86,17 @@ class PreventSection:
         return bool(self.ewc or self.protect or self.gradients != "none")
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class TrainSection:
     """One GRPO stage; `stage_overrides` in the config changes single fields for single stages.
 
     Attributes:
       start: stage whose parameters it starts from; "" is the stage before it ("base" before the first).
       reference: stage whose parameters the KL is taken to; "" is the start.
-      steps: optimizer steps are steps * grpo.inner_epochs.
-      prompts: prompts a step.
-      group: completions a prompt.
-      micro_batches: parts in which gradients are accumulated.
+      steps: optimizer steps are steps * grpo.updates_per_batch.
+      prompts_per_step: prompts that each step samples completions of.
+      group_size: completions of each prompt.
+      grad_accum_steps: micro-batches that a step's completions are divided into; their gradients are added up.
       warmup_steps: of linear warm-up; the learning rate is constant after it.
       checkpoint_every: steps between checkpoints; 0: only at the end.
       kl_every: steps between measurements of the KL to the stage's start, where kl_coef computes none; 0: never.
@@ -121,9 +105,9 @@ class TrainSection:
     start: str = ""
     reference: str = ""
     steps: int = 40
-    prompts: int = 16
-    group: int = 16
-    micro_batches: int = 1
+    prompts_per_step: int = 16
+    group_size: int = 16
+    grad_accum_steps: int = 1
     learning_rate: float = 1e-6
     warmup_steps: int = 0
     checkpoint_every: int = 20
@@ -132,12 +116,12 @@ class TrainSection:
     optimizer: OptimizerConfig = OptimizerConfig()
     prevent: PreventSection = PreventSection()
 
-    def warmth(self, step: int) -> float:
+    def lr_scale(self, step: int) -> float:
         """Share of the learning rate at a step: linear warm-up over `warmup_steps`, then 1."""
         return min(1.0, (step + 1) / self.warmup_steps if self.warmup_steps else 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class SFTSection:
     """Supervised stages (`pretrain`): replies demonstrated by the domains.
 
@@ -148,7 +132,7 @@ class SFTSection:
 
     steps: int = 3000
     batch_size: int = 64
-    micro_batches: int = 1
+    grad_accum_steps: int = 1
     length: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 100
@@ -159,7 +143,7 @@ class SFTSection:
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class CheckpointSection:
     """What is kept of a stage while it goes on; how often it saves is `checkpoint_every` of its section.
 
@@ -170,7 +154,7 @@ class CheckpointSection:
     keep: int = 2
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class EvaluateSection:
     """Scores after every stage: `samples` completions of every held-out prompt of `split`, same keys each time."""
 
@@ -181,7 +165,7 @@ class EvaluateSection:
     shown: int = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class RewardSection:
     """The pool that judges completions: worker processes and the limits of one check.
 
@@ -198,14 +182,14 @@ class RewardSection:
     max_error_share: float = 0.2
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class AnalyzeSection:
     """The interference analysis: stage `analyze`, or the command (definitions §3 to §7, §12, §13).
 
     Attributes:
       split: whose prompts are used; never those that scores, or the choice of a rollback, are reported on.
       prompts: of each domain; the first of a shuffle by the seed.
-      group: completions a prompt.
+      group_size: completions of each prompt.
       batch: prompts a micro-batch, and a block of the bootstrap of gradients and routes.
       path_prompts: prompts of the expansions along the path to a later stage (1, 2, 4 and 8 segments).
       conflicts: pairs, most harmed first, whose conflict subspace is sought.
@@ -215,12 +199,13 @@ class AnalyzeSection:
       null_steps: block steps of each.
       held: gradients kept at a time; with fewer than blocks, they are computed several times.
       dtype: of matrix products; parameters, tangents of parameters and sums are float32 in either case.
-      score_bytes: attention is blockwise where the scores of one layer would take more.
+      attention_logit_bytes: bytes of a device that the attention logits of one layer may take; above it, attention is
+        blockwise.
     """
 
     split: str = "train"
     prompts: int = 128
-    group: int = 8
+    group_size: int = 8
     batch: int = 16
     path_prompts: int = 32
     conflicts: int = 1
@@ -231,10 +216,10 @@ class AnalyzeSection:
     null_steps: int = 3
     held: int = 64
     dtype: str = "float32"
-    score_bytes: float = 2.0**30
+    attention_logit_bytes: float = 2.0**30
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class RecoverSection:
     """Stopping a refresh, choosing a rollback or a merge, planning: all on validation prompts (definitions §8 to §10).
 
@@ -246,7 +231,8 @@ class RecoverSection:
       limit: points that any other domain may lose.
       rules, fractions, strengths: of a rollback, tried in turn; fractions are shares of all coordinates.
       forecast_prompts: prompts of each domain, unseen by any candidate, that a plan looks at.
-      weighed: actions, the most promising first, that a plan also looks at where they end; a forward pass each.
+      n_reweighted: number of actions, the most promising first, that a plan also forecasts by importance weights at
+        the parameters they end at; each costs one forward pass.
       random_sets: random coordinate sets that the chosen one is compared with.
       density, scales: of merges; the share of each edit that TIES keeps, and the factors λ tried.
     """
@@ -260,15 +246,15 @@ class RecoverSection:
     fractions: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
     strengths: tuple[float, ...] = (0.5, 1.0)
     forecast_prompts: int = 192
-    weighed: int = 32
+    n_reweighted: int = 32
     random_sets: int = 40
     density: float = 0.2
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Config:
-    """A whole experiment; see README for what a stage name means."""
+    """A whole experiment; `stage.py` has a table of what each stage name means."""
 
     seed: int = 0
     stages: tuple[str, ...] = ("code", "math", "qa", "cw", "refresh-math")
@@ -277,7 +263,7 @@ class Config:
     model: ModelSection = ModelSection()
     mesh: MeshConfig = MeshConfig()
     domains: DomainsConfig = DomainsConfig()
-    rollout: RolloutSection = RolloutSection()
+    rollout: RolloutConfig = RolloutConfig()
     train: TrainSection = TrainSection()
     sft: SFTSection = SFTSection()
     checkpoints: CheckpointSection = CheckpointSection()
@@ -287,13 +273,43 @@ class Config:
     rewards: RewardSection = RewardSection()
 
 
-def default() -> ConfigDict:
-    """All fields at their defaults, to be changed by a config file."""
-    return ConfigDict(_as_dict(Config()))
+# Fields of earlier versions, and what they are called now; a config that uses one is refused with the new name.
+RENAMED = {
+    "model.score_bytes": "model.attention_logit_bytes",
+    "train.prompts": "train.prompts_per_step",
+    "train.group": "train.group_size",
+    "train.micro_batches": "train.grad_accum_steps",
+    "train.grpo.inner_epochs": "train.grpo.updates_per_batch",
+    "sft.micro_batches": "sft.grad_accum_steps",
+    "analyze.group": "analyze.group_size",
+    "analyze.score_bytes": "analyze.attention_logit_bytes",
+    "recover.weighed": "recover.n_reweighted",
+}
 
 
-def from_file(path: str | Path) -> ConfigDict:
-    """The `get_config()` of another config file, for configs that change a few fields of it."""
+def renamed(path: str) -> str:
+    """The present name of a field of an earlier version, by its path below the config; "" if it is no such field.
+
+    `stage_overrides.STAGE` has the fields of `train`.
+    """
+    stage = re.match(r"stage_overrides\.[^.]+\.", path)
+    if not stage:
+        return RENAMED.get(path, "")
+    found = RENAMED.get(f"train.{path[stage.end() :]}", "")
+    return found and stage[0] + found.removeprefix("train.")
+
+
+def default() -> Config:
+    """All fields at their defaults, to be changed by a config file: a `ConfigDict`.
+
+    The annotated type is not the real one. It lets editors and type checkers know the fields, and their types, of
+    what a config file sets; `parse` makes a real `Config` of the ConfigDict.
+    """
+    return typing.cast(Config, ConfigDict(_as_dict(Config())))
+
+
+def from_file(path: str | Path) -> Config:
+    """The `get_config()` of another config file, for configs that change a few fields of it; typed as `default`."""
     return runpy.run_path(str(path))["get_config"]()
 
 
@@ -321,8 +337,9 @@ def _fill(kind: Any, value: Any, name: str) -> Any:
         hints = typing.get_type_hints(kind)
         for key in value:
             if key not in hints:
-                known = ", ".join(hints)
-                raise UserError(f"unknown field {name}.{key}; {name} has {known}")
+                if now := renamed(f"{name}.{key}".removeprefix("config.")):
+                    raise UserError(f"{name}.{key} is now called {now}")
+                raise UserError(f"unknown field {name}.{key}; {name} has {', '.join(hints)}")
         filled = {k: _fill(hints[k], v, f"{name}.{k}") for k, v in value.items()}
         try:
             return typing.cast(Any, kind)(**filled)
@@ -343,7 +360,7 @@ def _fill(kind: Any, value: Any, name: str) -> Any:
     return _number(name, value, kind)
 
 
-def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
+def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
     """The frozen, validated configuration.
 
     Raises:
@@ -410,14 +427,14 @@ def _check(config: Config) -> None:
     _require(c.rollout.sampling.temperature > 0, "rollout.sampling.temperature must be above 0")
     for name, value, least in (
         ("model.logprob_chunk", c.model.logprob_chunk, 0),
-        ("model.score_bytes", c.model.score_bytes, 1),
+        ("model.attention_logit_bytes", c.model.attention_logit_bytes, 1),
         ("rollout.parts", c.rollout.parts, 1),
         ("rollout.cache_gib", c.rollout.cache_gib, 0),
         ("checkpoints.keep", c.checkpoints.keep, 1),
         ("evaluate.samples", c.evaluate.samples, 1),
         ("evaluate.batch", c.evaluate.batch, 1),
         ("evaluate.shown", c.evaluate.shown, 0),
-        ("analyze.group", c.analyze.group, 2),
+        ("analyze.group_size", c.analyze.group_size, 2),
         ("analyze.batch", c.analyze.batch, 1),
         ("analyze.conflicts", c.analyze.conflicts, 0),
         ("analyze.vectors", c.analyze.vectors, 1),
@@ -426,13 +443,13 @@ def _check(config: Config) -> None:
         ("analyze.permutations", c.analyze.permutations, 0),
         ("analyze.null_steps", c.analyze.null_steps, 1),
         ("analyze.held", c.analyze.held, 2),
-        ("analyze.score_bytes", c.analyze.score_bytes, 1),
-        ("recover.weighed", c.recover.weighed, 0),
+        ("analyze.attention_logit_bytes", c.analyze.attention_logit_bytes, 1),
+        ("recover.n_reweighted", c.recover.n_reweighted, 0),
         ("rewards.workers", c.rewards.workers, 1),
         ("rewards.memory_mb", c.rewards.memory_mb, 128),
         ("sft.steps", c.sft.steps, 1),
         ("sft.batch_size", c.sft.batch_size, 1),
-        ("sft.micro_batches", c.sft.micro_batches, 1),
+        ("sft.grad_accum_steps", c.sft.grad_accum_steps, 1),
         ("sft.learning_rate", c.sft.learning_rate, 0),
         ("sft.warmup_steps", c.sft.warmup_steps, 0),
         ("sft.checkpoint_every", c.sft.checkpoint_every, 0),
@@ -454,20 +471,25 @@ def _check(config: Config) -> None:
     sandboxes = ("best", "bwrap")
     _require(c.rewards.sandbox in sandboxes, f"rewards.sandbox={c.rewards.sandbox!r} is not one of {sandboxes}")
     _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share lies in (0, 1]")
-    _require(c.sft.batch_size % c.sft.micro_batches == 0, "sft.batch_size must be divisible by sft.micro_batches")
+    _require(c.sft.batch_size % c.sft.grad_accum_steps == 0, "sft.batch_size must be divisible by sft.grad_accum_steps")
     for i, stage in enumerate(c.stages):
         s = stage_config(c, stage)
         where = f"stage {stage}"
-        for field in ("steps", "prompts", "micro_batches"):
+        for field in ("steps", "prompts_per_step", "grad_accum_steps"):
             _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)}; it is >= 1")
-        _require(s.group >= 2, f"{where}: group={s.group}; GRPO compares at least 2 completions a prompt")
+        _require(
+            s.group_size >= 2, f"{where}: group_size={s.group_size}; GRPO compares at least 2 completions a prompt"
+        )
         for field in ("learning_rate", "warmup_steps", "checkpoint_every", "kl_every"):
             _require(getattr(s, field) >= 0, f"{where}: {field}={getattr(s, field)}; it is >= 0")
         parts = c.rollout.parts
-        _require(s.prompts % parts == 0, f"{where}: prompts={s.prompts} is not divisible by rollout.parts={parts}")
-        rows = s.prompts * s.group
-        divides = rows % s.micro_batches == 0
-        _require(divides, f"{where}: prompts * group = {rows} is not divisible by micro_batches={s.micro_batches}")
+        n, rows = s.prompts_per_step, s.prompts_per_step * s.group_size
+        _require(n % parts == 0, f"{where}: prompts_per_step={n} is not divisible by rollout.parts={parts}")
+        parts = s.grad_accum_steps
+        _require(
+            rows % parts == 0,
+            f"{where}: prompts_per_step * group_size = {rows} is not divisible by grad_accum_steps={parts}",
+        )
         known = ("", "base", *(s for s in c.stages[:i] if s != "analyze"))
         for field, value in (("start", s.start), ("reference", s.reference)):
             _require(value in known, f"{where}: {field}={value!r} is not an earlier stage or 'base'")

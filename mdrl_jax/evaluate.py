@@ -13,7 +13,8 @@ from mdrl_jax import preemption
 from mdrl_jax.config import EvaluateSection
 from mdrl_jax.domains.prompts import PromptSet
 from mdrl_jax.progress import Track
-from mdrl_jax.runtime import Judged, Runtime
+from mdrl_jax.rl.rollouts import ScoredRollouts
+from mdrl_jax.runtime import Runtime
 
 STAGE_OF_KEYS = "evaluate"
 
@@ -43,16 +44,16 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
         for domain in runtime.config.scored_domains:
             prompts = runtime.prompts[domain, config.split]
             told = lambda part, domain=domain, done=done: show(done + part, domain)  # noqa: E731
-            judged = _judged(runtime, params, prompts, len(prompts), config, told)
+            scored = _scored(runtime, params, prompts, len(prompts), config, told)
             done += _parts(len(prompts), config)
-            rewards[domain], accuracy[domain] = (x[: len(prompts)] for x in (judged.rewards_PG, judged.accuracy_PG))
+            rewards[domain], accuracy[domain] = (x[: len(prompts)] for x in (scored.rewards_PG, scored.accuracy_PG))
             for i in range(min(config.shown, len(prompts))):
                 for k in range(config.samples):
                     samples.append(
                         {
                             "domain": domain,
                             "prompt": prompts.problems[i].prompt,
-                            "completion": runtime.text(judged.completions, i, k),
+                            "completion": runtime.rollouts.text(scored.completions, i, k),
                             "reward": float(rewards[domain][i, k]),
                             "accuracy": float(accuracy[domain][i, k]),
                         }
@@ -70,7 +71,7 @@ def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | N
 
 
 def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """The same on all test prompts: what a set that was chosen by `validation_rewards` is judged by."""
+    """The same on all test prompts: what a set that was chosen by `validation_rewards` is scored by."""
     return _rewards(runtime, params, domains, "test", None)
 
 
@@ -83,7 +84,7 @@ def _rewards(
         prompts = runtime.prompts[domain, split]
         n = len(prompts) if most is None else min(len(prompts), most)
         check = lambda part, domain=domain: preemption.check(f"scores of {domain} on {split} prompts")  # noqa: E731
-        rewards[domain] = _judged(runtime, params, prompts, n, section, check).rewards_PG[:n]
+        rewards[domain] = _scored(runtime, params, prompts, n, section, check).rewards_PG[:n]
     return rewards
 
 
@@ -91,17 +92,17 @@ def _parts(n: int, config: EvaluateSection) -> int:
     return -(-n // config.batch)
 
 
-def _judged(
+def _scored(
     runtime: Runtime,
     params: Any,
     prompts: PromptSet,
     n: int,
     config: EvaluateSection,
     show: Callable[[int], None] = lambda part: None,
-) -> Judged:
+) -> ScoredRollouts:
     """The first n prompts and, so that the last batch has a shape that is compiled, as many more as fill it up."""
     parts = _parts(n, config)
     # What fills it up is drawn from the first prompts again where there are no more.
     rows = np.arange(parts * config.batch) % len(prompts)
-    key_of = (runtime.config.seed, STAGE_OF_KEYS, 0)
-    return runtime.sample(params, [(prompts, rows)], key_of, config.samples, config.sampling, parts, show)
+    key_path = (runtime.config.seed, STAGE_OF_KEYS, 0)
+    return runtime.rollouts.sample(params, [(prompts, rows)], key_path, config.samples, config.sampling, parts, show)

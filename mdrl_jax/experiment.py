@@ -20,30 +20,32 @@ from mdrl_jax.analysis import interference
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params, load_tree
+from mdrl_jax.claims.refresh import Refreshed, c6
+from mdrl_jax.claims.rollback import c7
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import named
-from mdrl_jax.planning import Planning
-from mdrl_jax.recovery import merging, prevention, rollback_stage
-from mdrl_jax.recovery.claim_refresh import Refreshed, c6
-from mdrl_jax.recovery.claim_rollback import c7
-from mdrl_jax.recovery.contraction import Basis
-from mdrl_jax.report import findings, matrix, page, tensorboard, terminal
-from mdrl_jax.report.console import Screen
-from mdrl_jax.report.recovered import recoveries
-from mdrl_jax.report.scores import score_rows
+from mdrl_jax.recovery.prevention import prepare
+from mdrl_jax.recovery.refresh.contraction import Basis
+from mdrl_jax.report import page, tensorboard
+from mdrl_jax.report.screen import analysis, terminal
+from mdrl_jax.report.screen.console import Screen
+from mdrl_jax.report.tables import matrix
+from mdrl_jax.report.tables.recovered import recoveries
+from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
-from mdrl_jax.rl import loop
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stages import Stage, peak, plan
-from mdrl_jax.training import Trainer, costs, metered
+from mdrl_jax.stage import Stage, peak, plan
+from mdrl_jax.stages import grpo, merge, rollback
+from mdrl_jax.stages.plan import Planning
+from mdrl_jax.stages.train import Trainer, costs, metered
 from mdrl_jax.workfolder import WorkFolder, flat, resolved
 
 
 def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
-    """Runs, or goes on with, the experiment in `workdir`; `output` as in `report/console.py`.
+    """Runs, or goes on with, the experiment in `workdir`; `output` as in `report/screen/console.py`.
 
     Raises:
       UserError: for anything the user can put right; what was written before stays.
@@ -56,10 +58,10 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
         for stage in stages:
             earlier = stages[: stages.index(stage)]
             if stage.kind == "grpo":
-                loop.check_divides(built, stage)
-                prevention.check(built, stage)
+                grpo.check_divides(built, stage)
+                prepare.check(built, stage)
             elif stage.kind == "rollback":
-                rollback_stage.check(built)
+                rollback.check(built)
             elif stage.kind == "analyze":
                 interference.check(built, sequence(earlier, lambda name: None))
         distributed.check_shared(folder.root)
@@ -137,8 +139,8 @@ class Walk:
 
     def _rolled_back(self, stage: Stage) -> Any:
         at, donor = (peak(d, stage.start, self.stages) for d in (stage.domains[0], stage.donor))
-        assert at is not None and donor is not None  # `stages.plan` saw to it
-        params = rollback_stage.run(
+        assert at is not None and donor is not None  # `stage.plan` saw to it
+        params = rollback.run(
             self.runtime,
             stage,
             at,
@@ -149,13 +151,13 @@ class Walk:
             self.screen.steps,
         )
         record = records.read_json(self.folder.root / "recovery" / f"{stage.name}.json")
-        self.screen.print(rollback_stage.summary(record))
+        self.screen.print(rollback.summary(record))
         return params
 
     def _merged(self, stage: Stage) -> Any:
         base = self.runtime.base_params()
         solos = {d: self._params_after(f"solo-{d}") for d in stage.domains}
-        params, record = merging.merge(self.runtime, stage.name, base, solos, self.screen.steps)
+        params, record = merge.merge(self.runtime, stage.name, base, solos, self.screen.steps)
         records.write_json(self.folder.root / "recovery" / f"{stage.name}.json", record)
         return params
 
@@ -170,7 +172,7 @@ class Walk:
             self.runtime.config.train.grpo,
             self.screen.steps,
         )
-        self.screen.print(findings.summary(found))
+        self.screen.print(analysis.summary(found))
         self.screen.event("claims", claims=found["claims"])
         self.screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
 
@@ -222,7 +224,7 @@ class Walk:
         tensorboard.save_figures(root)
         self.screen.print(terminal.summary(result), final=True)
         if judged:
-            self.screen.print(findings.verdict_table(judged), final=True)
+            self.screen.print(analysis.verdict_table(judged), final=True)
             self.screen.event("claims", claims=judged)
         self.screen.print(terminal.places(root, seconds), final=True)
         self.screen.event("done", seconds=seconds, workdir=str(root))

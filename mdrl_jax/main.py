@@ -14,7 +14,7 @@ from absl import flags
 from mdrl_jax.errors import UserError
 
 CONFIG_HELP = "configuration file, e.g. configs/quickstart.py; change a field with --config.seed=1"
-OUTPUTS = ("screen", "quiet", "json")  # of `report/outputs.py`, which takes long to import
+OUTPUTS = ("screen", "quiet", "json")  # of `report/screen/outputs.py`, which takes long to import
 
 
 def _run(values: Any) -> None:
@@ -293,6 +293,8 @@ def _usage() -> str:
 
 def _unknown_field(argv: list[str]) -> str:
     """What is wrong with the first `--config.a.b=v` whose field does not exist; "" if all do or there is no config."""
+    from mdrl_jax.config import renamed
+
     alone = flags.FlagValues()
     spaced = [i for i, a in enumerate(argv) if "--config" in (a, argv[i - 1])]
     named = [argv[0], *(a for i, a in enumerate(argv) if a.startswith("--config=") or i in spaced)]
@@ -308,6 +310,8 @@ def _unknown_field(argv: list[str]) -> str:
         parts, at = path.split("."), config
         for depth, name in enumerate(parts):
             if not hasattr(at, "keys") or name not in at:
+                if now := renamed(path):
+                    return f"--config.{path} is now called --config.{now}"
                 where = "config." + ".".join(parts[:depth]) if depth else "the config"
                 has = f"has {', '.join(sorted(at.keys()))}" if hasattr(at, "keys") else "has no fields"
                 return f"--config.{path} is not a field: {where} {has}"

@@ -85,3 +85,8 @@ def per_tensor(function: Callable[..., jax.Array], *trees: Any) -> dict[str, jax
 
 def _wide(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def changed(x: jax.Array, change: jax.Array) -> jax.Array:
+    """x + change in x's dtype; x itself, −0 too, where the change is 0."""
+    return jnp.where(change == 0, x, (x.astype(change.dtype) + change).astype(x.dtype))

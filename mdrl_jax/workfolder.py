@@ -15,7 +15,7 @@ from mdrl_jax.config import Config, parse
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import MeshConfig
-from mdrl_jax.stages import Stage
+from mdrl_jax.stage import Stage
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "mdrl-jax")
 # Fields that may change when a run is started again: they change no result, a mesh but by the rounding of sums whose
@@ -135,7 +135,10 @@ class WorkFolder:
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         # Fields that are newer than the folder have their defaults there.
-        old, new = (flat(resolved(parse(config))) for config in (before, now))
+        try:
+            old, new = (flat(resolved(parse(config))) for config in (before, now))
+        except UserError as e:
+            raise UserError(f"{self.root / 'config.json'} is of another version ({e}); name a new work folder") from e
         stages_before, stages_now = old.pop("stages"), new.pop("stages")
         if stages_now[: len(stages_before)] != stages_before:
             raise UserError(

@@ -40,10 +40,10 @@ def get_config():
     c.rollout.prompt_buckets = (12,)
     c.rollout.completion_buckets = (8,)
     c.train.steps = 12
-    c.train.prompts, c.train.group = 8, 8
+    c.train.prompts_per_step, c.train.group_size = 8, 8
     c.train.learning_rate = 4e-4
     c.train.checkpoint_every = 2
-    c.analyze.prompts, c.analyze.group, c.analyze.batch, c.analyze.path_prompts = 16, 2, 4, 4
+    c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 16, 2, 4, 4
     c.analyze.vectors, c.analyze.lanczos_steps, c.analyze.permutations = 2, 2, 1
     c.recover.prompts, c.recover.samples, c.recover.random_sets = 8, 1, 2
     c.recover.rules, c.recover.fractions, c.recover.strengths = ("magnitude",), (0.01, 0.1), (1.0,)

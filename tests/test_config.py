@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import json
+import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 import mdrl_jax
 from configs import paper_qwen3_4b, real_local
 from mdrl_jax import workfolder
-from mdrl_jax.config import Config, default, parse, stage_config
+from mdrl_jax.config import RENAMED, Config, default, parse, renamed, stage_config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 
@@ -56,8 +58,8 @@ WRONG = [
     ({"rewards": {"max_error_share": 0.0}}, "rewards.max_error_share"),
     ({"sft": {"steps": 0}}, "sft.steps"),
     ({"sft": {"batch_size": 0}}, "sft.batch_size"),
-    ({"sft": {"micro_batches": 0}}, "sft.micro_batches"),
-    ({"sft": {"batch_size": 10, "micro_batches": 3}}, "sft.batch_size"),
+    ({"sft": {"grad_accum_steps": 0}}, "sft.grad_accum_steps"),
+    ({"sft": {"batch_size": 10, "grad_accum_steps": 3}}, "sft.batch_size"),
     ({"sft": {"learning_rate": -1.0}}, "sft.learning_rate"),
     ({"sft": {"warmup_steps": -1}}, "sft.warmup_steps"),
     ({"sft": {"checkpoint_every": -1}}, "sft.checkpoint_every"),
@@ -78,7 +80,7 @@ WRONG = [
     ({"evaluate": {"sampling": {"temperature": float("nan")}}}, "config.evaluate.sampling: temperature"),
     ({"analyze": {"split": "dev"}}, "analyze.split"),
     ({"analyze": {"dtype": "float64"}}, "analyze.dtype"),
-    ({"analyze": {"group": 1}}, "analyze.group"),
+    ({"analyze": {"group_size": 1}}, "analyze.group_size"),
     ({"analyze": {"prompts": 120}}, "analyze.prompts=120"),
     ({"analyze": {"prompts": 32}}, "analyze.prompts=32"),
     ({"analyze": {"path_prompts": 24}}, "analyze.path_prompts=24"),
@@ -89,10 +91,10 @@ WRONG = [
     ({"analyze": {"permutations": -1}}, "analyze.permutations"),
     ({"stages": ("math", "analyze", "qa"), "stage_overrides": {"qa": {"start": "analyze"}}}, "start='analyze'"),
     ({"train": {"steps": 0}}, "steps"),
-    ({"train": {"prompts": 0}}, "prompts"),
-    ({"train": {"group": 1}}, "group"),
-    ({"train": {"micro_batches": 0}}, "micro_batches"),
-    ({"train": {"prompts": 3, "group": 5, "micro_batches": 2}}, "micro_batches"),
+    ({"train": {"prompts_per_step": 0}}, "prompts_per_step"),
+    ({"train": {"group_size": 1}}, "group_size"),
+    ({"train": {"grad_accum_steps": 0}}, "grad_accum_steps"),
+    ({"train": {"prompts_per_step": 3, "group_size": 5, "grad_accum_steps": 2}}, "grad_accum_steps"),
     ({"train": {"learning_rate": -1e-3}}, "learning_rate"),
     ({"train": {"warmup_steps": -1}}, "warmup_steps"),
     ({"train": {"checkpoint_every": -1}}, "checkpoint_every"),
@@ -100,7 +102,7 @@ WRONG = [
     ({"train": {"start": "finetune"}}, "start='finetune'"),
     ({"train": {"grpo": {"aggregation": "mean"}}}, "config.train.grpo: aggregation"),
     ({"train": {"grpo": {"clip_low": 2.0}}}, "config.train.grpo: clip_low"),
-    ({"train": {"grpo": {"inner_epochs": 0}}}, "config.train.grpo: inner_epochs"),
+    ({"train": {"grpo": {"updates_per_batch": 0}}}, "config.train.grpo: updates_per_batch"),
     ({"train": {"optimizer": {"b2": 1.0}}}, "config.train.optimizer: b2"),
     ({"train": {"optimizer": {"eps": -1e-8}}}, "config.train.optimizer: eps"),
     ({"train": {"optimizer": {"weight_decay": float("nan")}}}, "config.train.optimizer: weight_decay"),
@@ -124,7 +126,7 @@ WRONG = [
     ({"stage_overrides": {"rest": {"steps": 1}}}, "'rest'"),
     ({"stage_overrides": {"math": {"stepz": 1}}}, "stage_overrides.math.stepz"),
     ({"stage_overrides": {"math": {"steps": 1.5}}}, "stage_overrides.math.steps"),
-    ({"stage_overrides": {"math": {"group": 1}}}, "stage math: group"),
+    ({"stage_overrides": {"math": {"group_size": 1}}}, "stage math: group_size"),
     ({"stage_overrides": {"math": {"grpo": {"ratio": "none"}}}}, "stage_overrides.math.grpo: ratio"),
     ({"stage_overrides": {"math": {"start": "qa"}}}, "stage math: start='qa'"),
     ({"stage_overrides": {"math": 3}}, "stage_overrides.math"),
@@ -167,6 +169,45 @@ def test_a_folder_from_before_data_sets_is_read_with_their_defaults():
     assert parse(json.loads(json.dumps(written))) == Config()
 
 
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_a_field_of_an_earlier_version_is_refused_with_its_new_name(old: str, new: str):
+    def nested(path: str) -> dict[str, Any]:
+        change: Any = 4
+        for name in reversed(path.split(".")):
+            change = {name: change}
+        return change
+
+    with pytest.raises(UserError, match=rf"^config\.{re.escape(old)} is now called {re.escape(new)}$"):
+        parse(nested(old))
+    assert not renamed(new)
+    fields: Any = default()
+    for name in new.split("."):
+        fields = fields[name]
+    if old.startswith("train."):
+        inside = f"stage_overrides.math.{old.removeprefix('train.')}"
+        with pytest.raises(UserError, match=rf"^{re.escape(inside)} is now called stage_overrides\.math\."):
+            parse({"stages": ("math",), **nested(inside)})
+
+
+def test_the_type_that_editors_see_is_that_of_the_configdict():
+    """`default()` is annotated as `Config`; what it returns has just these fields, with values of their types."""
+
+    def same(fields: Any, kind: Any, where: str) -> None:
+        hints = typing.get_type_hints(kind)
+        assert set(fields) == set(hints), where
+        for name, hint in hints.items():
+            value, inner = fields[name], typing.get_origin(hint) or hint
+            if dataclasses.is_dataclass(hint):
+                same(value, hint, f"{where}.{name}")
+            else:
+                expected = ConfigDict if issubclass(inner, Mapping) else inner
+                assert isinstance(value, expected), f"{where}.{name}"
+
+    made: Any = default()
+    assert isinstance(made, ConfigDict) and typing.get_type_hints(default)["return"] is Config
+    same(made, Config, "config")
+
+
 def test_data_sets_are_written_and_read_back():
     changed: Any = default()
     changed.domains.math.preset = "gsm8k"
@@ -188,8 +229,8 @@ def test_the_configs_of_real_data_are_whole():
     # definitions §0
     assert (paper.domains.n_train, paper.rollout.prompt_buckets[-1], paper.domains.n_validation) == (5120, 2048, 50)
     assert paper.rollout.completion_buckets[-1] == 8192 and paper.domains.qa.n_test == 2141
-    assert paper.train.steps * paper.train.prompts == 5120
-    assert (paper.train.group, paper.train.learning_rate, paper.train.grpo.kl_coef) == (8, 1e-6, 1e-3)
+    assert paper.train.steps * paper.train.prompts_per_step == 5120
+    assert (paper.train.group_size, paper.train.learning_rate, paper.train.grpo.kl_coef) == (8, 1e-6, 1e-3)
     assert paper.rollout.sampling.temperature == paper.evaluate.sampling.temperature == 0.7
 
 
@@ -215,10 +256,10 @@ def test_a_config_cannot_be_changed_afterwards():
 @pytest.mark.parametrize("kind", [dict, ConfigDict])
 def test_overrides_change_single_fields_of_single_stages(kind: Any):
     changes = {"math": {"steps": 3, "grpo": {"clip_high": 0.5}, "optimizer": {"b1": 0.5}}}
-    config = parse(kind({"train": {"prompts": 8, "grpo": {"clip_low": 0.1}}, "stage_overrides": changes}))
+    config = parse(kind({"train": {"prompts_per_step": 8, "grpo": {"clip_low": 0.1}}, "stage_overrides": changes}))
     section, plain = stage_config(config, "math"), stage_config(config, "qa")
     assert plain == config.train
-    assert (section.steps, section.prompts) == (3, 8)
+    assert (section.steps, section.prompts_per_step) == (3, 8)
     assert (section.grpo.clip_high, section.grpo.clip_low) == (0.5, 0.1)
     assert section.optimizer == dataclasses.replace(config.train.optimizer, b1=0.5)
     rest = {"steps": plain.steps, "grpo": plain.grpo, "optimizer": plain.optimizer}

@@ -39,9 +39,9 @@ def get_config():
     c.evaluate.samples = 2
     c.rollout.prompt_buckets = (12,)
     c.train.steps = 3
-    c.train.prompts = 4
-    c.train.group = 4
-    c.train.micro_batches = 2
+    c.train.prompts_per_step = 4
+    c.train.group_size = 4
+    c.train.grad_accum_steps = 2
     c.train.learning_rate = 3e-4
     c.train.checkpoint_every = 1
     c.train.kl_every = 2
@@ -235,7 +235,7 @@ def test_failed_rewards_are_counted_by_kind(tmp_path, monkeypatch):
     c.stages, c.scored_domains = ("math",), ("math",)
     c.domains.n_test = c.domains.n_validation = 4
     c.evaluate.batch, c.evaluate.samples = 8, 2
-    c.train.steps, c.train.prompts, c.train.group, c.train.micro_batches = 1, 8, 2, 1
+    c.train.steps, c.train.prompts_per_step, c.train.group_size, c.train.grad_accum_steps = 1, 8, 2, 1
     c.rewards.max_error_share = 1.0
     make = lambda config: dataclasses.replace(math.make(config), reward="tests.test_experiment:raising")  # noqa: E731
     monkeypatch.setitem(registry.DOMAINS, "math", make)
@@ -251,7 +251,7 @@ def test_compilations_are_as_many_as_there_are_shapes(tmp_path):
     c.domains.n_test = c.domains.n_validation = 8
     c.evaluate.batch, c.evaluate.samples = 8, 2
     c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (16,)
-    c.train.steps, c.train.prompts, c.train.group = 2, 8, 4
+    c.train.steps, c.train.prompts_per_step, c.train.group_size = 2, 8, 4
     compilations.clear()
     experiment.run(parse(c), tmp_path / "run")
     made = {name: n for name, n in compilations.items() if not name.startswith("refresh_")}

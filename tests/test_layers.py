@@ -11,34 +11,35 @@ import mdrl_jax
 
 PACKAGE = Path(mdrl_jax.__file__).parent
 
-# A module may import those before it and those beside it. `config` collects the sections that the modules before
-# it declare beside the code that reads them, so it comes after these; what reads a whole Config comes after it.
-LAYERS = (
-    ("errors", "progress", "tokens", "tree"),
-    ("parallel",),
-    ("records", "manifest", "preemption"),
-    ("model",),
-    ("domains", "rewards"),
-    ("rl.rollout", "rl.logprobs"),
-    ("rl.grpo",),
-    ("rl.trainer", "rl.sft", "rl.policy"),
-    ("config",),
-    ("stages", "workfolder"),
-    ("checkpoints",),
-    ("runtime",),
-    ("rl.loop", "rl.pretraining"),
-    ("evaluate",),
-    ("analysis",),
-    ("recovery",),
-    ("report",),
-    ("bench",),
-    ("training",),
-    ("planning",),
-    ("experiment", "commands"),
-    ("main",),
+# The floors of the house, from the ground up. A module may import modules of its own floor and of floors below it,
+# never of a floor above. `config` comes after `rl`, because it collects the sections that the modules below it declare
+# beside the code that reads them; a module that needs a whole `Config` lies above it.
+FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("plain helpers", ("errors", "progress", "section", "tree")),
+    ("meshes, processes, compiled programs", ("parallel",)),
+    ("files and signals", ("records", "manifest", "preemption")),
+    ("estimates, intervals, nulls", ("stats",)),
+    ("claims: records in, verdicts out", ("claims",)),
+    ("the decoder and its file formats", ("model",)),
+    ("prompts, and rewards of completions", ("domains", "rewards")),
+    ("sampling, losses, the training step", ("rl",)),
+    ("what a user sets", ("config",)),
+    ("what a stage name means; the work folder", ("stage", "workfolder")),
+    ("checkpoints", ("checkpoints",)),
+    ("building a run", ("runtime",)),
+    ("scores of a set of parameters", ("evaluate",)),
+    ("second derivatives of a model", ("second_order",)),
+    ("what one domain's training does to another", ("analysis",)),
+    ("winning a domain back", ("recovery",)),
+    ("records to tables, figures, page, terminal", ("report",)),
+    ("benchmarks", ("bench",)),
+    ("what each kind of stage does", ("stages",)),
+    ("the list of stages, walked; the other commands", ("experiment", "commands")),
+    ("flags to commands", ("main",)),
 )
-LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
-LOOP = ("rl.loop", "rl.pretraining", "experiment", "commands", "main")
+FLOOR = {name: i for i, (_, names) in enumerate(FLOORS) for name in names}
+MOST_FILES = 16  # of a folder, `__init__.py` included
+LOOP = ("stages", "experiment", "commands", "main")  # what trains
 
 
 def module_name(file: Path) -> str:
@@ -82,22 +83,42 @@ def within(name: str, *places: str) -> bool:
     return any(name == place or name.startswith(place + ".") for place in places)
 
 
-def layer(name: str) -> int:
-    """Number of a module's layer, by the longest prefix in the table."""
-    prefix = name
-    while prefix and prefix not in LAYER:
-        prefix = prefix.rpartition(".")[0]
-    assert prefix, f"mdrl_jax.{name} has no layer in tests/test_layers.py"
-    return LAYER[prefix]
+def floor(name: str) -> int:
+    """Number of a module's floor in `FLOORS`; the folder decides, or the file where it lies in no folder."""
+    room = name.partition(".")[0]
+    assert room in FLOOR, f"mdrl_jax.{name} has no floor in tests/test_layers.py"
+    return FLOOR[room]
 
 
-MODULES = [name for name in SOURCES if name not in ("", "rl")]  # packages without code of their own
+MODULES = [name for name in SOURCES if name]
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_no_later_layer(name: str):
-    late = {other for other in OWN[name] - {"rl"} if layer(other) > layer(name)}
-    assert not late, f"{name} (layer {layer(name)}) imports {late}"
+def test_a_module_imports_no_higher_floor(name: str):
+    above = {other for other in OWN[name] if other and floor(other) > floor(name)}
+    assert not above, f"{name}, on the floor of {FLOORS[floor(name)][0]!r}, imports {above}"
+
+
+def test_every_row_of_the_table_is_there():
+    assert {name.partition(".")[0] for name in MODULES} == set(FLOOR)
+
+
+def test_a_folder_has_few_files():
+    folders = [PACKAGE, *(f for f in PACKAGE.rglob("*") if f.is_dir() and any(f.glob("*.py")))]
+    large = {str(f.relative_to(PACKAGE)): n for f in folders if (n := len(list(f.glob("*.py")))) > MOST_FILES}
+    assert not large
+
+
+def test_rooms_without_an_import_cycle():
+    """Not only files: no two folders import each other, by any way round."""
+    rooms: dict[str, set[str]] = {}
+    for name, found in OWN.items():
+        room = name.partition(".")[0]
+        rooms.setdefault(room, set()).update({o.partition(".")[0] for o in found if o} - {room})
+    done: list[str] = []
+    while ready := sorted(r for r, needs in rooms.items() if r not in done and needs <= set(done)):
+        done += ready
+    assert set(done) == set(rooms), f"in a circle: {set(rooms) - set(done)}"
 
 
 def test_there_is_no_circle_of_imports():
@@ -122,11 +143,11 @@ def test_only_the_command_line_imports_the_experiment():
 def test_rewards_and_domains_import_nothing_of_jax(name: str):
     outside = {other for other in IMPORTED[name] if within(other, "jax", "jaxlib", "flax", "optax", "orbax")}
     assert not outside
-    assert all(within(other, "", "rewards", "domains", "errors", "records") for other in OWN[name])
+    assert all(within(other, "", "rewards", "domains", "errors", "records", "section") for other in OWN[name])
 
 
 def test_grpo_never_sees_a_model():
-    assert not OWN["rl.grpo"] - {"errors"}
+    assert not OWN["rl.grpo"] - {"errors", "section"}
     assert not any(within(name, "flax.linen", "optax", "flax.nnx") for name in IMPORTED["rl.grpo"])
 
 

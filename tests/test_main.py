@@ -25,7 +25,7 @@ def get_config():
     c.scored_domains = ("qa",)
     c.model.weights = "random"
     c.rollout.prompt_buckets = (12,)
-    c.train.prompts = 8
+    c.train.prompts_per_step = 8
     c.train.steps = 1
     c.evaluate.batch = 8
     c.evaluate.samples = 1
@@ -135,7 +135,8 @@ def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[
         ("train.learning_rate=fast", "learning_rate"),
         ("model.dtype=float16", "model.dtype"),
         ("train.grpo.ratio=none", "train.grpo: ratio"),
-        ("train.group=1", "group"),
+        ("train.group_size=1", "group_size"),
+        ("train.group=4", "--config.train.group is now called --config.train.group_size"),
         ("stages=('qa','qa')", "listed twice"),
         ("stages=('maths',)", "'maths'"),
         ("stages=('math',)", "scored_domains"),
@@ -155,7 +156,7 @@ def test_a_wrong_field_or_value_is_named(refused: Refused, config: str, field: s
         ("x = 1\n", "get_config"),
         ("import no_such_package\n", "no_such_package"),
         ("def get_config():\n    raise KeyError('lost')\n", "lost"),
-        (CONFIG.replace("c.train.prompts", "c.train.promts"), "promts"),
+        (CONFIG.replace("c.train.prompts_per_step", "c.train.promts"), "promts"),
         (CONFIG.replace("= 8", "= 'eight'"), "eight"),
         (CONFIG.replace("return c", "open('/absent')"), "/absent"),
         (CONFIG.replace("return c", "pass"), "get_config() of"),
@@ -207,11 +208,11 @@ def test_an_empty_data_set_is_refused(refused: Refused, config: str, tmp_path: P
 
 def test_sizes_that_the_mesh_does_not_divide_are_refused(refused: Refused, config: str, tmp_path: Path):
     workdir = f"--workdir={tmp_path / 'new'}"
-    assert "stage qa: prompts = 12" in refused("run", config, "--config.train.prompts=12", workdir)
+    assert "stage qa: prompts_per_step = 12" in refused("run", config, "--config.train.prompts_per_step=12", workdir)
     assert "evaluate.batch=12" in refused("run", config, "--config.evaluate.batch=12", workdir)
     assert "mesh data=3" in refused("run", config, "--config.mesh.data=3", workdir)
-    rows = ("--config.train.micro_batches=32", "--config.train.prompts=8")
-    assert "micro_batches = 4" in refused("run", config, *rows, workdir)
+    rows = ("--config.train.grad_accum_steps=32", "--config.train.prompts_per_step=8")
+    assert "grad_accum_steps = 4" in refused("run", config, *rows, workdir)
     assert not (tmp_path / "new").exists()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from mdrl_jax import preemption
 from mdrl_jax.main import COMMANDS, main
-from mdrl_jax.report.console import Screen
+from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.rewards.base import Score
 from mdrl_jax.rewards.pool import RewardPool
 from tests.kills import assert_gone, descendants

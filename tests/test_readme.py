@@ -91,8 +91,8 @@ def test_the_readmes_domain_trains(written: Path) -> None:
     command = [sys.executable, "-m", "mdrl_jax.main", "--config=two_domains.py", "--output=quiet"]
     small = [
         "--config.train.steps=1",
-        "--config.train.prompts=2",
-        "--config.train.group=4",
+        "--config.train.prompts_per_step=2",
+        "--config.train.group_size=4",
         "--config.evaluate.batch=8",
     ]
     small += ["--config.recover.prompts=4", "--config.rollout.prompt_buckets=(16,)"]
@@ -136,8 +136,9 @@ def test_the_readmes_model_family_is_mistral(tmp_path: Path) -> None:
 
 
 def test_the_readmes_rule_takes_back_what_leads_away_from_the_peak() -> None:
-    from mdrl_jax.recovery import rollback, rollback_stage
-    from mdrl_jax.recovery.selection import largest
+    from mdrl_jax.recovery.rollback import rules
+    from mdrl_jax.recovery.rollback.selection import largest
+    from mdrl_jax.stages import rollback as rollback_stage
 
     recover = SimpleNamespace(rules=("removing", "against_the_peak"))
     runtime: Any = SimpleNamespace(config=SimpleNamespace(recover=recover))
@@ -148,13 +149,13 @@ def test_the_readmes_rule_takes_back_what_leads_away_from_the_peak() -> None:
         rollback_stage.check(runtime)
         edit = {"w": jnp.array([1.0, -2.0, 3.0, 0.5])}
         moved = {"w": jnp.array([1.0, -1.0, -1.0, 0.0])}
-        scores = rollback.SCORES["against_the_peak"](rollback.Evidence(edit=edit, displacement=moved))
+        scores = rules.SCORES["against_the_peak"](rules.Evidence(edit=edit, displacement=moved))
         np.testing.assert_array_equal(scores["w"], [1.0, 2.0, 0.0, 0.0])
         mask = largest(scores, 2, {"w": jnp.ones(4, bool)})
-        back = rollback.rollback({"w": jnp.zeros(4)}, edit, mask, 1.0)
+        back = rules.rollback({"w": jnp.zeros(4)}, edit, mask, 1.0)
         np.testing.assert_array_equal(back["w"], [-1.0, 2.0, 0.0, 0.0])
     finally:
-        rollback.SCORES.pop("against_the_peak", None)
+        rules.SCORES.pop("against_the_peak", None)
 
 
 WITH_EXAMPLES = [

@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel import hlo
 from mdrl_jax.parallel.sharding import param_shardings, stacked
-from mdrl_jax.recovery.baselines import agem, average, ewc, pcgrad, task_arithmetic, ties
-from mdrl_jax.recovery.protect import protect
-from mdrl_jax.recovery.rollback import rollback
+from mdrl_jax.recovery.merging import average, task_arithmetic, ties
+from mdrl_jax.recovery.prevention.projections import agem, ewc, pcgrad
+from mdrl_jax.recovery.prevention.protect import protect
+from mdrl_jax.recovery.rollback.rules import rollback
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from mdrl_jax.analysis import ladder
-from mdrl_jax.analysis.curvature import symmetry_defect
+from mdrl_jax.analysis import captured
 from mdrl_jax.analysis.damage import UNITS
-from mdrl_jax.analysis.lanczos import Spectrum, block_lanczos, random_block
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.second_order.hvp import symmetry_defect
+from mdrl_jax.second_order.lanczos import Spectrum, block_lanczos, random_block
 
 Progress = Callable[[str], None]
 
@@ -120,7 +120,7 @@ def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> P
     if objective == "success_nll":
         chosen = np.flatnonzero(half.success_PG.any(axis=1))
         half = half.take(chosen).completions(half.success_PG[chosen].argmax(axis=1))
-        return Packed(objective, half, np.arange(chosen.size), chosen.size, config.batch * config.group)
+        return Packed(objective, half, np.arange(chosen.size), chosen.size, config.batch * config.group_size)
     kept = np.flatnonzero(np.ptp(half.rewards_PG, axis=1) > 0)
     return Packed(objective, half.take(kept), kept, half.n_prompts, config.batch)
 
@@ -151,7 +151,7 @@ def find(
     null = null_values(probe, at, packed, progress) if objective == "reward" else []
     progress("captured damage")
     halves = [
-        ladder.Half(
+        captured.Half(
             values=spectrum.values,
             vectors=spectrum.vectors,
             null_top_values=null,
@@ -161,14 +161,14 @@ def find(
         )
         for spectrum, p in zip(spectra, packed, strict=True)
     ]
-    record = ladder.measure(
+    record = captured.measure(
         (halves[0], halves[1]),
         at.displacement_on_route,
         {other[0]: others.vectors},
         jax.random.fold_in(jax.random.key(probe.runtime.config.seed), 3),
         UNITS[objective],
         support=at.support,
-        ks=[k for k in ladder.KS if k < config.vectors] + [config.vectors],
+        ks=[k for k in captured.KS if k < config.vectors] + [config.vectors],
     )
     solver = {
         "residuals": [s.residuals.tolist() for s in spectra],

@@ -23,9 +23,9 @@ from mdrl_jax.analysis.expansion import (
     segment_records,
     segments_needed,
 )
-from mdrl_jax.analysis.objectives import Order2
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.second_order.objectives import DirectionalDerivatives
 
 UNITS = {"reward": "reward", "surrogate": "reward", "grpo": "advantage", "success_nll": "nats", "kl": "nats"}
 MEASURED = ("reward", "success_nll", "kl")
@@ -94,8 +94,8 @@ def path(
     few = np.arange(probe.runtime.config.analyze.path_prompts)
     blind = {0.0: uninformative(sample)}
     sample, draws = sample.take(few), Draws(few.size)
-    fixed: dict[float, dict[str, Order2]] = {}
-    fresh: dict[float, Order2] = {}
+    fixed: dict[float, dict[str, DirectionalDerivatives]] = {}
+    fresh: dict[float, DirectionalDerivatives] = {}
     logp = {}
     for j in range(SEGMENTS[-1]):
         at = j / SEGMENTS[-1]

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax import tree
-from mdrl_jax.analysis.nulls import jackknife
-from mdrl_jax.analysis.statistics import Estimate, over_seeds, student
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain
+from mdrl_jax.stats.bootstrap import jackknife
+from mdrl_jax.stats.estimate import Estimate, over_seeds, student
 
 THRESHOLDS = (1e-7, 1e-6, 1e-5)
 RELATIVE = 1e-3

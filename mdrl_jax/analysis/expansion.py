@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrl_jax.analysis.objectives import Order2
 from mdrl_jax.analysis.samples import Sample
-from mdrl_jax.analysis.statistics import percentile
+from mdrl_jax.second_order.objectives import DirectionalDerivatives
+from mdrl_jax.stats.bootstrap import percentile
 
 Floats = NDArray[np.float64]
 N_RESAMPLES = 2000
@@ -71,7 +71,7 @@ class Expansion:
         return {"alpha": self.alpha} | figures
 
 
-def expansion(order: Order2, draws: Draws, alpha: float, measured_R: Floats | None) -> Expansion:
+def expansion(order: DirectionalDerivatives, draws: Draws, alpha: float, measured_R: Floats | None) -> Expansion:
     """The second-order model of one objective at α."""
     first_R = draws.ratio(order.first_P, order.count_P)
     second_R = draws.ratio(order.second_P, order.count_P)
@@ -97,7 +97,7 @@ def kl(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draws: Dra
 
 
 def curve(
-    order: Order2, measured: Mapping[float, Floats | None], draws: Draws, unit: str, reason: str = ""
+    order: DirectionalDerivatives, measured: Mapping[float, Floats | None], draws: Draws, unit: str, reason: str = ""
 ) -> dict[str, Any]:
     """The terms at the largest α, with all of them as "curve" and where the model breaks down."""
     steps = [expansion(order, draws, alpha, at).record(draws, unit, reason) for alpha, at in measured.items()]
@@ -105,7 +105,7 @@ def curve(
 
 
 def segment_records(
-    orders: Mapping[float, Order2],
+    orders: Mapping[float, DirectionalDerivatives],
     counts: Sequence[int],
     measured_R: Floats,
     draws: Draws,

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax import tree
-from mdrl_jax.analysis import cosines
-from mdrl_jax.analysis.cosines import Figure
-from mdrl_jax.analysis.nulls import benjamini_hochberg, null_record
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
+from mdrl_jax.stats import cosines
+from mdrl_jax.stats.cosines import Figure
+from mdrl_jax.stats.tests import benjamini_hochberg, null_record
 
 Gram = dict[str, NDArray[np.float64]]
 

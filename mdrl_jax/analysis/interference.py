@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from mdrl_jax import records
-from mdrl_jax.analysis import conflict, damage, edits, findings, points, samples, ties
-from mdrl_jax.analysis.overlaps import overlap, top_share, top_share_global
+from mdrl_jax.analysis import assembly, checkpoint_figures, conflict, damage, edits, samples, sign_conflict
 from mdrl_jax.analysis.probe import Probe, build
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
@@ -23,6 +22,7 @@ from mdrl_jax.checkpoints import save_tree
 from mdrl_jax.errors import UserError
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import Runtime
+from mdrl_jax.stats.overlap import overlap, top_share, top_share_global
 
 OBJECTIVES = ("reward", "success_nll")  # those whose conflict subspace is sought
 Progress = Callable[[str], None]
@@ -61,12 +61,12 @@ def run(
             parts[unit.name] = analysis.part(
                 unit, lambda text, done=done, name=unit.name: show(done, f"{name}: {text}")
             )
-        harmed = findings.harmed(parts, runtime.config.analyze.conflicts)
+        harmed = assembly.harmed(parts, runtime.config.analyze.conflicts)
         more = [analysis.conflict_unit(*pair, objective) for pair in harmed for objective in OBJECTIVES]
     with track("conflict subspaces", len(more)) as show:
         for done, unit in enumerate(more):
             parts[unit.name] = analysis.part(unit, lambda text, done=done: show(done, text))
-    found = findings.assemble(parts, analysis.settings())
+    found = assembly.assemble(parts, analysis.settings())
     for name, content in found.items():
         place = folder if name == "claims" else folder / "analysis"
         records.write_json(place / f"{name}.json", content)
@@ -179,7 +179,7 @@ class Analysis:
         for i, a in enumerate(domains):
             for b in list(domains)[i + 1 :]:
                 progress(f"edits of {a} and {b}")
-                signs = ties.sign_conflict(*(self.edit(self.checkpoints.edit(d)[1]) for d in (a, b)))
+                signs = sign_conflict.sign_conflict(*(self.edit(self.checkpoints.edit(d)[1]) for d in (a, b)))
                 sets = [(top_share(scores[d]), top_share_global(scores[d])) for d in (a, b)]
                 by_layer, overall = (overlap(*pair) for pair in zip(*sets, strict=True))
                 pairs.append({"domains": [a, b], "by_layer": by_layer, "global": overall, "sign_conflict": signs})
@@ -200,21 +200,21 @@ class Analysis:
             return out
         if own is not None:
             drawn = {d: s for d, s in drawn.items() if d in (own, *(x.domain for x in later))}
-        figures, effects = points.gradient_figures(self.probe, params, drawn, own, later, progress)
+        figures, effects = checkpoint_figures.gradient_figures(self.probe, params, drawn, own, later, progress)
         activity = {}
         for domain, sample in drawn.items():
             progress(f"routes of {domain}")
             activity[domain] = self.probe.activity(params, sample)
-        out |= {"gradients": figures, "routes": points.route_figures(activity), "shared": {}}
+        out |= {"gradients": figures, "routes": checkpoint_figures.route_figures(activity), "shared": {}}
         for x in later:
             assert own is not None
-            route_LF = points.shared_route(activity[own], activity[x.domain])
-            out["shared"][x.domain] = points.on_route(self.probe, route_LF, x, effects[x.domain])
+            route_LF = checkpoint_figures.shared_route(activity[own], activity[x.domain])
+            out["shared"][x.domain] = checkpoint_figures.on_route(self.probe, route_LF, x, effects[x.domain])
         return out
 
-    def _later(self, own: str, stage: Trained, edit: Callable[[Trained], Any]) -> points.Later:
+    def _later(self, own: str, stage: Trained, edit: Callable[[Trained], Any]) -> checkpoint_figures.Later:
         c = self.checkpoints
-        return points.Later(stage.domain, edit(stage), *(edit(c.edit(d)[1]) for d in (own, stage.domain)))
+        return checkpoint_figures.Later(stage.domain, edit(stage), *(edit(c.edit(d)[1]) for d in (own, stage.domain)))
 
     def _displacement(self, domain: str, stage: Trained) -> tuple[Any, Any]:
         """θ*_i and D_i(t)."""

@@ -14,10 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax import tree
-from mdrl_jax.analysis import routes, stack
-from mdrl_jax.analysis.curvature import blocked, exact
-from mdrl_jax.analysis.jets import jets
-from mdrl_jax.analysis.objectives import Forward, Order2, Rows, both_losses, reward_loss
+from mdrl_jax.analysis import routes
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.model import attention
 from mdrl_jax.model.transformer import Decoder
@@ -26,6 +23,10 @@ from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, put
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import DTYPES, Runtime
+from mdrl_jax.second_order import decoder_parts
+from mdrl_jax.second_order.hvp import blocked, exact
+from mdrl_jax.second_order.jets import jets
+from mdrl_jax.second_order.objectives import CompletionBatch, DirectionalDerivatives, Forward, both_losses, reward_loss
 
 AT_ONCE = 2  # directions on a route, where sequences are long
 
@@ -62,7 +63,7 @@ class Probe:
             "hessian": self._add_hessian,
         }
 
-    def rows(self, sample: Sample, batch: int | None = None, adv_PG: np.ndarray | None = None) -> list[Rows]:
+    def rows(self, sample: Sample, batch: int | None = None, adv_PG: np.ndarray | None = None) -> list[CompletionBatch]:
         """The sample in micro-batches of `batch` prompts (`analyze.batch`), on the host."""
         return sample.rows(self.runtime.config.analyze.batch if batch is None else batch, adv_PG)
 
@@ -70,7 +71,7 @@ class Probe:
         """log π of the sample's tokens [P, G, Tc], 0 on padding."""
         return self._stream(lambda micro: self.row_log_probs(params, micro), self.rows(sample), sample)
 
-    def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, Order2]:
+    def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, DirectionalDerivatives]:
         """First and second orders of every objective along `v`, by prompt (`objectives.derivatives`)."""
         _, u, w = self.jets(params, v, sample)
         return sample.derivatives(u, w, self.grpo)
@@ -84,7 +85,7 @@ class Probe:
         one = lambda micro: self._route_jets(point, fixed, directions, micro)  # noqa: E731
         return self._stream(one, self.rows(sample, batch), sample)
 
-    def gradient(self, params: Any, rows: Rows) -> Any:
+    def gradient(self, params: Any, rows: CompletionBatch) -> Any:
         """∇L of the reward loss on one micro-batch."""
         return self._gradient(params, self._put(rows))
 
@@ -94,7 +95,7 @@ class Probe:
         stacked = (np.stack([np.asarray(m[i], np.float64) for m in made]) for i in range(3))
         return routes.Activity(*stacked)
 
-    def hessian(self, point: Any, fixed: Any, rows: list[Rows], count: float) -> Callable[[Any], Any]:
+    def hessian(self, point: Any, fixed: Any, rows: list[CompletionBatch], count: float) -> Callable[[Any], Any]:
         """A block [b, ...] of route vectors -> Σ over rows of the Hessian products of `both_losses` / count."""
         placed = [self._put(micro) for micro in rows]
 
@@ -106,10 +107,12 @@ class Probe:
 
         return operator
 
-    def _put(self, rows: Rows) -> Rows:
+    def _put(self, rows: CompletionBatch) -> CompletionBatch:
         return put(rows, self.runtime.mesh)
 
-    def _stream(self, function: Callable[[Rows], Any], rows: list[Rows], sample: Sample) -> np.ndarray:
+    def _stream(
+        self, function: Callable[[CompletionBatch], Any], rows: list[CompletionBatch], sample: Sample
+    ) -> np.ndarray:
         """Results [..., B, Tc] of each micro-batch, joined to [..., P, G, Tc]; rows that fill up are dropped."""
         made = [function(self._put(micro)) for micro in rows]
         joined = np.concatenate(distributed.gather(made), axis=-2)
@@ -125,36 +128,39 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
       UserError: if a micro-batch does not divide over the mesh.
     """
     config = runtime.config.analyze
-    rows = config.batch * config.group
+    rows = config.batch * config.group_size
     longest = runtime.config.rollout.prompt_buckets[-1] + runtime.config.rollout.completion_buckets[-1]
     here = rows // batch_divisor(runtime.mesh)
     heads = runtime.model.config.n_heads // divisor(runtime.mesh, "heads")
-    attend = attention.choose(here, heads, longest, config.score_bytes)
+    attend = attention.choose(here, heads, longest, config.attention_logit_bytes)
     model = Decoder(runtime.model.config, DTYPES[config.dtype], runtime.config.model.remat)
     temperature, chunk = runtime.config.rollout.sampling.temperature, runtime.config.model.logprob_chunk
     # A gradient may attend as training does, by a fused kernel.
     once = attend if attend is attention.plain else runtime.model.attention
-    whole, narrow = stack.whole(model, attend), stack.on_route(model, attend)
-    forward, fused, on_route = (Forward(s, temperature, chunk) for s in (whole, stack.whole(model, once), narrow))
+    whole, narrow = decoder_parts.whole(model, attend), decoder_parts.on_route(model, attend)
+    forward, fused, on_route = (
+        Forward(s, temperature, chunk) for s in (whole, decoder_parts.whole(model, once), narrow)
+    )
     take_jets = functools.partial(_jet_rows, temperature=temperature, chunk=chunk)
     like = {"out_shardings": runtime.shardings}
 
-    def gradient(params: Any, rows: Rows) -> Any:
+    def gradient(params: Any, rows: CompletionBatch) -> Any:
         return jax.grad(lambda p: jnp.divide(*reward_loss(fused)(p, rows, ())))(params)
 
     # Where the scores of attention are too many to hold, so are the activations of many directions.
     over = jax.vmap if attend is attention.plain else _few_at_once
 
-    def route_jets(point: Any, fixed: Any, directions: Any, rows: Rows) -> jax.Array:
+    def route_jets(point: Any, fixed: Any, directions: Any, rows: CompletionBatch) -> jax.Array:
         return jnp.moveaxis(over(lambda v: take_jets(narrow, point, fixed, v, rows))(directions), 0, 1)
 
     product = blocked(exact(both_losses(on_route)))
 
-    def add_hessian(point: Any, block: Any, rows: Rows, fixed: Any, scale: jax.Array, total: Any) -> Any:
+    def add_hessian(point: Any, block: Any, rows: CompletionBatch, fixed: Any, scale: jax.Array, total: Any) -> Any:
         return tree.axpy(scale, product(point, block, jax.tree.map(lambda x: x[None], rows), fixed), total)
 
     left = program(
-        "analyze_fixed", lambda params, index_LR, mask_LR: stack.route_fixed(params, index_LR, mask_LR)["keep_LF"]
+        "analyze_fixed",
+        lambda params, index_LR, mask_LR: decoder_parts.route_fixed(params, index_LR, mask_LR)["keep_LF"],
     )
 
     def fixed(params: Any, index_LR: jax.Array, mask_LR: jax.Array) -> Any:
@@ -162,7 +168,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         return {"params": params, "keep_LF": left(params, index_LR, mask_LR)}
 
     def outside(displacement: Any, z: Any, index_LR: jax.Array, mask_LR: jax.Array) -> Any:
-        return tree.sub(displacement, stack.lift(z, index_LR, mask_LR, displacement))
+        return tree.sub(displacement, decoder_parts.lift(z, index_LR, mask_LR, displacement))
 
     return Probe(
         runtime=runtime,
@@ -170,7 +176,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         grpo=grpo,
         along=program("analyze_along", lambda x, v, alpha: tree.axpy(alpha, v, x), **like),
         difference=program("analyze_difference", tree.sub, **like),
-        slice=program("analyze_slice", stack.route_slice),
+        slice=program("analyze_slice", decoder_parts.route_slice),
         fixed=fixed,
         outside=program("analyze_outside", outside, **like),
         neuron_products=program("analyze_neuron_products", routes.neuron_products),
@@ -189,7 +195,14 @@ def _few_at_once(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _jet_rows(
-    part: stack.Stack, point: Any, fixed: Any, v: Any, rows: Rows, *, temperature: float, chunk: int
+    part: decoder_parts.DecoderParts,
+    point: Any,
+    fixed: Any,
+    v: Any,
+    rows: CompletionBatch,
+    *,
+    temperature: float,
+    chunk: int,
 ) -> jax.Array:
     """logp, u and w of the rows, [3, B, Tc]; logp is 0 on padding."""
     start = rows.tokens_BT.shape[-1] - rows.mask_BT.shape[-1]

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mdrl_jax.analysis.objectives import Rows
 from mdrl_jax.model.transformer import Attend, Block, Decoder, Projection, positions_of
+from mdrl_jax.second_order.objectives import CompletionBatch
 
 SHARE = 0.1
 WHICH = ("all", "correct")  # completions: every one, or those with the full reward
@@ -36,7 +36,7 @@ class Activity:
         return total / max(float(self.tokens[keep, w].sum()), 1.0)
 
 
-def activity(model: Decoder, attend: Any, params: Any, rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
+def activity(model: Decoder, attend: Any, params: Any, rows: CompletionBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of one block: neurons [2, L, F] and heads [2, L, H] summed over tokens, and their number [2]."""
     reach_LF = jnp.sqrt(jnp.sum(jnp.square(params["layers"]["down"]["kernel"]), axis=2))
     weights_BT = rows.mask_BT * rows.weight_B[:, None]

@@ -15,15 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax import records, tokens
-from mdrl_jax.analysis.objectives import SUCCESS, Order2, Rows, derivatives, leave_one_out
+from mdrl_jax import records
 from mdrl_jax.domains.prompts import visit_order
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import tokens
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import batch_divisor
 from mdrl_jax.rl.grpo import GRPOConfig, group_advantages, loss_mask
 from mdrl_jax.rl.policy import join
 from mdrl_jax.runtime import Runtime
+from mdrl_jax.second_order.objectives import (
+    SUCCESS,
+    CompletionBatch,
+    DirectionalDerivatives,
+    derivatives,
+    leave_one_out,
+)
 
 STAGE_OF_KEYS = "analyze"
 
@@ -77,7 +84,7 @@ class Sample:
         longer = {name: np.pad(getattr(self, name), widths) for name in ("tokens_PGT", "mask_PGT")}
         return dataclasses.replace(self, **longer)
 
-    def rows(self, batch: int, adv_PG: np.ndarray | None = None) -> list[Rows]:
+    def rows(self, batch: int, adv_PG: np.ndarray | None = None) -> list[CompletionBatch]:
         """On the host, in micro-batches of `batch` prompts; the last is filled up with rows of weight 0."""
         filled = np.arange(-(-self.n_prompts // batch) * batch)
         real = filled < self.n_prompts
@@ -90,7 +97,7 @@ class Sample:
         def flat(x_PG: np.ndarray) -> np.ndarray:
             return x_PG.reshape((-1,) + x_PG.shape[2:]).astype(np.float32)
 
-        rows = Rows(
+        rows = CompletionBatch(
             tokens_BT=tokens_BT.astype(np.int32),
             valid_BT=valid_BT,
             mask_BT=flat(whole.mask_PGT),
@@ -101,7 +108,7 @@ class Sample:
         size = batch * group
         return [jax.tree.map(lambda x, i=i: x[i : i + size], rows) for i in range(0, len(filled) * group, size)]
 
-    def derivatives(self, u_PGT: np.ndarray, w_PGT: np.ndarray, grpo: GRPOConfig) -> dict[str, Order2]:
+    def derivatives(self, u_PGT: np.ndarray, w_PGT: np.ndarray, grpo: GRPOConfig) -> dict[str, DirectionalDerivatives]:
         """`objectives.derivatives` with this sample's rewards; `grpo` gives the trainer's own advantages."""
         trained_PG, informative_P = distributed.gather(group_advantages(jnp.asarray(self.rewards_PG), scale=grpo.scale))
         group = self.rewards_PG.shape[1]
@@ -124,7 +131,10 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
     """
     config, parts = runtime.config.analyze, batch_divisor(runtime.mesh)
     at_once = sampled_at_once(config.prompts, config.batch, runtime.config.evaluate.batch)
-    for what, size in (("analyze.batch * group", config.batch * config.group), ("analyze.prompts at once", at_once)):
+    for what, size in (
+        ("analyze.batch * group_size", config.batch * config.group_size),
+        ("analyze.prompts at once", at_once),
+    ):
         if size % parts:
             raise UserError(f"{who}{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
     for domain in domains:
@@ -134,7 +144,7 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
 
 
 def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = None, first: int = 0) -> Sample:
-    """Samples `analyze.group` completions of each prompt at `params`, the `first` prompts left out.
+    """Samples `analyze.group_size` completions of each prompt at `params`, the `first` prompts left out.
 
     Raises:
       UserError: if rewards fail (`Runtime.sample`).
@@ -143,19 +153,19 @@ def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = Non
     prompts = runtime.prompts[domain, config.split]
     last = first + (n_prompts or config.prompts)
     chosen = visit_order(runtime.config.seed, STAGE_OF_KEYS, domain, len(prompts), 0, last)[first:]
-    key_of = (runtime.config.seed, STAGE_OF_KEYS, 0)
+    key_path = (runtime.config.seed, STAGE_OF_KEYS, 0)
     parts = len(chosen) // sampled_at_once(len(chosen), config.batch, runtime.config.evaluate.batch)
     sampling = runtime.config.rollout.sampling
-    judged = runtime.sample(params, [(prompts, chosen)], key_of, config.group, sampling, parts)
-    done = judged.completions
+    scored = runtime.rollouts.sample(params, [(prompts, chosen)], key_path, config.group_size, sampling, parts)
+    done = scored.completions
     longest = int(done.length_PG.max())
     length = tokens.bucket(longest, runtime.config.rollout.completion_buckets, "a completion")
     return Sample(
-        prompts_PT=judged.prompts_PT,
-        valid_PT=judged.valid_PT,
+        prompts_PT=scored.prompts_PT,
+        valid_PT=scored.valid_PT,
         tokens_PGT=done.tokens_PGT[:, :, :length],
-        mask_PGT=judged.mask_PGT[:, :, :length],
-        rewards_PG=judged.rewards_PG,
+        mask_PGT=scored.mask_PGT[:, :, :length],
+        rewards_PG=scored.rewards_PG,
         ended_PG=done.ended_PG,
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mdrl_jax.analysis.statistics import Estimate, percentile
+from mdrl_jax.stats.bootstrap import percentile
+from mdrl_jax.stats.estimate import Estimate
 
 N_RESAMPLES = 2000
 OPEN = "the interval of DᵀHD includes 0"

@@ -12,10 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax.analysis import curvature, stack
-from mdrl_jax.analysis.jets import jets
-from mdrl_jax.analysis.lanczos import Spectrum, block_lanczos, random_block
-from mdrl_jax.analysis.objectives import Forward, Rows, success_nll
 from mdrl_jax.bench.measure import Line, Task, compiled
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
@@ -23,6 +19,10 @@ from mdrl_jax.model.families import ModelConfig
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+from mdrl_jax.second_order import decoder_parts, hvp
+from mdrl_jax.second_order.jets import jets
+from mdrl_jax.second_order.lanczos import Spectrum, block_lanczos, random_block
+from mdrl_jax.second_order.objectives import CompletionBatch, Forward, success_nll
 
 HEAD_DIM, SHARE = 32, 0.1
 BLOCK = 4  # vectors of one linearized product
@@ -57,17 +57,17 @@ class Problem:
     sizes: Sizes
     model: Decoder
     params: Any
-    rows: Rows
+    rows: CompletionBatch
     v: Any
 
     @property
-    def micro(self) -> Rows:
+    def micro(self) -> CompletionBatch:
         """The batch without its axis of micro-batches."""
         return jax.tree.map(lambda x: x[0], self.rows)
 
-    def loss(self, decoder: stack.Stack | None = None) -> curvature.Loss:
+    def loss(self, decoder: decoder_parts.DecoderParts | None = None) -> hvp.Loss:
         """(point, rows, fixed) -> (sum, count) of the NLL of the completions."""
-        return success_nll(Forward(decoder or stack.whole(self.model), temperature=1.0))
+        return success_nll(Forward(decoder or decoder_parts.whole(self.model), temperature=1.0))
 
 
 def problem(sizes: Sizes, seed: int = 0) -> Problem:
@@ -78,7 +78,7 @@ def problem(sizes: Sizes, seed: int = 0) -> Problem:
     params = huggingface.random_params(model, make_mesh(MeshConfig(), jax.devices()[:1]), seed)
     rng = np.random.default_rng(seed)
     ones_B = np.ones((1, sizes.rows), np.float32)
-    rows = Rows(
+    rows = CompletionBatch(
         tokens_BT=rng.integers(0, sizes.vocabulary, (1, sizes.rows, sizes.length), np.int32),
         valid_BT=np.ones((1, sizes.rows, sizes.length), bool),
         mask_BT=np.ones((1, sizes.rows, sizes.completion), np.float32),
@@ -97,20 +97,20 @@ def logits(given: Problem) -> Callable[..., jax.Array]:
     def head(params: Any, fixed: Any, x_BCD: jax.Array, *_: Any) -> jax.Array:
         return model.apply({"params": params}, x_BCD, method="normed_logits")  # type: ignore
 
-    decoder = dataclasses.replace(stack.whole(model), head=head)
+    decoder = dataclasses.replace(decoder_parts.whole(model), head=head)
 
-    def outputs(params: Any, rows: Rows) -> jax.Array:
+    def outputs(params: Any, rows: CompletionBatch) -> jax.Array:
         start = sizes.length - sizes.completion
-        return stack.log_probs(decoder, params, (), rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
+        return decoder_parts.log_probs(decoder, params, (), rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
 
     return outputs
 
 
 def second_order(given: Problem) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """(params, v, rows) -> v·∇L and vᵀ∇²L v from the (u, w) of every token."""
-    decoder, start = stack.whole(given.model), given.sizes.length - given.sizes.completion
+    decoder, start = decoder_parts.whole(given.model), given.sizes.length - given.sizes.completion
 
-    def derivatives(params: Any, v: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    def derivatives(params: Any, v: Any, rows: CompletionBatch) -> tuple[jax.Array, jax.Array]:
         _, u_BT, w_BT = jets(decoder, params, (), v, rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
         return -jnp.sum(u_BT) / given.sizes.rows, -jnp.sum(w_BT) / given.sizes.rows
 
@@ -121,16 +121,16 @@ def whole_tasks(given: Problem) -> dict[str, Task]:
     """The products with the Hessian of all parameters."""
     params, v, rows = given.params, given.v, given.rows
     block = random_block(jax.random.key(1), params, BLOCK)
-    hessian = curvature.exact(given.loss())
+    hessian = hvp.exact(given.loss())
 
-    def curved(z: jax.Array, dz: jax.Array, micro: Rows) -> tuple[jax.Array, jax.Array]:
-        return curvature.softmax_curvature(z, dz, micro.mask_BT), jnp.sum(micro.weight_B)
+    def curved(z: jax.Array, dz: jax.Array, micro: CompletionBatch) -> tuple[jax.Array, jax.Array]:
+        return hvp.softmax_curvature(z, dz, micro.mask_BT), jnp.sum(micro.weight_B)
 
     made = {
         GRADIENT: (jax.value_and_grad(given.loss(), has_aux=True), params, given.micro, ()),
         HV: (hessian, params, v, rows, ()),
-        "Hv of a block": (curvature.blocked(hessian), params, block, rows, ()),
-        GGN: (curvature.gauss_newton(logits(given), curved), params, v, rows),
+        "Hv of a block": (hvp.blocked(hessian), params, block, rows, ()),
+        GGN: (hvp.gauss_newton(logits(given), curved), params, v, rows),
         "jets": (second_order(given), params, v, given.micro),
     }
     return {name: compiled(f"bench {name}", *made[name])[0] for name in made}
@@ -143,7 +143,7 @@ class Route:
     point: Any
     fixed: Any
     block: Any
-    loss: curvature.Loss
+    loss: hvp.Loss
 
 
 def route(given: Problem, seed: int = 0) -> Route:
@@ -153,15 +153,15 @@ def route(given: Problem, seed: int = 0) -> Route:
     order = np.argsort(np.random.default_rng(seed).random((config.n_layers, config.d_mlp)), axis=1)
     index_LR = jnp.asarray(np.sort(order[:, :width], axis=1), jnp.int32)
     mask_LR = jnp.ones(index_LR.shape, jnp.float32)
-    point = program("bench route slice", stack.route_slice)(given.params, index_LR, mask_LR)
-    fixed = program("bench route fixed", stack.route_fixed)(given.params, index_LR, mask_LR)
+    point = program("bench route slice", decoder_parts.route_slice)(given.params, index_LR, mask_LR)
+    fixed = program("bench route fixed", decoder_parts.route_fixed)(given.params, index_LR, mask_LR)
     block = random_block(jax.random.key(seed), point, 1)
-    return Route(point, fixed, block, given.loss(stack.on_route(given.model)))
+    return Route(point, fixed, block, given.loss(decoder_parts.on_route(given.model)))
 
 
 def route_tasks(given: Problem, on: Route) -> dict[str, Task]:
     """One product on the route, and Lanczos with it."""
-    operator = curvature.blocked(curvature.exact(on.loss))
+    operator = hvp.blocked(hvp.exact(on.loss))
     product, apply = compiled("bench route", operator, on.point, on.block, given.rows, on.fixed)
 
     def solve() -> Spectrum:

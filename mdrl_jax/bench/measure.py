@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mdrl_jax.analysis.statistics import Estimate, cluster_bootstrap
 from mdrl_jax.parallel.hlo import matmul_flops
 from mdrl_jax.parallel.programs import program
+from mdrl_jax.stats.bootstrap import cluster_bootstrap
+from mdrl_jax.stats.estimate import Estimate
 
 
 @dataclasses.dataclass(frozen=True)

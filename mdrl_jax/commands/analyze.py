@@ -12,8 +12,8 @@ from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.config import Config
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
-from mdrl_jax.report import findings, terminal
-from mdrl_jax.report.console import Screen
+from mdrl_jax.report.screen import analysis, terminal
+from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.workfolder import WorkFolder
 
 SOLO = "solo-"
@@ -23,7 +23,7 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
     """Writes `workdir`/analysis and claims.json, and shows the findings.
 
     `stages` are "domain:FOLDER" in the order of training; "solo-domain:FOLDER" was trained from the base alone.
-    `output` as in `report/console.py`.
+    `output` as in `report/screen/console.py`.
 
     Raises:
       UserError: for a stage that is not of that form, or a folder whose model is not the base's.
@@ -60,7 +60,7 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
         with Screen(folder.root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
             sources = {name: str(place) for name, place in folders.items()}
             found = interference.run(built, checkpoints, folder.root, config.train.grpo, screen.steps, sources)
-            screen.print(findings.summary(found), final=True)
+            screen.print(analysis.summary(found), final=True)
             screen.event("claims", claims=found["claims"])
             seconds = time.monotonic() - started
             screen.print(terminal.places(folder.root, seconds), final=True)

@@ -8,13 +8,14 @@ import jax
 from mdrl_jax import runtime
 from mdrl_jax.config import Config
 from mdrl_jax.evaluate import evaluate
-from mdrl_jax.report import matrix, terminal
-from mdrl_jax.report.console import Screen
-from mdrl_jax.report.scores import score_rows
+from mdrl_jax.report.screen import terminal
+from mdrl_jax.report.screen.console import Screen
+from mdrl_jax.report.tables import matrix
+from mdrl_jax.report.tables.scores import score_rows
 
 
 def run(model: str, config: Config, output: str = "screen") -> None:
-    """Prints scores with standard errors, in points; `output` as in `report/console.py`."""
+    """Prints scores with standard errors, in points; `output` as in `report/screen/console.py`."""
     started = time.monotonic()
     section = dataclasses.replace(config.model, path=model, weights="load")
     config = dataclasses.replace(config, model=section)

@@ -27,16 +27,17 @@ from mdrl_jax.parallel import chips
 from mdrl_jax.parallel.chips import Chip
 from mdrl_jax.parallel.fit import Compiled, by_kind, compile_for, largest, whole_parameters
 from mdrl_jax.parallel.sharding import batch_divisor, make_mesh, over_tensor, param_shardings
-from mdrl_jax.report.console import Screen
+from mdrl_jax.report.screen.console import Screen
+from mdrl_jax.rl.rollouts import Rollouts
 from mdrl_jax.runtime import Runtime, decoder, model_folder
-from mdrl_jax.stages import Stage, plan
+from mdrl_jax.stage import Stage, plan
 
 GIB = 2.0**30
 WIDTH = 150  # of the table: figures side by side
 
 
 def run(config: Config, topology: str, everything: bool = False, output: str = "screen") -> bool:
-    """Prints the table and says whether all programs fit; `output` as in `report/console.py`.
+    """Prints the table and says whether all programs fit; `output` as in `report/screen/console.py`.
 
     Raises:
       UserError: without the compiler, for a slice or a model that is not known, and for a mesh that does not match.
@@ -83,12 +84,11 @@ def abstract_runtime(config: Config, devices: Sequence[Any]) -> tuple[Runtime, s
         mesh=mesh,
         model=model,
         tokenizer=none,
-        end=(0,),
         shapes=nn.unbox(boxed),
         shardings=param_shardings(mesh, boxed),
         domains={},
         prompts={},
-        pool=none,
+        rollouts=Rollouts(model, mesh, none, (0,), config.rollout, none, config.rewards.max_error_share),
         notes=(f"attention of training, log-probs and prefill: {model.attention.__name__}",),
     )
     return runtime, source

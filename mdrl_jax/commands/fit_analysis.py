@@ -6,15 +6,17 @@ from typing import Any
 
 import jax
 
-from mdrl_jax.analysis import blocks, conflict, probe, stack
+from mdrl_jax.analysis import conflict, probe
 from mdrl_jax.analysis.routes import SHARE
 from mdrl_jax.analysis.samples import sampled_at_once
 from mdrl_jax.commands.fit_programs import F32, I32, ROWS, Job, Shapes, sampling
 from mdrl_jax.model import flops
 from mdrl_jax.parallel.fit import bytes_a_device
 from mdrl_jax.parallel.sharding import named, stacked
-from mdrl_jax.recovery import evidence, rollback, selection
-from mdrl_jax.recovery.fisher import squares_program
+from mdrl_jax.recovery.rollback import evidence, selection
+from mdrl_jax.recovery.rollback import rules as rollback
+from mdrl_jax.second_order import blocks, decoder_parts
+from mdrl_jax.second_order.fisher import squares_program
 
 DIRECTIONS = 8  # of `ladder`, at a time
 
@@ -23,7 +25,7 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     """What the interference analysis of so many stages runs."""
     runtime, section = shapes.runtime, shapes.runtime.config.analyze
     programs = probe.build(runtime, runtime.config.train.grpo).programs
-    n, config, later = section.batch * section.group, runtime.model.config, max(stages - 1, 0)
+    n, config, later = section.batch * section.group_size, runtime.model.config, max(stages - 1, 0)
     rows, params, scalar = shapes.rows(n), shapes.params, shapes.array((), F32)
     point, directions = _on_route(shapes), _on_route(shapes, DIRECTIONS)
     block = _on_route(shapes, section.lanczos_block)
@@ -38,8 +40,8 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
 
     at_once = sampled_at_once(section.prompts, section.batch, runtime.config.evaluate.batch)
     how, on_path = runtime.config.rollout.sampling, shapes.trees(checkpoints=2, displacement=1)
-    name = f"sample to analyse, {section.group} a prompt"
-    yield sampling(shapes, name, at_once, section.group, how, on_path)
+    name = f"sample to analyse, {section.group_size} a prompt"
+    yield sampling(shapes, name, at_once, section.group_size, how, on_path)
     at_point = shapes.trees(checkpoints=1, edits=1 + later)
     yield job("gradient", "gradient", at_point | shapes.trees(gradients=section.held - 1), own.gradient, params, rows)
     yield job("activity", "activity", at_point, own.forward, params, rows)
@@ -60,7 +62,7 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     """What a rollback runs: evidence by the analysis's programs, scores of coordinates, sets of them, their trial."""
     runtime, config = shapes.runtime, shapes.runtime.config
     params, masks, scalar = shapes.params, shapes.masks(), shapes.array((), F32)
-    built, n = probe.build(runtime, config.train.grpo), config.analyze.batch * config.analyze.group
+    built, n = probe.build(runtime, config.train.grpo), config.analyze.batch * config.analyze.group_size
     rows, rules = shapes.rows(n), len(config.recover.rules)
     # Scores that are there when evidence of the domain is asked for: those of the rules before.
     before = max((i for i, rule in enumerate(config.recover.rules) if rule in evidence.NEEDS_DATA), default=0)
@@ -92,7 +94,7 @@ def _on_route(shapes: Shapes, *leading: int) -> Any:
     config, mesh = shapes.runtime.model.config, shapes.runtime.mesh
     width = conflict.whole(math.ceil(SHARE * config.d_mlp))
     with jax.set_mesh(mesh):
-        axes = stack.route_axes(width)
+        axes = decoder_parts.route_axes(width)
 
     def part(name: str, *sizes: int) -> jax.ShapeDtypeStruct:
         sharding = named(mesh, *axes[name])

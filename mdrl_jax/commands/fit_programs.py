@@ -13,20 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mdrl_jax.analysis.objectives import Rows
 from mdrl_jax.checkpoints import abstract
 from mdrl_jax.model import flops
 from mdrl_jax.parallel.fit import bytes_a_device
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, named
-from mdrl_jax.recovery import prevention
-from mdrl_jax.rl import loop, pretraining
+from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.rl.grpo import GRPOBatch
 from mdrl_jax.rl.policy import PolicyBatch
 from mdrl_jax.rl.rollout import SamplingConfig, cache_bytes, make_sampler
+from mdrl_jax.rl.rollouts import prompts_at_once
 from mdrl_jax.rl.sft import SFTBatch
 from mdrl_jax.rl.trainer import TrainState
-from mdrl_jax.runtime import Runtime, prompts_at_once
-from mdrl_jax.stages import Stage
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.second_order.objectives import CompletionBatch
+from mdrl_jax.stage import Stage
+from mdrl_jax.stages import grpo as loop
+from mdrl_jax.stages import sft
 
 F32, I32 = jnp.float32, jnp.int32
 ROWS, PROMPTS = "rows of a micro-batch", "prompts at once"
@@ -88,10 +90,10 @@ class Shapes:
         """The longest completion."""
         return self.runtime.config.rollout.completion_buckets[-1]
 
-    def rows(self, n: int) -> Rows:
+    def rows(self, n: int) -> CompletionBatch:
         """Rows of the analysis."""
         row = functools.partial(self.array, (n,), F32, "batch")
-        return Rows(
+        return CompletionBatch(
             tokens_BT=self.array((n, self.prompt + self.new), I32, "batch"),
             valid_BT=self.array((n, self.prompt + self.new), bool, "batch"),
             mask_BT=self.array((n, self.new), F32, "batch"),
@@ -119,7 +121,13 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
 
     def lower(at_once: int) -> Any:
         sampler = make_sampler(
-            runtime.model, name, group=group, max_new_tokens=shapes.new, end=runtime.end, sampling=how, at_once=at_once
+            runtime.model,
+            name,
+            group_size=group,
+            max_new_tokens=shapes.new,
+            eos_ids=runtime.rollouts.eos_ids,
+            sampling=how,
+            at_once=at_once,
         )
         prompt = functools.partial(shapes.array, (prompts, shapes.prompt))
         key = shapes.array((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
@@ -142,13 +150,13 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
 def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     """What a GRPO stage runs: sampler, log-probs, step."""
     runtime, train = shapes.runtime, stage.train
-    made = loop.make_programs(runtime, stage, prevention.transforms(train.prevent))
+    made = loop.make_programs(runtime, stage, prepare.transforms(train.prevent))
     state = shapes.state(made.optimizer, made.shardings)
-    reference, again = loop.needs_reference(stage), train.grpo.inner_epochs > 1
+    reference, again = loop.needs_reference(stage), train.grpo.updates_per_batch > 1
     refreshed = shapes.trees(best_step=1) if stage.prefix == "refresh" else {}
     held = shapes.trees(reference=reference) | refreshed
     moments = {"optimizer": bytes_a_device(state.opt_state)}
-    total, length = train.prompts * train.group, shapes.prompt + shapes.new
+    total, length = train.prompts_per_step * train.group_size, shapes.prompt + shapes.new
 
     def arrays(rows: int) -> Any:
         def array(dtype: Any, *width: int) -> Any:
@@ -176,10 +184,10 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     def own(rows: int) -> flops.Products:
         return flops.sequences(runtime.model.config, -(-total // rows) * rows, length, shapes.new)
 
-    rows = total // train.micro_batches
-    each = train.prompts // runtime.config.rollout.parts
+    rows = total // train.grad_accum_steps
+    each = train.prompts_per_step // runtime.config.rollout.parts
     how = runtime.config.rollout.sampling
-    yield sampling(shapes, f"sample, {train.group} a prompt", each, train.group, how, moments | held)
+    yield sampling(shapes, f"sample, {train.group_size} a prompt", each, train.group_size, how, moments | held)
     if reference or again:
         beside = moments | held | ({} if reference else shapes.trees(parameters=1))
         yield Job("log-probs", log_probs, beside, rows, ROWS, own=lambda rows: own(rows).forward)
@@ -195,7 +203,7 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
 def supervised(shapes: Shapes) -> Iterator[Job]:
     """What a supervised stage runs."""
     section, config = shapes.runtime.config.sft, shapes.runtime.model.config
-    optimizer, shardings, step = pretraining.make_programs(shapes.runtime)
+    optimizer, shardings, step = sft.make_programs(shapes.runtime)
 
     def lower(rows: int) -> Any:
         def array(dtype: Any) -> Any:
@@ -204,7 +212,7 @@ def supervised(shapes: Shapes) -> Iterator[Job]:
         batch = SFTBatch(tokens_BT=array(I32), valid_BT=array(bool), mask_BT=array(F32))
         return step.lower(shapes.state(optimizer, shardings), batch, shapes.array((), F32), {})
 
-    rows = section.batch_size // section.micro_batches
+    rows = section.batch_size // section.grad_accum_steps
     own = flops.sequences(config, section.batch_size, section.length, section.length - 1).gradient
     yield Job("SFT step", lower, {}, rows, ROWS, section.batch_size, lambda _: own)
 

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from mdrl_jax import tokens
 from mdrl_jax.commands.loaded import Loaded, load_folder, load_stage
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import tokens
 from mdrl_jax.rl.rollout import SamplingConfig, make_sampler, stage_key
 
 
@@ -44,9 +44,9 @@ def run(
     sampler = make_sampler(
         loaded.model,
         "generate",
-        group=1,
+        group_size=1,
         max_new_tokens=max_new_tokens,
-        end=tokens.end_ids(loaded.tokenizer),
+        eos_ids=tokens.eos_ids(loaded.tokenizer),
         sampling=sampling,
     )
     prompt_PT, valid_PT = tokens.left_pad([ids], len(ids), tokens.pad_id(loaded.tokenizer))

@@ -8,16 +8,15 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from mdrl_jax import config as config_module
-from mdrl_jax import tokens
 from mdrl_jax.checkpoints import abstract, load_params
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.model import huggingface
+from mdrl_jax.model import huggingface, tokens
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from mdrl_jax.runtime import model_folder
-from mdrl_jax.stages import plan
+from mdrl_jax.stage import plan
 from mdrl_jax.workfolder import WorkFolder
 
 

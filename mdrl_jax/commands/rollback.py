@@ -25,11 +25,11 @@ from mdrl_jax.config import Config
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
 from mdrl_jax.parallel.programs import program
-from mdrl_jax.recovery import evidence
-from mdrl_jax.recovery.evidence import NEEDS_DATA, Ends
-from mdrl_jax.recovery.rollback import SCORES, edit_between, taken_back
-from mdrl_jax.recovery.selection import largest, size, support
-from mdrl_jax.report.console import Screen
+from mdrl_jax.recovery.rollback import evidence
+from mdrl_jax.recovery.rollback.evidence import NEEDS_DATA, Ends
+from mdrl_jax.recovery.rollback.rules import SCORES, edit_between, taken_back
+from mdrl_jax.recovery.rollback.selection import largest, size, support
+from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import model_folder
 
 DEFAULT_RULE = "displacement"
@@ -56,7 +56,7 @@ def run(
       fraction: share of all coordinates in m, those with the highest positive scores; 1 is the whole edit.
       strength: 1 takes the edit back whole, 0 leaves the model as it is, bit for bit.
       rule: one of `recovery.rollback.SCORES`.
-      output: as in `report/console.py`.
+      output: as in `report/screen/console.py`.
 
     Raises:
       UserError: for an `out` that is not empty, folders of other models, numbers out of range, or a rule that lacks

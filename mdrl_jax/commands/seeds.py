@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import write_json
-from mdrl_jax.report import agreement, methods
-from mdrl_jax.report.seeds import summarise_seeds
+from mdrl_jax.report.tables import agreement, methods
+from mdrl_jax.report.tables.seeds import summarise_seeds
 
 
 def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.section import section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Data:
     record: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class SourceConfig:
     """The data set of one domain; without `preset` and `files` the domain is the procedural one.
 
@@ -123,7 +124,7 @@ class SourceConfig:
         return bool(self.preset or self.files)
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class DomainsConfig:
     """Which problems: generator seed, sizes of the splits, and whether rewards ignore style.
 

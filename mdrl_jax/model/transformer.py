@@ -284,7 +284,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens_BT: jax.Array, axes: Axes = BY_BATCH) -> jax.Array:
         """What the first layer gets: [B, T, D] in the dtype of matrix products."""
-        # Left to itself, XLA gathers x over `data`, and for a tied readout its gradient, to scatter it by vocabulary.
+        # Left to itself, XLA gathers x over `data`, and for a tied lm_head its gradient, to scatter it by vocabulary.
         table_VD = constrain(self.embedding, "vocab", "embed")
         x_BTD = jnp.take(table_VD, constrain(tokens_BT, "rows", None), axis=0).astype(self.dtype)
         return constrain(constrain(x_BTD, *BY_EMBED), *axes)
@@ -306,18 +306,18 @@ class Decoder(nn.Module):
         x_BTD, _ = self._scan(body, self.embed(tokens_BT))
         return self.norm(x_BTD)
 
-    def readout(self) -> jax.Array:
+    def lm_head(self) -> jax.Array:
         """The matrix [D, V] of `logits`: made once by those who take logits in a loop."""
         kernel_DV = self.embedding.T if self.config.tied else self.unembedding
         return constrain(kernel_DV, None, "vocab_split")
 
-    def logits(self, x_BTD: jax.Array, readout_DV: jax.Array | None = None) -> jax.Array:
+    def logits(self, x_BTD: jax.Array, lm_head_DV: jax.Array | None = None) -> jax.Array:
         """Float32 logits [..., V] of final hidden states [..., D].
 
         Hidden states are gathered, and each device has its part of the vocabulary: the matrix, and its gradient,
         are many times larger than a chunk of hidden states.
         """
-        kernel_DV = self.readout() if readout_DV is None else readout_DV
+        kernel_DV = self.lm_head() if lm_head_DV is None else lm_head_DV
         whole = (None,) * (x_BTD.ndim - 1)
         x_XD = constrain(x_BTD.astype(self.dtype), "rows", *whole).reshape(-1, x_BTD.shape[-1])
         wide = at_least_float32(self.dtype)

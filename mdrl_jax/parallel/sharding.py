@@ -8,7 +8,6 @@ Where rows are fewer than weights (a decoding step, logits), it is the rows that
 """
 
 import contextvars
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.section import section
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # what batch rows are split over
@@ -36,7 +36,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class MeshConfig:
     """Devices along each mesh axis; one of them may be -1: all that remain."""
 

@@ -1,53 +1,70 @@
-"""Stages that merge the solo edits of all domains: `average`, `arithmetic`, `ties` (definitions §10).
+"""Merges of several models' parameters into one, without training (definitions §10).
 
-The average of the solo models is task arithmetic with λ = 1 / number of domains; the factor λ of the other two is the
-one of `recover.scales` with the best average over domains on validation prompts.
+| merge | parameters | source |
+|---|---|---|
+| `average` | mean of the θ_i | arXiv 2203.05482 |
+| `task_arithmetic` | θ_0 + λ Σ_i τ_i | arXiv 2212.04089 |
+| `ties` | θ_0 + λ · the disjoint mean of the trimmed τ_i | arXiv 2306.01708 |
+
+θ_0 is the base model and τ_i = θ_i − θ_0. Sums run on each device in float32 or wider; each leaf keeps its own dtype.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
-from mdrl_jax.analysis import statistics
-from mdrl_jax.evaluate import validation_rewards
-from mdrl_jax.parallel.programs import program
-from mdrl_jax.progress import Track
-from mdrl_jax.recovery.baselines import average, task_arithmetic, ties
-from mdrl_jax.runtime import Runtime
-from mdrl_jax.tree import sub
+from mdrl_jax.model.transformer import at_least_float32
+from mdrl_jax.recovery.rollback.selection import top
+from mdrl_jax.tree import changed
 
 
-def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], track: Track) -> tuple[Any, dict[str, Any]]:
-    """The merged parameters, and the record of what was tried.
+def average(trees: Sequence[Any]) -> Any:
+    """The mean of trees."""
 
-    Args:
-      name: "average", "arithmetic" or "ties".
-      base: θ_0.
-      solos: parameters after each domain's solo stage.
+    def one(*leaves: jax.Array) -> jax.Array:
+        wide = at_least_float32(leaves[0].dtype)
+        return (_sum(leaves, wide) / len(leaves)).astype(leaves[0].dtype)
+
+    return jax.tree.map(one, *trees)
+
+
+def task_arithmetic(base: Any, edits: Sequence[Any], scale: Any) -> Any:
+    """θ_0 + λ Σ_i τ_i, with λ = `scale`."""
+
+    def one(theta: jax.Array, *deltas: jax.Array) -> jax.Array:
+        wide = at_least_float32(theta.dtype)
+        return changed(theta, jnp.asarray(scale, wide) * _sum(deltas, wide))
+
+    return jax.tree.map(one, base, *edits)
+
+
+def ties(base: Any, edits: Sequence[Any], density: float, scale: Any) -> Any:
+    """θ_0 + λ τ, with λ = `scale`, by trimming, electing a sign and a disjoint mean.
+
+    Of each edit the share `density` of all coordinates, those of largest magnitude over the whole model, is kept. A
+    coordinate's sign is that of the sum of what was kept; τ is the mean over the edits that kept it with that sign.
+
+    Raises:
+      ValueError: unless 0 < density ≤ 1.
     """
-    section = runtime.config.recover
-    like = {"out_shardings": runtime.shardings}
-    if name == "average":
-        merged = program("merge_average", average, **like)(list(solos.values()))
-        return merged, {"method": name, "points": [], "chosen": None}
-    edit = program("merge_edit", sub, **like)
-    edits = [edit(x, base) for x in solos.values()]
-    if name == "arithmetic":
-        combine = program("merge_arithmetic", task_arithmetic, **like)
-    else:
-        combine = lambda base, edits, scale: ties(base, edits, section.density, scale)  # noqa: E731
-    tried, best = [], None
-    with track(name, len(section.scales)) as show:
-        for scale in section.scales:
-            show(len(tried), f"factor {scale:g}")
-            params = combine(base, edits, np.float32(scale))
-            rewards = validation_rewards(runtime, params)
-            score = {domain: statistics.clustered(x).scaled(100, "points") for domain, x in rewards.items()}
-            mean = statistics.independent_mean(list(score.values()))
-            row = {"scale": scale, "average": mean.record(), "scores": {d: e.record() for d, e in score.items()}}
-            tried.append(row)
-            if best is None or mean.value > best[0]:
-                best = mean.value, params, scale
-    assert best is not None  # `config.check` wants at least one factor
-    return best[1], {"method": name, "points": tried, "chosen": best[2]}
+    kept = [
+        jax.tree.map(lambda x, m: jnp.where(m, x, 0), edit, top(jax.tree.map(jnp.abs, edit), density)) for edit in edits
+    ]
+
+    def one(theta: jax.Array, *deltas: jax.Array) -> jax.Array:
+        wide = at_least_float32(theta.dtype)
+        trimmed = [x.astype(wide) for x in deltas]
+        sign = jnp.sign(_sum(trimmed, wide))
+        agreed = [(jnp.sign(x) == sign) & (sign != 0) for x in trimmed]
+        total = _sum([jnp.where(a, x, 0) for a, x in zip(agreed, trimmed, strict=True)], wide)
+        count = jnp.maximum(_sum(agreed, wide), 1)
+        return changed(theta, jnp.asarray(scale, wide) * total / count)
+
+    return jax.tree.map(one, base, *kept)
+
+
+def _sum(leaves: Sequence[jax.Array], wide: Any) -> jax.Array:
+    return functools.reduce(jnp.add, [x.astype(wide) for x in leaves])

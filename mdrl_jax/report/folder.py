@@ -7,8 +7,8 @@ from typing import Any
 
 from mdrl_jax import records
 from mdrl_jax.errors import UserError
-from mdrl_jax.report import matrix as matrices
-from mdrl_jax.report.matrix import Matrix
+from mdrl_jax.report.tables import matrix as matrices
+from mdrl_jax.report.tables.matrix import Matrix
 
 # What writes the records under a path, first match.
 MADE_BY = {

@@ -20,10 +20,10 @@ from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import run
-from mdrl_jax.report.findings import interval, null_text, number
 from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.screen.analysis import interval, null_text, number
 from mdrl_jax.report.sections import SECTIONS
-from mdrl_jax.stages import plan
+from mdrl_jax.stage import plan
 from mdrl_jax.workfolder import WorkFolder
 
 # What the paper and its sister claim (definitions §0), and what judges it here.

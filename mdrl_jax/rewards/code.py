@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mdrl_jax.rewards import sandbox
+from mdrl_jax.rewards.sandbox import run
 
 _FENCED = re.compile(
     r"^[ \t]*```[ \t]*(?:python3?|py)[ \t]*\r?\n(.*?)(?:^[ \t]*```[ \t]*\r?$|\Z)",
@@ -44,7 +44,7 @@ def passes_tests(completion: str, check: Mapping[str, Any]) -> float:
             compile(test, "<test>", "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as e:
             raise ValueError(f"this test is not Python ({e}): {test!r}") from e
-    outcome = sandbox.run(program(completion), tests)
+    outcome = run.run(program(completion), tests)
     if outcome == "deadline":
         raise TimeoutError("the wall-clock deadline came before the program's CPU time was used")
     return float(outcome == "ok")

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mdrl_jax.rewards import isolation
 from mdrl_jax.rewards.base import SHORT_NAMES, Score
-from mdrl_jax.rewards.sandbox import Limits
+from mdrl_jax.rewards.sandbox import isolation
+from mdrl_jax.rewards.sandbox.run import Limits
 from mdrl_jax.rewards.worker import END
 
 Request = tuple[str, str, Mapping[str, Any]]

@@ -19,8 +19,8 @@ import tempfile
 from dataclasses import asdict
 from typing import Any
 
-from mdrl_jax.rewards import sandbox
 from mdrl_jax.rewards.base import RewardFunction, Score, resolve, score
+from mdrl_jax.rewards.sandbox import run
 
 _ERROR_CHARACTERS = 500
 
@@ -39,7 +39,7 @@ def _terminate(number: int, frame: Any) -> None:
     raise _Terminated
 
 
-def judge(request: list[Any], limits: sandbox.Limits, functions: dict[str, RewardFunction]) -> Score:
+def judge(request: list[Any], limits: run.Limits, functions: dict[str, RewardFunction]) -> Score:
     """The score of one request; whatever the reward function raises becomes its error."""
     name, completion, check = request
     try:
@@ -80,15 +80,15 @@ def main() -> None:
     sys.path[:] = settings.pop("path")
     tempfile.tempdir = os.environ["TMPDIR"] = settings.pop("folder")
     wanted = settings.pop("sandbox")
-    limits = sandbox.Limits(**settings)
-    sandbox.configure(limits, wanted)
+    limits = run.Limits(**settings)
+    run.configure(limits, wanted)
     functions: dict[str, RewardFunction] = {}
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
         answer = asdict(judge(json.loads(line), limits, functions))
         print(json.dumps(answer), file=answers, flush=True)
-        sandbox.prepare()
-    sandbox.close()
+        run.prepare()
+    run.close()
     # A pool that closes ends its workers by END: this one was killed, and cannot tidy up.
     shutil.rmtree(tempfile.tempdir, ignore_errors=True)
 
@@ -97,5 +97,5 @@ if __name__ == "__main__":
     try:
         main()
     except (_Terminated, BrokenPipeError):
-        sandbox.close()
+        run.close()
         os._exit(0)

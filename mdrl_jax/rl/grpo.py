@@ -20,7 +20,6 @@ Deviations from them:
 - k1 enters as a reward, not as a term to differentiate (`kl_penalty`).
 """
 
-import dataclasses
 import math
 
 import flax.struct
@@ -28,13 +27,15 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from mdrl_jax.section import section
+
 STD_EPSILON = 1e-4  # TRL's; keeps groups of nearly equal rewards from exploding
 REWARD_TOLERANCE = 1e-6  # float32 rounding of sums of a few rewards in [0, 1], with room
 
 Pair = tuple[jax.Array, jax.Array]  # (sum, count); the mean is sum / max(count, 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class GRPOConfig:
     """The loss's section of a config. Raises ValueError on a value that is not allowed.
 
@@ -51,7 +52,7 @@ class GRPOConfig:
         importance_cap: upper limit of the sampler-to-trainer importance weight; 0 turns it off.
         mask_overlong: leave out completions cut at the length limit.
         drop_zero_variance: leave out groups without reward variance (their KL too).
-        inner_epochs: passes over each batch of completions; above 1 it is off-policy.
+        updates_per_batch: passes over each batch of completions; above 1 it is off-policy.
     """
 
     scale: str = "std"
@@ -64,7 +65,7 @@ class GRPOConfig:
     importance_cap: float = 2.0
     mask_overlong: bool = False
     drop_zero_variance: bool = True
-    inner_epochs: int = 1
+    updates_per_batch: int = 1
 
     def __post_init__(self):
         cap = self.importance_cap
@@ -77,7 +78,7 @@ class GRPOConfig:
             "kl_coef": (0 <= self.kl_coef < math.inf, "a number of at least 0"),
             "kl": (self.kl in KL_ESTIMATES, f"one of {', '.join(KL_ESTIMATES)}"),
             "importance_cap": (cap == 0 or 1 <= cap < math.inf, "0 (off) or a number from 1 up"),
-            "inner_epochs": (self.inner_epochs >= 1, "a whole number of at least 1"),
+            "updates_per_batch": (self.updates_per_batch >= 1, "a whole number of at least 1"),
         }
         for field, (holds, allowed) in rules.items():
             if not holds:

@@ -31,10 +31,10 @@ def token_log_probs(
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     hidden_BTD = apply(tokens_BT, valid_BT, method="hidden")
     hidden_BTD, targets_BT = hidden_BTD[:, start - 1 : -1], tokens_BT[:, start:]
-    readout_DV = apply(method="readout")
+    lm_head_DV = apply(method="lm_head")
 
     def log_probs(hidden_BCD: jax.Array, targets_BC: jax.Array) -> jax.Array:
-        logits_BCV = apply(hidden_BCD, readout_DV, method="logits") / temperature
+        logits_BCV = apply(hidden_BCD, lm_head_DV, method="logits") / temperature
         chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=-1)[:, :, 0]
         return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 

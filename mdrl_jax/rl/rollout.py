@@ -24,9 +24,10 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.model.transformer import NEGATIVE, Cache, Decoder, Prefix
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain
+from mdrl_jax.section import section
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class SamplingConfig:
     """How completions are drawn; temperature 0 is greedy, top_k 0 and top_p 1 leave the distribution whole."""
 
@@ -103,11 +104,11 @@ def stage_key(seed: int, stage: str, step: int) -> jax.Array:
     return jax.random.fold_in(key, step)
 
 
-def row_keys(key: jax.Array, prompt_ids_P: jax.Array, group: int) -> jax.Array:
-    """Keys [P * group] by prompt and sample."""
+def row_keys(key: jax.Array, prompt_ids_P: jax.Array, group_size: int) -> jax.Array:
+    """Keys [P * group_size] by prompt and sample."""
     fold = jax.random.fold_in
     keys_P = jax.vmap(fold, in_axes=(None, 0))(key, prompt_ids_P)
-    keys_PG = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))(keys_P, jnp.arange(group))
+    keys_PG = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))(keys_P, jnp.arange(group_size))
     return keys_PG.reshape(-1)
 
 
@@ -119,13 +120,13 @@ def decode_loop(
     key: jax.Array,
     prompt_ids_N: jax.Array,
     *,
-    group: int,
+    group_size: int,
     max_new_tokens: int,
-    end: tuple[int, ...],
+    eos_ids: tuple[int, ...],
     sampling: SamplingConfig,
     at_once: int = 0,
 ) -> Completions:
-    """Samples `group` completions of each left-padded prompt; see the module for keys and log-probs.
+    """Samples `group_size` completions of each left-padded prompt; see the module for keys and log-probs.
 
     `at_once` prompts have a slot (0: all); free slots are filled when a quarter of them is free, as filling computes
     a prefill of all.
@@ -133,20 +134,20 @@ def decode_loop(
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     n_prompts = prompts_NT.shape[0]
     slots = min(at_once, n_prompts) or n_prompts
-    batch = slots * group
-    keys_NG = row_keys(key, prompt_ids_N, group).reshape(n_prompts, group)
-    end_E = jnp.asarray(end, jnp.int32)
-    readout_DV = apply(method="readout")
+    batch = slots * group_size
+    keys_NG = row_keys(key, prompt_ids_N, group_size).reshape(n_prompts, group_size)
+    eos_E = jnp.asarray(eos_ids, jnp.int32)
+    lm_head_DV = apply(method="lm_head")
 
     def by_row(x_S: jax.Array) -> jax.Array:
-        return jnp.repeat(x_S, group, axis=0)
+        return jnp.repeat(x_S, group_size, axis=0)
 
     def finished(state: _State) -> jax.Array:
         full_B = by_row(state.step - state.start_S >= max_new_tokens - 1)
-        return jnp.all((state.done_B | full_B).reshape(slots, group), axis=1)
+        return jnp.all((state.done_B | full_B).reshape(slots, group_size), axis=1)
 
     def sample(state: _State, keys_B: jax.Array) -> _State:
-        logits_BV = constrain(apply(state.hidden_BD, readout_DV, method="logits"), "batch", "vocab")
+        logits_BV = constrain(apply(state.hidden_BD, lm_head_DV, method="logits"), "batch", "vocab")
         logp_BV = sampling_log_probs(logits_BV, sampling)
         at_B = by_row(state.step - state.start_S)
         keys = jax.vmap(jax.random.fold_in)(keys_B, at_B)
@@ -155,7 +156,7 @@ def decode_loop(
         running_B = ~state.done_B & (at_B < max_new_tokens)
         write = (jnp.arange(max_new_tokens)[None, :] == at_B[:, None]) & running_B[:, None]
         token_B = jnp.where(running_B, token_B, 0)
-        ends_B = running_B & jnp.any(token_B[:, None] == end_E[None, :], axis=-1)
+        ends_B = running_B & jnp.any(token_B[:, None] == eos_E[None, :], axis=-1)
         return dataclasses.replace(
             state,
             token_B=token_B,
@@ -208,11 +209,11 @@ def decode_loop(
     cache = apply(batch, max_new_tokens, method="empty_cache")
     state = begin(jnp.int32(0), jnp.arange(slots, dtype=jnp.int32), cache)
     if slots == n_prompts:
-        return _completions(advance(state, slots), group)
+        return _completions(advance(state, slots), group_size)
 
     def kept(results: Completions, state: _State) -> Completions:
         put = lambda all_N, x_S: all_N.at[state.prompt_S].set(x_S, mode="drop")  # noqa: E731
-        return jax.tree.map(put, results, _completions(state, group))
+        return jax.tree.map(put, results, _completions(state, group_size))
 
     def refill(carry: tuple[_State, Completions]) -> tuple[_State, Completions]:
         state, results = carry
@@ -232,14 +233,14 @@ def decode_loop(
     def empty(x: jax.Array) -> jax.Array:
         return constrain(jnp.zeros((n_prompts, *x.shape[1:]), x.dtype), "batch", *(None for _ in x.shape[1:]))
 
-    results = jax.tree.map(empty, jax.eval_shape(lambda s: _completions(s, group), state))
+    results = jax.tree.map(empty, jax.eval_shape(lambda s: _completions(s, group_size), state))
     pending = lambda carry: jnp.max(carry[0].prompt_S) + 1 < n_prompts  # noqa: E731
     state, results = jax.lax.while_loop(pending, refill, (state, results))
     return kept(results, advance(state, slots))
 
 
-def _completions(state: _State, group: int) -> Completions:
-    grouped = lambda x: x.reshape((-1, group) + x.shape[1:])  # noqa: E731
+def _completions(state: _State, group_size: int) -> Completions:
+    grouped = lambda x: x.reshape((-1, group_size) + x.shape[1:])  # noqa: E731
     return Completions(
         tokens_PGT=grouped(state.tokens_BT),
         logp_PGT=grouped(state.logp_BT),
@@ -252,9 +253,9 @@ def make_sampler(
     model: Decoder,
     name: str,
     *,
-    group: int,
+    group_size: int,
     max_new_tokens: int,
-    end: tuple[int, ...],
+    eos_ids: tuple[int, ...],
     sampling: SamplingConfig,
     at_once: int = 0,
 ) -> Callable[..., Completions]:
@@ -264,19 +265,19 @@ def make_sampler(
         functools.partial(
             decode_loop,
             model,
-            group=group,
+            group_size=group_size,
             max_new_tokens=max_new_tokens,
-            end=end,
+            eos_ids=eos_ids,
             sampling=sampling,
             at_once=at_once,
         ),
     )
 
 
-def cache_bytes(model: Decoder, group: int, prompt_length: int, max_new_tokens: int) -> int:
+def cache_bytes(model: Decoder, group_size: int, prompt_length: int, max_new_tokens: int) -> int:
     """Bytes that keys and values of one prompt and its completions take."""
     c = model.config
-    values = 2 * c.n_layers * c.n_kv_heads * c.head_dim * (prompt_length + group * max_new_tokens)
+    values = 2 * c.n_layers * c.n_kv_heads * c.head_dim * (prompt_length + group_size * max_new_tokens)
     return values * jnp.dtype(model.dtype).itemsize
 
 

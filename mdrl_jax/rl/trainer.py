@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import named
+from mdrl_jax.section import section
 
 Pair = tuple[jax.Array, jax.Array]
 # (params, micro_batch) -> (loss sum, (count, metrics as (sum, count)))
 LossFn = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, Pair]]]]
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class OptimizerConfig:
     """AdamW (arXiv 1711.05101) after clipping by global norm; clip_norm 0 leaves gradients whole."""
 

@@ -5,13 +5,13 @@ import pytest
 
 from mdrl_jax.analysis import damage
 from mdrl_jax.analysis.expansion import Draws, breakdown, expansion, segment_records, segments_needed
-from mdrl_jax.analysis.objectives import Order2
+from mdrl_jax.second_order.objectives import DirectionalDerivatives
 
 
-def cubic(x: float) -> Order2:
+def cubic(x: float) -> DirectionalDerivatives:
     """L(x) = Σ_p c_p (x + x²/2 + x³/6) along a path of length 1, by prompt: derivatives at x."""
     c_P = np.array([1.0, 2.0, 3.0, 6.0])
-    return Order2(c_P * (1 + x + x**2 / 2), c_P * (1 + x), np.ones(4))
+    return DirectionalDerivatives(c_P * (1 + x + x**2 / 2), c_P * (1 + x), np.ones(4))
 
 
 def test_one_segment_is_the_taylor_polynomial_and_more_segments_approach_the_function():

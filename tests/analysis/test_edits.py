@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import Mesh
 
 from mdrl_jax import tree
-from mdrl_jax.analysis import edits, ties
-from mdrl_jax.analysis.statistics import recorded
+from mdrl_jax.analysis import edits, sign_conflict
 from mdrl_jax.parallel.sharding import named
+from mdrl_jax.stats.estimate import recorded
 
 L, D, H, K, h, F, V = 3, 16, 4, 2, 6, 24, 40
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]] = {
@@ -187,7 +187,7 @@ def test_sharded_parameters_give_the_same_figures_without_gathers(ends, figures,
         found = edits.edit_figures(*put)
         programs = [
             edits._sums_program.lower(*put),
-            ties._conflicts_program.lower(*put, 0.2),
+            sign_conflict._conflicts_program.lower(*put, 0.2),
         ]
     same_figures(found, figures)
     smallest = min(math.prod(AS_MATRIX[kind]) for kind in ("gate", "q"))
@@ -220,7 +220,7 @@ def test_neuron_scores_add_the_three_norms(mesh8: Mesh) -> None:
 @pytest.mark.parametrize("k", [1, 7, 30, 100])
 def test_threshold_is_the_kth_largest(k: int) -> None:
     size = np.abs(np.random.default_rng(2).normal(size=(10, 10)) * 1e-9).astype(np.float32)
-    assert jax.jit(ties._threshold, static_argnums=1)(size, k) == np.sort(size.ravel())[-k]
+    assert jax.jit(sign_conflict._threshold, static_argnums=1)(size, k) == np.sort(size.ravel())[-k]
 
 
 def test_sign_conflict_against_sorted_sets() -> None:
@@ -228,7 +228,7 @@ def test_sign_conflict_against_sorted_sets() -> None:
     shapes = {name: SHAPES[name][0] for name in ("embedding", "layers/gate/kernel", "layers/o/kernel")}
     a = {name: (1e-6 * rng.normal(size=s)).astype(np.float32) for name, s in shapes.items()}
     b = {name: (0.5 * a[name] + 1e-6 * rng.normal(size=s)).astype(np.float32) for name, s in shapes.items()}
-    found = ties.sign_conflict(*(nested({k: jnp.asarray(x) for k, x in e.items()}) for e in (a, b)))
+    found = sign_conflict.sign_conflict(*(nested({k: jnp.asarray(x) for k, x in e.items()}) for e in (a, b)))
     shared = conflicts = 0
     for name in shapes:
         rows = L if tree.is_stacked(name) else 1
@@ -247,9 +247,9 @@ def test_sign_conflict_against_sorted_sets() -> None:
 
 def test_sign_conflict_of_an_edit_with_itself_its_negative_and_nothing() -> None:
     edit = {"layers": {"gate": {"kernel": jnp.asarray(np.random.default_rng(5).normal(size=(2, D, F)), jnp.float32)}}}
-    assert ties.sign_conflict(edit, edit)["all"]["estimate"] == 0.0
-    assert ties.sign_conflict(edit, tree.scale(-1.0, edit))["all"]["estimate"] == 1.0
-    nothing = ties.sign_conflict(edit, tree.zeros_like(edit))["all"]
+    assert sign_conflict.sign_conflict(edit, edit)["all"]["estimate"] == 0.0
+    assert sign_conflict.sign_conflict(edit, tree.scale(-1.0, edit))["all"]["estimate"] == 1.0
+    nothing = sign_conflict.sign_conflict(edit, tree.zeros_like(edit))["all"]
     assert nothing["estimate"] is None and nothing["reason"]
 
 

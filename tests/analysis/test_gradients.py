@@ -12,9 +12,10 @@ import pytest
 from jax.sharding import Mesh
 
 from mdrl_jax import tree
-from mdrl_jax.analysis import cosines, gradients
-from mdrl_jax.analysis.statistics import recorded
+from mdrl_jax.analysis import gradients
 from mdrl_jax.parallel.sharding import named
+from mdrl_jax.stats import cosines
+from mdrl_jax.stats.estimate import recorded
 
 Array = np.ndarray
 

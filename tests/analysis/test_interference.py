@@ -20,9 +20,9 @@ from mdrl_jax.main import main
 from mdrl_jax.model import huggingface
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import make_mesh
-from mdrl_jax.report.console import Screen
+from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.rl.trainer import TrainState
-from mdrl_jax.stages import plan
+from mdrl_jax.stage import plan
 from mdrl_jax.workfolder import WorkFolder
 
 

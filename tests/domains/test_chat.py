@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from mdrl_jax import tokens
 from mdrl_jax.domains import chat, datasets
 from mdrl_jax.domains.base import DomainsConfig, SourceConfig
 from mdrl_jax.domains.prompts import tokenize
 from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.domains.vocabulary import make_tokenizer
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import tokens
 
 THINKS = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -43,11 +43,11 @@ def test_the_text_is_the_templates_own(qwen: Any):
 def test_the_end_of_a_turn_ends_a_completion(qwen: Any, shared: Path):
     base = tokens.load_tokenizer(shared / "models" / "qwen2.5-tokenizer")
     base.eos_token = "<|endoftext|>"  # as in the base model's folder
-    assert tokens.end_ids(base) == (151643, 151645)
-    assert tokens.end_ids(qwen) == (151645,)
+    assert tokens.eos_ids(base) == (151643, 151645)
+    assert tokens.eos_ids(qwen) == (151645,)
     base.chat_template = "{% for m in messages %}{{ m.content }} and so on{% endfor %}"  # " and" ends nothing
-    assert tokens.end_ids(base) == (151643,)
-    assert tokens.end_ids(make_tokenizer()) == (make_tokenizer().eos_token_id,)
+    assert tokens.eos_ids(base) == (151643,)
+    assert tokens.eos_ids(make_tokenizer()) == (make_tokenizer().eos_token_id,)
 
 
 def test_thinking_is_switched_where_the_template_knows_it(qwen: Any, shared: Path):

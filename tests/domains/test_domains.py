@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from configs import pretrain_tiny, quickstart
-from mdrl_jax import tokens
 from mdrl_jax.config import EMBEDDED_MODEL, parse
 from mdrl_jax.domains import code, math, vocabulary
 from mdrl_jax.domains.base import Domain, DomainsConfig, Problem
 from mdrl_jax.domains.prompts import PromptSet, tokenize, visit_order
 from mdrl_jax.domains.registry import DOMAINS, make_domains
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import tokens
 from mdrl_jax.rewards.base import Score, resolve, score
 from mdrl_jax.rewards.pool import RewardPool
 

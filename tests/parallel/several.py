@@ -14,13 +14,13 @@ import numpy as np
 
 from mdrl_jax import config, runtime
 from mdrl_jax.analysis import conflict, probe, samples
-from mdrl_jax.analysis.lanczos import block_lanczos, random_block
 from mdrl_jax.evaluate import evaluate
 from mdrl_jax.parallel import distributed
 from mdrl_jax.progress import Step
-from mdrl_jax.rl import loop
 from mdrl_jax.rl.trainer import Transforms, init_state
-from mdrl_jax.stages import plan
+from mdrl_jax.second_order.lanczos import block_lanczos, random_block
+from mdrl_jax.stage import plan
+from mdrl_jax.stages import grpo
 
 FOUND = "found.npz"
 RATE = 1e-3
@@ -35,10 +35,10 @@ def small(data: int, fsdp: int) -> config.Config:
     c.rollout.parts = 2
     c.domains.n_train, c.domains.n_validation, c.domains.n_test = 32, 8, 16
     c.evaluate.samples, c.evaluate.batch = 2, 8
-    c.train.prompts = c.train.group = 16
-    c.train.micro_batches, c.train.kl_every = 2, 1
+    c.train.prompts_per_step = c.train.group_size = 16
+    c.train.grad_accum_steps, c.train.kl_every = 2, 1
     c.train.learning_rate = RATE
-    c.analyze.prompts, c.analyze.group, c.analyze.batch, c.analyze.path_prompts = 32, 2, 8, 8
+    c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 32, 2, 8, 8
     return config.parse(c)
 
 
@@ -53,9 +53,9 @@ def measure(settings: config.Config) -> dict[str, Any]:
 def _measured(built: runtime.Runtime) -> dict[str, Any]:
     stage = plan(built.config, ("math", "qa"))[0]
     params = built.base_params()
-    programs = loop.make_programs(built, stage, Transforms())
+    programs = grpo.make_programs(built, stage, Transforms())
     state = init_state(programs.optimizer, params, programs.shardings)
-    _, after, metrics = next(loop.grpo_steps(built, stage, programs, state, params, 0, lambda *_: {}))
+    _, after, metrics = next(grpo.grpo_steps(built, stage, programs, state, params, 0, lambda *_: {}))
     step = {k: v for k, v in metrics.items() if not k.startswith("seconds")}
     looked = probe.build(built, built.config.train.grpo)
     sample = samples.draw(built, params, "qa")

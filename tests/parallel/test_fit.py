@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 
 from mdrl_jax import config, main
-from mdrl_jax.analysis import stack
-from mdrl_jax.analysis.curvature import blocked, exact
-from mdrl_jax.analysis.jets import jets
 from mdrl_jax.commands import fit
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import flops, published
@@ -23,7 +20,10 @@ from mdrl_jax.parallel.fit import TEMPORARY, Compiled, by_kind, compile_for, lar
 from mdrl_jax.parallel.hlo import Collective
 from mdrl_jax.parallel.hlo_text import Instruction
 from mdrl_jax.parallel.sharding import over_tensor, param_shardings
-from mdrl_jax.stages import plan
+from mdrl_jax.second_order import decoder_parts
+from mdrl_jax.second_order.hvp import blocked, exact
+from mdrl_jax.second_order.jets import jets
+from mdrl_jax.stage import plan
 
 GIB = 2.0**30
 
@@ -117,12 +117,12 @@ def test_own_counts_of_derivatives_are_those_of_the_compiled_analysis(tiny_model
     c, tokens_BT = tiny.config, jnp.zeros((rows, length), jnp.int32)
     own = flops.sequences(c, rows, length, length - start)
     own = dataclasses.replace(own, attention=own.attention * 2 * length / (length + 1))
-    log_probs = functools.partial(stack.log_probs, tokens_BT=tokens_BT, valid_BT=tokens_BT == 0)
+    log_probs = functools.partial(decoder_parts.log_probs, tokens_BT=tokens_BT, valid_BT=tokens_BT == 0)
     given = {"start": start, "temperature": 1.0}
-    whole, narrow = stack.whole(tiny.model), stack.on_route(tiny.model)
+    whole, narrow = decoder_parts.whole(tiny.model), decoder_parts.on_route(tiny.model)
     index_LR = jnp.zeros((c.n_layers, width), jnp.int32)
-    point = stack.route_slice(tiny.params, index_LR, jnp.ones(index_LR.shape))
-    fixed = stack.route_fixed(tiny.params, index_LR, jnp.ones(index_LR.shape))
+    point = decoder_parts.route_slice(tiny.params, index_LR, jnp.ones(index_LR.shape))
+    fixed = decoder_parts.route_fixed(tiny.params, index_LR, jnp.ones(index_LR.shape))
     slices = 2.0 * sum(x.size for x in jax.tree.leaves(point)) * rows * length
 
     def executed(function, *arguments):
@@ -300,7 +300,7 @@ def slice_of_cpus(monkeypatch):
 def settings(**changes):
     c = config.default()
     c.stages, c.mesh.data, c.mesh.fsdp, c.mesh.tensor = STAGES, 2, 2, 2
-    c.train.micro_batches, c.analyze.batch, c.analyze.group, c.analyze.prompts = 2, 8, 2, 32
+    c.train.grad_accum_steps, c.analyze.batch, c.analyze.group_size, c.analyze.prompts = 2, 8, 2, 32
     c.update(changes)
     return c
 

@@ -83,7 +83,7 @@ CHANGES = {
     "evaluate.batch": "16",
     "train.steps": "6",
     "train.checkpoint_every": "1",
-    "train.group": "4",
+    "train.group_size": "4",
 }
 
 

@@ -80,7 +80,7 @@ def compile_programs(sizes):
         grpo=GRPOBatch(old_logp_BT=None, ref_logp_BT=None, **arrays),
     )
     sampling = SamplingConfig(top_p=0.9)
-    sample = make_sampler(model, "sample", group=GROUP, max_new_tokens=SAMPLED, end=(1,), sampling=sampling)
+    sample = make_sampler(model, "sample", group_size=GROUP, max_new_tokens=SAMPLED, eos_ids=(1,), sampling=sampling)
     prompts = (array((ROWS, PROMPT), jnp.int32, "batch"), array((ROWS, PROMPT), jnp.bool_, "batch"))
     key = array((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     with jax.set_mesh(mesh):

@@ -643,7 +643,7 @@ def test_a_penalty_without_reference_is_refused():
         ("clip_high", -0.1, "a number of at least 0"),
         ("kl_coef", float("nan"), "a number of at least 0"),
         ("importance_cap", 0.5, "0 (off) or a number from 1 up"),
-        ("inner_epochs", 0, "a whole number of at least 1"),
+        ("updates_per_batch", 0, "a whole number of at least 1"),
     ],
 )
 def test_config_names_the_field_the_value_and_what_is_allowed(field, value, allowed):

@@ -67,7 +67,7 @@ def prompts(vocab, seed=0):
 
 
 def sampler(tiny, sampling=PLAIN, end=NEVER, group=GROUP, new=NEW, name="test"):
-    return make_sampler(tiny.model, name, group=group, max_new_tokens=new, end=end, sampling=sampling)
+    return make_sampler(tiny.model, name, group_size=group, max_new_tokens=new, eos_ids=end, sampling=sampling)
 
 
 def draw(tiny, sampling=PLAIN, end=NEVER, key=None, group=GROUP, new=NEW):
@@ -360,7 +360,13 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once):
     made = []
     for slots in (0, at_once):
         sample = make_sampler(
-            tiny.model, "slots", group=2, max_new_tokens=new, end=tuple(range(12)), sampling=PLAIN, at_once=slots
+            tiny.model,
+            "slots",
+            group_size=2,
+            max_new_tokens=new,
+            eos_ids=tuple(range(12)),
+            sampling=PLAIN,
+            at_once=slots,
         )
         made.append(jax.device_get(sample(tiny.params, tokens_NT, valid_NT, key, ids)))
     whole, slotted = made
@@ -375,7 +381,9 @@ def test_slots_wait_for_no_longest_completion(tiny_models):
     tiny, n, new = tiny_models["llama"], 8, 24
     model = CountingDecoder(tiny.config)
     tokens_NT = np.random.default_rng(0).integers(0, tiny.config.vocab_size, (n, WIDTH)).astype(np.int32)
-    sample = make_sampler(model, "wait", group=1, max_new_tokens=new, end=tuple(range(20)), sampling=PLAIN, at_once=2)
+    sample = make_sampler(
+        model, "wait", group_size=1, max_new_tokens=new, eos_ids=tuple(range(20)), sampling=PLAIN, at_once=2
+    )
     STEPS.clear()
     ids = np.arange(n, dtype=np.uint32)
     done = sample(tiny.params, tokens_NT, np.ones_like(tokens_NT, bool), stage_key(1, "qa", 0), ids)

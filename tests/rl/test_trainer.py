@@ -21,7 +21,6 @@ from mdrl_jax.model.transformer import param_shapes
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, param_shardings, put
 from mdrl_jax.rewards.base import Score
-from mdrl_jax.rl import loop
 from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig
 from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss
 from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
@@ -36,7 +35,8 @@ from mdrl_jax.rl.trainer import (
     state_shardings,
 )
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stages import plan
+from mdrl_jax.stage import plan
+from mdrl_jax.stages import grpo
 
 B, PROMPT, COMPLETION, VOCAB = 8, 4, 6, 96
 # Rows of one half are longer than those of the other: their token counts differ in any division.
@@ -269,7 +269,8 @@ def built(folder: Path, monkeypatch: pytest.MonkeyPatch, **train: Any) -> Runtim
         "scored_domains": ("qa",),
         "model": {"path": str(folder), "weights": "random"},
         "rollout": {"prompt_buckets": (4,), "completion_buckets": (4,)},
-        "train": {"prompts": 4, "group": 4, "steps": 2, "learning_rate": 0.05, "micro_batches": 2} | train,
+        "train": {"prompts_per_step": 4, "group_size": 4, "steps": 2, "learning_rate": 0.05, "grad_accum_steps": 2}
+        | train,
     }
     pool: Any = OddPool()
     return runtime_module.build(config_module.parse(fields), pool)
@@ -279,7 +280,7 @@ def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) 
     """Metrics of the stage's steps; `watch` sees the state and batch of every update before it is made."""
     stage = plan(made.config, ("qa",))[0]
     with jax.set_mesh(made.mesh):
-        programs = loop.make_programs(made, stage, Transforms())
+        programs = grpo.make_programs(made, stage, Transforms())
         if watch is not None:
             inner = programs.step
 
@@ -290,15 +291,17 @@ def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) 
             programs = dataclasses.replace(programs, step=watched)
         start = made.base_params()
         state = init_state(programs.optimizer, start, programs.shardings)
-        reference = start if loop.needs_reference(stage) else None
-        steps = loop.grpo_steps(made, stage, programs, state, reference, 0, lambda step, params: {})
+        reference = start if grpo.needs_reference(stage) else None
+        steps = grpo.grpo_steps(made, stage, programs, state, reference, 0, lambda step, params: {})
         return [metrics for _, _, metrics in steps]
 
 
-def test_later_inner_epochs_compare_with_the_policy_that_sampled(small_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    made = built(small_folder, monkeypatch, grpo={"inner_epochs": 2})
+def test_later_updates_per_batch_compare_with_the_policy_that_sampled(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = built(small_folder, monkeypatch, grpo={"updates_per_batch": 2})
     stage = plan(made.config, ("qa",))[0]
-    log_probs = loop.make_programs(made, stage, Transforms()).log_probs
+    log_probs = grpo.make_programs(made, stage, Transforms()).log_probs
     gaps = []
 
     def watch(state: TrainState, batch: PolicyBatch) -> None:
@@ -330,6 +333,6 @@ def test_a_reference_is_computed_only_where_something_needs_it(
 def test_a_stage_that_the_mesh_does_not_divide_is_refused(small_folder: Path):
     fields = {"stages": ("qa",), "model": {"path": str(small_folder)}, "evaluate": {"batch": 8}}
     pool: Any = OddPool()
-    made = runtime_module.build(config_module.parse(fields | {"train": {"prompts": 4, "group": 4}}), pool)
+    made = runtime_module.build(config_module.parse(fields | {"train": {"prompts_per_step": 4, "group_size": 4}}), pool)
     with pytest.raises(UserError, match=r"stage qa: prompts = 4 .* data \* fsdp = 8"):
-        loop.check_divides(made, plan(made.config, ("qa", "math", "code", "cw"))[0])
+        grpo.check_divides(made, plan(made.config, ("qa", "math", "code", "cw"))[0])

@@ -5,8 +5,6 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.analysis import claims
-from mdrl_jax.analysis.nulls import r_squared
 from mdrl_jax.report.figure import INK, Figure, data
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.cascade import cascade
@@ -14,6 +12,7 @@ from mdrl_jax.report.figures.measured import LEGEND, Row, columns, extent, facet
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns as interval
 from mdrl_jax.report.intervals import words
+from mdrl_jax.stats.tests import r_squared, rank_agreement
 
 OBJECTIVES = {"reward": ("mean reward", "points", 100.0), "success_nll": ("success NLL", "nats", 1.0)}
 DAMAGE = {
@@ -140,7 +139,7 @@ def _correlations(rows: list[Row], objective: str, expansion: str) -> str:
     predicted, measured = ([p[k] for p in points] for k in ("predicted", "measured"))
     if len(points) < 3:
         return f"too few pairs ({len(points)})"
-    rank, explained = claims.rank_agreement(predicted, measured), r_squared(predicted, measured)
+    rank, explained = rank_agreement(predicted, measured), r_squared(predicted, measured)
     return f"Spearman {words(rank)}, R² {words(explained.record()) if explained else 'not measurable'}"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.analysis.verdicts import CLAIMS
+from mdrl_jax.claims.verdicts import CLAIMS
 from mdrl_jax.report.figure import INK, Figure, data, signed
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.measured import LEGEND, Row, by_module, columns, facet, null_columns, panels, tips

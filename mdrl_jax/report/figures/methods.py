@@ -7,13 +7,13 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.config import METHODS
-from mdrl_jax.report import matrix as matrices
 from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, data
 from mdrl_jax.report.figures.placement import between, place
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
-from mdrl_jax.report.methods import COSTS, PLAIN, RECOVERY, Method, MethodsTable, Run, load, rows_of, summarise
-from mdrl_jax.report.transfer import fall
+from mdrl_jax.report.tables import matrix as matrices
+from mdrl_jax.report.tables.methods import COSTS, PLAIN, RECOVERY, Method, MethodsTable, Run, load, rows_of, summarise
+from mdrl_jax.report.tables.transfer import fall
 
 WIDTH, HEIGHT = 780, 460
 SYMLOG = 1.0  # points of collateral: most methods are within some, single ones far off

@@ -5,12 +5,12 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.analysis import claims
 from mdrl_jax.report.figure import INK, Figure, data
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.measured import Row, columns, extent, facet, null_columns, panels, tips
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import words
+from mdrl_jax.stats.tests import rank_agreement
 
 KINDS = {"neurons": "MLP neurons", "heads": "attention heads"}
 PLACES = {"route": "on the shared route", "complement": "off it"}
@@ -86,7 +86,7 @@ def effects(records: Records) -> Figure:
     ).properties(width=width, height=300)
     chart = layers.facet(facet=facet("where", order), columns=count)
     on = [r for r in rows if r["where"] == PLACES["route"]]
-    rank = claims.rank_agreement([r["estimate"] for r in on], [r["transfer"] for r in on])
+    rank = rank_agreement([r["estimate"] for r in on], [r["transfer"] for r in on])
     caption = (
         "−g·δ of the later stage's edit for the earlier domain's gradient (positive: the edit helps it) against the "
         "change of its mean reward through that stage. Points up right and down left agree in sign. Lines: 95 % over "

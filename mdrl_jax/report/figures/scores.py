@@ -8,8 +8,8 @@ import numpy as np
 
 from mdrl_jax.report.figure import SEQUENTIAL, Figure, Table, by_category, data, ink_on
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.matrix import Matrix, Quantity, framed_cells, path_rows, score_at
-from mdrl_jax.report.transfer import quantities
+from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, path_rows, score_at
+from mdrl_jax.report.tables.transfer import quantities
 
 ROW_HEIGHT, CELL_WIDTH = 30, 118
 

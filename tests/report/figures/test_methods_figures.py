@@ -11,7 +11,7 @@ from mdrl_jax.records import write_json
 from mdrl_jax.report.figures import methods
 from mdrl_jax.report.folder import Absent, Records
 from tests.report.figures.rendered import check, drawn, texts
-from tests.report.test_methods_table import write
+from tests.report.tables.test_methods_table import write
 
 
 @pytest.fixture

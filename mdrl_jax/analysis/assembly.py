@@ -1,0 +1,175 @@
+"""From the units of an analysis to its records: `analysis/*.json` and the verdicts of `claims.json` (§13)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mdrl_jax.claims import interference
+from mdrl_jax.claims.interference import DamagePair, Edit, GradientPair, Objective, RoutePair, Step
+from mdrl_jax.stats.estimate import paired_difference
+from mdrl_jax.stats.overlap import mean_jaccard
+from mdrl_jax.stats.tests import r_squared, rank_agreement
+
+Parts = Mapping[str, Any]
+Record = dict[str, Any]
+# Which measured damage each objective's prediction is held against.
+AGAINST = {"reward": "reward", "surrogate": "reward", "success_nll": "success_nll", "kl": "kl"}
+CONFLICTS = ("reward", "success_nll")
+
+
+def starting(parts: Parts, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Units whose name starts with `prefix-`, and the rest of the name."""
+    for name, part in parts.items():
+        if name.startswith(f"{prefix}-"):
+            yield name.removeprefix(f"{prefix}-"), part
+
+
+def harmed(parts: Parts, most: int) -> list[tuple[str, str]]:
+    """(domain, later stage) of up to `most` pairs whose reward fell measurably, those that lost most first."""
+    found = []
+    for _, part in starting(parts, "damage"):
+        measured = part["objectives"]["reward"]["measured"]
+        if measured["estimate"] is not None and measured["ci95"] and measured["ci95"][0] > 0:
+            found.append((measured["estimate"], part["domain"], part["stage"]))
+    return [(domain, stage) for _, domain, stage in sorted(found, reverse=True)[:most]]
+
+
+def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
+    """The content of every file of the analysis, by name."""
+    points = dict(starting(parts, "point"))
+    pairs = [part for _, part in starting(parts, "damage")]
+    stages = settings["stages"]
+    transfers = [transfer(points, domain, stage, stages) for domain, stage in _later(stages)]
+    found: dict[str, Any] = {
+        "edits": parts["edits"] | {"mean_jaccard": _mean_jaccard(parts["edits"]["pairs"])},
+        "gradients": {name: point["gradients"] for name, point in points.items() if "gradients" in point},
+        "routes": {
+            name: {"overlaps": point["routes"], "shared": point["shared"]}
+            for name, point in points.items()
+            if "routes" in point
+        },
+        "damage": {
+            "settings": settings,
+            "pairs": pairs,
+            "cross_terms": [part for _, part in starting(parts, "cross")],
+            "transfers": transfers,
+            "agreement": agreement(pairs),
+        },
+        "subspace": {"pairs": [part for _, part in starting(parts, "conflict")]},
+    }
+    found["claims"] = verdicts(found, stages)
+    return found
+
+
+def _later(stages: Sequence[Record]) -> list[tuple[str, Record]]:
+    """(domain, later stage) in the order of the sequence; a domain counts from its last stage on."""
+    own = {s["domain"]: i for i, s in enumerate(stages)}
+    return [(d, s) for d, i in sorted(own.items(), key=lambda x: x[1]) for s in stages[i + 1 :]]
+
+
+def transfer(points: Parts, domain: str, stage: Record, stages: Sequence[Record]) -> Record:
+    """Change of a domain's mean reward through one later stage, beside −g_A·δ_B on the shared route (§5)."""
+    after, before = (np.asarray(points[name]["rewards"][domain]) for name in (stage["name"], stage["start"]))
+    own = next(s["name"] for s in reversed(stages) if s["domain"] == domain)
+    shared = points[own].get("shared", {}).get(stage["domain"])
+    return {
+        "domain": domain,
+        "stage": stage["name"],
+        "measured": paired_difference(after, before).record(0.0) | {"unit": "reward"},
+        "effect": shared["effect"] if shared else None,
+    }
+
+
+def agreement(pairs: Sequence[Record]) -> dict[str, Any]:
+    """Predicted against measured damage over pairs: Spearman and R² of the line of equality, by objective."""
+    out = {}
+    for name, measure in AGAINST.items():
+        points = [
+            [pair["objectives"][name]["predicted"]["estimate"], pair["objectives"][measure]["measured"]["estimate"]]
+            for pair in pairs
+        ]
+        points = [p for p in points if None not in p]
+        out[name] = {"n": len(points), "points": points}
+        predicted, measured = ([p[i] for p in points] for i in (0, 1))
+        explained = r_squared(predicted, measured) if len(points) > 2 else None
+        out[name]["spearman"] = rank_agreement(predicted, measured)
+        out[name]["r_squared"] = explained.record(0.0) if explained else _none(len(points), "too few pairs")
+    return out
+
+
+def verdicts(found: Mapping[str, Any], stages: Sequence[Record]) -> list[Record]:
+    """C1 to C5."""
+    edits, damage = found["edits"], {(p["domain"], p["stage"]): p for p in found["damage"]["pairs"]}
+    own = {s["domain"]: s["name"] for s in stages}
+    each = [
+        Edit(d, e["source"], e["all"]["fp32"]["relative"], e["all"]["participation"])
+        for d, e in edits["domains"].items()
+    ]
+    effects = [t for t in found["damage"]["transfers"] if t["effect"]]
+    agreed = rank_agreement(
+        [t["effect"]["route"]["estimate"] for t in effects], [t["measured"]["estimate"] for t in effects]
+    )
+    gradient_pairs, route_pairs = [], []
+    for (domain, stage), pair in damage.items():
+        other = next(s["domain"] for s in stages if s["name"] == stage)
+        figures = _between(found["gradients"].get(own[domain], {}), domain, other)
+        if figures:
+            names = figures["domains"]
+            reliability = dict(zip(names, figures["model"]["reliability"], strict=True))
+            gradient_pairs.append(
+                GradientPair(
+                    domain,
+                    other,
+                    figures["model"]["disattenuated"],
+                    reliability,
+                    len(figures["conflicting"]["tensors"]),
+                    len(figures["synergistic"]["tensors"]),
+                    pair["objectives"]["reward"]["measured"],
+                )
+            )
+        routes = _between(found["routes"].get(own[domain], {}).get("overlaps", {}), domain, other)
+        if routes:
+            overlap = routes["neurons"]["all"]
+            route_pairs.append(RoutePair((domain, other), overlap, overlap["null"]["high"]))
+    return [
+        interference.c1(each),
+        interference.c2(edits["mean_jaccard"], edits["pairs"]),
+        interference.c3(gradient_pairs),
+        interference.c4(route_pairs, agreed),
+        interference.c5([_conflict(key, damage[key], found["subspace"]["pairs"]) for key in damage]),
+    ]
+
+
+def _conflict(key: tuple[str, str], pair: Record, subspaces: Sequence[Record]) -> DamagePair:
+    objectives = {}
+    for name in CONFLICTS:
+        record = next((s for s in subspaces if (s["domain"], s["stage"], s["objective"]) == (*key, name)), None)
+        if record is None:
+            objectives[name] = Objective(reason="its subspace was not sought (analyze.conflicts)")
+            continue
+        if "reason" in record:
+            objectives[name] = Objective(reason=record["reason"])
+            continue
+        steps = [
+            Step(s["alpha"], s["measured"], s["remainder"], s["second_share"])
+            for s in pair["objectives"][name]["curve"]
+        ]
+        objectives[name] = Objective(steps, record)
+    return DamagePair(*key, pair["objectives"]["reward"]["measured"], objectives)
+
+
+def _between(figures: Mapping[str, Any], a: str, b: str) -> Any:
+    return figures.get(f"{a}-{b}") or figures.get(f"{b}-{a}")
+
+
+def _mean_jaccard(pairs: Sequence[Record]) -> Record:
+    known = {tuple(p["domains"]): [p["by_layer"]["estimate"]] for p in pairs if p["by_layer"]["estimate"] is not None}
+    if not known:
+        return _none(0, "fewer than two domains were trained")
+    nulls = [p["by_layer"]["null"] for p in pairs if p["by_layer"]["estimate"] is not None]
+    return mean_jaccard(known).record({k: float(np.mean([n[k] for n in nulls])) for k in ("mean", "low", "high")})
+
+
+def _none(n: int, reason: str) -> Record:
+    return {"estimate": None, "ci95": None, "null": None, "n": n, "unit": "", "reason": reason}

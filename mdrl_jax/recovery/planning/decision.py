@@ -1,0 +1,219 @@
+"""Candidate actions, their forecasts as a record, and the choice among them; pure functions of what is known.
+
+Ranked by the expected mean over domains, those within the collateral limit first; equals go to the cheaper, then by
+name.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mdrl_jax.recovery.planning.forecast import (
+    POINTS,
+    Forecast,
+    Known,
+    Model,
+    Shift,
+    fit,
+    forecast,
+    log_odds,
+    together,
+    unchanged,
+)
+from mdrl_jax.recovery.planning.importance import Reweighted
+
+Rewards = Mapping[str, np.ndarray]
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """A candidate. `domain` is the one to win back; `donor`, `rule`, `fraction` and `strength` are a rollback's."""
+
+    kind: str = "nothing"
+    domain: str = ""
+    steps: int = 0
+    donor: str = ""
+    rule: str = ""
+    fraction: float = 0.0
+    strength: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """`nothing`, `refresh-math-4`, `rollback-math-qa-removing-0.003-1`."""
+        if self.kind == "nothing":
+            return self.kind
+        if self.kind == "refresh":
+            return f"refresh-{self.domain}-{self.steps}"
+        return f"rollback-{self.domain}-{self.donor}-{self.rule}-{self.fraction:g}-{self.strength:g}"
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.kind == "nothing":
+            return "do nothing"
+        if self.kind == "refresh":
+            return f"refresh {self.domain} for {self.steps} step{'s' if self.steps > 1 else ''}"
+        return (
+            f"for {self.domain}, roll back {self.fraction:g} of the coordinates of {self.donor}'s edit "
+            f"({self.rule}, strength {self.strength:g})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outlook:
+    """What is known of an action before it is taken.
+
+    Attributes:
+      shifts: of log-odds by domain, to first order.
+      size: of the change.
+      mover: the domain refreshed, or the donor of a rollback: its errors are told by those of its like in the past.
+      weighed: what weights say, by domain; empty where it was not asked.
+    """
+
+    action: Action
+    shifts: Mapping[str, Shift]
+    size: float
+    mover: str
+    reweighted: Mapping[str, Reweighted] = dataclasses.field(default_factory=dict)
+
+
+def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Sequence[Known], limit: float) -> Record:
+    """Forecasts of all actions, ranked, and the pick: the record of `recovery/plan.json`.
+
+    Args:
+      point: the stage whose end is θ_T.
+      current: rewards [P, k] at θ_T by domain.
+      limit: points that a domain other than the action's own may be expected to lose.
+    """
+    domains = sorted(current)
+    models = {
+        (kind, own): fit([k for k in known if (k.kind, k.own) == (kind, own)])
+        for kind in ("refresh", "rollback")
+        for own in (True, False)
+    }
+    rows = []
+    for outlook in outlooks:
+        changes = {}
+        for place, domain in enumerate(domains):
+            n = len(current[domain])
+            if outlook.action.kind == "nothing":
+                changes[domain] = unchanged(n)
+                continue
+            model = models[outlook.action.kind, domain == outlook.mover]
+            shift, model = _said(outlook, domain, model, n)
+            changes[domain] = forecast(log_odds(current[domain]), shift, outlook.size, model, place, n)
+        looked = {d: dataclasses.asdict(outlook.shifts[d]) for d in domains}
+        reweighted = {d: dataclasses.asdict(w) for d, w in sorted(outlook.reweighted.items())}
+        row = {"size": outlook.size, "shifts": looked, "weighed": reweighted}
+        rows.append(_row(outlook.action, changes, current, limit) | row)
+    rows.sort(key=_order)
+    for rank, row in enumerate(rows, 1):
+        row["rank"] = rank
+    record = {
+        "point": point,
+        "limit": limit,
+        "current": {d: POINTS * float(np.mean(current[d])) for d in domains},
+        "actions": rows,
+        "models": [{"kind": kind, "own": own} | model.record() for (kind, own), model in models.items()],
+        "history": [dataclasses.asdict(k) for k in known],
+    }
+    return record | {"pick": rows[0]["name"], "reason": reason(record)}
+
+
+def _said(outlook: Outlook, domain: str, model: Model, n: int) -> tuple[Shift, Model]:
+    """A domain's shift, with what is known of its error: by weights where they say, else to first order."""
+    by = outlook.reweighted.get(domain)
+    if by is None or by.shift is None:
+        return outlook.shifts[domain], model
+    if outlook.action.kind == "rollback":  # its parameters are known: there is nothing else to be wrong about
+        return by.shift, Model(0.0, 0.0, outlook.size, n)
+    return by.shift, dataclasses.replace(model, bend=0.0)
+
+
+def best(record: Record) -> Action:
+    """The action that a plan picks."""
+    return action_of(record["actions"][0])
+
+
+def promising(record: Record, n: int) -> list[Action]:
+    """The n actions of the highest expected mean, within the limit or not."""
+    tried = [row for row in record["actions"] if row["kind"] != "nothing"]
+    tried.sort(key=lambda row: (-row["average_change"]["estimate"], row["name"]))
+    return [action_of(row) for row in tried[:n]]
+
+
+def action_of(row: Record) -> Action:
+    """The action of a row of a plan."""
+    return Action(**{field.name: row[field.name] for field in dataclasses.fields(Action)})
+
+
+def _row(action: Action, changes: Mapping[str, Forecast], current: Rewards, limit: float) -> Record:
+    base = {d: POINTS * float(np.mean(current[d])) for d in changes}
+    mean = float(np.mean(list(base.values())))
+    average = together(list(changes.values()))
+    others = [d for d in changes if d != action.domain]
+    worst = min(others, key=lambda d: (changes[d].value, d), default=None)
+    allowed = worst is None or POINTS * changes[worst].value >= -limit
+    return {
+        "name": action.name,
+        "words": action.words,
+        **dataclasses.asdict(action),
+        "rank": 0,
+        "allowed": allowed,
+        "average": average.estimate(mean).record(mean),
+        "average_change": average.estimate().record(0.0),
+        "scores": {d: c.estimate(base[d]).record(base[d]) for d, c in changes.items()},
+        "changes": {d: c.estimate().record(0.0) for d, c in changes.items()},
+        "collateral": worst and {"domain": worst, "change": changes[worst].estimate().record(0.0)},
+        "risk": _risk([changes[d] for d in others], limit),
+    }
+
+
+def _risk(others: Sequence[Forecast], limit: float) -> float | None:
+    """The chance that some other domain loses more than the limit; None where a forecast has no interval."""
+    if not others or any(f.change_R.size == 1 for f in others):
+        return None
+    lowest_R = np.min([f.change_R for f in others], axis=0)
+    return float(np.mean(POINTS * lowest_R < -limit))
+
+
+def _order(row: Record) -> tuple[Any, ...]:
+    kinds = ("nothing", "rollback", "refresh")  # by what they cost
+    expected = round(row["average_change"]["estimate"], 6)
+    return not row["allowed"], -expected, kinds.index(row["kind"]), row["steps"], row["name"]
+
+
+def reason(record: Record) -> str:
+    """Why the first of the ranked actions, in plain words."""
+    row, limit = record["actions"][0], record["limit"]
+    average, change = row["average"], row["average_change"]
+    if row["kind"] == "nothing":
+        text = f"Do nothing: no allowed action is expected to raise the mean of {average['null']:.1f} points."
+    else:
+        text = (
+            f"{row['words'][0].upper()}{row['words'][1:]}: the mean over domains is expected to go from "
+            f"{average['null']:.1f} to {average['estimate']:.1f} points ({_signed(change)})"
+            f"; {row['domain']} {_signed(row['changes'][row['domain']])}."
+        )
+        if row["collateral"]:
+            worst = row["collateral"]
+            text += f" Of the others {worst['domain']} fares worst: {_signed(worst['change'])}, limit −{limit:g}"
+            text += "." if row["risk"] is None else f"; chance that one of them loses more: {row['risk']:.0%}."
+    rejected = [r for r in record["actions"] if not r["allowed"]]
+    more = [r for r in rejected if r["average_change"]["estimate"] > change["estimate"]]
+    if more:
+        first = max(more, key=lambda r: (r["average_change"]["estimate"], r["name"]))
+        worst = first["collateral"]
+        text += (
+            f" More on average was expected of this: {first['words']} ({_signed(first['average_change'])}), but "
+            f"{worst['domain']} would be expected to lose {-worst['change']['estimate']:.1f}, over the limit."
+        )
+    return text
+
+
+def _signed(figure: Record) -> str:
+    interval = f" [{figure['ci95'][0]:.1f}, {figure['ci95'][1]:.1f}]" if figure["ci95"] else " (error not known)"
+    return f"{figure['estimate']:+.1f}{interval}"

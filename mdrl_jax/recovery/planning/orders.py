@@ -1,0 +1,173 @@
+"""Order effects foretold from solo edits: what each ordering of the sequence would do, before any of them is run.
+
+With the solo checkpoint θ°_i = θ_0 + δ°_i as domain i's peak, and the solo edits of the domains trained after i added
+to it, the damage of i in an ordering is, to second order,
+
+    g_i · Σ_j δ°_j + ½ (Σ_j δ°_j)ᵀ H_i (Σ_j δ°_j),    j over the domains after i,
+
+with g_i and H_i of the loss L_i at θ°_i. The first order is linear and the second a quadratic form, so the m − 1 single
+edits and the (m − 1)(m − 2)/2 pairs of them give every subset by polarisation: 24 jets for the 4! orderings of four
+domains. What is left out: an edit that was learnt after others is not the solo edit. Both headline objectives of
+definitions §6 are given: expected reward in points, and the success NLL in nats a completion, which a saturated peak
+does not blind.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mdrl_jax.analysis.damage import uninformative
+from mdrl_jax.analysis.expansion import Draws, Floats
+from mdrl_jax.analysis.probe import Probe
+from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.progress import Track
+from mdrl_jax.recovery.planning.forecast import POINTS
+from mdrl_jax.second_order.objectives import DirectionalDerivatives
+from mdrl_jax.stats.estimate import independent_mean, paired_difference
+from mdrl_jax.stats.tests import rank_agreement
+
+OBJECTIVES = {"reward": (POINTS, "points"), "success_nll": (1.0, "nats")}  # factor to the unit of records
+Record = dict[str, Any]
+Rewards = Mapping[str, np.ndarray]
+Along = Callable[[tuple[str, ...]], DirectionalDerivatives]
+
+
+class Expansion:
+    """Damage of one domain by the summed edits of any set of others, by prompt, from single edits and pairs of them.
+
+    Args:
+      along: derivatives of the domain's loss along the sum of the edits that it is told the names of.
+      others: names of the edits.
+    """
+
+    def __init__(self, along: Along, others: Sequence[str]):
+        names = sorted(others)
+        single = {j: along((j,)) for j in names}
+        self.count_P = next(iter(single.values())).count_P
+        self.first = {j: x.first_P for j, x in single.items()}
+        self.own = {j: x.second_P for j, x in single.items()}
+        self.crossed = {
+            (j, k): 0.5 * (along((j, k)).second_P - self.own[j] - self.own[k])
+            for j, k in itertools.combinations(names, 2)
+        }
+
+    def damage(self, after: Sequence[str]) -> Floats:
+        """g·Σδ + ½ (Σδ)ᵀH(Σδ), summed over each prompt's completions: Σ over prompts / Σ count is the damage."""
+        total = np.zeros_like(self.count_P)
+        for j in sorted(after):
+            total = total + self.first[j] + 0.5 * self.own[j]
+        for pair in itertools.combinations(sorted(after), 2):
+            total = total + self.crossed[pair]
+        return total
+
+
+def expand(
+    probe: Probe,
+    solo: Callable[[str], Any],
+    base: Any,
+    samples: Mapping[str, Sample],
+    track: Track,
+) -> dict[str, dict[str, Expansion]]:
+    """The expansions of each of `OBJECTIVES`, by domain.
+
+    Args:
+      solo: domain -> parameters of its solo checkpoint.
+      base: θ_0.
+      samples: completions of each domain at its solo checkpoint.
+    """
+    domains = sorted(samples)
+    others = {domain: [d for d in domains if d != domain] for domain in domains}
+    sets = {d: [(j,) for j in others[d]] + list(itertools.combinations(others[d], 2)) for d in domains}
+    found: dict[str, dict[str, Expansion]] = {name: {} for name in OBJECTIVES}
+    done = 0
+    with track("orders", sum(map(len, sets.values()))) as show:
+        for domain in domains:
+            point = solo(domain)
+            made: dict[tuple[str, ...], Mapping[str, DirectionalDerivatives]] = {}
+            for names in sets[domain]:
+                show(done, f"{domain} along the solo edits of {' and '.join(names)}")
+                v = probe.difference(solo(names[0]), base)
+                for name in names[1:]:
+                    v = probe.along(v, probe.difference(solo(name), base), np.float32(1))
+                made[names] = probe.derivatives(point, v, samples[domain])
+                done += 1
+            for objective in OBJECTIVES:
+                along = {names: x[objective] for names, x in made.items()}
+                found[objective][domain] = Expansion(along.__getitem__, others[domain])
+    return found
+
+
+def forecast(
+    expansions: Mapping[str, Expansion], factor: float, unit: str, reasons: Mapping[str, str] | None = None
+) -> list[Record]:
+    """Damage of every domain in every ordering, and its sum over domains; orderings from the least harmful on.
+
+    Orderings of equal sums are ranked by name. A domain in `reasons` has no figures, but that reason, and is not in the
+    sum, which is then of the others.
+    """
+    domains, reasons = sorted(expansions), dict(reasons or {})
+    rows = []
+    for order in itertools.permutations(domains):
+        damage: Record = {}
+        total_R, n = 0.0, 0
+        for place, domain in enumerate(domains):
+            expansion, draws = expansions[domain], Draws(len(expansions[domain].count_P))
+            parts = expansion.damage(order[order.index(domain) + 1 :])
+            values_R = factor * draws.ratio(parts, expansion.count_P)
+            damage[domain] = draws.figure(values_R, unit, reasons.get(domain, ""))
+            if domain not in reasons:
+                # Prompts of different domains are drawn apart: `Draws` alone would draw the same rows of each.
+                apart = np.random.default_rng(place).permutation(len(values_R) - 1)
+                total_R, n = total_R + np.concatenate([values_R[:1], values_R[1:][apart]]), n + draws.n
+        why = "" if n else "no domain's expansion is measurable"
+        total = Draws(max(n, 1)).figure(np.atleast_1d(total_R) if n else np.zeros(2), unit, why)
+        rows.append({"order": list(order), "total": total, "damage": damage})
+    rows.sort(key=lambda r: (round(r["total"]["estimate"] or 0.0, 9), r["order"]))
+    return [{"rank": rank} | row for rank, row in enumerate(rows, 1)]
+
+
+def compare(rows: Sequence[Record], runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]]) -> Record:
+    """Damage as foretold beside damage as measured, of the orders that were run; Spearman over (order, domain).
+
+    Args:
+      rows: of `forecast`.
+      runs: an order, and for the domain of each of its stages the rewards [P, k] by domain after it; the same prompts
+        throughout.
+    """
+    foretold = {tuple(row["order"]): row for row in rows}
+    checked = []
+    for order, after in runs:
+        row = foretold[tuple(order)]
+        lost = {d: paired_difference(after[d][d], after[order[-1]][d]).scaled(POINTS, "points") for d in order[:-1]}
+        total = independent_mean(list(lost.values())).scaled(len(lost), "points").record(0.0)
+        checked.append(
+            {
+                "order": list(order),
+                "rank": row["rank"],
+                "total": {"forecast": row["total"], "measured": total},
+                "damage": {d: {"forecast": row["damage"][d], "measured": e.record(0.0)} for d, e in lost.items()},
+            }
+        )
+    cells = [x for row in checked for x in row["damage"].values()]
+    known = [c for c in cells if c["forecast"]["estimate"] is not None]
+    pairs = [[c[name]["estimate"] for c in known] for name in ("forecast", "measured")]
+    return {"runs": checked, "spearman": rank_agreement(*pairs)}
+
+
+def run(
+    probe: Probe,
+    solo: Callable[[str], Any],
+    base: Any,
+    samples: Mapping[str, Sample],
+    runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]],
+    track: Track,
+) -> Record:
+    """The record of `recovery/orders.json`: for each objective all orders ranked, and the check against those run."""
+    record: Record = {}
+    for objective, expansions in expand(probe, solo, base, samples, track).items():
+        reasons = {d: r for d, s in samples.items() if (r := uninformative(s))} if objective == "reward" else {}
+        rows = forecast(expansions, *OBJECTIVES[objective], reasons)
+        record[objective] = {"orders": rows, "checked": compare(rows, runs)}
+    return record

@@ -1,0 +1,1 @@
+"""Training-free rollback: rules that score coordinates, the sweep over sets, evidence, and controls."""

@@ -1,0 +1,110 @@
+"""What the screen and `log.txt` show of a run; four domains fit into 80 columns."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, own_rows
+from mdrl_jax.report.tables.recovered import recoveries
+from mdrl_jax.report.tables.transfer import backward_transfer, forgetting, forward_transfer, mean_forgetting
+from mdrl_jax.stats.estimate import Estimate
+
+
+def score_table(matrix: Matrix) -> RenderableType:
+    """Stages by domains, score ± standard error in points, with the plain mean over domains.
+
+    An asterisk marks the domain that a stage trained. Where replies judged regardless of style
+    score otherwise, that accuracy follows as a dim block.
+    """
+    scores = _block("score", matrix, matrix.score_SD, matrix.stderr_SD, "")
+    if not np.isfinite(matrix.accuracy_SD).any() or np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True):
+        return scores
+    title = "accuracy regardless of style"
+    return Group(scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim"))
+
+
+def summary(matrix: Matrix) -> RenderableType:
+    """The final screen: the matrix, transfer, forgetting, and what each recovery won and cost."""
+    table = Table(box=box.SIMPLE, title_justify="left", title="transfer, points")
+    _headings(table)
+    _row(table, "BWT, backward transfer", backward_transfer(matrix))
+    _row(table, "FWT, forward transfer", forward_transfer(matrix))
+    _row(table, "forgetting, mean", mean_forgetting(matrix))
+    for domain in list(own_rows(matrix))[:-1]:
+        _row(table, f"forgetting of {domain}", forgetting(matrix, domain))
+    parts: list[RenderableType] = [score_table(matrix), table]
+    if recovered := recoveries(matrix):
+        second = Table(box=box.SIMPLE, title_justify="left", title="recovery")
+        _headings(second)
+        for r in recovered:
+            _row(second, f"{r.stage}: gain, points", r.gain)
+            _row(second, f"{r.stage}: fraction of loss", r.fraction, digits=3)
+            _row(second, f"{r.stage}: collateral, points", r.collateral)
+        parts.append(second)
+    return Group(*parts)
+
+
+def places(root: Path, seconds: float) -> RenderableType:
+    """How long a command took, and where what it wrote is; a path stays whole on its line."""
+    page, board = root / "report" / "index.html", root / "tensorboard"
+    where: dict[str, object] = {"page": page} if page.exists() else {}
+    where["work folder"] = root
+    if board.exists():
+        where["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(board))}"
+    lines = [f"done in {seconds:.0f} s", *(f"  {name:13}{place}" for name, place in where.items())]
+    return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
+
+
+def interval_text(estimate: Estimate, digits: int = 2) -> str:
+    """`[low, high]`, or `–` where a single unit gives no interval."""
+    if not np.isfinite(estimate.high - estimate.low):
+        return "–"
+    return f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def _headings(table: Table) -> None:
+    for heading, justify in (("", "left"), ("value", "right"), ("95 % interval", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
+    table.add_column("note")
+
+
+def _row(table: Table, label: str, quantity: Quantity, digits: int = 2) -> None:
+    estimate = quantity.estimate
+    if estimate is None:
+        table.add_row(label, "–", "", quantity.reason)
+        return
+    value = f"{estimate.value:.{digits}f}"
+    table.add_row(label, value, interval_text(estimate, digits), quantity.detail)
+
+
+def _block(
+    title: str,
+    matrix: Matrix,
+    mean_SD: NDArray[np.float64],
+    stderr_SD: NDArray[np.float64],
+    style: str,
+) -> Table:
+    table = Table(box=box.SIMPLE, title_justify="left", title=f"{title}, points", style=style)
+    table.add_column("after stage", no_wrap=True)
+    for domain in (*matrix.domains, "mean"):
+        table.add_column(domain, justify="right", no_wrap=True)
+    framed = set(framed_cells(matrix))
+    for s, stage in enumerate(matrix.stages):
+        cells = [_cell(mean_SD[s, d], stderr_SD[s, d], (s, d) in framed) for d in range(len(matrix.domains))]
+        finite = np.isfinite(mean_SD[s]).all() and mean_SD.shape[1] > 0
+        mean = Text(f"{mean_SD[s].mean():.1f}" if finite else "–")
+        table.add_row(Text(stage), *cells, mean, style=style)
+    return table
+
+
+def _cell(mean: float, stderr: float, framed: bool) -> Text:
+    if not np.isfinite(mean):
+        return Text("– ")
+    error = f" ±{stderr:.1f}" if np.isfinite(stderr) else ""
+    return Text(f"{mean:.1f}{error}{'*' if framed else ' '}", style="bold" if framed else "")

@@ -1,0 +1,108 @@
+"""What a refresh or rollback won back, and what it cost the other domains (definitions §2).
+
+Choices where definitions §2 leaves room:
+- "Before" is the last plain stage that precedes the recovery stage; the peak is the domain's last
+  own stage up to there.
+- A score that rose since its peak leaves nothing to recover: its fraction is undefined too.
+- The interval of the collateral is the paired one of the domain that dropped most: it does not pay
+  for the choice.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mdrl_jax.report.tables.matrix import Matrix, Quantity, difference, trained_domain
+from mdrl_jax.stats import estimate
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a refresh or rollback stage won back of `domain`, and what it cost the others (points;
+    drop positive); `loss` is what there was to win back.
+    """
+
+    stage: str
+    domain: str
+    loss: Quantity
+    gain: Quantity
+    fraction: Quantity
+    collateral: Quantity
+
+
+def recoveries(matrix: Matrix) -> list[Recovery]:
+    """One for each `refresh-*` and `rollback-*` row, in order."""
+    rows = [s for s, name in enumerate(matrix.stages) if name.startswith(("refresh-", "rollback-"))]
+    return [r for r in (_recovery(matrix, s) for s in rows) if r is not None]
+
+
+def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
+    """(S_after − S_before, S_peak − S_before) of a recovery stage: the two sides of its fraction,
+    in points.
+    """
+    after = matrix.stages.index(stage)
+    domain = trained_domain(stage, matrix.domains)
+    rows = None if domain is None else _ends(matrix, domain, after)
+    if domain is None or rows is None:
+        return None
+    score_S = matrix.score_SD[:, matrix.domains.index(domain)]
+    top, before = rows
+    gain, loss = score_S[after] - score_S[before], score_S[top] - score_S[before]
+    return (float(gain), float(loss)) if np.isfinite(gain + loss) else None
+
+
+def _ends(matrix: Matrix, domain: str, after: int) -> tuple[int, int] | None:
+    """Rows of the peak and of the checkpoint that the recovery stage in row `after` starts from."""
+    plain = [s for s in range(after) if matrix.stages[s] in matrix.domains]
+    own = [s for s in plain if matrix.stages[s] == domain]
+    return (own[-1], plain[-1]) if own else None
+
+
+def _recovery(matrix: Matrix, after: int) -> Recovery | None:
+    stage = matrix.stages[after]
+    domain = trained_domain(stage, matrix.domains)
+    if domain is None:
+        return None
+    names = f"loss {stage}", f"gain {stage}", f"fraction {stage}", f"collateral {stage}"
+    ends = _ends(matrix, domain, after)
+    if ends is None:
+        missing = (Quantity(n, None, f"no stage trains {domain} before {stage}") for n in names)
+        return Recovery(stage, domain, *missing)
+    top, before = ends
+    return Recovery(
+        stage, domain,
+        difference(matrix, names[0], domain, top, before),
+        difference(matrix, names[1], domain, after, before),
+        _fraction(matrix, names[2], domain, top, before, after),
+        collateral(matrix, names[3], domain, before, after),
+    )  # fmt: skip
+
+
+def _fraction(matrix: Matrix, name: str, domain: str, top: int, before: int, after: int) -> Quantity:
+    """(S_after − S_before) / (S_peak − S_before), Fieller interval from the paired prompts."""
+    if top == before:
+        return Quantity(name, None, f"undefined: {domain} was trained last, so nothing was lost")
+    loss = difference(matrix, name, domain, top, before)
+    if loss.estimate is None or domain not in matrix.rewards[after]:
+        return Quantity(name, None, loss.reason or f"{domain} was not evaluated after {matrix.stages[after]}")
+    if loss.estimate.low <= 0:
+        shown = f"{loss.estimate.value:+.2f} [{loss.estimate.low:.2f}, {loss.estimate.high:.2f}]"
+        risen = loss.estimate.high < 0
+        why = f"{domain} rose since its peak" if risen else "the interval of the loss includes 0"
+        return Quantity(name, None, f"undefined: {why} (loss {shown} points)")
+    peak_P, before_P, after_P = (matrix.rewards[s][domain].mean(axis=1) for s in (top, before, after))
+    return Quantity(name, estimate.ratio_of_means(after_P - before_P, peak_P - before_P))
+
+
+def collateral(matrix: Matrix, name: str, domain: str, before: int, after: int) -> Quantity:
+    """The largest drop of any other domain over the recovery stage; negative where every other
+    domain rose.
+    """
+    drops = [
+        difference(matrix, name, d, before, after, d)
+        for d in matrix.domains
+        if d != domain and d in matrix.rewards[before] and d in matrix.rewards[after]
+    ]
+    if not drops:
+        return Quantity(name, None, "no other domain was evaluated before and after")
+    return max(drops, key=lambda q: q.estimate.value if q.estimate is not None else -np.inf)

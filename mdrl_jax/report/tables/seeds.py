@@ -1,0 +1,171 @@
+"""One experiment over several seeds: every figure of the matrix with its interval over seeds.
+
+Under eight seeds the unit is the seed mean with Student's t; from eight on seeds are drawn with
+replacement, then prompts within each (definitions §12). A figure that some seed cannot give rests
+on the seeds that can, and says how many. Collateral and forgetting are each seed's own maximum.
+
+The recovery fraction over seeds is the ratio of the seed means, Fieller interval with the seed as
+the unit **[chosen]**: a seed that lost nothing has no fraction of its own but still counts.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.report.tables import matrix as matrices
+from mdrl_jax.report.tables.matrix import Matrix
+from mdrl_jax.report.tables.recovered import recovery_points
+from mdrl_jax.report.tables.transfer import quantities
+from mdrl_jax.stats import estimate as statistics
+from mdrl_jax.stats.bootstrap import hierarchical_bootstrap
+from mdrl_jax.stats.estimate import Estimate
+
+HIERARCHICAL_FROM = 8
+N_REPLICATES = 200
+Key = str | tuple[str, str]
+Figures = dict[Key, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure over seeds. `per_seed` is in the order of the seeds, None where a seed has none."""
+
+    name: str
+    estimate: Estimate | None
+    per_seed: tuple[float | None, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SeedTable:
+    """Means over seeds: `scores[stage, domain]`, and the figures of `transfer.quantities`."""
+
+    seeds: tuple[int | None, ...]
+    stages: tuple[str, ...]
+    domains: tuple[str, ...]
+    scores: dict[tuple[str, str], Line]
+    lines: tuple[Line, ...]
+
+    def text(self) -> str:
+        """A plain table that can be pasted into a docstring; half-widths are 95 % over seeds."""
+        return "\n".join([*_score_lines(self), "", *_figure_lines(self)]) + "\n"
+
+    def record(self) -> dict[str, Any]:
+        """The same as a JSON document."""
+        scores = [{"stage": s, "domain": d, **_record(x)} for (s, d), x in self.scores.items()]
+        figures = [{"name": x.name, **_record(x)} for x in self.lines]
+        return {"seeds": list(self.seeds), "scores": scores, "quantities": figures}
+
+
+def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
+    """The table of one work folder a seed; UserError if there is none or a seed comes twice."""
+    if not workdirs:
+        raise UserError("seeds needs at least one work folder")
+    return summarise([matrices.load(w) for w in workdirs])
+
+
+def summarise(runs: Sequence[Matrix]) -> SeedTable:
+    """The table of one matrix a seed; rows and columns are all that any seed has."""
+    seeds = tuple(m.seed for m in runs)
+    known = [s for s in seeds if s is not None]
+    if len(set(known)) < len(known):
+        raise UserError(f"two of the work folders have the same seed ({known}): give one a seed")
+    stages = tuple(dict.fromkeys(s for m in runs for s in m.stages))
+    domains = tuple(dict.fromkeys(d for m in runs for d in m.domains))
+    found = [_figures(m) for m in runs]
+    replicates = _replicates(runs) if len(runs) >= HIERARCHICAL_FROM else []
+    reasons = {q.name: q.reason for m in runs for q in quantities(m) if q.reason}
+    scores = {(s, d): _line((s, d), found, replicates) for s in stages for d in domains}
+    names = dict.fromkeys(q.name for m in runs for q in quantities(m))
+    lines = [
+        _fraction(n, runs, found, reasons)
+        if n.startswith("fraction ")
+        else _line(n, found, replicates, reasons.get(n, ""))
+        for n in names
+    ]
+    return SeedTable(seeds, stages, domains, scores, tuple(lines))
+
+
+def _figures(m: Matrix) -> Figures:
+    """Every score, by (stage, domain), and every figure, by name, that the run has."""
+    cells = {(s, d): m.score_SD[i, j] for i, s in enumerate(m.stages) for j, d in enumerate(m.domains)}
+    named = {q.name: q.estimate.value for q in quantities(m) if q.estimate is not None}
+    return {k: float(v) for k, v in cells.items() if math.isfinite(v)} | named
+
+
+def _replicates(runs: Sequence[Matrix]) -> list[list[Figures]]:
+    rng = np.random.default_rng(0)
+    return [[_figures(matrices.resample(m, rng)) for _ in range(N_REPLICATES)] for m in runs]
+
+
+def _line(key: Key, found: Sequence[Figures], replicates: Sequence[Sequence[Figures]], reason: str = "") -> Line:
+    name = key if isinstance(key, str) else f"{key[1]} after {key[0]}"
+    per_seed = tuple(f.get(key) for f in found)
+    values = [v for v in per_seed if v is not None]
+    if not values:
+        return Line(name, None, per_seed, reason or "no seed has it")
+    if len(values) < HIERARCHICAL_FROM:
+        return Line(name, statistics.over_seeds(values, matrices.POINTS), per_seed)
+    drawn_NR = [[f[key] for f in r] for r, v in zip(replicates, per_seed, strict=True) if v is not None]
+    estimate = hierarchical_bootstrap(values, drawn_NR, unit=matrices.POINTS)
+    return Line(name, estimate, per_seed)
+
+
+def _fraction(name: str, runs: Sequence[Matrix], found: Sequence[Figures], reasons: Mapping[str, str]) -> Line:
+    per_seed = tuple(f.get(name) for f in found)
+    stage = name.removeprefix("fraction ")
+    pairs = [recovery_points(m, stage) for m in runs if stage in m.stages]
+    sides = np.array([p for p in pairs if p is not None], float).reshape(-1, 2)
+    if len(sides) < 2:
+        return Line(name, None, per_seed, reasons.get(name) or "undefined: needs two seeds")
+    gain_N, loss_N = sides.T
+    loss = statistics.over_seeds(loss_N)
+    if loss.low <= 0:
+        shown = f"{loss.value:+.2f} [{loss.low:.2f}, {loss.high:.2f}]"
+        return Line(name, None, per_seed, f"undefined over seeds: loss {shown} points")
+    return Line(name, statistics.ratio_of_means(gain_N, loss_N), per_seed)
+
+
+def _record(line: Line) -> dict[str, Any]:
+    figure = {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": ""}
+    if line.estimate is not None:
+        figure = line.estimate.record()
+    return {**figure, "per_seed": list(line.per_seed), "reason": line.reason}
+
+
+def _score_lines(table: SeedTable) -> list[str]:
+    width = max([len("after stage"), *map(len, table.stages)])
+    seeds = ", ".join("?" if s is None else str(s) for s in table.seeds)
+    lines = [f"score, points: mean over seeds {seeds} ± 95 % half-width"]
+    lines.append(f"{'after stage':<{width}}" + "".join(f"{d:>14}" for d in table.domains))
+    for s in table.stages:
+        cells = (_cell(table.scores[s, d].estimate) for d in table.domains)
+        lines.append(f"{s:<{width}}" + "".join(f"{c:>14}" for c in cells))
+    return lines
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    half = (estimate.high - estimate.low) / 2
+    return f"{estimate.value:.1f} ± {half:.1f}" if math.isfinite(half) else f"{estimate.value:.1f}"
+
+
+def _figure_lines(table: SeedTable) -> list[str]:
+    width = max([len("figure"), *(len(x.name) for x in table.lines)])
+    lines = [f"{'figure':<{width}}{'mean':>9}   {'95 % over seeds':<20}each seed"]
+    for x in table.lines:
+        digits = 3 if x.name.startswith("fraction ") else 2
+        each = " ".join("–" if v is None else f"{v:.{digits}f}" for v in x.per_seed)
+        if x.estimate is None:
+            lines.append(f"{x.name:<{width}}{'–':>9}   {'':<20}{each}   {x.reason}")
+            continue
+        e = x.estimate
+        bounded = math.isfinite(e.high - e.low)
+        interval = f"[{e.low:.{digits}f}, {e.high:.{digits}f}]" if bounded else "–"
+        lines.append(f"{x.name:<{width}}{e.value:>9.{digits}f}   {interval:<20}{each}")
+    return lines

@@ -1,0 +1,122 @@
+"""The end of the line inside the sandbox: runs one program and answers what the tests ask of it.
+
+Started by isolation.py in a new interpreter, once a program. It holds no secret: neither a token nor
+a wanted answer, so a program that takes it over can still only say what values its functions give.
+"""
+
+import fcntl
+import json
+import math
+import operator
+import os
+import random
+import resource
+import sys
+import types
+import warnings
+from typing import Any, NoReturn
+
+from mdrl_jax.rewards.sandbox import wire
+
+_FILE_BYTES = 1 << 20
+_OPEN_FILES = 64
+_THREADS = 32
+_FIRST_FD = 10  # of the line; 0, 1 and 2 become the null device
+
+OPERATIONS: dict[str, Any] = {
+    "call": lambda f, *args, **kwargs: f(*args, **kwargs),
+    "getattr": getattr, "setattr": setattr, "delattr": delattr,
+    "getitem": operator.getitem, "setitem": operator.setitem, "delitem": operator.delitem,
+    "iter": iter, "len": len, "bool": bool, "str": str, "repr": repr, "int": int, "float": float,
+    "index": operator.index, "round": round, "abs": abs, "neg": operator.neg, "isinstance": isinstance,
+    "eq": lambda a, b: bool(a == b), "lt": lambda a, b: bool(a < b), "le": lambda a, b: bool(a <= b),
+    "gt": lambda a, b: bool(a > b), "ge": lambda a, b: bool(a >= b),
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv,
+    "floordiv": operator.floordiv, "mod": operator.mod, "pow": operator.pow, "matmul": operator.matmul,
+    "and": operator.and_, "or": operator.or_, "xor": operator.xor,
+    "enter": lambda c: type(c).__enter__(c), "exit": lambda c: type(c).__exit__(c, None, None, None),
+}  # fmt: skip
+
+
+def _next(iterator: Any) -> list[Any]:
+    """The next item in a list, or an empty list at the end."""
+    for item in iterator:
+        return [item]
+    return []
+
+
+def confine(settings: dict[str, Any]) -> list[str]:
+    """Sets this process's limits; returns what the kernel refused to isolate (without bwrap)."""
+    seconds = math.ceil(settings["cpu_seconds"])
+    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)  # SIGXCPU may be ignored, the kill after it not
+    _limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
+    _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    _limit(resource.RLIMIT_CORE, 0)
+    if sys.platform != "darwin":
+        _limit(resource.RLIMIT_AS, settings["memory_mb"] << 20)
+    if not settings["bare"]:
+        _limit(resource.RLIMIT_NPROC, _THREADS)
+        return []
+    from mdrl_jax.rewards.sandbox import lockdown
+
+    return lockdown.apply(settings["readable"], os.getcwd(), math.ceil(settings["deadline_seconds"]) + 1)
+
+
+def _limit(kind: int, soft: int, hard: int | None = None) -> None:
+    most = resource.getrlimit(kind)[1]
+    hard = soft if hard is None else hard
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def _redirect() -> tuple[int, int]:
+    """Moves the line out of the way and leaves the null device as 0, 1 and 2."""
+    line = fcntl.fcntl(0, fcntl.F_DUPFD, _FIRST_FD), fcntl.fcntl(1, fcntl.F_DUPFD, _FIRST_FD)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stderr = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
+    return line
+
+
+def main() -> NoReturn:
+    """Confines itself as the first line says, says so, and serves until it is killed."""
+    program = types.ModuleType("__main__")
+
+    def serve(op: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        match op:
+            case "load":
+                sys.modules["__main__"] = program
+                # optimize=0: PYTHONOPTIMIZE would change what the program's own asserts do.
+                exec(compile(args[0], "<program>", "exec", dont_inherit=True, optimize=0), program.__dict__)
+            case "has":
+                return args[0] in program.__dict__
+            case "get":
+                return program.__dict__[args[0]]
+            case "next":
+                return _next(args[0])
+            case _:
+                return OPERATIONS[op](*args, **kwargs)
+
+    settings = json.loads(os.read(0, 1 << 16))
+    line = _redirect()
+    sys.path[:] = settings["path"]
+    sys.argv = [""]
+    os.environ.clear()
+    # On a host of many cores numpy's thread buffers alone would exceed the address space.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    warnings.simplefilter("ignore")
+    random.seed(0)
+    peer = wire.Peer(*line, serve)
+    try:
+        peer.send(["ready", confine(settings)])
+    except BaseException as e:
+        peer.send(["setup", f"{type(e).__name__}: {e}"])
+        os._exit(1)
+    try:
+        peer.serve_forever()
+    finally:
+        os._exit(0)

@@ -1,0 +1,249 @@
+"""Sampling a batch of prompts on the devices and scoring the completions on the host.
+
+`rollout.py` is the compiled sampler: token ids in, token ids out. `Rollouts` puts it to work: it pads prompts, keeps
+the devices busy while worker processes compute the rewards of the part before, and joins the parts.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mdrl_jax.domains.base import Problem
+from mdrl_jax.domains.prompts import PromptSet
+from mdrl_jax.errors import UserError
+from mdrl_jax.model import tokens
+from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel.sharding import batch_divisor, divisor, put
+from mdrl_jax.rewards.base import Score
+from mdrl_jax.rewards.pool import RewardPool
+from mdrl_jax.rl.rollout import Completions, SamplingConfig, cache_bytes, completion_mask, make_sampler, stage_key
+from mdrl_jax.section import section
+
+
+@section
+class RolloutConfig:
+    """Sampling of training completions, and the length buckets (one compilation each).
+
+    The last prompt bucket is the longest prompt allowed, the last completion bucket the longest completion.
+
+    Attributes:
+      sampling: temperature, top-p and top-k.
+      prompt_buckets: lengths in tokens that prompts are padded to, ascending.
+      completion_buckets: lengths in tokens that completions are cut to after sampling, ascending.
+      parts: number of parts in which a step's prompts are sampled. The rewards of one part are computed while the next
+        part is sampled.
+      cache_gib: memory of a device, in GiB, that keys and values of completions may take. Prompts for which there is
+        no room wait until others have ended. 0: no limit.
+    """
+
+    sampling: SamplingConfig = SamplingConfig()
+    prompt_buckets: tuple[int, ...] = (16,)
+    completion_buckets: tuple[int, ...] = (16,)
+    parts: int = 1
+    cache_gib: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredRollouts:
+    """Sampled completions of a batch of prompts, on the host, with their rewards.
+
+    Attributes:
+      prompts_PT: token ids of the left-padded prompts.
+      valid_PT: True where a prompt has a token, False on padding.
+      completions: token ids, log-probs, lengths and whether each ended, [P, G, ...].
+      mask_PGT: 1 on tokens of a completion, its end of sequence included.
+      rewards_PG: in [0, 1].
+      accuracy_PG: in [0, 1]; the content judged regardless of style.
+      errors: number of rewards that failed, by kind; each of them scores 0.
+    """
+
+    prompts_PT: np.ndarray
+    valid_PT: np.ndarray
+    completions: Completions
+    mask_PGT: np.ndarray
+    rewards_PG: np.ndarray
+    accuracy_PG: np.ndarray
+    errors: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Launched:
+    """A part of a batch whose completions the devices are sampling."""
+
+    problems: list[tuple[PromptSet, Problem]]
+    prompts_PT: np.ndarray
+    valid_PT: np.ndarray
+    completions: Completions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rollouts:
+    """Samples and scores batches of prompts; nothing in it changes but `spent`.
+
+    Attributes:
+      model, mesh, tokenizer: the model that is sampled from, its devices, and the tokenizer of its text.
+      eos_ids: token ids that end a completion.
+      config: padding, parts and memory of the cache.
+      pool: worker processes that compute rewards.
+      max_error_share: share of a batch's rewards that may fail before the run ends.
+      spent: tokens "read" (prompts) and "sampled" (completions) so far.
+    """
+
+    model: Decoder
+    mesh: Mesh
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    config: RolloutConfig
+    pool: RewardPool
+    max_error_share: float
+    spent: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    @functools.cache  # noqa: B019  (one object lives as long as the process)
+    def sampler(self, group_size: int, sampling: SamplingConfig) -> Any:
+        """The compiled sampler for groups of this size; as many prompts at once as `rollout.cache_gib` holds."""
+        return make_sampler(
+            self.model,
+            f"sample_{group_size}",
+            group_size=group_size,
+            max_new_tokens=self.config.completion_buckets[-1],
+            eos_ids=self.eos_ids,
+            sampling=sampling,
+            at_once=prompts_at_once(self.config, self.model, self.mesh, group_size),
+        )
+
+    def sample(
+        self,
+        params: Any,
+        sets: list[tuple[PromptSet, np.ndarray]],
+        key_path: tuple[int, str, int],
+        group_size: int,
+        sampling: SamplingConfig,
+        parts: int = 1,
+        show: Callable[[int], None] = lambda part: None,
+    ) -> ScoredRollouts:
+        """Samples and scores `group_size` completions of the chosen rows of each prompt set.
+
+        Of several parts, one is scored while the devices sample the next. Each process scores its share of the
+        completions.
+
+        Args:
+          params: parameters of the policy.
+          sets: (prompt set, row numbers [P]) of each domain; the batch is all of them, in this order.
+          key_path: (seed, stage, step), which the sampling keys are folded from.
+          group_size: completions a prompt.
+          sampling: temperature, top-p and top-k.
+          parts: number of parts, of as many prompts each.
+          show: called with the number of each part before it is sampled.
+
+        Returns:
+          all completions with their rewards; prompts are padded to the smallest bucket that holds the longest.
+
+        Raises:
+          UserError: if more than `max_error_share` of the rewards fail, or a prompt is longer than the last bucket.
+        """
+        rows = [prompts.tokens[i] for prompts, chosen in sets for i in chosen]
+        problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
+        ids_P = np.concatenate([prompts.ids(chosen) for prompts, chosen in sets])
+        length = tokens.bucket(max(map(len, rows)), self.config.prompt_buckets, "a prompt")
+        prompts_PT, valid_PT = tokens.left_pad(rows, length, tokens.pad_id(self.tokenizer))
+        size = len(rows) // parts
+        assert size * parts == len(rows), "prompts do not divide into parts"
+        sampler, key = self.sampler(group_size, sampling), stage_key(*key_path)
+
+        def launch(part: int) -> _Launched:
+            show(part)
+            of = slice(part * size, (part + 1) * size)
+            return self._launch(sampler, params, key, problems[of], prompts_PT[of], valid_PT[of], ids_P[of])
+
+        scored, launched = [], launch(0)
+        for part in range(1, parts):
+            following = launch(part)
+            scored.append(self._score(launched))
+            launched = following
+        return _joined([*scored, self._score(launched)])
+
+    def text(self, done: Completions, prompt: int, sample: int) -> str:
+        """One completion as text."""
+        row = done.tokens_PGT[prompt, sample, : done.length_PG[prompt, sample]]
+        return self.tokenizer.decode(row.tolist(), skip_special_tokens=True)
+
+    def _launch(
+        self,
+        sampler: Callable[..., Completions],
+        params: Any,
+        key: jax.Array,
+        problems: list[tuple[PromptSet, Problem]],
+        prompts_PT: np.ndarray,
+        valid_PT: np.ndarray,
+        ids_P: np.ndarray,
+    ) -> _Launched:
+        on_device = put((prompts_PT, valid_PT, ids_P), self.mesh)
+        return _Launched(problems, prompts_PT, valid_PT, sampler(params, *on_device[:2], key, on_device[2]))
+
+    def _score(self, launched: _Launched) -> ScoredRollouts:
+        done: Completions = distributed.gather(launched.completions)
+        mask_PGT = completion_mask(done.length_PG, done.tokens_PGT.shape[-1])
+        self.spent.update(read=int(launched.valid_PT.sum()), sampled=int(done.length_PG.sum()))
+        shape = done.length_PG.shape
+
+        def request(i: int) -> tuple[str, str, Any]:
+            prompts, problem = launched.problems[i // shape[1]]
+            return prompts.reward, self.text(done, *divmod(i, shape[1])), problem.check
+
+        mine = self.pool.score([request(i) for i in distributed.part(done.length_PG.size)])
+        shared = distributed.share([(s.reward, s.accuracy, s.error) for s in mine])
+        scores = [Score(*fields) for of_process in shared for fields in of_process]
+        failed = [i for i, s in enumerate(scores) if s.error is not None]
+        if len(failed) > self.max_error_share * len(scores):
+            name, text, _ = request(failed[0])
+            raise UserError(
+                f"reward {name} failed on {len(failed)} of {len(scores)} completions "
+                f"(limit: rewards.max_error_share); first: {scores[failed[0]].error} on {text[:60]!r}"
+            )
+        return ScoredRollouts(
+            prompts_PT=launched.prompts_PT,
+            valid_PT=launched.valid_PT,
+            completions=done,
+            mask_PGT=mask_PGT,
+            rewards_PG=np.asarray([s.reward for s in scores], np.float32).reshape(shape),
+            accuracy_PG=np.asarray([s.accuracy for s in scores], np.float32).reshape(shape),
+            errors=collections.Counter(s.kind for s in scores if s.error),
+        )
+
+
+def _joined(parts: list[ScoredRollouts]) -> ScoredRollouts:
+    if len(parts) == 1:
+        return parts[0]
+    errors = sum((collections.Counter(part.errors) for part in parts), collections.Counter())
+    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *map(_fields, parts))
+    return ScoredRollouts(**whole, errors=errors)
+
+
+def _fields(scored: ScoredRollouts) -> dict[str, Any]:
+    return {f.name: getattr(scored, f.name) for f in dataclasses.fields(scored) if f.name != "errors"}
+
+
+def prompts_at_once(config: RolloutConfig, model: Decoder, mesh: Mesh, group_size: int) -> int:
+    """Number of prompts whose completions the devices of the mesh have room for together; 0: no limit.
+
+    Raises:
+      UserError: if a device has no room for the completions of one prompt.
+    """
+    if not config.cache_gib:
+        return 0
+    each = cache_bytes(model, group_size, config.prompt_buckets[-1], config.completion_buckets[-1])
+    each //= divisor(mesh, "kv_heads")
+    fit = int(config.cache_gib * 2**30 // each)
+    if fit < 1:
+        raise UserError(
+            f"rollout.cache_gib={config.cache_gib} is too small: keys and values of one prompt, "
+            f"sampled {group_size} times, take {each / 2**30:.3g} GiB of a device"
+        )
+    return fit * batch_divisor(mesh)

@@ -1,0 +1,1 @@
+"""What each kind of stage does: train (GRPO, supervised), roll back, merge, plan."""

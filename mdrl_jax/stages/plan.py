@@ -1,0 +1,179 @@
+"""The stages `plan`, `trials`, `recover` and `orders`: forecasts, their check, and acting on them.
+
+`recovery/plan.json` is the plan of a run. `trials` tries its actions, on validation prompts, and `recovery/trials.json`
+holds the rewards action by action, so that a run that was stopped goes on. What the plan picked and those that did best
+are then judged on test prompts (`recovery/judged.json`), and `recovery/outcomes.json` compares.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mdrl_jax import records
+from mdrl_jax.analysis.probe import build
+from mdrl_jax.evaluate import held_out_rewards, validation_rewards
+from mdrl_jax.recovery.planning import decision, orders, planner
+from mdrl_jax.recovery.planning.decision import Action, Rewards
+from mdrl_jax.recovery.planning.outcomes import finalists, outcomes
+from mdrl_jax.recovery.rollback.evidence import kept_sample
+from mdrl_jax.report.screen.console import Screen
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stage import Stage, peak
+from mdrl_jax.stages.train import Trainer
+from mdrl_jax.workfolder import WorkFolder
+
+
+@dataclasses.dataclass(eq=False)
+class Planning:
+    """Plans of one run."""
+
+    runtime: Runtime
+    folder: WorkFolder
+    stages: tuple[Stage, ...]
+    screen: Screen
+    trainer: Trainer
+    params_after: Callable[[str], Any]
+
+    def plan(self, stage: Stage) -> None:
+        """Forecasts and ranks the actions at the stage's start."""
+        file = self.folder.root / "recovery" / "plan.json"
+        if file.exists():
+            self.screen.print(f"{stage.name}: finished before, skipped")
+            return
+        started = time.monotonic()
+        current = validation_rewards(self.runtime, self.params_after(stage.start))
+        probe = build(self.runtime, self.runtime.config.train.grpo)
+        made = planner.plan(
+            self.runtime,
+            probe,
+            self.folder.root,
+            self._before(stage),
+            stage.start,
+            self.params_after,
+            current,
+            self.screen.steps,
+        )
+        made["seconds"] = time.monotonic() - started
+        records.write_json(file, made)
+        self.screen.print(f"{stage.name}: {made['reason']}")
+        self.screen.print(f"{stage.name}: {len(made['actions'])} actions in {made['seconds']:.0f} s")
+
+    def recover(self, stage: Stage) -> tuple[Any, float]:
+        """Parameters after what the plan picks, and the tokens it trained on."""
+        action = decision.best(self._plan())
+        self.screen.print(f"{stage.name}: {action.words}")
+        if action.kind == "nothing":
+            return self.params_after(stage.start), 0.0
+        if action.kind == "rollback":
+            with self.screen.steps(stage.name, 1) as show:
+                show(0, action.name)
+                return self._work(stage).rolled_back(action), 0.0
+        params, trained = None, 0.0
+        with self.screen.steps(stage.name, action.steps) as show:
+            show(0, action.name)
+            for done, reached, metrics in self.trainer.walk(self._refresh(stage, action.domain, action.steps)):
+                params, trained = reached, trained + metrics["tokens"]
+                show(done, action.name)
+        return params, trained
+
+    def trials(self, stage: Stage) -> None:
+        """Tries every action of the plan, one after the other, judges the best against the pick, and compares."""
+        made = self._plan()
+        actions = [decision.action_of(row) for row in made["actions"]]
+        tried = self._measured(stage, "trials", actions, validation_rewards)
+        last = finalists(made, tried)
+        judged = self._measured(stage, "judged", [a for a in actions if a.name in last], held_out_rewards)
+        found = outcomes(made, tried, judged)
+        records.write_json(self.folder.root / "recovery" / "outcomes.json", found)
+        self.screen.print(_summary(found))
+
+    def _measured(
+        self, stage: Stage, name: str, actions: Sequence[Action], measure: Callable[[Runtime, Any], Rewards]
+    ) -> dict[str, Rewards]:
+        """Rewards after each action, kept in `recovery/NAME.json` as they come."""
+        file = self.folder.root / "recovery" / f"{name}.json"
+        found: dict[str, Any] = records.read_json(file) if file.exists() else {}
+        with self.screen.steps(f"{stage.name}: {name}", len(actions)) as show:
+            show(len(found), "compiling")
+            for action, params in self._after(stage, [a for a in actions if a.name not in found]):
+                found[action.name] = {d: x.tolist() for d, x in measure(self.runtime, params).items()}
+                records.write_json(file, found)
+                show(len(found), f"after {action.name}")
+        return {name: {d: np.asarray(x) for d, x in by.items()} for name, by in found.items()}
+
+    def _after(self, stage: Stage, actions: Sequence[Action]) -> Iterator[tuple[Action, Any]]:
+        """Each action with the parameters after it."""
+        for action in actions:
+            if action.kind == "nothing":
+                yield action, self.params_after(stage.start)
+        work = self._work(stage)
+        for action in sorted(actions, key=lambda a: (a.donor, a.domain, a.rule, a.fraction)):
+            if action.kind == "rollback":
+                yield action, work.rolled_back(action)
+        for domain in dict.fromkeys(a.domain for a in actions if a.kind == "refresh"):
+            steps = {a.steps: a for a in actions if a.kind == "refresh" and a.domain == domain}
+            for done, params, _ in self.trainer.walk(self._refresh(stage, domain, max(steps))):
+                if done in steps:
+                    yield steps[done], params
+
+    def orders(self, stage: Stage) -> None:
+        """Forecasts what every order of the domains would lose, beside the orders that were run."""
+        solo = {d: self.params_after(f"solo-{d}") for d in stage.domains}
+        drawn = {
+            d: kept_sample(self.runtime, self.folder.root, f"solo-{d}", d, self.params_after) for d in stage.domains
+        }
+        before, runs = self._before(stage), []
+        for prefix in ("", "reversed"):
+            run = [s for s in before if s.prefix == prefix and s.kind == "grpo" and len(s.domains) == 1]
+            if len(run) == len(stage.domains):
+                scored = {s.domains[0]: self._evaluated(s) for s in run}
+                runs.append((tuple(scored), scored))
+        probe = build(self.runtime, self.runtime.config.train.grpo)
+        made = orders.run(probe, solo.__getitem__, self.runtime.base_params(), drawn, runs, self.screen.steps)
+        records.write_json(self.folder.root / "recovery" / "orders.json", made)
+        self.screen.print(f"{stage.name}: {len(made)} objectives, {len(runs)} orders run; recovery/orders.json")
+
+    def _before(self, stage: Stage) -> Sequence[Stage]:
+        return self.stages[: self.stages.index(stage)]
+
+    def _plan(self) -> dict[str, Any]:
+        return records.read_json(self.folder.root / "recovery" / "plan.json")
+
+    def _evaluated(self, stage: Stage) -> dict[str, np.ndarray]:
+        record = records.read_json(self.folder.evaluation(stage.folder))
+        return {d: np.asarray(x) for d, x in record["rewards"].items()}
+
+    def _refresh(self, stage: Stage, domain: str, steps: int) -> Stage:
+        """The refresh that was forecast: the domain's own stage again, from the plan's point."""
+        own = peak(domain, stage.start, self.stages)
+        assert own is not None  # the planner considers no other
+        train = dataclasses.replace(own.train, steps=steps)
+        return dataclasses.replace(
+            own, name=f"{stage.name}-{domain}", stream=f"refresh-{domain}", start=stage.start, train=train, keeps=()
+        )
+
+    def _work(self, stage: Stage) -> planner.Work:
+        probe = build(self.runtime, self.runtime.config.train.grpo)
+        past = planner.trail(self._before(stage), stage.start)
+        read = functools.lru_cache(maxsize=3)(self.params_after)
+        return planner.Work(self.runtime, probe, self.folder.root, past, stage.start, read)
+
+
+def _summary(found: dict[str, Any]) -> str:
+    held, regret = found["calibration"]["average"], found["regret"]
+    return (
+        f"{len(found['actions'])} actions tried: Spearman of forecast and outcome {_figure(found['spearman'])}, by "
+        f"domain {_figure(found['spearman_by_domain'])}; intervals of the mean that held the outcome "
+        f"{_figure(held['held'])}; regret of the pick {_figure(regret)} points"
+    )
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    if figure["estimate"] is None:
+        return f"– ({figure['reason']})"
+    interval = f" \\[{figure['ci95'][0]:.3g}, {figure['ci95'][1]:.3g}]" if figure["ci95"] else ""
+    return f"{figure['estimate']:.3g}{interval}"

@@ -1,0 +1,83 @@
+"""A supervised stage on the domains' demonstrations: how the embedded base model is made."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mdrl_jax.config import SFTSection
+from mdrl_jax.errors import UserError
+from mdrl_jax.model import tokens
+from mdrl_jax.parallel.sharding import batch_divisor, put
+from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
+from mdrl_jax.rl.trainer import TrainState, make_optimizer, make_train_step, micro_batches, state_shardings
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stage import Stage
+from mdrl_jax.stages.grpo import Metrics
+
+
+def learning_rate(section: SFTSection, step: int) -> float:
+    """Linear warm-up, constant, linear fall to 0 over the last `decay` of the steps."""
+    rise = (step + 1) / section.warmup_steps if section.warmup_steps else 1.0
+    fall = (section.steps - step) / (section.decay * section.steps) if section.decay else 1.0
+    return section.learning_rate * min(1.0, rise, fall)
+
+
+def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
+    """The batch of one step: as many replies of each domain, drawn from (seed, stage, step) alone.
+
+    Raises:
+      UserError: if a domain has no demonstrations, or one does not fit `sft.length`.
+    """
+    section = runtime.config.sft
+    rng = random.Random(f"{runtime.config.seed}/{stage.name}/{step}")
+    noise = section.noise if step >= section.noise_from * section.steps else 0.0
+    prompts, replies = [], []
+    for i in range(section.batch_size):
+        domain = runtime.domains[stage.domains[i % len(stage.domains)]]
+        if domain.demonstrate is None or not domain.pretraining:
+            raise UserError(f"domain {domain.name} has no demonstrations to pretrain on")
+        problem = rng.choice(domain.pretraining)
+        prompts.append(problem.prompt)
+        replies.append(domain.demonstrate(problem, rng, noise))
+    reply_ids = [[*ids, runtime.rollouts.eos_ids[0]] for ids in runtime.tokenizer(replies).input_ids]
+    lengths = [len(ids) for ids in reply_ids]
+    rows = [[*p, *r] for p, r in zip(runtime.tokenizer(prompts).input_ids, reply_ids, strict=True)]
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if len(rows[longest]) > section.length:
+        raise UserError(
+            f"sft.length={section.length} is too short for the {len(rows[longest])} tokens of "
+            f"{prompts[longest]!r} {replies[longest]!r}"
+        )
+    tokens_BT, valid_BT = tokens.left_pad(rows, section.length, tokens.pad_id(runtime.tokenizer))
+    from_end = section.length - np.arange(section.length)[None, :]
+    mask_BT = (from_end <= np.asarray(lengths)[:, None]).astype(np.float32)
+    return SFTBatch(tokens_BT=tokens_BT, valid_BT=valid_BT, mask_BT=mask_BT)
+
+
+def make_programs(runtime: Runtime) -> tuple[Any, TrainState, Any]:
+    """(optimizer, shardings of the state, jitted step) of a supervised stage."""
+    optimizer = make_optimizer(runtime.config.sft.optimizer)
+    shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
+    loss_fn = make_sft_loss(runtime.model, runtime.config.model.logprob_chunk)
+    return optimizer, shardings, make_train_step("sft_step", loss_fn, optimizer, shardings, runtime.mesh)
+
+
+def sft_steps(
+    runtime: Runtime, stage: Stage, step_fn: Any, state: TrainState, first: int
+) -> Iterator[tuple[int, TrainState, Metrics]]:
+    """Yields (steps done, state, metrics) after each step from `first`."""
+    section = runtime.config.sft
+    rows = section.batch_size // section.grad_accum_steps
+    if rows % batch_divisor(runtime.mesh):
+        raise UserError(
+            f"sft.batch_size / sft.grad_accum_steps = {rows} is not divisible by the mesh's data * fsdp = "
+            f"{batch_divisor(runtime.mesh)}"
+        )
+    for step in range(first, section.steps):
+        batch = micro_batches(demonstrations(runtime, stage, step), section.grad_accum_steps)
+        batch = put(batch, runtime.mesh, None, "batch")
+        state, logged = step_fn(state, batch, jnp.float32(learning_rate(section, step)), {})
+        yield step + 1, state, {name: float(value) for name, value in logged.items()}

@@ -1,0 +1,246 @@
+"""Training one stage, from its newest checkpoint or from its start: GRPO or supervised, with what keeps other domains.
+
+What a stage cost goes into its checkpoints' meta with every save, so that a resumed stage adds to it.
+"""
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdrl_jax import preemption, records
+from mdrl_jax.analysis.probe import build
+from mdrl_jax.checkpoints import StageCheckpoints, abstract
+from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.recovery.prevention import prepare
+from mdrl_jax.recovery.refresh import tracker as refresh
+from mdrl_jax.report.screen.console import Screen
+from mdrl_jax.report.tensorboard import TensorBoard
+from mdrl_jax.rl.trainer import TrainState, init_state
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stage import Stage, peak
+from mdrl_jax.stages import grpo, sft
+from mdrl_jax.workfolder import WorkFolder
+
+SHOWN = ("reward", "length", "kl", "loss")
+SUMMED = ("tokens", "seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
+ERRORS = "reward_errors/"  # of one kind
+Steps = Iterator[tuple[int, TrainState, grpo.Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a kind of stage trains: `steps(state, first)` yields (steps done, state, metrics)."""
+
+    optimizer: Any
+    shardings: TrainState
+    total: int
+    checkpoint_every: int
+    steps: Callable[[TrainState, int], Steps]
+    prompts: int  # prompts a step
+
+
+@dataclasses.dataclass(eq=False)
+class Trainer:
+    """Trains the stages of one run; stages with the same loss, optimizer and transforms share compiled programs."""
+
+    runtime: Runtime
+    folder: WorkFolder
+    stages: tuple[Stage, ...]
+    screen: Screen
+    params_after: Callable[[str], Any]
+    bases: Callable[[str], Any]
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def steps(self, stage: Stage) -> int:
+        """Steps that a finished stage took."""
+        if not stage.trains:
+            return 0
+        if stage.prefix == "refresh":
+            return records.read_json(self.folder.root / "recovery" / f"{stage.name}.json")["steps"][-1]["step"]
+        return self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
+
+    def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
+        """The parameters at the stage's end, and what it cost (`costs`)."""
+        keep = self.runtime.config.checkpoints.keep
+        with StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn) as checkpoints:
+            first = checkpoints.latest() or 0
+            costs = collections.Counter(checkpoints.meta()["costs"] if first else {})
+            watched = stage.prefix == "refresh"
+            total = self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
+            if first and (watched or first == total):  # of a refresh only the step that was kept is saved
+                like = abstract(self.runtime.shapes, self.runtime.shardings)
+                return checkpoints.restore_params(like), dict(costs)
+            meter = metered(self.runtime)
+            recipe = self._sft(stage) if stage.kind == "sft" else self._grpo(stage)
+            state = self._state(stage, recipe, checkpoints, first)
+            tracker = self._tracker(stage) if watched else None
+            if tracker:
+                tracker.look(0, state.params)
+            totals: collections.Counter[str] = collections.Counter()
+
+            def account() -> dict[str, Any]:
+                return dict(costs + collections.Counter(meter() | {"tokens_trained": totals["tokens"]}))
+
+            board_folder, ended = self.folder.root / "tensorboard" / stage.folder, ""
+            with TensorBoard(board_folder, resumed_at=first + 1) as board:
+                steps = recipe.steps(state, first)
+                for done, state, metrics in self.screen.track(stage.name, recipe.total, first, _watched(steps)):
+                    board.scalars(done, {f"train/{k}": v for k, v in metrics.items() if k != "rewards"})
+                    board.histogram("train/rewards", metrics.get("rewards", ()), done)
+                    totals.update({k: v for k, v in metrics.items() if k in SUMMED or k.startswith(ERRORS)})
+                    stopping = preemption.noticed()
+                    if tracker:
+                        ended = tracker.look(done, state.params)
+                        if ended:
+                            break
+                    elif done == recipe.total or stopping or _due(done, recipe.checkpoint_every):
+                        board.flush()  # what goes on after this step does not write it again
+                        meta = self._meta(stage, account(), done * recipe.prompts)
+                        if done == recipe.total:
+                            checkpoints.save_params(done, state.params, meta)
+                        else:
+                            checkpoints.save(done, state, meta)
+                    if stopping:
+                        checkpoints.wait()
+                        saved = "its scores are saved, and it begins anew" if tracker else "saved"
+                        raise preemption.Stopped(f"after step {done} of {stage.name}", saved)
+            params = state.params
+            if tracker:
+                params, done = tracker.best, tracker.record["chosen"]
+                checkpoints.save_params(max(done, 1), params, self._meta(stage, account(), 0))
+                self.screen.print(f"{stage.name}: kept step {done}; ended as {ended}")
+        self.screen.print(_line(stage, recipe.total - first, account()["seconds"], totals))
+        return params, account()
+
+    def walk(self, stage: Stage) -> Iterator[tuple[int, Any, grpo.Metrics]]:
+        """(steps done, parameters, metrics) of a GRPO stage that is tried and not kept, from its start."""
+        recipe = self._grpo(stage)
+        state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
+        for done, reached, metrics in recipe.steps(state, 0):
+            yield done, jax.tree.map(jnp.copy, reached.params), metrics
+
+    def _meta(self, stage: Stage, costs: Mapping[str, Any], visited: int) -> dict[str, Any]:
+        meta = {"seed": self.runtime.config.seed, "stage": stage.name, "costs": dict(costs)}
+        return meta | ({"prompts_visited": visited} if visited else {})
+
+    def _state(self, stage: Stage, recipe: Recipe, checkpoints: StageCheckpoints, first: int) -> TrainState:
+        if not first:
+            return init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
+        shapes = jax.eval_shape(recipe.optimizer.init, self.runtime.shapes)
+        like = TrainState(
+            step=jax.ShapeDtypeStruct((), np.int32, sharding=recipe.shardings.step),
+            params=abstract(self.runtime.shapes, recipe.shardings.params),
+            opt_state=abstract(shapes, recipe.shardings.opt_state),
+        )
+        self.screen.print(f"{stage.name}: goes on after step {first} of {recipe.total}")
+        return checkpoints.restore(like)[0]
+
+    def _tracker(self, stage: Stage) -> refresh.Tracker:
+        domain = stage.domains[0]
+        at = peak(domain, stage.start, self.stages)
+        file = self.folder.root / "recovery" / f"{stage.name}.json"
+        read = functools.partial(self.params_after, at.name) if at else None
+        return refresh.Tracker(self.runtime, stage, file, read, self.bases(domain))
+
+    def _sft(self, stage: Stage) -> Recipe:
+        if "sft" not in self.programs:
+            self.programs["sft"] = sft.make_programs(self.runtime)
+        optimizer, shardings, step = self.programs["sft"]
+        section = self.runtime.config.sft
+        return Recipe(
+            optimizer,
+            shardings,
+            section.steps,
+            section.checkpoint_every,
+            lambda state, first: sft.sft_steps(self.runtime, stage, step, state, first),
+            0,
+        )
+
+    def _grpo(self, stage: Stage) -> Recipe:
+        probe = build(self.runtime, self.runtime.config.train.grpo)
+        kept = prepare.prepare(probe, stage, self.stages, self.params_after)
+        prevent = stage.train.prevent
+        key = stage.train.grpo, stage.train.optimizer, prevent.ewc, prevent.gradients, prevent.protect
+        if key not in self.programs:
+            self.programs[key] = grpo.make_programs(self.runtime, stage, kept.transforms)
+        made = self.programs[key]
+        reference = self.params_after(stage.reference) if grpo.needs_reference(stage) else None
+        return Recipe(
+            made.optimizer,
+            made.shardings,
+            stage.train.steps,
+            stage.train.checkpoint_every,
+            lambda state, first: grpo.grpo_steps(self.runtime, stage, made, state, reference, first, kept.extra),
+            stage.train.prompts_per_step,
+        )
+
+
+def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
+    """Starts a meter: what it gives are the seconds since then, and the tokens read and sampled."""
+    started, before = time.monotonic(), collections.Counter(runtime.rollouts.spent)
+
+    def read() -> dict[str, float]:
+        tokens = {f"tokens_{k}": v - before[k] for k, v in runtime.rollouts.spent.items()}
+        return {"seconds": time.monotonic() - started, **tokens}
+
+    return read
+
+
+def matmul_parameters(shapes: Any) -> int:
+    """Parameters that every token is multiplied with: all but the norms' and, where untied, the embedding."""
+    tied = "unembedding" not in shapes
+    parts = {k: v for k, v in shapes.items() if k != "embedding" or tied}
+    return sum(x.size for x in jax.tree.leaves(parts))
+
+
+def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The record `costs/NN-stage.json`.
+
+    "flops" are the model's own [chosen]: 2 for each parameter and token that was read or sampled, 6 for each that was
+    trained on; log-probs of a reference, what prevention computes of kept samples, evidence of a rollback and
+    recomputation are not in it, but all are in "seconds".
+    """
+    n = matmul_parameters(runtime.shapes)
+    sampled, read = found.get("tokens_sampled", 0), found.get("tokens_read", 0)
+    trained = found.get("tokens_trained", 0) * stage.train.grpo.updates_per_batch
+    return {
+        "stage": stage.name,
+        "kind": stage.kind,
+        "steps": steps,
+        "seconds": found["seconds"],
+        "tokens_sampled": sampled,
+        "tokens_trained": trained,
+        "flops": n * (2.0 * (sampled + read) + 6.0 * trained),
+    }
+
+
+def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float]) -> str:
+    line = f"{stage.name}: up to {steps} steps in {seconds:.0f} s"
+    if stage.kind == "grpo":
+        line += (
+            f" (sampling and rewards {totals['seconds_sampling']:.0f} s, updates "
+            f"{totals['seconds_training']:.0f} s); {totals['dropped_groups']:.0f} groups without "
+            f"reward variance left out, {totals['reward_errors']:.0f} reward errors"
+        )
+        kinds = [f"{k.removeprefix(ERRORS)} {v:.0f}" for k, v in sorted(totals.items()) if k.startswith(ERRORS)]
+        line += f" ({', '.join(kinds)})" if kinds else ""
+    return f"{line}; {sum(compilations.values())} compilations so far"
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _watched(steps: Steps) -> Iterator[tuple[int, str, Any]]:
+    shown: dict[str, float] = {}
+    for done, state, metrics in steps:
+        shown |= {k: v for k, v in metrics.items() if k in SHOWN}
+        text = "  ".join(f"{k} {shown[k]:.3g}" for k in SHOWN if k in shown)
+        yield done, text, (done, state, metrics)

@@ -1,0 +1,96 @@
+"""Sets of channels and how much two of them share, beside chance (definitions §3, §5; C2, C4).
+
+A score is [L, C], one a channel (an MLP neuron or an attention head) of a layer; a set is a boolean array of the
+same shape. Everything is on the host.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mdrl_jax.stats.bootstrap import jackknife
+from mdrl_jax.stats.estimate import Estimate, over_seeds, student, t_quantile
+from mdrl_jax.stats.tests import null_record, permutation_p
+
+
+def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
+    """The round(share · C) channels of each layer with the largest scores, at least one.
+
+    A channel of score 0 is never in [chosen]: where nothing happened, the index would decide.
+    """
+    scores = np.asarray(scores_LC, float)
+    k = max(1, round(share * scores.shape[1]))
+    rank = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
+    return (rank < k) & (scores > 0)
+
+
+def top_share_global(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
+    """The round(share · L · C) channels with the largest scores of all layers together; see `top_share`."""
+    scores = np.asarray(scores_LC, float)
+    return top_share(scores.reshape(1, -1), share).reshape(scores.shape)
+
+
+def jaccard(a_LC: ArrayLike, b_LC: ArrayLike) -> float:
+    """|A ∩ B| / |A ∪ B|; nan of two empty sets."""
+    a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
+    union = int(np.sum(a | b))
+    return int(np.sum(a & b)) / union if union else math.nan
+
+
+def overlap(
+    a_LC: ArrayLike, b_LC: ArrayLike, n_permutations: int = 10_000, rng: np.random.Generator | None = None
+) -> dict[str, Any]:
+    """Jaccard of two sets: a record with its "null", and beside it "chance", "p" (one-sided, of more than chance) and
+    "shared", the number of common channels.
+
+    The null redraws each layer's sets with their sizes kept; it is hypergeometric, so it is drawn as such. Chance is
+    the ratio of expectations, k/(2 − k) where every layer's sets are the same share k. The interval is Wilson's of
+    the Dice coefficient 2|A∩B|/(|A|+|B|) over (|A|+|B|)/2 channels, mapped by J = D/(2 − D): the unit is the channel,
+    so it says nothing of another training seed. It is somewhat wide where the sets are much alike.
+    """
+    a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
+    if a.shape != b.shape or a.ndim != 2:
+        raise ValueError(f"two sets of channels [L, C] are needed, not {a.shape} and {b.shape}")
+    rng = np.random.default_rng(0) if rng is None else rng
+    n_a, n_b, channels = a.sum(axis=1), b.sum(axis=1), a.shape[1]
+    size, shared = int(n_a.sum() + n_b.sum()), int(np.sum(a & b))
+    if not size:
+        empty = {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": "channel"}
+        return empty | {"reason": "both sets are empty", "chance": None, "p": None, "shared": 0}
+    drawn = rng.hypergeometric(n_a, channels - n_a, n_b, (n_permutations, a.shape[0])).sum(axis=1)
+    null = drawn / (size - drawn)
+    expected = float(np.sum(n_a * n_b / channels))
+    value = shared / (size - shared)
+    low, high = (d / (2 - d) for d in wilson(2 * shared / size, size / 2))
+    record = Estimate(value, low, high, a.size, "channel").record(null_record(null))
+    return record | {"chance": expected / (size - expected), "p": permutation_p(value, null), "shared": shared}
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of n; never empty, also at 0 and 1."""
+    z2 = t_quantile(math.inf) ** 2 / n
+    middle = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def mean_jaccard(pairs: Mapping[tuple[str, str], Sequence[float]]) -> Estimate:
+    """Mean Jaccard over all pairs of domains, from its values a seed by pair (the same number for each).
+
+    From two seeds on the unit is the seed (Student's t over means of pairs). With one seed it is the domain:
+    jackknife over domains, since pairs that share a domain are not independent; this takes three domains.
+    """
+    values_PS = np.asarray(list(pairs.values()), float)
+    if values_PS.ndim != 2 or values_PS.size == 0:
+        raise ValueError("every pair needs a Jaccard of each seed")
+    if values_PS.shape[1] > 1:
+        return over_seeds(values_PS.mean(axis=0), "seed")
+    domains = sorted({d for pair in pairs for d in pair})
+    mean = float(values_PS.mean())
+    if len(domains) < 3:
+        return student(mean, math.inf, 0, 1, "domain")
+    left = [np.mean([v for p, v in zip(pairs, values_PS[:, 0], strict=True) if d not in p]) for d in domains]
+    return jackknife(mean, left, "domain")

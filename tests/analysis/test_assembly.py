@@ -1,0 +1,58 @@
+"""From units to records: which pairs are called harmed, how effects meet transfers, and that every claim is judged."""
+
+from mdrl_jax.analysis import assembly
+
+
+def figure(value, low=None, high=None, **more):
+    """A record of a figure."""
+    ci95 = None if low is None else [low, high]
+    return {"estimate": value, "ci95": ci95, "null": 0.0, "n": 9, "unit": ""} | more
+
+
+def damage(domain: str, stage: str, measured: dict) -> dict:
+    """A damage unit with one measured figure."""
+    return {"domain": domain, "stage": stage, "objectives": {"reward": {"measured": measured}}}
+
+
+def test_harmed_pairs_are_those_whose_interval_lies_above_zero_worst_first():
+    parts = {
+        "damage-math-qa": damage("math", "qa", figure(0.2, 0.1, 0.3)),
+        "damage-math-cw": damage("math", "cw", figure(0.4, 0.3, 0.5)),
+        "damage-code-math": damage("code", "math", figure(0.5, -0.1, 1.1)),
+        "damage-qa-cw": damage("qa", "cw", figure(-0.2, -0.3, -0.1)),
+        "edits": {},
+    }
+    assert assembly.harmed(parts, 5) == [("math", "cw"), ("math", "qa")]
+    assert assembly.harmed(parts, 1) == [("math", "cw")]
+    assert assembly.harmed(parts, 0) == []
+
+
+def test_transfer_is_the_change_through_one_stage_paired_by_prompt():
+    stages = [
+        {"name": "code", "domain": "code", "start": "base"},
+        {"name": "math", "domain": "math", "start": "code"},
+        {"name": "qa", "domain": "qa", "start": "math"},
+    ]
+    points = {
+        "code": {"rewards": {"code": [1.0, 0.5, 0.5]}, "shared": {"qa": {"effect": "e"}}},
+        "math": {"rewards": {"code": [0.5, 0.5, 0.5]}},
+        "qa": {"rewards": {"code": [1.0, 1.0, 0.5]}},
+    }
+    found = assembly.transfer(points, "code", stages[2], stages)
+    assert abs(found["measured"]["estimate"] - 1 / 3) < 1e-12
+    assert found["effect"] == "e"
+    assert assembly.transfer(points, "code", stages[1], stages)["effect"] is None
+
+
+def test_agreement_pairs_predictions_with_what_they_predict():
+    def pair(shift: float, k: float) -> dict:
+        names = ("reward", "surrogate", "success_nll", "kl")
+        return {"objectives": {n: {"predicted": figure(k + shift), "measured": figure(k)} for n in names}}
+
+    exact = assembly.agreement([pair(0.0, k) for k in (0.1, 0.2, 0.4, 0.3, 0.7)])
+    assert exact["reward"]["spearman"]["estimate"] == 1.0 and exact["kl"]["r_squared"]["estimate"] == 1.0
+    shifted = assembly.agreement([pair(1.0, k) for k in (0.1, 0.2, 0.4, 0.3, 0.7)])
+    assert shifted["reward"]["spearman"]["estimate"] == 1.0
+    assert shifted["reward"]["r_squared"]["estimate"] < 0
+    few = assembly.agreement([pair(0.0, 0.1)])
+    assert few["reward"]["spearman"]["estimate"] is None and few["reward"]["n"] == 1

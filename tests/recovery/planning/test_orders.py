@@ -1,0 +1,178 @@
+"""Orders foretold from solo edits: polarisation against expanding every order itself, ranks, the check by runs."""
+
+import itertools
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mdrl_jax.recovery.planning import orders
+from mdrl_jax.recovery.planning.orders import Expansion, compare, expand, forecast
+from mdrl_jax.second_order.objectives import DirectionalDerivatives
+from tests.told import Told
+
+DOMAINS = ("code", "cw", "math", "qa")
+N, P = 5, 12
+RNG = np.random.default_rng(0)
+SOLO = {d: RNG.normal(size=N) for d in DOMAINS}  # from a base at 0, so these are the edits too
+G_P = {d: RNG.normal(0.1, 0.3, (P, N)) for d in DOMAINS}
+H_P = {d: (lambda a: a + a.swapaxes(1, 2))(RNG.normal(0.1, 0.3, (P, N, N))) for d in DOMAINS}
+COUNT_P = {d: RNG.integers(1, 5, P).astype(float) for d in DOMAINS}
+
+
+def derivatives(domain: str, v: np.ndarray) -> DirectionalDerivatives:
+    """Of quadratic losses, one a prompt, at the solo checkpoint."""
+    first_P, second_P = G_P[domain] @ v, np.einsum("i,pij,j->p", v, H_P[domain], v)
+    return DirectionalDerivatives(COUNT_P[domain] * first_P, COUNT_P[domain] * second_P, COUNT_P[domain])
+
+
+def expansion(domain: str) -> Expansion:
+    return Expansion(
+        lambda names: derivatives(domain, np.sum([SOLO[j] for j in names], axis=0)),
+        [d for d in DOMAINS if d != domain],
+    )
+
+
+EXPANSIONS = {d: expansion(d) for d in DOMAINS}
+
+
+def direct(domain: str, order: tuple[str, ...]) -> float:
+    """The damage of a domain in an order, expanded along the sum of what comes after."""
+    after = order[order.index(domain) + 1 :]
+    order2 = derivatives(domain, np.sum([SOLO[j] for j in after], axis=0) if after else np.zeros(N))
+    return 100 * (order2.first + 0.5 * order2.second)
+
+
+def test_polarisation_gives_all_orders_that_direct_expansions_give():
+    rows = forecast(EXPANSIONS, 100.0, "points")
+    assert sorted(r["order"] for r in rows) == sorted(list(o) for o in itertools.permutations(DOMAINS))
+    for row in rows:
+        expected = {d: direct(d, tuple(row["order"])) for d in DOMAINS}
+        for domain, value in expected.items():
+            assert row["damage"][domain]["estimate"] == pytest.approx(value)
+        assert row["total"]["estimate"] == pytest.approx(sum(expected.values()))
+        assert row["total"]["n"] == len(DOMAINS) * P
+    totals = [row["total"]["estimate"] for row in rows]
+    assert totals == sorted(totals) and [row["rank"] for row in rows] == list(range(1, 25))
+
+
+def test_the_last_domain_is_not_damaged():
+    for row in forecast(EXPANSIONS, 100.0, "points"):
+        last = row["damage"][row["order"][-1]]
+        assert (last["estimate"], last["ci95"]) == (0, [0, 0])
+
+
+def test_pairs_and_singles_are_all_that_is_asked_for():
+    asked: list[tuple[str, ...]] = []
+
+    def along(names: tuple[str, ...]) -> DirectionalDerivatives:
+        asked.append(names)
+        return derivatives("math", np.sum([SOLO[j] for j in names], axis=0))
+
+    Expansion(along, ["qa", "code", "cw"])
+    assert asked == [("code",), ("cw",), ("qa",), ("code", "cw"), ("code", "qa"), ("cw", "qa")]
+
+
+def test_intervals_are_by_prompt_and_domains_are_independent():
+    """Against the variance of a ratio of means, by the delta method, and the sum of them over domains."""
+    row = forecast(EXPANSIONS, 1.0, "reward")[0]
+    variances = {}
+    for domain in DOMAINS:
+        parts_P = EXPANSIONS[domain].damage(row["order"][row["order"].index(domain) + 1 :])
+        count_P = COUNT_P[domain]
+        rest_P = (parts_P - parts_P.sum() / count_P.sum() * count_P) / count_P.mean()
+        variances[domain] = rest_P.var() / P
+    widths = {d: np.diff(row["damage"][d]["ci95"])[0] / (2 * 1.96) for d in DOMAINS}
+    for domain in row["order"][:-1]:
+        assert widths[domain] == pytest.approx(math.sqrt(variances[domain]), rel=0.2)
+    total = np.diff(row["total"]["ci95"])[0] / (2 * 1.96)
+    assert total == pytest.approx(math.sqrt(sum(variances.values())), rel=0.2)
+
+
+def test_no_order_of_inputs_matters_and_ties_go_by_name():
+    rows = forecast(EXPANSIONS, 100.0, "points")
+    backwards = {d: EXPANSIONS[d] for d in reversed(DOMAINS)}
+    assert json.dumps(forecast(backwards, 100.0, "points"), sort_keys=True) == json.dumps(rows, sort_keys=True)
+    zeros = DirectionalDerivatives(np.zeros(P), np.zeros(P), np.ones(P))
+    equal = {d: Expansion(lambda names: zeros, [j for j in DOMAINS if j != d]) for d in DOMAINS}
+    ranked = [tuple(row["order"]) for row in forecast(equal, 100.0, "points")]
+    assert ranked == sorted(ranked)
+
+
+def test_a_domain_that_cannot_be_measured_is_left_out_of_the_sum_and_says_so():
+    rows = forecast(EXPANSIONS, 100.0, "points", {"qa": "only 3% of the prompts"})
+    for row in rows:
+        assert row["damage"]["qa"]["estimate"] is None and row["damage"]["qa"]["reason"] == "only 3% of the prompts"
+        rest = [direct(d, tuple(row["order"])) for d in DOMAINS if d != "qa"]
+        assert row["total"]["estimate"] == pytest.approx(sum(rest))
+    none = forecast(EXPANSIONS, 100.0, "points", dict.fromkeys(DOMAINS, "saturated"))
+    assert none[0]["total"]["estimate"] is None and "no domain" in none[0]["total"]["reason"]
+    json.dumps(none, allow_nan=False)
+
+
+def rewards(level: float, seed: int) -> np.ndarray:
+    return level + np.random.default_rng(seed).normal(0, 0.01, (30, 2))
+
+
+def run_of(order: tuple[str, ...], lost: dict[str, float]) -> tuple[Any, Any]:
+    """Rewards by domain after each stage; each domain peaks at 0.9 and ends that much lower."""
+    after = {d: {d: rewards(0.9, i)} for i, d in enumerate(order)}
+    after[order[-1]] |= {d: after[d][d] - x for d, x in lost.items()}
+    return order, after
+
+
+def test_what_was_foretold_is_held_against_the_runs():
+    rows = forecast(EXPANSIONS, 100.0, "points")
+    by_order = {tuple(r["order"]): r for r in rows}
+    order, back = DOMAINS, DOMAINS[::-1]
+    lost = {o: {d: by_order[o]["damage"][d]["estimate"] / 100 for d in o[:-1]} for o in (order, back)}
+    found = compare(rows, [run_of(o, lost[o]) for o in (order, back)])
+    for row, o in zip(found["runs"], (order, back), strict=True):
+        assert row["order"] == list(o) and row["rank"] == by_order[o]["rank"]
+        for d in o[:-1]:
+            assert row["damage"][d]["measured"]["estimate"] == pytest.approx(100 * lost[o][d])
+        assert row["total"]["measured"]["estimate"] == pytest.approx(100 * sum(lost[o].values()))
+        assert row["total"]["forecast"] == by_order[o]["total"]
+    assert found["spearman"]["estimate"] == pytest.approx(1) and found["spearman"]["n"] == 6
+    opposite = {o: {d: -x for d, x in lost[o].items()} for o in lost}
+    turned = compare(rows, [run_of(o, opposite[o]) for o in (order, back)])
+    assert turned["spearman"]["estimate"] == pytest.approx(-1)
+    assert compare(rows, [])["spearman"]["estimate"] is None
+
+
+def test_expansions_are_taken_at_solo_checkpoints_along_solo_edits(monkeypatch):
+    """The probe's part: points, directions, and both objectives of each; then the whole record."""
+    seen: list[tuple[str, np.ndarray]] = []
+    base = np.full(N, 2.0)
+    solo = {d: base + SOLO[d] for d in DOMAINS}
+
+    def taken(point: np.ndarray, v: np.ndarray, sample: Any) -> dict[str, DirectionalDerivatives]:
+        seen.append((sample.domain, v))
+        np.testing.assert_array_equal(point, solo[sample.domain])
+        made = derivatives(sample.domain, v)
+        return {
+            "reward": made,
+            "success_nll": DirectionalDerivatives(2 * made.first_P, 2 * made.second_P, made.count_P),
+        }
+
+    probe: Any = SimpleNamespace(
+        difference=lambda a, b: a - b, along=lambda x, v, alpha: x + alpha * v, derivatives=taken
+    )
+    samples: Any = {d: SimpleNamespace(domain=d, informative=0.1 if d == "qa" else 0.9) for d in DOMAINS}
+    told = Told()
+    found = expand(probe, solo.__getitem__, base, samples, told)
+    assert len(seen) == 24 == told.totals["orders"] and told.counted("orders")
+    after = ("code", "qa")
+    np.testing.assert_allclose(found["reward"]["math"].damage(after), EXPANSIONS["math"].damage(after), atol=1e-9)
+    np.testing.assert_allclose(found["success_nll"]["math"].damage(after), 2 * EXPANSIONS["math"].damage(after))
+    record = orders.run(
+        probe, solo.__getitem__, base, samples, [run_of(DOMAINS, dict.fromkeys(DOMAINS[:-1], 0.1))], Told()
+    )
+    assert set(record) == {"reward", "success_nll"}
+    assert record["reward"]["orders"][0]["damage"]["qa"]["estimate"] is None  # below 20 % informative prompts
+    assert record["success_nll"]["orders"][0]["damage"]["qa"]["unit"] == "nats"
+    assert record["success_nll"]["checked"]["runs"][0]["order"] == list(DOMAINS)
+    json.dumps(record, allow_nan=False)

@@ -1,0 +1,121 @@
+"""Sampling and scoring in parts, and how many prompts a device has room for."""
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdrl_jax import config, runtime
+from mdrl_jax.errors import UserError
+from mdrl_jax.model.transformer import Decoder, Prefix
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+from mdrl_jax.rewards.base import Score
+from mdrl_jax.rl import rollouts
+from mdrl_jax.rl.rollout import SamplingConfig, cache_bytes
+
+
+class Pool:
+    """Scores by length, and remembers what had been launched when it was asked."""
+
+    def __init__(self) -> None:
+        self.launched, self.asked = 0, []
+
+    def score(self, requests: Any) -> list[Score]:
+        self.asked.append((self.launched, len(requests)))
+        return [Score(len(text) % 7 / 7, 0.5, "late: 60 s" if len(text) % 3 == 0 else None) for _, text, _ in requests]
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[runtime.Runtime]:
+    """The embedded model on one device."""
+    c = config.default()
+    c.scored_domains, c.stages = ("math", "qa"), ("math",)
+    c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (8,)
+    c.domains.n_train = c.domains.n_test = c.domains.n_validation = 12
+    c.rewards.max_error_share = 1.0
+    c.evaluate.batch = 4
+    c.mesh.data = 1
+    parsed = config.parse(c)
+    with pytest.MonkeyPatch.context() as patch, jax.default_device(jax.devices()[0]):
+        patch.setattr("mdrl_jax.runtime.make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
+        made = runtime.build(parsed, Pool())  # type: ignore
+        with jax.set_mesh(made.mesh):
+            yield made
+
+
+def test_parts_give_the_same_and_one_is_scored_while_the_next_is_sampled(built: runtime.Runtime):
+    params, sets = built.base_params(), [(built.prompts[name, "train"], np.arange(6)) for name in ("math", "qa")]
+    inner, drawn = rollouts.Rollouts._launch, []
+    for parts in (1, 3):
+        pool = Pool()
+
+        def launch(self: Any, *args: Any, pool: Pool = pool) -> Any:
+            pool.launched += 1
+            return inner(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rollouts.Rollouts, "_launch", launch)
+            scoring = dataclasses.replace(built.rollouts, pool=pool)  # type: ignore
+            shown: list[int] = []
+            drawn.append(scoring.sample(params, sets, (0, "math", 3), 2, SamplingConfig(), parts, shown.append))
+        # When part i is scored, part i + 1 has been given to the devices.
+        assert pool.asked == [(min(i + 2, parts), 24 // parts) for i in range(parts)] and shown == list(range(parts))
+    whole, joined = drawn
+    assert whole.errors == joined.errors and whole.errors
+    pairs = (jax.tree.leaves({k: v for k, v in vars(x).items() if k != "errors"}) for x in (whole, joined))
+    for a, b in zip(*pairs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    np.testing.assert_array_equal(whole.completions.tokens_PGT, joined.completions.tokens_PGT)
+
+
+def test_devices_sample_while_rewards_are_computed(built: runtime.Runtime):
+    """The second part is ready before the first one's rewards are: they are not sampled in turn."""
+    params, sets = built.base_params(), [(built.prompts["math", "train"], np.arange(12))]
+    ready, launched = threading.Event(), []
+    inner = rollouts.Rollouts._launch
+
+    def launch(self: Any, *args: Any) -> Any:
+        launched.append(inner(self, *args))
+        return launched[-1]
+
+    class Slow(Pool):
+        def score(self, requests: Any) -> list[Score]:
+            if not ready.is_set():
+                launched[1].completions.tokens_PGT.block_until_ready()  # would wait for ever if none had been given
+                ready.set()
+            return super().score(requests)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollouts.Rollouts, "_launch", launch)
+        dataclasses.replace(built.rollouts, pool=Slow()).sample(params, sets, (0, "a", 0), 2, SamplingConfig(), 2)  # type: ignore
+    assert ready.is_set()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_room_for_keys_and_values_is_counted_as_they_are_kept(built: runtime.Runtime, dtype: Any):
+    model, group, prompt, new = Decoder(built.model.config, dtype), 3, 12, 8
+    tokens_PT = np.zeros((1, prompt), np.int32)
+    shapes = jax.eval_shape(
+        lambda p: (
+            model.apply({"params": p}, tokens_PT, tokens_PT == 0, method="prefill")[1],
+            model.apply({"params": p}, group, new, method="empty_cache"),
+        ),
+        built.shapes,
+    )
+    prefix: Prefix = shapes[0]
+    kept = [prefix.k_LPTKh, prefix.v_LPTKh, *jax.tree.leaves(shapes[1])]
+    each = sum(x.size * x.dtype.itemsize for x in kept)
+    assert cache_bytes(model, group, prompt, new) == each
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    section = rollouts.RolloutConfig(
+        prompt_buckets=(8, prompt), completion_buckets=(4, new), cache_gib=3.5 * each / 2 / 2**30
+    )
+    assert rollouts.prompts_at_once(section, model, mesh, group) == 3 * 4  # keys and values are split by heads in two
+    assert rollouts.prompts_at_once(dataclasses.replace(section, cache_gib=0.0), model, mesh, group) == 0
+    with pytest.raises(UserError, match="rollout.cache_gib=1e-06 is too small"):
+        rollouts.prompts_at_once(dataclasses.replace(section, cache_gib=1e-6), model, mesh, group)

@@ -1,0 +1,229 @@
+"""Estimates against textbook values, exact identities and simulated coverage."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mdrl_jax.claims import verdicts
+from mdrl_jax.stats import bootstrap
+from mdrl_jax.stats import estimate as st
+
+
+def test_clustered_mean_takes_the_prompt_as_the_unit() -> None:
+    # Perfectly correlated samples: repeating them must not shrink the error.
+    once = np.array([[0.0], [1.0], [1.0], [0.0], [1.0]])
+    mean, stderr = st.clustered_mean(np.repeat(once, 16, axis=1))
+    assert mean == pytest.approx(0.6)
+    assert stderr == pytest.approx(math.sqrt(0.3 / 5))
+    assert st.clustered_mean([[1.0, 0.0]]) == (0.5, math.inf)
+
+
+@pytest.mark.parametrize("bad", [[], [[]], [[1.0], [1.0, 0.0]]])
+def test_clustered_mean_refuses_empty_and_ragged(bad: list[list[float]]) -> None:
+    with pytest.raises(ValueError):
+        st.clustered_mean(bad)
+
+
+@pytest.mark.parametrize(("dof", "t"), [(1, 12.706), (2, 4.303), (9, 2.262), (1e9, 1.960)])
+def test_t_quantile_is_the_printed_table(dof: float, t: float) -> None:
+    assert st.t_quantile(dof) == pytest.approx(t, abs=5e-4)
+
+
+def test_paired_difference_by_hand() -> None:
+    # Differences 1, 2, 3: mean 2, standard error 1/√3, t(2) = 4.303.
+    e = st.paired_difference([[5.0, 7.0], [4.0, 4.0], [9.0, 9.0]], [[5.0], [2.0], [6.0]])
+    assert (e.value, e.n) == (2.0, 3)
+    assert e.stderr == pytest.approx(1 / math.sqrt(3))
+    assert e.high - e.value == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    with pytest.raises(ValueError, match="same prompts: 2 against 3"):
+        st.paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def _beta_rewards(rng: np.random.Generator, n: int, prompts: int, samples: int) -> np.ndarray:
+    """(n, prompts, 2 conditions, samples) 0/1 rewards whose prompts share a difficulty."""
+    p = rng.beta(2.0, 2.0, (n, prompts, 1, 1))
+    shift = np.array([1.0, 0.8]).reshape(1, 1, 2, 1)
+    return (rng.random((n, prompts, 2, samples)) < p * shift).astype(float)
+
+
+def test_paired_interval_covers_95_percent() -> None:
+    rewards = _beta_rewards(np.random.default_rng(0), 4000, 30, 4)
+    found = [st.paired_difference(r[:, 0], r[:, 1]) for r in rewards]
+    assert 0.93 < np.mean([e.includes(0.1) for e in found]) < 0.97  # 0.5 − 0.8 · 0.5
+
+
+def test_over_seeds_covers_95_percent_with_three_seeds() -> None:
+    values = np.random.default_rng(1).normal(60.0, 4.0, (6000, 3))
+    assert 0.93 < np.mean([st.over_seeds(v).includes(60.0) for v in values]) < 0.97
+
+
+def test_a_single_seed_has_no_interval_and_writes_null() -> None:
+    e = st.over_seeds([61.5], "points")
+    assert (e.value, e.low, e.high, e.n) == (61.5, -math.inf, math.inf, 1)
+    assert json.loads(json.dumps(e.record(), allow_nan=False))["ci95"] is None
+    assert st.over_seeds([1.0, 3.0]).record(null=[0, 1])["null"] == [0, 1]
+
+
+def test_independent_mean_covers_and_reduces_to_one_term() -> None:
+    rng = np.random.default_rng(2)
+    covered = []
+    for _ in range(3000):
+        small, large = rng.normal(1.0, 1.0, 6), rng.normal(3.0, 5.0, 25)
+        terms = [st.paired_difference(x, np.zeros(x.size)) for x in (small, large)]
+        covered.append(st.independent_mean(terms).includes(2.0))
+    assert 0.93 < np.mean(covered) < 0.97
+    one = st.paired_difference([1.0, 2.0, 4.0], [0.0, 0.0, 0.0])
+    assert st.independent_mean([one]).high == pytest.approx(one.high)
+    sure = st.student(1.0, 0.0, 3, 4)
+    assert (st.independent_mean([sure, sure]).low, st.independent_mean([sure]).high) == (1.0, 1.0)
+
+
+def test_fieller_covers_95_percent() -> None:
+    rng = np.random.default_rng(3)
+    n, prompts = 4000, 25
+    den = rng.normal(1.0, 1.5, (n, prompts))
+    num = 0.7 * den + rng.normal(0.0, 1.0, (n, prompts))
+    found = [st.ratio_of_means(x, y) for x, y in zip(num, den, strict=True)]
+    defined = [e for e in found if e is not None]
+    assert len(defined) > 0.8 * n
+    # The exact level holds for the acceptance set; where undefined, the set's own rule decides.
+    covered = sum(e.includes(0.7) for e in defined)
+    for x, y, e in zip(num, den, found, strict=True):
+        if e is None:
+            covered += st.paired_difference(x - 0.7 * y, np.zeros(prompts)).includes(0.0)
+    assert 0.93 < covered / n < 0.97
+
+
+def test_fieller_ends_solve_its_equation_and_scale() -> None:
+    num, den, vn, vd, cov, dof = 3.0, 5.0, 0.4, 0.3, 0.1, 11
+    interval = st.fieller(num, den, vn, vd, cov, dof)
+    assert interval is not None
+    for r in interval:
+        spread = st.t_quantile(dof) ** 2 * (vn - 2 * r * cov + r**2 * vd)
+        assert (num - r * den) ** 2 == pytest.approx(spread)
+    assert interval[0] < num / den < interval[1]
+    assert st.fieller(-num, -den, vn, vd, cov, dof) == pytest.approx(interval)
+
+
+def test_fieller_without_noise_below_is_the_t_interval() -> None:
+    interval = st.fieller(3.0, 2.0, 0.25, 0.0, 0.0, 10)
+    half = st.t_quantile(10) * 0.5
+    assert interval == pytest.approx(((3.0 - half) / 2, (3.0 + half) / 2))
+
+
+def test_fieller_is_undefined_exactly_where_the_denominator_includes_zero() -> None:
+    t = st.t_quantile(10)
+    assert st.fieller(1.0, t * 0.5 * 1.001, 0.2, 0.25, 0.0, 10) is not None
+    assert st.fieller(1.0, t * 0.5 * 0.999, 0.2, 0.25, 0.0, 10) is None
+    assert st.fieller(0.0, 0.0, 0.0, 0.0, 0.0, 10) is None
+    assert st.fieller(1.0, 1.0, 0.1, 0.1, 0.0, 0) is None
+    assert st.ratio_of_means([1.0], [1.0]) is None
+
+
+def test_fieller_agrees_with_the_bootstrap_on_easy_data() -> None:
+    rng = np.random.default_rng(4)
+    den = rng.normal(4.0, 1.0, 400)
+    num = 0.5 * den + rng.normal(0.0, 1.0, 400)
+    exact = st.ratio_of_means(num, den)
+    boot = bootstrap.cluster_bootstrap(lambda a, b: a.mean() / b.mean(), [num, den])
+    assert exact is not None
+    assert boot.value == exact.value
+    assert (boot.low, boot.high) == pytest.approx((exact.low, exact.high), abs=0.004)
+    assert exact.high - exact.low > 0.04
+
+
+def test_bootstrap_draws_whole_prompts_and_keeps_pairs() -> None:
+    rng = np.random.default_rng(5)
+    rewards = _beta_rewards(rng, 1, 200, 8)[0]
+    a, b = rewards[:, 0], rewards[:, 1]
+    exact = st.paired_difference(a, b)
+    boot = bootstrap.cluster_bootstrap(lambda x, y: (x - y).mean(), [a, b], seed=1)
+    assert boot == bootstrap.cluster_bootstrap(lambda x, y: (x - y).mean(), [a, b], seed=1)
+    assert boot != bootstrap.cluster_bootstrap(lambda x, y: (x - y).mean(), [a, b], seed=2)
+    assert boot.high - boot.low == pytest.approx(exact.high - exact.low, rel=0.1)
+    with pytest.raises(ValueError, match="number of prompts"):
+        bootstrap.cluster_bootstrap(lambda x, y: 0.0, [a, b[:-1]])
+
+
+def test_hierarchical_bootstrap_carries_both_levels() -> None:
+    # Seeds with sd 3 and prompts with sd 4: variance of a mean of 40 seeds is (9 + 16) / 40.
+    rng = np.random.default_rng(6)
+    values = rng.normal(0.0, 3.0, 40)
+    replicates = values[:, None] + rng.normal(0.0, 4.0, (40, 300))
+    e = bootstrap.hierarchical_bootstrap(values, replicates)
+    spread = math.sqrt((values.var() + 16.0) / 40)
+    assert e.value == pytest.approx(values.mean())
+    assert e.high - e.low == pytest.approx(2 * 1.96 * spread, rel=0.08)
+
+
+def test_scaling_turns_with_the_sign() -> None:
+    e = st.Estimate(0.2, 0.1, 0.4, 9, stderr=0.05).scaled(-100, "points")
+    assert (e.low, e.value, e.high, e.stderr) == pytest.approx((-40, -20, -10, 5))
+    assert (e.unit, e.n) == ("points", 9)
+
+
+def _skewed_rewards(rng: np.random.Generator, prompts: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts, n) mean rewards of 8 samples before (mean 0.25) and after a loss of 30 %; half the prompts near 0."""
+    p = rng.beta(0.5, 1.5, (prompts, n))
+    return rng.binomial(8, p) / 8, rng.binomial(8, 0.7 * p) / 8
+
+
+def test_cluster_bootstrap_covers_95_percent_of_skewed_means_and_ratios() -> None:
+    before, after = _skewed_rewards(np.random.default_rng(8), 100, 1200)
+    kept = after - before
+    for statistic, arrays, truth in (
+        (lambda x: x.mean(axis=0), [before], 0.25),
+        (lambda x, y: y.mean(axis=0) / x.mean(axis=0), [before, after], 0.7),
+        (lambda x: x.mean(axis=0), [kept], -0.075),
+    ):
+        low, high = np.quantile(bootstrap.resamples(statistic, arrays, 600), [0.025, 0.975], axis=0)
+        assert 0.93 < np.mean((low <= truth) & (truth <= high)) < 0.97
+
+
+def test_paired_and_fieller_intervals_cover_95_percent_of_skewed_data() -> None:
+    before, after = (x.T for x in _skewed_rewards(np.random.default_rng(9), 100, 2500))
+    paired = [st.paired_difference(x, y).includes(0.075) for x, y in zip(before, after, strict=True)]
+    assert 0.93 < np.mean(paired) < 0.97
+    ratios = [st.ratio_of_means(y, x) for x, y in zip(before, after, strict=True)]
+    assert 0.93 < np.mean([e is not None and e.includes(0.7) for e in ratios]) < 0.97
+
+
+def test_resamples_are_the_draws_of_the_bootstrap() -> None:
+    x = np.random.default_rng(10).normal(size=40)
+    e = bootstrap.cluster_bootstrap(np.mean, [x], n_resamples=300, seed=3)
+    assert (e.low, e.high) == pytest.approx(np.quantile(bootstrap.resamples(np.mean, [x], 300, seed=3), [0.025, 0.975]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.6, 0.9, "supported"), (0.1, 0.4, "contradicted"), (0.4, 0.6, "undecided"), (0.5, 0.6, "undecided"),
+     (-math.inf, math.inf, "undecided")],
+)  # fmt: skip
+def test_verdicts_follow_where_the_interval_lies(low: float, high: float, verdict: str) -> None:
+    e = st.Estimate(0.5, low, high, 9)
+    assert verdicts.exceeds(e, 0.5) == verdict
+    mirror = {"supported": "contradicted", "contradicted": "supported", "undecided": "undecided"}
+    assert verdicts.below(e, 0.5) == mirror[verdict]
+    assert verdicts.below(e.scaled(-1, ""), -0.5) == verdict
+
+
+def test_joint_verdict_is_the_weakest() -> None:
+    yes, no, open_ = "supported", "contradicted", "undecided"
+    assert verdicts.both(yes, yes) == yes and verdicts.both(yes, open_) == open_ and verdicts.both(open_, no, yes) == no
+    assert verdicts.both() == open_ and verdicts.exceeds(None, 0.0) == open_ == verdicts.below(None, 0.0)
+
+
+def test_magnitude_starts_at_zero_where_the_sign_is_open() -> None:
+    for low, high, want in ((-0.2, 0.1, (0.0, 0.2)), (-0.3, -0.1, (0.1, 0.3)), (0.1, 0.2, (0.1, 0.2))):
+        e = st.magnitude(st.Estimate((low + high) / 2, low, high, 4))
+        assert (e.low, e.high, e.value) == (*want, abs(low + high) / 2)
+
+
+def test_a_record_gives_its_estimate_back() -> None:
+    e = st.student(1.0, 0.5, 4, 5, "points")
+    assert st.recorded(e.record()) == st.Estimate(e.value, e.low, e.high, 5, "points")
+    alone = st.recorded(st.over_seeds([2.0]).record())
+    assert alone is not None and (alone.low, alone.high) == (-math.inf, math.inf)
+    assert st.recorded({"estimate": None, "reason": "no signal"}) is None

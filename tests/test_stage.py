@@ -1,0 +1,181 @@
+"""From stage names to what they train, and from what."""
+
+import dataclasses
+
+import pytest
+
+from mdrl_jax.config import parse
+from mdrl_jax.domains.registry import DOMAINS
+from mdrl_jax.errors import UserError
+from mdrl_jax.stage import Stage, peak, plan
+from mdrl_jax.stages.grpo import shares
+
+KNOWN = tuple(DOMAINS)
+
+
+def planned(*stages: str, **fields) -> dict[str, Stage]:
+    """The plan of these stages by name."""
+    made = plan(parse({"stages": stages, **fields}), KNOWN)
+    assert [stage.name for stage in made] == list(stages)
+    assert [stage.index for stage in made] == list(range(1, len(stages) + 1))
+    return {stage.name: stage for stage in made}
+
+
+def test_domains_and_refreshes_start_where_the_stage_before_ended():
+    stages = planned("code", "math", "refresh-code")
+    assert [s.start for s in stages.values()] == ["base", "code", "math"]
+    assert [s.domains for s in stages.values()] == [("code",), ("math",), ("code",)]
+    assert {s.kind for s in stages.values()} == {"grpo"}
+    assert stages["refresh-code"].train == stages["code"].train
+
+
+def test_a_solo_starts_from_the_base_and_is_no_part_of_the_sequence():
+    stages = planned("code", "solo-math", "qa", "solo-qa")
+    assert stages["solo-math"].start == stages["solo-qa"].start == "base"
+    assert stages["solo-math"].domains == ("math",)
+    assert stages["qa"].start == "code"
+
+
+def test_a_prevention_repeats_its_stage_with_the_same_prompts_from_the_same_start():
+    stages = planned("code", "math", "qa", "cw", "ewc-qa", "protect-qa", "protect-cw")
+    assert [stages[n].start for n in ("ewc-qa", "protect-qa", "protect-cw")] == ["math", "math", "protect-qa"]
+    for method in ("ewc", "protect"):
+        repeated = stages[f"{method}-qa"]
+        assert repeated.stream == stages["qa"].stream == "qa" and repeated.domains == ("qa",)
+        plain = dataclasses.replace(repeated.train, prevent=stages["qa"].train.prevent)
+        assert plain == stages["qa"].train != repeated.train
+    assert stages["ewc-qa"].keeps == ("code", "math") and stages["protect-cw"].keeps == ("code", "math", "qa")
+    assert stages["ewc-qa"].train.prevent.ewc > 0 and stages["protect-qa"].train.prevent.protect > 0
+    assert stages["qa"].keeps == ()
+
+
+def test_a_prevention_keeps_the_domains_that_it_is_told_to():
+    overrides = {"qa": {"prevent": {"protect": 0.5, "domains": ("math",)}}}
+    assert planned("code", "math", "qa", stage_overrides=overrides)["qa"].keeps == ("math",)
+    with pytest.raises(UserError, match=r"stage qa is to keep cw, which no stage on the way"):
+        planned("code", "qa", stage_overrides={"qa": {"prevent": {"protect": 0.5, "domains": ("cw",)}}})
+    with pytest.raises(UserError, match=r"protect-code keeps nothing"):
+        planned("protect-code")
+
+
+def test_the_reference_of_the_kl_is_where_its_branch_began():
+    stages = planned("code", "math", "qa", "cw", "kl-qa", "kl-cw")
+    assert [stages[n].reference for n in ("qa", "kl-qa", "kl-cw")] == ["math", "math", "math"]
+    assert stages["kl-cw"].start == "kl-qa"
+    assert planned("code", "math", stage_overrides={"math": {"reference": "base"}})["math"].reference == "base"
+
+
+def test_another_order_is_a_sequence_of_its_own():
+    stages = planned("code", "math", "reversed-math", "reversed-code", "qa")
+    assert [s.start for s in stages.values()] == ["base", "code", "base", "reversed-math", "math"]
+
+
+def test_a_rollback_goes_back_from_the_end_of_the_plain_sequence():
+    stages = planned("code", "math", "qa", "cw", "refresh-math", "joint", "rollback-math-qa")
+    found = stages["rollback-math-qa"]
+    assert (found.kind, found.domains, found.donor, found.start) == ("rollback", ("math",), "qa", "cw")
+    assert not found.trains and found.scored
+    for wrong in ("rollback-cw-qa", "rollback-math-cw"):
+        with pytest.raises(UserError, match=f"stage {wrong}: no stage on the way to its start 'qa' trained cw alone"):
+            planned("code", "math", "qa", wrong)
+
+
+def test_merges_need_every_solo_stage():
+    solos = [f"solo-{domain}" for domain in ("code", "math", "qa", "cw")]
+    for name in ("average", "arithmetic", "ties"):
+        assert planned(*solos, name)[name].kind == "merge" and planned(*solos, name)[name].start == "base"
+        with pytest.raises(UserError, match=f"{name} works on solo edits; missing before it: solo-cw$"):
+            planned(*solos[:-1], name)
+
+
+def test_a_plan_is_for_the_end_of_the_plain_sequence_and_what_follows_it_needs_it():
+    stages = planned("code", "math", "refresh-code", "plan", "trials", "recover", "qa")
+    assert [stages[n].start for n in ("plan", "trials", "recover", "qa")] == ["math", "math", "math", "recover"]
+    assert [stages[n].scored for n in ("plan", "trials", "recover")] == [False, False, True]
+    for name in ("trials", "recover"):
+        with pytest.raises(UserError, match=f"{name} follows a plan for 'math'; put the stage plan before it"):
+            planned("math", name)
+    with pytest.raises(UserError, match="plan: no domain was trained on the way to its start 'base'"):
+        planned("plan")
+
+
+def test_replay_shares_the_prompts_of_a_step():
+    stages = planned("code", "math", "replay-qa", train={"prompts_per_step": 16})
+    assert shares(stages["replay-qa"]) == {"qa": 12, "code": 2, "math": 2}
+    with pytest.raises(UserError, match=r"replay=0.1 of 4 prompts is 0.2 for each of 2 domains"):
+        overrides = {"replay-qa": {"prevent": {"replay": 0.1}}}
+        planned("code", "math", "replay-qa", train={"prompts_per_step": 4}, stage_overrides=overrides)
+
+
+def test_the_peak_is_the_last_stage_that_trained_the_domain_alone():
+    stages = planned("code", "math", "joint", "refresh-code", "qa", "solo-math")
+    made = tuple(stages.values())
+    assert [peak(d, "qa", made) and peak(d, "qa", made).name for d in ("code", "math", "qa", "cw")] == [
+        "refresh-code",
+        "math",
+        "qa",
+        None,
+    ]
+    assert peak("math", "solo-math", made).name == "solo-math"
+
+
+def test_a_placebo_differs_from_its_domain_by_its_learning_rate_alone():
+    stages = planned("code", "placebo-qa", train={"learning_rate": 0.5, "steps": 3})
+    placebo = stages["placebo-qa"]
+    assert (placebo.domains, placebo.start, placebo.kind) == (("qa",), "code", "grpo")
+    assert (placebo.train.learning_rate, placebo.train.steps) == (0.0, 3)
+    assert stages["code"].train.learning_rate == 0.5
+
+
+def test_joint_and_pretrain_take_the_scored_domains():
+    stages = planned("pretrain", "joint", scored_domains=("math", "qa"))
+    assert (stages["pretrain"].kind, stages["joint"].kind) == ("sft", "grpo")
+    assert stages["pretrain"].domains == stages["joint"].domains == ("math", "qa")
+    assert stages["joint"].start == "pretrain"
+
+
+@pytest.mark.parametrize("name", ["math", "refresh-math", "solo-math", "placebo-math", "joint"])
+def test_an_override_names_another_start(name: str):
+    overrides = {name: {"start": "code"}}
+    stages = planned("code", "qa", name, stage_overrides=overrides)
+    assert stages[name].start == "code"
+
+
+def test_a_solo_may_start_elsewhere_and_others_from_the_base():
+    assert planned("code", "qa", stage_overrides={"qa": {"start": "base"}})["qa"].start == "base"
+
+
+def test_folders_sort_in_order_of_the_stages():
+    assert planned("code", "refresh-code")["refresh-code"].folder == "02-refresh-code"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("maths", "refresh-", "refresh-maths", "solo-", "polish-math", "math-qa", "placebo", "base", "joint-math"),
+        *("rollback-math", "rollback-math-maths", "protect-maths", "protect"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused(name: str):
+    with pytest.raises(UserError, match=f"{name}.*means nothing") as caught:
+        planned(name)
+    assert all(domain in str(caught.value) for domain in KNOWN)
+
+
+def test_an_unknown_or_unscored_domain_is_refused():
+    with pytest.raises(UserError, match=r"scored_domains.*'maths'.*known: .*math"):
+        planned("code", scored_domains=("code", "maths"))
+    with pytest.raises(UserError, match=r"stage 'refresh-math'.*scored_domains"):
+        planned("code", "refresh-math", scored_domains=("code",))
+
+
+def test_a_joint_step_has_to_divide_among_its_domains():
+    with pytest.raises(UserError, match=r"joint.*prompts_per_step=6.*4 domains"):
+        planned("joint", train={"prompts_per_step": 6})
+    planned("joint", train={"prompts_per_step": 6}, scored_domains=("math", "qa", "cw"))
+
+
+def test_an_analysis_trains_nothing_and_what_follows_starts_where_it_did():
+    stages = planned("code", "math", "analyze", "qa")
+    assert [s.trains for s in stages.values()] == [True, True, False, True]
+    assert stages["qa"].start == "math"
