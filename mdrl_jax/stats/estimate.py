@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 LEVEL = 0.95
-Record = dict[
-    str, Any
-]  # a figure of a run: {"estimate", "ci95", "null", "n", "unit"}, and "reason" where there is none
+POINTS = 100.0  # points of a score in a reward of 1
+# A figure in the records of a run: {"estimate", "ci95", "null", "n", "unit"}, and "reason" where it has no estimate.
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Estimate:
         stderr = None if self.stderr is None else abs(factor) * self.stderr
         return replace(self, value=factor * self.value, low=low, high=high, unit=unit, stderr=stderr)
 
+    def in_points(self) -> "Estimate":
+        """The estimate of a reward in [0, 1] as points of a score."""
+        return self.scaled(POINTS, "points")
+
     def record(self, null: Any = None) -> dict[str, Any]:
         """The form of the work folder's records; an interval without bounds is null there, as JSON
         has no infinity.
@@ -55,6 +59,11 @@ class Estimate:
         bounded = math.isfinite(self.low) and math.isfinite(self.high)
         ci95 = [self.low, self.high] if bounded else None
         return {"estimate": self.value, "ci95": ci95, "null": null, "n": self.n, "unit": self.unit}
+
+
+def missing(reason: str, unit: str = "", n: int = 0, null: Any = None) -> Record:
+    """The record of a figure that could not be measured, in the form of `Estimate.record`, with the reason."""
+    return {"estimate": None, "ci95": None, "null": null, "n": n, "unit": unit, "reason": reason}
 
 
 def t_quantile(dof: float) -> float:
