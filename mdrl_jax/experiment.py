@@ -20,8 +20,7 @@ from mdrl_jax.analysis import interference
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params, load_tree
-from mdrl_jax.claims.refresh import Refreshed, c6
-from mdrl_jax.claims.rollback import c7
+from mdrl_jax.claims.recovery import Refreshed, c6, c7
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate

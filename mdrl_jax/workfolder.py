@@ -53,7 +53,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class WorkFolder:
-    """Paths of one run's records (interface.md)."""
+    """Paths of one run's records."""
 
     root: Path
 

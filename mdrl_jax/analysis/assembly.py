@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 
 from mdrl_jax.claims import interference
-from mdrl_jax.claims.interference import DamagePair, Edit, GradientPair, Objective, RoutePair, Step
-from mdrl_jax.stats.estimate import paired_difference
+from mdrl_jax.claims.interference import CurveStep, DamagePair, Edit, GradientPair, Objective, RoutePair
+from mdrl_jax.stats.estimate import Record, missing, paired_difference
 from mdrl_jax.stats.overlap import mean_jaccard
 from mdrl_jax.stats.tests import r_squared, rank_agreement
 
 Parts = Mapping[str, Any]
-Record = dict[str, Any]
 # Which measured damage each objective's prediction is held against.
 AGAINST = {"reward": "reward", "surrogate": "reward", "success_nll": "success_nll", "kl": "kl"}
 CONFLICTS = ("reward", "success_nll")
@@ -54,7 +53,7 @@ def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
             "pairs": pairs,
             "cross_terms": [part for _, part in starting(parts, "cross")],
             "transfers": transfers,
-            "agreement": agreement(pairs),
+            "agreement": predicted_against_measured(pairs),
         },
         "subspace": {"pairs": [part for _, part in starting(parts, "conflict")]},
     }
@@ -81,7 +80,7 @@ def transfer(points: Parts, domain: str, stage: Record, stages: Sequence[Record]
     }
 
 
-def agreement(pairs: Sequence[Record]) -> dict[str, Any]:
+def predicted_against_measured(pairs: Sequence[Record]) -> dict[str, Any]:
     """Predicted against measured damage over pairs: Spearman and R² of the line of equality, by objective."""
     out = {}
     for name, measure in AGAINST.items():
@@ -94,7 +93,7 @@ def agreement(pairs: Sequence[Record]) -> dict[str, Any]:
         predicted, measured = ([p[i] for p in points] for i in (0, 1))
         explained = r_squared(predicted, measured) if len(points) > 2 else None
         out[name]["spearman"] = rank_agreement(predicted, measured)
-        out[name]["r_squared"] = explained.record(0.0) if explained else _none(len(points), "too few pairs")
+        out[name]["r_squared"] = explained.record(0.0) if explained else missing("too few pairs", n=len(points))
     return out
 
 
@@ -152,7 +151,7 @@ def _conflict(key: tuple[str, str], pair: Record, subspaces: Sequence[Record]) -
             objectives[name] = Objective(reason=record["reason"])
             continue
         steps = [
-            Step(s["alpha"], s["measured"], s["remainder"], s["second_share"])
+            CurveStep(s["alpha"], s["measured"], s["remainder"], s["second_share"])
             for s in pair["objectives"][name]["curve"]
         ]
         objectives[name] = Objective(steps, record)
@@ -166,10 +165,6 @@ def _between(figures: Mapping[str, Any], a: str, b: str) -> Any:
 def _mean_jaccard(pairs: Sequence[Record]) -> Record:
     known = {tuple(p["domains"]): [p["by_layer"]["estimate"]] for p in pairs if p["by_layer"]["estimate"] is not None}
     if not known:
-        return _none(0, "fewer than two domains were trained")
+        return missing("fewer than two domains were trained")
     nulls = [p["by_layer"]["null"] for p in pairs if p["by_layer"]["estimate"] is not None]
     return mean_jaccard(known).record({k: float(np.mean([n[k] for n in nulls])) for k in ("mean", "low", "high")})
-
-
-def _none(n: int, reason: str) -> Record:
-    return {"estimate": None, "ci95": None, "null": None, "n": n, "unit": "", "reason": reason}

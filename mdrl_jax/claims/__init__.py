@@ -1,1 +1,1 @@
-"""The published claims C1 to C7 as rules: pure functions from the records of a run to verdicts."""
+"""The published claims, and the rules for C1 to C7: pure functions from the records of a run to verdicts."""

@@ -1,12 +1,12 @@
-"""The published claims C1–C5 judged by the rules fixed beforehand (definitions §0, §13).
+"""The published claims C1 to C5 on interference, judged by the rules fixed beforehand (definitions §0, §13).
 
 Pure functions of figures as they stand in a run's records: {"estimate", "ci95", "null", "n", "unit"}, where a figure
 that could not be measured has the estimate None and a "reason". Each returns a record with the verdict, the figure
-that speaks loudest, the published one and one line in plain words; `rows` lists every domain or pair.
+that is printed with it, the published one and one line in plain words; `rows` lists every domain or pair.
 
-Chosen where the definitions leave it open:
-  * over several seeds the figures handed in are those over seeds; an exact count of one run (a share of its weights)
-    has the interval [value, value], and its verdict is of that run;
+Choices where the definitions leave room:
+  * the figures are those of one run, so there is no verdict over seeds. Shares of entries (C1) are exact counts; their
+    intervals are by jackknife over layers;
   * "every" is an AND: one contradicted case contradicts, one undecided case leaves undecided;
   * where a claim is about a pair, the headline is the pair with the largest measured damage, the others are listed
     with verdicts of their own. The largest of several noisy figures is biased up, so its own test against 0 is mild;
@@ -17,9 +17,9 @@ Chosen where the definitions leave it open:
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from mdrl_jax.claims.published import WEAK_OVERLAP
 from mdrl_jax.claims.verdicts import (
     Condition,
-    Record,
     above,
     every,
     headline,
@@ -29,6 +29,7 @@ from mdrl_jax.claims.verdicts import (
     smallest,
     under,
 )
+from mdrl_jax.stats.estimate import Record
 
 MAX_REMAINDER = 0.2  # of the measured damage, for the expansion to count as local (C5)
 
@@ -66,8 +67,8 @@ class RoutePair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """The expansion at θ* + αD: measured damage, what the prediction leaves of it, and the second-order share
+class CurveStep:
+    """One α of the curve along θ* + αD: measured damage, what the prediction leaves of it, and the second-order share
     ½α²DᵀHD / (α g·D + ½α²DᵀHD) of the prediction."""
 
     alpha: float
@@ -83,7 +84,7 @@ class Objective:
     An objective that could not be measured has a `reason`, and the rest empty.
     """
 
-    steps: Sequence[Step] = ()
+    steps: Sequence[CurveStep] = ()
     ladder: Record = dataclasses.field(default_factory=dict)
     reason: str = ""
 
@@ -99,7 +100,10 @@ class DamagePair:
 
 
 def c1(edits: Sequence[Edit]) -> Record:
-    """Every domain's edit is sparse; the figure is the smallest share of small relative changes."""
+    """Every domain's edit is sparse; the figure is the smallest share of small relative changes.
+
+    Each domain has one edit: its solo edit, or its sequential one if there was no solo stage.
+    """
     rows, conditions = [], []
     for edit in edits:
         name = f"{edit.domain} ({edit.source} edit)"
@@ -115,7 +119,7 @@ def c1(edits: Sequence[Edit]) -> Record:
 
 def c2(mean: Record, pairs: Sequence[Record] = ()) -> Record:
     """`mean` is the mean pairwise Jaccard with its chance value as null; `pairs` is printed as it is."""
-    return judge("C2", under(mean, 0.19, "mean pairwise Jaccard"), mean, rows=list(pairs))
+    return judge("C2", under(mean, WEAK_OVERLAP, "mean pairwise Jaccard"), mean, rows=list(pairs))
 
 
 def c3(pairs: Sequence[GradientPair]) -> Record:
@@ -151,7 +155,8 @@ def c4(pairs: Sequence[RoutePair], agreement: Record) -> Record:
 def c5(pairs: Sequence[DamagePair]) -> Record:
     """Mainly second-order and captured by S: for both objectives (an AND) of the pair most harmed.
 
-    A pair without measurable damage, or an objective that is not measurable, leaves it undecided.
+    Measured damage above 0 comes first: without it the pair is undecided. Of an AND, an objective that is not
+    measurable is an undecided member. c is that at the largest k, `analyze.vectors`.
     """
     judged = []
     for pair in pairs:
@@ -170,10 +175,10 @@ def c5(pairs: Sequence[DamagePair]) -> Record:
     return record
 
 
-def local_step(steps: Sequence[Step]) -> Step | None:
+def local_step(steps: Sequence[CurveStep]) -> CurveStep | None:
     """The step of the largest α whose remainder is at most 20 % of the measured damage, by their estimates."""
 
-    def local(step: Step) -> bool:
+    def local(step: CurveStep) -> bool:
         remainder, measured = step.remainder["estimate"], step.measured["estimate"]
         return None not in (remainder, measured) and abs(remainder) <= MAX_REMAINDER * abs(measured)
 

@@ -22,7 +22,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes (architecture.md dimension key) and the few choices in which the families differ."""
+    """Sizes of a decoder (dimension key in definitions §1) and the few choices in which the families differ."""
 
     family: str
     vocab_size: int

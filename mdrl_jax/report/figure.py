@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -57,7 +57,7 @@ THEME: dict[str, Any] = {
     "line": {"strokeWidth": 2},
     "range": {"category": list(CATEGORIES)},
 }
-Row = Mapping[str, Any]
+Row = dict[str, Any]  # the data of one mark: columns to values
 
 
 @dataclasses.dataclass(frozen=True)

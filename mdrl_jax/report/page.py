@@ -15,27 +15,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import mdrl_jax
 from mdrl_jax import records
+from mdrl_jax.claims.published import CLAIMS, NOT_MEASURED
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import run
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.screen.analysis import interval, null_text, number
+from mdrl_jax.report.screen.analysis import null_text, number
 from mdrl_jax.report.sections import SECTIONS
 from mdrl_jax.stage import plan
+from mdrl_jax.stats.estimate import interval_text
 from mdrl_jax.workfolder import WorkFolder
 
-# What the paper and its sister claim (definitions §0), and what judges it here.
-CLAIMS = {
-    "C1": ("RL on one domain gives sparse, small edits", "the stage `analyze` judges it"),
-    "C2": ("the most-changed neurons of two domains overlap weakly", "the stage `analyze` judges it"),
-    "C3": ("full-model gradients are near-orthogonal although interference is real", "the stage `analyze` judges it"),
-    "C4": ("domains share active routes; the update on them decides the sign", "the stage `analyze` judges it"),
-    "C5": ("damage is mainly second-order, in a low-dimensional subspace", "the stage `analyze` judges it"),
-    "C6": ("a brief refresh contracts the harmful component", "a stage such as `refresh-math` is judged by it"),
-    "C7": ("training-free rollback restores a domain in part", "a stage such as `rollback-math-qa` is judged by it"),
-    "C8": ("RL keeps more of the base model's circuit than SFT", "circuits are not measured in this version"),
+# What a run needs for a verdict on a claim; the other claims need the stage `analyze`.
+JUDGED_BY = {
+    "C6": "a stage such as `refresh-math` is judged by it",
+    "C7": "a stage such as `rollback-math-qa` is judged by it",
 }
 # What a record that is damaged, or of another version, makes a builder raise.
 DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError, UserError)
@@ -85,7 +81,7 @@ def write(workdir: str | Path) -> Path:
 
 
 def verdicts(found: Records) -> tuple[list[Verdict], str]:
-    """All claims, in order, and a line if they could not be read."""
+    """All claims that are measured, in order, and a line if they could not be read."""
     note, known = "", {}
     try:
         claims = found.json("claims.json")
@@ -96,13 +92,18 @@ def verdicts(found: Records) -> tuple[list[Verdict], str]:
         pass
     except DAMAGED as e:
         note = _damaged(e)
-    return [known.get(i) or Verdict(i, claim, "not judged", by) for i, (claim, by) in CLAIMS.items()], note
+    shown = {i: claim for i, claim in CLAIMS.items() if i in known or claim.rule != NOT_MEASURED}
+    return [known.get(i) or _not_judged(i, claim.text) for i, claim in shown.items()], note
+
+
+def _not_judged(name: str, text: str) -> Verdict:
+    return Verdict(name, text, "not judged", JUDGED_BY.get(name, "the stage `analyze` judges it"))
 
 
 def _verdict(claim: dict[str, Any]) -> Verdict:
     figures = [
         ("estimate", number(claim["estimate"])),
-        ("95 % interval", interval(claim["ci95"])),
+        ("95 % interval", interval_text(claim["ci95"], ".3g")),
         ("null", null_text(claim["null"])),
         ("published", claim["published"]),
         ("rule", claim["rule"]),

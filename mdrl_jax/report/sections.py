@@ -89,12 +89,6 @@ SECTIONS = (
         (gradients.cosines, gradients.modules, gradients.cancellation),
     ),
     Section(
-        "circuits",
-        "Circuits",
-        "Which attention heads a behaviour rests on, before and after training (C8).",
-        (run.circuits,),
-    ),
-    Section(
         "run",
         "The run",
         "What it took, with what it was made, and the whole configuration.",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from mdrl_jax import records
 from mdrl_jax.analysis.probe import build
@@ -24,6 +25,7 @@ from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak
 from mdrl_jax.stages.train import Trainer
+from mdrl_jax.stats.estimate import figure_text
 from mdrl_jax.workfolder import WorkFolder
 
 
@@ -175,5 +177,4 @@ def _summary(found: dict[str, Any]) -> str:
 def _figure(figure: dict[str, Any]) -> str:
     if figure["estimate"] is None:
         return f"– ({figure['reason']})"
-    interval = f" \\[{figure['ci95'][0]:.3g}, {figure['ci95'][1]:.3g}]" if figure["ci95"] else ""
-    return f"{figure['estimate']:.3g}{interval}"
+    return escape(figure_text(figure["estimate"], figure["ci95"], ".3g"))

@@ -19,15 +19,17 @@ from mdrl_jax import evaluate, records
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.checkpoints import abstract
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.tree_programs import difference
 from mdrl_jax.progress import Track
 from mdrl_jax.recovery.rollback import evidence, sparse
 from mdrl_jax.recovery.rollback.comparison import compare
 from mdrl_jax.recovery.rollback.evidence import NOW, Ends, kept_sample
-from mdrl_jax.recovery.rollback.rules import SCORES, edit_between, masked, taken_back
+from mdrl_jax.recovery.rollback.rules import SCORES, masked, taken_back
 from mdrl_jax.recovery.rollback.selection import size, support
 from mdrl_jax.recovery.rollback.sweep import ALL, ROUTE, Trial, choose, sweep
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
+from mdrl_jax.stats.estimate import figure_text
 
 
 def check(runtime: Runtime) -> None:
@@ -70,7 +72,7 @@ def run(
 
     domain = stage.domains[0]
     # Of the checkpoints that edits are between, none stays on the devices; of A's own edit nothing after the evidence.
-    own_edit, edit = (edit_between(params(s.name), params(s.start)) for s in (peak, donor))
+    own_edit, edit = (difference(params(s.name), params(s.start)) for s in (peak, donor))
     held = {name: params(name) for name in (peak.name, stage.start)}
     now = held[stage.start]
     sample = functools.partial(kept_sample, runtime, folder, params=held.__getitem__)
@@ -121,9 +123,10 @@ def summary(record: dict[str, Any]) -> str:
     if chosen is None:
         return f"{name}no set within the limit of {record['limit']:g} points gains anything; nothing was taken back"
     gain, loss = (record["test"][k] for k in ("gain", "loss"))
+    shown = figure_text(gain["estimate"], gain["ci95"], "+.1f")
     return (
         f"{name}{chosen['size']} of {record['coordinates']} coordinates ({chosen['rule']}, {chosen['place']}, strength "
-        f"{chosen['strength']:g}): {record['domain']} {gain['estimate']:+.1f} {_interval(gain)}, "
+        f"{chosen['strength']:g}): {record['domain']} {shown}, "
         f"{record['donor']} {-loss['estimate']:+.1f} on test prompts"
     )
 
@@ -161,10 +164,6 @@ def _trial(
         track=lambda part, total: track(f"{stage.name}: {part}", total),
     )
     return trial, {"evidence": found, "route": size_of_route, "changed": sizes}
-
-
-def _interval(figure: dict[str, Any]) -> str:
-    return f"[{figure['ci95'][0]:.1f}, {figure['ci95'][1]:.1f}]" if figure["ci95"] else ""
 
 
 def _save(file: Path, edit: Any) -> None:

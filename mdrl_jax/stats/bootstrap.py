@@ -1,12 +1,13 @@
 """Resampling of whole prompts, seeds or other units: draws, percentile intervals, jackknife (definitions §12).
 
-All draws come from a fixed seed, so that the same records give the same intervals, and figures that share their draws
-can be subtracted or divided draw by draw.
+Draws take whole independent units, for example a prompt with all its samples. They come from a fixed seed, so that the
+same records give the same intervals. Figures that share their draws are paired: they can be subtracted or divided draw
+by draw.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,21 +15,32 @@ from numpy.typing import ArrayLike, NDArray
 from mdrl_jax.stats.estimate import LEVEL, Estimate, student
 
 N_RESAMPLES = 2000
-TAILS = (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)
+HIERARCHICAL_FROM = 8  # seeds; with fewer, Student's t over the seeds is used instead (definitions §12)
+TAILS = (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)  # quantiles that bound the central 95 %
+
+
+def prompt_weights(n_prompts: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """How often each of P prompts counts in the sample and in each bootstrap draw: [1 + N_RESAMPLES, P].
+
+    Row 0 is the sample, in which every prompt counts once. In each other row P prompts are drawn with replacement.
+    `prompt_weights(P, rng) @ values_P / P` is therefore the mean of the sample, followed by the means of the draws.
+    """
+    drawn = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), N_RESAMPLES)
+    return np.concatenate([np.ones((1, n_prompts)), drawn.astype(float)])
 
 
 def cluster_bootstrap(
     statistic: Callable[..., float],
     arrays: Sequence[ArrayLike],
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
     seed: int = 0,
     unit: str = "",
 ) -> Estimate:
-    """Percentile interval of `statistic(*arrays)`; whole prompts, the shared leading axis, are
-    drawn with replacement.
+    """`statistic(*arrays)` with its percentile interval over draws of whole prompts with replacement.
 
-    Paired arrays stay paired. For means and ratios alike; below some 20 prompts the percentile
-    interval is too narrow. Raises ValueError when the leading axes differ.
+    Prompts are the leading axis of every array, and the arrays stay paired: each draw takes the same prompts of all.
+    This suits means and ratios alike. Below about 20 prompts the interval is too narrow. Raises ValueError if the
+    arrays differ in their number of prompts.
     """
     data = [np.asarray(x) for x in arrays]
     draws = resamples(statistic, data, n_resamples, seed)
@@ -38,7 +50,7 @@ def cluster_bootstrap(
 def resamples(
     statistic: Callable[..., Any], arrays: Sequence[NDArray[Any]], n_resamples: int, seed: int = 0
 ) -> NDArray[np.float64]:
-    """`statistic`, a number or an array, on each draw of the prompts: [n_resamples, ...]."""
+    """`statistic`, a number or an array, of each draw of `cluster_bootstrap`: [n_resamples, ...]."""
     n = arrays[0].shape[0]
     if any(x.shape[0] != n for x in arrays):
         raise ValueError(f"arrays differ in their number of prompts: {[x.shape[0] for x in arrays]}")
@@ -49,14 +61,18 @@ def resamples(
 def hierarchical_bootstrap(
     values_N: ArrayLike,
     replicates_NR: ArrayLike,
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
     seed: int = 0,
     unit: str = "",
 ) -> Estimate:
-    """Percentile interval of the mean over N ≥ 8 seeds: seeds are drawn, then prompts within each.
+    """Mean of a figure over N ≥ `HIERARCHICAL_FROM` seeds, with the percentile interval of two levels of draws.
 
-    `values_N` is the figure of each seed, `replicates_NR` the same figure on R draws, with
-    replacement, of that seed's prompts; a seed drawn twice takes two of them at random.
+    Each draw takes N seeds with replacement, and for each of them one of its R replicates at random, so that both the
+    seeds and the prompts within them vary.
+
+    Args:
+      values_N: the figure of each seed.
+      replicates_NR: for each seed, the same figure on R draws, with replacement, of the seed's prompts.
     """
     values, replicates = np.asarray(values_N, float), np.asarray(replicates_NR, float)
     rng = np.random.default_rng(seed)
@@ -68,14 +84,20 @@ def hierarchical_bootstrap(
 
 def percentile(value: float, draws: ArrayLike, n: int, unit: str = "") -> Estimate:
     """`value` with the central 95 % of `draws`."""
-    low, high = np.quantile(np.asarray(draws, float), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    low, high = np.quantile(np.asarray(draws, float), TAILS)
     return Estimate(value, float(low), float(high), n, unit)
 
 
-def jackknife(value: float, without_N: ArrayLike, unit: str = "") -> Estimate:
-    """`value` with Student's t interval from its N values with one unit left out each.
+def band(values: ArrayLike, method: Literal["linear", "inverted_cdf"] = "linear") -> list[float]:
+    """The quantiles 0.025 and 0.975 of `values`, as records list the spread of drawn values."""
+    # Not `TAILS`: rounding puts its lower end above 0.025, where "inverted_cdf" takes the next of 2,000 draws.
+    return np.quantile(np.asarray(values), [0.025, 0.975], method=method).tolist()
 
-    stderr² = (N − 1)/N · Σ (θ₍₋ᵢ₎ − mean)²; also the conservative error of a mean over pairs of units.
+
+def jackknife(value: float, without_N: ArrayLike, unit: str = "") -> Estimate:
+    """`value`, a figure θ of N units, with Student's t interval from the N values θ₍₋ᵢ₎ that leave out one unit each.
+
+    stderr² = (N − 1)/N · Σ (θ₍₋ᵢ₎ − mean)². If the figure is a mean over pairs of units, this error is conservative.
     """
     without = np.asarray(without_N, float)
     n = without.size

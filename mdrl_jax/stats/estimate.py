@@ -1,14 +1,16 @@
-"""Estimates with 95 % intervals whose unit is the prompt, or the seed (definitions §12).
+"""Estimates with 95 % intervals, and the records that they become (definitions §12).
 
-A prompt's samples share the prompt's difficulty, so a prompt with its group of samples counts once:
-each row of `values_PG` is averaged first, and the spread between rows gives the error. Over fewer
-than eight seeds the unit is the seed mean with Student's t (bootstrapping three seeds covers 74 %);
-from eight on, resample seeds, then prompts. Numbers keep the unit they come in; `Estimate.scaled`
-turns rewards into points.
+The independent unit is the prompt. Samples of one prompt share its difficulty, so they are averaged first: each row of
+`values_PG` gives one number, and the spread between rows gives the standard error.
+
+Over fewer than eight seeds the unit is the seed, with Student's t, because the interval of a bootstrap of three seeds
+covers the truth in only 74 % of cases. From eight seeds on use `bootstrap.hierarchical_bootstrap`.
+
+An estimate keeps the unit of the numbers it is made from. `Estimate.in_points` converts rewards to points.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,17 +20,20 @@ from scipy.special import stdtrit
 
 LEVEL = 0.95
 POINTS = 100.0  # points of a score in a reward of 1
-# A figure in the records of a run: {"estimate", "ci95", "null", "n", "unit"}, and "reason" where it has no estimate.
+# An object in the JSON records of a run. That of a measured figure is {"estimate", "ci95", "null", "n", "unit"}, and
+# "reason" if it has no estimate.
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval [low, high] at the level of this module.
+    """A value with its 95 % interval [low, high].
 
-    `n` is the number of independent units behind it (prompts or seeds). With a single unit the
-    interval is the whole line. `stderr` is the standard error where the interval was made from one,
-    else None.
+    Attributes:
+      n: the number of independent units (prompts, seeds, …) that the value rests on. With a single unit the interval
+        is the whole line.
+      unit: of the value, for example "points"; or the name of the independent unit if the value has no unit.
+      stderr: the standard error if the interval was made from one, otherwise None.
     """
 
     value: float
@@ -52,9 +57,10 @@ class Estimate:
         """The estimate of a reward in [0, 1] as points of a score."""
         return self.scaled(POINTS, "points")
 
-    def record(self, null: Any = None) -> dict[str, Any]:
-        """The form of the work folder's records; an interval without bounds is null there, as JSON
-        has no infinity.
+    def record(self, null: Any = None) -> Record:
+        """The estimate as JSON, with the value `null` that it would have by chance or without any effect.
+
+        An interval without bounds becomes None, because JSON has no infinity.
         """
         bounded = math.isfinite(self.low) and math.isfinite(self.high)
         ci95 = [self.low, self.high] if bounded else None
@@ -67,25 +73,26 @@ def missing(reason: str, unit: str = "", n: int = 0, null: Any = None) -> Record
 
 
 def t_quantile(dof: float) -> float:
-    """Half-width of the two-sided 95 % Student t interval in standard errors; infinite without
-    degrees of freedom.
-    """
+    """Half-width of the two-sided 95 % Student t interval in standard errors; infinite without degrees of freedom."""
     return float(stdtrit(dof, 0.5 + LEVEL / 2)) if dof > 0 else math.inf
 
 
 def student(value: float, stderr: float, dof: float, n: int, unit: str = "") -> Estimate:
-    """value ± t(dof) · stderr; the whole line when there are no degrees of freedom."""
+    """`value` with Student's t interval, value ± t(dof) · stderr; the whole line without degrees of freedom."""
     half = t_quantile(dof) * stderr if dof > 0 else math.inf
     return Estimate(value, value - half, value + half, n, unit, stderr)
 
 
 def clustered_mean(values_PG: ArrayLike) -> tuple[float, float]:
-    """Mean of the rewards, each prompt weighing the same, and its standard error with the prompt as
-    the cluster.
+    """Mean of the rewards with equal weight for each prompt, and its standard error with the prompt as the cluster.
 
-    stderr = sd_P(mean_G values) / √P, with P − 1 in the sd. One prompt has an infinite standard
-    error. A vector is taken as one value a prompt. Raises ValueError without prompts or with ragged
-    rows.
+    stderr = sd_P(mean_G values) / √P, with P − 1 in the variance. The standard error of a single prompt is infinite.
+
+    Args:
+      values_PG: rewards of P prompts with G samples each, or one value per prompt [P].
+
+    Raises:
+      ValueError: if there are no prompts, or if prompts have different numbers of samples.
     """
     mean_P = _per_prompt(values_PG)
     n = mean_P.size
@@ -94,17 +101,16 @@ def clustered_mean(values_PG: ArrayLike) -> tuple[float, float]:
 
 
 def clustered(values_PG: ArrayLike, unit: str = "") -> Estimate:
-    """`clustered_mean` with Student's t of P − 1 degrees of freedom."""
+    """`clustered_mean` with its interval: Student's t with P − 1 degrees of freedom."""
     mean, stderr = clustered_mean(values_PG)
     n = len(np.asarray(values_PG))
     return student(mean, stderr, n - 1, n, unit)
 
 
 def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
-    """Mean of a − b over the same prompts in the same order, Student t with P − 1 degrees of
-    freedom.
+    """Mean of a − b over the same prompts in the same order: Student's t with P − 1 degrees of freedom.
 
-    The numbers of samples a prompt may differ, those of prompts may not (ValueError).
+    a and b may have different numbers of samples per prompt. Raises ValueError if their numbers of prompts differ.
     """
     a_P, b_P = _per_prompt(a_PG), _per_prompt(b_PG)
     if a_P.size != b_P.size:
@@ -113,10 +119,10 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
 
 
 def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Plain average of independent estimates that carry a standard error, e.g. one a domain.
+    """Unweighted mean of m independent estimates that have a standard error, for example one per domain.
 
-    stderr = √Σ se² / m, degrees of freedom by Welch and Satterthwaite. `n` is the units behind all
-    of them.
+    stderr = √(Σ se²) / m, with the degrees of freedom of Welch and Satterthwaite. `n` is the sum of their units. The
+    interval is the whole line if one of them has no finite standard error.
     """
     se2 = np.array([math.inf if e.stderr is None else e.stderr**2 for e in estimates])
     n = np.array([e.n for e in estimates])
@@ -124,7 +130,7 @@ def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
     total = float(se2.sum())
     if not math.isfinite(total):
         return student(value, math.inf, 0, int(n.sum()), estimates[0].unit)
-    # With no spread at all every choice of degrees of freedom gives the same, empty interval.
+    # Without any spread the interval has no width, whatever the degrees of freedom.
     dof = total**2 / float(np.sum(se2**2 / (n - 1))) if total > 0 else float(n.sum())
     return student(value, math.sqrt(total) / len(estimates), dof, int(n.sum()), estimates[0].unit)
 
@@ -132,11 +138,17 @@ def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
 def fieller(
     num: float, den: float, var_num: float, var_den: float, cov: float, dof: float
 ) -> tuple[float, float] | None:
-    """95 % interval of num/den for two jointly normal means with the given variances and covariance
-    (Fieller, 1954).
+    """95 % interval of the ratio num/den of two jointly normal means (Fieller, 1954).
 
-    It holds every r with (num − r·den)² ≤ t² (var_num − 2 r cov + r² var_den). None, "undefined",
-    where that set is unbounded, which is exactly where the interval of the denominator includes 0.
+    The interval is the set of all r with (num − r·den)² ≤ t² (var_num − 2 r cov + r² var_den).
+
+    Args:
+      num, den: the two means.
+      var_num, var_den, cov: variances of the two means, and their covariance.
+      dof: degrees of freedom of the variances.
+
+    Returns:
+      (low, high), or None if the set is unbounded. That is the case exactly if the interval of `den` includes 0.
     """
     if not dof > 0:
         return None
@@ -151,9 +163,7 @@ def fieller(
 
 
 def ratio_of_means(num_P: ArrayLike, den_P: ArrayLike, unit: str = "") -> Estimate | None:
-    """mean(num) / mean(den) over the same units with its Fieller interval; None where that is
-    undefined.
-    """
+    """mean(num) / mean(den) over the same units with its Fieller interval; None if that interval is unbounded."""
     num, den = np.asarray(num_P, float), np.asarray(den_P, float)
     n = num.size
     if n < 2:
@@ -166,17 +176,15 @@ def ratio_of_means(num_P: ArrayLike, den_P: ArrayLike, unit: str = "") -> Estima
 
 
 def over_seeds(values: ArrayLike, unit: str = "") -> Estimate:
-    """Mean over seeds with Student's t, n − 1 degrees of freedom: the interval for fewer than eight
-    seeds.
+    """Mean of one value per seed with Student's t, n − 1 degrees of freedom: for fewer than eight seeds.
 
-    One value a seed. A single seed has no interval. From eight seeds on use
-    `hierarchical_bootstrap`.
+    The interval of a single seed is the whole line. From eight seeds on use `bootstrap.hierarchical_bootstrap`.
     """
     return clustered(values, unit)
 
 
-def recorded(record: dict[str, Any]) -> Estimate | None:
-    """The estimate behind `Estimate.record`; None for a figure that could not be measured."""
+def recorded(record: Record) -> Estimate | None:
+    """The inverse of `Estimate.record`, without the standard error; None for a figure that could not be measured."""
     if record["estimate"] is None:
         return None
     low, high = (-math.inf, math.inf) if record["ci95"] is None else record["ci95"]
@@ -184,13 +192,36 @@ def recorded(record: dict[str, Any]) -> Estimate | None:
 
 
 def magnitude(estimate: Estimate) -> Estimate:
-    """The estimate of |x|: an interval with 0 in it starts at 0."""
+    """The estimate of |x| from that of x. If the interval of x includes 0, that of |x| starts at 0."""
     near, far = sorted((abs(estimate.low), abs(estimate.high)))
     low = 0.0 if estimate.includes(0.0) else near
     return replace(estimate, value=abs(estimate.value), low=low, high=far, stderr=None)
 
 
+def interval_text(
+    ci95: Sequence[float] | None, form: str, none: str = "–", number: Callable[[float, str], str] = format
+) -> str:
+    """`[low, high]` with both ends in the format `form`; `none` if there is no interval.
+
+    `number` writes a number in a format. The report passes its own, which has a typographic minus sign.
+    """
+    return none if ci95 is None else f"[{number(ci95[0], form)}, {number(ci95[1], form)}]"
+
+
+def figure_text(
+    value: float,
+    ci95: Sequence[float] | None,
+    form: str,
+    none: str = "",
+    number: Callable[[float, str], str] = format,
+) -> str:
+    """`value [low, high]`, as in `interval_text`. A plus sign in `form` applies to the value only."""
+    interval = interval_text(ci95, form.removeprefix("+"), none, number)
+    return f"{number(value, form)} {interval}" if interval else number(value, form)
+
+
 def _per_prompt(values_PG: ArrayLike) -> NDArray[np.float64]:
+    """The mean of each prompt's samples, [P]."""
     try:
         values = np.asarray(values_PG, float)
     except ValueError:

@@ -1,25 +1,24 @@
-"""Sets of channels and how much two of them share, beside chance (definitions §3, §5; C2, C4).
+"""Sets of channels, and how much two sets overlap compared with chance (definitions §3, §5; C2, C4).
 
-A score is [L, C], one a channel (an MLP neuron or an attention head) of a layer; a set is a boolean array of the
-same shape. Everything is on the host.
+A channel is an MLP neuron or an attention head. `scores_LC` has one score for each of C channels in L layers; a set of
+channels is a boolean array of the same shape. Everything runs on the host.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mdrl_jax.stats.bootstrap import jackknife
-from mdrl_jax.stats.estimate import Estimate, over_seeds, student, t_quantile
+from mdrl_jax.stats.estimate import Estimate, Record, missing, over_seeds, student, t_quantile
 from mdrl_jax.stats.tests import null_record, permutation_p
 
 
 def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
-    """The round(share · C) channels of each layer with the largest scores, at least one.
+    """The round(share · C) channels with the largest scores of each layer, at least one.
 
-    A channel of score 0 is never in [chosen]: where nothing happened, the index would decide.
+    A channel with score 0 is never in the set [chosen]; otherwise the index would decide among unchanged channels.
     """
     scores = np.asarray(scores_LC, float)
     k = max(1, round(share * scores.shape[1]))
@@ -28,13 +27,13 @@ def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
 
 
 def top_share_global(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
-    """The round(share · L · C) channels with the largest scores of all layers together; see `top_share`."""
+    """The round(share · L · C) channels with the largest scores of all layers together; otherwise as `top_share`."""
     scores = np.asarray(scores_LC, float)
     return top_share(scores.reshape(1, -1), share).reshape(scores.shape)
 
 
 def jaccard(a_LC: ArrayLike, b_LC: ArrayLike) -> float:
-    """|A ∩ B| / |A ∪ B|; nan of two empty sets."""
+    """Jaccard index |A ∩ B| / |A ∪ B| of two sets; nan if both are empty."""
     a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
     union = int(np.sum(a | b))
     return int(np.sum(a & b)) / union if union else math.nan
@@ -42,14 +41,18 @@ def jaccard(a_LC: ArrayLike, b_LC: ArrayLike) -> float:
 
 def overlap(
     a_LC: ArrayLike, b_LC: ArrayLike, n_permutations: int = 10_000, rng: np.random.Generator | None = None
-) -> dict[str, Any]:
-    """Jaccard of two sets: a record with its "null", and beside it "chance", "p" (one-sided, of more than chance) and
-    "shared", the number of common channels.
+) -> Record:
+    """The Jaccard index of two sets as a record with its null.
 
-    The null redraws each layer's sets with their sizes kept; it is hypergeometric, so it is drawn as such. Chance is
-    the ratio of expectations, k/(2 − k) where every layer's sets are the same share k. The interval is Wilson's of
-    the Dice coefficient 2|A∩B|/(|A|+|B|) over (|A|+|B|)/2 channels, mapped by J = D/(2 − D): the unit is the channel,
-    so it says nothing of another training seed. It is somewhat wide where the sets are much alike.
+    The null draws random sets with the sizes of each layer kept. Their overlap is hypergeometric, so only the overlap
+    is drawn. The interval is Wilson's of the Dice coefficient D = 2|A∩B|/(|A|+|B|) over (|A|+|B|)/2 channels, mapped by
+    J = D/(2 − D). Its unit is the channel, so it does not cover the variation over training seeds. It is somewhat too
+    wide if the sets are very similar.
+
+    Returns:
+      the record, with "chance", the ratio of the expected intersection to the expected union, which is k/(2 − k) if
+      both sets are the same share k of every layer; "p", one-sided, of an overlap larger than chance; and "shared",
+      |A ∩ B|.
     """
     a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
     if a.shape != b.shape or a.ndim != 2:
@@ -58,8 +61,7 @@ def overlap(
     n_a, n_b, channels = a.sum(axis=1), b.sum(axis=1), a.shape[1]
     size, shared = int(n_a.sum() + n_b.sum()), int(np.sum(a & b))
     if not size:
-        empty = {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": "channel"}
-        return empty | {"reason": "both sets are empty", "chance": None, "p": None, "shared": 0}
+        return missing("both sets are empty", "channel") | {"chance": None, "p": None, "shared": 0}
     drawn = rng.hypergeometric(n_a, channels - n_a, n_b, (n_permutations, a.shape[0])).sum(axis=1)
     null = drawn / (size - drawn)
     expected = float(np.sum(n_a * n_b / channels))
@@ -70,7 +72,7 @@ def overlap(
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n; never empty, also at 0 and 1."""
+    """Wilson's 95 % interval of a share of n trials; it has a width also at the shares 0 and 1."""
     z2 = t_quantile(math.inf) ** 2 / n
     middle = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
@@ -78,10 +80,14 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 def mean_jaccard(pairs: Mapping[tuple[str, str], Sequence[float]]) -> Estimate:
-    """Mean Jaccard over all pairs of domains, from its values a seed by pair (the same number for each).
+    """Mean Jaccard index over all pairs of domains.
 
-    From two seeds on the unit is the seed (Student's t over means of pairs). With one seed it is the domain:
-    jackknife over domains, since pairs that share a domain are not independent; this takes three domains.
+    With two seeds or more the unit is the seed: Student's t over the seeds' means. With one seed the unit is the
+    domain: a jackknife that leaves out all pairs of one domain, because pairs that share a domain are not independent.
+    The jackknife needs three domains; with fewer, the interval is the whole line.
+
+    Args:
+      pairs: by pair of domains, its Jaccard index in each seed; the same number of seeds for every pair.
     """
     values_PS = np.asarray(list(pairs.values()), float)
     if values_PS.ndim != 2 or values_PS.size == 0:

@@ -1,42 +1,43 @@
-"""What chance alone gives, and how predictions agree with measurements (definitions §12, §13).
+"""Nulls, p-values, and statistics that compare predictions with measurements (definitions §12, §13).
 
-A null is recorded as the mean and the central 95 % of its draws. Tests of many tensors are held to a false
-discovery rate (Benjamini and Hochberg, 1995).
+A null is the distribution of a figure under chance alone. Records hold the mean and the central 95 % of its draws.
+Tests of many tensors at once use a false discovery rate (Benjamini and Hochberg, 1995).
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from mdrl_jax.stats.bootstrap import hierarchical_bootstrap, percentile
-from mdrl_jax.stats.estimate import LEVEL, Estimate, Record, over_seeds, student, t_quantile
+from mdrl_jax.stats.bootstrap import HIERARCHICAL_FROM, N_RESAMPLES, TAILS, hierarchical_bootstrap, percentile
+from mdrl_jax.stats.estimate import Estimate, Record, missing, over_seeds, student, t_quantile
 
 Floats = NDArray[np.float64]
-ENOUGH_SEEDS = 8  # from here on seeds are resampled, below it they are averaged (definitions §12)
 
 
-def null_record(draws: ArrayLike) -> dict[str, Any]:
-    """The form of a null in the work folder's records: {"mean", "low", "high", "n"} of its draws, central 95 %."""
+def null_record(draws: ArrayLike) -> Record:
+    """A null as JSON: {"mean", "low", "high", "n"} of its draws, where low and high bound the central 95 %."""
     draws_R = np.asarray(draws, float)
-    low, high = np.quantile(draws_R, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    low, high = np.quantile(draws_R, TAILS)
     return {"mean": float(draws_R.mean()), "low": float(low), "high": float(high), "n": int(draws_R.size)}
 
 
 def permutation_p(value: float, draws: ArrayLike) -> float:
-    """One-sided p of "no larger than chance": (1 + draws at or above the value) / (1 + draws), never 0."""
+    """One-sided p-value of the hypothesis that `value` is no larger than chance gives, from draws of chance.
+
+    p = (1 + number of draws at or above the value) / (1 + number of draws), which is never 0.
+    """
     draws_R = np.asarray(draws, float)
     return (1 + int(np.sum(draws_R >= value))) / (1 + draws_R.size)
 
 
 def benjamini_hochberg(p_values: ArrayLike, q: float = 0.05) -> NDArray[np.bool_]:
-    """Which hypotheses fall at false discovery rate `q`, along the last axis, [..., T] -> [..., T].
+    """Which null hypotheses are rejected at false discovery rate `q`, over the last axis: [..., T] -> [..., T].
 
-    All whose p is at most the largest sorted p(k) with p(k) ≤ q·k/T. The rate is held for independent and for
-    positively dependent tests.
+    With the p-values sorted, p(1) ≤ … ≤ p(T), let k be the largest index with p(k) ≤ q·k/T; every hypothesis with a
+    p-value of at most p(k) is rejected. The rate holds for independent and for positively dependent tests.
     """
     p = np.asarray(p_values, float)
     n = p.shape[-1]
@@ -49,16 +50,20 @@ def benjamini_hochberg(p_values: ArrayLike, q: float = 0.05) -> NDArray[np.bool_
 
 
 def spearman_rho(x: Floats, y: Floats) -> Floats:
-    """Rank correlation over the last axis, [..., N] -> [...], mean ranks for ties; nan where one side is constant."""
+    """Spearman's rank correlation over the last axis, [..., N] -> [...]; nan if x or y is constant.
+
+    Ties get the mean of their ranks.
+    """
     x, y = (rankdata(z, axis=-1) - (z.shape[-1] + 1) / 2 for z in (x, y))
     with np.errstate(invalid="ignore"):
         return np.sum(x * y, axis=-1) / np.sqrt(np.sum(x**2, axis=-1) * np.sum(y**2, axis=-1))
 
 
 def explained(predicted: Floats, measured: Floats) -> Floats:
-    """1 − Σ(measured − predicted)² / Σ(measured − mean)² over the last axis: of the line of equality, not of a fit.
+    """R² of the line measured = predicted, over the last axis, [..., N] -> [...]; no line is fitted.
 
-    At most 1; negative where the mean of the measured would have predicted better; nan where they are constant.
+    R² = 1 − Σ(measured − predicted)² / Σ(measured − mean of measured)². It is at most 1, negative if the mean of the
+    measured values would have been the better prediction, and nan if the measured values are constant.
     """
     spread = np.sum((measured - measured.mean(axis=-1, keepdims=True)) ** 2, axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -67,34 +72,44 @@ def explained(predicted: Floats, measured: Floats) -> Floats:
 
 
 def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None, **options: int) -> Estimate | None:
-    """Rank correlation of predicted and measured figures; see `agreement`."""
-    return agreement(spearman_rho, x, y, seeds, **options)
+    """Spearman's rank correlation of x and y with its interval; arguments as of `paired_statistic`."""
+    return paired_statistic(spearman_rho, x, y, seeds, **options)
 
 
 def r_squared(
     predicted: ArrayLike, measured: ArrayLike, seeds: ArrayLike | None = None, **options: int
 ) -> Estimate | None:
-    """Share of the variance of the measured that the predicted explain (`explained`); see `agreement`."""
-    return agreement(explained, predicted, measured, seeds, **options)
+    """R² of measured = predicted (`explained`) with its interval; arguments as of `paired_statistic`."""
+    return paired_statistic(explained, predicted, measured, seeds, **options)
 
 
-def agreement(
+def paired_statistic(
     statistic: Callable[[Floats, Floats], Floats],
     x: ArrayLike,
     y: ArrayLike,
     seeds: ArrayLike | None = None,
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Estimate | None:
-    """`statistic` (over the last axis) of paired figures with its interval; None where it is undefined.
+    """A statistic of N pairs (x, y) with its interval.
 
-    Without `seeds` the points are the units and are resampled. With the seed of every point, the statistic is
-    taken within each seed and averaged: Student's t over two to seven seeds, from eight on seeds and points within
-    are resampled (definitions §12). Resamples on which the statistic is undefined are dropped.
+    Without `seeds` the pairs are the independent units, and they are resampled. With `seeds` the statistic is taken
+    within each training seed and averaged over them: below `HIERARCHICAL_FROM` seeds the interval is Student's t over
+    the seeds, from there on seeds are resampled, and pairs within each of them (definitions §12). A resample on which
+    the statistic is undefined is dropped.
+
+    Args:
+      statistic: of two arrays [..., N], over the last axis; nan where it is undefined.
+      x, y: the pairs, [N] each.
+      seeds: the training seed of each pair, [N].
+      seed: of the resampling.
+
+    Returns:
+      the estimate, or None if the statistic is undefined on the pairs or on one of the seeds.
     """
     x_N, y_N = np.asarray(x, float), np.asarray(y, float)
     if x_N.shape != y_N.shape or x_N.ndim != 1:
-        raise ValueError(f"agreement needs two vectors of one length, not {x_N.shape} and {y_N.shape}")
+        raise ValueError(f"a statistic of pairs needs two vectors of one length, not {x_N.shape} and {y_N.shape}")
     rng = np.random.default_rng(seed)
 
     def resampled(x_N: Floats, y_N: Floats) -> Floats:
@@ -106,15 +121,15 @@ def agreement(
         value = float(statistic(x_N, y_N)) if x_N.size else math.nan
         if not math.isfinite(value):
             return None
-        if x_N.size < 3:  # two points agree or disagree perfectly in every resample
+        if x_N.size < 3:  # two pairs are perfectly correlated in every resample
             return student(value, math.inf, 0, x_N.size, "point")
         return percentile(value, resampled(x_N, y_N), x_N.size, "point")
-    of_point = np.asarray(seeds)
-    groups = [(x_N[of_point == s], y_N[of_point == s]) for s in np.unique(of_point)]
+    seed_N = np.asarray(seeds)
+    groups = [(x_N[seed_N == s], y_N[seed_N == s]) for s in np.unique(seed_N)]
     values = [float(statistic(*group)) for group in groups]
     if not np.all(np.isfinite(values)):
         return None
-    if len(values) < ENOUGH_SEEDS:
+    if len(values) < HIERARCHICAL_FROM:
         return over_seeds(values, "seed")
     draws = [resampled(*group) for group in groups]
     shortest = min(d.size for d in draws)
@@ -122,18 +137,19 @@ def agreement(
 
 
 def rank_agreement(effects: ArrayLike, transfers: ArrayLike) -> Record:
-    """Spearman's correlation over pairs with its interval, of Fisher's z with the variance (1 + r²/2)/(n − 3).
+    """Spearman's correlation r of n pairs of figures, as a record, with the interval of Fisher's z = artanh r.
 
-    Bonett and Wright (2000), with Student's t of n − 3 degrees of freedom in place of the normal [chosen]: pairs are
-    few, and resampling them would give a perfect order of any number the interval [1, 1]. For the interval a
-    perfect order is taken half a swap short of perfect. Pairs with a figure missing (None) are left out.
+    z has the variance (1 + r²/2)/(n − 3) (Bonett and Wright, 2000), with Student's t of n − 3 degrees of freedom in
+    place of the normal [chosen], because n is small. Pairs are not resampled, because resampling would give every
+    perfect order, of however few pairs, the interval [1, 1]. For the interval, |r| is cut at 1 − 6/(n³ − n), which is
+    halfway between a perfect order and one with a swap of neighbours. Pairs in which a figure is None are left out.
     """
     x, y = np.asarray(effects, float), np.asarray(transfers, float)
     known = np.isfinite(x) & np.isfinite(y)
     x, y, n = x[known], y[known], int(known.sum())
     if n < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
         reason = f"{n} pairs are too few" if n < 5 else "all pairs are equal"
-        return {"estimate": None, "ci95": None, "null": 0.0, "n": n, "unit": "Spearman", "reason": reason}
+        return missing(reason, "Spearman", n, 0.0)
     r = float(spearman_rho(x, y))
     short = 1 - 6 / (n * (n * n - 1))
     z, stderr = math.atanh(min(max(r, -short), short)), math.sqrt((1 + r * r / 2) / (n - 3))

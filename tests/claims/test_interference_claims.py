@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from mdrl_jax.claims import interference
-from mdrl_jax.claims.interference import DamagePair, Edit, GradientPair, Objective, RoutePair, Step
+from mdrl_jax.claims.interference import CurveStep, DamagePair, Edit, GradientPair, Objective, RoutePair
 from mdrl_jax.claims.verdicts import above, every, under
 from mdrl_jax.stats.tests import rank_agreement
 
@@ -174,8 +174,8 @@ def test_rank_agreement_is_spearmans_with_an_interval_that_covers():
 # --- C5 -------------------------------------------------------------------------------------------------------------
 
 
-def step(alpha: float = 1.0, measured: float = 0.2, remainder: float = 0.01, share: float = 0.8) -> Step:
-    return Step(alpha, fig(measured), fig(remainder), fig(share))
+def step(alpha: float = 1.0, measured: float = 0.2, remainder: float = 0.01, share: float = 0.8) -> CurveStep:
+    return CurveStep(alpha, fig(measured), fig(remainder), fig(share))
 
 
 def measured(**margins: Any) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def measured(**margins: Any) -> dict[str, Any]:
     return {"captured": [{"k": 16, "share": fig(0.7, null=0.1)}], "baselines": baselines}
 
 
-def objective(*steps: Step, **margins: Any) -> Objective:
+def objective(*steps: CurveStep, **margins: Any) -> Objective:
     return Objective(steps or (step(),), measured(**margins))
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mdrl_jax.report.intervals import columns, number, span, tips, words
+from mdrl_jax.report.intervals import columns, estimate_columns, estimate_tips, null_columns, number, span, tips, words
+from mdrl_jax.stats.estimate import missing
 
 
 def test_columns_are_scaled_and_absent_ends_stay_absent():
@@ -10,6 +11,19 @@ def test_columns_are_scaled_and_absent_ends_stay_absent():
     assert found == {"gain": 25.0, "gain_low": -50.0, "gain_high": 100.0}
     assert columns("x", {"estimate": None, "ci95": None}) == {"x": None, "x_low": None, "x_high": None}
     assert columns("x", {"estimate": 2.0, "ci95": None}, 3.0) == {"x": 6.0, "x_low": None, "x_high": None}
+
+
+def test_columns_of_one_figure_a_row_say_why_there_is_none():
+    measured = {"estimate": 0.25, "ci95": [-0.5, 1.0], "null": 0.5, "n": 9, "unit": ""}
+    assert estimate_columns(measured, 100.0) == {"estimate": 25.0, "low": -50.0, "high": 100.0, "n": 9, "reason": ""}
+    empty = {"estimate": None, "low": None, "high": None, "n": 0, "reason": "a norm is 0"}
+    assert estimate_columns(missing("a norm is 0"), 100.0) == empty
+    assert null_columns(measured, 2.0) == {"null": 1.0, "null_low": None, "null_high": None}
+    drawn = measured | {"null": {"mean": 0.5, "low": 0.25, "high": 1.0}}
+    assert null_columns(drawn, 2.0) == {"null": 1.0, "null_low": 0.5, "null_high": 2.0}
+    assert null_columns(missing("a norm is 0")) == {"null": None, "null_low": None, "null_high": None}
+    fields = [t.to_dict()["field"] for t in estimate_tips(["pair"], "cosine", null=True)]
+    assert fields == ["pair", *list(estimate_columns(measured))[:3], *null_columns(measured), "n", "reason"]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +40,7 @@ def test_numbers_have_a_minus_sign_only_where_something_is_left_of_them(value: f
 def test_words_have_the_interval_or_the_reason():
     assert words({"estimate": 0.5, "ci95": [-0.25, 1.0]}) == "0.50 [−0.25, 1.00]"
     assert words({"estimate": 0.5, "ci95": None}, ".1f") == "0.5"
+    assert words({"estimate": 0.5, "ci95": [-0.25, 1.0]}, ".0f", 100.0) == "50 [−25, 100]"
     assert words({"estimate": None, "ci95": None, "reason": "a norm is 0"}) == "a norm is 0"
     assert words({"estimate": None, "ci95": None}) == "not measured"
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from mdrl_jax import config, main, records
+from mdrl_jax.claims.published import CLAIMS
+from mdrl_jax.claims.verdicts import Condition, judge
 from mdrl_jax.report import page
+from mdrl_jax.report.folder import Records
 from mdrl_jax.workfolder import resolved
 from tests.report import browser
 
@@ -54,8 +57,19 @@ def test_a_run_under_way_shows_what_is_there_and_says_what_is_missing(tmp_path: 
     assert state and state.groups() == ("1", "3", "qa, refresh-math")
     shown = {p.name for p in (tmp_path / "report").iterdir()}
     assert {"index.html", "scores.png", "scores.csv", "paths.png", "costs.png"} <= shown
-    assert html.count('class="badge">not judged') == 8
+    assert html.count('class="badge">not judged') == 7
     assert any("analysis/damage.json is not there: the stage `analyze`" in n for n in notes(html))
+
+
+def test_the_cards_are_the_published_claims_and_c8_has_one_only_if_it_was_judged(tmp_path: Path) -> None:
+    judged = [f"C{i}" for i in range(1, 8)]
+    cards, note = page.verdicts(Records(started(tmp_path)))
+    assert [(c.id, c.claim) for c in cards] == [(i, CLAIMS[i].text) for i in judged] and note == ""
+    assert "circuits" not in page.write(tmp_path).read_text().lower()
+    records.write_json(tmp_path / "claims.json", [judge("C8", Condition("undecided", "too few heads"), None, [])])
+    cards, _ = page.verdicts(Records(tmp_path))
+    assert [c.id for c in cards] == [*judged, "C8"]
+    assert (cards[-1].verdict, cards[-1].reason) == ("undecided", "too few heads")
 
 
 def test_a_single_row_is_enough(tmp_path: Path) -> None:

@@ -196,6 +196,25 @@ def test_resamples_are_the_draws_of_the_bootstrap() -> None:
     assert (e.low, e.high) == pytest.approx(np.quantile(bootstrap.resamples(np.mean, [x], 300, seed=3), [0.025, 0.975]))
 
 
+def test_prompt_weights_hold_the_sample_and_then_draws_of_as_many_prompts() -> None:
+    weights_RP = bootstrap.prompt_weights(12, np.random.default_rng(0))
+    assert weights_RP.shape == (1 + bootstrap.N_RESAMPLES, 12) and weights_RP.dtype == float
+    np.testing.assert_array_equal(weights_RP[0], 1)
+    np.testing.assert_array_equal(weights_RP.sum(axis=1), 12)
+    # A prompt's weight is binomial with n = 12 and p = 1/12; two prompts compete for the same 12 draws.
+    drawn_RP = weights_RP[1:]
+    np.testing.assert_allclose(drawn_RP.mean(axis=0), 1, atol=5 * math.sqrt(11 / 12 / bootstrap.N_RESAMPLES))
+    assert drawn_RP.var() == pytest.approx(11 / 12, rel=0.05)
+    assert np.cov(drawn_RP.T)[~np.eye(12, dtype=bool)].mean() == pytest.approx(-1 / 12, rel=0.05)
+    np.testing.assert_array_equal(weights_RP, bootstrap.prompt_weights(12, np.random.default_rng(0)))
+
+
+def test_a_band_is_the_central_95_percent() -> None:
+    values = np.random.default_rng(0).permutation(2001)
+    assert bootstrap.band(values) == pytest.approx([50, 1950])
+    assert bootstrap.band(values[values > 0], "inverted_cdf") == [50, 1950]  # order statistics 50 and 1950 of 2,000
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [(0.6, 0.9, "supported"), (0.1, 0.4, "contradicted"), (0.4, 0.6, "undecided"), (0.5, 0.6, "undecided"),
@@ -219,6 +238,14 @@ def test_magnitude_starts_at_zero_where_the_sign_is_open() -> None:
     for low, high, want in ((-0.2, 0.1, (0.0, 0.2)), (-0.3, -0.1, (0.1, 0.3)), (0.1, 0.2, (0.1, 0.2))):
         e = st.magnitude(st.Estimate((low + high) / 2, low, high, 4))
         assert (e.low, e.high, e.value) == (*want, abs(low + high) / 2)
+
+
+def test_intervals_as_text_take_the_sign_of_the_value_only() -> None:
+    assert st.interval_text([0.5, -1.0], ".1f") == "[0.5, -1.0]"
+    assert (st.interval_text(None, ".1f"), st.interval_text(None, ".1f", "none")) == ("–", "none")
+    assert st.figure_text(2.0, (1.0, 3.0), "+.1f") == "+2.0 [1.0, 3.0]"
+    assert (st.figure_text(2.0, None, ".1f"), st.figure_text(2.0, None, ".1f", "(open)")) == ("2.0", "2.0 (open)")
+    assert st.figure_text(2.0, (1.0, 3.0), ".0f", number=lambda x, form: f"<{x:{form}}>") == "<2> [<1>, <3>]"
 
 
 def test_a_record_gives_its_estimate_back() -> None:

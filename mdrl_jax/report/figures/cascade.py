@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, data
-from mdrl_jax.report.figures.measured import Row, extent, facet, tips
-from mdrl_jax.report.intervals import number
+from mdrl_jax.report.figure import INK, Row, data
+from mdrl_jax.report.figures.layout import side_by_side
+from mdrl_jax.report.intervals import estimate_tips, number, span
 
 STEP = 22  # px a bar
 ROOM = 0.34  # of the range, for the numbers at the bars' ends
@@ -39,7 +39,7 @@ def cascade(
             to="datum.start + datum.high",
             right="max(datum.start, datum.start + datum.estimate, datum.start + datum.high)",
         )
-        .encode(y=y, tooltip=tips([group, "term"], title))
+        .encode(y=y, tooltip=estimate_tips([group, "term"], title))
     )
     colour = alt.Color(
         "term:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), sort=None, legend=None
@@ -51,7 +51,7 @@ def cascade(
     layers = alt.layer(zero, bars, intervals, text, data=data(labelled)).properties(
         width=width, height=STEP * len(colours)
     )
-    return layers.facet(facet=facet(group, order), columns=count, spacing={"row": 18, "column": 20})
+    return side_by_side(layers, group, order, count, spacing={"row": 18, "column": 20})
 
 
 def _domain(rows: Sequence[Row]) -> list[float]:
@@ -60,6 +60,6 @@ def _domain(rows: Sequence[Row]) -> list[float]:
         for r in rows
         if r["start"] is not None and r["estimate"] is not None
     ]
-    low, high = extent(ends, ("end", "low", "high"))
-    span = (high - low) or 1.0
-    return [low - 0.04 * span, high + ROOM * span]
+    low, high = span(ends, ("end", "low", "high"), margin=0.0)
+    size = (high - low) or 1.0
+    return [low - 0.04 * size, high + ROOM * size]

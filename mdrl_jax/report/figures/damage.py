@@ -5,13 +5,12 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, Figure, data
+from mdrl_jax.report.figure import INK, Figure, Row, data
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.cascade import cascade
-from mdrl_jax.report.figures.measured import LEGEND, Row, columns, extent, facet, gaps, panels, tips
+from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.intervals import columns as interval
-from mdrl_jax.report.intervals import words
+from mdrl_jax.report.intervals import columns, estimate_columns, estimate_tips, span, tooltips, words
 from mdrl_jax.stats.tests import r_squared, rank_agreement
 
 OBJECTIVES = {"reward": ("mean reward", "points", 100.0), "success_nll": ("success NLL", "nats", 1.0)}
@@ -30,13 +29,13 @@ def waterfall(records: Records) -> list[Figure]:
     for objective in _objectives(pairs):
         label, unit, scale = OBJECTIVES[objective]
         rows = [r for pair in pairs for r in _terms(pair, objective, scale)]
-        order = list(dict.fromkeys(r["pair"] for r in rows))
+        order = distinct(rows, "pair")
         count, width = panels(len(order), 3, WIDTH)
         chart = cascade(rows, TERMS, f"damage, {unit}", "pair", order, count, width)
         caption = (
             f"{DAMAGE[objective]} from the domain's own stage to the end of a later one: g·D, ½DᵀHD and what they "
             "leave add up to the damage that was measured on the same prompts. Lines are 95 % intervals over "
-            f"{_prompts(rows)} prompts.{gaps(rows)}"
+            f"{_prompts(rows)} prompts.{_gaps(rows)}"
         )
         name = f"damage-{objective}".replace("_", "-")
         figures.append(Figure(name, f"Damage of the {label}, term by term", chart, rows, caption))
@@ -51,14 +50,13 @@ def agreement(records: Records) -> Figure:
     if not rows:
         raise Absent("analysis/damage.json has no pair with both a prediction and a measured damage")
     rows.sort(key=lambda r: (-r["n"], r["segments"]))
-    order = list(dict.fromkeys(r["expansion"] for r in rows))
-    objectives = list(dict.fromkeys(r["objective"] for r in rows))
+    order, objectives = distinct(rows, "expansion"), distinct(rows, "objective")
     count, width = panels(len(order), 5, WIDTH, 14)
     charts = [_scatter([r for r in rows if r["objective"] == o], rows, o, count, min(width, 260)) for o in objectives]
     chart = alt.vconcat(*charts, spacing=24)
     said = []
     for objective in objectives:
-        made = list(dict.fromkeys(r["expansion"] for r in rows if r["objective"] == objective))
+        made = distinct((r for r in rows if r["objective"] == objective), "expansion")
         for expansion in dict.fromkeys((made[0], made[-1])):
             said.append(f"{OBJECTIVES[objective][0]}, {expansion}: {_correlations(rows, objective, expansion)}")
     caption = (
@@ -74,12 +72,12 @@ def alphas(records: Records) -> Figure:
     rows = [r for objective in _objectives(pairs) for pair in pairs for r in _curve(pair, objective)]
     if not rows:
         raise Absent("analysis/damage.json has no curves along θ* + αD")
-    objectives = list(dict.fromkeys(r["objective"] for r in rows))
+    objectives = distinct(rows, "objective")
     charts = [_curves([r for r in rows if r["objective"] == o], OBJECTIVES[o]) for o in objectives]
     caption = (
         "From the domain's own stage (α = 0) to the later one (α = 1), with 95 % bands over prompts. The dashed line: "
         "from there on the second-order prediction is measurably off by over 20 % of the measured "
-        f"damage.{gaps(rows)}"
+        f"damage.{_gaps(rows)}"
     )
     chart = alt.vconcat(*charts, spacing=28)
     return Figure("damage-path", "Damage along the way to the later stage", chart, rows, caption)
@@ -114,11 +112,21 @@ def _terms(pair: dict[str, Any], objective: str, scale: float) -> Iterator[Row]:
         start = starts[key]
         at = start if isinstance(start, float) else start["estimate"]
         row = _head(pair) | {"term": term, "start": None if at is None else scale * at}
-        yield row | columns(found[key], scale)
+        yield row | estimate_columns(found[key], scale)
 
 
 def _prompts(rows: list[Row]) -> str:
     return " or ".join(str(n) for n in sorted({r["n"] for r in rows}))
+
+
+def _gaps(rows: list[Row]) -> str:
+    """A sentence on the pairs that have figures without an estimate, and why; "" where there are none."""
+    pairs: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row["reason"]:
+            pairs.setdefault(row["reason"], {})[row["pair"]] = None
+    said = "; ".join(f"{', '.join(names)} ({why})" for why, names in pairs.items())
+    return f" Not measurable: {said}." if pairs else ""
 
 
 def _expansions(pair: dict[str, Any], objective: str) -> Iterator[Row]:
@@ -130,7 +138,7 @@ def _expansions(pair: dict[str, Any], objective: str) -> Iterator[Row]:
         n = part["measured"]["n"]
         row = _head(pair) | {"objective": objective, "segments": part["segments"], "n": n}
         row["expansion"] = f"{part['segments']} segment{'s' * (part['segments'] > 1)} (n = {n})"
-        row |= interval("predicted", part["predicted"], scale) | interval("measured", part["measured"], scale)
+        row |= columns("predicted", part["predicted"], scale) | columns("measured", part["measured"], scale)
         yield row
 
 
@@ -145,7 +153,7 @@ def _correlations(rows: list[Row], objective: str, expansion: str) -> str:
 
 def _scatter(rows: list[Row], everything: list[Row], objective: str, count: int, width: int) -> alt.FacetChart:
     label, unit, _ = OBJECTIVES[objective]
-    ends = extent(rows, [a + b for a in ("predicted", "measured") for b in ("", "_low", "_high")])
+    ends = span(rows, ("predicted", "measured"), margin=0.0)
     scale = alt.Scale(domain=list(ends), nice=True)
     colour, shape = pairwise.marks(everything)
     predicted, measured = f"predicted, {unit}", f"measured, {unit}"
@@ -154,11 +162,8 @@ def _scatter(rows: list[Row], everything: list[Row], objective: str, count: int,
         tooltip=[
             alt.Tooltip("pair:N"),
             alt.Tooltip("expansion:N"),
-            *(
-                alt.Tooltip(f"{a}{b}:Q", format=".3g", title=t)
-                for a, words in (("predicted", predicted), ("measured", measured))
-                for b, t in (("", words), ("_low", "95 % from"), ("_high", "to"))
-            ),
+            *tooltips({"predicted": predicted, "predicted_low": "95 % from", "predicted_high": "to"}, ".3g"),
+            *tooltips({"measured": measured, "measured_low": "95 % from", "measured_high": "to"}, ".3g"),
         ],
     )
     x, y = alt.X("predicted:Q", title=predicted, scale=scale), alt.Y("measured:Q", title=measured, scale=scale)
@@ -171,8 +176,7 @@ def _scatter(rows: list[Row], everything: list[Row], objective: str, count: int,
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x, y=y, shape=shape),
         data=data(rows),
     ).properties(width=width, height=width)
-    order = list(dict.fromkeys(r["expansion"] for r in rows))
-    return chart.facet(facet=facet("expansion", order), columns=count, spacing=14, title=label)
+    return side_by_side(chart, "expansion", distinct(rows, "expansion"), count, spacing=14, title=label)
 
 
 def _curve(pair: dict[str, Any], objective: str) -> Iterator[Row]:
@@ -181,13 +185,13 @@ def _curve(pair: dict[str, Any], objective: str) -> Iterator[Row]:
         for name in LINES:
             if name in step:
                 row = _head(pair) | {"objective": objective, "alpha": step["alpha"], "what": name}
-                row |= columns(step[name], OBJECTIVES[objective][2])
+                row |= estimate_columns(step[name], OBJECTIVES[objective][2])
                 yield row | {"breaks": found.get("breaks_at") == step["alpha"]}
 
 
 def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
     label, unit, _ = named
-    order = list(dict.fromkeys(r["pair"] for r in rows))
+    order = distinct(rows, "pair")
     count, width = panels(len(order), 3, WIDTH)
     title = f"damage, {unit}"
     x = alt.X(
@@ -200,7 +204,7 @@ def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
         "what:N", scale=alt.Scale(domain=list(LINES), range=list(LINES.values())), title=None, legend=LEGEND
     )
     alpha = alt.Tooltip("alpha:Q", title="α")
-    base = alt.Chart().encode(x=x, color=colour, tooltip=[alpha, *tips(["pair", "what"], title)])
+    base = alt.Chart().encode(x=x, color=colour, tooltip=[alpha, *estimate_tips(["pair", "what"], title)])
     y = alt.Y("estimate:Q", title=title)
     band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
     broken = base.transform_filter("datum.breaks")
@@ -211,4 +215,4 @@ def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
         base.mark_point(filled=True, size=28, opacity=1).encode(y=y),
         data=data(rows),
     ).properties(width=width, height=110)
-    return layers.facet(facet=facet("pair", order), columns=count, spacing={"row": 14, "column": 20}, title=label)
+    return side_by_side(layers, "pair", order, count, spacing={"row": 14, "column": 20}, title=label)

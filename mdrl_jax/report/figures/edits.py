@@ -5,17 +5,15 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.claims.verdicts import CLAIMS
-from mdrl_jax.report.figure import INK, SEQUENTIAL, Figure, by_category, data, ink_on
+from mdrl_jax.claims.published import CLAIMS, SPARSE_SHARES, WEAK_OVERLAP
+from mdrl_jax.report.figure import INK, SEQUENTIAL, Figure, Row, by_category, data, ink_on
 from mdrl_jax.report.figures import pairwise
-from mdrl_jax.report.figures.measured import LEGEND, Row, by_module, columns, facet, null_columns, panels, tips
+from mdrl_jax.report.figures.layout import LEGEND, NO_LAYER, distinct, panels, side_by_side, tensor_axes
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.intervals import words
+from mdrl_jax.report.intervals import estimate_columns, estimate_tips, null_columns, tooltips, words
 
 CASTS = {"fp32": "fp32", "bf16": "after a bf16 cast"}
-PUBLISHED = (77.0, 89.0)  # % of the rule `BOTH`, and the bound on the mean Jaccard below
-WEAK = 0.19
-BOTH = "|δ| < 1e-7 and |δ|/|θ| < 1e-3"
+BOTH = "|δ| < 1e-7 and |δ|/|θ| < 1e-3"  # the rule of the published shares
 WIDTH = 700  # px of all panels, axes apart
 MOST_NUMBERS = 8  # layers; with more, cells are too narrow for a number
 
@@ -24,7 +22,7 @@ def histogram(records: Records) -> Figure:
     """How large the changes of single entries are, on a log scale, with the share that did not change at all."""
     domains = _domains(records)
     rows = _within([r for name, edit in domains.items() for r in _bins(name, edit)])
-    casts = list(dict.fromkeys(r["values"] for r in rows))
+    casts = distinct(rows, "values")
     count, width = panels(len(casts), 2, WIDTH)
     first, last = (f(r["log10_size"] for r in rows if r["log10_size"] is not None) for f in (min, max))
     zero = round(first) - 1.0  # where the entries that did not change are drawn
@@ -57,7 +55,7 @@ def histogram(records: Records) -> Figure:
         f"Share of all {_entries(domains)} entries in each half decade of |δ|; exact counts. The marks at 0: entries "
         f"that did not change at all. Dashed: 1e-7, which scales with learning rate × steps.{_without_bf16(casts)}"
     )
-    chart = layers.facet(facet=facet("values", casts), columns=count)
+    chart = side_by_side(layers, "values", casts, count)
     return Figure("edit-sizes", "Size of the changes", chart, rows, caption)
 
 
@@ -65,14 +63,14 @@ def sparsity(records: Records) -> Figure:
     """Shares of entries that hardly changed by each rule, fp32 beside bf16, and the participation ratio."""
     domains = _domains(records)
     rows = [r for name, edit in domains.items() for r in _shares(name, edit)]
-    order = list(dict.fromkeys(r["rule"] for r in rows))
+    order = distinct(rows, "rule")
     count, width = panels(len(order), 3, WIDTH)
     title = "share of entries, %"
     scale = alt.Scale(domain=[0, 100])
     base = alt.Chart().encode(
         y=alt.Y("domain:N", sort=list(domains), title=None),
         yOffset=alt.YOffset("values:N", sort=list(CASTS.values())),
-        tooltip=tips(["domain", "rule", "values"], title, null=True),
+        tooltip=estimate_tips(["domain", "rule", "values"], title, null=True),
     )
     colour = alt.Color("values:N", scale=by_category(list(CASTS.values())), title=None, legend=LEGEND)
     # On panels without a published figure there is nothing to draw; one rectangle for all rows of the panel.
@@ -91,7 +89,7 @@ def sparsity(records: Records) -> Figure:
         "tensor would give. The participation ratio (Σδ²)²/(nΣδ⁴) is 1 where all entries moved alike, 1/n where "
         f"one moved alone. Shaded: published, {CLAIMS['C1'].published}."
     )
-    chart = layers.facet(facet=facet("rule", order), columns=count)
+    chart = side_by_side(layers, "rule", order, count)
     return Figure("edit-sparsity", "How sparse the edits are", chart, rows, caption)
 
 
@@ -124,19 +122,19 @@ def neurons(records: Records) -> Figure:
     rows = [r for pair in record["pairs"] for r in _overlaps(pair)]
     if not rows:
         raise Absent("analysis/edits.json has no pairs: fewer than two domains were trained")
-    pairs = list(dict.fromkeys(r["pair"] for r in rows))
+    pairs = distinct(rows, "pair")
     sets = ("top 10 % of each layer", "top 10 % of the model")
     jaccard = [r for r in rows if r["figure"] == "Jaccard"]
     signs = [r for r in rows if r["figure"] == "sign conflict"]
     left = pairwise.matrix([r for r in jaccard if r["set"] == sets[0]], domains, "Jaccard, each layer")
     middle = pairwise.beside_chance(
-        jaccard, pairs, "Jaccard of the sets", 240, alt.Scale(zero=True), "set", sets, dashed=WEAK
+        jaccard, pairs, "Jaccard of the sets", 240, alt.Scale(zero=True), "set", sets, dashed=WEAK_OVERLAP
     )
     right = pairwise.beside_chance(signs, pairs, "signs that differ, %", 150, alt.Scale(domain=[0, 100]), labels=False)
     caption = (
         "Neurons with the largest change, 95 % intervals over channels; grey: 95 % of random sets of their size. "
-        f"Dashed: {WEAK}, below which the published mean lies. Right: sign conflict among entries in both domains' "
-        f"top 20 %, 50 % by chance. Mean over pairs: {words(record['mean_jaccard'], '.3f')}."
+        f"Dashed: {WEAK_OVERLAP}, below which the published mean lies. Right: sign conflict among entries in both "
+        f"domains' top 20 %, 50 % by chance. Mean over pairs: {words(record['mean_jaccard'], '.3f')}."
     )
     chart = alt.hconcat(left, middle, right, spacing=18)
     return Figure("edit-neurons", "Do the edits hit the same neurons?", chart, rows, caption)
@@ -193,12 +191,14 @@ def _shares(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
             record = edit["all"][cast]
             for key in path:
                 record = record[key]
-            row = {"domain": domain, "rule": rule, "values": label} | columns(record, 100) | null_columns(record, 100)
-            low, high = PUBLISHED if rule == BOTH else (None, None)
+            row = {"domain": domain, "rule": rule, "values": label}
+            row |= estimate_columns(record, 100) | null_columns(record, 100)
+            low, high = SPARSE_SHARES if rule == BOTH else (None, None)
             yield row | {"published_low": low, "published_high": high}
     record = edit["all"]["participation"]
     row = {"domain": domain, "rule": "participation ratio", "values": CASTS["fp32"]}
-    yield row | columns(record, 100) | null_columns(record, 100) | {"published_low": None, "published_high": None}
+    row |= estimate_columns(record, 100) | null_columns(record, 100)
+    yield row | {"published_low": None, "published_high": None}
 
 
 def _modules(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
@@ -207,7 +207,7 @@ def _modules(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
         if layers is None:
             rank = figures.get("effective_rank", {}).get("estimate")
             share = 100 * figures["fp32"]["relative"]["estimate"]
-            yield {"domain": domain, "kind": kind, "layer": "–", "effective_rank": rank, "relative": share}
+            yield {"domain": domain, "kind": kind, "layer": NO_LAYER, "effective_rank": rank, "relative": share}
             continue
         ranked = layers["effective_rank"] or [None] * len(layers["relative"])
         for i, (rank, share) in enumerate(zip(ranked, layers["relative"], strict=True)):
@@ -215,35 +215,26 @@ def _modules(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
 
 
 def _map(rows: Sequence[Row], key: str, title: str, form: str, domains: Sequence[str]) -> alt.FacetChart:
-    layers = sorted({r["layer"] for r in rows}, key=lambda x: -1 if x == "–" else int(x))
-    kinds = by_module(r["kind"] for r in rows)
+    x, y, n_layers, n_kinds = tensor_axes(rows)
     count, width = panels(len(domains), 4, WIDTH)
-    width = min(width, 40 * len(layers))
+    width = min(width, 40 * n_layers)
     high = max(r[key] for r in rows)
-    base = alt.Chart().encode(
-        x=alt.X("layer:O", sort=layers, title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-        y=alt.Y("kind:N", sort=kinds, title=None),
-        tooltip=[
-            alt.Tooltip("domain:N"),
-            alt.Tooltip("kind:N"),
-            alt.Tooltip("layer:N"),
-            alt.Tooltip(f"{key}:Q", format=".3g", title=title),
-        ],
-    )
+    named = [alt.Tooltip(f"{name}:N") for name in ("domain", "kind", "layer")]
+    base = alt.Chart().encode(x=x, y=y, tooltip=[*named, *tooltips({key: title}, ".3g")])
     scale = alt.Scale(scheme=SEQUENTIAL, domain=[0, high or 1])
     marks = [base.mark_rect().encode(color=alt.Color(f"{key}:Q", scale=scale, title=title.split(",")[0]))]
-    if len(layers) <= MOST_NUMBERS:
+    if n_layers <= MOST_NUMBERS:
         text = base.mark_text().encode(text=alt.Text(f"{key}:Q", format=form), color=ink_on(key, high))
         marks.append(text)
-    made = alt.layer(*marks, data=data(rows)).properties(width=width, height=20 * len(kinds))
-    return made.facet(facet=facet("domain", domains), columns=count, title=title)
+    made = alt.layer(*marks, data=data(rows)).properties(width=width, height=20 * n_kinds)
+    return side_by_side(made, "domain", domains, count, title=title)
 
 
 def _overlaps(pair: dict[str, Any]) -> Iterator[Row]:
     a, b = pair["domains"]
     head = {"pair": pairwise.name((a, b)), "a": a, "b": b}
     for key, label in (("by_layer", "top 10 % of each layer"), ("global", "top 10 % of the model")):
-        yield head | {"figure": "Jaccard", "set": label} | columns(pair[key]) | null_columns(pair[key])
+        yield head | {"figure": "Jaccard", "set": label} | estimate_columns(pair[key]) | null_columns(pair[key])
     record = pair["sign_conflict"]["all"]
     chance = {"null": 100 * record["chance"], "null_low": None, "null_high": None}
-    yield head | {"figure": "sign conflict", "set": "top 20 % of entries"} | columns(record, 100) | chance
+    yield head | {"figure": "sign conflict", "set": "top 20 % of entries"} | estimate_columns(record, 100) | chance

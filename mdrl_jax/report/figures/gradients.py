@@ -5,11 +5,12 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.claims.verdicts import CLAIMS
-from mdrl_jax.report.figure import INK, Figure, data, signed
+from mdrl_jax.claims.published import CLAIMS
+from mdrl_jax.report.figure import INK, Figure, Row, data, signed
 from mdrl_jax.report.figures import pairwise
-from mdrl_jax.report.figures.measured import LEGEND, Row, by_module, columns, facet, null_columns, panels, tips
+from mdrl_jax.report.figures.layout import LEGEND, NO_LAYER, distinct, panels, side_by_side, tensor_axes
 from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.intervals import estimate_columns, estimate_tips, null_columns
 
 COSINES = {"cosine": "plain", "disattenuated": "corrected for noise"}
 SUMS = {"negative": "#0072B2", "positive": "#D55E00"}  # as the ends of the signed scale
@@ -22,14 +23,14 @@ LONG = 8  # layers; with more, cells are too narrow for a sign
 def cosines(records: Records) -> Figure:
     """Cosine of the gradients of every two domains, plain and corrected for noise, at the base and at the peak."""
     rows = [r for place, pair in _pairs(records) for r in _cosines(place, pair)]
-    order, pairs = (list(dict.fromkeys(r[key] for r in rows)) for key in ("place", "pair"))
+    order, pairs = distinct(rows, "place"), distinct(rows, "pair")
     count, width = panels(len(order), 2, WIDTH - 100)
     title = "cosine of the gradients"
     scale = alt.Scale(domain=[-1, 1])
     base = alt.Chart().encode(
         y=alt.Y("pair:N", sort=pairs, title=None, axis=alt.Axis(grid=True)),
         yOffset=alt.YOffset("figure:N", sort=list(COSINES.values())),
-        tooltip=tips(["pair", "place", "figure"], title, null=True),
+        tooltip=estimate_tips(["pair", "place", "figure"], title, null=True),
     )
     names = list(COSINES.values())
     colour = alt.Color(
@@ -49,7 +50,7 @@ def cosines(records: Records) -> Figure:
         missing.mark_text(align="left", dx=6, color=INK).encode(x=alt.value(width), text=alt.value("not measurable")),
         data=data(rows),
     ).properties(width=width, height=38 * len(pairs))
-    chart = layers.facet(facet=facet("place", order), columns=count)
+    chart = side_by_side(layers, "place", order, count)
     caption = (
         "Below 0 a step for one domain raises the other's loss. 95 % intervals over blocks of prompts; grey: 95 % with "
         "the blocks' signs drawn at random. Not measurable: the halves of one domain's prompts do not agree, so that a "
@@ -62,7 +63,7 @@ def modules(records: Records) -> Figure:
     """Cosine of the gradients by kind of tensor and layer, with the tensors that measurably conflict or agree."""
     found = list(_pairs(records))
     rows = [r for place, pair in found for r in _tensors(place, pair)]
-    order = list(dict.fromkeys(r["place"] for r in rows))
+    order = distinct(rows, "place")
     scale = signed([r["cosine"] for r in rows])
     charts = [_map([r for r in rows if r["place"] == place], rows, scale, place) for place in order]
     called = sum(bool(r["called"]) for r in rows)
@@ -78,7 +79,7 @@ def modules(records: Records) -> Figure:
 def cancellation(records: Records) -> Figure:
     """Sums of the positive and of the negative inner products over tensors, and their net."""
     rows = [r for place, pair in _pairs(records) for r in _sums(place, pair)]
-    order, pairs = (list(dict.fromkeys(r[key] for r in rows)) for key in ("place", "pair"))
+    order, pairs = distinct(rows, "place"), distinct(rows, "pair")
     count, width = panels(len(order), 2, WIDTH + 60)
     title = "sum of inner products of gradients"
     sums = ["negative", "positive", "net"]
@@ -88,7 +89,7 @@ def cancellation(records: Records) -> Figure:
         color=alt.Color(
             "sum:N", scale=alt.Scale(domain=sums, range=[*SUMS.values(), "#8C8C8C"]), title=None, legend=LEGEND
         ),
-        tooltip=tips(["pair", "place", "sum"], title),
+        tooltip=estimate_tips(["pair", "place", "sum"], title),
     )
     zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.X("at:Q", title=title))
     layers = alt.layer(
@@ -97,7 +98,7 @@ def cancellation(records: Records) -> Figure:
         base.mark_rule(strokeWidth=1.3).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=alt.value(INK)),
         data=data(rows),
     ).properties(width=width, height=42 * len(pairs))
-    chart = layers.facet(facet=facet("place", order), columns=count)
+    chart = side_by_side(layers, "place", order, count)
     caption = (
         "⟨g_A, g_B⟩ summed over the tensors where it is negative, where it is positive, and over all, in (loss per "
         "unit of parameter)². A net near 0 between long bars is cancellation; between short ones the gradients are "
@@ -126,7 +127,8 @@ def _head(place: str, pair: dict[str, Any]) -> Row:
 def _cosines(place: str, pair: dict[str, Any]) -> Iterator[Row]:
     a, b = pair["domains"]
     for key, words in COSINES.items():
-        row = _head(place, pair) | {"figure": words} | columns(pair["model"][key]) | null_columns(pair["model"][key])
+        figure = pair["model"][key]
+        row = _head(place, pair) | {"figure": words} | estimate_columns(figure) | null_columns(figure)
         # The record calls the two domains A and B.
         yield row | {"reason": row["reason"].replace("of A's", f"of {a}'s").replace("of B's", f"of {b}'s")}
 
@@ -134,22 +136,21 @@ def _cosines(place: str, pair: dict[str, Any]) -> Iterator[Row]:
 def _tensors(place: str, pair: dict[str, Any]) -> Iterator[Row]:
     signs = {name: sign for key, sign in (("conflicting", "−"), ("synergistic", "+")) for name in pair[key]["tensors"]}
     for tensor in pair["tensors"]:
-        layer = "–" if tensor["layer"] is None else str(tensor["layer"])
+        layer = NO_LAYER if tensor["layer"] is None else str(tensor["layer"])
         found = {key: tensor[key]["estimate"] for key in ("cosine", "inner")}
         row = _head(place, pair) | {"kind": tensor["kind"], "layer": layer} | found
         yield row | {"p": tensor["p"], "called": signs.get(tensor["name"], "")}
 
 
 def _map(rows: Sequence[Row], everything: Sequence[Row], scale: alt.Scale, place: str) -> alt.FacetChart:
-    layers = sorted({r["layer"] for r in everything}, key=lambda x: -1 if x == "–" else int(x))
-    kinds = by_module(r["kind"] for r in everything)
-    order = list(dict.fromkeys(r["pair"] for r in rows))
+    x, y, n_layers, n_kinds = tensor_axes(everything)
+    order = distinct(rows, "pair")
     most = max(1, min(6, int(MAPS / (pairwise.LETTER * max(map(len, order)) + 10))))  # so that names fit
     count = min(len(order), most)
-    width = min(panels(max(count, 4), 6, MAPS, 10)[1], 26 * len(layers))
+    width = min(panels(max(count, 4), 6, MAPS, 10)[1], 26 * n_layers)
     base = alt.Chart().encode(
-        x=alt.X("layer:O", sort=layers, title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-        y=alt.Y("kind:N", sort=kinds, title=None),
+        x=x,
+        y=y,
         tooltip=[
             alt.Tooltip("pair:N"),
             alt.Tooltip("kind:N"),
@@ -165,14 +166,14 @@ def _map(rows: Sequence[Row], everything: Sequence[Row], scale: alt.Scale, place
     ink = alt.when(dark).then(alt.value("white")).otherwise(alt.value("black"))
     cells = base.mark_rect().encode(color=alt.Color("cosine:Q", scale=scale, title="cosine"))
     called = base.transform_filter("datum.called != ''")
-    if len(layers) <= LONG:
+    if n_layers <= LONG:
         marks = called.mark_text(fontSize=15, fontWeight=700).encode(text="called:N", color=ink)
     else:
         marks = called.mark_point(filled=True, size=12, opacity=1).encode(color=ink)
-    made = alt.layer(cells, marks, data=data(rows)).properties(width=width, height=19 * len(kinds))
-    return made.facet(facet=facet("pair", order), columns=count, spacing=10, title=place)
+    made = alt.layer(cells, marks, data=data(rows)).properties(width=width, height=19 * n_kinds)
+    return side_by_side(made, "pair", order, count, spacing=10, title=place)
 
 
 def _sums(place: str, pair: dict[str, Any]) -> Iterator[Row]:
     for name, record in pair["cancellation"].items():
-        yield _head(place, pair) | {"sum": name} | columns(record)
+        yield _head(place, pair) | {"sum": name} | estimate_columns(record)

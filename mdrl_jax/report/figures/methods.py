@@ -1,19 +1,20 @@
 """Every way to recover or prevent forgetting that a run tried, side by side (definitions §2, §8 to §10)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
 from mdrl_jax.config import METHODS
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, data
+from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, Table, data
 from mdrl_jax.report.figures.placement import between, place
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.methods import COSTS, PLAIN, RECOVERY, Method, MethodsTable, Run, load, rows_of, summarise
 from mdrl_jax.report.tables.transfer import fall
+from mdrl_jax.stats.estimate import Record, missing
 
 WIDTH, HEIGHT = 780, 460
 SYMLOG = 1.0  # points of collateral: most methods are within some, single ones far off
@@ -105,9 +106,9 @@ def _group(name: str) -> str:
     return "other training" if prefix in ("joint", "reversed") else "merge"
 
 
-def _figure(row: Method, cell: str) -> Mapping[str, Any]:
+def _figure(row: Method, cell: str) -> Record:
     estimate = row.cells[cell].estimate
-    return estimate.record() if estimate else {"estimate": None, "ci95": None, "reason": row.cells[cell].reason}
+    return estimate.record() if estimate else missing(row.cells[cell].reason)
 
 
 def _value(row: Method, cell: str) -> float | None:
@@ -131,7 +132,7 @@ def unsymlog(t: float) -> float:
     return math.copysign(SYMLOG * math.expm1(abs(t)), t)
 
 
-def _chart(rows: Sequence[Mapping[str, Any]], focus: str, lost: float | None, limit: float | None) -> Any:
+def _chart(rows: Sequence[Row], focus: str, lost: float | None, limit: float | None) -> Any:
     left, right = span(rows, ["collateral"], (0.0, limit or 0.0))
     low, high = span(rows, ["gain"], (0.0, lost or 0.0))
     start, stop = symlog(left), symlog(right)

@@ -5,9 +5,10 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, SEQUENTIAL, by_category, data, ink_on
-from mdrl_jax.report.figures.measured import LEGEND, Row, tips
+from mdrl_jax.report.figure import INK, SEQUENTIAL, Row, by_category, data, ink_on
+from mdrl_jax.report.figures.layout import LEGEND, distinct
 from mdrl_jax.report.folder import Records
+from mdrl_jax.report.intervals import estimate_tips
 
 CELL, NARROW, MATRIX = 44, 32, 176  # px of a cell, of the narrowest, and of the whole where there are many
 LETTER = 7.5  # px of a letter of a label
@@ -30,7 +31,7 @@ def places(records: Records, path: str) -> Iterator[tuple[str, str, Any]]:
 
 def marks(rows: Sequence[Row]) -> tuple[alt.Color, alt.Shape]:
     """A colour for each domain and a shape for each later stage."""
-    domains, stages = (list(dict.fromkeys(r[key] for r in rows)) for key in ("domain", "stage"))
+    domains, stages = distinct(rows, "domain"), distinct(rows, "stage")
     shapes = alt.Scale(domain=stages, range=[SHAPES[i % len(SHAPES)] for i in range(len(stages))])
     return (
         alt.Color("domain:N", scale=by_category(domains), title="domain", legend=LEGEND),
@@ -48,7 +49,7 @@ def matrix(rows: Sequence[Row], domains: Sequence[str], title: str) -> alt.Layer
     base = alt.Chart(data(rows)).encode(
         x=alt.X("b:N", sort=list(domains[1:]), title=None, axis=alt.Axis(orient="top", labelAngle=angle)),
         y=alt.Y("a:N", sort=list(domains[:-1]), title=None),
-        tooltip=tips(["a", "b"], title, null=True),
+        tooltip=estimate_tips(["a", "b"], title, null=True),
     )
     colour = alt.Color("estimate:Q", scale=alt.Scale(scheme=SEQUENTIAL, domain=[0, high]), title=title, legend=None)
     ink = ink_on("estimate", high)
@@ -75,7 +76,7 @@ def beside_chance(
     `labels`: whether pairs and colours are named, else a chart beside it does; `height`: px a pair;
     `dashed`: a figure to compare with.
     """
-    shown = tips(["pair", by] if by else ["pair"], title, null=True)
+    shown = estimate_tips(["pair", by] if by else ["pair"], title, null=True)
     axis = alt.Axis(grid=True) if labels else alt.Axis(labels=False, ticks=False, grid=True)
     base = alt.Chart(data(rows)).encode(y=alt.Y("pair:N", sort=list(pairs), title=None, axis=axis), tooltip=shown)
     colour = alt.value(INK)

@@ -1,13 +1,15 @@
 """What the planner expected of every action, what the actions did, and the orders of the domains, foretold and run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
 
 from mdrl_jax.report.figure import CATEGORIES, INK, Figure, by_category, data
+from mdrl_jax.report.figures.layout import distinct
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, span, tips, words
+from mdrl_jax.stats.estimate import Record, missing
 
 TOP = 12  # actions shown
 ORDERS = 24  # orders shown: all of four domains
@@ -15,7 +17,6 @@ KINDS = {"refresh": CATEGORIES[0], "rollback": CATEGORIES[1], "nothing": CATEGOR
 ALLOWED, OVER, RUN = "allowed", "over the limit", "was run"
 OBJECTIVES = {"reward": "mean reward", "success_nll": "success NLL"}
 SIDE = 330  # px
-Record = Mapping[str, Any]
 
 
 def plan(records: Records) -> Figure:
@@ -26,7 +27,7 @@ def plan(records: Records) -> Figure:
     kept |= {a["name"]: a for a in ranked if a["name"] == record["pick"] or a["kind"] == "nothing"}
     rows = []
     for action in kept.values():
-        worst = action["collateral"] or {"domain": "", "change": {"estimate": None, "ci95": None}}
+        worst = action["collateral"] or {"domain": "", "change": missing("there is no other domain")}
         head = {"action": short(action), "name": action["name"], "rank": action["rank"], "risk": action["risk"]}
         head |= {"verdict": ALLOWED if action["allowed"] else OVER, "worst": worst["domain"]}
         head |= {"picked": "picked" if action["name"] == record["pick"] else ""}
@@ -97,7 +98,7 @@ def outcomes(records: Records) -> Figure:
             (means if domain == "mean" else cells).append(made | columns("measured", found["measured"]))
     if not means:
         raise Absent("recovery/outcomes.json holds no action; the stage `trials` tries those of a plan")
-    domains = _in_order(records, dict.fromkeys(c["domain"] for c in cells))
+    domains = _in_order(records, distinct(cells, "domain"))
     kinds = [k for k in KINDS if k in {r["kind"] for r in means}]
     by_kind = alt.Scale(domain=kinds, range=[KINDS[k] for k in kinds])
     chart = alt.hconcat(
@@ -180,7 +181,7 @@ def _orders(objective: str, record: Record, ranked: Sequence[Record]) -> Figure:
     rows = []
     for row in kept:
         run = checked.get(tuple(row["order"]))
-        measured = run["total"]["measured"] if run else {"estimate": None, "ci95": None, "unit": ""}
+        measured = run["total"]["measured"] if run else missing("was not run")
         head = {"order": " → ".join(row["order"]), "rank": row["rank"], "state": RUN if run else "foretold only"}
         head |= {"shown": f"lost {words(measured, '.1f')} {measured['unit']}" if run else ""}
         rows.append(head | columns("forecast", row["total"]) | columns("measured", measured))

@@ -1,24 +1,23 @@
 """What each refresh did, step by step: scores, recovery fraction, θ_t − θ* in and outside S (definitions §8, C6)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 
+from mdrl_jax.claims.published import LEAST_FRACTION, RECOVERY_FRACTION
 from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, by_category, data
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.intervals import columns, tips, words
+from mdrl_jax.report.intervals import columns, tips, tooltips, words
+from mdrl_jax.stats.estimate import Record
 
-PUBLISHED = 0.949  # recovery fraction of Math by Re-Math
-ENOUGH = 0.5  # C6 asks for more
 AVERAGE = "mean of all"
 PARTS = {"within": "in S", "route": "on the route, not in S", "outside": "everywhere but in S"}
 RANDOM = "random subspaces"
 OBJECTIVES = {"reward": "reward", "success_nll": "success NLL"}
 ACROSS = 4  # small charts a line
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
-Record = Mapping[str, Any]
 
 
 def curves(records: Records) -> list[Figure]:
@@ -56,7 +55,7 @@ def _curves(record: Record) -> Figure:
         charts.append(_fraction([row for row in rows if row["domain"] == domain], record))
     n = steps[0]["scores"][domain]["n"]
     kept = next(row for row in steps if row["step"] == record["chosen"])
-    back = f"{words(kept['fraction'])} of what {domain} had lost is back (published for Math: {PUBLISHED})"
+    back = f"{words(kept['fraction'])} of what {domain} had lost is back (published for Math: {RECOVERY_FRACTION})"
     if kept["fraction"]["estimate"] is None:
         back = f"how much is back is not known: {words(kept['fraction'])}"
     caption = (
@@ -94,7 +93,8 @@ def _fraction(rows: Sequence[Record], record: Record) -> Any:
     scale = alt.Scale(zero=True)
     y = alt.Y("fraction:Q", title="recovery fraction", scale=scale)
     low = alt.Y("fraction_low:Q", title="recovery fraction", scale=scale)
-    marks = [{"at": PUBLISHED, "shown": f"published, {PUBLISHED}"}, {"at": ENOUGH, "shown": "C6 asks for more"}]
+    published = {"at": RECOVERY_FRACTION, "shown": f"published, {RECOVERY_FRACTION}"}
+    marks = [published, {"at": LEAST_FRACTION, "shown": "C6 asks for more"}]
     rules = alt.Chart(data(marks)).encode(y="at:Q")
     colour = _colour(record)
     return alt.layer(
@@ -182,8 +182,7 @@ def _facets(rows: Sequence[Record], labels: Sequence[str]) -> Any:
     title = "distance, relative to step 0"
     tooltip = [
         alt.Tooltip("subspace:N"), alt.Tooltip("k:Q", title="dimensions of S"), alt.Tooltip("step:Q"),
-        alt.Tooltip("part:N"), alt.Tooltip("ratio:Q", format=".3f", title=title),
-        alt.Tooltip("low:Q", format=".3f", title="random: 95 % from"), alt.Tooltip("high:Q", format=".3f", title="to"),
+        alt.Tooltip("part:N"), *tooltips({"ratio": title, "low": "random: 95 % from", "high": "to"}, ".3f"),
     ]  # fmt: skip
     x = alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d"))
     base = alt.Chart().encode(x=x, color=colour, tooltip=tooltip)

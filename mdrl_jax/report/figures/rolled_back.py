@@ -1,13 +1,15 @@
 """What each rollback won of the kept domain for what it cost the donor, beside its controls (definitions §9, C7)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
 from mdrl_jax.report.figure import CATEGORIES, INK, Figure, by_category, data
+from mdrl_jax.report.figures.layout import distinct
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
+from mdrl_jax.stats.estimate import Record
 
 RULE_ORDER = ("adding", "removing", "opposition", "magnitude")
 PLACES = {"all": "all coordinates", "route": "shared route"}
@@ -19,7 +21,6 @@ CONTROLS = {
     "out_of_route": "out of the route",
     "whole": "the whole edit",
 }
-Record = Mapping[str, Any]
 
 
 def sweep(records: Records) -> list[Figure]:
@@ -124,7 +125,7 @@ def _zero(record: Record) -> Any:
 
 
 def _controls(curves: Sequence[Record], x: alt.X, y: alt.Y, tip: Sequence[alt.Tooltip]) -> Any:
-    names = list(dict.fromkeys(row["what"] for row in curves))
+    names = distinct(curves, "what")
     scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
     dash = alt.StrokeDash("what:N", title="control", scale=scale, legend=alt.Legend(symbolSize=700, symbolOpacity=0.8))
     base = alt.Chart(data(curves)).encode(x=x, y=y, tooltip=list(tip))

@@ -5,11 +5,19 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, Figure, data
+from mdrl_jax.report.figure import INK, Figure, Row, data
 from mdrl_jax.report.figures import pairwise
-from mdrl_jax.report.figures.measured import Row, columns, extent, facet, null_columns, panels, tips
+from mdrl_jax.report.figures.layout import distinct, panels, side_by_side
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.intervals import words
+from mdrl_jax.report.intervals import (
+    columns,
+    estimate_columns,
+    estimate_tips,
+    null_columns,
+    span,
+    tooltips,
+    words,
+)
 from mdrl_jax.stats.tests import rank_agreement
 
 KINDS = {"neurons": "MLP neurons", "heads": "attention heads"}
@@ -31,11 +39,11 @@ def overlap(records: Records) -> Figure:
     ]
     if not rows:
         raise Absent("analysis/routes.json has no pairs of domains: fewer than two were trained")
-    at, pairs = (list(dict.fromkeys(r[key] for r in rows)) for key in ("at", "pair"))
-    domains = list(dict.fromkeys([*(r["a"] for r in rows), *(r["b"] for r in rows)]))
+    at, pairs = distinct(rows, "at"), distinct(rows, "pair")
+    domains = list(dict.fromkeys(distinct(rows, "a") + distinct(rows, "b")))
     chosen = [r for r in rows if r["at"] == at[0] and r["channels"] == KINDS["neurons"]]
     charts = [pairwise.matrix(chosen, domains, f"neurons, {at[0]}")]
-    for kind in dict.fromkeys(r["channels"] for r in rows):
+    for kind in distinct(rows, "channels"):
         own = [r for r in rows if r["channels"] == kind]
         first = len(charts) == 1
         scale = alt.Scale(domain=[0, max(_ceiling(own), 0.1)], nice=True)
@@ -56,19 +64,15 @@ def effects(records: Records) -> Figure:
     rows = [r for t in transfers for r in _effects(t)]
     if not rows:
         raise Absent("analysis/damage.json has no effects on a shared route: no domain was followed by another")
-    order = list(dict.fromkeys(r["where"] for r in rows))
+    order = distinct(rows, "where")
     count, width = panels(len(order), 2, WIDTH)
     effect, measured = "first-order effect, points", "measured transfer, points"
-    ends = [v for r in rows for k in ("estimate", "low", "high") if (v := r[k]) is not None] or [0.0]
-    low, high = min(0.0, *ends), max(0.0, *ends)
-    room = ROOM * ((high - low) or 1.0)
-    x = alt.X("estimate:Q", title=effect, scale=alt.Scale(domain=[low - room, high + room], nice=False), axis=AXIS)
+    ends = span(rows, ("estimate", "low", "high"), margin=ROOM)
+    x = alt.X("estimate:Q", title=effect, scale=alt.Scale(domain=list(ends), nice=False), axis=AXIS)
     y = alt.Y("transfer:Q", title=measured)
     listed = [
-        *tips(["pair", "where"], effect, null=True),
-        alt.Tooltip("transfer:Q", format=".3g", title=measured),
-        alt.Tooltip("transfer_low:Q", format=".3g", title="95 % from"),
-        alt.Tooltip("transfer_high:Q", format=".3g", title="to"),
+        *estimate_tips(["pair", "where"], effect, null=True),
+        *tooltips({"transfer": measured, "transfer_low": "95 % from", "transfer_high": "to"}, ".3g"),
     ]
     colour, shape = pairwise.marks(rows)
     base = alt.Chart().encode(tooltip=listed)
@@ -84,7 +88,7 @@ def effects(records: Records) -> Figure:
         base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour, shape=shape),
         data=data(rows),
     ).properties(width=width, height=300)
-    chart = layers.facet(facet=facet("where", order), columns=count)
+    chart = side_by_side(layers, "where", order, count)
     on = [r for r in rows if r["where"] == PLACES["route"]]
     rank = rank_agreement([r["estimate"] for r in on], [r["transfer"] for r in on])
     caption = (
@@ -100,7 +104,7 @@ def edit_cosines(records: Records) -> Figure:
     """Cosine of two domains' edits on the neurons that both routes share, and on all others."""
     rows = [
         {"pair": pairwise.name((own, other)), "where": where, "neurons": sum(map(len, shared["neurons"]))}
-        | columns(shared["edit_cosine"][key])
+        | estimate_columns(shared["edit_cosine"][key])
         | null_columns(shared["edit_cosine"][key])
         for _, own, found in pairwise.places(records, "analysis/routes.json")
         for other, shared in found["shared"].items()
@@ -108,7 +112,7 @@ def edit_cosines(records: Records) -> Figure:
     ]
     if not rows:
         raise Absent("analysis/routes.json has no shared routes: no domain was followed by another")
-    pairs = list(dict.fromkeys(r["pair"] for r in rows))
+    pairs = distinct(rows, "pair")
     title = "cosine of the two edits"
     chart = pairwise.beside_chance(rows, pairs, title, 480, alt.Scale(), "where", list(PLACES.values()), dashed=0.0)
     caption = (
@@ -123,19 +127,18 @@ def _overlaps(at: str, pair: dict[str, Any]) -> Iterator[Row]:
     for kind, label in KINDS.items():
         record = pair[kind]["all"]
         head = {"pair": pairwise.name((a, b)), "a": a, "b": b, "at": at, "channels": label}
-        yield head | columns(record) | null_columns(record)
+        yield head | estimate_columns(record) | null_columns(record)
 
 
 def _ceiling(rows: list[Row]) -> float:
     """The largest value that is drawn of a figure between 0 and 1."""
-    return min(1.0, extent(rows, ("estimate", "high", "null_high"))[1])
+    return min(1.0, span(rows, ("estimate", "high", "null_high"), margin=0.0)[1])
 
 
 def _effects(transfer: dict[str, Any]) -> Iterator[Row]:
-    measured = columns(transfer["measured"], 100)
+    measured = columns("transfer", transfer["measured"], 100)
     for key, where in PLACES.items():
         record = transfer["effect"][key]
         domain, stage = transfer["domain"], transfer["stage"]
         row = {"domain": domain, "stage": stage, "pair": f"{domain} after {stage}", "where": where}
-        row |= columns(record, 100) | null_columns(record, 100) | {"transfer": measured["estimate"]}
-        yield row | {"transfer_low": measured["low"], "transfer_high": measured["high"]}
+        yield row | estimate_columns(record, 100) | null_columns(record, 100) | measured

@@ -63,11 +63,6 @@ def costs(records: Records) -> Figure:
     return Figure("costs", "What the stages took", chart, rows, caption)
 
 
-def circuits(records: Records) -> Figure:
-    """The head map (definitions §11); this version does not measure circuits."""
-    raise Absent("circuits are not measured in this version, so there is no head map and no verdict on C8")
-
-
 def versions(records: Records) -> Table:
     """Versions of packages, devices, and the revision of the source."""
     record = records.json("config.json")

@@ -8,8 +8,10 @@ import numpy as np
 
 from mdrl_jax.report.figure import SEQUENTIAL, Figure, Table, by_category, data, ink_on
 from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.intervals import tooltips
 from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, path_rows, score_at
 from mdrl_jax.report.tables.transfer import quantities
+from mdrl_jax.stats.estimate import interval_text
 
 ROW_HEIGHT, CELL_WIDTH = 30, 118
 
@@ -29,15 +31,8 @@ def matrix(records: Records) -> Figure:
         scale=alt.Scale(scheme=SEQUENTIAL, domain=[low, high if high > low else low + 1]),
         title="score, points",
     )
-    tips = [
-        alt.Tooltip("stage:N", title="after stage"),
-        alt.Tooltip("domain:N"),
-        alt.Tooltip("score:Q", format=".2f", title="score, points"),
-        alt.Tooltip("stderr:Q", format=".2f", title="standard error"),
-        alt.Tooltip("accuracy:Q", format=".2f", title="regardless of style"),
-        alt.Tooltip("prompts:Q"),
-    ]
-    base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=tips)
+    tips = _tips(stderr="standard error", accuracy="regardless of style")
+    base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=[*tips, alt.Tooltip("prompts:Q")])
     cells = base.mark_rect().encode(color=colour)
     text = base.mark_text().encode(text="shown:N", color=ink_on("score", high, low))
     framed = base.transform_filter("datum.trained")
@@ -80,14 +75,7 @@ def paths(records: Records) -> Figure:
     ]
     x = alt.X("stage:N", sort=order, title="after stage", axis=alt.Axis(labelAngle=-30))
     colour = alt.Color("domain:N", scale=by_category(found.domains), title="domain")
-    tips = [
-        alt.Tooltip("stage:N", title="after stage"),
-        alt.Tooltip("domain:N"),
-        alt.Tooltip("score:Q", format=".2f", title="score, points"),
-        alt.Tooltip("low:Q", format=".2f", title="95 % from"),
-        alt.Tooltip("high:Q", format=".2f", title="to"),
-    ]
-    base = alt.Chart(data(rows)).encode(x=x, color=colour, tooltip=tips)
+    base = alt.Chart(data(rows)).encode(x=x, color=colour, tooltip=_tips(low="95 % from", high="to"))
     y = alt.Y("score:Q", title="score, points", scale=alt.Scale(zero=False))
     lines = base.transform_filter("datum.part == 'sequence'").mark_line().encode(y=y)
     dashed = alt.Chart(data(links)).mark_rule(strokeDash=[5, 4], strokeWidth=2)
@@ -116,13 +104,18 @@ def transfer(records: Records) -> Table:
     )
 
 
+def _tips(**more: str) -> list[alt.Tooltip]:
+    """Tooltips of a score and of more columns in points, under their titles."""
+    named = [alt.Tooltip("stage:N", title="after stage"), alt.Tooltip("domain:N")]
+    return [*named, *tooltips({"score": "score, points"} | more)]
+
+
 def _line(q: Quantity) -> tuple[str, str, str, str]:
     record = q.record()
     if record["estimate"] is None:
         return q.name, "–", "", q.reason
-    digits = 3 if "fraction" in q.name else 2
-    interval = record["ci95"] and f"[{record['ci95'][0]:.{digits}f}, {record['ci95'][1]:.{digits}f}]"
-    return q.name, f"{record['estimate']:.{digits}f}", interval or "–", q.detail
+    form = ".3f" if "fraction" in q.name else ".2f"
+    return q.name, f"{record['estimate']:{form}}", interval_text(record["ci95"], form), q.detail
 
 
 def _cells(found: Matrix) -> list[dict[str, Any]]:

@@ -5,17 +5,19 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, by_category, data
+from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, by_category, data
 from mdrl_jax.report.figures.cascade import cascade
-from mdrl_jax.report.figures.measured import LEGEND, Row, columns, facet, panels, scaled, tips, unit
+from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.intervals import words
+from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
 
 LABELS = {"reward": "mean reward", "success_nll": "success NLL"}
 RANDOM = "random subspaces"
 WIDTH = 760  # px of all panels, axes apart
 COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": "#8C8C8C"}
 SHARE = "share of the second-order damage"
+# The unit that a recorded one is shown in, and the factor; others are shown as they are recorded.
+UNITS = {"reward": ("points", 100.0)}
 
 
 def captured(records: Records) -> Figure:
@@ -24,9 +26,9 @@ def captured(records: Records) -> Figure:
     rows = [r for pair in pairs for r in _shares(pair)]
     if all(r["estimate"] is None for r in rows):
         raise Absent(f"no share of DᵀHD could be measured: {rows[0]['reason']}")
-    order, names = (list(dict.fromkeys(r[key] for r in rows)) for key in ("panel", "subspace"))
+    order, names = distinct(rows, "panel"), distinct(rows, "subspace")
     count, width = panels(len(order), 2, WIDTH)
-    listed = [alt.Tooltip("k:O", title="dimensions"), *tips(["panel", "subspace"], SHARE)]
+    listed = [alt.Tooltip("k:O", title="dimensions"), *estimate_tips(["panel", "subspace"], SHARE)]
     base = alt.Chart().encode(
         x=alt.X("k:O", title="dimensions k", axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("subspace:N", sort=names),
@@ -40,7 +42,7 @@ def captured(records: Records) -> Figure:
         base.mark_point(filled=True, size=45, opacity=1).encode(y=alt.Y("estimate:Q", title=SHARE)),
         data=data(rows),
     ).properties(width=width, height=230)
-    chart = layers.facet(facet=facet("panel", order), columns=count)
+    chart = side_by_side(layers, "panel", order, count)
     caption = (
         "c(k) = D_SᵀHD_S / DᵀHD with 95 % intervals over prompts; nothing bounds it to [0, 1]. Vectors come from one "
         f"half of the prompts, shares from the other. Random subspaces are drawn at the largest k: their central 95 %. "
@@ -53,7 +55,7 @@ def spectrum(records: Records) -> Figure:
     """Leading eigenvalues of P_ℛHP_ℛ from each half of the prompts, and the permutation null of the largest."""
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _eigenvalues(pair)]
-    objectives = list(dict.fromkeys(r["objective"] for r in rows))
+    objectives = distinct(rows, "objective")
     width = panels(len(objectives), 2, WIDTH - 60)[1]
     charts = [_spectrum([r for r in rows if r["objective"] == o], width) for o in objectives]
     dimensions = "; ".join(
@@ -77,14 +79,14 @@ def ladder(records: Records) -> Figure:
     """½DᵀHD taken apart on the route and on S: inside, outside, and the cross term."""
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _rungs(pair)]
-    objectives = list(dict.fromkeys(r["objective"] for r in rows))
+    objectives = distinct(rows, "objective")
     width = panels(len(objectives), 2, WIDTH - 160, 120)[1]
     charts = []
     for objective in objectives:
         own = [r for r in rows if r["objective"] == objective]
         colours = {r["term"]: COLOURS[r["part"]] for r in own}
-        order = list(dict.fromkeys(r["panel"] for r in own))
-        charts.append(cascade(own, colours, f"second-order damage, {own[0]['unit']}", "panel", order, 1, width))
+        title = f"second-order damage, {own[0]['unit']}"
+        charts.append(cascade(own, colours, title, "panel", distinct(own, "panel"), 1, width))
     caption = (
         "½DᵀHD, the second-order damage, is on each rung inside + cross term (both halves of it) + outside: a bar "
         "starts where the one before ended. If S held the damage, all of it would be inside. Lines are 95 % intervals "
@@ -109,6 +111,10 @@ def _pairs(records: Records) -> tuple[list[dict[str, Any]], str]:
     return found, f" {'; '.join(reasons)}." if reasons else ""
 
 
+def _unit(pair: dict[str, Any]) -> tuple[str, float]:
+    return UNITS.get(pair["unit"], (pair["unit"], 1.0))
+
+
 def _panel(pair: dict[str, Any]) -> str:
     return f"{pair['domain']} after {pair['stage']}, {LABELS.get(pair['objective'], pair['objective'])}"
 
@@ -120,7 +126,7 @@ def _head(pair: dict[str, Any]) -> Row:
 
 def _shares(pair: dict[str, Any]) -> Iterator[Row]:
     for step in pair["captured"]:
-        yield _head(pair) | {"subspace": "S", "k": step["k"]} | columns(step["share"])
+        yield _head(pair) | {"subspace": "S", "k": step["k"]} | estimate_columns(step["share"])
     for baseline in pair["baselines"]:
         head = _head(pair) | {"subspace": baseline["name"]}
         if "band95" in baseline:  # numbers of draws, not records
@@ -131,7 +137,7 @@ def _shares(pair: dict[str, Any]) -> Iterator[Row]:
                 yield head | {"k": baseline["k"]} | found
             continue
         for step in baseline["shares"]:
-            yield head | {"k": step["k"]} | columns(step["share"])
+            yield head | {"k": step["k"]} | estimate_columns(step["share"])
 
 
 def _k90(pairs: Sequence[dict[str, Any]]) -> str:
@@ -140,7 +146,7 @@ def _k90(pairs: Sequence[dict[str, Any]]) -> str:
 
 
 def _eigenvalues(pair: dict[str, Any]) -> Iterator[Row]:
-    shown_unit, scale = unit(pair["unit"])
+    shown_unit, scale = _unit(pair)
     for number, half in enumerate(pair["halves"], 1):
         null = half["null_top_95"]
         for rank, value in enumerate(half["eigenvalues"], 1):
@@ -150,7 +156,7 @@ def _eigenvalues(pair: dict[str, Any]) -> Iterator[Row]:
 
 def _spectrum(rows: Sequence[Row], width: int) -> alt.FacetChart:
     title = f"eigenvalue, {rows[0]['unit']} per unit²"
-    halves, order = (list(dict.fromkeys(r[k] for r in rows)) for k in ("half", "panel"))
+    halves, order = distinct(rows, "half"), distinct(rows, "panel")
     scale = alt.Scale(domain=halves, range=list(CATEGORIES[: len(halves)]))
     listed = [
         alt.Tooltip("panel:N"),
@@ -173,7 +179,7 @@ def _spectrum(rows: Sequence[Row], width: int) -> alt.FacetChart:
         base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=y),
         data=data(rows),
     ).properties(width=width, height=230)
-    return layers.facet(facet=facet("panel", order), columns=1)
+    return side_by_side(layers, "panel", order, 1)
 
 
 def _angles(pairs: Sequence[dict[str, Any]]) -> str:
@@ -188,21 +194,21 @@ def _angles(pairs: Sequence[dict[str, Any]]) -> str:
 
 
 def _rungs(pair: dict[str, Any]) -> Iterator[Row]:
-    shown_unit, scale = unit(pair["unit"])
+    shown_unit, scale = _unit(pair)
     scale *= 0.5  # the damage is ½DᵀHD
     head = _head(pair) | {"unit": shown_unit}
-    yield head | {"term": "all", "part": "all", "start": 0.0} | columns(pair["total"], scale)
+    yield head | {"term": "all", "part": "all", "start": 0.0} | estimate_columns(pair["total"], scale)
     for rung in pair["ladder"]:
         start = 0.0
         for part, key in (("inside", "within"), ("cross", "cross"), ("outside", "outside")):
             where = {"term": f"{rung['rung']}: {part}", "part": part, "start": start}
-            yield head | where | columns(rung[key], scale)
+            yield head | where | estimate_columns(rung[key], scale)
             start += scale * rung[key]["estimate"]
 
 
 def _residuals(pairs: Sequence[dict[str, Any]]) -> str:
     found = []
     for pair in pairs:
-        shown_unit, scale = unit(pair["unit"])
-        found.append(f"{_panel(pair)}: {words(scaled(pair['residual'], scale))} {shown_unit}")
+        shown_unit, scale = _unit(pair)
+        found.append(f"{_panel(pair)}: {words(pair['residual'], scale=scale)} {shown_unit}")
     return f"What ½D_SᵀHD_S leaves of ½DᵀHD — {'; '.join(found)}."

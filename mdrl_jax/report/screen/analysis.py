@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from mdrl_jax.stats.estimate import figure_text, interval_text
+
 COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
@@ -73,22 +75,17 @@ def number(value: float | None, scale: float = 1.0) -> str:
     return "–" if value is None else f"{scale * value:.3g}"
 
 
-def interval(ci95: Sequence[float] | None, scale: float = 1.0) -> str:
-    """`[low, high]`, plain."""
-    return "–" if ci95 is None else f"[{scale * ci95[0]:.3g}, {scale * ci95[1]:.3g}]"
-
-
 def null_text(null: Any) -> str:
     """A claim's null, plain: a number, an interval, or a drawn one as its mean and central 95 %."""
     if isinstance(null, Mapping):
-        return f"{null['mean']:.3g} {interval([null['low'], null['high']])}"
+        return figure_text(null["mean"], [null["low"], null["high"]], ".3g")
     if isinstance(null, Sequence):
-        return interval(null)
+        return interval_text(null, ".3g")
     return number(null)
 
 
 def _interval(ci95: Sequence[float] | None, scale: float = 1.0) -> str:
-    return escape(interval(ci95, scale))
+    return escape(interval_text(ci95 and [scale * x for x in ci95], ".3g"))
 
 
 def _null(null: Any) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, own_rows
 from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.transfer import backward_transfer, forgetting, forward_transfer, mean_forgetting
-from mdrl_jax.stats.estimate import Estimate
+from mdrl_jax.stats.estimate import interval_text
 
 
 def score_table(matrix: Matrix) -> RenderableType:
@@ -61,13 +61,6 @@ def places(root: Path, seconds: float) -> RenderableType:
     return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
 
 
-def interval_text(estimate: Estimate, digits: int = 2) -> str:
-    """`[low, high]`, or `–` where a single unit gives no interval."""
-    if not np.isfinite(estimate.high - estimate.low):
-        return "–"
-    return f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-
-
 def _headings(table: Table) -> None:
     for heading, justify in (("", "left"), ("value", "right"), ("95 % interval", "left")):
         table.add_column(heading, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
@@ -79,8 +72,8 @@ def _row(table: Table, label: str, quantity: Quantity, digits: int = 2) -> None:
     if estimate is None:
         table.add_row(label, "–", "", quantity.reason)
         return
-    value = f"{estimate.value:.{digits}f}"
-    table.add_row(label, value, interval_text(estimate, digits), quantity.detail)
+    form = f".{digits}f"
+    table.add_row(label, f"{estimate.value:{form}}", interval_text(estimate.record()["ci95"], form), quantity.detail)
 
 
 def _block(

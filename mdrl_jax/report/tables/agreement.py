@@ -15,7 +15,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, write_bytes
 from mdrl_jax.report.figure import INK, Figure, by_category, data
 from mdrl_jax.report.intervals import columns, span, tips
-from mdrl_jax.stats.estimate import Estimate, over_seeds
+from mdrl_jax.stats.estimate import Estimate, figure_text, over_seeds
 from mdrl_jax.stats.tests import r_squared, spearman
 
 SHOWN = {"reward": ("mean reward, points", 100.0), "success_nll": ("success NLL, nats", 1.0)}
@@ -156,4 +156,4 @@ def _pair(damage: dict[str, Any], domain: str, stage: str) -> list[dict[str, Any
 def _shown(estimate: Estimate | None, digits: int = 2) -> str:
     if estimate is None:
         return "–"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return figure_text(estimate.value, (estimate.low, estimate.high), f".{digits}f")

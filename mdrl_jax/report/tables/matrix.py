@@ -62,9 +62,7 @@ class Quantity:
 
     def record(self) -> dict[str, Any]:
         """As the records of a run have figures (`Estimate.record`), with the reason where there is none."""
-        if self.estimate is not None:
-            return self.estimate.record()
-        return {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": "", "reason": self.reason}
+        return statistics.missing(self.reason) if self.estimate is None else self.estimate.record()
 
 
 def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:

@@ -101,7 +101,7 @@ class MethodsTable:
         """The same as a JSON document."""
         rows = []
         for row in self.rows:
-            rows.append({"method": row.name, **{name: _record(x) for name, x in row.cells.items()}})
+            rows.append({"method": row.name, **{name: x.record() for name, x in row.cells.items()}})
             rows[-1]["collateral"]["domains"] = list(row.worst)
         return {"seeds": list(self.seeds), "focus": self.focus, "methods": rows}
 
@@ -254,10 +254,3 @@ def _shown(line: Line, form: str) -> str:
     half = (line.estimate.high - line.estimate.low) / 2
     value = f"{line.estimate.value:{form}}"
     return f"{value} ± {half:{form.removeprefix('+')}}" if 0 < half < math.inf else value
-
-
-def _record(line: Line) -> dict[str, Any]:
-    figure: dict[str, Any] = {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": ""}
-    if line.estimate is not None:
-        figure = line.estimate.record()
-    return {**figure, "per_seed": list(line.per_seed), "reason": line.reason}

@@ -86,7 +86,7 @@ def _fraction(matrix: Matrix, name: str, domain: str, top: int, before: int, aft
     if loss.estimate is None or domain not in matrix.rewards[after]:
         return Quantity(name, None, loss.reason or f"{domain} was not evaluated after {matrix.stages[after]}")
     if loss.estimate.low <= 0:
-        shown = f"{loss.estimate.value:+.2f} [{loss.estimate.low:.2f}, {loss.estimate.high:.2f}]"
+        shown = estimate.figure_text(loss.estimate.value, (loss.estimate.low, loss.estimate.high), "+.2f")
         risen = loss.estimate.high < 0
         why = f"{domain} rose since its peak" if risen else "the interval of the loss includes 0"
         return Quantity(name, None, f"undefined: {why} (loss {shown} points)")

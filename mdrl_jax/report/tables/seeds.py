@@ -21,10 +21,9 @@ from mdrl_jax.report.tables.matrix import Matrix
 from mdrl_jax.report.tables.recovered import recovery_points
 from mdrl_jax.report.tables.transfer import quantities
 from mdrl_jax.stats import estimate as statistics
-from mdrl_jax.stats.bootstrap import hierarchical_bootstrap
+from mdrl_jax.stats.bootstrap import HIERARCHICAL_FROM, hierarchical_bootstrap
 from mdrl_jax.stats.estimate import Estimate
 
-HIERARCHICAL_FROM = 8
 N_REPLICATES = 200
 Key = str | tuple[str, str]
 Figures = dict[Key, float]
@@ -38,6 +37,11 @@ class Line:
     estimate: Estimate | None
     per_seed: tuple[float | None, ...]
     reason: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """As a figure of a run's records, with that of each seed."""
+        figure = statistics.missing(self.reason) if self.estimate is None else self.estimate.record()
+        return figure | {"per_seed": list(self.per_seed), "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class SeedTable:
 
     def record(self) -> dict[str, Any]:
         """The same as a JSON document."""
-        scores = [{"stage": s, "domain": d, **_record(x)} for (s, d), x in self.scores.items()]
-        figures = [{"name": x.name, **_record(x)} for x in self.lines]
+        scores = [{"stage": s, "domain": d, **x.record()} for (s, d), x in self.scores.items()]
+        figures = [{"name": x.name, **x.record()} for x in self.lines]
         return {"seeds": list(self.seeds), "scores": scores, "quantities": figures}
 
 
@@ -125,16 +129,9 @@ def _fraction(name: str, runs: Sequence[Matrix], found: Sequence[Figures], reaso
     gain_N, loss_N = sides.T
     loss = statistics.over_seeds(loss_N)
     if loss.low <= 0:
-        shown = f"{loss.value:+.2f} [{loss.low:.2f}, {loss.high:.2f}]"
+        shown = statistics.figure_text(loss.value, (loss.low, loss.high), "+.2f")
         return Line(name, None, per_seed, f"undefined over seeds: loss {shown} points")
     return Line(name, statistics.ratio_of_means(gain_N, loss_N), per_seed)
-
-
-def _record(line: Line) -> dict[str, Any]:
-    figure = {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": ""}
-    if line.estimate is not None:
-        figure = line.estimate.record()
-    return {**figure, "per_seed": list(line.per_seed), "reason": line.reason}
 
 
 def _score_lines(table: SeedTable) -> list[str]:
@@ -159,13 +156,11 @@ def _figure_lines(table: SeedTable) -> list[str]:
     width = max([len("figure"), *(len(x.name) for x in table.lines)])
     lines = [f"{'figure':<{width}}{'mean':>9}   {'95 % over seeds':<20}each seed"]
     for x in table.lines:
-        digits = 3 if x.name.startswith("fraction ") else 2
-        each = " ".join("–" if v is None else f"{v:.{digits}f}" for v in x.per_seed)
+        form = ".3f" if x.name.startswith("fraction ") else ".2f"
+        each = " ".join("–" if v is None else f"{v:{form}}" for v in x.per_seed)
         if x.estimate is None:
             lines.append(f"{x.name:<{width}}{'–':>9}   {'':<20}{each}   {x.reason}")
             continue
-        e = x.estimate
-        bounded = math.isfinite(e.high - e.low)
-        interval = f"[{e.low:.{digits}f}, {e.high:.{digits}f}]" if bounded else "–"
-        lines.append(f"{x.name:<{width}}{e.value:>9.{digits}f}   {interval:<20}{each}")
+        interval = statistics.interval_text(x.estimate.record()["ci95"], form)
+        lines.append(f"{x.name:<{width}}{x.estimate.value:>9{form}}   {interval:<20}{each}")
     return lines
