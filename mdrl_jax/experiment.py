@@ -36,7 +36,7 @@ from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage, peak, plan
+from mdrl_jax.stage import Stage, peak, resolve_stages
 from mdrl_jax.stages import grpo, merge, rollback
 from mdrl_jax.stages.plan import Planning
 from mdrl_jax.stages.train import Trainer, costs, metered
@@ -50,7 +50,7 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
       UserError: for anything the user can put right; what was written before stays.
       Stopped: after a SIGTERM; what was reached is saved.
     """
-    stages = plan(config, tuple(DOMAINS))
+    stages = resolve_stages(config, tuple(DOMAINS))
     folder = WorkFolder(Path(workdir))
     with runtime.make_pool(config.rewards) as pool:
         built = runtime.build(config, pool)
@@ -138,7 +138,7 @@ class Walk:
 
     def _rolled_back(self, stage: Stage) -> Any:
         at, donor = (peak(d, stage.start, self.stages) for d in (stage.domains[0], stage.donor))
-        assert at is not None and donor is not None  # `stage.plan` saw to it
+        assert at is not None and donor is not None  # `stage.resolve_stages` saw to it
         params = rollback.run(
             self.runtime,
             stage,

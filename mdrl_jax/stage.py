@@ -95,7 +95,7 @@ class Stage:
         return self.kind not in RECORDS
 
 
-def plan(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
+def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
     """The stages of a run in order.
 
     Raises:

@@ -7,7 +7,7 @@ import pytest
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.stage import Stage, peak, plan
+from mdrl_jax.stage import Stage, peak, resolve_stages
 from mdrl_jax.stages.grpo import shares
 
 KNOWN = tuple(DOMAINS)
@@ -15,7 +15,7 @@ KNOWN = tuple(DOMAINS)
 
 def planned(*stages: str, **fields) -> dict[str, Stage]:
     """The plan of these stages by name."""
-    made = plan(parse({"stages": stages, **fields}), KNOWN)
+    made = resolve_stages(parse({"stages": stages, **fields}), KNOWN)
     assert [stage.name for stage in made] == list(stages)
     assert [stage.index for stage in made] == list(range(1, len(stages) + 1))
     return {stage.name: stage for stage in made}

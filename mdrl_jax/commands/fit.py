@@ -30,7 +30,7 @@ from mdrl_jax.parallel.sharding import batch_divisor, make_mesh, over_tensor, pa
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.rl.rollouts import Rollouts
 from mdrl_jax.runtime import Runtime, decoder, model_folder
-from mdrl_jax.stage import Stage, plan
+from mdrl_jax.stage import Stage, resolve_stages
 
 GIB = 2.0**30
 WIDTH = 150  # of the table: figures side by side
@@ -43,7 +43,7 @@ def run(config: Config, topology: str, everything: bool = False, output: str = "
       UserError: without the compiler, for a slice or a model that is not known, and for a mesh that does not match.
     """
     started, chip = time.monotonic(), chips.chip_of(topology)
-    stages = plan(config, tuple(DOMAINS))
+    stages = resolve_stages(config, tuple(DOMAINS))
     runtime, source = abstract_runtime(config, chips.devices(topology))
     with Screen(None, output) as screen:
         n = runtime.model.config.n_params

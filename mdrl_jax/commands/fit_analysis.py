@@ -11,6 +11,7 @@ from mdrl_jax.analysis.routes import SHARE
 from mdrl_jax.analysis.samples import sampled_at_once
 from mdrl_jax.commands.fit_programs import F32, I32, ROWS, Job, Shapes, sampling
 from mdrl_jax.model import flops
+from mdrl_jax.parallel.counting import KEY_BITS
 from mdrl_jax.parallel.fit import bytes_a_device
 from mdrl_jax.parallel.sharding import named, stacked
 from mdrl_jax.recovery.rollback import evidence, selection
@@ -80,7 +81,7 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     yield Job("rollback scores", lambda _: evidence.PROGRAMS["adding"].lower(given), told)
     count = shapes.array((), I32), shapes.array((), I32)
     tried = shapes.trees(checkpoints=2, edits=1, scores=rules - 1) | {"places": bytes_a_device(masks)}
-    halvings = lambda _: (selection.KEY_BITS,)  # noqa: E731
+    halvings = lambda _: (KEY_BITS,)  # noqa: E731
     yield Job("rollback set", lambda _: selection.largest_program.lower(params, count, masks), tried, trips=halvings)
     tried = shapes.trees(checkpoints=1, scores=rules) | places
     yield Job("rollback", lambda _: rollback.taken_back.lower(params, params, masks, scalar), tried)
@@ -92,7 +93,7 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
 def _on_route(shapes: Shapes, *leading: int) -> Any:
     """Vectors of the widest route that there can be: `SHARE` of each layer's neurons."""
     config, mesh = shapes.runtime.model.config, shapes.runtime.mesh
-    width = conflict.whole(math.ceil(SHARE * config.d_mlp))
+    width = conflict.round_up(math.ceil(SHARE * config.d_mlp))
     with jax.set_mesh(mesh):
         axes = decoder_parts.route_axes(width)
 

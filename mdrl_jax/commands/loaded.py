@@ -16,7 +16,7 @@ from mdrl_jax.model import huggingface, tokens
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from mdrl_jax.runtime import model_folder
-from mdrl_jax.stage import plan
+from mdrl_jax.stage import resolve_stages
 from mdrl_jax.workfolder import WorkFolder
 
 
@@ -53,7 +53,7 @@ def load_stage(workdir: str, name: str) -> Loaded:
     config: Config = config_module.parse(work.recorded())
     if name == "base":
         return load_folder(config.model.path)
-    stages = {stage.name: stage for stage in plan(config, tuple(DOMAINS))}
+    stages = {stage.name: stage for stage in resolve_stages(config, tuple(DOMAINS))}
     if name not in stages:
         raise UserError(f"{workdir} has no stage {name!r}; it has base, {', '.join(stages)}")
     folder = model_folder(config.model.path)

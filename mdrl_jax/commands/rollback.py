@@ -25,9 +25,10 @@ from mdrl_jax.config import Config
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
 from mdrl_jax.parallel.programs import program
+from mdrl_jax.parallel.tree_programs import difference
 from mdrl_jax.recovery.rollback import evidence
 from mdrl_jax.recovery.rollback.evidence import NEEDS_DATA, Ends
-from mdrl_jax.recovery.rollback.rules import SCORES, edit_between, taken_back
+from mdrl_jax.recovery.rollback.rules import SCORES, taken_back
 from mdrl_jax.recovery.rollback.selection import largest, size, support
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import model_folder
@@ -80,8 +81,8 @@ def run(
             ends = Ends(
                 now=trees["model"],
                 peak=trees["keep"],
-                edit=edit_between(trees["after"], trees["before"]),
-                own_edit=edit_between(trees["keep"], trees["base"]) if base else None,
+                edit=difference(trees["after"], trees["before"]),
+                own_edit=difference(trees["keep"], trees["base"]) if base else None,
             )
             show(len(places), f"scores of {rule}")
             n = sum(x.size for x in jax.tree.leaves(ends.edit))

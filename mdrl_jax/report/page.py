@@ -24,7 +24,7 @@ from mdrl_jax.report.figures import run
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.screen.analysis import null_text, number
 from mdrl_jax.report.sections import SECTIONS
-from mdrl_jax.stage import plan
+from mdrl_jax.stage import resolve_stages
 from mdrl_jax.stats.estimate import interval_text
 from mdrl_jax.workfolder import WorkFolder
 
@@ -166,7 +166,7 @@ def _state(found: Records) -> list[str]:
     """How far the run is, in sentences."""
     try:
         config = parse(found.json("config.json")["config"])
-        stages = plan(config, tuple(DOMAINS))
+        stages = resolve_stages(config, tuple(DOMAINS))
     except Absent as e:
         return [f"{e}."]
     except DAMAGED as e:

@@ -1,20 +1,21 @@
-"""The model as a policy: GRPO's loss of its parameters, and log-probs of completions under it."""
+"""The model as a policy: GRPO's loss of its parameters, its batches, and log-probs of completions under it."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel.programs import program
-from mdrl_jax.parallel.sharding import named
-from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig, grpo_loss
+from mdrl_jax.parallel.sharding import named, put
+from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig, group_advantages, grpo_loss, loss_mask
 from mdrl_jax.rl.logprobs import token_log_probs
-from mdrl_jax.rl.trainer import LossFn
+from mdrl_jax.rl.trainer import LossFn, micro_batches
 
 
 @struct.dataclass
@@ -62,3 +63,54 @@ def join(prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any) ->
     tokens_BT = np.concatenate([repeat(prompts_PT), completions_PGT.reshape(rows, -1)], axis=1)
     valid_BT = np.concatenate([repeat(valid_PT), mask_PGT.reshape(rows, -1) > 0], axis=1)
     return tokens_BT, valid_BT
+
+
+class Trained(NamedTuple):
+    """What the trainer takes of G completions of each of P prompts, on the host.
+
+    Attributes:
+      adv_PG: their advantages.
+      informative_P: whether the rewards of a prompt differ.
+      mask_PGT: 1 on the tokens that are trained (`loss_mask`).
+    """
+
+    adv_PG: np.ndarray
+    informative_P: np.ndarray
+    mask_PGT: np.ndarray
+
+
+def trained(rewards_PG: Any, mask_PGT: Any, ended_PG: Any, config: GRPOConfig) -> Trained:
+    """Advantages and trained tokens of scored completions.
+
+    Args:
+      rewards_PG: their rewards.
+      mask_PGT: 1 on their tokens.
+      ended_PG: false where the length limit cut one off.
+    """
+    adv_PG, informative_P = jax.device_get(group_advantages(jnp.asarray(rewards_PG), scale=config.scale))
+    n_prompts, group, length = mask_PGT.shape
+    mask_BT = loss_mask(
+        jnp.asarray(mask_PGT.reshape(n_prompts * group, length)),
+        jnp.asarray(np.repeat(informative_P, group)),
+        jnp.asarray(~ended_PG.reshape(-1)),
+        config,
+    )
+    return Trained(adv_PG, informative_P, np.asarray(mask_BT).reshape(mask_PGT.shape))
+
+
+def policy_batch(
+    prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any, logp_PGT: Any, trained: Trained,
+    n: int, mesh: Mesh,
+) -> PolicyBatch:  # fmt: skip
+    """The loss's batch of n micro-batches on the devices, leaves [n, rows, ...]; old and reference log-probs are None.
+
+    Args:
+      prompts_PT, valid_PT, completions_PGT, mask_PGT: as of `join`.
+      logp_PGT: log-probs under the sampler.
+    """
+    rows = trained.adv_PG.size
+    tokens_BT, valid_BT = join(prompts_PT, valid_PT, completions_PGT, mask_PGT)
+    logp_BT, mask_BT = (x.reshape(rows, -1) for x in (logp_PGT, trained.mask_PGT))
+    on_host = tokens_BT, valid_BT, logp_BT, trained.adv_PG.reshape(-1), mask_BT
+    tokens, valid, logp, adv, mask = put(micro_batches(on_host, n), mesh, None, "batch")
+    return PolicyBatch(tokens, valid, GRPOBatch(None, logp, None, adv, mask))

@@ -7,7 +7,7 @@ the devices busy while worker processes compute the rewards of the part before, 
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +71,14 @@ class ScoredRollouts:
     rewards_PG: np.ndarray
     accuracy_PG: np.ndarray
     errors: Mapping[str, int]
+
+    def cut(self, buckets: Sequence[int]) -> "ScoredRollouts":
+        """The same with completions cut to the smallest of `buckets` that holds the longest of them."""
+        done = self.completions
+        length = tokens.bucket(int(done.length_PG.max()), buckets, "a completion")
+        tokens_PGT, logp_PGT, mask_PGT = (x[:, :, :length] for x in (done.tokens_PGT, done.logp_PGT, self.mask_PGT))
+        shorter = dataclasses.replace(done, tokens_PGT=tokens_PGT, logp_PGT=logp_PGT)
+        return dataclasses.replace(self, completions=shorter, mask_PGT=mask_PGT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Planning:
         started = time.monotonic()
         current = validation_rewards(self.runtime, self.params_after(stage.start))
         probe = build(self.runtime, self.runtime.config.train.grpo)
-        made = planner.plan(
+        made = planner.make_plan(
             self.runtime,
             probe,
             self.folder.root,

@@ -34,7 +34,7 @@ from mdrl_jax.report.tables.matrix import Matrix, Quantity
 from mdrl_jax.report.tables.recovered import collateral
 from mdrl_jax.report.tables.seeds import HIERARCHICAL_FROM, N_REPLICATES, Line
 from mdrl_jax.report.tables.transfer import fall
-from mdrl_jax.stage import Stage, plan, way
+from mdrl_jax.stage import Stage, resolve_stages, way
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.bootstrap import hierarchical_bootstrap
 from mdrl_jax.stats.estimate import Estimate
@@ -111,7 +111,7 @@ def load(workdir: str | Path) -> Run:
     folder = WorkFolder(Path(workdir))
     matrix = matrices.load(workdir)
     configured = (folder.root / "config.json").exists()
-    stages = plan(parse(folder.recorded()), tuple(DOMAINS)) if configured else ()
+    stages = resolve_stages(parse(folder.recorded()), tuple(DOMAINS)) if configured else ()
     costs = [read_json(file) for file in sorted((folder.root / "costs").glob("*.json"))]
     return Run(matrix, stages, {c["stage"]: c for c in costs})
 

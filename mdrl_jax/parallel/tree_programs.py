@@ -1,0 +1,24 @@
+"""Arithmetic of `mdrl_jax.tree` as compiled programs, one for the whole package."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mdrl_jax import tree
+from mdrl_jax.parallel.programs import program
+
+norm = program("norm", tree.norm)
+vdot = program("vdot", tree.vdot)
+
+
+def difference(after: Any, before: Any) -> Any:
+    """after − before, each leaf where that of `after` lies."""
+    leaves, structure = jax.tree.flatten(after)
+    return _difference(structure, tuple(getattr(x, "sharding", None) for x in leaves))(after, before)
+
+
+@functools.cache
+def _difference(structure: Any, shardings: tuple[Any, ...]) -> Callable[[Any, Any], Any]:
+    return program("difference", tree.sub, out_shardings=structure.unflatten(shardings))
