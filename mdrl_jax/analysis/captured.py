@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mdrl_jax.analysis.shares import Floats, Means, band, undefined
+from mdrl_jax.analysis.shares import Floats, Means
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.second_order import subspace
-from mdrl_jax.stats.bootstrap import percentile
+from mdrl_jax.stats.bootstrap import band, percentile
+from mdrl_jax.stats.estimate import missing
 
 KS = (1, 2, 4, 8, 16)
 N_RANDOM = 40
@@ -58,8 +59,8 @@ class Half:
     total_P: ArrayLike
 
     def dimension(self, k: int) -> int:
-        """Vectors behind c(k): non-positive eigenvalues are dropped."""
-        return min(k, int(np.sum(np.asarray(self.values) > 0)))
+        """Vectors behind c(k): those without a positive eigenvalue are dropped."""
+        return min(k, int(subspace.positive(self.values).sum()))
 
     def measured(self) -> int | None:
         """The measured dimension of S."""
@@ -212,7 +213,7 @@ def _angles(halves: tuple[Half, Half], k: int, random: Random) -> dict[str, Any]
     The interval of the mean is the central 95 % of the k angles (bootstrapping prompts would repeat Lanczos).
     """
     if k == 0:
-        return {"angles": [], "mean": undefined("one half has no positive eigenvalue", 0, "rad")}
+        return {"angles": [], "mean": missing("one half has no positive eigenvalue", "rad")}
     a, b = (jax.tree.map(lambda v: v[:k], half.vectors) for half in halves)
     angles = subspace.principal_angles(a, b)
     null = [subspace.principal_angles(a, random(j, k)).mean() for j in range(N_ANGLES)]

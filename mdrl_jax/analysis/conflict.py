@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Neurons of a shared route: indices [L, R]; R is of the widest layer, up to `whole`, and `mask_LR` 0 beyond."""
+    """Neurons of a shared route: indices [L, R]; R is of the widest layer, up to `round_up`, and `mask_LR` 0 beyond."""
 
     index_LR: np.ndarray
     mask_LR: np.ndarray
@@ -37,7 +37,7 @@ class Route:
 
 def route(chosen_LF: np.ndarray) -> Route:
     """The route of a boolean [L, F]."""
-    width = whole(max(int(chosen_LF.sum(axis=1).max()), 1))
+    width = round_up(max(int(chosen_LF.sum(axis=1).max()), 1))
     index = np.zeros((chosen_LF.shape[0], width), np.int32)
     mask = np.zeros((chosen_LF.shape[0], width), np.float32)
     for layer, row in enumerate(chosen_LF):
@@ -46,7 +46,7 @@ def route(chosen_LF: np.ndarray) -> Route:
     return Route(index, mask)
 
 
-def whole(width: int) -> int:
+def round_up(width: int) -> int:
     """The next multiple of 16: so devices that neurons are split over, most often, divide it."""
     return -(-width // 16) * 16
 
@@ -128,7 +128,7 @@ def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> P
 def find(
     probe: Probe, at: Place, objective: str, sample: Sample, other: tuple[str, Sample], progress: Progress
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The record of S for one objective: spectra, nulls, angles, captured damage, baselines (`ladder.measure`).
+    """The record of S for one objective: spectra, nulls, angles, captured damage, baselines (`captured.measure`).
 
     With the vectors of each half; none where there is a "reason" in the record.
 

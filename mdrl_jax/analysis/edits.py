@@ -24,7 +24,7 @@ from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain
 from mdrl_jax.stats.bootstrap import jackknife
-from mdrl_jax.stats.estimate import Estimate, over_seeds, student
+from mdrl_jax.stats.estimate import Estimate, missing, over_seeds, student
 
 THRESHOLDS = (1e-7, 1e-6, 1e-5)
 RELATIVE = 1e-3
@@ -134,7 +134,7 @@ def edit_figures(before: Any, after: Any) -> dict[str, Any]:
         ranks = [effective_rank(s) for s in fetched[name].get("spectrum", ())]
         if ranks:
             known = [r for r in ranks if r is not None]
-            figures["effective_rank"] = over_seeds(known, "layer").record() if known else unmeasured(UNCHANGED)
+            figures["effective_rank"] = over_seeds(known, "layer").record() if known else missing(UNCHANGED, "layer")
         if tree.is_stacked(name):
             s = sums[name]
             norms = np.sqrt(s["second"]).tolist()
@@ -176,7 +176,7 @@ def over_layers(
     """
     value = float(f(lambda key: sum(s[key].sum() for s in sums.values())))
     if not math.isfinite(value):
-        return unmeasured(UNCHANGED)
+        return missing(UNCHANGED, "layer")
     stacked = [s for name, s in sums.items() if tree.is_stacked(name)]
     if not stacked:
         return student(value, math.inf, 0, int(sum(s[size].sum() for s in sums.values())), "entry").record()
@@ -212,11 +212,6 @@ def _figures(sums: dict[str, Sums]) -> dict[str, Any]:
         out["norm"] = over_layers(sums, lambda s: np.sqrt(s("second")), high=math.inf)
         ratio = over_layers(sums, lambda s: np.sqrt(np.divide(s("second"), s("theta"))), high=math.inf)
     return out | {"relative_norm": ratio}
-
-
-def unmeasured(reason: str) -> dict[str, Any]:
-    """The record of a figure over layers that has no value."""
-    return {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": "layer", "reason": reason}
 
 
 def _histogram(sums: dict[str, Sums]) -> dict[str, Any]:

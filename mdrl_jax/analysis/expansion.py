@@ -1,6 +1,6 @@
-"""Second-order expansions of a loss beside what was measured, as records with paired intervals (definitions §6).
+"""Second-order expansions of a loss, beside the measured change, as records with intervals (definitions §6).
 
-Intervals draw prompts with replacement, the same draws for every figure of a pair, so that differences are paired.
+Intervals come from drawing prompts with replacement. All figures share the draws, so that their differences are paired.
 """
 
 import dataclasses
@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.second_order.objectives import DirectionalDerivatives
-from mdrl_jax.stats.bootstrap import percentile
+from mdrl_jax.stats.bootstrap import percentile, prompt_weights
+from mdrl_jax.stats.estimate import Record, missing
 
 Floats = NDArray[np.float64]
-N_RESAMPLES = 2000
 
 
 class Draws:
-    """Means over prompts, [1 + N_RESAMPLES]: entry 0 is the sample's, the rest those of prompts drawn again."""
+    """Ratios of sums over prompts: of the sample in entry 0, of the draws of `prompt_weights` in the others."""
 
     def __init__(self, n_prompts: int):
-        rng = np.random.default_rng(0)
-        drawn = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), N_RESAMPLES)
         self.n = n_prompts
-        self.weights_RP = np.concatenate([np.ones((1, n_prompts)), drawn])
+        self.weights_RP = prompt_weights(n_prompts, np.random.default_rng(0))
 
     def ratio(self, part_P: Floats, count_P: Floats) -> Floats:
         """Σ part / Σ count; NaN where the count is 0."""
         count_R = self.weights_RP @ count_P
         return np.divide(self.weights_RP @ part_P, count_R, out=np.full(len(count_R), np.nan), where=count_R > 0)
 
-    def figure(self, values_R: Floats, unit: str, reason: str = "") -> dict[str, Any]:
-        """The record of a figure whose null is 0; None with the reason where it is not a number."""
+    def figure(self, values_R: Floats, unit: str, reason: str = "") -> Record:
+        """The record of a figure whose null is 0.
+
+        It is missing if a `reason` is given, or if it is not finite on the sample or on more than half of the draws.
+        """
         finite = values_R[np.isfinite(values_R)]
         if reason or not np.isfinite(values_R[0]) or len(finite) < len(values_R) / 2:
-            empty = {"estimate": None, "ci95": None, "null": None, "n": self.n, "unit": unit}
-            return empty | {"reason": reason or "nothing to measure on: no completion succeeded"}
+            return missing(reason or "nothing to measure on: no completion succeeded", unit, self.n)
         return percentile(float(values_R[0]), finite, self.n, unit).record(0.0)
 
 

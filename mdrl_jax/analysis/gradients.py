@@ -3,7 +3,7 @@
 Gradients are of the loss: a positive inner product is synergy (a step down B's gradient lowers A's loss), a negative
 one is conflict. A domain's prompts come as blocks of equal size, and the gradient of each block, too large to keep, is
 seen only through the products of all pairs of blocks, tensor by tensor. All figures are arithmetic on that Gram
-matrix; `cosines` has the estimators, their intervals and the deviation from definitions §4.
+matrix; `stats.cosines` has the estimators and their intervals.
 
 A domain with so few informative prompts that its halves do not agree (the interval of r holds 0) has no cosine that
 could be measured: "near-orthogonal" would be noise.
@@ -19,7 +19,8 @@ from mdrl_jax import tree
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.stats import cosines
-from mdrl_jax.stats.cosines import Figure
+from mdrl_jax.stats.cosines import StackedEstimates
+from mdrl_jax.stats.estimate import Record, missing
 from mdrl_jax.stats.tests import benjamini_hochberg, null_record
 
 Gram = dict[str, NDArray[np.float64]]
@@ -93,7 +94,7 @@ def compare(
         row["inner"] = _record(inner, t, n, "")
         row["cosine"] = _record(raw, t, n, "a gradient is zero")
         why = _unmeasurable(halves, t)
-        row["disattenuated"] = _record(clean, t, n, "no signal") if why is None else _unmeasured(n, why)
+        row["disattenuated"] = _record(clean, t, n, "no signal") if why is None else missing(why, "block", n)
         row["halves"] = [_record(h, t, x.n, "the gradient is zero") for h, x in zip(halves, (a, b), strict=True)]
         row["reliability"] = [_record(r, t, x.n, "the gradient is zero") for r, x in zip(reliable, (a, b), strict=True)]
         row["p"] = float(p[t])
@@ -149,17 +150,14 @@ def _null(cross_Tnm: NDArray[np.float64], n_null: int, q: float, seed: int) -> d
     }
 
 
-def _unmeasurable(halves: list[Figure], t: int) -> str | None:
+def _unmeasurable(halves: list[StackedEstimates], t: int) -> str | None:
     for name, half in zip("AB", halves, strict=True):
         if not half.low[t] > 0:  # nan, of a zero gradient, included
             return f"two halves of {name}'s blocks do not agree: the interval of their cosine includes 0 or less"
     return None
 
 
-def _record(figure: Figure, t: int, n: int, reason: str) -> dict[str, Any]:
-    estimate = figure.estimate(t, n)
-    return _unmeasured(n, reason) if estimate is None else estimate.record()
-
-
-def _unmeasured(n: int, reason: str) -> dict[str, Any]:
-    return {"estimate": None, "ci95": None, "null": None, "n": n, "unit": "block", "reason": reason}
+def _record(figures: StackedEstimates, t: int, n: int, reason: str) -> Record:
+    """The record of the t-th figure, of n blocks; `reason` says why it is undefined if it is."""
+    estimate = figures.estimate(t, n)
+    return missing(reason, "block", n) if estimate is None else estimate.record()

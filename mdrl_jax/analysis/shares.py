@@ -1,56 +1,45 @@
 """Shares of a second-order term DᵀHD by projection, with paired intervals over prompts (definitions §7, §12).
 
-Terms come by prompt. All figures share one set of draws of prompts, so that ratios and differences are paired.
+Every term has one value per prompt. All figures share one set of draws of prompts, so that their ratios and
+differences are paired.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from mdrl_jax.stats.bootstrap import percentile
-from mdrl_jax.stats.estimate import Estimate
+from mdrl_jax.stats.bootstrap import band, percentile, prompt_weights
+from mdrl_jax.stats.estimate import Estimate, Record, missing
 
-N_RESAMPLES = 2000
 OPEN = "the interval of DᵀHD includes 0"
 Floats = NDArray[np.float64]
 
 
-def band(values: ArrayLike) -> list[float]:
-    """The central 95 % of the values."""
-    return np.quantile(np.asarray(values), [0.025, 0.975]).tolist()
-
-
-def undefined(reason: str, n: int, unit: str, null: Any = None) -> dict[str, Any]:
-    """The record of a figure that could not be measured."""
-    return {"estimate": None, "ci95": None, "null": null, "n": n, "unit": unit, "reason": reason}
-
-
 class Means:
-    """Means over prompts of the named columns, [1 + N_RESAMPLES]: entry 0 is the sample, the rest are its draws."""
+    """Means of the named columns: over the sample in entry 0, over the draws of `prompt_weights` in the others."""
 
     def __init__(self, columns: dict[str, Floats], unit: str) -> None:
         self.n, self.unit = columns["total"].size, unit
         bad = [name for name, values_P in columns.items() if not np.isfinite(values_P).all()]
         if bad:
             raise ValueError(f"second-order terms that are not finite: {', '.join(bad)}")
-        draws_XP = np.random.default_rng(0).multinomial(self.n, np.full(self.n, 1 / self.n), N_RESAMPLES)
-        weights_XP = np.vstack([np.ones(self.n), draws_XP]) / self.n
+        weights_XP = prompt_weights(self.n, np.random.default_rng(0)) / self.n
         self.mean = {name: weights_XP @ values_P for name, values_P in columns.items()}
         self.defined = not self._estimate(self.mean["total"], unit).includes(0.0)
 
     def _estimate(self, values_X: Floats, unit: str) -> Estimate:
         return percentile(float(values_X[0]), values_X[1:], self.n, unit)
 
-    def figure(self, values_X: Floats) -> dict[str, Any]:
+    def figure(self, values_X: Floats) -> Record:
         """A figure in the loss's unit."""
         return self._estimate(values_X, self.unit).record()
 
-    def share(self, values_X: Floats, null: Any = None) -> dict[str, Any]:
+    def share(self, values_X: Floats, null: Any = None) -> Record:
         """A term, or a difference of two, as a share of DᵀHD."""
         if not self.defined:
-            return undefined(OPEN, self.n, "share of DᵀHD", null)
+            return missing(OPEN, "share of DᵀHD", self.n, null)
         return self._estimate(values_X / self.mean["total"], "share of DᵀHD").record(null)
 
     def rung(self, label: str, name: str, dimension: list[int | None] | None) -> dict[str, Any]:
@@ -65,17 +54,17 @@ class Means:
             "share": self.share(within),
         }
 
-    def k90(self, ks: Sequence[int]) -> dict[str, Any]:
+    def k90(self, ks: Sequence[int]) -> Record:
         """The smallest measured k with c ≥ 0.9 from k onward; no interval where too many draws have none."""
         if not self.defined:
-            return undefined(OPEN, self.n, "dimensions")
+            return missing(OPEN, "dimensions", self.n)
         enough_kX = np.array([self.mean[f"S {k}"] / self.mean["total"] >= 0.9 for k in ks])
         onward_kX = np.logical_and.accumulate(enough_kX[::-1])[::-1]
         first_X = np.where(onward_kX.any(axis=0), np.array(ks, float)[onward_kX.argmax(axis=0)], np.inf)
         if np.isinf(first_X[0]):
-            return undefined(f"c is below 0.9 at k = {ks[-1]}", self.n, "dimensions")
-        low, high = np.quantile(first_X[1:], [0.025, 0.975], method="inverted_cdf")
-        return Estimate(float(first_X[0]), float(low), float(high), self.n, "dimensions").record()
+            return missing(f"c is below 0.9 at k = {ks[-1]}", "dimensions", self.n)
+        low, high = band(first_X[1:], "inverted_cdf")
+        return Estimate(float(first_X[0]), low, high, self.n, "dimensions").record()
 
     def baseline(self, name: str, ks: Sequence[int]) -> dict[str, Any]:
         """c of a baseline at every k, and the margin of S over it at the last.

@@ -49,10 +49,10 @@ def test_agreement_pairs_predictions_with_what_they_predict():
         names = ("reward", "surrogate", "success_nll", "kl")
         return {"objectives": {n: {"predicted": figure(k + shift), "measured": figure(k)} for n in names}}
 
-    exact = assembly.agreement([pair(0.0, k) for k in (0.1, 0.2, 0.4, 0.3, 0.7)])
+    exact = assembly.predicted_against_measured([pair(0.0, k) for k in (0.1, 0.2, 0.4, 0.3, 0.7)])
     assert exact["reward"]["spearman"]["estimate"] == 1.0 and exact["kl"]["r_squared"]["estimate"] == 1.0
-    shifted = assembly.agreement([pair(1.0, k) for k in (0.1, 0.2, 0.4, 0.3, 0.7)])
+    shifted = assembly.predicted_against_measured([pair(1.0, k) for k in (0.1, 0.2, 0.4, 0.3, 0.7)])
     assert shifted["reward"]["spearman"]["estimate"] == 1.0
     assert shifted["reward"]["r_squared"]["estimate"] < 0
-    few = assembly.agreement([pair(0.0, 0.1)])
+    few = assembly.predicted_against_measured([pair(0.0, 0.1)])
     assert few["reward"]["spearman"]["estimate"] is None and few["reward"]["n"] == 1

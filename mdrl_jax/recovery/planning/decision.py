@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from mdrl_jax.recovery.planning.forecast import (
-    POINTS,
     Forecast,
     Known,
     Model,
@@ -23,9 +22,9 @@ from mdrl_jax.recovery.planning.forecast import (
     unchanged,
 )
 from mdrl_jax.recovery.planning.importance import Reweighted
+from mdrl_jax.stats.estimate import POINTS, Record, figure_text
 
 Rewards = Mapping[str, np.ndarray]
-Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,5 +214,4 @@ def reason(record: Record) -> str:
 
 
 def _signed(figure: Record) -> str:
-    interval = f" [{figure['ci95'][0]:.1f}, {figure['ci95'][1]:.1f}]" if figure["ci95"] else " (error not known)"
-    return f"{figure['estimate']:+.1f}{interval}"
+    return figure_text(figure["estimate"], figure["ci95"], "+.1f", "(error not known)")

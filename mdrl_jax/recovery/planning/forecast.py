@@ -31,11 +31,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 from mdrl_jax.stats.bootstrap import jackknife, percentile
-from mdrl_jax.stats.estimate import Estimate
+from mdrl_jax.stats.estimate import POINTS, Estimate
 
 Floats = NDArray[np.float64]
 N_DRAWS = 2000
-POINTS = 100.0
 
 
 def log_odds(rewards: ArrayLike) -> float:

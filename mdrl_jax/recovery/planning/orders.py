@@ -23,18 +23,16 @@ from mdrl_jax.analysis.expansion import Draws, Floats
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.progress import Track
-from mdrl_jax.recovery.planning.forecast import POINTS
 from mdrl_jax.second_order.objectives import DirectionalDerivatives
-from mdrl_jax.stats.estimate import independent_mean, paired_difference
+from mdrl_jax.stats.estimate import POINTS, Record, independent_mean, paired_difference
 from mdrl_jax.stats.tests import rank_agreement
 
 OBJECTIVES = {"reward": (POINTS, "points"), "success_nll": (1.0, "nats")}  # factor to the unit of records
-Record = dict[str, Any]
 Rewards = Mapping[str, np.ndarray]
 Along = Callable[[tuple[str, ...]], DirectionalDerivatives]
 
 
-class Expansion:
+class OrderTerms:
     """Damage of one domain by the summed edits of any set of others, by prompt, from single edits and pairs of them.
 
     Args:
@@ -69,8 +67,8 @@ def expand(
     base: Any,
     samples: Mapping[str, Sample],
     track: Track,
-) -> dict[str, dict[str, Expansion]]:
-    """The expansions of each of `OBJECTIVES`, by domain.
+) -> dict[str, dict[str, OrderTerms]]:
+    """The terms of each of `OBJECTIVES`, by domain.
 
     Args:
       solo: domain -> parameters of its solo checkpoint.
@@ -80,7 +78,7 @@ def expand(
     domains = sorted(samples)
     others = {domain: [d for d in domains if d != domain] for domain in domains}
     sets = {d: [(j,) for j in others[d]] + list(itertools.combinations(others[d], 2)) for d in domains}
-    found: dict[str, dict[str, Expansion]] = {name: {} for name in OBJECTIVES}
+    found: dict[str, dict[str, OrderTerms]] = {name: {} for name in OBJECTIVES}
     done = 0
     with track("orders", sum(map(len, sets.values()))) as show:
         for domain in domains:
@@ -95,27 +93,27 @@ def expand(
                 done += 1
             for objective in OBJECTIVES:
                 along = {names: x[objective] for names, x in made.items()}
-                found[objective][domain] = Expansion(along.__getitem__, others[domain])
+                found[objective][domain] = OrderTerms(along.__getitem__, others[domain])
     return found
 
 
 def forecast(
-    expansions: Mapping[str, Expansion], factor: float, unit: str, reasons: Mapping[str, str] | None = None
+    terms: Mapping[str, OrderTerms], factor: float, unit: str, reasons: Mapping[str, str] | None = None
 ) -> list[Record]:
     """Damage of every domain in every ordering, and its sum over domains; orderings from the least harmful on.
 
     Orderings of equal sums are ranked by name. A domain in `reasons` has no figures, but that reason, and is not in the
     sum, which is then of the others.
     """
-    domains, reasons = sorted(expansions), dict(reasons or {})
+    domains, reasons = sorted(terms), dict(reasons or {})
     rows = []
     for order in itertools.permutations(domains):
         damage: Record = {}
         total_R, n = 0.0, 0
         for place, domain in enumerate(domains):
-            expansion, draws = expansions[domain], Draws(len(expansions[domain].count_P))
-            parts = expansion.damage(order[order.index(domain) + 1 :])
-            values_R = factor * draws.ratio(parts, expansion.count_P)
+            own, draws = terms[domain], Draws(len(terms[domain].count_P))
+            parts = own.damage(order[order.index(domain) + 1 :])
+            values_R = factor * draws.ratio(parts, own.count_P)
             damage[domain] = draws.figure(values_R, unit, reasons.get(domain, ""))
             if domain not in reasons:
                 # Prompts of different domains are drawn apart: `Draws` alone would draw the same rows of each.
@@ -140,7 +138,7 @@ def compare(rows: Sequence[Record], runs: Sequence[tuple[Sequence[str], Mapping[
     checked = []
     for order, after in runs:
         row = foretold[tuple(order)]
-        lost = {d: paired_difference(after[d][d], after[order[-1]][d]).scaled(POINTS, "points") for d in order[:-1]}
+        lost = {d: paired_difference(after[d][d], after[order[-1]][d]).in_points() for d in order[:-1]}
         total = independent_mean(list(lost.values())).scaled(len(lost), "points").record(0.0)
         checked.append(
             {
@@ -166,8 +164,8 @@ def run(
 ) -> Record:
     """The record of `recovery/orders.json`: for each objective all orders ranked, and the check against those run."""
     record: Record = {}
-    for objective, expansions in expand(probe, solo, base, samples, track).items():
+    for objective, terms in expand(probe, solo, base, samples, track).items():
         reasons = {d: r for d, s in samples.items() if (r := uninformative(s))} if objective == "reward" else {}
-        rows = forecast(expansions, *OBJECTIVES[objective], reasons)
+        rows = forecast(terms, *OBJECTIVES[objective], reasons)
         record[objective] = {"orders": rows, "checked": compare(rows, runs)}
     return record

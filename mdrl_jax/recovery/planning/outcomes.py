@@ -10,16 +10,22 @@ on test prompts; the best is the best of those that are within the limit there.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from scipy.special import betaincinv
 
-from mdrl_jax.recovery.planning.forecast import POINTS
-from mdrl_jax.stats.estimate import LEVEL, Estimate, independent_mean, paired_difference, t_quantile
+from mdrl_jax.stats.estimate import (
+    LEVEL,
+    POINTS,
+    Estimate,
+    Record,
+    independent_mean,
+    missing,
+    paired_difference,
+    t_quantile,
+)
 from mdrl_jax.stats.tests import rank_agreement
 
-Record = dict[str, Any]
 Rewards = Mapping[str, np.ndarray]
 FINALISTS = 8
 
@@ -42,7 +48,7 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
         if row["name"] not in measured:
             continue
         after = measured[row["name"]]
-        changes = {d: paired_difference(after[d], before[d]).scaled(POINTS, "points") for d in sorted(before)}
+        changes = {d: paired_difference(after[d], before[d]).in_points() for d in sorted(before)}
         average = independent_mean(list(changes.values()))
         rows.append(
             {
@@ -110,8 +116,7 @@ def _share(pairs: list[tuple[Record, Estimate]], widened: bool) -> Record:
         off = outcome.value - figure["estimate"]
         held.append(-math.hypot(low, error) <= off <= math.hypot(high, error))
     if not held:
-        empty = {"estimate": None, "ci95": None, "null": LEVEL, "n": 0, "unit": "share"}
-        return empty | {"reason": "no forecast has an interval"}
+        return missing("no forecast has an interval", "share", null=LEVEL)
     return clopper_pearson(sum(held), len(held)).record(LEVEL)
 
 
@@ -136,7 +141,7 @@ def _regret(plan: Record, judged: Mapping[str, Rewards]) -> Record | None:
     rows = {row["name"]: row for row in plan["actions"] if row["name"] in judged}
     within = _within(plan["limit"], list(rows.values()), judged)
     best = max(within or [pick], key=lambda name: (gain(before, judged[name]), name))
-    differences = [paired_difference(judged[best][d], judged[pick][d]).scaled(POINTS, "points") for d in sorted(before)]
+    differences = [paired_difference(judged[best][d], judged[pick][d]).in_points() for d in sorted(before)]
     return independent_mean(differences).record(0.0) | {
         "pick": pick,
         "best": best,

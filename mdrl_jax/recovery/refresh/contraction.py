@@ -17,16 +17,14 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrl_jax import tree
+from mdrl_jax.parallel import tree_programs
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.second_order import subspace
-from mdrl_jax.second_order.blocks import TOLERANCE
 from mdrl_jax.second_order.decoder_parts import route_slice
 from mdrl_jax.second_order.lanczos import random_block
-from mdrl_jax.stats import estimate
+from mdrl_jax.stats.estimate import Record, missing, student
 from mdrl_jax.stats.tests import null_record
 
-Record = dict[str, Any]
 Floats = NDArray[np.float64]
 N_RANDOM = 100  # random subspaces that each S is compared with
 
@@ -41,7 +39,7 @@ class Basis:
       stage: the later stage of the pair.
       vectors: orthonormal, {"gate", "up"} [k, L, D, R] and {"down"} [k, L, R, D], in the space of the route's slices.
       values: their eigenvalues [k], descending.
-      index_LR, mask_LR: the route, as `analysis.stack.route_slice` takes it.
+      index_LR, mask_LR: the route, as `decoder_parts.route_slice` takes it.
     """
 
     objective: str
@@ -54,9 +52,8 @@ class Basis:
 
     @property
     def spanning(self) -> NDArray[np.bool_]:
-        """Which vectors span S: those with an eigenvalue above 0 by more than rounding (as in `Spectrum.positive`)."""
-        values = np.asarray(self.values, float)
-        return values > TOLERANCE * np.max(np.abs(values), initial=0.0)
+        """Which vectors span S: those with a positive eigenvalue."""
+        return subspace.positive(self.values)
 
     @property
     def k(self) -> int:
@@ -80,7 +77,7 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
       for each basis its head, "within" ‖P_S e‖, "route" ‖P_S⊥ e‖ within the route, "outside" ‖P_S⊥ e‖ over all
       parameters, and "random", `N_RANDOM` of "within".
     """
-    total = float(_norm(error))
+    total = float(tree_programs.norm(error))
     found: list[Record] = []
     widest: dict[bytes, tuple[Any, float, Any]] = {}
     for basis in bases:
@@ -88,7 +85,7 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
         if name not in widest:  # all S of one route share its slice and its random vectors
             k = max(b.k for b in bases if b.index_LR.tobytes() + b.mask_LR.tobytes() == name)
             part = _slice(error, basis.index_LR, basis.mask_LR)
-            widest[name] = part, float(_norm(part)), _draw(part, basis.mask_LR, k, seed) if k else None
+            widest[name] = part, float(tree_programs.norm(part)), _draw(part, basis.mask_LR, k, seed) if k else None
         part, on_route, drawn = widest[name]
         random = _random_lengths(drawn[0], drawn[1], basis.k).tolist() if drawn else []
         weights = np.asarray(subspace.coefficients(basis.vectors, part), np.float64)[basis.spanning]
@@ -142,11 +139,6 @@ def bound(basis: Basis, learning_rate: float) -> Record:
     return {"factor": 1 - learning_rate * mu, "alpha": learning_rate, "mu": mu, "alpha_top": learning_rate * top}
 
 
-def missing(reason: str, unit: str = "") -> Record:
-    """The record of a figure that could not be measured."""
-    return {"estimate": None, "ci95": None, "null": None, "n": 0, "unit": unit, "reason": reason}
-
-
 def _slope(steps: Sequence[int], y: Floats, null: Floats | None, unit: str) -> Record:
     """Mean change a step of y [steps], Student's t over steps; of each column of `null` [steps, N] as its null.
 
@@ -165,7 +157,7 @@ def _slope(steps: Sequence[int], y: Floats, null: Floats | None, unit: str) -> R
     drawn = None
     if null is not None and null.size and np.all(np.isfinite(null)):
         drawn = null_record((null[-1] - null[0]) / total)
-    return estimate.student(mean, stderr, dof, gaps.size, unit).record(drawn)
+    return student(mean, stderr, dof, gaps.size, unit).record(drawn)
 
 
 def _factor(steps: Sequence[int], y: Floats, null: Floats | None) -> Record:
@@ -217,6 +209,5 @@ def _random_lengths(gram_Nkk: np.ndarray, weights_Nk: np.ndarray, k: int) -> Flo
     return np.sqrt(np.maximum(np.sum(weights * solved, axis=1), 0.0))
 
 
-_norm = program("refresh_norm", tree.norm)
 _slice = program("refresh_slice", route_slice)
 _gram_program = program("refresh_random", _gram)

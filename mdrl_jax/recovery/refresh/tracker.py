@@ -24,16 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax import records, tree
+from mdrl_jax import records
 from mdrl_jax.errors import UserError
 from mdrl_jax.evaluate import validation_rewards
-from mdrl_jax.parallel.programs import program
-from mdrl_jax.recovery.refresh.contraction import Basis, Record, contraction, lengths, missing
+from mdrl_jax.parallel import tree_programs
+from mdrl_jax.recovery.refresh.contraction import Basis, contraction, lengths
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
 from mdrl_jax.stats import estimate
-
-POINTS = "points"
+from mdrl_jax.stats.estimate import Record, missing
 
 
 def chosen(record: Mapping[str, Any]) -> int:
@@ -115,8 +114,8 @@ class Tracker:
         start = self.record["steps"][0]["rewards"] if self.record["steps"] else rewards
         row = scores(step, self.domain, rewards, start, self.record.get("peak"))
         if self.peak is not None:
-            error = _difference(params, self.peak())
-            row["distance"] = float(_distance(error))
+            error = tree_programs.difference(params, self.peak())
+            row["distance"] = float(tree_programs.norm(error))
             row["subspaces"] = lengths(self.bases, error, self.runtime.config.seed)
         return row
 
@@ -133,8 +132,8 @@ def scores(
       rewards, start: by prompt [P, k] of each scored domain, now and at θ_T.
       peak: of the refreshed domain at θ*_i.
     """
-    score = {name: estimate.clustered(x).scaled(100, POINTS) for name, x in rewards.items()}
-    differences = {d: estimate.paired_difference(start[d], rewards[d]).scaled(100, POINTS) for d in rewards}
+    score = {name: estimate.clustered(x).in_points() for name, x in rewards.items()}
+    differences = {d: estimate.paired_difference(start[d], rewards[d]).in_points() for d in rewards}
     row: Record = {
         "step": step,
         "rewards": {d: np.asarray(x).tolist() for d, x in rewards.items()},
@@ -144,8 +143,8 @@ def scores(
     }
     if peak is None:
         reason = f"no stage on the way trained {domain} alone"
-        return row | {"to_peak": missing(reason, POINTS), "fraction": missing(reason)}
-    row["to_peak"] = estimate.paired_difference(rewards[domain], peak).scaled(100, POINTS).record()
+        return row | {"to_peak": missing(reason, "points"), "fraction": missing(reason)}
+    row["to_peak"] = estimate.paired_difference(rewards[domain], peak).in_points().record()
     now_P, start_P, peak_P = (np.asarray(x, float).mean(axis=1) for x in (rewards[domain], start[domain], peak))
     loss = estimate.paired_difference(peak_P, start_P)
     fraction = estimate.ratio_of_means(now_P - start_P, peak_P - start_P) if loss.low > 0 else None
@@ -171,7 +170,3 @@ def _settings(runtime: Runtime, stage: Stage, bases: Sequence[Basis]) -> Record:
 def _low(figure: Mapping[str, Any]) -> float:
     """The lower end of a figure's interval; −∞ where it has none."""
     return -math.inf if figure["ci95"] is None else figure["ci95"][0]
-
-
-_difference = program("refresh_difference", tree.sub)
-_distance = program("refresh_distance", tree.norm)

@@ -16,9 +16,10 @@ import numpy as np
 from mdrl_jax.recovery.rollback.controls import matched
 from mdrl_jax.recovery.rollback.rules import magnitude
 from mdrl_jax.recovery.rollback.selection import complement, largest, random_set, size, support
-from mdrl_jax.recovery.rollback.sweep import ROUTE, Point, Trial
-from mdrl_jax.recovery.rollback.tradeoff import POINTS, Outcome, Rewards, at_equal_loss, carriers, points
-from mdrl_jax.stats.estimate import paired_difference, ratio_of_means
+from mdrl_jax.recovery.rollback.sweep import ROUTE, Setting, Trial
+from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards, at_equal_loss, carriers, mean_in_points
+from mdrl_jax.stats.bootstrap import band
+from mdrl_jax.stats.estimate import POINTS, missing, paired_difference, ratio_of_means
 
 GROWTH, HALVINGS, SHRINKS = 4.0, 2, 4  # of a control's size, on validation prompts
 MATCHED_SETS = 5
@@ -38,11 +39,11 @@ class Control:
         return float(np.clip(round(s) if self.least == 1 else s, self.least, self.most))
 
 
-def controls(trial: Trial, point: Point) -> dict[str, Control]:
-    """The curves of definitions §9 in the place and at the strength of the chosen point."""
-    within, everywhere, beta = trial.places[point.place], support(trial.edit), point.strength
-    scores, sizes = trial.scores[point.rule], magnitude(trial.edit)
-    room, n = size(within), float(point.size)
+def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
+    """The curves of definitions §9 in the place and at the strength of the chosen setting."""
+    within, everywhere, beta = trial.places[chosen.place], support(trial.edit), chosen.strength
+    scores, sizes = trial.scores[chosen.rule], magnitude(trial.edit)
+    room, n = size(within), float(chosen.size)
 
     def matched_to(s: float) -> Any:
         return matched(trial.edit, largest(scores, round(s), within), within, 0)
@@ -53,7 +54,7 @@ def controls(trial: Trial, point: Point) -> dict[str, Control]:
         "largest": Control(lambda s: (largest(sizes, round(s), within), beta), 1, room, n),
         "whole": Control(lambda s: (everywhere, s), 1e-3, 1.0, 1 / 16),
     }
-    if point.place == ROUTE:
+    if chosen.place == ROUTE:
         outside = complement(within)
         most = size(largest(scores, trial.n, outside))
         made["out_of_route"] = Control(lambda s: (largest(scores, round(s), outside), beta), 1, most, n)
@@ -88,16 +89,16 @@ def outward(control: Control, loss_at: Callable[[float], float], target: float) 
         low, high = (s, high) if loss_at(s) <= target else (low, s)
 
 
-def compare(trial: Trial, before: Rewards, point: Point, peak: Any) -> dict[str, Any]:
-    """Controls of the chosen point, on validation prompts, then those that matter on the test prompts.
+def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[str, Any]:
+    """Controls of the chosen setting, on validation prompts, then those that matter on the test prompts.
 
     Args:
       before: rewards of the validation prompts at θ_T.
       peak: θ*_A.
     """
-    within, mask, beta = trial.places[point.place], trial.chosen_mask(point), point.strength
+    within, mask, beta = trial.places[chosen.place], trial.chosen_mask(chosen), chosen.strength
     draws: dict[str, tuple[int, Callable[[int], Any]]] = {
-        "random": (trial.settings.random_sets, lambda i: random_set(i, point.size, within)),
+        "random": (trial.settings.random_sets, lambda i: random_set(i, chosen.size, within)),
         "matched": (MATCHED_SETS, lambda i: matched(trial.edit, mask, within, i)),
     }
     same_size, done = {}, 0
@@ -108,16 +109,16 @@ def compare(trial: Trial, before: Rewards, point: Point, peak: Any) -> dict[str,
                 show(done, f"{name} set {i} of {n}")
                 drawn.append(trial.try_on(trial.validation, before, make(i), beta))
                 done += 1
-            same_size[name] = spread(drawn, point.outcome)
-    curves, kept, made = {}, {}, controls(trial, point)
+            same_size[name] = spread(drawn, chosen.outcome)
+    curves, kept, made = {}, {}, controls(trial, chosen)
     with trial.track("controls", len(made)) as show:
         for name, control in made.items():
             tried: dict[float, Outcome] = {}
-            for s in outward(control, lambda s, tried=tried: tried[s].loss, point.outcome.loss):
+            for s in outward(control, lambda s, tried=tried: tried[s].loss, chosen.outcome.loss):
                 show(len(kept), f"{name}, {s:g}")
                 tried[s] = trial.try_on(trial.validation, before, *control.make(s))
             curves[name] = [{"setting": s} | o.record() for s, o in sorted(tried.items())]
-            carrying = np.array(list(tried))[carriers(list(tried.values()), point.outcome.loss)].tolist()
+            carrying = np.array(list(tried))[carriers(list(tried.values()), chosen.outcome.loss)].tolist()
             below = max((s for s in tried if s < min(carrying)), default=min(carrying))
             kept[name] = (control, sorted({below, *carrying}), max(tried))
     return {"same_size": same_size, "curves": curves, "test": on_test(trial, mask, beta, peak, kept)}
@@ -140,7 +141,7 @@ def on_test(
         ours = trial.try_on(trial.held_out, start, mask, beta)
     lost_P = top - start[trial.domain].mean(axis=1, dtype=np.float64)
     recovered = ratio_of_means(ours.gain_P, lost_P, "fraction")
-    undefined = {"estimate": None, "ci95": None, "null": 0.0, "reason": "the interval of A's loss includes 0"}
+    undefined = missing("the interval of A's loss includes 0", "fraction", len(lost_P), 0.0)
     reach = paired_difference(ours.loss_P, np.zeros_like(ours.loss_P)).high
     against = {}
     with trial.track("test of controls", len(kept)) as show:
@@ -152,7 +153,7 @@ def on_test(
             against[name] = estimate.record(0.0) | {"control_gain": height, "settings": rows}
     return {
         "prompts": len(lost_P),
-        "lost": points(lost_P),
+        "lost": mean_in_points(lost_P),
         **ours.record(),
         "recovery": undefined if recovered is None else recovered.record(0.0),
         "at_equal_loss": against,
@@ -190,7 +191,7 @@ def spread(drawn: Sequence[Outcome], ours: Outcome) -> dict[str, Any]:
         return {"n": 0}
     return {
         "n": len(drawn),
-        "gain": {"mean": float(gains.mean()), "percentiles": np.quantile(gains, [0.025, 0.975]).tolist()},
-        "loss": {"mean": float(losses.mean()), "percentiles": np.quantile(losses, [0.025, 0.975]).tolist()},
+        "gain": {"mean": float(gains.mean()), "percentiles": band(gains)},
+        "loss": {"mean": float(losses.mean()), "percentiles": band(losses)},
         "p": (1 + int((gains >= POINTS * ours.gain).sum())) / (1 + len(drawn)),
     }

@@ -1,14 +1,15 @@
 """The sweep of a training-free rollback and the choice of its coordinates (definitions §9).
 
-The sweep, on validation prompts of A and B. Each rule, within the shared route ℛ and among all coordinates, is a curve
-of sets of growing size, `recover.fractions` of all coordinates, at strength 1; it ends where B loses three times
-`recover.limit` or the rule has no more coordinates. Other `recover.strengths` are tried where they can help: below 1 on
-the three smallest sets of a curve that B cannot afford whole, above 1 on the best that it can. [chosen, to save points]
+The sweep, on validation prompts of A and B: each rule has two curves, one within the shared route ℛ and one among all
+coordinates. A curve tries sets of growing size, `recover.fractions` of all coordinates, at strength 1. It ends where B
+loses more than three times `recover.limit`, or where the rule has no more coordinates. To keep the number of settings
+small, other `recover.strengths` are tried only where they can help [chosen]: those below 1 on the three smallest sets
+of a curve at which B loses more than the limit, those above 1 on the set with the largest gain within the limit.
 
-The choice: the largest gain of A among points at which B loses `recover.limit` points at most, and so does each other
-domain, which is measured of candidates in turn. The best of many noisy points has come out too well, in gain and loss:
-the figures to go by are those on test prompts. Magnitude, being blind to A, is swept as the control that it is, and is
-chosen only where no other rule is listed [chosen].
+The choice: the setting with the largest gain of A among those at which B and each other domain lose at most
+`recover.limit` points. The other domains are scored for one candidate after the other until one is within the limit.
+The best of many noisy settings looks better than it is, both in gain and in loss, so only the figures on test prompts
+are unbiased. Magnitude ignores A, so it is swept as a control and chosen only if no other rule is listed [chosen].
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ from mdrl_jax.config import RecoverSection
 from mdrl_jax.progress import Show, Track
 from mdrl_jax.recovery.rollback.rules import taken_back
 from mdrl_jax.recovery.rollback.selection import largest, size
-from mdrl_jax.recovery.rollback.tradeoff import POINTS, Outcome, Rewards, outcome, points, within
+from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards, mean_in_points, outcome, within
+from mdrl_jax.stats.estimate import POINTS
 
 ROUTE, ALL = "route", "all"
 BLIND = "magnitude"
@@ -32,8 +34,8 @@ Score = Callable[[Any, Sequence[str]], Rewards]  # (params, domains) -> rewards 
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-    """One setting of the sweep, and what it did to the validation prompts."""
+class Setting:
+    """One setting of the sweep, and its outcome on the validation prompts."""
 
     rule: str
     place: str
@@ -51,7 +53,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """What points are tried on: θ_T, δ_B, the places, the rules' scores, and how parameters are scored.
+    """The fixed part of all settings: θ_T, δ_B, the places, the rules' scores, and how parameters are scored.
 
     Attributes:
       places: masks of the coordinates that the edit changed, by place; ℛ is left out where it is empty.
@@ -81,14 +83,14 @@ class Trial:
         after = score(self.moved(mask, strength), (self.domain, self.donor))
         return outcome(before, after, self.domain, self.donor)
 
-    def chosen_mask(self, point: Point) -> Any:
-        """The coordinates of a point."""
-        return largest(self.scores[point.rule], point.size, self.places[point.place])
+    def chosen_mask(self, setting: Setting) -> Any:
+        """The coordinates of a setting."""
+        return largest(self.scores[setting.rule], setting.size, self.places[setting.place])
 
 
-def sweep(trial: Trial, before: Rewards) -> list[Point]:
-    """Every point of the scheme above."""
-    found: list[Point] = []
+def sweep(trial: Trial, before: Rewards) -> list[Setting]:
+    """Every setting of the scheme above."""
+    found: list[Setting] = []
     curves, most = list(itertools.product(trial.scores, trial.places)), longest(trial.settings)
     with trial.track("sweep", most * len(curves)) as show:
         for i, (rule, place) in enumerate(curves):
@@ -97,21 +99,22 @@ def sweep(trial: Trial, before: Rewards) -> list[Point]:
 
 
 def longest(settings: RecoverSection) -> int:
-    """Points of a curve at most, those at other strengths included."""
+    """The largest possible number of settings of a curve, including those at other strengths."""
     return len(settings.fractions) + sum(DEAR if s < 1 else s > 1 for s in settings.strengths)
 
 
-def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> list[Point]:
-    """The points of a rule in a place."""
-    found: list[Point] = []
+def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> list[Setting]:
+    """The settings of a rule in a place."""
+    found: list[Setting] = []
     limit = trial.settings.limit / POINTS
 
-    def attempt(fraction: float, mask: Any, n: int, strength: float) -> Point:
+    def attempt(fraction: float, mask: Any, n: int, strength: float) -> Setting:
         show(len(found), f"{rule}, {place}, {n} coordinates, strength {strength:g}")
-        found.append(Point(rule, place, fraction, n, strength, trial.try_on(trial.validation, before, mask, strength)))
+        effect = trial.try_on(trial.validation, before, mask, strength)
+        found.append(Setting(rule, place, fraction, n, strength, effect))
         return found[-1]
 
-    curve: list[Point] = []
+    curve: list[Setting] = []
     for fraction in sorted(trial.settings.fractions):
         mask = largest(trial.scores[rule], max(1, round(fraction * trial.n)), trial.places[place])
         n = size(mask)
@@ -122,31 +125,31 @@ def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> 
             break
     if rule == BLIND and len(trial.scores) > 1:
         return found
-    best = max((p for p in curve if p.outcome.affordable(limit)), key=lambda p: p.outcome.gain, default=None)
-    dear = [p for p in curve if not p.outcome.affordable(limit)][:DEAR]
+    best = max((s for s in curve if s.outcome.affordable(limit)), key=lambda s: s.outcome.gain, default=None)
+    dear = [s for s in curve if not s.outcome.affordable(limit)][:DEAR]
     for strength in trial.settings.strengths:
         again = dear if strength < 1 else [best] if strength > 1 and best else []
-        for p in again:
-            attempt(p.fraction, trial.chosen_mask(p), p.size, strength)
+        for s in again:
+            attempt(s.fraction, trial.chosen_mask(s), s.size, strength)
     return found
 
 
-def choose(trial: Trial, found: Sequence[Point]) -> tuple[Point | None, dict[str, Any]]:
-    """The chosen point, None where none within the limits gains anything, and the losses of the other domains there."""
+def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict[str, Any]]:
+    """The chosen setting, None if none within the limits gains anything, and the losses of the other domains there."""
     limit = trial.settings.limit / POINTS
-    sighted = [p for p in found if p.rule != BLIND] or list(found)
-    affordable = [p for p in sighted if p.outcome.affordable(limit) and p.outcome.gain > 0]
-    affordable = sorted(affordable, key=lambda p: (-p.outcome.gain, p.size))
+    sighted = [s for s in found if s.rule != BLIND] or list(found)
+    affordable = [s for s in sighted if s.outcome.affordable(limit) and s.outcome.gain > 0]
+    affordable = sorted(affordable, key=lambda s: (-s.outcome.gain, s.size))
     if not affordable or not trial.others:
         return (affordable[0] if affordable else None), {}
     reference = trial.validation(trial.now, trial.others)
     with trial.track("choice", len(affordable)) as show:
-        for done, point in enumerate(affordable):
+        for done, setting in enumerate(affordable):
             show(done, f"what {', '.join(trial.others)} would lose")
-            after = trial.validation(trial.moved(trial.chosen_mask(point), point.strength), trial.others)
+            after = trial.validation(trial.moved(trial.chosen_mask(setting), setting.strength), trial.others)
             lost = {d: (reference[d] - after[d]).mean(axis=1, dtype=np.float64) for d in trial.others}
             if all(within(x, limit) for x in lost.values()):
-                return point, {d: points(x) for d, x in lost.items()}
+                return setting, {d: mean_in_points(x) for d, x in lost.items()}
     return None, {}
 
 

@@ -1,12 +1,15 @@
-"""What is won for what is paid, and two ways of paying compared at equal price (definitions §9, §12, C7).
+"""A's gain against B's loss, and two ways of removing coordinates compared at equal loss (definitions §9, §12, C7).
 
-A setting that was tried is a point: A's gain against B's loss. Settings of one control, a set's size or a strength,
-are points of one curve. Its frontier at a loss ℓ is the most that A gains in the mean over a mixture of its settings,
-and of removing nothing, with a mean loss of B of ℓ at most: the least concave, non-decreasing curve above the points
-and (0, 0) [chosen]. It can be had, by drawing one of two models for each prompt, and it is hard on the set: noise only
-raises a maximum, and a set that costs B nothing or less is held against the frontier at 0. Two things would favour the
-set: settings far apart, whose mixture is worse than a setting in between, and a frontier that ends before the set's
-loss, beyond which it is flat; `comparison.py` looks for settings close by and on either side.
+Each setting that is tried gives A a gain and B a loss. The settings of one control differ in the size of the set or in
+the strength. The frontier of a control at a loss ℓ is the largest mean gain of A over mixtures of its settings and of
+removing nothing, among the mixtures with a mean loss of B of at most ℓ. In the plane of loss and gain this is the least
+concave, non-decreasing curve above all settings and (0, 0) [chosen]. The mixture can be realised by drawing one of two
+models for each prompt.
+
+The comparison is strict with the chosen set: noise only raises a maximum, and a set that costs B nothing or less is
+compared with the frontier at 0. Two things would favour the set: settings that are far apart, because their mixture is
+worse than a setting in between, and a frontier that ends before the set's loss, because beyond its end it is flat.
+Therefore `comparison.py` tries settings close to the set's loss and on either side of it.
 """
 
 import dataclasses
@@ -17,11 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrl_jax.stats.bootstrap import percentile
-from mdrl_jax.stats.estimate import Estimate, paired_difference
+from mdrl_jax.stats.bootstrap import percentile, prompt_weights
+from mdrl_jax.stats.estimate import POINTS, Estimate, Record, paired_difference
 
-N_RESAMPLES = 2000
-POINTS = 100.0  # in a reward of 1
 Floats = NDArray[np.float64]
 Rewards = Mapping[str, np.ndarray]
 
@@ -49,7 +50,7 @@ class Outcome:
 
     def record(self) -> dict[str, Any]:
         """Gain and loss in points, with intervals over prompts."""
-        return {"gain": points(self.gain_P), "loss": points(self.loss_P)}
+        return {"gain": mean_in_points(self.gain_P), "loss": mean_in_points(self.loss_P)}
 
 
 def outcome(before: Rewards, after: Rewards, domain: str, donor: str) -> Outcome:
@@ -63,13 +64,16 @@ def within(loss_P: Floats, limit: float) -> bool:
     return float(loss_P.mean()) <= limit + 1e-9
 
 
-def points(difference_P: Floats) -> dict[str, Any]:
+def mean_in_points(difference_P: Floats) -> Record:
     """The mean of paired differences in rewards, as a record in points."""
-    return paired_difference(difference_P, np.zeros_like(difference_P)).scaled(POINTS, "points").record(0.0)
+    return paired_difference(difference_P, np.zeros_like(difference_P)).in_points().record(0.0)
 
 
 def frontier(loss_RN: Floats, gain_RN: Floats, at_R: Floats) -> Floats:
-    """The frontier of N settings at losses `at_R` (those below 0 count as 0), for R sets of points at once."""
+    """The frontier of N settings at a loss, for R draws of their losses and gains at once: [R].
+
+    `at_R` has the loss of each draw; a loss below 0 counts as 0.
+    """
     nothing = np.zeros((loss_RN.shape[0], 1))
     loss_RN, gain_RN = np.concatenate([nothing, loss_RN], axis=1), np.concatenate([nothing, gain_RN], axis=1)
     at_R = np.maximum(at_R, 0.0)
@@ -115,12 +119,13 @@ def at_equal_loss(ours: Outcome, control: Sequence[Outcome]) -> tuple[Estimate, 
 
     def drawn(values_NP: Floats) -> Floats:
         n = values_NP.shape[1]
-        return rng.multinomial(n, np.full(n, 1 / n), N_RESAMPLES) @ values_NP.T / n
+        # Without row 0: a matrix product rounds the sample's means differently from `_means`.
+        return prompt_weights(n, rng)[1:] @ values_NP.T / n
 
     gains, losses = (drawn(np.stack([getattr(o, name) for o in everything])) for name in ("gain_P", "loss_P"))
     n = min(ours.gain_P.size, ours.loss_P.size)
     estimate = percentile(float(value_R[0]), difference(gains, losses)[0], n)
-    return estimate.scaled(POINTS, "points"), POINTS * float(height_R[0])
+    return estimate.in_points(), POINTS * float(height_R[0])
 
 
 def _means(outcomes: Sequence[Outcome]) -> tuple[Floats, Floats]:

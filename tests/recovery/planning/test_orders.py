@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mdrl_jax.recovery.planning import orders
-from mdrl_jax.recovery.planning.orders import Expansion, compare, expand, forecast
+from mdrl_jax.recovery.planning.orders import OrderTerms, compare, expand, forecast
 from mdrl_jax.second_order.objectives import DirectionalDerivatives
 from tests.told import Told
 
@@ -29,14 +29,14 @@ def derivatives(domain: str, v: np.ndarray) -> DirectionalDerivatives:
     return DirectionalDerivatives(COUNT_P[domain] * first_P, COUNT_P[domain] * second_P, COUNT_P[domain])
 
 
-def expansion(domain: str) -> Expansion:
-    return Expansion(
+def terms(domain: str) -> OrderTerms:
+    return OrderTerms(
         lambda names: derivatives(domain, np.sum([SOLO[j] for j in names], axis=0)),
         [d for d in DOMAINS if d != domain],
     )
 
 
-EXPANSIONS = {d: expansion(d) for d in DOMAINS}
+TERMS = {d: terms(d) for d in DOMAINS}
 
 
 def direct(domain: str, order: tuple[str, ...]) -> float:
@@ -47,7 +47,7 @@ def direct(domain: str, order: tuple[str, ...]) -> float:
 
 
 def test_polarisation_gives_all_orders_that_direct_expansions_give():
-    rows = forecast(EXPANSIONS, 100.0, "points")
+    rows = forecast(TERMS, 100.0, "points")
     assert sorted(r["order"] for r in rows) == sorted(list(o) for o in itertools.permutations(DOMAINS))
     for row in rows:
         expected = {d: direct(d, tuple(row["order"])) for d in DOMAINS}
@@ -60,7 +60,7 @@ def test_polarisation_gives_all_orders_that_direct_expansions_give():
 
 
 def test_the_last_domain_is_not_damaged():
-    for row in forecast(EXPANSIONS, 100.0, "points"):
+    for row in forecast(TERMS, 100.0, "points"):
         last = row["damage"][row["order"][-1]]
         assert (last["estimate"], last["ci95"]) == (0, [0, 0])
 
@@ -72,16 +72,16 @@ def test_pairs_and_singles_are_all_that_is_asked_for():
         asked.append(names)
         return derivatives("math", np.sum([SOLO[j] for j in names], axis=0))
 
-    Expansion(along, ["qa", "code", "cw"])
+    OrderTerms(along, ["qa", "code", "cw"])
     assert asked == [("code",), ("cw",), ("qa",), ("code", "cw"), ("code", "qa"), ("cw", "qa")]
 
 
 def test_intervals_are_by_prompt_and_domains_are_independent():
     """Against the variance of a ratio of means, by the delta method, and the sum of them over domains."""
-    row = forecast(EXPANSIONS, 1.0, "reward")[0]
+    row = forecast(TERMS, 1.0, "reward")[0]
     variances = {}
     for domain in DOMAINS:
-        parts_P = EXPANSIONS[domain].damage(row["order"][row["order"].index(domain) + 1 :])
+        parts_P = TERMS[domain].damage(row["order"][row["order"].index(domain) + 1 :])
         count_P = COUNT_P[domain]
         rest_P = (parts_P - parts_P.sum() / count_P.sum() * count_P) / count_P.mean()
         variances[domain] = rest_P.var() / P
@@ -93,22 +93,22 @@ def test_intervals_are_by_prompt_and_domains_are_independent():
 
 
 def test_no_order_of_inputs_matters_and_ties_go_by_name():
-    rows = forecast(EXPANSIONS, 100.0, "points")
-    backwards = {d: EXPANSIONS[d] for d in reversed(DOMAINS)}
+    rows = forecast(TERMS, 100.0, "points")
+    backwards = {d: TERMS[d] for d in reversed(DOMAINS)}
     assert json.dumps(forecast(backwards, 100.0, "points"), sort_keys=True) == json.dumps(rows, sort_keys=True)
     zeros = DirectionalDerivatives(np.zeros(P), np.zeros(P), np.ones(P))
-    equal = {d: Expansion(lambda names: zeros, [j for j in DOMAINS if j != d]) for d in DOMAINS}
+    equal = {d: OrderTerms(lambda names: zeros, [j for j in DOMAINS if j != d]) for d in DOMAINS}
     ranked = [tuple(row["order"]) for row in forecast(equal, 100.0, "points")]
     assert ranked == sorted(ranked)
 
 
 def test_a_domain_that_cannot_be_measured_is_left_out_of_the_sum_and_says_so():
-    rows = forecast(EXPANSIONS, 100.0, "points", {"qa": "only 3% of the prompts"})
+    rows = forecast(TERMS, 100.0, "points", {"qa": "only 3% of the prompts"})
     for row in rows:
         assert row["damage"]["qa"]["estimate"] is None and row["damage"]["qa"]["reason"] == "only 3% of the prompts"
         rest = [direct(d, tuple(row["order"])) for d in DOMAINS if d != "qa"]
         assert row["total"]["estimate"] == pytest.approx(sum(rest))
-    none = forecast(EXPANSIONS, 100.0, "points", dict.fromkeys(DOMAINS, "saturated"))
+    none = forecast(TERMS, 100.0, "points", dict.fromkeys(DOMAINS, "saturated"))
     assert none[0]["total"]["estimate"] is None and "no domain" in none[0]["total"]["reason"]
     json.dumps(none, allow_nan=False)
 
@@ -125,7 +125,7 @@ def run_of(order: tuple[str, ...], lost: dict[str, float]) -> tuple[Any, Any]:
 
 
 def test_what_was_foretold_is_held_against_the_runs():
-    rows = forecast(EXPANSIONS, 100.0, "points")
+    rows = forecast(TERMS, 100.0, "points")
     by_order = {tuple(r["order"]): r for r in rows}
     order, back = DOMAINS, DOMAINS[::-1]
     lost = {o: {d: by_order[o]["damage"][d]["estimate"] / 100 for d in o[:-1]} for o in (order, back)}
@@ -166,8 +166,8 @@ def test_expansions_are_taken_at_solo_checkpoints_along_solo_edits(monkeypatch):
     found = expand(probe, solo.__getitem__, base, samples, told)
     assert len(seen) == 24 == told.totals["orders"] and told.counted("orders")
     after = ("code", "qa")
-    np.testing.assert_allclose(found["reward"]["math"].damage(after), EXPANSIONS["math"].damage(after), atol=1e-9)
-    np.testing.assert_allclose(found["success_nll"]["math"].damage(after), 2 * EXPANSIONS["math"].damage(after))
+    np.testing.assert_allclose(found["reward"]["math"].damage(after), TERMS["math"].damage(after), atol=1e-9)
+    np.testing.assert_allclose(found["success_nll"]["math"].damage(after), 2 * TERMS["math"].damage(after))
     record = orders.run(
         probe, solo.__getitem__, base, samples, [run_of(DOMAINS, dict.fromkeys(DOMAINS[:-1], 0.1))], Told()
     )

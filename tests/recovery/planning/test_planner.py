@@ -42,7 +42,7 @@ from mdrl_jax.recovery.planning.outcomes import clopper_pearson, finalists, outc
 from mdrl_jax.rl.logprobs import token_log_probs
 from mdrl_jax.rl.policy import join
 from mdrl_jax.rl.trainer import OptimizerConfig, make_optimizer
-from mdrl_jax.stage import plan
+from mdrl_jax.stage import resolve_stages
 from mdrl_jax.stages import grpo
 from tests.told import Told
 
@@ -456,10 +456,10 @@ def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> t
     monkeypatch.setattr(planner.evidence, "scores", lambda probe, rule, ends, sample: (options["scores"](ends), {}))
     options.setdefault("scores", lambda ends: tree.scale(1.0, jax.tree.map(jnp.abs, ends.edit)))
     runtime: Any = SimpleNamespace(config=world.config)
-    stages = plan(world.config, WORDS)
+    stages = resolve_stages(world.config, WORDS)
     current = {d: np.full((8, 2000), level(THETA["qa"], d)) for d in WORDS}
     probe: Any = world
-    record = planner.plan(
+    record = planner.make_plan(
         runtime, probe, Path("."), stages, "qa", THETA.__getitem__, current, options.get("told", Told()),
         options.get("actions"),
     )  # fmt: skip
@@ -554,15 +554,15 @@ def test_a_plan_needs_a_past_and_domains_of_it(monkeypatch):
     with pytest.raises(UserError, match="trained 'cw' alone"):
         planned(monkeypatch, actions=[Action("refresh", "cw", 1)])
     world = World(8)
-    runtime, probe, stages = SimpleNamespace(config=world.config), world, plan(world.config, WORDS)
+    runtime, probe, stages = SimpleNamespace(config=world.config), world, resolve_stages(world.config, WORDS)
     with pytest.raises(UserError, match="nothing can be won back"):
-        planner.plan(*(runtime, probe, Path("."), stages, "base", THETA.__getitem__, {}, Told()))  # type: ignore
+        planner.make_plan(*(runtime, probe, Path("."), stages, "base", THETA.__getitem__, {}, Told()))  # type: ignore
 
 
 def test_the_trail_is_of_stages_on_the_way_that_trained_one_domain():
     config: Any = default()
     config.stages = ("math", "solo-qa", "joint", "qa", "refresh-math", "cw")
-    stages = plan(parse(config), ("code", "math", "qa", "cw"))
+    stages = resolve_stages(parse(config), ("code", "math", "qa", "cw"))
     assert [s.name for s in planner.trail(stages, "cw")] == ["math", "qa", "refresh-math", "cw"]
     actions = planner.candidates(parse(config).recover, planner.trail(stages, "cw"))
     donors = {(a.domain, a.donor) for a in actions if a.kind == "rollback"}
@@ -637,7 +637,7 @@ def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
 def test_the_length_of_a_path_is_the_sum_of_its_learning_rates(warmup: int):
     config: Any = default()
     config.train.warmup_steps, config.stages = warmup, ("math",)
-    stage = plan(parse(config), ("code", "math", "qa", "cw"))[0]
+    stage = resolve_stages(parse(config), ("code", "math", "qa", "cw"))[0]
     for steps in (0, 1, 3, 9):
         expected = sum(grpo.learning_rate(stage, s) for s in range(steps))
         assert lookahead.path_length(stage.train, steps) == pytest.approx(expected)

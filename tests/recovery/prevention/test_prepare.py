@@ -19,7 +19,7 @@ from mdrl_jax.recovery.prevention import prepare as prevention
 from mdrl_jax.recovery.prevention.prepare import check, prepare, transforms
 from mdrl_jax.rl.trainer import Transforms, init_state
 from mdrl_jax.second_order import subspace
-from mdrl_jax.stage import Stage, plan
+from mdrl_jax.stage import Stage, resolve_stages
 from mdrl_jax.stages import grpo
 
 DOMAINS = ("code", "math", "qa")
@@ -52,7 +52,7 @@ def configured(prevent: dict[str, Any], **analyze: Any) -> Config:
 
 
 def stages_of(prevent: dict[str, Any], **analyze: Any) -> tuple[Stage, ...]:
-    return plan(configured(prevent, **analyze), DOMAINS)
+    return resolve_stages(configured(prevent, **analyze), DOMAINS)
 
 
 @pytest.fixture(scope="module")
@@ -236,11 +236,11 @@ def test_a_domain_without_any_reward_is_refused(
 def test_what_cannot_be_sampled_is_refused(built: runtime.Runtime, analyze: dict[str, Any], message: str):
     config = configured(ALL, **analyze)
     with pytest.raises(UserError, match=message):
-        check(dataclasses.replace(built, config=config), plan(config, DOMAINS)[-1])
+        check(dataclasses.replace(built, config=config), resolve_stages(config, DOMAINS)[-1])
 
 
 def test_batches_that_the_mesh_does_not_divide_are_refused(built: runtime.Runtime, mesh8: Any):
-    odd = configured(ALL, batch=2, prompts=16, group=3)
-    stage = plan(odd, DOMAINS)[-1]
-    with pytest.raises(UserError, match=r"stage qa: analyze.batch \* group = 6 is not divisible by the mesh's .* = 4"):
+    odd = configured(ALL, batch=2, prompts=16, group_size=3)
+    stage = resolve_stages(odd, DOMAINS)[-1]
+    with pytest.raises(UserError, match=r"stage qa: analyze.batch \* group_size = 6 is not divisible by the mesh's .* = 4"):
         check(dataclasses.replace(built, config=odd, mesh=mesh8), stage)

@@ -16,7 +16,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.recovery.refresh import tracker as refresh
 from mdrl_jax.recovery.refresh.contraction import Basis
 from mdrl_jax.recovery.refresh.tracker import Tracker, chosen, scores, stop
-from mdrl_jax.stage import Stage, plan
+from mdrl_jax.stage import Stage, resolve_stages
 from mdrl_jax.stats.estimate import paired_difference, ratio_of_means
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -65,7 +65,7 @@ def setting(**recover: Any) -> tuple[Any, Stage]:
     c.stage_overrides = {"refresh-math": {"steps": 4}}
     c.recover.update({"limit": 100.0} | recover)
     config = parse(c)
-    return SimpleNamespace(config=config), plan(config, ("math", "qa", "cw"))[-1]
+    return SimpleNamespace(config=config), resolve_stages(config, ("math", "qa", "cw"))[-1]
 
 
 def params(which: float) -> Any:

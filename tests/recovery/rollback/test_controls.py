@@ -1,5 +1,6 @@
 """Controls: matched one to one against a slow greedy search, sizes, supports, and tensors that are not favoured."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 from jax.sharding import Mesh
 
 from mdrl_jax.parallel.sharding import named
-from mdrl_jax.recovery.rollback.controls import BLIND_BITS, CONTROLS, Selection, matched
+from mdrl_jax.recovery.rollback.comparison import controls
+from mdrl_jax.recovery.rollback.controls import BLIND_BITS, matched
 from mdrl_jax.recovery.rollback.selection import complement, largest, size, support
+from mdrl_jax.recovery.rollback.sweep import ALL, ROUTE
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -98,25 +101,31 @@ def test_controls_have_the_size_and_the_support_of_the_set():
     edit[rng.random(N) < 0.1] = 0.0
     scores[edit == 0] = 0.0
     route = rng.random(N) < 0.4
-    mask = largest(to_tree(scores), 25, to_tree(route))
-    selection = Selection(to_tree(edit), to_tree(scores), mask, to_tree(route))
-    controls = {name: flat(control(selection, 3)) for name, control in CONTROLS.items()}
-    assert set(controls) == {"random", "matched", "largest", "out_of_route", "whole"}
+    trial: Any = SimpleNamespace(
+        edit=to_tree(edit), n=N, scores={"rule": to_tree(scores)},
+        places={ROUTE: support(to_tree(edit), to_tree(route)), ALL: support(to_tree(edit))},
+    )  # fmt: skip
+    chosen: Any = SimpleNamespace(rule="rule", place=ROUTE, size=25, strength=0.5)
+    mask = largest(trial.scores["rule"], 25, trial.places[ROUTE])
+    curves = controls(trial, chosen)
+    made = {name: flat(curve.make(0.25 if name == "whole" else 25)[0]) for name, curve in curves.items()}
+    assert set(made) == {"random", "matched", "largest", "out_of_route", "whole"}
+    assert {name: curve.make(curve.least)[1] for name, curve in curves.items()} == dict.fromkeys(made, 0.5) | {
+        "whole": curves["whole"].least
+    }
     inside = route & (edit != 0)
     for name in ("random", "matched", "largest"):
-        assert controls[name].sum() == 25 and not (controls[name] & ~inside).any(), name
+        assert made[name].sum() == 25 and not (made[name] & ~inside).any(), name
     biggest = np.argsort(-abs(edit) * route)[:25]
-    assert set(np.flatnonzero(controls["largest"])) == set(biggest)
+    assert set(np.flatnonzero(made["largest"])) == set(biggest)
     best_outside = np.argsort(-scores * ~route)[:25]
-    assert set(np.flatnonzero(controls["out_of_route"])) == set(best_outside)
-    np.testing.assert_array_equal(controls["whole"], edit != 0)
-    assert not (controls["matched"] & flat(mask)).any()
-    np.testing.assert_array_equal(controls["random"], flat(CONTROLS["random"](selection, 3)))
-    assert (controls["random"] != flat(CONTROLS["random"](selection, 4))).any()
-    anywhere = Selection(to_tree(edit), to_tree(scores), largest(to_tree(scores), 25))
-    with pytest.raises(ValueError, match="nothing is out of its route"):
-        CONTROLS["out_of_route"](anywhere, 0)
-    assert size(CONTROLS["random"](anywhere, 0)) == 25
+    assert set(np.flatnonzero(made["out_of_route"])) == set(best_outside)
+    np.testing.assert_array_equal(made["whole"], edit != 0)
+    assert not (made["matched"] & flat(mask)).any()
+    chosen.place = ALL
+    anywhere = controls(trial, chosen)
+    assert set(anywhere) == set(made) - {"out_of_route"}
+    assert size(anywhere["random"].make(25)[0]) == 25
 
 
 def test_eight_devices_match_what_one_matches(mesh8: Mesh):

@@ -11,9 +11,9 @@ from mdrl_jax import tree
 from mdrl_jax.model.transformer import param_shapes
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import param_shardings
-from mdrl_jax.recovery.rollback.controls import CONTROLS, Selection
-from mdrl_jax.recovery.rollback.rules import SCORES, Evidence, rollback, route_mask
-from mdrl_jax.recovery.rollback.selection import complement, size, top
+from mdrl_jax.recovery.rollback.controls import matched
+from mdrl_jax.recovery.rollback.rules import SCORES, Evidence, magnitude, rollback, route_mask
+from mdrl_jax.recovery.rollback.selection import complement, largest, random_set, size, support, top
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -189,7 +189,13 @@ def test_rules_find_a_planted_conflict_and_beat_controls_at_equal_loss_of_the_do
     scores = SCORES[rule](evidence)
     mask = top(scores, HARMFUL / N)
     assert (flat(mask) == harmful).all()
-    selection = Selection(evidence.edit, scores, mask)
+    everywhere = support(evidence.edit)
+    controls: dict[str, Callable[[int], Any]] = {
+        "random": lambda seed: random_set(seed, HARMFUL, everywhere),
+        "matched": lambda seed: matched(evidence.edit, mask, everywhere, seed),
+        "largest": lambda seed: largest(magnitude(evidence.edit), HARMFUL),
+        "whole": lambda seed: everywhere,
+    }
     whole = loss_B(rollback(theta, evidence.edit, mask, 1.0)) - loss_B(theta)
     price = 0.5 * whole
 
@@ -199,8 +205,8 @@ def test_rules_find_a_planted_conflict_and_beat_controls_at_equal_loss_of_the_do
     ours = gain(mask)
     at_stake = loss_A(theta)
     assert ours > 0.5 * at_stake
-    for name in ("random", "matched", "largest", "whole"):
+    for name, make in controls.items():
         for seed in range(5 if name in ("random", "matched") else 1):
-            control = CONTROLS[name](selection, seed)
+            control = make(seed)
             assert size(control) == (N if name == "whole" else HARMFUL)
             assert gain(control) < 0.5 * ours, name

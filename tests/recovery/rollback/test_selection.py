@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mdrl_jax.parallel import hlo
+from mdrl_jax.parallel import counting, hlo
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.recovery.rollback import selection
@@ -133,17 +133,6 @@ def test_more_coordinates_than_one_limb_holds(k: int):
     assert size(tied) == k
 
 
-def test_counts_beyond_31_bits():
-    rng = np.random.default_rng(5)
-    for _ in range(50):
-        b, a = sorted(int(v) for v in rng.integers(0, 2**40, 2))
-        split = [tuple(map(jnp.int32, selection._split(v))) for v in (a, b)]
-        high, low = selection._minus(*split)
-        assert int(high) * 2**15 + int(low) == a - b and 0 <= int(low) < 2**15
-        assert bool(selection._reaches(*split)) and bool(selection._reaches(split[0], split[0]))
-        assert bool(selection._reaches(split[1], split[0])) == (a == b)
-
-
 def test_ties_favour_no_tensor_and_no_place():
     chosen = largest(big_tree(np.ones(100_000, np.float32)), 30_000)
     up = np.asarray(chosen["layers"]["up"]["kernel"])
@@ -216,7 +205,7 @@ def test_eight_devices_choose_what_one_chooses_and_keep_the_shardings(mesh8: Mes
 
 def test_only_counts_travel_between_devices(mesh8: Mesh):
     x8, inside8 = to_tree(abs(numbers()), mesh8), to_tree(numbers() > 0, mesh8)
-    count = selection._split(30)
+    count = counting.split(30)
     texts = [
         selection.largest_program.lower(x8, count, None).compile().as_text(),
         selection.largest_program.lower(x8, count, inside8).compile().as_text(),

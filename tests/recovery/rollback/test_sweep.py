@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from mdrl_jax.claims.rollback import c7
+from mdrl_jax.claims.recovery import c7
 from mdrl_jax.config import RecoverSection
 from mdrl_jax.recovery.rollback import comparison
 from mdrl_jax.recovery.rollback.comparison import Control, compare, on_test, outward
 from mdrl_jax.recovery.rollback.rules import SCORES, Evidence
 from mdrl_jax.recovery.rollback.selection import size
-from mdrl_jax.recovery.rollback.sweep import Point, Trial, choose, sweep
+from mdrl_jax.recovery.rollback.sweep import Setting, Trial, choose, sweep
 from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards
 from tests.told import Told
 
@@ -101,13 +101,13 @@ def trial(rules: Sequence[str] = ("adding", "removing", "magnitude"), **changes:
     return made, Trial(**(fields | changes))
 
 
-def judged(made: Planted, t: Trial) -> tuple[Point | None, dict[str, Any], dict[str, Any]]:
-    """(chosen point, its comparison, verdict)."""
+def judged(made: Planted, t: Trial) -> tuple[Setting | None, dict[str, Any], dict[str, Any]]:
+    """(chosen setting, its comparison, verdict)."""
     before = t.validation(t.now, ("math", "qa"))
-    point, _ = choose(t, sweep(t, before))
-    compared = compare(t, before, point, to_tree(made.peak.astype(np.float32))) if point else {}
+    setting, _ = choose(t, sweep(t, before))
+    compared = compare(t, before, setting, to_tree(made.peak.astype(np.float32))) if setting else {}
     head = {"stage": "rollback-math-qa", "domain": "math", "donor": "qa", "limit": 2.0}
-    return point, compared, c7([head | {"chosen": point and point.record()} | compared])
+    return setting, compared, c7([head | {"chosen": setting and setting.record()} | compared])
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,9 @@ def seen() -> Any:
 
 
 def test_the_planted_coordinates_are_found_and_beat_every_control(seen: Any):
-    made, t, point, compared, claim = seen
-    assert point.rule in ("adding", "removing") and point.place == ALL and point.strength == 1.0
-    np.testing.assert_array_equal(flat(t.chosen_mask(point)), made.harmful)
+    made, t, setting, compared, claim = seen
+    assert setting.rule in ("adding", "removing") and setting.place == ALL and setting.strength == 1.0
+    np.testing.assert_array_equal(flat(t.chosen_mask(setting)), made.harmful)
     test = compared["test"]
     assert set(test["at_equal_loss"]) == {"random", "matched", "largest", "whole"}
     assert test["lost"]["estimate"] == pytest.approx(test["gain"]["estimate"], rel=0.2) and test["lost"]["n"] == 60
@@ -131,20 +131,20 @@ def test_the_planted_coordinates_are_found_and_beat_every_control(seen: Any):
     for name, n in (("random", 40), ("matched", comparison.MATCHED_SETS)):
         drawn = compared["same_size"][name]
         assert drawn["n"] == n and drawn["p"] == pytest.approx(1 / (n + 1))
-        assert drawn["gain"]["percentiles"][1] < 0.3 * point.outcome.gain * 100
+        assert drawn["gain"]["percentiles"][1] < 0.3 * setting.outcome.gain * 100
     assert claim["verdict"] == "supported" and len(claim["rows"]) == 1
 
 
 def test_a_set_that_knows_nothing_of_the_domain_is_not_above_random_ones():
     blind = to_tree(np.random.default_rng(5).random(N).astype(np.float32))
     made, t = trial(("opposition",), scores={"opposition": blind})
-    point, compared, claim = judged(made, t)
-    assert point is not None and claim["verdict"] != "supported"
+    setting, compared, claim = judged(made, t)
+    assert setting is not None and claim["verdict"] != "supported"
     low = compared["test"]["at_equal_loss"]["largest"]["ci95"][0]
     assert low <= 0 or compared["test"]["at_equal_loss"]["random"]["ci95"][0] <= 0
 
 
-def test_points_follow_the_scheme():
+def test_settings_follow_the_scheme():
     told = Told()
     _, t = trial(track=told)
     found = sweep(t, t.validation(t.now, ("math", "qa")))
@@ -162,10 +162,10 @@ def test_points_follow_the_scheme():
             assert half == ([] if rule == "magnitude" else dear[:3])
     assert any(p.strength == 0.5 for p in found)
     magnitudes = [p for p in found if p.rule == "magnitude"]
-    point, others = choose(t, found)
-    assert point is not None and point.rule != "magnitude" and set(others) == {"cw"}
+    setting, others = choose(t, found)
+    assert setting is not None and setting.rule != "magnitude" and set(others) == {"cw"}
     rich = [dataclasses.replace(p, outcome=Outcome(p.outcome.gain_P + 1, 0 * p.outcome.loss_P)) for p in magnitudes]
-    assert choose(t, [*found, *rich])[0] == point
+    assert choose(t, [*found, *rich])[0] == setting
     alone, _ = choose(t, magnitudes)
     assert alone is not None and alone.rule == "magnitude"
 
@@ -173,8 +173,8 @@ def test_points_follow_the_scheme():
 def test_a_choice_respects_the_donor_and_every_other_domain():
     made, t = trial()
     found = sweep(t, t.validation(t.now, ("math", "qa")))
-    point, others = choose(t, found)
-    assert point is not None and point.outcome.affordable(0.02) and abs(others["cw"]["estimate"]) < 1
+    setting, others = choose(t, found)
+    assert setting is not None and setting.outcome.affordable(0.02) and abs(others["cw"]["estimate"]) < 1
     dear = made.score(1, 40)
 
     def ruinous(params: Any, domains: Sequence[str]) -> Rewards:
@@ -185,7 +185,7 @@ def test_a_choice_respects_the_donor_and_every_other_domain():
     frugal, others = choose(dataclasses.replace(t, validation=ruinous), found)
     assert frugal is not None and frugal.size == 4 and others["cw"]["estimate"] == pytest.approx(1.6, abs=0.1)
     alone = dataclasses.replace(t, others=(), validation=lambda params, domains: pytest.fail("nothing to score"))
-    assert choose(alone, found) == (point, {})
+    assert choose(alone, found) == (setting, {})
     hopeless = [p for p in found if not p.outcome.affordable(0.02)]
     assert hopeless and choose(t, hopeless) == (None, {})
     losing = [dataclasses.replace(p, outcome=Outcome(-abs(p.outcome.gain_P), p.outcome.loss_P)) for p in found]
@@ -224,15 +224,15 @@ def test_out_of_route_joins_the_controls_of_a_set_within_the_route():
     made, t = trial()
     before = t.validation(t.now, ("math", "qa"))
     within = [p for p in sweep(t, before) if p.place == ROUTE]
-    point, _ = choose(t, within)
-    assert point is not None
-    made_controls = comparison.controls(t, point)
+    setting, _ = choose(t, within)
+    assert setting is not None
+    made_controls = comparison.controls(t, setting)
     assert set(made_controls) == {"random", "matched", "largest", "whole", "out_of_route"}
     inside, outside = (flat(x) for x in (t.places[ROUTE], made_controls["out_of_route"].make(8)[0]))
     n = min(8, int((made.harmful & ~inside).sum()))
     assert outside.sum() == 8 and not (inside & outside).any() and (made.harmful & outside).sum() == n > 3
     for name in ("random", "matched", "largest"):
         mask, strength = made_controls[name].make(8)
-        assert size(mask) == 8 and not (flat(mask) & ~inside).any() and strength == point.strength
+        assert size(mask) == 8 and not (flat(mask) & ~inside).any() and strength == setting.strength
     mask, strength = made_controls["whole"].make(0.25)
     assert size(mask) == N and strength == 0.25
