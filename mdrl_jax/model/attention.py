@@ -1,12 +1,16 @@
-"""Causal attention in other forms than the decoder's own: blocks of scores at a time, a fused kernel, differentiable.
+"""Three forms of causal attention beside the decoder's own: they differ in memory and in which derivatives they have.
 
-| | scores held | derivatives |
-|---|---|---|
-| `plain` | all, [B, H, T, T] | any order, forward and reverse (definitions §6) |
-| `blockwise` | of one block of queries, in both passes | any order, forward and reverse |
-| `splash` | of one block of queries and keys, on chip | first, reverse: curvature never takes it; TPU |
+All are functions of `valid_BT` and plug into `Decoder.attention` (`model/transformer.py`). "Scores" here are the
+attention logits q·k / √h.
 
-Softmax in float32 at least. What a token of padding gives is finite, and no one's.
+| | scores in memory at a time | derivatives | runs on |
+|---|---|---|---|
+| `plain` | all of a layer, [B, H, T, T] | any order, forward and reverse mode (definitions §6) | any device |
+| `blockwise` | those of one block of queries, in both passes | any order, forward and reverse mode | any device |
+| `splash` | those of one block of queries and keys, on chip | first order, reverse mode only | TPU |
+
+Second derivatives never use `splash`. All compute the softmax in float32 or wider. At a padding token the output is
+finite, and it does not reach any valid token.
 """
 
 import itertools
@@ -24,14 +28,14 @@ from mdrl_jax.model.transformer import KEPT, NEGATIVE, Attend, Attention, at_lea
 from mdrl_jax.parallel.sharding import by_device
 
 BLOCK = 128  # queries whose scores `blockwise` holds at a time
-PARTS = 10  # so 55 % of all scores are computed, where a causal mask leaves half of them
-LANES = 128  # `splash` wants lengths in multiples of it
-SPLASH_BLOCK = 512  # queries, and keys, of a block of `splash`
-SPLASH_BACKWARD = 1024  # keys of a block of its backward pass, which makes a partial dq for each
+PARTS = 10  # with 10 parts `blockwise` computes 55 % of all scores; the causal mask keeps 50 %
+LANES = 128  # `splash` requires lengths that are multiples of this
+SPLASH_BLOCK = 512  # queries in a block of `splash`, and keys in a block of its forward pass
+SPLASH_BACKWARD = 1024  # keys in a block of its backward pass, which makes one partial dq per block of keys
 
 
 def plain(valid_BT: jax.Array) -> Attend:
-    """Attention of each token to valid tokens up to itself, all queries at once."""
+    """Attention of each token to itself and to earlier valid tokens, for all queries at once."""
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
         return _attend(q_BTHh, k_BTKh, v_BTKh, valid_BT, jnp.int32(0)), None
@@ -40,10 +44,10 @@ def plain(valid_BT: jax.Array) -> Attend:
 
 
 def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
-    """The same, `block` queries at a time; scores are recomputed in a backward pass.
+    """The same function as `plain`, computed for `block` queries at a time.
 
-    Queries are in `PARTS` parts, each of which looks at the keys up to its own end. Under `jax.checkpoint` the output
-    can be kept by name (`transformer.REMAT`).
+    The backward pass recomputes the scores. Queries are divided into at most `PARTS` parts, and each part reads only
+    the keys up to its own end. The output is named `KEPT`, so that a policy of `transformer.REMAT` can keep it.
     """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
@@ -67,10 +71,10 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
 
 
 def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
-    """The same by the TPU kernel (JAX's `splash_attention`), each device its own rows and heads.
+    """The same function by JAX's TPU kernel `splash_attention`; each device runs it on its own rows and heads.
 
-    Under `jax.checkpoint` its output and log-sum-exp can be kept by name (`transformer.REMAT`). `interpret`: on any
-    platform, slowly.
+    Its output and log-sum-exp are named `KEPT`, so that a policy of `transformer.REMAT` can keep them. With `interpret`
+    the kernel is interpreted: slowly, but on any platform.
     """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
@@ -85,7 +89,7 @@ def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
             segments = kernels.SegmentIds(segments_BT, segments_BT)
             return jax.vmap(kernel)(q_BHTh, k_BKTh, v_BKTh, segments)
 
-        # Tokens and padding are two segments: neither looks at the other.
+        # Tokens and padding form two segments, and the kernel lets no token attend to another segment.
         segments_BT = jnp.pad(valid_BT.astype(jnp.int32), ((0, 0), (0, kernel_length - length)))
         heads, kv_heads = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
         run = by_device(run, (heads, kv_heads, kv_heads, ("batch", None)), heads)
@@ -96,13 +100,13 @@ def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
 
 
 def padded_length(length: int) -> int:
-    """The length that `splash` pads sequences to: whole blocks."""
+    """The length to which `splash` pads sequences: a multiple of 128 up to 512 tokens, a multiple of 1024 above."""
     block = SPLASH_BACKWARD if length > SPLASH_BLOCK else LANES
     return -(-length // block) * block
 
 
 def block_sizes(length: int) -> kernels.BlockSizes:
-    """Blocks of `splash` for a padded length."""
+    """The block sizes that `splash` uses for sequences of a padded length (`padded_length`)."""
     block, backward = min(SPLASH_BLOCK, length), min(SPLASH_BACKWARD, length)
     return kernels.BlockSizes(
         block_q=block,
@@ -110,7 +114,7 @@ def block_sizes(length: int) -> kernels.BlockSizes:
         block_q_dkv=block,
         block_kv_dkv=backward,
         block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,  # five products a block, where two kernels for dq and dk, dv take seven
+        use_fused_bwd_kernel=True,  # 5 matrix products a block; separate kernels for dq and for (dk, dv) need 7
     )
 
 
@@ -129,12 +133,21 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Callable[..., An
 def choose(
     rows: int, heads: int, length: int, limit_bytes: float, short: Attention = plain, long: Attention = blockwise
 ) -> Attention:
-    """`short`, or `long` where the float32 scores of one layer would take more than `limit_bytes`."""
+    """Returns `long` if the float32 scores of one layer would take more than `limit_bytes`, otherwise `short`.
+
+    Args:
+      rows: sequences on one device.
+      heads: attention heads on one device.
+      length: tokens of a sequence.
+      limit_bytes: bytes of one device that the scores of one layer may take.
+      short: attention that holds all scores.
+      long: attention that never holds all scores.
+    """
     return short if 4.0 * rows * heads * length * length <= limit_bytes else long
 
 
 def _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, first) -> jax.Array:
-    """Queries at positions `first`, `first` + 1, ... over all keys."""
+    """Attention [B, Q, H, h] of queries at the positions `first`, `first` + 1, ... over all keys."""
     batch, n_queries, n_heads, head_dim = q_BQHh.shape
     length, n_kv = k_BTKh.shape[1:3]
     q_BQKRh = q_BQHh.reshape(batch, n_queries, n_kv, n_heads // n_kv, head_dim)
@@ -143,8 +156,10 @@ def _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, first) -> jax.Array:
     causal_QT = jnp.arange(length)[None, :] <= first + jnp.arange(n_queries)[:, None]
     mask = causal_QT[None, None, None] & valid_BT[:, None, None, None, :]
     scores = jnp.where(mask, scores, NEGATIVE)
-    # Else exp would be of a small difference of large numbers, and not a softmax at all where everything is masked.
+    # Subtract the maximum first: otherwise `scores - logsumexp` is a small difference of large numbers. In a row where
+    # all scores are NEGATIVE it would round to 0, and the weights would not sum to 1.
     scores = scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    # The softmax, in a form whose repeated jvps XLA merges; of jax.nn.softmax it keeps both, and of all that follows.
+    # This form of the softmax lets XLA merge the equal computations of nested jvps. With jax.nn.softmax it keeps both
+    # copies, also of everything that is computed from the weights.
     weights = jnp.exp(scores - jax.nn.logsumexp(scores, axis=-1, keepdims=True)).astype(v_BTKh.dtype)
     return jnp.einsum("bkrqt,btkh->bqkrh", weights, v_BTKh).reshape(q_BQHh.shape)

@@ -1,7 +1,7 @@
-"""Llama, Qwen2/2.5 and Qwen3 as deltas of one `ModelConfig`, read from and written to `config.json`.
+"""The sizes and options of Llama, Qwen2/2.5 and Qwen3 as one `ModelConfig`, read from and written to `config.json`.
 
-A field of `config.json` that would change the function computed and that the decoder does not have
-(sliding window, experts, another activation, another RoPE scaling) is refused by name.
+Some fields of `config.json` ask for a function that the decoder does not compute: a sliding window, experts, another
+activation, another RoPE scaling. `from_hf` refuses a model with such a field and names the field.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from mdrl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 frequency scaling (`rope_type` "llama3" of Hugging Face)."""
+    """Llama-3 scaling of RoPE frequencies (`rope_type` "llama3" of Hugging Face); fields are those of `config.json`."""
 
     factor: float
     low_freq_factor: float
@@ -22,7 +22,25 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a decoder (dimension key in definitions §1) and the few choices in which the families differ."""
+    """Sizes of a decoder (dimension key in definitions §1) and the few options in which the families differ.
+
+    Attributes:
+      family: a key of `FAMILIES`, which is `model_type` in `config.json`.
+      vocab_size: V.
+      n_layers: L.
+      d_model: D.
+      d_mlp: F.
+      n_heads: H.
+      n_kv_heads: K.
+      head_dim: h.
+      rope_theta: the base of the RoPE frequencies.
+      rope_scaling: scaling of the RoPE frequencies; None: none.
+      norm_eps: added to the mean square in RMSNorm.
+      tied: whether the unembedding is the transposed embedding.
+      qkv_bias: whether the q, k and v projections have a bias.
+      qk_norm: whether q and k are normalised per head.
+      max_positions: longest sequence that the model was made for, in tokens.
+    """
 
     family: str
     vocab_size: int
@@ -56,7 +74,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
 }
-# What transformers takes for a field that a family's `config.json` leaves out, where families differ.
+# The values that transformers uses for fields absent from `config.json`, where they differ between families.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768},
@@ -70,7 +88,7 @@ ARCHITECTURES = {
 
 
 def _rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    # transformers 5 writes rope_parameters; 4 wrote rope_theta and rope_scaling.
+    # transformers 5 writes rope_parameters; transformers 4 wrote rope_theta and rope_scaling.
     parameters = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     theta = float(parameters.get("rope_theta", hf.get("rope_theta", 10000.0)))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
@@ -89,8 +107,13 @@ def _rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
 def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """The `ModelConfig` of a Hugging Face `config.json`.
 
+    Args:
+      hf: the fields of `config.json`.
+      where: the name of the file in error messages.
+
     Raises:
-      UserError: naming the field, when the model has something the decoder does not compute.
+      UserError: if a field asks for something that the decoder does not compute, is absent, or has a wrong type or
+        size; the message names the file, and the field where it is known.
     """
     family = hf.get("model_type")
     if family not in FAMILIES:
@@ -107,7 +130,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
         "quantization_config": hf.get("quantization_config") is not None,
         "attention_dropout": bool(hf.get("attention_dropout", 0.0)),
     }
-    if family not in ("qwen2", "qwen3"):  # these give a size that `use_sliding_window` switches off
+    if family not in ("qwen2", "qwen3"):  # these families set `sliding_window` also where `use_sliding_window` is false
         refused["sliding_window"] = hf.get("sliding_window") is not None
     for field, bad in refused.items():
         if bad:
@@ -144,7 +167,11 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that torch `transformers` (4 and 5) loads as the same function."""
+    """The fields of a `config.json` with which `transformers` (4 and 5) loads the same function.
+
+    Returns:
+      field name -> JSON value; the inverse of `from_hf`.
+    """
     scaling = config.rope_scaling
     return {
         "architectures": [ARCHITECTURES[config.family]],

@@ -1,7 +1,8 @@
-"""The model's own count of operations: what computing a function once takes, no more (2 a weight and token).
+"""The operations that a function of the model needs if everything is computed once: the model's own count.
 
-Attention is counted by the pairs of tokens that see each other: of a causal sequence of T tokens T(T + 1) / 2. What a
-compiled program executes beyond it is recomputed, or computed and masked.
+A multiplication and an addition are two operations, so a weight costs 2 operations for each token. Attention is counted
+over pairs of tokens that see each other: T(T + 1) / 2 pairs in a causal sequence of T tokens. If a compiled program
+executes more than this count, the excess is work that it recomputes, or computes and then masks.
 """
 
 import dataclasses
@@ -12,33 +13,53 @@ from mdrl_jax.model.attention import SPLASH_BACKWARD, SPLASH_BLOCK
 from mdrl_jax.model.families import ModelConfig
 from mdrl_jax.parallel.hlo_text import Computation, Instruction, arrays
 
-# Products of a block of queries with a block of keys in each kernel: scores and output; scores, dv, dp, dk and dq.
+# Matrix products that a kernel computes for a block of queries and a block of keys. Forward: scores and output.
+# Backward: scores, dv, dp, dk and dq.
 KERNELS = {"fwd": 2, "dkv": 5}
 _KERNEL = re.compile(r"splash_mha_(fwd|dkv)")
 
 
 def layer_weights(config: ModelConfig) -> int:
-    """Weights of one layer that every token is multiplied with."""
+    """Number of weights of one layer that take part in matrix products: its kernels, without biases and norms."""
     c = config
     return c.d_model * (c.head_dim * 2 * (c.n_heads + c.n_kv_heads) + 3 * c.d_mlp)
 
 
 def forward(config: ModelConfig, tokens: float, pairs: float, scored: float) -> float:
-    """A forward pass of `tokens`, of which `pairs` see each other, with logits at `scored` of them."""
+    """Operations of a forward pass.
+
+    Args:
+      config: sizes of the model.
+      tokens: tokens that pass through the layers.
+      pairs: pairs (query token, key token) that attention lets see each other, in one layer and head.
+      scored: tokens whose logits are computed.
+
+    Returns:
+      floating-point operations.
+    """
     return _products(config, tokens, pairs, scored).forward
 
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """Operations of one product of each kind, and of what derivatives are made of them.
+    """Operations of the two kinds of products in a forward pass, from which the cost of derivatives follows.
 
-    The derivative of a product has a term for each factor that changes: of Wx two, of Wx with fixed W one, and of
-    scores q·k and of their product with v, whatever changes, two; the second derivative of these has three. Backward, a
-    product is two, one where its weights are not differentiated.
+    The derivative of a product along a direction has one term, of the cost of the product, for each factor that
+    changes:
+
+    | product | value | 1st derivative | 2nd derivative |
+    |---|---|---|---|
+    | W x, both change | W x | W′x + W x′ | 2 W′x′ + W x″ (W changes linearly) |
+    | W x, W fixed | W x | W x′ | W x″ |
+    | q·k, or attention weights times values | q·k | q′k + q k′ | q″k + 2 q′k′ + q k″ |
+
+    In a backward pass a product costs two products, one for each factor; it costs one if its weights are not
+    differentiated.
 
     Attributes:
-      weights: tokens with every weight that they meet, logits included.
-      attention: queries with keys, or scores with values, of pairs that see each other: a forward pass has both.
+      weights: operations of all tokens with all weights that they meet, logits included.
+      attention: operations of queries with keys for the pairs that see each other. The product of attention weights
+        with values costs as much again.
     """
 
     weights: float
@@ -46,37 +67,71 @@ class Products:
 
     @property
     def forward(self) -> float:
-        """The function alone."""
+        """Operations of the function alone: weights, queries with keys, and attention weights with values."""
         return self.weights + 2 * self.attention
 
     @property
     def gradient(self) -> float:
-        """With its gradient."""
+        """Operations of the function and its gradient in all weights."""
         return 3 * self.forward
 
     @property
     def jets(self) -> float:
-        """With first and second derivatives along a direction of all weights (definitions §6)."""
+        """Operations of the function and its first and second derivatives along a direction of all weights.
+
+        These are the (u, w) jets of definitions §6: 1 + 2 + 2 products with weights and, for each of the two attention
+        products, 1 + 2 + 3.
+        """
         return 5 * self.weights + 12 * self.attention
 
     def route_jets(self, directions: int, narrow: float) -> float:
-        """The same along directions of a route, tokens with whose weights are `narrow` operations."""
+        """Operations of the function once, and of its first and second derivatives along directions of a route.
+
+        A route is a subset of MLP neurons (definitions §5); all other weights are fixed.
+
+        Args:
+          directions: number of directions.
+          narrow: operations of all tokens with the weights of the route.
+        """
         each = 2 * self.weights + 10 * self.attention + 2 * narrow
         return self.forward + directions * each
 
     def route_hessian(self, vectors: int, narrow: float) -> float:
-        """Products of the Hessian on a route with vectors."""
+        """Operations of products of the Hessian on a route with vectors, forward mode over reverse mode.
+
+        Forward and backward pass are computed once; each vector adds their derivatives along it.
+
+        Args:
+          vectors: number of vectors.
+          narrow: operations of all tokens with the weights of the route.
+        """
         each = 2 * self.weights + 12 * self.attention + 4 * narrow
         return 2 * self.weights + 6 * self.attention + vectors * each
 
 
 def sequences(config: ModelConfig, rows: int, length: int, scored: int) -> Products:
-    """Products of `rows` whole sequences, with logits at `scored` places of each."""
+    """The products of whole causal sequences.
+
+    Args:
+      config: sizes of the model.
+      rows: number of sequences.
+      length: tokens of each sequence.
+      scored: positions of each sequence whose logits are computed.
+    """
     return _products(config, rows * length, rows * length * (length + 1) / 2, rows * scored)
 
 
 def sampled(config: ModelConfig, prompts: int, group: int, prompt_length: int, completion_length: int) -> float:
-    """Reading prompts and sampling `group` completions of each, all of the longest: every token is computed once."""
+    """Operations of reading prompts and sampling completions of the full length, with every token computed once.
+
+    Args:
+      config: sizes of the model.
+      prompts: number of prompts.
+      group: completions of each prompt.
+      prompt_length: tokens of a prompt.
+      completion_length: tokens of a completion. The logits of its first token come from the prompt's pass, and its
+        last token is never read, so `completion_length` − 1 tokens pass through the layers.
+    """
     read = sequences(config, prompts, prompt_length, 1).forward
     steps = completion_length - 1
     pairs = steps * prompt_length + steps * (steps + 1) / 2
@@ -90,11 +145,19 @@ def _products(config: ModelConfig, tokens: float, pairs: float, scored: float) -
 
 
 def kernel_flops(instruction: Instruction, computation: Computation) -> float:
-    """Operations of a splash-attention kernel, which the compiler cannot count: those of the blocks it visits."""
+    """Operations of a splash-attention kernel, which the compiler cannot count; 0 for any other instruction.
+
+    They are those of all blocks that the kernel visits, so masked pairs in these blocks count too.
+
+    Args:
+      instruction: an instruction of a compiled program.
+      computation: the computation that contains it.
+    """
     found = _KERNEL.search(instruction.name)
     if found is None or instruction.opcode != "custom-call":
         return 0.0
-    # After scratch, of fewer dimensions, fwd gives the output [..., H, T, h], dkv a dq [..., key blocks, H, T, h].
+    # The result is a tuple. Its array of most dimensions is the output [..., H, T, h] of fwd, or the partial dq
+    # [..., key blocks, H, T, h] of dkv; scratch arrays, which come first, have fewer dimensions.
     out = max((dims for _, dims in arrays(instruction.shape)), key=len)
     length, head_dim = out[-2:]
     forward_pass = found[1] == "fwd"
@@ -104,6 +167,12 @@ def kernel_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def visited_pairs(length: int, queries: int, keys: int) -> int:
-    """Pairs in the blocks of queries and keys that hold at least one pair of a causal mask."""
+    """Number of (query, key) pairs in the blocks that hold at least one pair of the causal mask.
+
+    Args:
+      length: tokens of a sequence.
+      queries: queries of a block.
+      keys: keys of a block.
+    """
     blocks = sum((first + queries - 1) // keys + 1 for first in range(0, length, queries))
     return blocks * queries * keys

@@ -1,8 +1,8 @@
-"""The Hugging Face layout: `config.json` and safetensors to and from the decoder's parameters.
+"""Reads and writes Hugging Face model folders: `config.json` and safetensors to and from the decoder's parameters.
 
-One table names each parameter's tensor and how its axes are laid out there. Reading goes slice by slice, device by
-device, so that a process reads only what its devices hold and no second full copy exists on the host; files in bfloat16
-or float16 become float32 masters.
+The table `LAYOUTS` gives for each parameter the name of its tensor in the file and the order of its axes there. Reading
+goes slice by slice and device by device: a process reads only the parts that its devices hold, and the host never holds
+a second full copy. Weights in bfloat16 or float16 become float32 master weights.
 """
 
 import dataclasses
@@ -26,15 +26,19 @@ from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import param_shardings
 
 SHARD_BYTES = 4 * 2**30
-READABLE = ("F32", "BF16", "F16")  # anything else (integers, float8) is quantized and needs its scales
+READABLE = ("F32", "BF16", "F16")  # other types (integers, float8) hold quantized weights, useless without their scales
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where a parameter lives in the file: tensor name ({} is the layer) and its axes.
+    """The tensor in the file that holds a parameter, and how its axes map to the parameter's.
 
-    `n_in` counts our input axes: 0 for vectors and the embedding, whose order is the file's. Files hold matrices
-    as [out, in] with heads and head_dim merged; ours are [in..., out...].
+    A file holds a matrix as [out, in], with heads and head_dim merged into one axis. The decoder's kernels are
+    [in..., out...] with separate axes.
+
+    Attributes:
+      name: name of the tensor; {} stands for the number of the layer.
+      n_in: number of input axes of the decoder's kernel; 0 for vectors and the embedding, which are not transposed.
     """
 
     name: str
@@ -58,12 +62,12 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A tree path as `layers/q/kernel`."""
+    """A path of JAX tree keys as text, e.g. `layers/q/kernel`."""
     return "/".join(str(key.key) for key in path)
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """`config.json` of a Hugging Face folder.
+    """Reads `config.json` of a Hugging Face folder.
 
     Raises:
       UserError: if the folder or file is absent or damaged, or the model is not supported.
@@ -83,7 +87,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 class _Files:
-    """The tensors of one file, or of the several that `model.safetensors.index.json` lists."""
+    """The tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` lists."""
 
     def __init__(self, folder: Path):
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
@@ -95,7 +99,7 @@ class _Files:
             elif single.exists():
                 files = [single]
             else:
-                raise UserError(f"{folder} has neither model.safetensors nor its index")
+                raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
             for file in files:
                 if not file.exists():
                     raise UserError(f"{index} names {file.name}, which is absent")
@@ -109,12 +113,12 @@ class _Files:
 
 
 def _read(tensor: Any, layout: Layout, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-    """Part `index` of a parameter of `shape` (without the layer axis) from its file tensor."""
+    """The part `index` of a parameter of `shape` (without the layer axis), read from its tensor in the file."""
     bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
     sizes = [stop - start for start, stop in bounds]
 
     def merged(axes: range) -> slice:
-        # head_dim is never split, so (heads, head_dim) merges into one contiguous range.
+        # head_dim is never split over devices, so a range of heads is one contiguous range of the merged axis.
         inner = int(np.prod([shape[a] for a in axes[1:]]))
         return slice(bounds[axes[0]][0] * inner, bounds[axes[0]][1] * inner)
 
@@ -130,17 +134,26 @@ def _read(tensor: Any, layout: Layout, shape: tuple[int, ...], index: tuple[slic
 
 
 def _file_shape(layout: Layout, shape: tuple[int, ...]) -> list[int]:
-    """Shape in the file of a parameter of `shape` (without the layer axis)."""
+    """The shape that the file must have for a parameter of `shape` (without the layer axis)."""
     if layout.n_in:
         return [int(np.prod(shape[layout.n_in :])), int(np.prod(shape[: layout.n_in]))]
     return [int(np.prod(shape))] if layout.name.endswith("bias") else list(shape)
 
 
 def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
-    """Parameters of a Hugging Face folder, sharded over `mesh`, float32.
+    """Loads the parameters of a Hugging Face folder.
+
+    Args:
+      folder: a folder with safetensors.
+      model: the decoder; its config comes from `read_config(folder)`.
+      mesh: the mesh over which the parameters are sharded.
+
+    Returns:
+      the parameter tree, float32, each leaf in its sharding.
 
     Raises:
-      UserError: if a tensor is absent, is quantized or has another shape than `config.json` says.
+      UserError: if the files cannot be read, if a tensor is absent, is quantized or has another shape than
+        `config.json` says, or if the mesh does not divide a parameter.
     """
     files = _Files(Path(folder))
     boxed = param_shapes(model)
@@ -149,7 +162,7 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
         layout = LAYOUTS[path_name(path)]
         name = layout.name
         if path_name(path) == "embedding" and name not in files.handles and model.config.tied:
-            name = "lm_head.weight"  # some tied models store only this one
+            name = "lm_head.weight"  # some tied models store the shared matrix under this name only
         stacked = "{}" in name
         inner = shape.shape[1:] if stacked else shape.shape
         layers = shape.shape[0] if stacked else 1
@@ -172,7 +185,7 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
                 return _read(tensors[0], layout, inner, index)
             chosen = tensors[index[0]]
             sizes = [len(range(*s.indices(n))) for s, n in zip(index[1:], inner, strict=True)]
-            out = np.empty((len(chosen), *sizes), np.float32)  # filled in place: a second copy would double the peak
+            out = np.empty((len(chosen), *sizes), np.float32)  # filled in place: np.stack would hold all of it twice
             for i, tensor in enumerate(chosen):
                 out[i] = _read(tensor, layout, inner, index[1:])
             return out
@@ -183,7 +196,11 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
 
 
 def _placed(shape: tuple[int, ...], sharding: Any, read: Callable[[Any], np.ndarray]) -> jax.Array:
-    """An array of this process's parts, each read once and moved before the next: one part at a time on the host."""
+    """An array made of the parts that this process's devices hold.
+
+    `read` is called once for each different part. The part is moved to its devices before the next is read, so the host
+    holds one part at a time.
+    """
     devices: dict[Any, list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
@@ -196,7 +213,19 @@ def _placed(shape: tuple[int, ...], sharding: Any, read: Callable[[Any], np.ndar
 
 
 def random_params(model: Decoder, mesh: Mesh, seed: int) -> Any:
-    """Freshly initialised parameters, made sharded."""
+    """Randomly initialised parameters, created in their shardings: each device holds only its own parts.
+
+    Args:
+      model: the decoder.
+      mesh: the mesh over which the parameters are sharded.
+      seed: seed of the initialisation.
+
+    Returns:
+      the parameter tree, float32.
+
+    Raises:
+      UserError: if the mesh does not divide a parameter.
+    """
     boxed = param_shapes(model)
     tokens = jnp.zeros((1, 1), jnp.int32)
 
@@ -207,7 +236,11 @@ def random_params(model: Decoder, mesh: Mesh, seed: int) -> Any:
 
 
 def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
-    """Each tensor of the Hugging Face layout by name, as a function that makes it on the host."""
+    """The tensors of the Hugging Face layout, made one at a time.
+
+    Returns:
+      tensor name -> a function that makes the tensor on the host. Nothing is copied until it is called.
+    """
     tensors: dict[str, Callable[[], np.ndarray]] = {}
 
     def tensor(leaf: jax.Array, layer: int | None, layout: Layout) -> np.ndarray:
@@ -227,10 +260,19 @@ def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
 
 
 def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.float32) -> None:
-    """Writes `config.json` and safetensors (several files and an index above 4 GiB), whole or not at all.
+    """Writes `config.json` and safetensors; above 4 GiB the tensors go to several files with an index.
+
+    Everything is written to a hidden folder beside `folder`, which is renamed at the end, so an interrupted call leaves
+    no incomplete `folder`.
+
+    Args:
+      folder: a folder that does not exist or is empty.
+      params: the parameter tree.
+      config: sizes of the model.
+      dtype: type of the numbers in the files.
 
     Raises:
-      UserError: if `folder` exists and is not an empty folder.
+      UserError: if `folder` is a file or a folder that is not empty.
     """
     folder = Path(folder)
     if folder.is_file():

@@ -1,4 +1,7 @@
-"""Sizes of published models, as in their public `config.json`, for where there is no folder and sizes are enough."""
+"""Sizes of published models, copied from their public `config.json`.
+
+They serve commands that need the sizes of a model but not its weights, such as `fit`, if there is no model folder.
+"""
 
 import dataclasses
 
@@ -71,21 +74,21 @@ _ALONE = {
     "Llama-3.2-1B": _llama(16, 2048, 32, 64),
     "Llama-3.2-3B": _llama(28, 3072, 24, 128),
 }
-# Of an instruct model the sizes are those of its base.
+# An instruct model has the sizes of its base model.
 _INSTRUCT = {f"{name}-Instruct": c for name, c in _ALONE.items() if name.startswith(("Qwen2.5", "Llama"))}
 PUBLISHED: dict[str, ModelConfig] = {**_ALONE, **_INSTRUCT}
 
 
 def sizes(path: str) -> ModelConfig:
-    """The sizes of the model that the last part of a path names, e.g. `Qwen2.5-3B` or `Qwen/Qwen2.5-3B`.
+    """The sizes of the published model that the last part of a path names, e.g. `Qwen2.5-3B` or `Qwen/Qwen2.5-3B`.
 
     Raises:
-      UserError: naming those that are known.
+      UserError: if no known model has this name; the message lists the known ones.
     """
     name = path.rstrip("/").rpartition("/")[2]
     if name not in PUBLISHED:
         raise UserError(
-            f"model.path={path!r} is no folder, and no published model whose sizes are known; known: "
+            f"model.path={path!r} is neither a folder nor a published model whose sizes are known; known: "
             f"{', '.join(PUBLISHED)}"
         )
     return PUBLISHED[name]

@@ -1,4 +1,4 @@
-"""Tokenizer, left padding and length buckets."""
+"""Loads the tokenizer, finds the tokens that end a completion, and pads rows of tokens to a few fixed lengths."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a Hugging Face folder.
 
     Raises:
-      UserError: if there is none or it cannot be read.
+      UserError: if the folder has no tokenizer or its tokenizer cannot be read.
     """
     try:
         return AutoTokenizer.from_pretrained(str(folder))
@@ -24,7 +24,10 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def eos_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end a completion: the end token, and what the chat template puts after a reply.
+    """The ids of the tokens that end a completion.
+
+    Returns:
+      the id of `eos_token`, then the id of the token that the chat template puts after a reply, if it is another one.
 
     Raises:
       UserError: if the tokenizer has no end token.
@@ -35,30 +38,40 @@ def eos_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _end_of_turn(tokenizer: Any) -> list[int]:
-    """The token that follows a reply in a chat, if it is one of the added tokens, which no text contains."""
+    """The token that follows a reply in a chat, as a list of one; empty if it is not one of the added tokens.
+
+    Only an added token can end a completion safely: ordinary text never contains it.
+    """
     if not tokenizer.chat_template:
         return []
     mark = "REPLY"
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": mark}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except jinja2.TemplateError:  # `domains/chat.py` names what is wrong with it, where chats are used
+    except jinja2.TemplateError:  # not reported here: `domains/chat.py` reports it if a domain uses the template
         return []
     after = tokenizer(text.rpartition(mark)[2], add_special_tokens=False).input_ids[:1]
     return [i for i in after if i in tokenizer.added_tokens_decoder]
 
 
 def pad_id(tokenizer: Any) -> int:
-    """Token put where nothing is; never attended to."""
+    """The id of the padding token, or of `eos_token` if the tokenizer has none. Attention never reads padding."""
     pad = tokenizer.pad_token_id
     return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 def bucket(length: int, buckets: Sequence[int], what: str) -> int:
-    """The smallest bucket that holds `length`: one compilation a bucket.
+    """The smallest bucket that holds `length` tokens.
+
+    Lengths are rounded up to buckets because every new length compiles the program anew.
+
+    Args:
+      length: number of tokens.
+      buckets: the allowed lengths, in growing order.
+      what: the thing that has this length, for the error message, e.g. "a prompt".
 
     Raises:
-      UserError: if none does.
+      UserError: if `length` is above the largest bucket.
     """
     for size in buckets:
         if length <= size:
@@ -67,7 +80,16 @@ def bucket(length: int, buckets: Sequence[int], what: str) -> int:
 
 
 def left_pad(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of tokens as (tokens [B, length] int32, valid [B, length] bool), padded on the left."""
+    """Pads rows of tokens on the left to one length.
+
+    Args:
+      rows: token ids of each row, at most `length` of them.
+      length: tokens of a padded row.
+      pad: id of the padding token.
+
+    Returns:
+      tokens [B, length], int32, and valid [B, length], bool: True at tokens of the row, False at padding.
+    """
     tokens_BT = np.full((len(rows), length), pad, np.int32)
     valid_BT = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):

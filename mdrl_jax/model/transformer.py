@@ -1,13 +1,17 @@
 """The decoder: Llama, Qwen2/2.5 and Qwen3 as one Flax Linen module, pure `apply({"params": params}, ...)`.
 
-Three entry points share one `Block`: `hidden` (whole sequences: training, log-probs), `prefill` (prompts, keeping
-keys and values) and `decode` (one token a row on top of a prompt shared by its group). What differs between
-them is only how a layer attends, so that is a function passed to the block. How whole sequences and prompts attend
-is a choice of the run (`model/attention.py`): `causal_attention` holds all scores.
+Three entry points share one `Block`: `hidden` (whole sequences: training, log-probs), `prefill` (prompts; it returns
+their keys and values) and `decode` (one token of each completion, after a prompt that a group of completions shares).
+They differ only in how a layer attends, so the block gets its attention as an argument, an `Attend`. For whole
+sequences and prompts the run chooses between `causal_attention`, which holds all scores, and the forms of
+`model/attention.py`.
 
-Sequences are left-padded: `valid_BT` marks real tokens, positions count them from 0, and padding is never
-attended to. Layers are stacked along a leading axis and run under `nn.scan`. Master weights are float32;
-matrix products run in `dtype`; norms, softmax, RoPE and logits in float32.
+Sequences are left-padded: `valid_BT` marks real tokens, positions count real tokens from 0, and no token attends to
+padding. Layers are stacked along a leading axis and run under `nn.scan`. Master weights are float32. Matrix products
+run in `dtype`; norms, softmax, RoPE and logits are computed in float32.
+
+One layer is x + attention(RMSNorm(x)), then x + W_down(silu(W_gate y) ⊙ W_up y) with y = RMSNorm(x). Letters of shapes
+are in definitions §1.
 """
 
 import functools
@@ -25,13 +29,14 @@ from mdrl_jax.parallel.sharding import constrain
 
 NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives no NaN
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-Attention = Callable[[jax.Array], Attend]  # of left-padded sequences, from `valid_BT`; keeps nothing
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]  # (q, k, v) -> (output, value to keep)
+Attention = Callable[[jax.Array], Attend]  # `valid_BT` -> attention of whole left-padded sequences, which keeps None
 Axes = tuple[str | None, ...]
+# Two shardings of activations [B, T, D], for many and for few rows (`parallel/sharding.py`).
 BY_BATCH: Axes = ("batch", None, None)
 BY_EMBED: Axes = ("rows", None, "embed")
 
-KEPT = "attention"  # the output and log-sum-exp of a fused kernel: a backward pass need not run it again
+KEPT = "attention"  # checkpoint name of attention outputs: if they are kept, the backward pass need not recompute them
 _named = jax.checkpoint_policies.save_only_these_names(KEPT)
 REMAT: dict[str, Callable[..., Any] | None] = {
     "full": _named,
@@ -43,7 +48,13 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 
 @struct.dataclass
 class Prefix:
-    """Keys and values of prompts: k, v [L, P, Tp, K, h]; valid [P, Tp]; shared by each prompt's group."""
+    """Keys and values of prompts of Tp tokens; all completions of a prompt (its group) read the same ones.
+
+    Attributes:
+      k_LPTKh: keys [L, P, Tp, K, h].
+      v_LPTKh: values [L, P, Tp, K, h].
+      valid_PT: True at real tokens of the prompts [P, Tp].
+    """
 
     k_LPTKh: jax.Array
     v_LPTKh: jax.Array
@@ -52,19 +63,36 @@ class Prefix:
 
 @struct.dataclass
 class Cache:
-    """Keys and values of completions: [L, B, Tc, K, h] with B = P * G; the token of step s lies at s mod Tc."""
+    """Keys and values of completions, of which row b belongs to prompt b // G (B = P · G).
+
+    The cache is a ring: the token that is decoded at step s lies in slot s mod Tc.
+
+    Attributes:
+      k_LBTKh: keys [L, B, Tc, K, h].
+      v_LBTKh: values [L, B, Tc, K, h].
+    """
 
     k_LBTKh: jax.Array
     v_LBTKh: jax.Array
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """float32, or float64 where that is what a test computes in."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32  # strict promotion has no path from bfloat16
+    """float32 for all dtypes but float64, which stays float64 (some tests compute in it)."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32  # not promote_types: strict promotion refuses bfloat16
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
-    """Inverse frequencies [h/2] of RoPE (arXiv 2104.09864), with Llama-3 scaling (arXiv 2407.21783) if given."""
+    """The frequencies of RoPE (arXiv 2104.09864): θ^(−2i/h) for i = 0, …, h/2 − 1.
+
+    Args:
+      head_dim: h.
+      theta: the base θ.
+      scaling: Llama-3 scaling (arXiv 2407.21783); None: none. Frequencies of long wavelengths are divided by `factor`,
+        those of short wavelengths stay, and those between are interpolated.
+
+    Returns:
+      radians per position [h/2], float32.
+    """
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequency = 1.0 / jnp.power(jnp.float32(theta), exponent)
     if scaling is None:
@@ -81,7 +109,16 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
 
 
 def rotate(x_BTHh: jax.Array, positions_BT: jax.Array, frequencies: jax.Array) -> jax.Array:
-    """RoPE on heads, in Hugging Face's layout (first half paired with second half)."""
+    """Applies RoPE to heads, in Hugging Face's layout: coordinate i is paired with coordinate i + h/2.
+
+    Args:
+      x_BTHh: queries or keys [B, T, H, h].
+      positions_BT: position of each token [B, T].
+      frequencies: from `rope_frequencies` [h/2].
+
+    Returns:
+      rotated queries or keys [B, T, H, h], in the dtype of `x_BTHh`.
+    """
     angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
     a, b = jnp.split(x_BTHh.astype(at_least_float32(x_BTHh.dtype)), 2, axis=-1)
@@ -89,14 +126,14 @@ def rotate(x_BTHh: jax.Array, positions_BT: jax.Array, frequencies: jax.Array) -
 
 
 def positions_of(valid_BT: jax.Array) -> jax.Array:
-    """Position of each token, counted over valid tokens only; padding gets 0."""
+    """Position of each token [B, T]: the number of valid tokens before it. Left padding gets 0."""
     return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=-1) - 1, 0)
 
 
 def causal_attention(valid_BT: jax.Array) -> Attend:
-    """Attention of each token to valid tokens up to itself, all scores at once.
+    """Attention of each token to itself and to earlier valid tokens; all scores are held at once.
 
-    The XLA implementation is used because it can be differentiated twice (definitions §6).
+    It uses the XLA implementation because that can be differentiated twice (definitions §6).
     """
     length = valid_BT.shape[1]
     causal_TT = jnp.tril(jnp.ones((length, length), bool))
@@ -110,7 +147,7 @@ def causal_attention(valid_BT: jax.Array) -> Attend:
 
 
 def keeping(attend: Attend) -> Attend:
-    """The same attention, that keeps keys and values."""
+    """The same attention, with the keys and values as the value to keep."""
 
     def and_keep(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
         return attend(q_BTHh, k_BTKh, v_BTKh)[0], (k_BTKh, v_BTKh)
@@ -119,10 +156,23 @@ def keeping(attend: Attend) -> Attend:
 
 
 def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, step, start_P) -> Attend:
-    """Attention of one new token a row to its group's prompt and to its own completion, which began at step `start_P`.
+    """Attention of one new token in each row to the prompt of its group and to its own completion.
 
-    Writes the new key and value into `cache` at (layer, step mod Tc), in place when the caller's loop carries it: one
-    place for all rows, wherever each of them began, as positions are in the keys (RoPE) and not in where they lie.
+    It writes the new keys and values into slot step mod Tc of the layer's cache; this happens in place if the caller's
+    loop carries the cache. All rows share the slot although their completions began at different steps: RoPE has put
+    the position into the keys, so the slot need not encode it.
+
+    Args:
+      prefix_k: keys of the prompts in this layer [P, Tp, K, h].
+      prefix_v: values of the prompts in this layer [P, Tp, K, h].
+      prefix_valid_PT: True at real tokens of the prompts [P, Tp].
+      cache: keys and values of the completions in all layers.
+      layer: index of this layer, a scalar.
+      step: the current step of the decoding loop, a scalar.
+      start_P: the step at which each prompt's completions began [P].
+
+    Returns:
+      an `Attend` of q, k, v with T = 1; the value that it keeps is the new cache.
     """
     n_prompts = prefix_valid_PT.shape[0]
     group = cache.k_LBTKh.shape[1] // n_prompts
@@ -160,7 +210,7 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, in float32."""
+    """x / √(mean(x²) + eps) * scale over the last axis, computed in float32 (arXiv 1910.07467)."""
 
     eps: float
     axes: Axes
@@ -175,7 +225,15 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """x contracted with a kernel of shape `inputs + outputs`, over the `inputs` axes; optional bias."""
+    """A linear map: contracts the last axes of x, of sizes `inputs`, with a kernel of shape `inputs + outputs`.
+
+    Attributes:
+      inputs: sizes of the contracted axes.
+      outputs: sizes of the new axes.
+      axes: logical axes of the kernel (`parallel/sharding.py`).
+      dtype: dtype of the matrix product.
+      bias: whether a bias of shape `outputs` is added.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -193,7 +251,8 @@ class Projection(nn.Module):
             self.inputs + self.outputs,
             jnp.float32,
         )
-        # As matrices: for a kernel's gradient, a sum over [B, T], XLA on CPU would transpose and copy both operands.
+        # Multiply reshaped matrices: with separate axes, XLA on CPU transposes and copies both operands of the kernel's
+        # gradient, which is a sum over [B, T].
         y = x.astype(self.dtype).reshape(-1, n_in) @ kernel.astype(self.dtype).reshape(n_in, n_out)
         y = y.reshape(rows + self.outputs)
         if self.bias:
@@ -205,9 +264,15 @@ class Projection(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + SwiGLU(norm(x)); returns (x, what `attend` kept).
+    """One pre-norm layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
 
-    `axes` are the logical axes of x: what is gathered over `fsdp` is the weights (`BY_BATCH`) or x (`BY_EMBED`).
+    A call takes x [B, T, D], positions [B, T], an `Attend`, and the logical axes of x. It returns x [B, T, D] and the
+    value that the `Attend` keeps. The axes decide what is gathered over `fsdp`: with `BY_BATCH` the weights are, with
+    `BY_EMBED` x is.
+
+    Attributes:
+      config: sizes of the model.
+      dtype: dtype of matrix products.
     """
 
     config: ModelConfig
@@ -245,8 +310,12 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """The language model.
 
-    `remat`: "none", "full" (keep layer inputs, and what a fused attention kernel names) or "dots" (keep matrix
-    products). `attention`: of whole sequences and of prompts.
+    Attributes:
+      config: sizes of the model.
+      dtype: dtype of matrix products and of the KV cache.
+      remat: the activations of `hidden` that are saved for its backward pass. "none": all. "full": the input of each
+        layer, and the attention outputs named `KEPT`. "dots": also the results of matrix products without batch axes.
+      attention: attention of whole sequences and of prompts.
     """
 
     config: ModelConfig
@@ -283,8 +352,17 @@ class Decoder(nn.Module):
         )(self.layers, carry, xs)
 
     def embed(self, tokens_BT: jax.Array, axes: Axes = BY_BATCH) -> jax.Array:
-        """What the first layer gets: [B, T, D] in the dtype of matrix products."""
-        # Left to itself, XLA gathers x over `data`, and for a tied lm_head its gradient, to scatter it by vocabulary.
+        """Embeds tokens.
+
+        Args:
+          tokens_BT: token ids [B, T].
+          axes: logical axes of the result.
+
+        Returns:
+          the input of the first layer [B, T, D], in `dtype`.
+        """
+        # Without these constraints XLA gathers x over `data`. With a tied lm_head, whose gradient is split by
+        # vocabulary, it also gathers the gradient of x in order to scatter it by vocabulary.
         table_VD = constrain(self.embedding, "vocab", "embed")
         x_BTD = jnp.take(table_VD, constrain(tokens_BT, "rows", None), axis=0).astype(self.dtype)
         return constrain(constrain(x_BTD, *BY_EMBED), *axes)
@@ -294,7 +372,7 @@ class Decoder(nn.Module):
         return self.logits(self.hidden(tokens_BT, valid_BT))
 
     def hidden(self, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-        """Final normed hidden states [B, T, D] of whole left-padded sequences."""
+        """Hidden states [B, T, D] after the final norm, of whole left-padded sequences."""
         positions_BT = positions_of(valid_BT)
 
         def body(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -307,15 +385,22 @@ class Decoder(nn.Module):
         return self.norm(x_BTD)
 
     def lm_head(self) -> jax.Array:
-        """The matrix [D, V] of `logits`: made once by those who take logits in a loop."""
+        """The unembedding matrix [D, V]. A caller that computes logits in a loop makes it once, before the loop."""
         kernel_DV = self.embedding.T if self.config.tied else self.unembedding
         return constrain(kernel_DV, None, "vocab_split")
 
     def logits(self, x_BTD: jax.Array, lm_head_DV: jax.Array | None = None) -> jax.Array:
-        """Float32 logits [..., V] of final hidden states [..., D].
+        """Logits of hidden states after the final norm.
 
-        Hidden states are gathered, and each device has its part of the vocabulary: the matrix, and its gradient,
-        are many times larger than a chunk of hidden states.
+        Hidden states are gathered over `fsdp`, and each device computes the logits of its part of the vocabulary. The
+        matrix and its gradient stay where they are, because they are many times larger than a chunk of hidden states.
+
+        Args:
+          x_BTD: hidden states [..., D].
+          lm_head_DV: the matrix that `lm_head` made; None: it is made here.
+
+        Returns:
+          logits [..., V], float32.
         """
         kernel_DV = self.lm_head() if lm_head_DV is None else lm_head_DV
         whole = (None,) * (x_BTD.ndim - 1)
@@ -326,11 +411,19 @@ class Decoder(nn.Module):
         return constrain(logits_BTV, "rows", *whole[1:], "vocab_split")
 
     def normed_logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits of what the last layer gives."""
+        """Logits [B, T, V] of the output of the last layer [B, T, D], before the final norm."""
         return self.logits(self.norm(x_BTD))
 
     def prefill(self, tokens_PT: jax.Array, valid_PT: jax.Array) -> tuple[jax.Array, Prefix]:
-        """Runs prompts: hidden state [P, D] after the last token, and their keys and values."""
+        """Runs prompts.
+
+        Args:
+          tokens_PT: left-padded prompts [P, Tp].
+          valid_PT: True at real tokens [P, Tp].
+
+        Returns:
+          the hidden state of the last token after the final norm [P, D], and the keys and values.
+        """
         positions_PT = positions_of(valid_PT)
 
         def body(block: Block, x_PTD: jax.Array, _: None):
@@ -342,9 +435,17 @@ class Decoder(nn.Module):
     def decode(
         self, tokens_B: jax.Array, step: jax.Array, start_P: jax.Array, prefix: Prefix, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Runs a completion token of every row: hidden state [B, D], and the cache with it.
+        """Runs one token of every completion.
 
-        It is the (step - start)-th of its completion, where `start_P` says at which step a prompt's group began.
+        Args:
+          tokens_B: the tokens [B]. A row's token has the index step − start in its completion, counted from 0.
+          step: the current step of the decoding loop, a scalar.
+          start_P: the step at which each prompt's completions began [P].
+          prefix: keys and values of the prompts.
+          cache: keys and values of the completions so far.
+
+        Returns:
+          the hidden state of the token after the final norm [B, D], and the cache with the token in it.
         """
         group = tokens_B.shape[0] // prefix.valid_PT.shape[0]
         length_P = jnp.sum(prefix.valid_PT, axis=-1, dtype=jnp.int32)
@@ -361,7 +462,7 @@ class Decoder(nn.Module):
         return self.norm(x_B1D[:, 0]), cache
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """A cache for `batch` completions of up to `length` tokens."""
+        """A cache of zeros for `batch` completions of up to `length` tokens."""
         c = self.config
         shape = (c.n_layers, batch, length, c.n_kv_heads, c.head_dim)
         zeros = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "kv_heads", None)
@@ -369,7 +470,7 @@ class Decoder(nn.Module):
 
 
 def param_shapes(model: Decoder) -> Any:
-    """Shapes of the parameters, each boxed with its logical axes."""
+    """Shapes of the parameters, each in a `LogicallyPartitioned` box with its logical axes; nothing is computed."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     init = functools.partial(model.init, tokens_BT=tokens, valid_BT=tokens == 0)
     return jax.eval_shape(init, jax.random.key(0))["params"]

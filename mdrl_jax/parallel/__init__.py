@@ -1,1 +1,1 @@
-"""Meshes, shardings and compiled programs."""
+"""Meshes and shardings, several processes as one program, and the cost of compiled programs."""

@@ -1,7 +1,7 @@
-"""TPU chips as published, and slices of them that programs are compiled for without one being at hand.
+"""Published figures of TPU chips, and devices of TPU slices for which programs can be compiled without a TPU.
 
-Peaks and bandwidths are those of cloud.google.com/tpu/docs. Memory is given twice: as published, and what the compiler
-leaves to a program of it (it names this figure where it refuses one).
+Peaks and bandwidths come from cloud.google.com/tpu/docs. Memory is given twice: the published size, and the size that a
+program may take. The compiler states the second when it refuses a program that is too large.
 """
 
 import dataclasses
@@ -16,13 +16,14 @@ from mdrl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip, one JAX device.
+    """A TPU chip, which is one JAX device.
 
     Attributes:
-      published_gib: its memory.
-      gib: what of it a program may take.
-      flops: dense bfloat16 operations a second.
-      bandwidth: bytes a second to and from its memory.
+      name: the chip in the name of a slice, e.g. v5e in v5e:4x4.
+      published_gib: published size of its memory, in GiB.
+      gib: memory that a program may take, in GiB.
+      flops: peak of dense bfloat16 operations per second.
+      bandwidth: bytes per second to and from its memory.
     """
 
     name: str
@@ -37,46 +38,46 @@ CHIPS = {
     for chip in (
         Chip("v4", 32, 30.75, 275e12, 1228e9),
         Chip("v5e", 16, 15.75, 197e12, 819e9),
-        Chip("v5p", 95, 95.74, 459e12, 2765e9),  # 95 as published is 95.74 GiB to the compiler
+        Chip("v5p", 95, 95.74, 459e12, 2765e9),  # published as 95; the compiler states 95.74 GiB
         Chip("v6e", 32, 31.25, 918e12, 1640e9),
     )
 }
-# Of chips with two cores: both as one device, as JAX runs them.
+# These chips have two cores. "megacore" makes both one device, as JAX runs them.
 OPTIONS: Mapping[str, Mapping[str, str]] = {name: {"chip_config_name": "megacore"} for name in ("v4", "v5p")}
 TOPOLOGY = re.compile(r"(\w+):\d+x\d+(x\d+)?")
 INSTALL = "the TPU compiler is not installed; on any Linux machine: pip install '.[tpu]'"
 
 
 def compiler_alone() -> None:
-    """Sets what libtpu's compiler needs where there is no TPU, and keeps JAX off one that is there.
+    """Sets the environment so that libtpu compiles without a TPU, and so that JAX does not take a TPU that is present.
 
-    Before JAX is imported.
+    It has to be called before JAX is imported.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several processes may compile; one alone may run
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # its lock protects a TPU; only compiling needs no lock
 
 
 def chip_of(topology: str) -> Chip:
     """The chip of a slice such as v5e:4x4.
 
     Raises:
-      UserError: if it is none of `CHIPS`, or no slice.
+      UserError: if the text does not have this form, or its chip is not in `CHIPS`.
     """
     matched = TOPOLOGY.fullmatch(topology)
     if matched is None or matched[1] not in CHIPS:
         raise UserError(
-            f"--topology={topology} is not known; it is a chip ({', '.join(CHIPS)}) and the sides of a slice of them, "
+            f"--topology={topology} is not known; give a chip ({', '.join(CHIPS)}) and the sides of a slice of them, "
             "e.g. v5e:4x4 or v5p:2x2x2"
         )
     return CHIPS[matched[1]]
 
 
 def devices(topology: str) -> list[Any]:
-    """The devices of a slice, to make a mesh of and compile for.
+    """The devices of a slice: a mesh can be made of them and programs compiled for it, but nothing runs on them.
 
     Raises:
-      UserError: if the compiler is not installed, or there is no such slice.
+      UserError: if the compiler is not installed, or if the compiler does not know the slice.
     """
     chip = chip_of(topology)
     if importlib.util.find_spec("libtpu") is None:
@@ -87,7 +88,7 @@ def devices(topology: str) -> list[Any]:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **OPTIONS.get(chip.name, {})
         ).devices
-    except Exception as e:  # of several kinds, with stack traces of libtpu
+    except Exception as e:  # libtpu raises several types, with its own stack trace in the message
         reason = str(e).split(": ", 1)[-1].strip().splitlines()[0]
-        raise UserError(f"--topology={topology} is no slice that the compiler knows: {reason}") from e
+        raise UserError(f"--topology={topology} is not a slice that the compiler knows: {reason}") from e
     return list(found)

@@ -1,10 +1,11 @@
-"""Thresholds of sharded trees by counting: which entries are the largest, without a sort or a gather.
+"""Finds the largest entries of a sharded tree by counting, without a sort or a gather.
 
-The bits of non-negative floats, read as integers, have the order of the floats, so that bisection over these integers
-ends at a threshold exactly. Each step is a sum on each device and an all-reduce of a few integers. The number of
-entries that is asked for is an argument, not a shape: another number compiles nothing anew.
+The bits of non-negative floats, read as integers, have the same order as the floats. Bisection over these integers
+therefore finds the exact threshold in at most 31 steps. In each step every device counts its own entries, and an
+all-reduce adds a few integers. The wanted number of entries is an argument of the program and not a shape, so another
+number does not recompile it.
 
-A tree may have more than 2³¹ entries, each of its tensors has fewer.
+A tree may have more than 2³¹ entries, but each tensor (a leaf, or one layer of a stacked leaf) must have fewer.
 """
 
 from typing import Any
@@ -16,17 +17,20 @@ import numpy as np
 from mdrl_jax import tree
 
 KEY_BITS = 31
-LIMB = 15  # a count is (high, low) with low < 2^15: without 64-bit integers, of more than 2^31 entries
+LIMB = 15  # a count is high · 2^15 + low with low < 2^15, because JAX has no 64-bit integers by default
 LOW = 2**LIMB - 1
 
-Count = tuple[Any, Any]  # of int32
+Count = tuple[Any, Any]  # (high, low), both int32
 
 
 def split(n: int) -> Count:
-    """A number as a `Count`.
+    """The number n as a `Count`.
+
+    Returns:
+      (high, low) with n = high · 2^15 + low.
 
     Raises:
-      ValueError: if it is negative.
+      ValueError: if n is negative.
     """
     if n < 0:
         raise ValueError(f"a set cannot have {n} coordinates")
@@ -34,12 +38,16 @@ def split(n: int) -> Count:
 
 
 def sizes(mask: Any) -> dict[str, jax.Array]:
-    """Number of entries in a mask, by tensor (`tree.per_tensor`)."""
+    """Number of true entries of a mask in each tensor.
+
+    Returns:
+      path of a leaf -> counts, int32: [L] for leaves stacked by layer, [1] for others (`tree.per_tensor`).
+    """
     return tree.per_tensor(lambda x: jnp.sum(x, dtype=jnp.int32), mask)
 
 
 def count(mask: Any) -> Count:
-    """Number of entries in a mask."""
+    """Number of true entries of a mask, as (high, low)."""
     parts = list(sizes(mask).values())
     low = sum((jnp.sum(x & LOW) for x in parts), start=jnp.int32(0))
     high = sum((jnp.sum(x >> LIMB) for x in parts), start=jnp.int32(0))
@@ -47,39 +55,49 @@ def count(mask: Any) -> Count:
 
 
 def reaches(a: Count, b: Count) -> jax.Array:
-    """a ≥ b."""
+    """Whether a ≥ b."""
     return (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] >= b[1]))
 
 
 def minus(a: Count, b: Count) -> Count:
-    """a − b for a ≥ b."""
-    low = a[1] - b[1]  # >> of a negative number borrows
+    """a − b, as (high, low); it requires a ≥ b."""
+    low = a[1] - b[1]  # if it is negative, `low >> LIMB` is −1, the borrow
     return a[0] - b[0] + (low >> LIMB), low & LOW
 
 
 def keys(scores: Any) -> Any:
-    """31-bit integers in the order of the scores' magnitudes, which are compared in float32."""
+    """31-bit integers, as uint32, that have the same order as the magnitudes of the scores in float32."""
     return jax.tree.map(lambda x: jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.uint32), scores)
 
 
 def at_least(keys: Any, among: Any, least: jax.Array) -> Any:
-    """The entries of the mask `among` whose keys reach `least`: a mask."""
+    """The mask of the entries whose key is at least `least`.
+
+    Args:
+      keys: a tree of 31-bit integers (`keys`).
+      among: a mask; entries outside it are not taken.
+      least: a key, a scalar.
+    """
     return jax.tree.map(lambda key, a: a & (key >= least), keys, among)
 
 
 def threshold(keys: Any, among: Any, wanted: Count) -> jax.Array:
-    """A key that at least `wanted` entries reach: exactly so many of them, or else it is the largest such key.
+    """A key t such that at least `wanted` entries have keys ≥ t, and as few more as possible.
 
-    It is 0 where `among` has fewer entries.
+    If some t gives exactly `wanted` entries, such a t is returned. Otherwise ties prevent it, and the largest t that
+    gives more is returned.
 
     Args:
-      keys: a tree of 31-bit integers.
-      among: the entries that are counted, a mask.
-      wanted: how many.
+      keys: a tree of 31-bit integers (`keys`).
+      among: a mask of the entries that are counted.
+      wanted: number of entries, as a `Count`.
+
+    Returns:
+      the key t, a uint32 scalar; 0 if `among` has fewer than `wanted` entries.
     """
 
     def going(state: tuple[jax.Array, jax.Array, Count]) -> jax.Array:
-        low, high, reached = state  # `reached` ≥ wanted entries reach `low`, fewer than wanted reach `high`
+        low, high, reached = state  # invariant: `reached` ≥ wanted keys are ≥ low, and fewer than wanted are ≥ high
         return (high - low > 1) & ((reached[0] != wanted[0]) | (reached[1] != wanted[1]))
 
     def halve(state: tuple[jax.Array, jax.Array, Count]) -> tuple[jax.Array, jax.Array, Count]:
@@ -94,7 +112,7 @@ def threshold(keys: Any, among: Any, wanted: Count) -> jax.Array:
 
 
 def highest(scores: Any, wanted: Count) -> Any:
-    """The `wanted` entries of largest magnitude, and those as large as the last of them: a mask."""
+    """The mask of the `wanted` entries of largest magnitude, with all entries that tie with the smallest of them."""
     found = keys(scores)
     everywhere = jax.tree.map(lambda key: jnp.ones_like(key, bool), found)
     return at_least(found, everywhere, threshold(found, everywhere, wanted))

@@ -1,11 +1,15 @@
-"""Several processes as one program: JAX's multi-controller SPMD, where every process runs the same host code.
+"""Runs several processes as one program: JAX's multi-controller SPMD, in which every process runs the same host code.
 
-What devices compute is one program over all of them. What hosts do is kept the same by four rules: files are written
-by process 0 while the others wait (`records`), what depends on a clock or a disk is decided by process 0 (`agree`),
-what only one process knows is told to all (`share`), and arrays that span processes are read whole (`gather`).
+The devices of all processes run one program. Four rules keep the host code of all processes in step:
 
-Collectives of devices wait for ever for a process that is gone. So each gives a sign of life every few moments, and
-process 0 ends all of them, with a line that names the host, when one has given none for the time-out.
+- Process 0 writes files while the others wait (`records.py`).
+- Process 0 decides everything that depends on a clock or a disk, and the others follow (`agree`).
+- A value that only one process knows is sent to all (`share`).
+- An array that spans processes is read whole by every process (`gather`).
+
+A collective waits for ever if one of its processes is gone. Therefore every process writes a heartbeat at least every
+two seconds. If process 0 sees no heartbeat of a process for the time-out, it ends all processes with a message that
+names the host.
 """
 
 import dataclasses
@@ -21,20 +25,31 @@ from typing import Any
 
 from mdrl_jax.errors import UserError
 
-LOST = 75  # exit status after a host was lost: try again
-BEATS = 20  # signs of life within the time-out, at least
+LOST = 75  # exit status after a host was lost (EX_TEMPFAIL of sysexits.h: the same command may be started again)
+BEATS = 20  # heartbeats within the time-out, at least
 AGAIN = "start the same command again on all hosts to go on"
-# JAX ends a process without asking when process 0 is gone; what is said then is said by this child.
+# JAX ends this process at once when process 0 is gone, so no code of ours can report it. This shell command runs as a
+# child that outlives the process: if its stdin closes before a line arrives, it prints its argument.
 LAST_WORDS = 'read -r word || printf "%s\\n" "$1" >&2'
 
 
 class HostLost(Exception):
-    """A host was absent for longer than the time-out; the message names it."""
+    """A process did not reach a barrier within the time-out; the message names it and its host."""
 
 
 @dataclasses.dataclass(eq=False)
 class Cluster:
-    """This process among all: its index, the names of their hosts, and the coordination service."""
+    """This process and the others of the program.
+
+    Attributes:
+      index: index of this process.
+      hosts: host name of each process.
+      client: client of JAX's coordination service, a key-value store with barriers on process 0.
+      timeout: seconds without a heartbeat after which a process counts as lost; also the limit of barriers.
+      child: the process that runs `LAST_WORDS`.
+      over: set when this process ends normally, which stops its heartbeats.
+      calls: number of calls of `barrier` and `share` so far; it makes their keys unique.
+    """
 
     index: int
     hosts: tuple[str, ...]
@@ -46,25 +61,32 @@ class Cluster:
 
     @property
     def period(self) -> float:
-        """Seconds between two signs of life."""
+        """Seconds between two heartbeats."""
         return min(self.timeout / BEATS, 2.0)
 
     def name(self, index: int) -> str:
-        """`process 3 on HOST`."""
+        """The name of a process in messages: `process 3 on HOST`."""
         return f"process {index} on {self.hosts[index]}"
 
 
-_cluster: Cluster | None = None  # of this process; None: it is alone
+_cluster: Cluster | None = None  # None: this process is alone
 
 
 def initialize(coordinator: str | None, processes: int | None, process_id: int | None, timeout: float) -> None:
-    """Joins the other processes: those that the flags name, of the SLURM job, or of the TPU pod; else stays alone.
+    """Joins the other processes of the program; it has to be called before anything else of JAX is used.
 
-    Before anything else of JAX is used. `processes=1` stays alone on a pod's host too. `timeout` in seconds: how long
-    others are waited for, at the start, at barriers, and for a sign of life.
+    The other processes are the ones that the flags name or, without flags, those of the SLURM job or of the TPU pod. If
+    there is neither, this process stays alone.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      processes: number of processes; 1: this process stays alone, also on a host of a pod or in a SLURM job.
+      process_id: index of this process, from 0.
+      timeout: seconds to wait for the other processes: at the start, at barriers, and for a heartbeat.
 
     Raises:
-      UserError: for flags that do not belong together, and where a pod's other hosts cannot be found.
+      UserError: if only some of the flags are given, if one is not valid, or if the other processes are not found
+        within the time-out.
     """
     global _cluster
     flags = {"coordinator": coordinator, "processes": processes, "process_id": process_id}
@@ -82,10 +104,10 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
     if not missing:
         assert processes is not None and process_id is not None and coordinator is not None
         if not 0 <= process_id < processes:
-            raise UserError(f"--process_id={process_id} is not valid with --processes={processes}: it counts from 0")
+            raise UserError(f"--process_id={process_id} is not valid with --processes={processes}; 0 <= id < processes")
         if not coordinator.rpartition(":")[2].isdigit() or not coordinator.rpartition(":")[0]:
             raise UserError(f"--coordinator={coordinator} is not valid; it is HOST:PORT of process 0")
-    import jax  # here, so that what runs on hosts alone (rewards) never loads it
+    import jax  # imported here, so that reward code, which needs no device, never loads it
     from orbax.checkpoint import multihost
 
     try:
@@ -94,7 +116,8 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
             processes,
             process_id,
             initialization_timeout=int(timeout),
-            # The service hears of a process every half of its own time-out. Ours names the host and is to come first.
+            # JAX's service may notice a loss after half of this time-out, and does not name the host. Half of it is
+            # longer than `timeout`, so that our message, which names the host, comes first.
             heartbeat_timeout_seconds=int(3 * timeout) + 60,
             shutdown_timeout_seconds=int(timeout),
         )
@@ -133,25 +156,27 @@ def index() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and decides."""
+    """Whether this is process 0, which writes files and decides."""
     return index() == 0
 
 
 def part(n: int) -> range:
-    """The indices of n things that this process does its share of."""
+    """This process's share of the indices 0 … n − 1: a contiguous range. The sizes of shares differ by at most 1."""
     return range(n * index() // count(), n * (index() + 1) // count())
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here; nothing where there is one.
+    """Waits until every process has reached this call; returns at once if there is only one process.
+
+    `name` is used in the message only.
 
     Raises:
-      HostLost: naming those that did not come within the time-out.
+      HostLost: if a process does not come within the time-out; the message names the absent ones.
     """
     if _cluster is None:
         return
     c = _cluster
-    c.calls += 1  # the same on every process, which run the same code
+    c.calls += 1  # the same number on every process, because all run the same code
     place = f"mdrl/barrier/{c.calls}"
     c.client.key_value_set(f"{place}/{c.index}", "")
     try:
@@ -159,12 +184,19 @@ def barrier(name: str) -> None:
     except Exception as e:
         came = {int(key.rpartition("/")[2]) for key, _ in c.client.key_value_dir_get(place)}
         absent = [c.name(i) for i in range(count()) if i not in came]
-        raise HostLost(f"{', '.join(absent) or 'a process'} did not come to {name!r} in {c.timeout:.0f} s") from e
+        raise HostLost(f"{', '.join(absent) or 'a process'} did not reach barrier {name!r} in {c.timeout:.0f} s") from e
     c.client.key_value_delete(f"{place}/{c.index}")
 
 
 def share(value: Any) -> list[Any]:
-    """What each process gave, in order of processes; JSON-able."""
+    """Collects one JSON-able value from each process.
+
+    Returns:
+      the values of all processes, in the order of their indices, on every process.
+
+    Raises:
+      HostLost: as in `barrier`.
+    """
     if _cluster is None:
         return [value]
     c = _cluster
@@ -179,12 +211,12 @@ def share(value: Any) -> list[Any]:
 
 
 def agree(value: Any) -> Any:
-    """What process 0 gave; JSON-able."""
+    """The JSON-able value that process 0 passed, on every process; the values of the others are ignored."""
     return share(value if is_first() else None)[0]
 
 
 def gather(tree: Any) -> Any:
-    """Whole arrays on the host, on every process, of a tree of arrays that may span processes."""
+    """Copies a tree of arrays to the host of every process; arrays that span processes are gathered whole."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -197,10 +229,10 @@ def gather(tree: Any) -> Any:
 
 
 def check_shared(folder: Path) -> None:
-    """Refuses a work folder that not every process sees.
+    """Refuses a work folder that is not on a file system shared by all processes.
 
     Raises:
-      UserError: naming the hosts that do not see it.
+      UserError: if a process does not see the folder of process 0; the message names these processes and their hosts.
     """
     if _cluster is None:
         return
@@ -216,13 +248,24 @@ def check_shared(folder: Path) -> None:
     blind = [_cluster.name(i) for i, seen in enumerate(sees) if not seen]
     if blind:
         raise UserError(
-            f"{folder} of {_cluster.name(0)} is not seen by {', '.join(blind)}; name a work folder on a file system "
+            f"{folder} of {_cluster.name(0)} is not visible to {', '.join(blind)}; name a work folder on a file system "
             "that all hosts share (a mounted bucket or NFS)"
         )
 
 
 def finish(status: int, error: BaseException | None = None) -> int:
-    """Leaves the others: together where all is well; at once, telling them why and ending this process, otherwise."""
+    """Leaves the program: together with the others if there was no error, otherwise by ending all processes.
+
+    With an error it tells the other processes the reason and ends this process by `os._exit`. An error that is neither
+    a `UserError` nor a `HostLost` waits for the time-out first, because the loss of another process may have caused it.
+
+    Args:
+      status: exit status of the command on this process.
+      error: the exception that ended the command; None: it ended normally.
+
+    Returns:
+      `status`, if this process does not end.
+    """
     if _cluster is None:
         return status
     c = _cluster
@@ -234,7 +277,8 @@ def finish(status: int, error: BaseException | None = None) -> int:
         jax.distributed.shutdown()
         return status
     if not isinstance(error, UserError | HostLost):
-        # A collective that breaks off is most often another's end: who that is, is known within the time-out.
+        # A collective mostly fails because another process ended. Within the time-out the watching thread learns which
+        # one, and then ends this process with that reason.
         sys.stderr.flush()
         time.sleep(c.timeout + 3 * c.period)
     why = str(error) if isinstance(error, HostLost) else f"{c.name(c.index)} ended: {' '.join(str(error).split())}"
@@ -249,14 +293,14 @@ def _say_goodbye(c: Cluster) -> None:
         c.child.stdin.write(b"done\n")
         c.child.stdin.close()
     except OSError:
-        pass  # it was ended with everything else
+        pass  # the child was killed together with its process group
     c.child.wait()
 
 
 def _leave(c: Cluster, status: int) -> None:
-    """Ends this process: nothing in it can be waited for any more."""
+    """Ends this process without waiting for threads or collectives, which may never return."""
     if c.index == 0:
-        time.sleep(3 * c.period)  # the service ends with process 0: the others are to read the reason before
+        time.sleep(3 * c.period)  # the service ends with process 0, and the others have to read the reason before
     _say_goodbye(c)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -264,7 +308,10 @@ def _leave(c: Cluster, status: int) -> None:
 
 
 def _watch(c: Cluster) -> None:
-    """Signs of life, and the end of this process when another gives none: runs in a thread of its own."""
+    """Writes heartbeats, and ends this process when another one is lost or has left a reason; runs in its own thread.
+
+    Only process 0 checks heartbeats; it writes the reason for an end, and the others read it.
+    """
     beat, seen = 0, {i: ("", time.monotonic()) for i in range(len(c.hosts))}
     while not c.over.wait(c.period):
         beat += 1

@@ -1,9 +1,15 @@
-"""What a program asks of a device, from the compiler of that device: memory, work, collectives; the largest that fits.
+"""Compiles programs for a device, reads their memory, operations and collectives, and finds the largest size that fits.
 
-Memory is program + arguments + temporaries + outputs − what outputs share with donated arguments, and beside it lies
-what the program does not see, such as the optimizer's moments while completions are sampled. Temporaries are those of
-the compiler's plan, by which it refuses what is too large: to them `memory_analysis` adds on-chip memory, and, of loops
-that keep stacks of layers, gigabytes that are nowhere allocated (jaxlib 0.10).
+A program takes this memory of a device:
+
+    program + arguments + temporaries + outputs − aliased
+
+Aliased is the memory that outputs share with donated arguments. The device also holds arrays that the program does not
+take, such as the optimizer's moments while completions are sampled; the caller adds these.
+
+Temporaries are read from the compiler's buffer assignment, which is also its basis for refusing a program that is too
+large. `memory_analysis` reports more: it adds on-chip memory and, for loops that keep stacks of layers, gigabytes that
+are never allocated (jaxlib 0.10).
 """
 
 import dataclasses
@@ -26,20 +32,20 @@ from mdrl_jax.parallel.hlo_text import Measure
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 REFUSED = re.compile(r"(?:required for HLO temporaries \(|[Uu]sed )([\d.]+)([KMGT]?)")
 
-TEMPORARY = re.compile(r"allocation \d+: size (\d+), preallocated-temp")  # of on-chip memory there is a color before it
+TEMPORARY = re.compile(r"allocation \d+: size (\d+), preallocated-temp")  # on-chip memory has a color before this
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled program, of one device.
+    """The cost of a compiled program on one device.
 
     Attributes:
-      memory: bytes it takes, by "program", "arguments", "temporaries", "outputs" and "aliased"; of a program that the
-        compiler refused, "refused": what it says that it needs.
-      flops: of matrix products, kernels included, of one call.
-      traffic: bytes to and from memory of one call.
-      collectives: what moves between devices.
-      seconds: that compiling took.
+      memory: bytes by "program", "arguments", "temporaries", "outputs" and "aliased". For a program that the compiler
+        refused it has only "refused": the bytes that the program needs, as the compiler states them.
+      flops: operations of matrix products in one call, kernels included; NaN if refused.
+      traffic: bytes to and from memory in one call; NaN if refused.
+      collectives: the collectives of one call.
+      seconds: time that compiling took.
     """
 
     memory: Mapping[str, float]
@@ -50,14 +56,14 @@ class Compiled:
 
     @property
     def bytes(self) -> float:
-        """What it takes of a device's memory."""
+        """Bytes of a device's memory that the program takes."""
         m = self.memory
         if "refused" in m:
             return m["refused"]
         return m["program"] + m["arguments"] + m["temporaries"] + m["outputs"] - m["aliased"]
 
     def roofline(self, chip: Chip) -> float:
-        """Seconds that a call takes at least: at the chip's peak, or at its bandwidth."""
+        """The least time of a call in seconds: the larger of flops / peak and traffic / bandwidth."""
         return max(self.flops / chip.flops, self.traffic / chip.bandwidth)
 
 
@@ -66,12 +72,19 @@ def compile_for(
     unknown_trips: int | Sequence[int] | None = None,
     kernels: Measure = lambda instruction, computation: 0.0,
 ) -> Compiled:
-    """Lowers and compiles a program and reads what it does; one that is too large is a result, not an error.
+    """Lowers and compiles a program and reads its cost. A program that is too large is a result, not an error.
 
     Args:
       lower: () -> `jax.jit(f).lower(...)`.
       unknown_trips: as in `hlo.matmul_flops`.
       kernels: as in `hlo.matmul_flops`.
+
+    Returns:
+      the cost; if the compiler ran out of memory, its `memory` is {"refused": bytes}.
+
+    Raises:
+      jax.errors.JaxRuntimeError: if compiling fails for another reason than memory.
+      ValueError: as in `hlo.matmul_flops`.
     """
     started = time.monotonic()
     try:
@@ -98,7 +111,7 @@ def compile_for(
 
 
 def _planned(lowered: Any) -> tuple[Any, float]:
-    """A program compiled, and the bytes of temporaries in the main memory of a device that it is given."""
+    """Compiles a program; returns it with the bytes of temporaries that it gets in the main memory of a device."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         (plan,) = Path(folder).glob("*buffer-assignment.txt")
@@ -107,29 +120,35 @@ def _planned(lowered: Any) -> tuple[Any, float]:
 
 
 def needed(message: str) -> float:
-    """Bytes that a refused program needs, as the compiler says; infinite where it does not."""
+    """Bytes that a refused program needs, read from the compiler's message; infinite if the message has no number."""
     found = REFUSED.search(message)
     return float(found[1]) * UNITS[found[2]] if found else math.inf
 
 
 def bytes_a_device(tree: Any) -> float:
-    """Bytes that arrays, or their shapes with shardings, take of each device."""
+    """Bytes that a tree of arrays takes on each device; `jax.ShapeDtypeStruct`s with shardings serve as well."""
     leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves))
 
 
 def whole_parameters(compiled: Compiled, params: Any, gathered: Callable[[Any], Any]) -> list[str]:
-    """All-gathers whose result is a whole parameter: a stack of layers, or a table that is not layered.
+    """Finds all-gathers whose result is a whole parameter: all layers of a stack at once, or a table without layers.
 
-    One gather may be written in stages, or along one dimension and rearranged afterwards: what tells it is that a
-    result has as many elements as the parameter, and the stack's layers or dimensions that are multiples of a shard's.
+    FSDP gathers the weights of one layer at a time; these gathers are not reported. The compiler may split one gather
+    into several, or gather along one dimension and rearrange afterwards, so the shape alone does not identify it. A
+    result counts as a whole parameter if it has as many elements as the parameter, and if one of these holds:
+
+    - each of its dimensions is a multiple of the shard's;
+    - one of its dimensions is the number of layers of the stack (for a table without layers: its longest dimension).
 
     Args:
+      compiled: the program.
       params: shapes of the parameters with their shardings.
-      gathered: sharding -> one that leaves alone what layer-by-layer gathers may leave alone (tensor parallelism).
+      gathered: sharding -> the sharding after a gather that leaves tensor parallelism as it is
+        (`sharding.over_tensor`). A result of the size of one device's part under it counts as whole, too.
 
     Returns:
-      one text each: the parameter and where the gather comes from. Gathers of one layer are FSDP's own.
+      a text for each such gather: the parameter, the shape of the result, and the JAX operation that it comes from.
     """
     named = [
         (jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in jax.tree_util.tree_leaves_with_path(params)
@@ -154,7 +173,11 @@ def _is_whole(dims: tuple[int, ...], layered: bool, x: Any, gathered: Callable[[
 
 
 def by_kind(collectives: Sequence[hlo.Collective]) -> dict[str, tuple[float, int]]:
-    """(bytes, times) of all collectives of each kind, of one call."""
+    """Sums the collectives of one call by kind.
+
+    Returns:
+      kind -> (bytes of all runs on one device, number of runs).
+    """
     kinds: dict[str, tuple[float, int]] = {}
     for c in collectives:
         total, times = kinds.get(c.kind, (0.0, 0))
@@ -165,12 +188,16 @@ def by_kind(collectives: Sequence[hlo.Collective]) -> dict[str, tuple[float, int
 def largest(bytes_of: Callable[[int], float], room: float, unit: int, most: int, known: Mapping[int, float]) -> int:
     """The largest multiple of `unit` up to `most` at which `bytes_of` is at most `room`; 0 if there is none.
 
-    Memory grows about linearly, so that a bisection needs few compilations: sizes between one that fits and one that
-    does not are taken where the line through the two compiled sizes nearest to them meets `room`. The answer itself was
-    compiled; that one unit more does not fit was compiled or is said by the line.
+    Memory grows about linearly with the size, so interpolation needs few compilations. Between the largest size known
+    to fit and the smallest known not to fit, the next size is where a line meets `room`; the line goes through the two
+    compiled sizes nearest to this interval. The answer itself was always compiled. That one unit more does not fit was
+    either compiled or follows from the line.
 
     Args:
-      bytes_of: compiles a size.
+      bytes_of: size -> bytes of a device, by compiling the program at this size.
+      room: bytes of a device that the program may take.
+      unit: the step between sizes.
+      most: the largest size of interest.
       known: sizes that were compiled before, with their bytes.
     """
     most -= most % unit

@@ -1,12 +1,13 @@
-"""What a compiled program does, read from its HLO text: matrix products and collectives, times loop trips.
+"""Counts the matrix products and collectives that a compiled program executes, from its HLO text.
 
-`compiled.cost_analysis()` counts the body of a loop once, so a layer scan would cost as much as one layer. Here
-every instruction counts as often as it runs: fusions and calls are followed, the body of a while loop is multiplied
-by its trip count, and of a conditional's branches the one with more of what is counted is taken. Shapes in a compiled
-program are those of one device, so all figures are of one device.
+`compiled.cost_analysis()` counts the body of a loop once, so a scan over layers would cost as much as one layer. Here
+every instruction counts as often as it runs: fusions and calls are followed, the body of a while loop is multiplied by
+its trip count, and of a conditional only the most expensive branch counts. Shapes in a compiled program are those of
+one device, so all figures are for one device.
 
-Deviations from what a profiler would see: kernels that are opaque to the compiler (Pallas, cuDNN attention) count
-nothing unless told; nor does a product with a vector that the compiler turned into a multiplication and a sum.
+The counts differ from a profiler's in two ways. Kernels that are opaque to the compiler (Pallas, cuDNN attention) count
+0 unless the caller passes their cost. A product with a vector counts 0 if the compiler made it a multiplication and a
+sum.
 """
 
 import dataclasses
@@ -28,10 +29,11 @@ class Collective:
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      bytes: of one run, on one device: the larger of what it takes and gives (the gathered or not yet scattered array).
-      times: how often it runs.
-      where: the JAX operation it came from.
-      shapes: dimensions of the arrays that it gives.
+      bytes: size of its inputs or of its outputs on one device, whichever is larger, in one run. For an all-gather this
+        is the gathered array, for a reduce-scatter the array before scattering.
+      times: number of runs in one call of the program.
+      where: the JAX operation that it comes from.
+      shapes: dimensions of its outputs.
     """
 
     kind: str
@@ -46,16 +48,21 @@ def matmul_flops(
 ) -> float:
     """Floating-point operations of all dense matrix products that one call executes on one device.
 
-    2·|output|·(contracted size) for each dot or GEMM call; convolutions, which is what TPU compilers make of dots,
-    count the multiplications whose operand is neither padding nor a hole of a dilation.
+    A dot or a GEMM call counts 2 · |output| · (contracted size). TPU compilers turn dots into convolutions. A
+    convolution counts 2 for each multiplication whose operand is neither padding nor a hole of a dilation.
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
-      unknown_trips: trip count of loops whose own cannot be read; several: of innermost ones, of those around them, ...
-      kernels: operations of instructions that are opaque to the compiler.
+      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth: first
+        for such loops that contain no other such loop, then for the loops around those, and so on.
+      kernels: (instruction, its computation) -> operations of an instruction that is opaque to the compiler.
+
+    Returns:
+      floating-point operations.
 
     Raises:
-      ValueError: if a loop with matrix products has an unknown trip count and `unknown_trips` is None.
+      ValueError: if a loop with matrix products has an unknown trip count and `unknown_trips` has none for it, or if
+        the text is not that of a compiled HLO module.
     """
 
     def measure(instruction: Instruction, computation: Computation) -> float:
@@ -65,9 +72,12 @@ def matmul_flops(
 
 
 def collectives(text: str, unknown_trips: int | Sequence[int] | None = None) -> list[Collective]:
-    """Every collective that one call executes, in order of the text; arguments and errors as in `matmul_flops`.
+    """The collectives that one call executes; arguments and errors are those of `matmul_flops`.
 
-    An asynchronous one counts once, at its start.
+    An asynchronous collective consists of a start and an end, and is listed once, at its start.
+
+    Returns:
+      one entry for each instruction, in the order of the text; a called computation comes where it is called.
     """
     runs = executed(text, _collective_bytes, unknown_trips)
     return [_collective(run) for run in runs]
@@ -94,7 +104,8 @@ def _matmul_flops(instruction: Instruction, computation: Computation) -> float:
     else:
         numbers = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.attributes)
         if instruction.attribute("custom_call_target") == '"__onednn$matmul"':
-            # [b, m, k] x [b, k, n], either possibly transposed: |lhs| |rhs| / |output| = b k².
+            # The call has no dimension numbers. For [b, m, k] x [b, k, n], either one possibly transposed,
+            # |lhs| |rhs| / |output| = b k², which gives k.
             sizes = [math.prod(_dims(computation, name)) for name in instruction.operands[:2]]
             inner = math.isqrt(math.prod(sizes) // math.prod(output) // math.prod(output[:-2]))
             return 2.0 * math.prod(output) * inner
@@ -111,7 +122,7 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> fl
     output = arrays(instruction.shape)[0][1]
     window = dict(re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window")))
     flops = 2.0 * lhs[lhs_labels.index("b")] / int(instruction.attribute("batch_group_count") or 1)
-    flops *= rhs[rhs_labels.index("i")] * rhs[rhs_labels.index("o")]  # "i" counts the features of one group
+    flops *= rhs[rhs_labels.index("i")] * rhs[rhs_labels.index("o")]  # "i" counts the input features of one group
     for i, label in enumerate(sorted(filter(str.isdigit, out_labels))):
         stride, hole, spread = (
             int(window[key].split("x")[i]) if key in window else 1 for key in ("stride", "lhs_dilate", "rhs_dilate")
@@ -127,7 +138,7 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> fl
 def _kind(instruction: Instruction, computation: Computation) -> str:
     kind = instruction.opcode.removesuffix("-start")
     root = next(i for i in computation.values() if i.is_root)
-    # TPU compilers write a reduce-scatter as a fusion of an all-reduce and the slice that the device keeps.
+    # TPU compilers write a reduce-scatter as a fusion of an all-reduce with the slice that the device keeps.
     scattered = kind == "all-reduce" and root.opcode == "dynamic-slice" and root.operands[0] == instruction.name
     return "reduce-scatter" if scattered else kind
 
@@ -135,7 +146,8 @@ def _kind(instruction: Instruction, computation: Computation) -> str:
 def _collective_bytes(instruction: Instruction, computation: Computation) -> float:
     if instruction.opcode.removesuffix("-start") not in COLLECTIVES:
         return 0
-    # TPU compilers name one asynchronous collective in three fusions: of its start, of work beside it, of its end.
+    # TPU compilers repeat an asynchronous collective in three fusions: its start, the work beside it, and its end. Only
+    # the first counts.
     starts = any("AsyncCollectiveStart" in i.attributes for i in computation.values())
     if "chain_id=" in instruction.attributes and not starts:
         return 0
@@ -146,5 +158,5 @@ def _collective_bytes(instruction: Instruction, computation: Computation) -> flo
     taken = sum(size(computation[name].shape) for name in instruction.operands)
     given = size(instruction.shape)
     if instruction.opcode == "all-gather-start" or instruction.opcode == "collective-permute-start":
-        given -= taken  # their result names the operand too
+        given -= taken  # the result tuple of these contains the operand too
     return max(taken, given)

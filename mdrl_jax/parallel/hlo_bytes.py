@@ -1,8 +1,9 @@
-"""Bytes that a compiled program moves between a device and its memory, read from its HLO text, times loop trips.
+"""Counts the bytes that a compiled program moves between a device and its memory, from its HLO text.
 
-What an instruction reads and writes counts once each time it runs: fusions as a whole, of operands that a fusion only
-slices, the slices, and of arrays that are updated in place, the update. What the compiler keeps on chip (memory spaces
-other than 0) counts nothing. A kernel's own re-reading of its operands is not seen.
+Each run of an instruction counts its operands as read once and its result as written once. A fusion is one instruction.
+If it only slices an operand, the slices count; if it updates an array in place, the update counts. Arrays that the
+compiler keeps on chip (memory spaces other than 0) count 0. If a kernel reads an operand several times, this is not
+seen.
 """
 
 import math
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from mdrl_jax.parallel.hlo_text import Computation, Instruction, arrays, executed, parse
 
 _PLACED = re.compile(r"[a-z]+\d*\w*\[[\d,<=]*\](\{[^{}]*\})?")
+# Instructions that count 0: they move no bytes, or their bytes count in the computation that they run, or at the start
+# of their transfer.
 FREE = {
     "add-dependency", "after-all", "async-done", "async-start", "async-update", "bitcast", "call", "conditional",
     "constant", "copy-done", "get-tuple-element", "iota", "opt-barrier", "parameter", "partition-id", "recv-done",
@@ -22,7 +25,7 @@ SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> float:
-    """Bytes read and written by one call on one device; arguments and errors as in `hlo.matmul_flops`."""
+    """Bytes read and written by one call on one device; arguments and errors are those of `hlo.matmul_flops`."""
     computations, _ = parse(text)
 
     def measure(instruction: Instruction, computation: Computation) -> float:
@@ -40,14 +43,14 @@ def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> floa
         read = sum(held(computation[name].shape) for name in instruction.operands if name in computation)
         given = held(instruction.shape)
         if instruction.opcode.endswith("-start"):
-            given = max(given - read, 0)  # the result names the operand too
+            given = max(given - read, 0)  # the result tuple contains the operand too
         return read + given
 
     return sum(run.times * run.amount for run in executed(text, measure, unknown_trips, fusions=False))
 
 
 def held(shape: str) -> float:
-    """Bytes of the arrays of a shape that lie in the device's main memory."""
+    """Bytes of those arrays in the text of a shape that lie in the device's main memory, which is memory space 0."""
     total = 0.0
     for match in _PLACED.finditer(shape):
         if "S(" not in (match[1] or ""):
@@ -72,7 +75,7 @@ def _fusion_bytes(fusion: Instruction, computation: Computation, inner: Computat
 
 
 def _read(name: str, inner: Computation) -> float:
-    """Bytes of a fusion's parameter that are read, by what uses it."""
+    """Bytes of a fusion's parameter that its users read: the sum of slices, or infinite if a user reads all of it."""
     total = 0.0
     for user in inner.values():
         if name not in user.operands:
@@ -82,7 +85,7 @@ def _read(name: str, inner: Computation) -> float:
         elif user.opcode in SLICES and user.operands[0] == name:
             total += _plain(user.shape)
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-            continue  # updated in place
+            continue  # an array that is updated in place is not read
         else:
             return math.inf
     return total

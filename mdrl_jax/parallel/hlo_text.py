@@ -1,4 +1,8 @@
-"""The HLO text of a compiled program, as instructions with how often each of them runs."""
+"""Parses the HLO text of a compiled program and finds how often each instruction runs.
+
+An HLO module is a set of computations, which are named lists of instructions. One of them is the entry; fusions, calls,
+loops and conditionals run others.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +17,17 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of HLO: `shape` and `attributes` as text, `operands` by name (of a constant or parameter, its text)."""
+    """One line of HLO text.
+
+    Attributes:
+      name: name of the instruction, without %.
+      shape: text of the result's shape, e.g. f32[8,4]{1,0}, or of a tuple of shapes.
+      opcode: e.g. dot or fusion.
+      operands: names of the operands; for an instruction without operands the text in its parentheses, which is the
+        value of a constant or the number of a parameter.
+      attributes: the text after the operands.
+      is_root: whether its result is that of its computation.
+    """
 
     name: str
     shape: str
@@ -23,24 +37,31 @@ class Instruction:
     is_root: bool
 
     def attribute(self, key: str) -> str:
-        """The text of `key=...` up to the next comma outside braces; "" if it is absent."""
+        """The text of the attribute `key=...`, up to the next comma outside braces; "" if it is absent."""
         found = re.search(rf"\b{key}=(\{{[^{{}}]*\}}|[^\s,{{}}]+)", self.attributes)
         return found[1] if found else ""
 
     @property
     def where(self) -> str:
-        """The JAX operation it came from, e.g. `jit(step)/while/body/dot_general`."""
+        """The JAX operation that it comes from, e.g. `jit(step)/while/body/dot_general`; "" if unknown."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
         return found[1] if found else ""
 
 
-Computation = dict[str, Instruction]
-Measure = Callable[[Instruction, Computation], float]
+Computation = dict[str, Instruction]  # instructions by name, in the order of the text
+Measure = Callable[[Instruction, Computation], float]  # (instruction, its computation) -> amount of one run
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An instruction, the computation it lies in, how often it runs, and the measure of one run."""
+    """An instruction with the number of its runs in one call of the program.
+
+    Attributes:
+      instruction: the instruction.
+      computation: the computation that contains it.
+      times: number of runs.
+      amount: the measure of one run.
+    """
 
     instruction: Instruction
     computation: Computation
@@ -54,24 +75,30 @@ def executed(
     unknown_trips: int | Sequence[int] | None = None,
     fusions: bool = True,
 ) -> list[Run]:
-    """The instructions whose `measure(instruction, its computation)` is above 0, with how often each runs.
+    """The instructions whose measure is above 0, with the number of their runs in one call of the program.
 
-    A trip count is the compiler's (`known_trip_count`) or read from the loop: the one constant that its condition
-    compares its counter with, less the counter's start, over the counter's step. A loop that may also stop early for
-    another reason counts to the end.
+    The trip count of a loop is the compiler's (`known_trip_count`). If that is absent, it is (bound − start) / step,
+    rounded up. The bound is the constant with which the loop's condition compares its counter; start and step are those
+    of the counter. If there is not exactly one such comparison, the trip count is unknown. A loop that may also stop
+    early for another reason counts up to the bound.
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
-      measure: what is counted; of a conditional's branches the one with more of it is taken.
-      unknown_trips: trip count of loops whose own cannot be read; several: that of innermost ones, of loops around
-        those, and so on.
-      fusions: whether what lies in a fusion is looked at, beside the fusion itself.
+      measure: the amount to count, for one run of an instruction. Of the branches of a conditional, the one with the
+        largest total counts.
+      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth: first
+        for such loops that contain no other such loop, then for the loops around those, and so on.
+      fusions: whether instructions inside fusions are measured, in addition to the fusion itself.
+
+    Returns:
+      one entry for each measured instruction, and one more for each further place that runs its computation.
 
     Raises:
-      ValueError: if a loop with something to count in it has an unknown trip count and `unknown_trips` names none.
+      ValueError: if a loop contains something to count, has an unknown trip count, and `unknown_trips` has none for it;
+        or if the text has no entry computation.
     """
     computations, entry = parse(text)
-    heights: dict[str, int] = {}  # of unknown loops that a computation runs one within the other
+    heights: dict[str, int] = {}  # per computation: depth to which loops of unknown trip count are nested in it
 
     def total(runs: list[Run]) -> float:
         return sum(run.times * run.amount for run in runs)
@@ -111,7 +138,14 @@ def _given(unknown_trips: int | Sequence[int] | None, height: int) -> int | None
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of an HLO module by name, and the name of the entry."""
+    """Parses the text of an HLO module.
+
+    Returns:
+      the computations by name, and the name of the entry computation.
+
+    Raises:
+      ValueError: if the text has no entry computation.
+    """
     computations: dict[str, Computation] = {}
     current: Computation = {}
     entry = ""
@@ -130,7 +164,11 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def arrays(shape: str) -> list[tuple[int, tuple[int, ...]]]:
-    """(bytes an element, dimensions) of the array, or of each array of the tuple, that `shape` describes."""
+    """Parses the text of a shape.
+
+    Returns:
+      (bytes per element, dimensions) of the array, or of each array if the shape is a tuple.
+    """
     found = []
     for dtype, dims in _ARRAY.findall(shape):
         bits = re.sub(r"\D", "", dtype)
@@ -150,7 +188,7 @@ def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Index after the parenthesis that closes the one at `opening`."""
+    """The index behind the parenthesis that closes the one at index `opening`."""
     depth = 0
     for i in range(opening, len(text)):
         depth += {"(": 1, ")": -1}.get(text[i], 0)
@@ -160,7 +198,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _called(instruction: Instruction) -> list[list[str]]:
-    """The computations an instruction runs: one of each list."""
+    """The computations that an instruction runs: one from each list. A conditional has a list of its branches."""
     one = lambda key: [_NAME.findall(instruction.attribute(key))]  # noqa: E731
     match instruction.opcode:
         case "fusion" | "async-start":
@@ -195,7 +233,7 @@ def _trips(loop: Instruction, computation: Computation, computations: dict[str, 
 
 
 def _step(loop: Instruction, index: int, computations: dict[str, Computation]) -> int:
-    """What the body adds to the loop's counter: 1, or more where the compiler has unrolled it."""
+    """The constant that the body adds to the loop's counter, above 1 in an unrolled loop; 1 if it cannot be found."""
     body = computations[_NAME.findall(loop.attribute("body"))[0]]
     root = next(i for i in body.values() if i.is_root)
     new, within = (body.get(root.operands[index]) if root.opcode == "tuple" else None), body
@@ -209,7 +247,10 @@ def _step(loop: Instruction, index: int, computations: dict[str, Computation]) -
 
 
 def _less_than(condition: Computation, computations: dict[str, Computation]) -> list[tuple[str, int | None]]:
-    """(name in `condition`, constant) of each comparison name < constant, in it or a fusion of it."""
+    """The comparisons a < b in a loop's condition, also inside its fusions: (name of a in `condition`, the constant b).
+
+    The constant is None if b is not one.
+    """
     found = []
     for outer in condition.values():
         inside = computations[_called(outer)[0][0]] if outer.opcode == "fusion" else condition
@@ -226,7 +267,7 @@ def _less_than(condition: Computation, computations: dict[str, Computation]) -> 
 
 
 def _constant(computation: Computation, name: str) -> int | None:
-    """The integer that an instruction always gives; None if that cannot be seen."""
+    """The value of an integer constant, also behind copies and bitcasts; None if the instruction is anything else."""
     while name in computation and computation[name].opcode in ("copy", "bitcast"):
         name = computation[name].operands[0]
     instruction = computation.get(name)

@@ -1,7 +1,8 @@
-"""Device programs by name, with a count of how often each was compiled.
+"""Makes the device programs of the package and counts how often each is compiled.
 
-A recompilation in the loop is the commonest way to lose a TPU's time unseen (a new shape, a new static value),
-so every jitted function of the package is made here and `compilations` is logged at each stage's end.
+A recompilation inside a loop, caused by a new shape or a new static value, is the most common way to lose time on a TPU
+without noticing. Therefore the jitted functions of the package are made here (except the two that initialise parameters
+and optimizer state once), and the line that ends a training stage shows the total of `compilations`.
 """
 
 import functools
@@ -15,7 +16,13 @@ compilations: Counter[str] = Counter()
 
 
 def program(name: str, function: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """`jax.jit(function, **jit_options)` that counts its traces under `name`."""
+    """`jax.jit(function, **jit_options)`, with a counter of its traces.
+
+    Args:
+      name: the key in `compilations`.
+      function: a function of JAX arrays.
+      **jit_options: options of `jax.jit`.
+    """
 
     @functools.wraps(function)
     def counted(*args: Any, **kwargs: Any) -> Any:

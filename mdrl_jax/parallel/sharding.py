@@ -1,10 +1,13 @@
-"""The mesh and THE table from logical axes to mesh axes: the whole sharding policy is here.
+"""Makes the mesh, and maps logical axes of arrays to mesh axes: the table `RULES` is the whole sharding policy.
 
-Parameters name their logical axes where they are made (`model/transformer.py`); activations through
-`constrain`. Batch rows are split over `data` and `fsdp`; parameters over `fsdp` (their d_model side) and
-`tensor` (heads, MLP channels, vocabulary): ZeRO-3 with tensor parallelism, arXiv 1910.02054, 1909.08053.
-Where rows are fewer than weights (a decoding step, logits), it is the rows that are gathered over `fsdp`
-(`rows`) and the weights that stay where they are: arXiv 2211.05102.
+A logical axis is the meaning of an array's axis, such as "embed". Parameters name theirs where they are made
+(`model/transformer.py`), activations in calls of `constrain`.
+
+Batch rows are split over the mesh axes `data` and `fsdp`. Parameters are split over `fsdp` (their d_model axis) and
+`tensor` (heads, MLP channels, vocabulary). This is ZeRO-3 with tensor parallelism (arXiv 1910.02054, 1909.08053): a
+layer's weights are gathered over `fsdp` where they are used. Where activations are smaller than weights (a decoding
+step, logits), the activations are gathered over `fsdp` instead (logical axis "rows") and the weights stay in place
+(arXiv 2211.05102).
 """
 
 import contextvars
@@ -21,7 +24,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.section import section
 
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # what batch rows are split over
+BATCH = ("data", "fsdp")  # the mesh axes that batch rows are split over
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": BATCH,
     "rows": "data",
@@ -38,7 +41,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 
 @section
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: all that remain."""
+    """Number of devices along each mesh axis; one of them may be -1, which takes all devices that remain."""
 
     data: int = -1
     fsdp: int = 1
@@ -48,8 +51,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """The `data x fsdp x tensor` mesh over `devices` (default: all).
 
-    Several slices of TPUs are parts of the `data` axis: over the slow network between them (DCN) go only sums of
-    gradients, once a micro-batch.
+    If the devices are several TPU slices, the slices are consecutive parts of the `data` axis. Then only sums of
+    gradients cross the slow network between slices (DCN), once per micro-batch.
 
     Raises:
       UserError: if the sizes do not multiply to the number of devices, or `data` is not divisible by the slices.
@@ -63,10 +66,11 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     sizes = [len(devices) // known if s == -1 else s for s in sizes]
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"mesh {named} does not match the {len(devices)} devices at hand")
-    # What GPUs call slices are hosts, between which any axis may run.
+    # A slice_index of GPUs numbers hosts, not slices, and any mesh axis may cross hosts.
     slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform != "gpu"} or {0})
     auto = (AxisType.Auto,) * len(MESH_AXES)
-    # Of a 4 x 4 slice one side is parted for 8 x 2 devices; jax.make_mesh does so on v5e alone.
+    # A mesh of 8 x 2 on a slice of 4 x 4 splits one side of the slice between two mesh axes. jax.make_mesh allows that
+    # on v5e only, so it is not used.
     if slices == 1:
         placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         return Mesh(placed, MESH_AXES, axis_types=auto)
@@ -94,9 +98,10 @@ def _axes(name: str | None) -> str | tuple[str, ...] | None:
 
 
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.vmap` over batch rows, each on the devices of its own: there its weights may be its own as well.
+    """`jax.vmap` over batch rows; each row is computed on the devices that hold it.
 
-    Within, no logical axis means the mesh axes that rows are split over.
+    Each row may therefore have its own copy of the weights, for example for per-row gradients. Inside `function`
+    logical axes do not map to `data` and `fsdp`, because the vmapped axis is split over them.
     """
 
     def alone(*args: Any) -> Any:
@@ -116,32 +121,35 @@ def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
 
 
 def stacked(sharding: Any) -> Any:
-    """The sharding of an array with one more leading axis, kept whole: many vectors of a parameter's shape."""
+    """The sharding of a stack of arrays that each have `sharding`; the new leading axis is not split."""
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
     return sharding
 
 
 def replicated(sharding: Any) -> Any:
-    """Whole arrays on the devices of `sharding`."""
+    """The sharding in which every device of `sharding` holds the whole array."""
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
 def over_tensor(sharding: NamedSharding) -> NamedSharding:
-    """Where an array lies after a gather over all axes but `tensor`: as one layer's weights do where they are used."""
+    """The sharding after a gather over all mesh axes but `tensor`, which a layer's weights have where they are used."""
     kept = [axes if axes == "tensor" else None for axes in sharding.spec]
     return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Fixes the sharding of an activation by its logical axes; nothing outside a mesh."""
+    """Fixes the sharding of an activation by its logical axes; outside a mesh it returns x unchanged."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(*logical))
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-    """Fixes rows to where batch rows are, and leaves the other axes to the compiler; nothing outside a mesh."""
+    """Splits the first axis like batch rows and leaves the sharding of the other axes to the compiler.
+
+    Outside a mesh it returns x unchanged.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
@@ -149,7 +157,7 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def dividing(name: str, size: int) -> str | None:
-    """The logical axis, or None where the mesh at hand does not divide a dimension of this size by it."""
+    """The logical axis `name` if the current mesh can split a dimension of this size along it, otherwise None."""
     mesh: Any = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or size % divisor(mesh, name) else name
 
@@ -158,9 +166,14 @@ Names = tuple[str | None, ...]
 
 
 def by_device(function: Callable[..., jax.Array], inputs: tuple[Names, ...], output: Names) -> Callable[..., jax.Array]:
-    """`function`, run by each device on its own part of the arrays, which have these logical axes: for kernels.
+    """`function`, run by each device on its own part of the arrays; for kernels that XLA cannot partition itself.
 
-    Every axis has to divide over the mesh. Outside a mesh it is the function itself.
+    Outside a mesh it returns the function itself. The mesh must divide every split axis evenly.
+
+    Args:
+      function: a function of arrays that treats the split axes independently.
+      inputs: logical axes of each argument.
+      output: logical axes of the result.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
@@ -169,21 +182,27 @@ def by_device(function: Callable[..., jax.Array], inputs: tuple[Names, ...], out
 
 
 def divisor(mesh: Mesh, name: str) -> int:
-    """Number of devices that a logical axis is split over."""
+    """Number of parts into which the mesh splits a logical axis."""
     axes = RULES[name] or ()
     return int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))
 
 
 def batch_divisor(mesh: Mesh) -> int:
-    """Number of devices that batch rows are split over."""
+    """Number of parts into which the mesh splits batch rows."""
     return divisor(mesh, "batch")
 
 
 def check_divides(mesh: Mesh, shapes: Any, shardings: Any) -> None:
-    """Refuses, by name, a parameter that the mesh does not divide.
+    """Refuses a parameter that the mesh cannot split evenly.
+
+    Args:
+      mesh: the mesh.
+      shapes: tree of the parameters' shapes.
+      shardings: tree of their `NamedSharding`s.
 
     Raises:
-      UserError: naming the parameter, its dimension and the mesh axes.
+      UserError: if a dimension is not divisible by its mesh axes; the message names the parameter, the dimension and
+        the mesh axes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
@@ -198,9 +217,17 @@ def check_divides(mesh: Mesh, shapes: Any, shardings: Any) -> None:
 
 
 def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
-    """Host arrays to device arrays whose leading axes are sharded as named (default: batch).
+    """Moves a tree of host arrays to the devices.
 
-    Every process has the whole of them on its host and moves the part of its own devices.
+    Every process holds the whole arrays on its host and moves the parts of its own devices.
+
+    Args:
+      tree: a tree of arrays on the host, equal on every process.
+      mesh: the mesh.
+      *logical: logical axes of the leading axes of every array; without any: "batch".
+
+    Returns:
+      the tree with device arrays.
     """
     sharding = named(mesh, *(logical or ("batch",)))
 
@@ -215,8 +242,12 @@ def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
 def param_shardings(mesh: Mesh, boxed_shapes: Any) -> Any:
     """NamedShardings of parameters from their logical axes.
 
+    Args:
+      mesh: the mesh.
+      boxed_shapes: shapes with logical axes, from `model.transformer.param_shapes`.
+
     Raises:
-      UserError: where a dimension is not divisible by its mesh axes.
+      UserError: if a dimension is not divisible by its mesh axes.
     """
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
     shardings = jax.tree.map(lambda box: named(mesh, *box.names), boxed_shapes, is_leaf=is_box)

@@ -1,4 +1,4 @@
-"""Arithmetic of `mdrl_jax.tree` as compiled programs, one for the whole package."""
+"""Functions of `mdrl_jax.tree` as compiled programs, shared by the package so that each is compiled once per shape."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ vdot = program("vdot", tree.vdot)
 
 
 def difference(after: Any, before: Any) -> Any:
-    """after − before, each leaf where that of `after` lies."""
+    """after − before, leaf by leaf; each result has the sharding of the leaf of `after`."""
     leaves, structure = jax.tree.flatten(after)
     return _difference(structure, tuple(getattr(x, "sharding", None) for x in leaves))(after, before)
 

@@ -77,8 +77,8 @@ except d.HostLost as e:
     statuses, texts, seconds = go(tmp_path, body)
     assert statuses == [LOST, LOST, LOST] and seconds < 3 * TIMEOUT
     for text in (texts[0], texts[2]):
-        assert f"mdrl: error: process 1 on {HOST} did not come to 'the middle' in 5 s" in text
-    assert f"did not come to 'the middle' in 5 s; {AGAIN}" in texts[1]  # the one that sleeps hears it too
+        assert f"mdrl: error: process 1 on {HOST} did not reach barrier 'the middle' in 5 s" in text
+    assert f"did not reach barrier 'the middle' in 5 s; {AGAIN}" in texts[1]  # the one that sleeps hears it too
 
 
 def test_what_ends_one_process_ends_all(tmp_path: Path):
