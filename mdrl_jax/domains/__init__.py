@@ -1,1 +1,1 @@
-"""Domains: prompts and the check that rewards a completion."""
+"""Domains: the prompts, each with the check that a reward compares a completion with."""

@@ -1,4 +1,4 @@
-"""A prompt of a data set as a chat: the tokenizer's own template, or a plain one."""
+"""Turns a prompt of a data set into a chat, by the tokenizer's chat template or by a plain one."""
 
 from typing import Any
 
@@ -10,19 +10,28 @@ PLAIN = "User: {prompt}\n\nAssistant:"  # for models whose tokenizer has no chat
 
 
 def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") -> str:
-    """A user's prompt as the text that the model goes on from.
+    """Writes a user's prompt as the text that the model continues.
 
-    By the tokenizer's chat template, with its generation prompt; by `PLAIN`, after the system prompt and an empty
-    line, if it has none. `thinking` "on" or "off" is the template's `enable_thinking`.
+    A tokenizer with a chat template uses it, including the marker after which the assistant speaks (the generation
+    prompt). A tokenizer without one uses `PLAIN`, preceded by the system prompt, if any, and an empty line.
+
+    Args:
+      tokenizer: a `transformers` tokenizer.
+      prompt: the user's message.
+      system: the system prompt; "" for none of our own.
+      thinking: "on" or "off" is passed to the template as `enable_thinking`; "" passes nothing.
+
+    Returns:
+      The text.
 
     Raises:
-      UserError: if `thinking` is set and the template knows no such thing, or the template fails.
+      UserError: if `thinking` is set but the template does not mention `enable_thinking`, or if the template fails.
     """
     template = tokenizer.chat_template
     if thinking and "enable_thinking" not in str(template):
         raise UserError(
-            f"domains.thinking={thinking!r} does nothing here: the model's chat template knows no "
-            "enable_thinking; leave it empty"
+            f"domains.thinking={thinking!r} does nothing here: the model's chat template does not use "
+            "enable_thinking; leave domains.thinking empty"
         )
     if not template:
         return (f"{system}\n\n" if system else "") + PLAIN.format(prompt=prompt)
@@ -35,6 +44,19 @@ def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "")
 
 
 def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") -> list[int]:
-    """`chat_text` as tokens. A chat template writes special tokens itself; with the plain one the tokenizer does."""
+    """Tokenizes `chat_text`. A chat template writes special tokens itself; for the plain text the tokenizer adds them.
+
+    Args:
+      tokenizer: a `transformers` tokenizer.
+      prompt: the user's message.
+      system: see `chat_text`.
+      thinking: see `chat_text`.
+
+    Returns:
+      Token ids.
+
+    Raises:
+      UserError: see `chat_text`.
+    """
     text = chat_text(tokenizer, prompt, system, thinking)
     return tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids

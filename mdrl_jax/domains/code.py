@@ -1,7 +1,7 @@
 """`code`: write a Python function, judged by running it on hidden tests.
 
-Prompt `plus 4 times 3 =`; a terse reply is `def f(x): return ( x + 4 ) * 3`, a worked one states the constants
-first, `> 4 3 ; def f(x): ...`. The program after the last `;` is run; style makes no difference to the reward.
+An example prompt is `plus 4 times 3 =`. A terse reply is `def f(x): return ( x + 4 ) * 3`. A worked reply states the
+constants first: `> 4 3 ; def f(x): ...`. The reward runs the program after the last `;`, so style makes no difference.
 """
 
 import random
@@ -20,7 +20,16 @@ def program(prompt: str) -> str:
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; each operation and constant is another with probability `noise` / 2."""
+    """Writes a reply, terse or worked with equal probability.
+
+    Args:
+      problem: the problem to reply to.
+      rng: source of every random choice.
+      noise: each operation and each constant is replaced by a wrong one with probability `noise` / 2.
+
+    Returns:
+      The text of the reply.
+    """
     parts = problem.prompt.split()[:-1]
     for i, part in enumerate(parts):
         if rng.random() < noise / 2:
@@ -31,7 +40,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """The domain's problems from the config's seed."""
+    """Generates every problem of the domain and splits them by the config's seed."""
     problems = []
     for op1 in OPERATIONS:
         for a in NUMBERS[1:]:

@@ -1,9 +1,9 @@
-"""`cw`: a line of verse under verifiable constraints, rewarded by the share of them met.
+"""`cw` (creative writing): a line of verse under verifiable constraints, rewarded by the share of them that it meets.
 
-Prompt `fox red sat =` (noun, adjective, verb); a reply such as `the red fox sat on rocks` has to use adjective and
-verb, put adjective before noun before verb, end on the noun's rhyme and hold nothing but words. The reward is the mean
-over these five constraints of the whole reply. Working (`> rocks ; the ...`) breaks only the last of them: this domain
-prefers terse replies, less strongly than `qa`.
+An example prompt is `fox red sat =`: noun, adjective, verb. A good reply is `the red fox sat on rocks`. There are five
+constraints: the reply uses the adjective; it uses the verb; adjective, noun and verb come in this order; the last word
+is the noun's rhyme; and there is nothing but words. The reward is the share of them that the whole reply meets. Working
+(`> rocks ; the ...`) breaks only the last one, so this domain prefers terse replies, but less strongly than `qa`.
 """
 
 import random
@@ -13,7 +13,16 @@ from mdrl_jax.domains.vocabulary import ADJECTIVES, RHYMES, VERBS
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; each of the four content words is drawn anew with probability `noise`."""
+    """Writes a reply, terse or worked with equal probability.
+
+    Args:
+      problem: the problem to reply to.
+      rng: source of every random choice.
+      noise: each of the four content words is drawn anew with this probability.
+
+    Returns:
+      The text of the reply.
+    """
     noun, adjective, verb, _ = problem.prompt.split()
     rhyme = RHYMES[noun]
 
@@ -29,7 +38,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """The domain's problems from the config's seed."""
+    """Generates every problem of the domain and splits them by the config's seed."""
     problems = []
     for noun, rhyme in RHYMES.items():
         for adjective in ADJECTIVES:

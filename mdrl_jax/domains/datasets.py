@@ -1,8 +1,12 @@
-"""Domains read from data sets: one pass over all rows makes an index, prompts are read again from their places.
+"""Makes domains from data sets.
 
-A prompt's key is a hash of (seed, domain, prompt). It drops repeats, says which split a row falls in where the source
-has none, and orders the rows of a split, so that rows that are added move no others. A prompt is in one split alone:
-test before validation before train.
+One pass over all rows builds an index of the prompts; afterwards a prompt is read again from its place in the file.
+
+A prompt's key is a 64-bit hash of (seed, domain, prompt). The key serves three purposes. Prompts with equal keys are
+repeats, of which one is kept. The key decides the split where the source does not. The prompts of a split are sorted by
+key. None of this depends on the other rows, so rows that are added later move no row to another split.
+
+A prompt that falls into several splits stays in `test` first, then in `validation` (definitions §14).
 """
 
 import hashlib
@@ -24,8 +28,8 @@ from mdrl_jax.errors import UserError
 
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
-NAMED_BAD_ROWS = 100  # of a source, kept in its record
-# What the keys of the rewards' checks hold: one of these, or a list of these.
+NAMED_BAD_ROWS = 100  # at most so many bad rows of a source are described in its record
+# By key of a check, the types that the rewards accept: VALUES for a single value, LISTS for each item of a list.
 VALUES: dict[str, tuple[type, ...]] = {"answer": (str, int, float), "length": (int,), "reference": (str,)}
 LISTS: dict[str, tuple[type, ...]] = {
     "answer": (str, int, float),
@@ -36,7 +40,7 @@ LISTS: dict[str, tuple[type, ...]] = {
 
 
 class Lazily(Sequence[T]):
-    """`length` things, each made by `make(i)` when it is asked for."""
+    """A sequence of `length` items. Item i is made by `make(i)` each time it is read."""
 
     def __init__(self, length: int, make: Callable[[int], T]):
         self.length, self.make = length, make
@@ -49,7 +53,7 @@ class Lazily(Sequence[T]):
     @overload
     def __getitem__(self, at: slice) -> tuple[T, ...]: ...
     def __getitem__(self, at: int | slice) -> T | tuple[T, ...]:
-        """One of them, or a tuple of several."""
+        """Returns one item, or a tuple of items for a slice."""
         if isinstance(at, slice):
             return tuple(self.make(i) for i in range(*at.indices(self.length)))
         if not -self.length <= at < self.length:
@@ -58,18 +62,25 @@ class Lazily(Sequence[T]):
 
 
 class Index:
-    """Where the prompts of one split stand: key, table, position, and which of the row's prompts."""
+    """Where the prompts of one split are. Four columns: key, table, position in the table, number within the row."""
 
     def __init__(self) -> None:
         self.columns = array("Q"), array("i"), array("q"), array("i")
 
     def add(self, *entry: int) -> None:
-        """One prompt."""
+        """Adds one prompt, given as one value for each column."""
         for column, value in zip(self.columns, entry, strict=True):
             column.append(value)
 
     def distinct(self, taken: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The columns in the order of keys, without repeats and without keys that are taken."""
+        """Sorts the prompts by key and drops repeats and prompts that another split has already.
+
+        Args:
+          taken: keys of the prompts of other splits.
+
+        Returns:
+          The four columns (keys, tables, positions, numbers within the row), one entry for each prompt kept.
+        """
         keys, *rest = (
             np.frombuffer(column, column.typecode) if column else np.zeros(0, int) for column in self.columns
         )
@@ -79,7 +90,7 @@ class Index:
 
 
 class Reader:
-    """Makes problems of a source's rows."""
+    """Turns the rows of a source into problems."""
 
     def __init__(self, source: SourceConfig, where: str, separator: str):
         self.check, self.separator = dict(source.check), separator
@@ -87,10 +98,10 @@ class Reader:
         self.convert = _converter(source.fields, f"{where}.fields")
 
     def problems(self, row: Any) -> list[tuple[Problem, str]]:
-        """The problems of a row, each with the split that the row itself names, or "".
+        """Returns (problem, split) for each problem of a row; split is "" if the row itself names none.
 
         Raises:
-          BadRow: if it lacks a field, or one is of the wrong type.
+          BadRow: if the row lacks a field, or a field has the wrong type or value.
         """
         if not isinstance(row, Mapping):
             raise BadRow(f"{type(row).__name__}, where an object with fields is expected")
@@ -121,10 +132,10 @@ def _pieces(template: str, where: str) -> list[tuple[str, str | None]]:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as e:
-        raise UserError(f"{where}={template!r} is no template ({e}); write {{{{ and }}}} for braces") from e
+        raise UserError(f"{where}={template!r} is no template ({e}); write {{{{ and }}}} for literal braces") from e
     for _, name, form, conversion in parsed:
         if name is not None and (not name.isidentifier() or form or conversion):
-            raise UserError(f"{where}: {{{name}}} is no field; a template has names such as {{question}}")
+            raise UserError(f"{where}: {{{name}}} is no field; write the name of a field, such as {{question}}")
     return [(text, name) for text, name, _, _ in parsed]
 
 
@@ -153,7 +164,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _checked(fields: Mapping[str, Any], name: str, key: str) -> Any:
-    """A field as the value of a check."""
+    """Returns a field as the value of the check's `key`; raises BadRow if its type does not fit or it is empty."""
     value = fields.get(name)
     if value is None:
         raise BadRow(f"no field {name!r}")
@@ -169,10 +180,21 @@ def _checked(fields: Mapping[str, Any], name: str, key: str) -> Any:
 
 
 def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
-    """The domain of a data set. `DOMAINS["law"] = functools.partial(make, "law", SourceConfig(...))` adds one.
+    """Makes a domain from a data set.
+
+    `DOMAINS["law"] = functools.partial(make, "law", SourceConfig(...))` adds a new domain to the registry.
+
+    Args:
+      name: the domain's name.
+      source: the domain's section of the config; its preset fills what it leaves at the default.
+      config: seed, sizes of the splits, and how chats are written and read.
+
+    Returns:
+      The domain. Its splits hold every distinct prompt; `prompts.tokenize` applies the sizes and the limit on length. A
+      split may be empty, which `prompts.tokenize` refuses when the split is used.
 
     Raises:
-      UserError: if the source cannot be read, has too many bad rows, or leaves a split empty.
+      UserError: if the source is incomplete or not valid, cannot be read, or has more than `max_bad_rows` bad rows.
     """
     where = f"domains.{name}"
     source = completed(source, where)
@@ -206,7 +228,21 @@ def _scan(
     salt: str,
     limit: tuple[str, int],
 ) -> tuple[dict[str, Index], dict[str, Any]]:
-    """One pass over all rows: the index of each split, and what was found."""
+    """Passes once over all rows.
+
+    Args:
+      reader: turns a row into problems.
+      tables: by split, the tables given for it.
+      shares: by held-out split, the share of the prompts of the training tables that the hash puts into it.
+      salt: what is hashed before the prompt.
+      limit: the section of the config, for error messages, and its `max_bad_rows`.
+
+    Returns:
+      (the index of each split, the record of what was found).
+
+    Raises:
+      UserError: at the first bad row beyond `max_bad_rows`.
+    """
     indexes = {split: Index() for split in SPLITS}
     record: dict[str, Any] = {"rows": 0, "prompts": 0, "elsewhere": 0, "bad_rows": 0, "bad": []}
     for number, (split, where, position, row) in _found(tables):
@@ -260,6 +296,6 @@ def _rows(tables: list[Table], reader: Reader, places: Sequence[np.ndarray]) -> 
             row = tables[table_of[i]].read(int(position_of[i]))
             return reader.problems(row)[sub_of[i]][0]
         except (BadRow, IndexError, StopIteration, OSError) as e:
-            raise UserError(f"a data file was changed while it was read ({e})") from e
+            raise UserError(f"a data file was changed after it was indexed ({e}); start the run again") from e
 
     return Lazily(len(table_of), read)

@@ -1,8 +1,8 @@
-"""Rows of data files, each named by where it stands, and read again from there.
+"""Reads rows of data files, and reads a single row again from its position.
 
-Every kind of file is a table with two methods. `scan()` passes over the file once and yields (position, where, row),
-where `row` is a `BadRow` if it cannot be read; `read(position)` gives a row again without reading those before it, so
-that a set larger than memory needs no more of it than positions.
+Every kind of file is a table with two methods. `scan()` passes over the file once and yields (position, where, row).
+The row is a `BadRow` if it cannot be read. `read(position)` returns one row again without reading the rows before it. A
+data set that is larger than memory therefore needs memory only for the positions of its rows.
 """
 
 import csv
@@ -20,7 +20,7 @@ KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
 class BadRow(Exception):
-    """Why a row cannot be used, in a few words."""
+    """A row cannot be used; the message says why in a few words."""
 
 
 Found = tuple[int, str, Any]
@@ -30,16 +30,16 @@ class Table(Protocol):
     """Rows in a fixed order."""
 
     def scan(self) -> Iterator[Found]:
-        """(position, "file:line", row or BadRow) of every row, in order."""
+        """Yields (position, "file:line", row or BadRow) for every row, in order."""
         ...
 
     def read(self, position: int) -> Any:
-        """The row at a position of `scan`."""
+        """Returns the row at a position that `scan` gave."""
         ...
 
 
 class JsonLines:
-    """A JSON value a line; positions are bytes. Empty lines are no rows."""
+    """A file with one JSON value on each line. Positions are byte offsets. Empty lines are skipped."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -67,12 +67,12 @@ class JsonLines:
 
 
 class Document:
-    """A .json file: a list of rows, or an object with one list in it. It is one value, so it is held in memory."""
+    """A .json file: a list of rows, or an object with exactly one list in it. The whole file is held in memory."""
 
     def __init__(self, path: Path, value: Any):
         lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else [value]
         if len(lists) != 1 or not isinstance(lists[0], list):
-            raise UserError(f"{path} holds no list of rows; a list, or an object with one list in it, is expected")
+            raise UserError(f"{path} holds no list of rows; it must be a list, or an object with one list in it")
         self.path, self.rows = path, lists[0]
 
     def scan(self) -> Iterator[Found]:
@@ -86,7 +86,10 @@ class Document:
 
 
 class Csv:
-    """Comma- or tab-separated rows; positions are bytes. The first row names the columns unless names are given."""
+    """Comma- or tab-separated rows. Positions are byte offsets.
+
+    The first row names the columns unless names are given.
+    """
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
         self.path, self.delimiter = path, "\t" if path.suffix == ".tsv" else ","
@@ -131,7 +134,7 @@ class Csv:
 
 
 class _CountedLines:
-    """Lines as text, and the bytes that they took."""
+    """Yields the lines of a file as text, and counts in `position` the bytes read so far."""
 
     def __init__(self, file: io.BufferedReader):
         self.file, self.position = file, file.tell()
@@ -149,7 +152,7 @@ class _CountedLines:
 
 
 class Arrow:
-    """A `datasets` data set, memory-mapped; positions are rows."""
+    """A memory-mapped data set of the library `datasets`. Positions are row numbers."""
 
     def __init__(self, name: str, rows: Any):
         self.name, self.rows = name, rows
@@ -172,7 +175,19 @@ def _or_bad(parse: Any, raw: Any) -> Any:
 
 
 def tables(entries: tuple[str, ...], columns: tuple[str, ...], where: str) -> list[Table]:
-    """The tables of paths, globs and hub names; errors as in `matching`, `open_table` and `open_hub`."""
+    """Opens the tables of paths, globs and hub names.
+
+    Args:
+      entries: paths, globs, or names of hub data sets (see `SourceConfig.files`).
+      columns: names of the columns of csv files without a header; () if they have one.
+      where: the section of the config, for error messages.
+
+    Returns:
+      The tables, in the order of `entries`; the files of a glob in the order of their names.
+
+    Raises:
+      UserError: if an entry matches nothing, is of an unknown kind, or cannot be read.
+    """
     found: list[Table] = []
     for entry in entries:
         if entry.startswith("hub:"):
@@ -183,14 +198,14 @@ def tables(entries: tuple[str, ...], columns: tuple[str, ...], where: str) -> li
 
 
 def matching(pattern: str, where: str) -> list[Path]:
-    """The files of a path or glob, by name.
+    """Returns the files that a path or glob matches, sorted by name.
 
     Raises:
-      UserError: if it matches nothing, or a file is of no known kind.
+      UserError: if it matches nothing, or if a file has a suffix that is not in `KINDS`.
     """
     found = [Path(p) for p in sorted(glob.glob(os.path.expanduser(pattern), recursive=True))]
     if not found:
-        raise UserError(f"{where}: no file {pattern!r}; give a path, a glob or hub:NAME:SPLIT")
+        raise UserError(f"{where}: no file {pattern!r}; give an existing path, a matching glob, or hub:NAME:SPLIT")
     for path in found:
         if path.suffix not in KINDS:
             raise UserError(f"{where}: {path} is of no known kind; known: {', '.join(KINDS)}")
@@ -198,10 +213,10 @@ def matching(pattern: str, where: str) -> list[Path]:
 
 
 def open_table(path: Path, columns: tuple[str, ...]) -> Table:
-    """The table of a file, by its suffix.
+    """Opens a file as the kind of table that its suffix names.
 
     Raises:
-      UserError: if the file as a whole cannot be read.
+      UserError: if the file as a whole cannot be read. Single rows that cannot be read are found by `scan`.
     """
     try:
         if path.suffix in (".csv", ".tsv"):
@@ -226,25 +241,25 @@ def _json(path: Path) -> Table:
     try:
         return Document(path, json.loads(path.read_bytes()))
     except json.JSONDecodeError as e:
-        if e.msg == "Extra data":  # JSON lines by another name
+        if e.msg == "Extra data":  # the file holds JSON lines although its suffix is .json
             return JsonLines(path)
         raise
 
 
 def open_hub(entry: str, where: str) -> Table:
-    """The split of a hub data set that "hub:NAME:SPLIT" or "hub:NAME:SUBSET:SPLIT" names.
+    """Opens the split of a hub data set that "hub:NAME:SPLIT" or "hub:NAME:SUBSET:SPLIT" names.
 
     Raises:
-      UserError: if it cannot be had.
+      UserError: if the entry has another form, or if the split cannot be downloaded or read.
     """
     import datasets
 
     parts = entry.split(":")[1:]
     if len(parts) not in (2, 3) or not all(parts):
-        raise UserError(f'{where}: {entry!r} names no hub data set; "hub:NAME:SPLIT" or "hub:NAME:SUBSET:SPLIT"')
+        raise UserError(f"{where}: {entry!r} names no hub data set; write hub:NAME:SPLIT or hub:NAME:SUBSET:SPLIT")
     try:
         rows = datasets.load_dataset(parts[0], parts[1] if len(parts) == 3 else None, split=parts[-1])
-    except Exception as e:  # the hub, the network and the set's own files can fail in any way
+    except Exception as e:  # the hub, the network and the data files can fail in any way
         reason = (str(e).splitlines() or [""])[0]
         raise UserError(f"{where}: {entry} cannot be read ({type(e).__name__}: {reason})") from e
     return Arrow(entry, rows)

@@ -1,8 +1,9 @@
-"""Rows of public data sets as the fields that prompts and checks use: one function a layout, named in `FIELDS`.
+"""Turns rows of public data sets into the fields that prompts and checks use: one function for each layout.
 
-A function gets a row and gives its fields, or a list of them: several for a passage with many questions, none for a
-row that cannot be asked. A field `split` says which split the source puts the row in ("train", "validation", "test",
-anything else: none). What is missing raises KeyError, what is wrong ValueError; both make a bad row.
+`FIELDS` names the functions. A function takes a row and returns a dict of fields, or a list of such dicts: several for
+a passage with many questions, none for a row that cannot become a prompt. If a dict has a field `split`, it names the
+split to which the source assigns the row: "train", "validation" or "test". Any other non-empty value keeps the row out
+of every split. A missing field raises KeyError, and a wrong value raises ValueError; both count as a bad row.
 """
 
 import json
@@ -15,7 +16,7 @@ Fields = dict[str, Any]
 
 
 def gsm8k(row: Row) -> Fields:
-    """GSM8K: a worked solution whose answer follows `####`."""
+    """GSM8K: `answer` holds a worked solution, then `####`, then the final answer."""
     solution, mark, answer = row["answer"].rpartition("####")
     if not mark or not answer.strip():
         raise ValueError("no answer after ####")
@@ -23,7 +24,7 @@ def gsm8k(row: Row) -> Fields:
 
 
 def boxed(text: str) -> str:
-    r"""What the last `\boxed{...}` of a text holds.
+    r"""Returns the content of the last `\boxed{...}` of a text. Raises ValueError if there is none or it is not closed.
 
     >>> boxed(r"so \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
@@ -38,19 +39,19 @@ def boxed(text: str) -> str:
 
 
 def math(row: Row) -> Fields:
-    r"""MATH, MATH-500, AIME and OpenR1-Math: `problem` with an `answer`, or with a solution that ends in `\boxed{}`."""
+    r"""MATH, MATH-500, AIME and OpenR1-Math: `problem`, and `answer` or a `solution` with the answer in `\boxed{}`."""
     answer = row["answer"] if row.get("answer") is not None else boxed(row["solution"])
     return {"question": row["problem"], "answer": str(answer)}
 
 
 def openr1(row: Row) -> list[Fields]:
-    """OpenR1-Math without its proofs, which have no answer to compare with."""
+    """OpenR1-Math. Proofs are left out, because they have no final answer to compare with."""
     proof = row.get("question_type") == "proof" or str(row["answer"]).strip().lower() in ("", "proof")
     return [] if proof else [math(row)]
 
 
 def mbpp(row: Row) -> Fields:
-    """MBPP, full or sanitized: the first of its tests is shown, because it has the function's name."""
+    """MBPP, full or sanitized. The first test becomes the field `example`, because it shows the function's name."""
     tests = row["test_list"]
     setup = [row["test_setup_code"]] if row.get("test_setup_code") else []
     task, example = row["task_id"], tests[0]
@@ -65,19 +66,19 @@ def mbpp(row: Row) -> Fields:
 
 
 def humaneval(row: Row) -> Fields:
-    """HumanEval: a signature and docstring to be completed, and a `check` function."""
+    """HumanEval: a signature with a docstring to complete, and a function `check` that tests the result."""
     return {"stub": row["prompt"], "tests": [row["test"], f"check({row['entry_point']})"]}
 
 
 def klear_code(row: Row) -> list[Fields]:
-    """KlearReasoner-CodeSub: a chat message, and tests as JSON. Rows judged by standard input are left out."""
+    """KlearReasoner-CodeSub: a chat message and tests as JSON. Rows tested through stdin and stdout are left out."""
     truth = json.loads(row["reward_model"]["ground_truth"])
     functional = truth.get("functional") if isinstance(truth, dict) else None
     return [{"task": row["prompt"][-1]["content"], "tests": [functional]}] if functional else []
 
 
 def squad(row: Row) -> list[Fields]:
-    """SQuAD, XQuAD: an article of the original file, or a question of the hub's flat rows."""
+    """SQuAD and XQuAD: a row is an article of the original file, or one question of the hub's flat files."""
     if "paragraphs" not in row:
         return [_question(row["context"], row["question"], row["answers"]["text"])]
     return [
@@ -93,9 +94,10 @@ def _question(context: str, question: str, answers: Iterable[str]) -> Fields:
 
 
 def choices(row: Row) -> list[Fields]:
-    """Multiple choice as options "A. ..." and a letter: MMLU (csv columns or hub), MMLU-Pro, SuperGPQA, SciKnowEval.
+    """Multiple choice: MMLU (csv files or hub), MMLU-Pro, SuperGPQA and SciKnowEval.
 
-    Questions of SciKnowEval that have no choices are left out.
+    The fields are the question, the options as lines "A. ...", the right letter, and the options' texts. Questions of
+    SciKnowEval without choices are left out.
     """
     letters, answer = string.ascii_uppercase, None
     if "A" in row:  # columns of MMLU's csv files
@@ -117,7 +119,7 @@ def choices(row: Row) -> list[Fields]:
 
 
 def ifeval(row: Row) -> Fields:
-    """IFEval: instruction kinds beside their arguments; arguments that are None were filled in by the file format."""
+    """IFEval: a list of instruction ids and a list of their arguments. The file format pads arguments with None."""
     kinds, arguments = row["instruction_id_list"], row["kwargs"]
     if len(kinds) != len(arguments):
         raise ValueError(f"{len(kinds)} instructions with {len(arguments)} kwargs")

@@ -1,9 +1,10 @@
 """`math`: chains of additions and subtractions modulo 10, rewarded by the final answer.
 
-Prompt `3 + 8 - 4 + 9 - 2 + 5 =`; a terse reply is `9`, a worked one `> 1 7 6 4 ; 9` (running totals, each modulo 10,
-then the answer). The reward is for the final answer alone, so working is allowed, and because a small model cannot
-carry five steps in its head it pays: this is the domain that rewards worked replies. (Without the modulus the answer is
-a linear function of the digits, which a terse reply gets right too often for style to matter.)
+An example prompt is `3 + 8 - 4 + 9 - 2 + 5 =`. A terse reply is `9`. A worked reply is `> 1 7 6 4 ; 9`: the running
+totals, each modulo 10, then the answer. The reward looks at the final answer alone, so working is allowed. Working also
+pays, because a small model cannot do five steps without writing them down: this is the domain that rewards worked
+replies. The modulus is needed for that. Without it the answer would be a linear function of the digits, and terse
+replies would be right too often for style to matter.
 """
 
 import random
@@ -15,7 +16,7 @@ MODULUS = 10
 
 
 def totals_of(prompt: str) -> list[int]:
-    """Running totals of a prompt, modulo 10; the last is the answer."""
+    """The running totals of a prompt, each modulo 10. The last one is the answer."""
     words = prompt.split()[:-1]
     total, totals = int(words[0]), []
     for sign, digit in zip(words[1::2], words[2::2], strict=True):
@@ -25,7 +26,16 @@ def totals_of(prompt: str) -> list[int]:
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; with probability `noise` the totals go wrong from some step on."""
+    """Writes a reply, terse or worked with equal probability.
+
+    Args:
+      problem: the problem to reply to.
+      rng: source of every random choice.
+      noise: probability that the totals are wrong from a random step on, and with them the answer.
+
+    Returns:
+      The text of the reply.
+    """
     totals = totals_of(problem.prompt)
     if rng.random() < noise:
         at, slip = rng.randrange(len(totals)), rng.randrange(1, MODULUS)
@@ -36,7 +46,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """The domain's problems from the config's seed."""
+    """Generates the domain's problems from the config's seed."""
     rng = random.Random(f"{config.seed}/math")
     wanted = 2 * (config.n_train + config.n_validation + config.n_test)
     problems = []

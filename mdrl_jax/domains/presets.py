@@ -1,8 +1,8 @@
-r"""Data sets by name: where they lie, what is asked, what is checked, by which reward.
+r"""Public data sets by name. A preset says where the files are, what the prompt asks, what is checked by which reward.
 
-A config takes one with `c.domains.math.preset = "gsm8k"` and changes what it likes, most often to local files of the
-same layout: `c.domains.math.files = ("gsm8k/*.jsonl",)`. Prompts are of this package [chosen]: they ask for the form
-of reply that the reward reads.
+A config takes a preset with `c.domains.math.preset = "gsm8k"` and may override any of its fields. The most common
+override is local files of the same layout: `c.domains.math.files = ("gsm8k/*.jsonl",)`. The wording of the prompts was
+chosen for this package [chosen]: each asks for the form of reply that its reward can read.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ PRESETS: dict[str, SourceConfig] = {
     "ifeval": SourceConfig(
         files=("hub:google/IFEval:train",), fields="ifeval", prompt="{prompt}", check=KEPT, reward="cw"
     ),
-    # On no hub, or of many layouts: a config names the files.
+    # These are not on the hub, or come in many layouts, so that the config has to name the files.
     "longbench_write": SourceConfig(
         prompt="{prompt}", check={"length": "length"}, reward="mdrl_jax.rewards.writing:wanted_length"
     ),
@@ -105,10 +105,19 @@ FILES = ("files", "validation_files", "test_files")
 
 
 def completed(source: SourceConfig, where: str) -> SourceConfig:
-    """The source with what it does not set taken from its preset.
+    """Fills the fields that a source leaves at their default from its preset.
+
+    A source with any files of its own takes none of the preset's files, so that its splits do not mix two origins.
+
+    Args:
+      source: a domain's section of the config.
+      where: the section's name for error messages, such as "domains.math".
+
+    Returns:
+      The completed source.
 
     Raises:
-      UserError: if the preset is unknown, or files, prompt or reward are missing in both.
+      UserError: if the preset is unknown, or if files, prompt or reward are missing from both source and preset.
     """
     if source.preset and source.preset not in PRESETS:
         raise UserError(f"{where}.preset={source.preset!r} is not known; known: {', '.join(PRESETS)}")

@@ -1,4 +1,8 @@
-"""Tokenized prompts of a domain, in the order in which a stage visits them."""
+"""Tokenizes the prompts of a domain and decides the order in which a stage visits them.
+
+`tokenize` makes a `PromptSet` of one split. `visit_order` gives the rows that a stage visits at a given position. The
+order is a function of (seed, stage name, domain, position) alone (definitions §14), so a resumed run draws the same.
+"""
 
 import dataclasses
 import functools
@@ -19,9 +23,15 @@ from mdrl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """Problems of one split with their tokens; `ids` name a prompt in the sampling keys.
+    """The problems of one split with their tokens.
 
-    `record` says of a data set's split how many prompts were kept and how many were too long, and has a fingerprint.
+    Attributes:
+      domain: the domain's name.
+      reward: the reward's name, or "module:function".
+      problems: the problems; a row is an index into them.
+      tokens: by row, the token ids of the prompt.
+      record: for a data set, how many prompts were kept, how many were too long, and a fingerprint of the kept prompts
+        and their checks. Empty for procedural domains.
     """
 
     domain: str
@@ -34,15 +44,25 @@ class PromptSet:
         return len(self.problems)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Unique 32-bit prompt ids: the domain's hash plus the row."""
+        """The prompt ids of rows, part of the sampling keys: crc32(domain) + row, modulo 2^32 (definitions §14)."""
         return (np.uint32(zlib.crc32(self.domain.encode())) + rows.astype(np.uint32)).astype(np.uint32)
 
 
 def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> PromptSet:
-    """The split's prompts as tokens: of a data set those that fit, of a procedural domain all.
+    """Tokenizes the prompts of a split. Prompts of a data set that are too long are left out.
+
+    Args:
+      domain: the domain.
+      split: "train", "validation" or "test".
+      tokenizer: a `transformers` tokenizer.
+      longest: the largest length of a prompt, in tokens.
+
+    Returns:
+      The prompts: all of a procedural domain; of a data set the first ones that fit, at most `Data.sizes[split]`.
 
     Raises:
-      UserError: if the split is empty, or a procedural prompt is longer than `longest` or has an unknown word.
+      UserError: if the split is empty, if no prompt of a data set fits, or if a procedural prompt is longer than
+        `longest` or has a word that the tokenizer does not know.
     """
     problems: Sequence[Problem] = getattr(domain, split)
     if not problems:
@@ -55,20 +75,20 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
         row = tuple(tokenizer(problem.prompt).input_ids)
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row:
             raise UserError(
-                f"domain {domain.name}: a {split} prompt has a word the tokenizer does not know: "
+                f"domain {domain.name}: a {split} prompt has a word that the tokenizer does not know: "
                 f"{problem.prompt[:60]!r}"
             )
         if len(row) > longest:
             raise UserError(
                 f"domain {domain.name}: a {split} prompt has {len(row)} tokens, the limit "
-                f"(rollout.prompt_buckets) is {longest}: {problem.prompt[:60]!r}"
+                f"(the last of rollout.prompt_buckets) is {longest}: {problem.prompt[:60]!r}"
             )
         tokens.append(row)
     return PromptSet(domain.name, domain.reward, problems, tuple(tokens))
 
 
 def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: int) -> PromptSet:
-    """The first prompts of a data set's split that are no longer than `longest`, as chats."""
+    """Tokenizes, as chats, the first prompts of a data set's split that have at most `longest` tokens."""
     problems: Sequence[Problem] = getattr(domain, split)
     lazy, wanted = data.streaming and split == "train", data.sizes[split]
     kept, looked_at, fingerprint = array("q"), 0, hashlib.blake2b(digest_size=8)
@@ -90,7 +110,7 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
     if not kept:
         raise UserError(
             f"domain {domain.name}: all of {looked_at} {split} prompts are longer than the {longest} tokens of "
-            "rollout.prompt_buckets; raise its last"
+            "the last of rollout.prompt_buckets; raise it"
         )
     record = {"prompts": len(kept), "too_long": looked_at - len(kept), "fingerprint": fingerprint.hexdigest()}
     if not lazy:
@@ -101,7 +121,15 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
 
 
 def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
-    """Lines for the log on a domain that was read from a data set, with its prompt sets by split."""
+    """Lines for the log about what was read from a data set; none for a procedural domain.
+
+    Args:
+      domain: the domain.
+      sets: its prompt sets, by split.
+
+    Returns:
+      One line of counts, then one line for each bad row whose place is recorded.
+    """
     if not domain.data:
         return []
     found = domain.data.record
@@ -111,9 +139,20 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
 
 
 def visit_order(seed: int, stage: str, domain: str, n: int, position: int, count: int) -> np.ndarray:
-    """Rows `position` to `position + count` of an endless stream of shuffled passes over `n` prompts.
+    """The rows that a stage visits: a slice of an endless stream of shuffled passes over the prompts.
 
-    A function of its arguments alone, so that a resumed run needs nothing but its position.
+    The result depends on the arguments alone, so a resumed run needs to remember nothing but its position.
+
+    Args:
+      seed: the run's seed.
+      stage: the stage's name; each stage has an order of its own.
+      domain: the domain's name.
+      n: number of prompts of the split.
+      position: how many prompts of the stream come before the slice.
+      count: length of the slice; 1 or more. It may span several passes.
+
+    Returns:
+      Row numbers below `n` [count].
     """
     rows = []
     while count > 0:

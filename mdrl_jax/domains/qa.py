@@ -1,9 +1,9 @@
-"""`qa`: closed-book questions over a fixed world of facts, rewarded by exact match of the whole reply.
+"""`qa`: closed-book questions about a fixed world of facts, rewarded by exact match of the whole reply.
 
-Prompt `tom age =`; a terse reply is `7`, a worked one `> tom age 7 ; 7`. As in extractive QA the whole reply has to
-be the answer: this domain rewards terse replies, and that is the designed conflict with `math`. A closed-book fact
-cannot be inferred, so the base model's pretraining sees all facts, those of the validation and test prompts too;
-RL sees the training prompts alone.
+An example prompt is `tom age =`. A terse reply is `7`. A worked reply is `> tom age 7 ; 7`. As in extractive QA, the
+whole reply has to be the answer. This domain therefore rewards terse replies, which is the designed conflict with
+`math`. A closed-book fact cannot be inferred, so the pretraining of a base model sees all facts, including those of the
+validation and test prompts. RL sees the training prompts only.
 """
 
 import random
@@ -13,7 +13,16 @@ from mdrl_jax.domains.vocabulary import ATTRIBUTES, NAMES
 
 
 def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
-    """A reply in either style; with probability `noise` the value is drawn anew among the attribute's."""
+    """Writes a reply, terse or worked with equal probability.
+
+    Args:
+      problem: the problem to reply to.
+      rng: source of every random choice.
+      noise: probability that the answer is drawn anew from the attribute's values. The draw may hit the right value.
+
+    Returns:
+      The text of the reply.
+    """
     name, attribute, _ = problem.prompt.split()
     value = problem.check["answer"]
     if rng.random() < noise:
@@ -22,7 +31,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """The domain's problems from the config's seed."""
+    """Draws the facts of the world from the config's seed and splits the questions about them."""
     rng = random.Random(f"{config.seed}/qa")
     problems = []
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""Domains by name: the four procedural ones, or data sets in their places."""
+"""Domains by name: a data set where the config names one, otherwise the procedural domain of that name."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,19 @@ DOMAINS: dict[str, Callable[[DomainsConfig], Domain]] = {
 
 
 def make_domains(names: tuple[str, ...], config: DomainsConfig) -> dict[str, Domain]:
-    """The named domains from the config's seed and data sets; procedural rewards ignore style if it says so.
+    """Makes the named domains. With `style_blind`, the rewards of procedural domains ignore style.
+
+    Args:
+      names: keys of `DOMAINS`, or domains with a data set in `config`.
+      config: seed, sizes and data sets.
+
+    Returns:
+      The domains by name, in the order of `names`.
 
     Raises:
-      UserError: if a data set cannot be read.
+      UserError: if a data set cannot be read, or a domain has too few prompts for its splits.
     """
-    from mdrl_jax.domains import datasets  # it needs numpy, which the procedural domains start without
+    from mdrl_jax.domains import datasets  # here, because it imports numpy, which procedural domains do not need
 
     sources = config.sources
     domains = {n: datasets.make(n, sources[n], config) if n in sources else DOMAINS[n](config) for n in names}

@@ -1,7 +1,8 @@
 """Words of the four procedural domains and the word-level tokenizer made of them.
 
-One vocabulary and no domain tag: all domains end their prompts in `=`, reply either tersely or with working
-(`> working ; answer`), and share numbers, so that they have to share the model's routes.
+All domains share one vocabulary, and no token says which domain a prompt belongs to. All prompts end in `=`, all
+replies are either terse or show working first (`> working ; answer`), and numbers are the same tokens everywhere. The
+domains therefore have to share parts of the model, which is what interference between them needs.
 """
 
 from typing import Any
@@ -56,7 +57,10 @@ UNKNOWN = "<unk>"
 
 
 def words() -> tuple[str, ...]:
-    """Every token, in a fixed order, without repeats: 240, which meshes of 2, 4 and 8 divide."""
+    """Every token once, in a fixed order.
+
+    There are 240 of them, so that the vocabulary axis can be sharded over 2, 4 or 8 devices.
+    """
     values = tuple(v for vs in ATTRIBUTES.values() for v in vs)
     everything = (
         (PAD, END, UNKNOWN)
@@ -77,7 +81,7 @@ def words() -> tuple[str, ...]:
 
 
 def make_tokenizer() -> Any:
-    """A `transformers` tokenizer that splits on white space, one token a word."""
+    """Returns a `transformers` tokenizer that splits on white space and makes one token of each word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,1 +1,1 @@
-"""Verifiable rewards and the processes that compute them. Host only: nothing here imports jax."""
+"""Verifiable rewards and the worker processes that compute them. They run on the host; nothing here imports JAX."""

@@ -1,11 +1,11 @@
-"""What a reward is: an ordinary, pure function `f(completion, check) -> float in [0, 1]`.
+"""What a reward is: a pure function `f(completion, check) -> float in [0, 1]`.
 
-`check` is JSON-serialisable and says what is right. Two keys of it belong to the style of a reply,
-not to its content, and mean the same for every reward function:
+`completion` is the reply of the model. `check` says which replies are right; it is JSON-serialisable. Two of its keys
+concern the style of a reply and mean the same for every reward function:
 
-- `"separator"`: the reply may be working, then this text, then the answer (`> 4 ; ANSWER`); the
-  answer is what follows the last one. Without it, or if the reply has none, it is the whole reply.
-- `"terse"`: true if working is not accepted, so that the whole reply is graded.
+- `"separator"`: a reply may be working, then this text, then the answer (`> 4 ; ANSWER`). The answer is the text after
+  the last separator. If the check or the reply has no separator, the answer is the whole reply.
+- `"terse"`: true if working is not accepted. The reward function then grades the whole reply instead of the answer.
 """
 
 import importlib
@@ -30,9 +30,10 @@ SHORT_NAMES = {
 class Score:
     """One judged completion.
 
-    reward: in [0, 1]; what training and the score table use.
-    accuracy: in [0, 1]; the same content judged regardless of style.
-    error: why nothing could be judged, in one line (both numbers are then 0), else None.
+    Attributes:
+      reward: the reward, in [0, 1]; training and the score table use it.
+      accuracy: the reward of the answer alone, in [0, 1], regardless of style.
+      error: one line that says why the completion could not be judged; both numbers are then 0. None if it was judged.
     """
 
     reward: float
@@ -41,12 +42,12 @@ class Score:
 
     @property
     def kind(self) -> str:
-        """What kind of error it is; "" if there is none."""
+        """The kind of the error, which is the text before its first colon; "" if there is none."""
         return (self.error or "").partition(":")[0]
 
 
 def without_working(completion: str, separator: str | None) -> str:
-    """What follows the last `separator`, stripped; the whole reply, stripped, if there is none.
+    """Returns the text after the last separator, or the whole reply if it has none; stripped of white space.
 
     >>> without_working("> 2 plus 2 ; 4", ";"), without_working("4", ";")
     ('4', '4')
@@ -55,9 +56,19 @@ def without_working(completion: str, separator: str | None) -> str:
 
 
 def score(fn: RewardFunction, completion: str, check: Mapping[str, Any]) -> Score:
-    """Judges one reply: reward by its style and content, accuracy by its content alone.
+    """Judges one reply: the reward by style and content, the accuracy by content alone.
 
-    Raises whatever `fn` raises, and ValueError if it returns anything but a number in [0, 1].
+    Args:
+      fn: the reward function.
+      completion: the reply.
+      check: what the reply is compared with (see the module).
+
+    Returns:
+      The score, without an error.
+
+    Raises:
+      ValueError: if `fn` returns anything but a number in [0, 1].
+      Exception: whatever `fn` raises.
     """
     plain = without_working(completion, check.get("separator"))
     accuracy = _valid(fn(plain, check))
@@ -76,9 +87,10 @@ def _valid(value: Any) -> float:
 
 
 def resolve(name: str) -> RewardFunction:
-    """The reward function called `name`: math, code, qa, cw or an import path `module:function`.
+    """Returns the reward function that `name` names: math, code, qa, cw or an import path `module:function`.
 
-    Raises UserError, in one line, if there is no such name or it cannot be imported.
+    Raises:
+      UserError: if the name is unknown, cannot be imported, lies in the main script, or is no function.
     """
     module_name, colon, attribute = SHORT_NAMES.get(name, name).partition(":")
     choices = f"give one of {', '.join(SHORT_NAMES)}, or an import path module:function"

@@ -1,10 +1,12 @@
-"""Reward for programs: 1.0 if every hidden test passes, else 0.0; the program runs in a sandbox.
+"""Reward for programs: 1.0 if every hidden test passes, else 0.0.
 
-The tests run outside it (tester.py says what they can and cannot do), so that a program sees neither them
-nor the answers they want. A program that fails, loops, runs out of memory or leaves early scores 0.0. Only
-two things are errors, so that neither passes for a wrong program: tests that are not Python (ValueError),
-and a program stopped by the wall clock before it had used its CPU time (TimeoutError; it slept, or the
-machine is badly overloaded).
+The program runs in a sandbox. The tests run outside it (`sandbox/tester.py` says what they can and cannot do), so the
+program sees neither the tests nor the answers that they want.
+
+A program that fails, loops, runs out of memory or exits early scores 0.0. Two cases are errors instead, because they do
+not show that the program is wrong: tests that are missing or not valid Python (ValueError), and a program that reaches
+the wall-clock deadline before it has used its CPU time (TimeoutError). Such a program slept, or the machine is badly
+overloaded.
 """
 
 import re
@@ -20,19 +22,22 @@ _FENCED = re.compile(
 
 
 def program(completion: str) -> str:
-    """The last ```python block of the reply, the whole reply if it has none."""
+    """Returns the last ```python block of the reply, or the whole reply if it has none."""
     blocks = _FENCED.findall(completion)
     return blocks[-1] if blocks else completion
 
 
 def passes_tests(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 iff the program and then each of `check["tests"]` run without an exception.
+    """1.0 if the program and each of `check["tests"]` run without an exception, else 0.0.
 
-    In order: program, `check["setup"]` if there is one, tests (MBPP's set-up code builds test data out
-    of the program's classes, so it comes after the program). Set-up and tests share one namespace.
-    It forks, so call it from a reward worker (pool.py), not from a process that runs jax.
+    The program runs first, then `check["setup"]` if there is one, then the tests. The set-up code comes after the
+    program because that of MBPP builds test data from the program's classes. Set-up and tests share one namespace.
 
-    Raises ValueError if there are no tests or one is not Python, TimeoutError at the deadline.
+    The function forks, so call it from a reward worker (`pool.py`) and not from a process that runs JAX.
+
+    Raises:
+      ValueError: if there are no tests, or a test is not valid Python.
+      TimeoutError: if the wall-clock deadline comes before the program has used its CPU time.
     """
     tests = list(check["tests"])
     if not tests:

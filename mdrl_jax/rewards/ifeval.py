@@ -1,18 +1,22 @@
 r"""The 25 instruction kinds of IFEval (arXiv 2311.07911) under their published ids and parameters.
 
+A check takes the reply and the parameters of the instruction, and returns whether the reply follows it.
+
 Deviations from the published checker (google-research, instruction_following_eval):
 
-- A sentence ends at `.`, `!` or `?` before white space, not after an abbreviation, an initial or the number of a list
-  item; there it is NLTK's trained splitter, whose data would have to be downloaded.
-- A capital word is a run of letters and digits, with hyphens, dots and apostrophes inside it; there NLTK's tokens,
-  which make two of "DON'T".
-- Keywords, markers and splitters are texts; there they are regular expressions.
-- A text whose language cannot be told (no letters) is in no language; there it is in every one.
-- What is missing from the parameters is an error; there it is drawn at random.
-- A `*` alone in its line is one bullet; there it is one together with the next line.
-- A capital letter is recognised in the parameter `letter` as in the text; more than one character is an error.
+- Sentences: here, a sentence ends at `.`, `!` or `?` before white space, but not after an abbreviation, an initial or
+  the number of a list item. The published checker uses NLTK's trained splitter, whose data would have to be downloaded.
+- Capital words: here, a word is a run of letters and digits, with hyphens, dots and apostrophes inside it. The
+  published checker uses NLTK's tokens, which split "DON'T" in two.
+- Keywords, markers and splitters: here, they are plain texts. The published checker reads them as regular expressions.
+- Language: here, a text whose language cannot be detected (no letters) is in no language. The published checker accepts
+  it for every language.
+- Missing parameters: here, they are an error. The published checker draws them at random.
+- Bullets: here, a `*` alone on its line is one bullet. The published checker joins it with the next line.
+- Letters: here, a capital letter in the parameter `letter` counts like its small form, and more than one character is
+  an error.
 
-Every check takes time linear in the text. Language is told by langdetect with a fixed seed.
+The time of every check is linear in the length of the text. langdetect, with a fixed seed, detects languages.
 """
 
 import functools
@@ -51,12 +55,12 @@ def _detector() -> Callable[[str], str | None]:
 
 
 def language_is(text: str, language: str) -> bool:
-    """Whether langdetect takes `text` for `language` (ISO 639-1)."""
+    """Whether langdetect says that `text` is in `language` (ISO 639-1 code)."""
     return _detector()(text) == language
 
 
 def n_sentences(text: str) -> int:
-    """Sentences, by the rule in the module's docstring; words after the last sentence's end are one more.
+    """Counts sentences by the rule in the module's docstring. Words after the last sentence's end count as one more.
 
     >>> n_sentences("1. Mr. Doe came at 3.30 p.m. today. Why? Nobody knows")
     3
@@ -66,7 +70,7 @@ def n_sentences(text: str) -> int:
         inner = token.rstrip(_CLOSERS)
         word = inner.rstrip(_ENDS)
         begun = begun or any(c.isalnum() for c in token)
-        count += sum(c in "。！？" for c in word)  # Chinese and Japanese write no space after a sentence
+        count += sum(c in "。！？" for c in word)  # Chinese and Japanese have no space after a sentence
         if word != inner and begun and not (inner == f"{word}." and _is_abbreviation(word)):
             count, begun = count + 1, False
     return count + begun
@@ -78,50 +82,98 @@ def _is_abbreviation(word: str) -> bool:
 
 
 def existence(text: str, *, keywords: Sequence[str]) -> bool:
-    """Each keyword occurs, also inside a word; case does not count."""
+    """Whether each keyword occurs, ignoring case. An occurrence inside a word counts too."""
     return all(keyword.lower() in text.lower() for keyword in keywords)
 
 
 def frequency(text: str, *, keyword: str, frequency: int, relation: str) -> bool:
-    """The keyword occurs less than, or at least, `frequency` times, also inside words."""
+    """Whether the keyword occurs less than, or at least, `frequency` times, ignoring case.
+
+    Args:
+      text: the reply.
+      keyword: the keyword; occurrences inside words count too.
+      frequency: the number of occurrences to compare with.
+      relation: "less than" or "at least".
+
+    Raises:
+      ValueError: if the relation is unknown.
+    """
     return _compare(text.lower().count(keyword.strip().lower()), relation, frequency)
 
 
 def forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
-    """None of the words occurs, as a word of its own."""
+    """Whether none of the words occurs, ignoring case. An occurrence inside a longer word is allowed."""
     return not any(re.search(rf"(?<!\w){re.escape(w)}(?!\w)", text, re.IGNORECASE) for w in forbidden_words)
 
 
 def letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation: str) -> bool:
-    """The character occurs less than, or at least, `let_frequency` times."""
+    """Whether the character occurs less than, or at least, `let_frequency` times, ignoring case.
+
+    Args:
+      text: the reply.
+      letter: one character.
+      let_frequency: the number of occurrences to compare with.
+      let_relation: "less than" or "at least".
+
+    Raises:
+      ValueError: if `letter` is not one character, or the relation is unknown.
+    """
     if len(letter.strip()) != 1:
-        raise ValueError(f"letter {letter!r} is not one character")
+        raise ValueError(f"letter {letter!r} is not valid; give one character")
     return _compare(text.lower().count(letter.strip().lower()), let_relation, let_frequency)
 
 
 def response_language(text: str, *, language: str) -> bool:
-    """The text is in `language` (ISO 639-1)."""
+    """Whether the text is in `language` (ISO 639-1 code)."""
     return language_is(text, language)
 
 
 def number_sentences(text: str, *, num_sentences: int, relation: str) -> bool:
-    """There are less than, or at least, `num_sentences` sentences."""
+    """Whether there are less than, or at least, `num_sentences` sentences.
+
+    Args:
+      text: the reply.
+      num_sentences: the number to compare with.
+      relation: "less than" or "at least".
+
+    Raises:
+      ValueError: if the relation is unknown.
+    """
     return _compare(n_sentences(text), relation, num_sentences)
 
 
 def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
-    """`***` separates exactly so many paragraphs, none of them empty; one before the first or after the last is."""
+    """Whether `***` divides the text into exactly `num_paragraphs` paragraphs.
+
+    None may be empty, except that the text may begin or end with `***`; the empty part there is not counted.
+    """
     parts = [part.strip() for part in text.split("***")]
     return all(parts[1:-1]) and sum(map(bool, parts)) == num_paragraphs
 
 
 def number_words(text: str, *, num_words: int, relation: str) -> bool:
-    r"""There are less than, or at least, `num_words` runs of `\w`."""
+    r"""Whether there are less than, or at least, `num_words` runs of `\w`.
+
+    Args:
+      text: the reply.
+      num_words: the number to compare with.
+      relation: "less than" or "at least".
+
+    Raises:
+      ValueError: if the relation is unknown.
+    """
     return _compare(len(re.findall(r"\w+", text)), relation, num_words)
 
 
 def nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Blank lines separate exactly so many paragraphs, and the n-th (from 1) begins with the word."""
+    """Whether there are exactly `num_paragraphs` paragraphs and the n-th begins with the word, ignoring case.
+
+    Args:
+      text: the reply. Empty lines separate its paragraphs.
+      num_paragraphs: the wanted number of paragraphs that are not blank.
+      nth_paragraph: the number n of the paragraph to look at, from 1. Blank paragraphs are counted here.
+      first_word: the word, in any case.
+    """
     parts = text.split("\n\n")
     count = sum(1 for part in parts if part.strip())
     if not 1 <= nth_paragraph <= count or not (words := parts[nth_paragraph - 1].split()):
@@ -131,7 +183,7 @@ def nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: i
 
 
 def number_placeholders(text: str, *, num_placeholders: int) -> bool:
-    """There are at least so many `[placeholders]`, each within a line."""
+    """Whether there are at least `num_placeholders` `[placeholders]`, each within one line."""
     count = 0
     for line in text.split("\n"):
         end = 0
@@ -141,37 +193,43 @@ def number_placeholders(text: str, *, num_placeholders: int) -> bool:
 
 
 def postscript(text: str, *, postscript_marker: str) -> bool:
-    """The marker of a postscript occurs (P.S. and P.P.S also with spaces inside); case does not count."""
+    """Whether the marker of a postscript occurs, ignoring case. P.S. and P.P.S may have spaces after their periods."""
     known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     marker = postscript_marker.strip()
     return re.search(known.get(marker, re.escape(marker.lower())), text.lower()) is not None
 
 
 def number_bullet_lists(text: str, *, num_bullets: int) -> bool:
-    """Exactly so many lines begin with one `*`, or with `-`."""
+    """Whether exactly `num_bullets` lines begin with `-` or with a single `*`."""
     lines = [line.lstrip() for line in text.split("\n")]
     return sum(line[:1] == "-" or (line[:1] == "*" and line[1:2] != "*") for line in lines) == num_bullets
 
 
 def constrained_response(text: str) -> bool:
-    """One of "My answer is yes.", "My answer is no." and "My answer is maybe." occurs."""
+    """Whether "My answer is yes.", "My answer is no." or "My answer is maybe." occurs."""
     return any(option in text for option in _OPTIONS)
 
 
 def number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
-    """There are at least so many `*highlights*`, each within a line; `**one in bold**` counts once."""
+    """Whether there are at least `num_highlights` `*highlights*`, each within one line. `**bold**` counts once."""
     single = [h for h in re.findall(r"\*[^\n*]*\*", text) if h.strip("*").strip()]
     double = [h for h in re.findall(r"\*\*[^\n*]*\*\*", text) if h[2:-2].strip()]
     return len(single) + len(double) >= num_highlights
 
 
 def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> bool:
-    """At least so many times the splitter is followed by a number, as in "Section 1"."""
+    """Whether there are at least `num_sections` section heads: the splitter and a number, as in "Section 1".
+
+    Args:
+      text: the reply.
+      section_spliter: the word before the number, such as "Section" (spelled as in IFEval).
+      num_sections: the smallest number of heads.
+    """
     return len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", text)) >= num_sections
 
 
 def json_format(text: str) -> bool:
-    """The whole text is JSON, perhaps in a fence of backticks."""
+    """Whether the whole text is JSON; a fence of three backticks around it is allowed."""
     inner = re.sub(r"^```(?:json|Json|JSON)?", "", text.strip()).removesuffix("```")
     try:
         json.loads(inner.strip())
@@ -181,7 +239,7 @@ def json_format(text: str) -> bool:
 
 
 def title(text: str) -> bool:
-    """Some line has a `<<title>>`."""
+    """Whether some line has a `<<title>>`."""
     for line in text.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
         if start >= 0 and line[start : max(end, 0)].strip("<> "):
@@ -190,46 +248,55 @@ def title(text: str) -> bool:
 
 
 def two_responses(text: str) -> bool:
-    """`******` separates two different texts; one before the first or after the last does no harm."""
+    """Whether `******` separates two different texts. The text may also begin or end with `******`."""
     parts = [part.strip() for part in text.split("******")]
     full = [part for part in parts if part]
     return all(parts[1:-1]) and len(full) == 2 and full[0] != full[1]
 
 
 def repeat_prompt(text: str, *, prompt_to_repeat: str) -> bool:
-    """The text begins with the prompt; case does not count."""
+    """Whether the text begins with the prompt, ignoring case."""
     return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
 def end_checker(text: str, *, end_phrase: str) -> bool:
-    """The text ends with the phrase, perhaps before quotation marks; case does not count."""
+    """Whether the text ends with the phrase, ignoring case and double quotation marks at the end."""
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def quotation(text: str) -> bool:
-    """The whole text is between double quotation marks."""
+    """Whether the whole text is between double quotation marks."""
     text = text.strip()
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
 def capital_word_frequency(text: str, *, capital_frequency: int, capital_relation: str) -> bool:
-    """Less than, or at least, so many words are in capital letters throughout."""
+    """Whether less than, or at least, `capital_frequency` words are in capital letters throughout.
+
+    Args:
+      text: the reply.
+      capital_frequency: the number of words to compare with.
+      capital_relation: "less than" or "at least".
+
+    Raises:
+      ValueError: if the relation is unknown.
+    """
     count = sum(word.isupper() for word in _CAPITAL_WORD.findall(text))
     return _compare(count, capital_relation, capital_frequency)
 
 
 def english_capital(text: str) -> bool:
-    """English, in capital letters throughout."""
+    """Whether the text is English and in capital letters throughout."""
     return text.isupper() and language_is(text, "en")
 
 
 def english_lowercase(text: str) -> bool:
-    """English, without a capital letter."""
+    """Whether the text is English and has no capital letter."""
     return text.islower() and language_is(text, "en")
 
 
 def no_comma(text: str) -> bool:
-    """There is no comma."""
+    """Whether the text has no comma."""
     return "," not in text
 
 

@@ -1,4 +1,4 @@
-"""One request to a judge's endpoint, and the kinds of its failure."""
+"""Sends one request to a judge's endpoint, and names the kinds of failure."""
 
 import contextlib
 import json
@@ -13,56 +13,70 @@ _MOST_BYTES = 1 << 20
 
 
 class JudgeError(Exception):
-    """The judge gave no verdict. retry_after: seconds the endpoint asks to wait before the next attempt."""
+    """The judge gave no verdict.
+
+    Attributes:
+      retry_after: seconds that the endpoint asks to wait before the next attempt; 0 if it asks for none.
+    """
 
     retry_after: float = 0.0
 
 
 class JudgeMisconfigured(JudgeError):
-    """The settings name no judge, or hold something unknown."""
+    """The settings name no judge, or one of them is unknown or not valid."""
 
 
 class JudgeTimeout(JudgeError):
-    """No whole answer came in time."""
+    """The answer was not complete in time."""
 
 
 class JudgeUnreachable(JudgeError):
-    """No connection, or one that ended before the answer did."""
+    """The connection could not be made, or it broke before the answer was complete."""
 
 
 class JudgeRateLimited(JudgeError):
-    """HTTP 429."""
+    """The endpoint answered HTTP 429: too many requests."""
 
 
 class JudgeServerError(JudgeError):
-    """HTTP 5xx."""
+    """The endpoint answered HTTP 5xx."""
 
 
 class JudgeRefused(JudgeError):
-    """Any other status but 200, such as a wrong key or model: asking again would not help."""
+    """The endpoint answered any other status than 200, for example for a wrong key. Another attempt would not help."""
 
 
 class JudgeBadAnswer(JudgeError):
-    """The answer is no chat completion, or its text is no verdict."""
+    """The answer is no chat completion, is too long, or contains no verdict."""
 
 
 def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) -> str:
-    """The text of the answer to one POST of `payload` to `url`/chat/completions.
+    """Sends one POST to `url`/chat/completions and returns the text of the answer. Redirects are not followed.
 
-    seconds: for the whole answer once its headers are there, and for each wait before; redirects are not followed.
-    Raises a JudgeError of the kind that fits, whose text never holds the key.
+    Args:
+      url: the base URL.
+      key: the API key, or None.
+      payload: the body of the request; becomes JSON.
+      seconds: limit on the time to connect, on the wait for the headers, and on the time to the end of the answer. The
+        last is checked only while the answer arrives, so one attempt may take longer than `seconds`.
+
+    Returns:
+      The text of the first choice's message.
+
+    Raises:
+      JudgeError: of the kind that fits. Its message never contains the key.
     """
-    import requests  # as late as here: most workers never ask a judge
+    import requests  # imported here, because most workers never ask a judge
     from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     def bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        # As an auth function, not a header: requests would put a password of ~/.netrc in a header's place.
+        # An auth function, because requests replaces an Authorization header by a password from ~/.netrc.
         if key:
             request.headers["Authorization"] = f"Bearer {key}"
         return request
 
     host, end = urlsplit(url).hostname, time.monotonic() + seconds
-    late = f"the judge at {host} gave no whole answer within {seconds:.3g} s"
+    late = f"the judge at {host} did not complete its answer within {seconds:.3g} s"
     try:
         with (
             requests.Session() as session,
@@ -76,7 +90,7 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
             ) as response,
         ):
             body = bytearray()
-            # As it comes, not by whole blocks: an answer that drips in must not pass the time limit.
+            # Read whatever has arrived; reading whole blocks would let a slowly dripping answer exceed the time limit.
             while part := response.raw.read1(_MOST_BYTES, decode_content=True):
                 body += part
                 if time.monotonic() > end:
@@ -90,7 +104,7 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
         raise JudgeUnreachable(f"the judge at {host} cannot be reached or broke off ({type(e).__name__})") from None
     if status != 200:
         kind = JudgeRateLimited if status == 429 else JudgeServerError if status >= 500 else JudgeRefused
-        said = body.decode(errors="replace")  # some endpoints repeat a wrong key
+        said = body.decode(errors="replace")  # some endpoints repeat a wrong key in their answer
         said = " ".join((said.replace(key, "***") if key else said).split())[:200]
         error = kind(f"the judge at {host} answered HTTP {status}: {said}")
         error.retry_after = _seconds(wanted_wait)
@@ -105,7 +119,7 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
 
 
 def _seconds(retry_after: str | None) -> float:
-    """A Retry-After header, in seconds or as a date; 0 for none or one that cannot be read."""
+    """Converts a Retry-After header, in seconds or a date, to seconds; 0 if it is absent or cannot be read."""
     for read in (float, lambda text: (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()):
         with contextlib.suppress(ValueError, TypeError):
             return max(0.0, read(retry_after or ""))

@@ -1,19 +1,21 @@
 r"""Reward for problems with one right final answer.
 
-The final answer of a reply is its last `\boxed{...}`, else what follows its last `####` (GSM8K,
-arXiv 2110.14168), else what follows its last "answer is", else its last number (where a number is
-wanted), else its last formula, else the whole of it.
+The final answer of a reply is the first of these that it has: the content of its last `\boxed{...}`; the rest of the
+line after its last `####` (GSM8K, arXiv 2110.14168); the rest of the line after its last "answer is". Otherwise, if a
+number is wanted, it is the last number of the reply. If no number is wanted, it is the last formula, or the whole reply
+if there is none.
 
-Two numbers are compared exactly, as rationals: 0.5 is 1/2 and 1,000 is 1000, but 0.3333 is not 1/3.
-Dollar and percent signs, a leading + and a trailing period do not count, nor does a unit written
-after the number. What is not a number is first compared as text, without spaces, case and LaTeX
-spacing; then math-verify decides whether two formulas are the same (fractions, roots, sets,
-intervals, equations, matrices, units). It is asked only where the answer is marked as mathematics, by
-a box, a formula or a LaTeX command: an unmarked "3 + 4" is not 7. Words are never taken for products
-of letters: to math-verify Paris and Pairs are the same.
+Two numbers are compared exactly, as rationals: 0.5 equals 1/2 and 1,000 equals 1000, but 0.3333 does not equal 1/3.
+Dollar and percent signs, a leading plus, a trailing period and a unit or remark after the number of a reply are
+ignored. Other answers are first compared as text, ignoring spaces, case and LaTeX spacing. If the texts differ,
+math-verify decides whether the two formulas mean the same (fractions, roots, sets, intervals, equations, matrices,
+units). It is asked only where the answer is marked as mathematics by a box, a formula or a LaTeX command, so an
+unmarked "3 + 4" does not equal 7. It is not asked where the right answer is prose, because it reads words as products
+of letters and takes Paris and Pairs for the same.
 
-math-verify is loaded when first asked, so that number answers never pay for it. Its time limits rest
-on signals (they fail off the main thread) and are off: a tower of powers is ended by the worker's.
+math-verify is imported at its first use, so checks of numbers never wait for the import. Its own time limits are
+switched off, because they use signals and fail outside the main thread. The limits of the reward worker end a formula
+that takes too long to evaluate, such as a tower of powers.
 """
 
 import functools
@@ -23,12 +25,12 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-# A thousands comma must be followed by three digits, so that the pair "2,3" is not the number 23.
+# A comma between thousands must be followed by three digits; otherwise the pair "2,3" would be the number 23.
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _SIGNED = rf"[-+]?\s?\$?\s?[-+]?(?:{_DIGITS})"
 _NUMBER = re.compile(rf"({_SIGNED})(?:\s?/\s?\$?({_DIGITS}))?")
 _IN_TEXT = re.compile(rf"(?:(?<![\w.)])[-+])?\$?(?:(?<!\w)-)?(?:{_DIGITS})(?:/(?:{_DIGITS}))?")
-# After a number: the next sentence, or a unit or remark without digits ("5 or 6" is no number).
+# Text that may follow a number: the next sentence, or a unit or remark without digits. "5 or 6" is thus no number.
 _REMARK = re.compile(r"[$%*]*(?:[.!?]?$|[.!?]\s.*|[,;]?\s+(?:[^\W\d_]|\()[^0-9]*)", re.DOTALL)
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}")
 _ANSWER_IS = re.compile(r"answer\s+is\b\s*:?", re.IGNORECASE)
@@ -37,12 +39,12 @@ _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 _LATEX_COMMAND = re.compile(r"\\(?:begin|end|operatorname)\s*\{[a-zA-Z*]*\}|\\[a-zA-Z]+")
 _FUNCTIONS = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|exp|sqrt|inf(?:ty)?", re.IGNORECASE)
 _SPANS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_MAX_DIGITS = 1000  # longer ones are compared as text: a reply must not buy big-integer work
-_MAX_FORMULA = 1000  # characters; the parser's time grows faster than the length
+_MAX_DIGITS = 1000  # longer numbers are compared as text, so that a reply cannot cause slow integer arithmetic
+_MAX_FORMULA = 1000  # characters; the parsing time grows faster than the length
 
 
 def final_answer(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the final answer of `completion` equals `check["answer"]` (one, or one of several)."""
+    """1.0 if the final answer of the reply equals `check["answer"]`, or one of its items if it is a list; else 0.0."""
     answers = check["answer"]
     wanted = [str(a) for a in (answers if isinstance(answers, list) else [answers])]
     return float(any(_right(completion, w) for w in wanted))
@@ -53,16 +55,18 @@ def _right(completion: str, wanted: str) -> bool:
     answer = extract(completion, number)
     if equal(answer, wanted):
         return True
-    if number and rational(answer) is not None:  # two numbers: the exact comparison was the last word
+    if number and rational(answer) is not None:  # both are numbers, and the exact comparison has decided
         return False
     marked = "\\" in answer or last_boxed(completion) is not None or (not number and last_span(completion) is not None)
     return marked and not is_words(wanted) and same_mathematics(answer, wanted)
 
 
 def extract(completion: str, number: bool) -> str:
-    """The final answer of a reply, "" if it has none.
+    """Returns the final answer of a reply, by the rules in the module's docstring; "" if it has none.
 
-    An unmarked reply is its last number if a number is wanted, else its last formula, else it is all answer.
+    Args:
+      completion: the reply.
+      number: whether the right answer is a number.
     """
     boxed = last_boxed(completion)
     if boxed is not None:
@@ -80,7 +84,7 @@ def extract(completion: str, number: bool) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` whose braces balance; None if there is none."""
+    r"""Returns the content of the last `\boxed{...}` whose braces balance; None if there is none."""
     end = len(text)
     while (start := text.rfind("\\boxed{", 0, end)) >= 0:
         depth = 0
@@ -93,7 +97,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_span(text: str) -> str | None:
-    """The content of the formula (`$...$`, LaTeX brackets) that ends last; None if there is none."""
+    """Returns the content of the formula (`$...$` or LaTeX brackets) that ends last; None if there is none."""
     best: tuple[int, int] | None = None
     for left, right in _SPANS:
         end = text.rfind(right)
@@ -104,7 +108,7 @@ def last_span(text: str) -> str | None:
 
 
 def equal(answer: str, wanted: str) -> bool:
-    """Whether two answers are the same: exactly as numbers if `wanted` is one, else as text."""
+    """Whether two answers are the same: compared as exact numbers if `wanted` is a number, else as normalized text."""
     if is_number(wanted):
         return rational(answer) == rational(wanted)
     text = normalized(wanted)
@@ -112,18 +116,18 @@ def equal(answer: str, wanted: str) -> bool:
 
 
 def is_number(wanted: str) -> bool:
-    """Whether a right answer is a number and nothing else: "3 apples and a pear" is text."""
+    """Whether a right answer is a number that no word follows. "3 apples and a pear" is text."""
     return re.search(r"\w\s+[^\W\d]", wanted) is None and rational(wanted) is not None
 
 
 def is_words(wanted: str) -> bool:
-    """Whether a right answer is prose: it has a word of three letters that is no function and no LaTeX command."""
+    """Whether a right answer is prose: it has a word of three or more letters that is no function or LaTeX command."""
     text = _LATEX_COMMAND.sub(" ", _LATEX_TEXT.sub(" ", wanted))
     return any(not _FUNCTIONS.fullmatch(word) for word in re.findall(r"[^\W\d_]{3,}", text))
 
 
 def same_mathematics(answer: str, wanted: str) -> bool:
-    """Whether math-verify takes two formulas for the same; False for what it cannot read or is too long."""
+    """Whether math-verify takes two formulas for the same. False if one cannot be parsed or is too long."""
     if max(len(answer), len(wanted)) > _MAX_FORMULA:
         return False
     parse, verify = _math_verify()
@@ -135,7 +139,7 @@ def same_mathematics(answer: str, wanted: str) -> bool:
 def _math_verify() -> tuple[Callable[[str], list[Any]], Callable[[list[Any], list[Any]], bool]]:
     import math_verify
 
-    # It warns, in every worker, that its time limits are off.
+    # Otherwise every worker logs a warning that the time limits are off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     config = [math_verify.LatexExtractionConfig()]
 
@@ -150,7 +154,7 @@ def _math_verify() -> tuple[Callable[[str], list[Any]], Callable[[list[Any], lis
 
 
 def rational(text: str) -> Fraction | None:
-    """The number that `text` is, a unit or remark after it left out; None if it is not one."""
+    """Reads `text` as a number, ignoring a unit or remark after it; None if it is no number."""
     text = _FRACTION.sub(r"\1/\2", _unwrapped(text))
     match = _NUMBER.match(text)
     if match is None or not _REMARK.fullmatch(text, match.end()):
@@ -165,14 +169,14 @@ def rational(text: str) -> Fraction | None:
 
 
 def normalized(text: str) -> str:
-    """`text` without spaces, case, LaTeX spacing and text commands, and a trailing period."""
+    """Returns `text` in lower case, without spaces, LaTeX spacing, LaTeX text commands and a trailing period."""
     text = _LATEX_SPACING.sub("", _LATEX_TEXT.sub(r"\1", _unwrapped(text)))
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     return re.sub(r"\s+", "", text).removesuffix(".").casefold()
 
 
 def _unwrapped(text: str) -> str:
-    """`text` without the marks that writers put around it: $...$, **...**, LaTeX brackets."""
+    """Returns `text` without the marks that writers put around it: $...$, **...**, LaTeX brackets."""
     text = text.replace("−", "-").replace("\\$", "$").replace("\\%", "%").strip()
     for _ in range(3):
         text = text.strip("*_` \t\r\n").removesuffix(".")

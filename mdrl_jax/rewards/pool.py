@@ -1,8 +1,8 @@
-"""Computes rewards in parallel, in worker processes that may die or hang without harm.
+"""Computes rewards in parallel, in worker processes that may die or hang without harm to the run.
 
-Each worker is a fresh interpreter (`python -m mdrl_jax.rewards.worker`): no jax, no threads, small
-enough to fork for every program's tests. It answers one request at a time; this process waits for all of
-them at once and uses no signals, so `score` may be called from any thread.
+Each worker is a new interpreter (`python -m mdrl_jax.rewards.worker`) without JAX and without threads, small enough to
+fork for the tests of every program. A worker answers one request at a time. The pool waits for all workers at once
+(`selectors`) and sets no signal handlers, so `score` may be called from any thread.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from mdrl_jax.rewards.worker import END
 Request = tuple[str, str, Mapping[str, Any]]
 
 _CODE = {"code", SHORT_NAMES["code"]}
-_MOST_KNOWN = 1 << 18  # scores that are remembered, about 50 MB
-_START_SECONDS = 60.0  # for the interpreter to start, and for a reward's module to be imported
+_MOST_KNOWN = 1 << 18  # scores to remember; this many take about 50 MB
+_START_SECONDS = 60.0  # time for an interpreter to start, and for the module of a reward to be imported
 
 
 @dataclass(eq=False)
@@ -45,18 +45,24 @@ class _Worker:
 
 
 class RewardPool:
-    """`n_workers` reward workers, to be used as a context manager.
+    """A pool of reward workers, to be used as a context manager.
 
-    cpu_seconds: CPU time of one reward function call, and of one sandboxed program.
-    memory_mb: address space of a sandboxed program (reward functions themselves are not limited).
-    deadline_seconds: wall-clock backstop, by default 20 times the CPU time and at least 10 s. A
-        sandboxed program is killed at it, a worker that does not answer at 1.25 times it.
-    sandbox: "best" runs programs in bwrap where it works, else with less isolation, which is said once in
-        the log; "bwrap" refuses to.
-    errors: how often each kind of error came back, over the life of the pool.
+    Args:
+      n_workers: number of worker processes.
+      cpu_seconds: CPU time of one call of a reward function, of one sandboxed program, and of its tests.
+      memory_mb: address space of a sandboxed program, in MiB. Reward functions themselves have no limit.
+      deadline_seconds: wall-clock limit, which ends what waits instead of using CPU time. The default is 20 times the
+        CPU time, and at least 10 s. A sandboxed program is killed at the deadline, a worker that does not answer at
+        1.25 times the deadline.
+      sandbox: "best" runs programs in bubblewrap (bwrap) where it works. Elsewhere it runs them with less isolation,
+        and the log says so once. "bwrap" runs no programs without bubblewrap.
 
-    Raises UserError if `sandbox` is "bwrap" and that does not work here; `score` raises RuntimeError if
-    workers cannot start.
+    Attributes:
+      errors: how often each kind of error came back, over the life of the pool.
+
+    Raises:
+      ValueError: if `n_workers` is below 1, `sandbox` is unknown, or a limit is not positive.
+      UserError: if `sandbox` is "bwrap" and bubblewrap does not work here.
     """
 
     def __init__(
@@ -68,9 +74,9 @@ class RewardPool:
         sandbox: str = "best",
     ) -> None:
         if n_workers < 1:
-            raise ValueError(f"n_workers must be at least 1, not {n_workers}")
+            raise ValueError(f"n_workers={n_workers} is not valid; it must be >= 1")
         if sandbox not in isolation.CHOICES:
-            raise ValueError(f"sandbox must be one of {', '.join(isolation.CHOICES)}, not {sandbox!r}")
+            raise ValueError(f"sandbox={sandbox!r} is not known; known: {', '.join(isolation.CHOICES)}")
         if sandbox == "bwrap":
             isolation.choose(sandbox)
         self._sandbox = sandbox
@@ -97,7 +103,7 @@ class RewardPool:
         self.close()
 
     def close(self) -> None:
-        """Ends every worker and what it runs; the pool cannot be used afterwards."""
+        """Ends every worker and the program that it runs. The pool cannot be used afterwards."""
         for worker in self._workers:
             worker.process.send_signal(END)
         for worker in list(self._workers):
@@ -106,11 +112,21 @@ class RewardPool:
         self._folder.cleanup()
 
     def score(self, requests: Sequence[Request]) -> list[Score]:
-        """The scores of (reward name, completion, check) requests, in their order.
+        """Scores requests, each in some worker.
 
-        Identical requests are scored once over the life of the pool, as rewards are pure functions;
-        only what failed is tried again. A request whose function raises, or whose worker dies or does
-        not answer in time, scores 0 with an error that says so; no other is affected.
+        Rewards are pure functions, so the pool remembers the scores of requests and does not compute them twice.
+        Requests that failed are tried again when they come again. If a reward function raises, or its worker dies or
+        does not answer in time, the request scores 0 with an error that says why. Other requests are not affected.
+
+        Args:
+          requests: (reward name, completion, check) of each request.
+
+        Returns:
+          The scores, in the order of the requests.
+
+        Raises:
+          RuntimeError: if workers do not start, or the pool is closed.
+          UserError: at the first requests for the reward `code`, if no sandbox works here.
         """
         texts = [json.dumps(request, sort_keys=True) for request in requests]
         digests = {text: hashlib.sha256(text.encode()).digest() for text in texts}
@@ -122,10 +138,10 @@ class RewardPool:
             isolation.warn(isolation.choose(self._sandbox))
         with self._lock:
             if not self._workers:
-                raise RuntimeError("the reward pool is closed")
+                raise RuntimeError("the reward pool is closed; make a new one")
             try:
                 scores |= zip(unique, self._run(unique, names), strict=True)
-            finally:  # after an interrupt, an answer to an abandoned request must not be read
+            finally:  # after an interrupt: no later call may read the answer to an abandoned request
                 for worker in [w for w in self._workers if w.job is not None]:
                     self._replace(worker)
             if len(self._known) > _MOST_KNOWN:
@@ -153,7 +169,16 @@ class RewardPool:
         return [results[i] for i in range(len(texts))]
 
     def _send(self, worker: _Worker, text: str, name: str) -> bool:
-        """Whether the request reached the worker; one that has died since is replaced."""
+        """Sends a request to an idle worker.
+
+        Args:
+          worker: the worker. It is replaced if it has died in the meantime.
+          text: the request as JSON.
+          name: the reward's name; a name that is new to the worker gets extra time to be imported.
+
+        Returns:
+          Whether the request reached the worker.
+        """
         extra = 0.0 if name in worker.loaded else _START_SECONDS
         worker.loaded.add(name)
         worker.deadline = time.monotonic() + 1.5 * self._limits.deadline + extra
@@ -183,12 +208,21 @@ class RewardPool:
             else:
                 results[worker.job] = Score(**answer)
                 worker.job = None
-                # The next request goes to the one idle longest, whose next sandbox is up by now.
+                # Move it to the end: the next request goes to the worker idle longest, whose next sandbox is ready.
                 self._workers.remove(worker)
                 self._workers.append(worker)
 
     def _lost(self, worker: _Worker, error: str, results: dict[int, Score]) -> None:
-        """Replaces a worker that died or hangs; its request, if it had one, scores 0."""
+        """Replaces a worker that died or hangs.
+
+        Args:
+          worker: the worker.
+          error: why; its request, if it had one, scores 0 with this error.
+          results: by number of the request, the scores so far.
+
+        Raises:
+          RuntimeError: if too many workers in a row did not start.
+        """
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts > len(self._workers) + 2:
@@ -202,8 +236,8 @@ class RewardPool:
         self._start()
 
     def _start(self) -> None:
-        # The worker sees this process's sys.path, wherever this process was started from. A fixed
-        # hash seed: the order of a program's sets, so its verdict, must not differ by worker.
+        # The worker gets this process's sys.path, so that it imports the same modules. The hash seed is fixed, so that
+        # the order of sets in a program, and with it the program's score, is the same in every worker.
         root = str(Path(__file__).resolve().parents[2])
         env = os.environ | {"PYTHONPATH": root, "PYTHONHASHSEED": "0"}
         process = subprocess.Popen(
@@ -212,7 +246,7 @@ class RewardPool:
             stdout=subprocess.PIPE,
             bufsize=0,
             env=env,
-            start_new_session=True,  # a Ctrl-C in the terminal is this process's to handle
+            start_new_session=True,  # so that a Ctrl-C in the terminal reaches only this process
         )
         worker = _Worker(process, time.monotonic() + _START_SECONDS)
         self._workers.append(worker)
@@ -225,11 +259,11 @@ class RewardPool:
             "sandbox": self._sandbox,
             "folder": self._folder.name,
         }
-        with contextlib.suppress(BrokenPipeError):  # the end of its output will say so
+        with contextlib.suppress(BrokenPipeError):  # the worker has died; `_receive` finds the end of its output
             _write(process, json.dumps(settings))
 
     def _end(self, worker: _Worker) -> None:
-        """Ends a worker: by its own hand if it still listens, else by force."""
+        """Ends a worker by END, so that it can clean up, or by force if it does not react within a second."""
         process = worker.process
         assert process.stdin is not None and process.stdout is not None
         self._selector.unregister(process.stdout)

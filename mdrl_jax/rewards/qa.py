@@ -1,7 +1,9 @@
-"""Rewards for short answers: exact match and F1 of SQuAD (arXiv 1606.05250), best over the answers; letter choice.
+"""Rewards for short answers: exact match and F1 as in SQuAD (arXiv 1606.05250), and multiple choice.
 
-Deviation from SQuAD: articles stay where nothing else is left. The multiple-choice answer "A"
-would otherwise be the empty text, and equal to an empty reply.
+Exact match and F1 take the best value over the accepted answers.
+
+Deviation from SQuAD: articles are kept if the text has no other words. Otherwise the multiple-choice answer "A" would
+become the empty text and equal an empty reply.
 """
 
 import re
@@ -15,23 +17,23 @@ from mdrl_jax.rewards.math import last_boxed
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _MARKUP = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\b|[*_`$\"“”{}]")
-_LOOK_AHEAD = 500  # characters: long enough for a choice's text, short enough that no reply is slow to judge
+_LOOK_AHEAD = 500  # characters; enough for the text of a choice, and few enough to judge any reply quickly
 _STATEMENT = re.compile(r"\b(?:answer|option|choice)\s*(?:is|:)\s*:?|\b(?:choose|pick|select)\b", re.IGNORECASE)
 _BEFORE_LETTER = r"\s*(?:(?:[Tt]he|[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer)\b\s*:?\s*)*\(?"
 _AFTER_LETTER = r"(?![\w’'-])\)?"
 _ONLY = re.compile(rf"{_BEFORE_LETTER}([A-Za-z]){_AFTER_LETTER}[.:,;!]?\s*")
-# Nothing more of the same sentence may follow, unless it gives a reason: "the answer is A dog" has an article.
+# The sentence must end after the letter, or go on with a reason; in "the answer is A dog" the A is an article.
 _STATED = re.compile(
     rf"{_BEFORE_LETTER}([A-Z]){_AFTER_LETTER}(?=\s*(?:$|[.,:;!)(—–-]|(?:because|since|as|for|which)\b))"
 )
 _OTHERS = re.compile(r"(?:(?:\bor|\band|,|/|&)\s*\(?|\()([A-Z])(?![\w’'-])|(?<!\w)([A-Z])(?=[).:](?:\s|$))")
 _LINE_START = re.compile(r"^[ \t]*(?:[-•][ \t]*)?(?:\(([A-Z])\)|([A-Z])[.):](?=\s|$)|([A-Z])[ \t]*$)", re.MULTILINE)
-_IN_LINE = re.compile(r"[,;)]\s*\(?([A-Z])[.):]")  # the rest of a list in one line: "A) cat, B) dog"
+_IN_LINE = re.compile(r"[,;)]\s*\(?([A-Z])[.):]")  # further letters of a list within one line: "A) cat, B) dog"
 _BRACKETED = re.compile(r"\(([A-Z])\)|\*\*([A-Z])[.:]?\*\*")
 
 
 def normalized(text: str) -> str:
-    """`text` in lower case, without punctuation, articles and extra spaces.
+    """Returns `text` in lower case, without punctuation, articles and extra spaces.
 
     >>> normalized("The  Eiffel-Tower!"), normalized("A")
     ('eiffeltower', 'a')
@@ -49,13 +51,16 @@ def _answers(check: Mapping[str, Any]) -> list[str]:
 
 
 def exact_match(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the normalised reply is one of the normalised answers in `check["answer"]`."""
+    """1.0 if the normalized reply equals one of the normalized answers in `check["answer"]`, else 0.0."""
     reply = normalized(completion)
     return float(any(reply == normalized(answer) for answer in _answers(check)))
 
 
 def f1(completion: str, check: Mapping[str, Any]) -> float:
-    """Harmonic mean of precision and recall of the reply's words, best over `check["answer"]`."""
+    """F1 of the reply's words, best over the answers in `check["answer"]`.
+
+    F1 is the harmonic mean of precision and recall: 2 × common words / (words of the reply + words of the answer).
+    """
     return max(_overlap(normalized(completion), normalized(a)) for a in _answers(check))
 
 
@@ -68,21 +73,30 @@ def _overlap(reply: str, answer: str) -> float:
 
 
 def choice(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the reply chooses the right one of `check["choices"]`.
+    """1.0 if the reply chooses the right one of `check["choices"]`, else 0.0.
 
-    `check["answer"]` is its letter ("B"), its index (0 is A) or its own text. Raises ValueError if it is none of them.
+    `check["answer"]` names the right choice by its letter ("B"), its index (0 is A) or its text.
+
+    Raises:
+      ValueError: if `check["answer"]` names none of the choices.
     """
     choices = [str(c) for c in check["choices"]]
     return float(chosen(completion, choices) == _right_index(check["answer"], choices))
 
 
 def chosen(reply: str, choices: Sequence[str]) -> int | None:
-    r"""The index of the choice a reply settles on; None if it settles on none, or names several.
+    r"""Returns the index of the choice that a reply settles on; None if it settles on none or on several.
 
-    In this order: a reply that is only a letter or only a choice's text, the last box, the last statement ("the answer
-    is B"; or a choice's text in place of the letter), the one letter that lines begin with ("B. because ..."), the one
-    letter in brackets or bold. A statement is believed over those before it, as a correction. The article in "A dog" is
-    no letter, and neither is a letter in a list of them: "A or B" chooses nothing.
+    The first of these that the reply has decides:
+
+    1. The last box, if it holds only a letter or only the text of a choice.
+    2. The whole reply, if it is only a letter or only the text of a choice.
+    3. The last statement, such as "the answer is B", with a letter or the text of a choice. It corrects the statements
+       before it.
+    4. The letter at the start of lines ("B. because ..."), if it is the only one.
+    5. The letter in brackets or in bold, if it is the only one.
+
+    The article in "A dog" does not count as a letter. A list of letters such as "A or B" chooses nothing.
 
     >>> chosen("I would say (B).", ["cat", "dog"]), chosen("A. cat\nB. dog", ["cat", "dog"])
     (1, None)
@@ -109,7 +123,7 @@ def _letters(pattern: re.Pattern[str], text: str) -> set[str]:
 
 
 def _only(text: str, choices: Sequence[str]) -> int | None:
-    """The choice that `text` is, by letter or by words, and nothing else."""
+    """Returns the index of the choice if `text` is only its letter or only its text; else None."""
     text = _MARKUP.sub("", text)
     match = _ONLY.fullmatch(text.strip()) if len(text) <= _LOOK_AHEAD else None
     if match and (index := _index(match[1], choices)) is not None:

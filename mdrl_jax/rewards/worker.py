@@ -1,13 +1,13 @@
-"""A reward worker: `python -m mdrl_jax.rewards.worker`, started and spoken to by pool.py.
+"""A reward worker: the process `python -m mdrl_jax.rewards.worker`, which the pool (`pool.py`) starts and talks to.
 
-JSON lines over standard input and output. First the settings `{"path", "cpu_seconds", "memory_mb",
-"deadline_seconds", "sandbox", "folder"}` (the last for temporary files), answered by `{"ready": true}`; then
-requests `[reward name, completion, check]`, each answered by `{"reward", "accuracy", "error"}`. The
-end of input ends the worker.
+Pool and worker exchange JSON lines over the worker's standard input and output. The first line holds the settings
+`{"path", "cpu_seconds", "memory_mb", "deadline_seconds", "sandbox", "folder"}`, where `folder` is for temporary files;
+the worker answers `{"ready": true}`. Every further line is a request `[reward name, completion, check]`, and the worker
+answers `{"reward", "accuracy", "error"}`. The worker ends when its input ends.
 
-The kernel enforces the limits of a reward function: the profiling timer ends the worker by SIGPROF
-when the CPU time is used up, the real-time timer by SIGALRM after the deadline. Neither needs the
-interpreter to take part, so a function stuck in C code is ended too.
+The kernel enforces the limits of a reward function. The profiling timer ends the worker by SIGPROF when the CPU time is
+used up, and the real-time timer ends it by SIGALRM after the deadline. Neither signal has a Python handler, so a
+function that is stuck in C code is ended too.
 """
 
 import json
@@ -25,28 +25,41 @@ from mdrl_jax.rewards.sandbox import run
 _ERROR_CHARACTERS = 500
 
 
-# By which the pool ends a worker. SIGTERM, which schedulers send to every process of a run, is the run's to answer:
-# a worker and what it starts ignore it, as a reward that is cut off would change the step at work.
+# The pool ends a worker by this signal and not by SIGTERM. Schedulers send SIGTERM to every process of a run, and only
+# the run itself may react to it: a reward that is cut off would change the current step. Workers and the processes that
+# they start therefore ignore SIGTERM.
 END = signal.SIGUSR1
 
 
 class _Terminated(BaseException):
-    """END: unwinds the sandbox, so that its child is killed."""
+    """The worker has received END. The exception unwinds the stack, so that the sandbox kills its child processes."""
 
 
 def _terminate(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the tidying up
+    signal.signal(number, signal.SIG_IGN)  # a second END must not interrupt the cleaning up
     raise _Terminated
 
 
 def judge(request: list[Any], limits: run.Limits, functions: dict[str, RewardFunction]) -> Score:
-    """The score of one request; whatever the reward function raises becomes its error."""
+    """Judges one request. Whatever the reward function raises becomes the error of the score.
+
+    Args:
+      request: (reward name, completion, check).
+      limits: CPU time and deadline of the reward function.
+      functions: the reward functions by name that were imported before; a new one is added.
+
+    Returns:
+      The score.
+
+    Raises:
+      _Terminated: if the pool ends the worker meanwhile.
+    """
     name, completion, check = request
     try:
-        if name not in functions:  # untimed: a module may take long to load, once
+        if name not in functions:  # before the timers start: the first import of a module may take long
             functions[name] = resolve(name)
         signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
-        # Later than the sandbox's own deadline, sooner than the pool's.
+        # Later than the deadline of a sandboxed program, and sooner than the deadline of the pool.
         signal.setitimer(signal.ITIMER_REAL, 1.25 * limits.deadline)
         return score(functions[name], completion, check)
     except _Terminated:
@@ -65,10 +78,10 @@ def _one_line(text: str) -> str:
 
 
 def main() -> None:
-    """Answers requests until the input ends."""
+    """Reads the settings, then answers requests until the input ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(END, _terminate)
-    # A reward function that prints or reads must not reach the pool's pipes.
+    # Move the pool's pipes away from 0 and 1, so that a reward function that prints or reads does not reach them.
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDONLY)
@@ -89,7 +102,7 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
         run.prepare()
     run.close()
-    # A pool that closes ends its workers by END: this one was killed, and cannot tidy up.
+    # The input ended without END, so the pool was killed and cannot remove its folder.
     shutil.rmtree(tempfile.tempdir, ignore_errors=True)
 
 

@@ -1,12 +1,16 @@
-"""Rewards for writing under verifiable constraints, in the manner of IFEval (arXiv 2311.07911), and of a wanted length.
+"""Rewards for writing: verifiable constraints as in IFEval (arXiv 2311.07911), and a wanted length.
 
-A constraint is `{"kind": name, **parameters}`: one of the kinds below, or one of IFEval's 25 under its published id
-(rewards/ifeval.py). `constraints` is the reward; IFEval's four accuracies are means over prompts of `all_strict` and
-`all_loose` (prompt level), and of `constraints` and `constraints_loose` weighted by their constraints (instruction
-level). Loosely, a constraint holds if it holds for the text without its asterisks, its first or its last line.
+A constraint is `{"kind": name, **parameters}`. The kind is one of those below, or one of IFEval's 25 under its
+published id (`ifeval.py`). The reward is `constraints`, the share of the constraints that the reply satisfies.
 
-A word is a run of letters and digits, with apostrophes and hyphens inside it; case never counts.
-An empty text satisfies no constraint, not even those that forbid something: silence earns nothing.
+IFEval's four accuracies follow from the functions here. The prompt-level accuracies are the means of `all_strict` and
+`all_loose` over prompts. The instruction-level accuracies are the means of `constraints` and `constraints_loose` over
+prompts, weighted by the number of constraints. The loose functions count a constraint as satisfied if it holds for the
+text or for one of its variants: without the first line, without the last line, without both, and each of these four
+without asterisks.
+
+A word is a run of letters and digits, with apostrophes and hyphens inside it. The kinds below ignore case. An empty
+text satisfies no constraint, not even one that only forbids something; otherwise silence would earn a reward.
 """
 
 import inspect
@@ -20,62 +24,76 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 def words(text: str) -> list[str]:
-    """The words of `text`, in order, in lower case."""
+    """Returns the words of `text` in order, in lower case."""
     return _WORD.findall(text.lower())
 
 
 def include(text: str, *, word: str) -> bool:
-    """`word` is one of the words."""
+    """Whether `word` is one of the words."""
     return word.lower() in words(text)
 
 
 def word_count(text: str, *, count: int) -> bool:
-    """There are exactly `count` words."""
+    """Whether there are exactly `count` words."""
     return len(words(text)) == count
 
 
 def starts_with(text: str, *, word: str) -> bool:
-    """The first word is `word`."""
+    """Whether the first word is `word`."""
     return words(text)[:1] == [word.lower()]
 
 
 def ends_with(text: str, *, word: str) -> bool:
-    """The last word is `word`."""
+    """Whether the last word is `word`."""
     return words(text)[-1:] == [word.lower()]
 
 
 def plain(text: str) -> bool:
-    """Only letters and spaces: no digits, no symbols."""
+    """Whether the text has only letters and white space: no digits and no symbols."""
     return text.strip() != "" and all(c.isalpha() or c.isspace() for c in text)
 
 
 def no_repeats(text: str) -> bool:
-    """No word is used twice."""
+    """Whether no word is used twice."""
     found = words(text)
     return found != [] and len(set(found)) == len(found)
 
 
 def order(text: str, *, words: Sequence[str]) -> bool:
-    """All of `words` are there, one after the other, whatever stands between them."""
+    """Whether all of `words` occur in this order; other words may stand between them."""
     rest = iter(_WORD.findall(text.lower()))
     return all(word.lower() in rest for word in words)
 
 
 def repetition(text: str, *, n: int, most: float) -> bool:
-    """At most the share `most` of the runs of `n` words have been there before; a text shorter than `n` words fails."""
+    """Whether at most the share `most` of the runs of `n` words are repeats: 1 − distinct runs / runs ≤ most.
+
+    Args:
+      text: the reply. A text of fewer than `n` words fails.
+      n: words in a run.
+      most: the largest share of repeats, in [0, 1].
+    """
     found = words(text)
     runs = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
     return runs != [] and 1 - len(set(runs)) / len(runs) <= most
 
 
 def length(text: str, *, length: int) -> float:
-    """How close the text comes to `length` words, from 0 to 1: the length score of LongBench-Write (arXiv 2408.07055).
+    """How close the text comes to `length` words: the length score of LongBench-Write (arXiv 2408.07055), in [0, 1].
 
-    1 at the wanted length, falling linearly in the ratio to 0 at four times it, and at a third of it. As published, a
-    word is a run of unaccented Latin letters, and a Chinese character is one too.
+    With n words in the text, the score is
+
+        max(0, 1 − (n / length − 1) / 3)  if n > length,
+        max(0, 1 − (length / n − 1) / 2)  otherwise.
+
+    It is 1 at the wanted length. It is 0 from four times the wanted length up, and from a third of it down. As
+    published, a word is a run of unaccented Latin letters or a single Chinese character.
+
+    Raises:
+      ValueError: if `length` is below 1.
     """
     if length < 1:
-        raise ValueError(f"length is {length}, and must be at least 1 word")
+        raise ValueError(f"length is {length}; it must be at least 1 word")
     count = len(re.findall(r"[\u4e00-\u9fff]|\b[a-zA-Z]+\b", text))
     if count == 0:
         return 0.0
@@ -97,37 +115,40 @@ KINDS: dict[str, Callable[..., float]] = {
 
 
 def constraints(completion: str, check: Mapping[str, Any]) -> float:
-    """The share of the constraints that the reply satisfies (`length` counts by its score).
+    """The share of the constraints that the reply satisfies. The kind `length` contributes its score, from 0 to 1.
 
-    They are `check["constraints"]`, or, in a row of IFEval's file, `instruction_id_list` beside `kwargs`, where null
-    means absent. Raises ValueError on an unknown kind, on parameters that the kind does not take, and if there are no
-    constraints.
+    The constraints are `check["constraints"]`. In a row of IFEval's file they are instead
+    `check["instruction_id_list"]` with the parameters in `check["kwargs"]`, where null means that a parameter is
+    absent.
+
+    Raises:
+      ValueError: if there are no constraints, a kind is unknown, or the parameters do not fit their kind.
     """
     return _mean([satisfied(completion, constraint) for constraint in listed(check)])
 
 
 def constraints_loose(completion: str, check: Mapping[str, Any]) -> float:
-    """The share of the constraints that the reply satisfies loosely."""
+    """The share of the constraints that the reply satisfies loosely (see the module); errors as in `constraints`."""
     return _mean(_loosely(completion, check))
 
 
 def all_strict(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the reply satisfies every constraint."""
+    """1.0 if the reply satisfies every constraint, else 0.0; errors as in `constraints`."""
     return float(constraints(completion, check) == 1.0)
 
 
 def all_loose(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the reply satisfies every constraint loosely."""
+    """1.0 if the reply satisfies every constraint loosely, else 0.0; errors as in `constraints`."""
     return float(constraints_loose(completion, check) == 1.0)
 
 
 def wanted_length(completion: str, check: Mapping[str, Any]) -> float:
-    """The length score for `check["length"]` words: a row of LongBench-Write, or any prompt with a length."""
+    """The score of `length` for `check["length"]` words, as in a row of LongBench-Write."""
     return length(completion, length=check["length"])
 
 
 def listed(check: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The constraints of a check, in either layout; errors as in `constraints`."""
+    """Returns the constraints of a check, in either of the layouts that `constraints` accepts; errors as there."""
     if "constraints" in check:
         found: list[Mapping[str, Any]] = list(check["constraints"])
     else:
@@ -137,12 +158,12 @@ def listed(check: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         given = [{k: v for k, v in (p or {}).items() if v is not None} for p in parameters]
         found = [{"kind": kind, **p} for kind, p in zip(ids, given, strict=True)]
     if not found:
-        raise ValueError("check['constraints'] is empty")
+        raise ValueError("the check's list of constraints is empty; give at least one")
     return found
 
 
 def satisfied(text: str, constraint: Mapping[str, Any]) -> float:
-    """How far `text` satisfies one constraint, 0 or 1 for most kinds; errors as in `constraints`."""
+    """How far `text` satisfies one constraint: 0 or 1, for `length` in [0, 1]. Errors as in `constraints`."""
     parameters = dict(constraint)
     kind = parameters.pop("kind", None)
     if kind not in KINDS:

@@ -1,1 +1,1 @@
-"""Runs a program that nobody has read against hidden tests, isolated from the machine."""
+"""Runs untrusted programs against hidden tests, isolated from the machine."""

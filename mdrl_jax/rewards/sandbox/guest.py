@@ -1,7 +1,8 @@
-"""The end of the line inside the sandbox: runs one program and answers what the tests ask of it.
+"""The process inside the sandbox: runs one program and carries out what the tests ask of it.
 
-Started by isolation.py in a new interpreter, once a program. It holds no secret: neither a token nor
-a wanted answer, so a program that takes it over can still only say what values its functions give.
+`isolation.py` starts a new interpreter with this file for each program. The process holds no secret: neither a token
+nor a wanted answer. A program that takes it over can therefore still do no more than choose the values that its
+functions return.
 """
 
 import fcntl
@@ -21,7 +22,7 @@ from mdrl_jax.rewards.sandbox import wire
 _FILE_BYTES = 1 << 20
 _OPEN_FILES = 64
 _THREADS = 32
-_FIRST_FD = 10  # of the line; 0, 1 and 2 become the null device
+_FIRST_FD = 10  # the pipes move to this number or above, because 0, 1 and 2 become the null device
 
 OPERATIONS: dict[str, Any] = {
     "call": lambda f, *args, **kwargs: f(*args, **kwargs),
@@ -39,16 +40,16 @@ OPERATIONS: dict[str, Any] = {
 
 
 def _next(iterator: Any) -> list[Any]:
-    """The next item in a list, or an empty list at the end."""
+    """Returns the next item in a list, or an empty list at the end."""
     for item in iterator:
         return [item]
     return []
 
 
 def confine(settings: dict[str, Any]) -> list[str]:
-    """Sets this process's limits; returns what the kernel refused to isolate (without bwrap)."""
+    """Sets the limits of this process, and without bwrap confines it. Returns what could not be confined."""
     seconds = math.ceil(settings["cpu_seconds"])
-    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)  # SIGXCPU may be ignored, the kill after it not
+    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)  # a program can ignore SIGXCPU, but not the kill a second later
     _limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _limit(resource.RLIMIT_CORE, 0)
@@ -71,7 +72,7 @@ def _limit(kind: int, soft: int, hard: int | None = None) -> None:
 
 
 def _redirect() -> tuple[int, int]:
-    """Moves the line out of the way and leaves the null device as 0, 1 and 2."""
+    """Moves the two pipes to higher numbers, puts the null device at 0, 1 and 2, and returns the pipes' numbers."""
     line = fcntl.fcntl(0, fcntl.F_DUPFD, _FIRST_FD), fcntl.fcntl(1, fcntl.F_DUPFD, _FIRST_FD)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -83,14 +84,14 @@ def _redirect() -> tuple[int, int]:
 
 
 def main() -> NoReturn:
-    """Confines itself as the first line says, says so, and serves until it is killed."""
+    """Confines this process as the first line says, reports that it is ready, and answers until it is killed."""
     program = types.ModuleType("__main__")
 
     def serve(op: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         match op:
             case "load":
                 sys.modules["__main__"] = program
-                # optimize=0: PYTHONOPTIMIZE would change what the program's own asserts do.
+                # optimize=0, because PYTHONOPTIMIZE would otherwise switch off the asserts of the program.
                 exec(compile(args[0], "<program>", "exec", dont_inherit=True, optimize=0), program.__dict__)
             case "has":
                 return args[0] in program.__dict__
@@ -106,7 +107,7 @@ def main() -> NoReturn:
     sys.path[:] = settings["path"]
     sys.argv = [""]
     os.environ.clear()
-    # On a host of many cores numpy's thread buffers alone would exceed the address space.
+    # One thread, because on a host of many cores the buffers of numpy's threads alone can exceed the address space.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     warnings.simplefilter("ignore")
     random.seed(0)

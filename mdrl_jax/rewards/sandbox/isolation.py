@@ -1,9 +1,12 @@
-"""How a sandboxed interpreter is started: inside bubblewrap, or confined by itself.
+"""Starts the interpreter of a sandbox: inside bubblewrap (bwrap), or as a process that confines itself.
 
-"bwrap": its own user, process, network and IPC namespaces, no capabilities, a root folder that holds the
-system's and Python's libraries read-only and a private /tmp of 16 MiB, no /proc, no environment, and
-the system-call filter of lockdown.py. "bare", where bwrap is not installed or not allowed: the same
-filter, and Landlock on files, as far as the kernel has them.
+There are two kinds of sandbox:
+
+- "bwrap": the interpreter has its own user, process, network, IPC and hostname namespaces, no capabilities, no
+  environment but a fixed hash seed, and the system-call filter of `lockdown.py`. Its root folder holds the libraries of
+  the system and of Python, read-only, and a private /tmp of 16 MiB. There is no /proc.
+- "bare", where bwrap is not installed or not allowed: the interpreter applies the filter itself, with more calls
+  forbidden, and confines its access to files by Landlock, both as far as the kernel supports them.
 """
 
 import fcntl
@@ -22,16 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.rewards.sandbox import guest as _guest  # noqa: F401  (so that its bytecode is there for every guest)
+from mdrl_jax.rewards.sandbox import guest as _guest  # noqa: F401  (compiles it, so that every guest finds its bytecode)
 from mdrl_jax.rewards.sandbox import lockdown
 
 CHOICES = ("best", "bwrap")
 
-_SCRATCH = "/tmp/work"  # a virtual environment may itself lie in /tmp
+_SCRATCH = "/tmp/work"  # below /tmp, because a virtual environment may be in /tmp itself
 _SCRATCH_BYTES = 16 << 20
 _FILES = ("wire.py", "guest.py", "lockdown.py")
 _HERE = Path(__file__).resolve().parent
-_ROOT = "/mdrl"  # where bwrap shows _FILES
+_ROOT = "/mdrl"  # the folder inside bwrap that holds _FILES
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _START = "import sys; sys.path.insert(0, {root!r}); from mdrl_jax.rewards.sandbox import guest; guest.main()"
@@ -39,10 +42,12 @@ _START = "import sys; sys.path.insert(0, {root!r}); from mdrl_jax.rewards.sandbo
 
 @dataclass(frozen=True)
 class Isolation:
-    """How programs are run here.
+    """How programs are isolated on this machine.
 
-    kind: "bwrap" or "bare". missing: what a bare one does not isolate, of network, files, processes, signals
-    and disk. reason: why it is bare.
+    Attributes:
+      kind: "bwrap" or "bare".
+      missing: what a bare sandbox does not isolate here; some of "network", "files", "processes", "signals", "disk".
+      reason: why the kind is "bare"; "" for "bwrap".
     """
 
     kind: str
@@ -51,19 +56,28 @@ class Isolation:
 
 
 def _python() -> list[str]:
-    """The interpreter itself, not the link in a virtual environment, whose folders are bound one by one."""
+    """The command of the interpreter.
+
+    It is the real file and not the link in a virtual environment, because `_libraries` names the folders of the
+    environment one by one.
+    """
     return [os.path.realpath(sys.executable), "-S", "-s", "-P", "-B"]
 
 
 def _libraries() -> list[str]:
-    """Folders of Python that programs may read; nothing else of the user's."""
+    """The folders of Python that programs may read. They may read no other folder of the user."""
     paths = sysconfig.get_paths()
     standard = {paths["stdlib"], paths["platstdlib"], os.path.dirname(os.path.dirname(_python()[0]))}
     return sorted({os.path.realpath(p) for p in standard | {paths["purelib"], paths["platlib"]}} - {"/"})
 
 
 def settings(limits: Mapping[str, float], bare: bool) -> bytes:
-    """The first line that a guest reads."""
+    """Returns the first line that a guest reads: JSON with its limits, its import path and the folders it may read.
+
+    Args:
+      limits: "cpu_seconds", "memory_mb" and "deadline_seconds".
+      bare: whether the guest has to confine itself.
+    """
     site = [sysconfig.get_paths()[k] for k in ("purelib", "platlib")]
     path = [p for p in sys.path if p and os.path.realpath(p).startswith(sys.base_prefix) and "site-packages" not in p]
     message = {
@@ -105,20 +119,28 @@ def _filter_file() -> int | None:
         return None
     fd = os.memfd_create("filter", os.MFD_ALLOW_SEALING)
     os.write(fd, program)
-    # Every sandbox of this process loads it, so none may change it.
+    # Every sandbox of this process reads this file, so it is sealed against changes.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     return fd
 
 
 def start(kind: str, folder: str) -> subprocess.Popen[bytes]:
-    """Starts a guest that waits for its settings; `folder` is what a bare one may write to."""
+    """Starts a guest, which then waits for its settings.
+
+    Args:
+      kind: "bwrap" or "bare".
+      folder: the folder that a bare guest may write to; not used with "bwrap".
+
+    Returns:
+      The process, with pipes for standard input, output and errors.
+    """
     if kind == "bare":
         command = [*_python(), "-c", _START.format(root=str(_HERE.parents[1]))]
         return _popen(command, folder, (), {"PYTHONHASHSEED": "0"})
     fd = _filter_file()
     extra = ["--seccomp", str(fd)] if fd is not None else []
     if fd is not None:
-        os.lseek(fd, 0, os.SEEK_SET)  # bwrap reads it to its end
+        os.lseek(fd, 0, os.SEEK_SET)  # the last bwrap has read the shared file to its end
     command = [*_bwrap(), *extra, "--", *_python(), "-c", _START.format(root=_ROOT)]
     return _popen(command, "/", (fd,) if fd is not None else (), None)
 
@@ -141,7 +163,11 @@ def _popen(
 
 @functools.cache
 def probe() -> Isolation:
-    """What this machine can do, found by starting a guest; asked once a process."""
+    """Finds out which isolation works on this machine by starting a guest; done once in a process.
+
+    Raises:
+      UserError: if neither kind of sandbox works here.
+    """
     reason = "bwrap is not installed"
     if shutil.which("bwrap"):
         missing, error = _try("bwrap")
@@ -150,7 +176,7 @@ def probe() -> Isolation:
         reason = f"bwrap does not work here ({error})"
     missing, error = _try("bare")
     if missing is None:
-        raise UserError(f"programs cannot be run in a sandbox here: {error}; install bubblewrap")
+        raise UserError(f"no sandbox for programs works here ({error}); install bubblewrap")
     return Isolation("bare", (*missing, "disk"), reason)
 
 
@@ -170,7 +196,11 @@ def _try(kind: str) -> tuple[list[str] | None, str]:
 
 
 def choose(sandbox: str) -> Isolation:
-    """The isolation for `rewards.sandbox`; raises UserError where "bwrap" is wanted and does not work."""
+    """Returns the isolation to use for a value of `rewards.sandbox`.
+
+    Raises:
+      UserError: if `sandbox` is "bwrap" and bubblewrap does not work here, or if no sandbox works here.
+    """
     found = probe()
     if sandbox == "bwrap" and found.kind != "bwrap":
         raise UserError(
@@ -181,7 +211,7 @@ def choose(sandbox: str) -> Isolation:
 
 
 def warn(found: Isolation) -> None:
-    """Says what is not isolated, if anything."""
+    """Logs a warning about what is not isolated, if anything."""
     if found.kind != "bwrap":
         logging.getLogger(__name__).warning(
             "code reward: %s; programs run with limits but without isolation of: %s",

@@ -1,14 +1,15 @@
-"""Runs a Python program that nobody has read against tests that it must not see.
+"""Runs an untrusted Python program against tests that it must not see.
 
-Two processes for each program. The guest (guest.py) holds the program, in a sandbox of its own
-(isolation.py) with limits on CPU time, address space, file size, open files and threads. The tester
-(tester.py) is a fork of this process, holds the tests and asks the guest for values over a pipe. A
-program that leaves early, prints, patches its interpreter or searches its memory finds no verdict to
-change: the tester compares plain data outside the sandbox. CPU time is counted, not wall-clock time,
-so that a verdict does not depend on how loaded the machine is; the wall clock is a generous backstop.
+Each program takes two processes. The guest (`guest.py`) holds the program. It runs in a sandbox of its own
+(`isolation.py`) with limits on CPU time, address space, file size, open files and threads. The tester (`tester.py`) is
+a fork of this process. It holds the tests and asks the guest for values over a pipe.
 
-What remains: what tester.py says of tests that ask the program for a verdict; defects of the kernel; and
-without bwrap what `isolation.warn` names.
+The tester compares plain data outside the sandbox. A program that exits early, prints, patches its interpreter or
+searches its memory therefore finds no verdict that it could change. The main limit is on CPU time, so that the verdict
+does not depend on how loaded the machine is. A generous wall-clock deadline ends programs that wait.
+
+Three weaknesses remain: tests that ask the program itself for a verdict (see `tester.py`), defects of the kernel, and,
+without bubblewrap (bwrap), the kinds of isolation that `isolation.warn` reports as missing.
 """
 
 import math
@@ -36,10 +37,11 @@ _REAP_SECONDS = 5.0
 class Limits:
     """What one run may use.
 
-    cpu_seconds: rounded up to whole seconds, the unit of the kernel's limit; of the program and, again, of
-        its tests.
-    memory_mb: address space in MiB, of which the interpreter takes about 30 (not enforced on macOS).
-    deadline_seconds: wall clock; by default 20 times the CPU time, and at least 10 s.
+    Attributes:
+      cpu_seconds: CPU time of the program, and as much again of its tests. Rounded up to whole seconds, the unit of the
+        kernel's limit.
+      memory_mb: address space in MiB, of which the interpreter takes about 30. Not enforced on macOS.
+      deadline_seconds: wall-clock time; None is 20 times the CPU time, and at least 10 s.
     """
 
     cpu_seconds: float = 5.0
@@ -48,7 +50,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if min(self.cpu_seconds, self.memory_mb, self.deadline) <= 0:
-            raise ValueError(f"limits must be positive: {self}")
+            raise ValueError(f"every limit must be above 0: {self}")
 
     @property
     def deadline(self) -> float:
@@ -62,18 +64,28 @@ _sandbox = "best"
 
 
 def configure(limits: Limits, sandbox: str = "best") -> None:
-    """Sets the limits and the sandbox of this process's runs; a reward worker does so once, when it starts."""
+    """Sets the limits and the sandbox for the runs of this process. A reward worker calls it once, when it starts."""
     global _limits, _sandbox
     _limits, _sandbox = limits, sandbox
 
 
 def run(program: str, tests: Sequence[str], limits: Limits | None = None, sandbox: str | None = None) -> Outcome:
-    """Runs the program, as `__main__`, in a new sandbox, and the tests against it.
+    """Runs a program as `__main__` in a new sandbox, and the tests against it outside the sandbox.
 
-    "ok": the program and every test ran without an exception. "failed": one raised, was not Python, or
-    left early. "timeout": CPU time used up. "memory": out of memory. "deadline": the wall clock ran out
-    first. "crashed": ended by a signal. Raises RuntimeError if the sandbox could not be set up, UserError
-    if it is not the one wanted.
+    Args:
+      program: Python source.
+      tests: Python sources, run in this order in one namespace.
+      limits: what the run may use; None takes those of `configure`.
+      sandbox: "best" or "bwrap"; None takes that of `configure`.
+
+    Returns:
+      "ok" if the program and every test ran without an exception; "failed" if one of them raised, was not valid Python
+      or exited early; "timeout" if the CPU time was used up; "memory" if there was not enough memory; "deadline" if the
+      wall-clock deadline came first; "crashed" if a signal ended the program or the tests.
+
+    Raises:
+      RuntimeError: if the sandbox could not be set up.
+      UserError: if `sandbox` is "bwrap" and bubblewrap does not work here, or if no sandbox works here.
     """
     guest = _take(isolation.choose(sandbox or _sandbox).kind)
     try:
@@ -83,14 +95,14 @@ def run(program: str, tests: Sequence[str], limits: Limits | None = None, sandbo
 
 
 def prepare() -> None:
-    """Starts the next run's sandbox ahead of time, once there has been a run; `close` ends it."""
+    """Starts the sandbox of the next run ahead of time. Does nothing before the first run. `close` ends the sandbox."""
     global _spare
     if _spare is None and _kind is not None:
         _spare = _Guest(_kind)
 
 
 def close() -> None:
-    """Ends a sandbox that waits for a program."""
+    """Ends the sandbox that `prepare` started, if it still waits for a program."""
     global _spare
     if _spare is not None:
         _spare.end()
@@ -107,7 +119,7 @@ def _take(kind: str) -> "_Guest":
 
 
 class _Guest:
-    """A started sandbox and, without bwrap, the folder it may write to."""
+    """A started sandbox and, without bwrap, the folder that it may write to."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -115,7 +127,7 @@ class _Guest:
         self.process = isolation.start(kind, self.folder)
 
     def end(self) -> None:
-        """Kills its process group; with bwrap everything in its process namespace ends with it."""
+        """Kills the process group of the sandbox. With bwrap, every process in its process namespace ends with it."""
         process = self.process
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -130,7 +142,7 @@ class _Guest:
 
 
 _spare: _Guest | None = None
-_kind: str | None = None  # of the last run
+_kind: str | None = None  # the kind of the last run's sandbox
 
 
 def _watch(sandbox: _Guest, program: str, tests: Sequence[str], limits: Limits) -> Outcome:
@@ -170,7 +182,7 @@ def _watch(sandbox: _Guest, program: str, tests: Sequence[str], limits: Limits) 
 
 
 def _ends(guest: subprocess.Popen[bytes]) -> bool:
-    """Whether a guest that has closed its pipe ends by itself."""
+    """Whether a guest that has closed its pipe ends by itself within half a second."""
     try:
         guest.wait(0.5)
         return True
@@ -179,9 +191,13 @@ def _ends(guest: subprocess.Popen[bytes]) -> bool:
 
 
 def _reason(code: int) -> Outcome:
-    """The outcome of a process that ended before its verdict; bwrap adds 128 to the signal's number."""
+    """Returns the outcome of a process that ended before there was a verdict.
+
+    Args:
+      code: its exit status; negative for a signal. bwrap instead exits with 128 + the number of the guest's signal.
+    """
     number = -code if code < 0 else code - 128
-    if number in (signal.SIGXCPU, signal.SIGKILL):  # the kernel kills at the limit one that ignores SIGXCPU
+    if number in (signal.SIGXCPU, signal.SIGKILL):  # the kernel kills a process that ignores SIGXCPU
         return "timeout"
     if number == signal.SIGALRM:
         return "deadline"
@@ -191,11 +207,20 @@ def _reason(code: int) -> Outcome:
 def _tester(
     read_fd: int, write_fd: int, verdict_fd: int, first: bytes, program: str, tests: Sequence[str], limits: Limits
 ) -> NoReturn:
-    """The forked process that holds the tests: limits itself, judges, and writes one word."""
+    """The body of the forked process that holds the tests: sets its own limits, runs the tests, writes the verdict.
+
+    Args:
+      read_fd, write_fd: the pipes from and to the guest.
+      verdict_fd: the pipe for the verdict.
+      first: the settings, which are the first line that the guest reads.
+      program: Python source.
+      tests: Python sources.
+      limits: what the tests may use.
+    """
     verdict = ""
     try:
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # the worker's handler
-        signal.setitimer(signal.ITIMER_REAL, limits.deadline + 1)  # also if nobody is left to kill it
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # undo the handler that the worker has installed
+        signal.setitimer(signal.ITIMER_REAL, limits.deadline + 1)  # ends this process even if its parent has died
         seconds = math.ceil(limits.cpu_seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         if sys.platform != "darwin":
@@ -207,7 +232,7 @@ def _tester(
         try:
             os.write(write_fd, first)
         except OSError:
-            pass  # the guest has ended, which reading from it will say
+            pass  # the guest has ended; `tester.judge` notices when it reads
         verdict = tester.judge(read_fd, write_fd, program, tests)
     except BaseException as e:
         verdict = f"setup {type(e).__name__}: {e}"
@@ -217,7 +242,7 @@ def _tester(
 
 
 def _mapped_bytes() -> int:
-    """The address space of this process; 0 where the system does not say."""
+    """The address space of this process in bytes; 0 where there is no /proc."""
     try:
         with open("/proc/self/statm") as f:
             return int(f.read().split()[0]) * resource.getpagesize()

@@ -1,18 +1,20 @@
 """Runs tests outside the sandbox against a program inside it.
 
-The tests are ordinary Python. A name in them that they do not define themselves is looked up in the
-program; what it gives is plain data (wire.py) or a `Remote`, a stand-in that asks the sandbox to
-call, index or iterate the object behind it. Arguments and results are copies. So the wanted values
-are never where the program is, and `==` here compares data with Python's own types.
+The tests are ordinary Python. A name that they use but do not define is looked up in the program. The result is either
+plain data (`wire.py`) or a `Remote`: a stand-in that asks the sandbox to call, index or iterate the object that it
+stands for. Arguments and results are copies. The wanted values are therefore never where the program is, and `==` in a
+test compares data of Python's own types.
 
-A `Remote` is never equal, greater or less than data: the comparison raises, whatever the program's
-`__eq__` says. Builtins and modules of the standard library are the real ones, also where the program
-has redefined them (a builtin's name means the program's only in tests that ask for nothing else).
+Comparing a `Remote` with data raises an exception, whatever the program's `__eq__` would say. Builtins and modules of
+the standard library are the real ones, even if the program redefines them. There is one exception: if the tests use no
+names but those of builtins and such modules, the task was to define a builtin's name. A builtin's name then means the
+program's definition if there is one.
 
-What a test cannot do here: see a change that the program makes to an argument, or what it prints;
-catch an exception class of the program's by its own name (the nearest builtin class arrives).
-What remains possible: a test that compares two of the program's own objects, or only asks whether
-a method of one is true, asks the program for the verdict and believes it.
+A test cannot see a change that the program makes to an argument, nor what the program prints. It cannot catch an
+exception by a class that the program defines, because the nearest builtin class arrives in its place.
+
+One weakness remains. A test that compares two objects of the program's own classes, or only asks whether such an object
+or a result of its methods is true, lets the program decide the verdict.
 """
 
 import ast
@@ -28,7 +30,7 @@ Verdict = Literal["ok", "failed", "memory", "gone"]
 
 
 class Remote(Foreign):
-    """An object of the program's; every operation on it is asked of the sandbox."""
+    """Stands for an object that only the program has. The sandbox carries out every operation on it."""
 
     def _ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__["_peer"].ask(op, self, *args, **kwargs)
@@ -47,7 +49,7 @@ class Remote(Foreign):
     def __iter__(self) -> Iterator[Any]:
         iterator = self._ask("iter")
         if not isinstance(iterator, Remote):
-            raise TypeError("the program's iterator is not one")
+            raise TypeError("the program's __iter__ returned no iterator")
         while item := iterator._ask("next"):
             yield item[0]
 
@@ -94,14 +96,14 @@ class Remote(Foreign):
 
     def _compare(self, op: str, other: object) -> bool:
         if not isinstance(other, Remote):
-            raise TypeError("an object of the program's own is not comparable with data")
+            raise TypeError("an object of a class of the program cannot be compared with data")
         return bool(self._ask(op, other))
 
     def _combine(self, op: str, left: Any, right: Any) -> Any:
         result = self.__dict__["_peer"].ask(op, left, right)
-        # `abs(f(x) - 8) < 1e-6` must not pass because the program's `__sub__` says 0.
+        # `abs(f(x) - 8) < 1e-6` must not pass because the `__sub__` of the program's class returns 0.
         if not (isinstance(result, Remote) or isinstance(left, Remote) and isinstance(right, Remote)):
-            raise TypeError("an object of the program's own is not a number")
+            raise TypeError("an object of a class of the program cannot be combined with data to give data")
         return result
 
 
@@ -121,7 +123,7 @@ for _op in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", 
 
 
 class _Names(dict[str, Any]):
-    """The tests' globals: their own names first, then what they may use of the program's."""
+    """The global names of the tests: their own first, then those of Python and of the program (see the module)."""
 
     def __init__(self, peer: Peer, tests: Sequence[str]) -> None:
         super().__init__(__name__="__main__", __builtins__=builtins)
@@ -159,16 +161,26 @@ def _bound(trees: list[ast.Module]) -> set[str]:
 
 
 def _only_attributes(name: str, trees: list[ast.Module]) -> bool:
-    """Whether the name is only ever used as `name.attribute`, as a module is."""
+    """Whether every use of the name is `name.attribute`, as with a module."""
     nodes = [n for t in trees for n in ast.walk(t)]
     dotted = sum(isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name for n in nodes)
     return dotted == sum(isinstance(n, ast.Name) and n.id == name for n in nodes)
 
 
 def judge(read_fd: int, write_fd: int, program: str, tests: Sequence[str]) -> Verdict:
-    """Loads the program at the other end of the line, then runs the tests in one namespace here.
+    """Loads the program in the guest, then runs the tests in one namespace in this process.
 
-    "gone": the sandbox ended or broke the protocol. Raises RuntimeError if it could not be set up.
+    Args:
+      read_fd, write_fd: the pipes from and to the guest.
+      program: Python source.
+      tests: Python sources.
+
+    Returns:
+      "ok" if the program and every test ran without an exception; "memory" if one of them ran out of memory; "gone" if
+      the guest ended or broke the protocol; "failed" otherwise.
+
+    Raises:
+      RuntimeError: if the guest could not be set up.
     """
     failed_in_callback = False
 
@@ -178,7 +190,7 @@ def judge(read_fd: int, write_fd: int, program: str, tests: Sequence[str]) -> Ve
             raise PermissionError(f"{op}: the program may only call the tests' functions")
         try:
             return args[0](*args[1:], **kwargs)
-        except AssertionError:  # which the program could swallow
+        except AssertionError:  # the program could catch it, so remember it here
             failed_in_callback = True
             raise
 
@@ -196,7 +208,7 @@ def judge(read_fd: int, write_fd: int, program: str, tests: Sequence[str]) -> Ve
         names = _Names(peer, tests)
         for test in tests:
             exec(compile(test, "<test>", "exec", dont_inherit=True, optimize=0), names)
-        # A program that is no longer there, or broke the line, has not passed.
+        # Ask once more, because a program that has ended or broken the protocol has not passed.
         peer.ask("has", "")
     except Gone:
         return "gone"

@@ -1,11 +1,11 @@
-"""Plain data between a program in its sandbox and the tests outside it: JSON lines over two pipes.
+"""Carries plain data between a program in its sandbox and the tests outside it: JSON lines over two pipes.
 
-Only data travels, at most 4 MiB at a time: None, numbers, texts, bytes, lists, tuples, dicts, sets, dates,
-and the names of builtin types. An instance of a subclass of one of them (a named tuple, a Counter, an
-`int` whose `__eq__` is always true) arrives as the builtin, so no code of the sender's comes along. Any other
-object stays where it is and travels as a number, a `Foreign` at the other end.
+Only data travels, at most 4 MiB in one line: None, numbers, texts, bytes, lists, tuples, dicts, sets, dates, and the
+names of builtin types. An instance of a subclass of a number, a text or a container (a named tuple, a Counter, an `int`
+whose `__eq__` is always true) arrives as the builtin type, so that no code of the sender comes along. Any other object
+stays where it is. Its number travels instead, and the other end makes a stand-in of it, a `Foreign`.
 
-Both ends import this file, the one in the sandbox without the rest of the package.
+Both ends import this file. A bubblewrap sandbox lacks most of the package, so the file imports nothing from it.
 """
 
 import builtins
@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-_MOST_BYTES = 4 << 20  # of one line: what a program may make the other end read into memory
-_PLAIN_BITS = 8192  # longer integers exceed what json may print
+_MOST_BYTES = 4 << 20  # in one line; limits how much a program can make the other end read into memory
+_PLAIN_BITS = 8192  # longer integers travel in hexadecimal, because Python limits the length of decimal ones
 _BUILTIN_TYPES = {v: k for k, v in vars(builtins).items() if isinstance(v, type) and v is not type}
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
-_FIELDS = {  # stdlib classes with the attributes that their constructor takes
+_FIELDS = {  # classes of the standard library, with the attributes that make one anew
     "date": ("year", "month", "day"),
     "datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond"),
     "time": ("hour", "minute", "second", "microsecond"),
@@ -31,11 +31,14 @@ _MODULES = {"Fraction": "fractions", "Decimal": "decimal", "deque": "collections
 
 
 class Gone(BaseException):
-    """The other end has left or does not keep to the protocol; no `except Exception` hides it."""
+    """The other end has left or broken the protocol.
+
+    It is a BaseException, so that no `except Exception` hides it.
+    """
 
 
 class Foreign:
-    """An object that stayed at the other end; calling it asks for the call there."""
+    """Stands for an object that stayed at the other end. Calling it makes the call there."""
 
     _peer: "Peer"
     _number: int
@@ -48,10 +51,12 @@ class Foreign:
 
 
 class Peer:
-    """One end of the line.
+    """One end of the connection.
 
-    serve: answers a request `(op, args, kwargs)` of the other end, also while this end waits.
-    foreign: makes the stand-in of an object of the other end from (peer, number).
+    Args:
+      read_fd, write_fd: the pipes from and to the other end.
+      serve: carries out a request `(op, args, kwargs)` of the other end, also while this end waits for an answer.
+      foreign: makes the stand-in of an object of the other end from (peer, number).
     """
 
     def __init__(
@@ -68,7 +73,17 @@ class Peer:
         self._unread = b""
 
     def ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
-        """What the other end answers; raises the builtin exception that it reports, or Gone."""
+        """Sends a request and returns the answer of the other end.
+
+        Args:
+          op: the operation, such as "call" or "getattr".
+          *args: its arguments.
+          **kwargs: its keyword arguments.
+
+        Raises:
+          Exception: the builtin exception that the other end reports.
+          Gone: if the other end has left or broken the protocol.
+        """
         self.send([op, [self.encode(a) for a in args], {k: self.encode(v) for k, v in kwargs.items()}])
         while True:
             match self.receive():
@@ -80,7 +95,7 @@ class Peer:
                     self._answer(message)
 
     def serve_forever(self) -> None:
-        """Answers requests until the other end leaves (Gone)."""
+        """Answers requests until the other end leaves, which raises Gone."""
         while True:
             self._answer(self.receive())
 
@@ -89,7 +104,7 @@ class Peer:
             op, args, kwargs = message
             args, kwargs = [self._decode(a) for a in args], {str(k): self._decode(v) for k, v in kwargs.items()}
         except Exception as e:
-            raise Gone(f"no request: {type(e).__name__}") from e
+            raise Gone(f"the line is no request: {type(e).__name__}") from e
         try:
             reply = json.dumps(["ok", self.encode(self._serve(op, args, kwargs))])
         except Gone:
@@ -99,7 +114,7 @@ class Peer:
         self._write(reply)
 
     def send(self, message: Any) -> None:
-        """Writes one line; raises Gone if nobody reads."""
+        """Writes a message as one line. Raises Gone if the other end no longer reads."""
         self._write(json.dumps(message))
 
     def _write(self, line: str) -> None:
@@ -108,10 +123,10 @@ class Peer:
             while data:
                 data = data[os.write(self._fds[1], data) :]
         except OSError as e:
-            raise Gone("nobody reads") from e
+            raise Gone("the other end no longer reads") from e
 
     def receive(self) -> Any:
-        """Reads one line; raises Gone at the end, at a line too long or one that is not JSON."""
+        """Reads one message. Raises Gone if the other end has closed its pipe, or the line is too long or not JSON."""
         line = [self._unread]
         size = len(self._unread)
         while b"\n" not in line[-1]:
@@ -121,16 +136,16 @@ class Peer:
                 chunk = b""
             size += len(chunk)
             if not chunk or size > _MOST_BYTES:
-                raise Gone("ended" if not chunk else "a line too long")
+                raise Gone("the other end has closed its pipe" if not chunk else "a line is too long")
             line.append(chunk)
         text, _, self._unread = b"".join(line).partition(b"\n")
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as e:
-            raise Gone("not JSON") from e
+            raise Gone("a line is not JSON") from e
 
     def encode(self, value: Any) -> Any:
-        """`value` as JSON: scalars as themselves, everything else as a list that begins with a name."""
+        """Turns a value into JSON. Plain scalars stay as they are; all else becomes a list that begins with a name."""
         match value:
             case None | bool():
                 return value
@@ -170,19 +185,19 @@ class Peer:
         if kind in (type({}.keys()), type({}.items())):
             try:
                 return self.encode(set(value))
-            except TypeError:  # items that cannot be hashed
+            except TypeError:  # the items cannot be hashed, so there is no set of them
                 pass
         if kind.__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
             return self.encode(value.item())
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self._objects)
-            self._objects.append(value)  # also keeps it alive, so that its id stays its own
+            self._objects.append(value)  # keeps the object alive, so that no other object gets its id
         return ["mine", self._numbers[id(value)]]
 
     def _decode(self, value: Any) -> Any:
         if not isinstance(value, list):
             if isinstance(value, dict):
-                raise Gone("a value that does not decode")
+                raise Gone("a value cannot be decoded")
             return value
         try:
             kind, *parts = value
@@ -190,7 +205,7 @@ class Peer:
                 return _SEQUENCES[kind](map(self._decode, parts))
             return self._decode_other(kind, parts)
         except Exception as e:
-            raise Gone(f"a value that does not decode: {type(e).__name__}") from e
+            raise Gone(f"a value cannot be decoded: {type(e).__name__}") from e
 
     def _decode_other(self, kind: str, parts: list[Any]) -> Any:
         match kind, parts:
@@ -215,7 +230,10 @@ class Peer:
 
 
 def _builtin_name(error: BaseException) -> str:
-    """The nearest builtin exception that tests may see; none that would end a loop or leave a process."""
+    """Returns the name of the nearest builtin class of an error that is an Exception; else "RuntimeError".
+
+    SystemExit and KeyboardInterrupt thus travel as RuntimeError.
+    """
     for kind in type(error).__mro__:
         if kind is StopIteration or (issubclass(kind, Exception) and getattr(builtins, kind.__name__, None) is kind):
             return kind.__name__
@@ -225,7 +243,7 @@ def _builtin_name(error: BaseException) -> str:
 def _text(error: BaseException) -> str:
     try:
         return str(error)[:200]
-    except BaseException:  # its `__str__` is the program's
+    except BaseException:  # the program may have defined its `__str__`
         return ""
 
 

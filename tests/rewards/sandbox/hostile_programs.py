@@ -212,7 +212,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
         "judge",
     ),
     "import the package": (
-        attempt("from mdrl_jax.rewards import sandbox, tester\nsandbox.run = tester.judge = lambda *a, **k: 'ok'", "0"),
+        attempt("from mdrl_jax.rewards.sandbox import run, tester\nrun.run = tester.judge = lambda *a, **k: 'ok'", "0"),
         "judge",
     ),
     "replace modules": (

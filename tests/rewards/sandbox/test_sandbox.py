@@ -16,7 +16,7 @@ from mdrl_jax.rewards.sandbox import lockdown
 
 DRIVER = """
 import json, sys
-from mdrl_jax.rewards import sandbox
+from mdrl_jax.rewards.sandbox import run as sandbox
 settings, runs = json.load(sys.stdin)
 print(json.dumps([sandbox.run(program, tests, sandbox.Limits(**settings)) for program, *tests in runs]))
 """
@@ -103,7 +103,7 @@ def test_random_numbers_and_the_order_of_sets_are_the_same_in_every_run() -> Non
 
 def test_a_sandbox_that_cannot_be_set_up_is_an_error_and_no_verdict() -> None:
     code = (
-        "from mdrl_jax.rewards import sandbox, isolation\n"
+        "from mdrl_jax.rewards.sandbox import isolation, run as sandbox\n"
         "isolation.choose('best')\n"
         "isolation._START = 'raise OSError(\"no limits here\")#{root}'\n"
         "try: sandbox.run('pass', ['pass'])\n"
