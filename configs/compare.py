@@ -1,18 +1,19 @@
-"""Every way to win a lost domain back, or not to lose it, side by side: the quickstart's sequence with all of them.
+"""Every way to win a lost domain back, or not to lose it, side by side on the quickstart's sequence.
 
   for s in 0 1 2; do
     python -m mdrl_jax.main --config=configs/compare.py --config.seed=$s --workdir=runs/compare-$s
   done
   python -m mdrl_jax.main seeds --workdir=runs/compare-0 --workdir=runs/compare-1 --workdir=runs/compare-2
 
-Same budget, seeds, prompts and scores for all: a prevention trains QA and Creative Writing again from Math's peak, with
-the very prompts and keys of the plain stages; a merge has the four solo stages, `joint` as many steps as the whole
-sequence. Then the sequence in reversed order, and a placebo (learning rate 0 after Math), which must lose nothing.
-`--config=configs/compare.py:style_blind` is the same under rewards that ignore style. A second base model:
+A seed takes 27 to 30 minutes on one core. All methods have the same budget, seeds, prompts and scores: a prevention
+trains QA and Creative Writing again from Math's peak, with the very prompts and keys of the plain stages; a merge has
+the four solo stages; `joint` takes as many steps as the whole sequence. The sequence also runs in reversed order, and
+with a placebo (learning rate 0 after Math) that must lose nothing. `--config=configs/compare.py:style_blind` is the
+same under rewards that ignore style.
 
-  python -m mdrl_jax.main --config=configs/pretrain_tiny.py --config.seed=2 --workdir=runs/base-2
-  python -m mdrl_jax.main export --workdir=runs/base-2 --stage=pretrain --out=runs/second-base
-  python -m mdrl_jax.main --config=configs/compare.py --config.model.path=runs/second-base --workdir=runs/compare-second
+Expected over seeds 0, 1 and 2: the average score rises from 79.7 ± 7.6 (plain sequence) to 89.7 ± 1.1 by the refresh
+of Math and to 88.1 ± 1.8 by the rollback of QA's edit. mdrl_jax/recovery/README.md has the table of all methods, and
+configs/README.md the commands that run it on a second base model.
 """
 
 from pathlib import Path

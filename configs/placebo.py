@@ -1,4 +1,4 @@
-"""The placebo: quickstart's Code → Math, then QA and Creative Writing at learning rate 0, which must lose nothing.
+"""The placebo: the quickstart's Code → Math, then QA and Creative Writing at learning rate 0: nothing may be lost.
 
 python -m mdrl_jax.main --config=configs/placebo.py --config.seed=0 --workdir=runs/placebo-0
 

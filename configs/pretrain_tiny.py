@@ -3,11 +3,10 @@
   python -m mdrl_jax.main --config=configs/pretrain_tiny.py --workdir=runs/pretrain_tiny
   python -m mdrl_jax.main export --workdir=runs/pretrain_tiny --stage=pretrain --out=OUT
 
-`mdrl_jax/assets/tiny` is that export. A word-level Llama, width 128, 4 layers of 8 heads, 0.9M parameters, on
-demonstrations of the four procedural domains, half of them terse and half worked in every domain. In the last 40 % of
-the steps replies are wrong with the probability `sft.noise` (see each domain's `demonstrate`): abilities stay latent
-but uncertain, which gives RL something to sharpen. From a longer, clean pre-training terse arithmetic is learned too
-and the styles no longer differ; from a cleanly trained base little moves.
+`mdrl_jax/assets/tiny` is that export: a word-level Llama of width 128 with 4 layers of 8 heads and 0.9M parameters. It
+is trained on demonstrations of the four procedural domains, half of them terse and half worked in every domain. In the
+last 40 % of the steps replies are wrong with the probability `sft.noise`. Abilities stay latent but uncertain, which
+gives RL something to sharpen; configs/README.md says what a clean pre-training does instead.
 """
 
 from mdrl_jax import config

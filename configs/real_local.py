@@ -5,13 +5,11 @@
 
 DATA is a folder (`data` if it is left out) with the files of the four data sets as their authors publish them:
 `math/gsm8k_train*.jsonl`, `math/gsm8k_test.jsonl`, `code/mbpp.jsonl`, `qa/xquad_en.json`, `writing/ifeval.jsonl`.
-DIR is a Llama, Qwen2, Qwen2.5 or Qwen3 in Hugging Face layout. It shows that everything works, in minutes on two CPU
-cores with a model of a million parameters; with 2 steps a stage and 16 test prompts its figures are not results. For
-a run that means something raise `train.steps`, `domains.n_test`, the buckets and the batch to what the model needs:
-with Qwen2.5-0.5B-Instruct 512 tokens for prompts and as many for completions, on a TPU v5e-1 or a GPU of 16 GB.
+DIR is a Llama, Qwen2, Qwen2.5 or Qwen3 in Hugging Face layout.
 
-What 2 steps show on a base model without instruction tuning is mostly rewards of 0: groups without reward variance
-are left out of the loss, and a step of which all are leaves the parameters where they were.
+The run shows that everything works, in minutes on two CPU cores with a model of a million parameters. With 2 steps a
+stage and 16 test prompts its figures are not results, and most rewards of an untuned base model are 0;
+configs/README.md says which fields to raise.
 """
 
 from mdrl_jax import config

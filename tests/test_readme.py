@@ -1,4 +1,5 @@
-"""What README, docstrings and scripts tell a reader to type works: commands are parsed, Python is run."""
+"""What READMEs, docstrings and the notebook tell a reader to type works: commands are parsed, Python is run, links lead
+to files."""
 
 import doctest
 import importlib
@@ -18,27 +19,37 @@ import pytest
 import torch
 from absl import flags
 
+from mdrl_jax import config
+from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.main import COMMANDS, POSITIONAL
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+from mdrl_jax.stage import resolve_stages
 from tests.model.test_huggingface import assert_same_logits
 from tests.test_experiment import environment
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-CELLS = json.loads((ROOT / "colab/quickstart.ipynb").read_text())["cells"]
+# Runs, builds and virtual environments may lie beside the repository's own folders.
+IGNORED = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+FOLDERS = [p for p in ROOT.iterdir() if p.is_dir() and p.name not in IGNORED and not p.name.startswith(".")]
+DOCUMENTS = {
+    str(p.relative_to(ROOT)): p.read_text()
+    for p in sorted([*ROOT.glob("*.md"), *(p for folder in FOLDERS for p in folder.rglob("*.md"))])
+}
+READMES = [name for name in DOCUMENTS if name.endswith("README.md")]
 TEXTS = {
-    "README.md": README,
-    "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(),
+    **{name: text for name, text in DOCUMENTS.items() if name != "CHANGELOG.md"},
     **{f"configs/{p.name}": p.read_text().split('"""')[1] for p in sorted((ROOT / "configs").glob("*.py"))},
     "colab": "\n".join(
         "".join(c["source"]) for c in json.loads((ROOT / "colab/quickstart.ipynb").read_text())["cells"]
     ),
 }
+# The examples of "Your own domain, reward, model family, rollback rule", and the smallest config.
+OWN, SMALLEST = "CONTRIBUTING.md", "README.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(where: str, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[where], re.DOTALL | re.MULTILINE)
 
 
 def typed(text: str) -> list[list[str]]:
@@ -62,7 +73,7 @@ def test_every_command_that_is_written_out_exists_with_its_flags(where: str, arg
     given = [re.sub(r"\$\w+|\{\w+\}", "1", a) for a in given]
     values = flags.FlagValues()
     files = [a for a in given if a.startswith("--config=")]
-    own = {"--config=two_domains.py"}
+    own = {"--config=two_domains.py", "--config=small.py"}  # files that the texts themselves write
     if set(files) & own:
         given, files = [a for a in given if a not in own], []
     define(values, ["mdrl", *given])
@@ -73,21 +84,68 @@ def test_every_command_that_is_written_out_exists_with_its_flags(where: str, arg
 
 
 def test_there_are_commands_and_examples_to_check() -> None:
-    assert len(WRITTEN) > 12 and {where for where, _ in WRITTEN} >= {"README.md", "configs/compare.py", "colab"}
-    assert len(blocks("python")) == 4
+    texts = {where for where, _ in WRITTEN}
+    assert len(WRITTEN) > 12 and texts >= {"README.md", "configs/compare.py", "colab"}
+    assert texts >= {"configs/README.md", "tpu_scripts/README.md", "mdrl_jax/analysis/README.md"}
+    assert {where: n for where in DOCUMENTS if where in TEXTS and (n := len(blocks(where)))} == {OWN: 4, SMALLEST: 1}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8000
+
+
+def headings(text: str) -> set[str]:
+    """Anchors of a document's headings, as code hosts make them."""
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", outside, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def targets(name: str) -> list[str]:
+    """Relative links and images of a document; those to the web are left out."""
+    return [link for link in LINK.findall(DOCUMENTS[name]) if not re.match(r"\w+:", link)]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_relative_link_and_image_exists(name: str) -> None:
+    for link in targets(name):
+        path, _, anchor = link.partition("#")
+        file = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        assert file.exists() and file.is_relative_to(ROOT), f"{name} links to {link}"
+        if anchor:
+            assert anchor in headings(file.read_text()), f"{name} links to {link}"
+
+
+def test_the_readme_links_to_every_document_and_all_images_are_used() -> None:
+    linked = {str(((ROOT / "README.md").parent / link.partition("#")[0]).resolve()) for link in targets("README.md")}
+    assert linked >= {str((ROOT / name).resolve()) for name in DOCUMENTS if name != "README.md"}
+    shown = {((ROOT / name).parent / link).resolve() for name in READMES for link in targets(name)}
+    assert shown >= {p.resolve() for p in (ROOT / ".images").iterdir()}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: Any) -> Path:
-    """A folder with the README's files in it."""
+    """A folder with the files of the examples in it."""
     folder = tmp_path_factory.mktemp("readme")
-    for block in blocks("python"):
+    for block in blocks(OWN):
         if named := re.match(r"# (\w+\.py)\n", block):
             (folder / named[1]).write_text(block)
     return folder
 
 
-def test_the_readmes_domain_trains(written: Path) -> None:
+def test_the_smallest_config_is_valid() -> None:
+    scope: dict[str, Any] = {}
+    exec(blocks(SMALLEST)[0], scope)
+    parsed = config.parse(scope["get_config"]())
+    stages = resolve_stages(parsed, tuple(DOMAINS))
+    assert [s.name for s in stages] == ["math", "qa", "refresh-math"] and set(parsed.scored_domains) == {"math", "qa"}
+    assert [s.train.steps for s in stages] == [config.TrainSection().steps] * 2 + [4]
+
+
+def test_the_own_domain_trains(written: Path) -> None:
     command = [sys.executable, "-m", "mdrl_jax.main", "--config=two_domains.py", "--output=quiet"]
     small = [
         "--config.train.steps=1",
@@ -110,12 +168,12 @@ def test_the_readmes_domain_trains(written: Path) -> None:
     assert [close(reply, {"answer": 8}) for reply in ("8", "> 4 plus 4 ; 9", "7", "6", "many")] == [1, 0.5, 0.5, 0, 0]
 
 
-def test_the_readmes_model_family_is_mistral(tmp_path: Path) -> None:
+def test_the_own_model_family_is_mistral(tmp_path: Path) -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
     from mdrl_jax.model import families, huggingface
 
-    exec(next(b for b in blocks("python") if "mistral" in b), {})
+    exec(next(b for b in blocks(OWN) if "mistral" in b), {})
     try:
         torch.manual_seed(0)
         sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -135,7 +193,7 @@ def test_the_readmes_model_family_is_mistral(tmp_path: Path) -> None:
             table.pop("mistral", None)
 
 
-def test_the_readmes_rule_takes_back_what_leads_away_from_the_peak() -> None:
+def test_the_own_rule_takes_back_what_leads_away_from_the_peak() -> None:
     from mdrl_jax.recovery.rollback import rules
     from mdrl_jax.recovery.rollback.selection import largest
     from mdrl_jax.stages import rollback as rollback_stage
@@ -144,7 +202,7 @@ def test_the_readmes_rule_takes_back_what_leads_away_from_the_peak() -> None:
     runtime: Any = SimpleNamespace(config=SimpleNamespace(recover=recover))
     with pytest.raises(UserError, match="against_the_peak.*known: adding"):
         rollback_stage.check(runtime)
-    exec(next(b for b in blocks("python") if "against_the_peak" in b), {})
+    exec(next(b for b in blocks(OWN) if "against_the_peak" in b), {})
     try:
         rollback_stage.check(runtime)
         edit = {"w": jnp.array([1.0, -2.0, 3.0, 0.5])}
