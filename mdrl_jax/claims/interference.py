@@ -1,17 +1,19 @@
-"""The published claims C1 to C5 on interference, judged by the rules fixed beforehand (definitions §0, §13).
+"""The rules that judge the published claims C1 to C5, on interference (definitions §0, §13).
 
-Pure functions of figures as they stand in a run's records: {"estimate", "ci95", "null", "n", "unit"}, where a figure
-that could not be measured has the estimate None and a "reason". Each returns a record with the verdict, the figure
-that is printed with it, the published one and one line in plain words; `rows` lists every domain or pair.
+The rules were fixed before any run. Each is a pure function of figures from the records of a run: {"estimate", "ci95",
+"null", "n", "unit"}. A figure that could not be measured has the estimate None and a "reason". Each rule returns the
+record of `verdicts.judge`: the verdict, the figure printed with it, the published figure and one line with the reason
+of the verdict. Its `rows` list every domain or pair.
 
 Choices where the definitions leave room:
-  * the figures are those of one run, so there is no verdict over seeds. Shares of entries (C1) are exact counts; their
-    intervals are by jackknife over layers;
-  * "every" is an AND: one contradicted case contradicts, one undecided case leaves undecided;
-  * where a claim is about a pair, the headline is the pair with the largest measured damage, the others are listed
-    with verdicts of their own. The largest of several noisy figures is biased up, so its own test against 0 is mild;
-  * what has to hold before a question can be asked (reliability, a measurable loss) leaves "undecided" where it
-    fails, never "contradicted", and so does a test of tensors that finds none.
+  * The rules judge the figures of one run, so there is no verdict over seeds. Shares of entries (C1) are exact counts;
+    their intervals come from a jackknife over layers.
+  * "Every" is an AND. One contradicted case contradicts the claim. Otherwise one undecided case leaves it undecided.
+  * A claim about one pair of domains (C3, C5) gets the verdict of the pair with the largest measured damage. The other
+    pairs are listed with their own verdicts. The largest of several noisy figures is biased up, so its own test
+    against 0 is mild.
+  * If a precondition fails (a reliable gradient, a measurable loss), the case is undecided, never contradicted. The
+    same holds if a test of tensors finds none (C3).
 """
 
 import dataclasses
@@ -31,35 +33,51 @@ from mdrl_jax.claims.verdicts import (
 )
 from mdrl_jax.stats.estimate import Record
 
-MAX_REMAINDER = 0.2  # of the measured damage, for the expansion to count as local (C5)
+MAX_REMAINDER = 0.2  # share of the measured damage; the expansion counts as local up to it (C5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """One domain's edit: `source` is "solo", or "sequential" where no solo stage was run."""
+    """The edit of one domain.
+
+    Attributes:
+      domain: the trained domain.
+      source: "solo", or "sequential" if there was no solo stage.
+      relative_share: share of entries with |δ|/|θ| < 1e-3.
+      participation: participation ratio (Σδ²)² / (nΣδ⁴).
+    """
 
     domain: str
     source: str
-    relative_share: Record  # share of entries with |δ|/|θ| < 1e-3
-    participation: Record  # (Σδ²)² / (nΣδ⁴)
+    relative_share: Record
+    participation: Record
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientPair:
-    """Gradients of an earlier and a later domain at θ*_A; the counts are of tensors, by Benjamini–Hochberg at 0.05."""
+    """The gradients of an earlier domain A and a later domain B at A's peak θ*_A.
+
+    Attributes:
+      earlier, later: the names of A and B.
+      cosine: cosine over the full model, corrected for noise (disattenuated).
+      reliability: ρ of each domain's gradient, by domain.
+      conflicting, synergistic: number of tensors whose inner product is measurably below 0 and above 0, by
+        Benjamini–Hochberg at q = 0.05.
+      damage: measured damage of A's reward by B.
+    """
 
     earlier: str
     later: str
-    cosine: Record  # full model, disattenuated
-    reliability: Mapping[str, Record]  # ρ of each domain
+    cosine: Record
+    reliability: Mapping[str, Record]
     conflicting: int
     synergistic: int
-    damage: Record  # measured, of the earlier by the later
+    damage: Record
 
 
 @dataclasses.dataclass(frozen=True)
 class RoutePair:
-    """The routes of two domains: their Jaccard and the 97.5th percentile of its permutation null."""
+    """The routes of two domains: their Jaccard and the 97.5th percentile of its null (random sets of equal sizes)."""
 
     domains: tuple[str, str]
     jaccard: Record
@@ -68,8 +86,14 @@ class RoutePair:
 
 @dataclasses.dataclass(frozen=True)
 class CurveStep:
-    """One α of the curve along θ* + αD: measured damage, what the prediction leaves of it, and the second-order share
-    ½α²DᵀHD / (α g·D + ½α²DᵀHD) of the prediction."""
+    """One α of the damage curve along θ* + αD.
+
+    Attributes:
+      alpha: the share of the displacement D.
+      measured: measured damage at α.
+      remainder: measured minus predicted damage.
+      second_share: share of the prediction that is second order, ½α²DᵀHD / (α g·D + ½α²DᵀHD).
+    """
 
     alpha: float
     measured: Record
@@ -79,9 +103,12 @@ class CurveStep:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """One objective (expected reward, success NLL) of a pair: the curve in α and the record of `ladder.measure`.
+    """The damage of one pair by one objective (expected reward or success NLL).
 
-    An objective that could not be measured has a `reason`, and the rest empty.
+    Attributes:
+      steps: the damage curve, one entry for each α.
+      ladder: the record of the conflict subspace that `analysis.captured.measure` makes.
+      reason: why the objective could not be measured; then the other two are empty.
     """
 
     steps: Sequence[CurveStep] = ()
@@ -91,7 +118,13 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class DamagePair:
-    """Measured damage of the earlier domain by the later (α = 1, fresh samples), and its objectives by name."""
+    """The damage that a later domain does to an earlier one.
+
+    Attributes:
+      earlier, later: names of the two domains.
+      damage: measured damage of the reward at α = 1, with fresh samples.
+      objectives: the prediction by each objective, by name.
+    """
 
     earlier: str
     later: str
@@ -100,7 +133,7 @@ class DamagePair:
 
 
 def c1(edits: Sequence[Edit]) -> Record:
-    """Every domain's edit is sparse; the figure is the smallest share of small relative changes.
+    """Judges C1: the edit of every domain is sparse. The printed figure is the smallest `relative_share`.
 
     Each domain has one edit: its solo edit, or its sequential one if there was no solo stage.
     """
@@ -118,12 +151,17 @@ def c1(edits: Sequence[Edit]) -> Record:
 
 
 def c2(mean: Record, pairs: Sequence[Record] = ()) -> Record:
-    """`mean` is the mean pairwise Jaccard with its chance value as null; `pairs` is printed as it is."""
+    """Judges C2: the most-changed neurons of two domains overlap weakly.
+
+    Args:
+      mean: mean Jaccard over the pairs of domains, with its chance value as null.
+      pairs: records of the pairs, which become the `rows` as they are.
+    """
     return judge("C2", under(mean, WEAK_OVERLAP, "mean pairwise Jaccard"), mean, rows=list(pairs))
 
 
 def c3(pairs: Sequence[GradientPair]) -> Record:
-    """Near-orthogonal in full, conflicting and synergistic in parts, harmful all the same."""
+    """Judges C3: the full-model gradients are near-orthogonal, yet single tensors conflict or agree, and B harms A."""
     return headline("C3", [(p, _gradient_condition(p), p.cosine) for p in pairs])
 
 
@@ -142,7 +180,13 @@ def _gradient_condition(pair: GradientPair) -> Condition:
 
 
 def c4(pairs: Sequence[RoutePair], agreement: Record) -> Record:
-    """Shared routes, whose first-order effect tells the sign of transfer; `agreement` is from `rank_agreement`."""
+    """Judges C4: domains share active routes, and the effect of an edit on the shared route predicts the transfer.
+
+    Args:
+      pairs: the routes of every pair of an earlier and a later domain.
+      agreement: Spearman correlation over these pairs of the first-order effect −g_A·δ_B on the shared route with the
+        measured transfer, as made by `stats.tests.rank_agreement`.
+    """
     rows, conditions = [], []
     for pair in pairs:
         condition = above(pair.jaccard, pair.null_high, f"{' and '.join(pair.domains)}: route Jaccard")
@@ -153,10 +197,12 @@ def c4(pairs: Sequence[RoutePair], agreement: Record) -> Record:
 
 
 def c5(pairs: Sequence[DamagePair]) -> Record:
-    """Mainly second-order and captured by S: for both objectives (an AND) of the pair most harmed.
+    """Judges C5: damage is mainly second-order, and the conflict subspace S captures it.
 
-    Measured damage above 0 comes first: without it the pair is undecided. Of an AND, an objective that is not
-    measurable is an undecided member. c is that at the largest k, `analyze.vectors`.
+    The verdict is that of the pair with the largest measured damage. A pair whose measured damage is not supported to
+    be above 0 is undecided. Otherwise both objectives must hold (AND); an objective that is not measurable is an
+    undecided member. The printed figure is the smaller c(k) of the two objectives at the largest k
+    (`analyze.vectors`).
     """
     judged = []
     for pair in pairs:
@@ -176,7 +222,10 @@ def c5(pairs: Sequence[DamagePair]) -> Record:
 
 
 def local_step(steps: Sequence[CurveStep]) -> CurveStep | None:
-    """The step of the largest α whose remainder is at most 20 % of the measured damage, by their estimates."""
+    """The step with the largest α at which the expansion is local; None if there is none.
+
+    Local means |remainder| ≤ 20 % of |measured damage|, by the estimates.
+    """
 
     def local(step: CurveStep) -> bool:
         remainder, measured = step.remainder["estimate"], step.measured["estimate"]

@@ -1,27 +1,33 @@
-"""The published claims C1 to C8: what the papers state, their figures, and the rules they are judged by here.
+"""The published claims C1 to C8: the statement and the figure of each, and the rule that judges a run by it.
 
-Definitions §0 names the papers, and §13 has the rules in full. This is the only place of these texts and figures:
-`verdicts.judge` puts them into `claims.json`, and the report takes them for its page and its charts from here.
+Definitions §0 names the papers, and §13 has the rules in full. All other modules take these texts and figures from
+here: `verdicts.judge` copies them into `claims.json`, and the report shows them on its page and in its charts.
 """
 
 import dataclasses
 
 # C1: the lowest and the highest published percentage of parameters with |Δ| < 1e-7 and a relative change < 1e-3.
 SPARSE_SHARES = (77.0, 89.0)
-# C2: the published mean Jaccard of the top 10 % is below this; the rule asks for the same.
+# C2: the published mean Jaccard of the top 10 % is below this; the rule uses the same bound.
 WEAK_OVERLAP = 0.19
-# C6: the published recovery fraction of Math after Re-Math. By the rule a fraction has to be above the second number,
-# and a refresh is brief if it takes at most this share of the steps of the domain's own stage.
+# C6: the published recovery fraction of Math after Re-Math, and the fraction that the rule asks a refresh to exceed.
 RECOVERY_FRACTION = 0.949
 LEAST_FRACTION = 0.5
+# C6: a refresh is brief if it takes at most this share of the steps of the domain's own stage.
 BRIEF = 0.2
 
-NOT_MEASURED = "not measured"  # the rule of a claim that this version has no figures for
+NOT_MEASURED = "not measured"  # stands in place of a rule for a claim that this version does not measure
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim: its text, the published figure, and the rule that judges it on a run."""
+    """A claim in words.
+
+    Attributes:
+      text: the published statement.
+      published: the published figure.
+      rule: the rule that judges the claim on a run, or `NOT_MEASURED`.
+    """
 
     text: str
     published: str

@@ -1,19 +1,19 @@
-"""The published claims C6 and C7 on recovery, judged by the rules fixed beforehand (definitions §0, §13).
+"""The rules that judge the published claims C6 and C7, on recovery (definitions §0, §13).
 
-Like those of `claims/interference.py`, the rules are pure functions of figures as they stand in a run's records.
-Choices where the definitions leave room:
-  * C6, a brief refresh contracts the harmful component. A refresh that took more than 20 % of its stage's steps leaves
-    the claim undecided, because a brief one was not tried. A loss that is not measurable leaves the recovery fraction
-    undecided, and the fraction is one member of an AND: another member can still contradict the claim;
-  * the steps are all that were trained, whether or not the last was kept;
-  * ‖P_S e‖ has to contract faster than ‖P_S⊥ e‖ over all parameters in every S that was found (both halves of the
-    prompts, each objective); the intervals are over the steps of this refresh;
-  * of several refreshes the one whose domain had lost most is the headline; the others are listed;
-  * C7, a rollback wins more of A at equal loss of B than each control. The figures are those of the test prompts.
-    "Remove nothing" lies on every control's frontier, so a gain of A that is not above 0 cannot be above a control's,
-    and §13 has no separate condition on the gain: such a rollback is contradicted if a control does better, else
-    undecided;
-  * a rollback is undecided if no set was found, or if A had not measurably lost anything.
+Like the rules of `claims/interference.py`, they were fixed before any run and are pure functions of figures from the
+records of a run. Choices where the definitions leave room:
+  * C6: a brief refresh contracts the harmful component. A refresh of more than 20 % of the steps of the domain's own
+    stage leaves the claim undecided, because no brief refresh was tried. A loss that is not measurable leaves the
+    recovery fraction undecided. The fraction is one member of an AND, so another member can still contradict the claim.
+  * The steps of a refresh are all steps that were trained, whether or not the last one was kept.
+  * ‖P_S e‖ must contract faster than ‖P_S⊥ e‖, which is taken over all parameters, in every S that was found. Each half
+    of the prompts and each objective has an S. The intervals are over the steps of this refresh.
+  * If there are several refreshes, the claim gets the verdict of the one whose domain had lost most. The others are
+    listed with their own verdicts.
+  * C7: a rollback gains more of A than each control, at equal loss of B, on test prompts. "Remove nothing" lies on
+    every control's frontier, so a gain of A that is not above 0 cannot be above the frontier. For this reason §13 has
+    no separate condition on the gain. Such a rollback is contradicted if a control does better, otherwise undecided.
+  * A rollback is undecided if no set was chosen, or if A had not measurably lost anything.
 """
 
 import dataclasses
@@ -26,15 +26,17 @@ from mdrl_jax.stats.estimate import Record
 
 @dataclasses.dataclass(frozen=True)
 class Refreshed:
-    """What one refresh won and cost.
+    """The gain and the cost of one refresh.
 
     Attributes:
-      stage, domain: its name, and the domain refreshed.
-      fraction, collateral: records of the recovery fraction, and of the largest drop of another domain in points.
-      loss: the record of what the domain had lost, in points.
-      steps: of the refresh, all that were trained.
-      stage_steps: of the domain's own stage.
-      contraction: of each conflict subspace, as `contraction.contraction` makes it; none where none was found.
+      stage, domain: the refresh stage, and the domain that it refreshed.
+      fraction: the recovery fraction.
+      collateral: the largest drop of any other domain, in points.
+      loss: what the domain had lost before the refresh, in points.
+      steps: number of steps that the refresh trained, kept or not.
+      stage_steps: number of steps of the domain's own stage.
+      contraction: one record for each conflict subspace, as made by `recovery.refresh.contraction.contraction`; empty
+        if no subspace was found.
     """
 
     stage: str
@@ -48,7 +50,11 @@ class Refreshed:
 
 
 def c6(refreshes: Sequence[Refreshed]) -> Record:
-    """Recovers above half at ≤ 20 % of a stage's steps, costs less than 3 points, and contracts in S above all."""
+    """Judges C6: a brief refresh recovers over half of the loss, costs others under 3 points, contracts faster in S.
+
+    The verdict and the printed recovery fraction are those of the refresh whose domain had lost most. All refreshes
+    are in `rows`. Without a refresh that has a measured loss the claim is undecided.
+    """
     judged = [(r, refresh_condition(r)) for r in refreshes]
     rows = [
         {
@@ -72,7 +78,7 @@ def c6(refreshes: Sequence[Refreshed]) -> Record:
 
 
 def refresh_condition(refreshed: Refreshed) -> Condition:
-    """The rule for one refresh."""
+    """Judges one refresh by the rule of C6. A refresh that is not brief is undecided, whatever else it did."""
     share = refreshed.steps / refreshed.stage_steps
     if share > BRIEF:
         words = f"not brief: {refreshed.steps} of {refreshed.stage_steps} steps are {share:.0%}, above {BRIEF:.0%}"
@@ -96,9 +102,13 @@ def _contracts(contraction: Sequence[Record]) -> Condition:
 
 
 def c7(rollbacks: Sequence[Record]) -> Record:
-    """A's gain at equal loss of B above each control's, of the rollback whose A had lost most; all of them as rows.
+    """Judges C7: a rollback gains more of A than every control does at equal loss of B.
 
-    `rollbacks` are the records of rollback stages; the figure is the smallest difference.
+    The verdict is that of the rollback whose A had lost most, among those that chose a set if there is one. The printed
+    figure is its smallest difference to a control.
+
+    Args:
+      rollbacks: the records `recovery/rollback-A-B.json`; all of them become `rows`.
     """
     judged = [(r, rollback_condition(r)) for r in rollbacks]
     rows = [_rollback_row(r, c) for r, c in judged]
@@ -112,7 +122,7 @@ def c7(rollbacks: Sequence[Record]) -> Record:
 
 
 def rollback_condition(record: Record) -> Condition:
-    """The rule for one rollback."""
+    """Judges one rollback by the rule of C7, from its record `recovery/rollback-A-B.json`."""
     if record["chosen"] is None:
         return Condition("undecided", f"no set within {record['limit']:g} points of loss gains anything")
     test = record["test"]

@@ -1,8 +1,8 @@
 """Verdicts on conditions, how they are joined, and the record of a claim (definitions §0, §13).
 
-A figure is a record of a run, {"estimate", "ci95", "null", "n", "unit"}. One that could not be measured has the
-estimate None and a "reason". A condition on a figure has a verdict and words that explain it, and the verdict of a
-claim is the AND of its conditions.
+A figure is a record of a run, {"estimate", "ci95", "null", "n", "unit"}. A figure that could not be measured has the
+estimate None and a "reason". A condition on a figure has a verdict and words that explain it. The verdict of a claim is
+the AND of its conditions.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from mdrl_jax.stats.estimate import Estimate, Record, figure_text, magnitude, mi
 def exceeds(estimate: Estimate | None, bound: float) -> str:
     """Verdict on "x > bound": "supported" if the interval of x lies above the bound, "contradicted" if it lies below.
 
-    Otherwise "undecided", and so for a figure that could not be measured.
+    If the interval includes the bound, or if x could not be measured, the verdict is "undecided".
     """
     if estimate is None:
         return "undecided"
@@ -44,17 +44,35 @@ class Condition:
 
 
 def above(figure: Record, bound: float, name: str) -> Condition:
-    """figure > bound; undecided where it is not measurable."""
+    """The condition "figure > bound", by the rule of `exceeds`.
+
+    Args:
+      figure: the record of the figure.
+      bound: the bound, in the unit of the figure.
+      name: the name of the figure in the words of the condition.
+    """
     return _condition(figure, bound, name, exceeds, ("above", "not above"))
 
 
 def under(figure: Record, bound: float, name: str) -> Condition:
-    """figure < bound; undecided where it is not measurable."""
+    """The condition "figure < bound", by the rule of `below`.
+
+    Args:
+      figure: the record of the figure.
+      bound: the bound, in the unit of the figure.
+      name: the name of the figure in the words of the condition.
+    """
     return _condition(figure, bound, name, below, ("below", "not below"))
 
 
 def size_under(figure: Record, bound: float, name: str) -> Condition:
-    """|figure| < bound; undecided where it is not measurable."""
+    """The condition "|figure| < bound", with the interval of |figure| by `stats.estimate.magnitude`.
+
+    Args:
+      figure: the record of the figure.
+      bound: the bound, in the unit of the figure.
+      name: the name of |figure| in the words of the condition.
+    """
     estimate = recorded(figure)
     return under(figure if estimate is None else magnitude(estimate).record(), bound, name)
 
@@ -72,7 +90,7 @@ def _condition(
 
 
 def every(*conditions: Condition) -> Condition:
-    """The AND; its words are those of the conditions that decide it."""
+    """The AND of all conditions, with the words of those conditions that decide it; undecided without conditions."""
     if not conditions:
         return Condition("undecided", "not measurable: no figures")
     verdict = both(*(c.verdict for c in conditions))
@@ -81,12 +99,22 @@ def every(*conditions: Condition) -> Condition:
 
 
 def smallest(figures: Sequence[Record]) -> Record | None:
-    """The measured figure with the smallest estimate."""
+    """The measured figure with the smallest estimate; None if none was measured."""
     return min((f for f in figures if f["estimate"] is not None), key=lambda f: f["estimate"], default=None)
 
 
 def judge(claim: str, condition: Condition, figure: Record | None, rows: list[Record]) -> Record:
-    """The record of a claim: its verdict beside the figure that is printed with it, None if there is none."""
+    """The record of a claim for `claims.json`.
+
+    Args:
+      claim: its id, a key of `CLAIMS`.
+      condition: the verdict with its reason.
+      figure: the figure that is printed with the verdict, or None.
+      rows: a record for each case (domain, pair or stage).
+
+    Returns:
+      "id", "claim", "verdict", "estimate", "ci95", "null", "published", "rule", "reason" and "rows".
+    """
     figure = figure or missing(condition.words)
     described = CLAIMS[claim]
     return {
@@ -104,12 +132,20 @@ def judge(claim: str, condition: Condition, figure: Record | None, rows: list[Re
 
 
 def row_of(condition: Condition) -> Record:
-    """A case in the `rows` of a claim."""
+    """The verdict and the reason of one case, for the `rows` of a claim."""
     return {"verdict": condition.verdict, "reason": condition.words}
 
 
 def headline(claim: str, judged: Sequence[tuple[Any, Condition, Record | None]]) -> Record:
-    """The verdict of the pair with the largest measured damage; all pairs as rows."""
+    """The record of a claim that gets the verdict of the pair with the largest measured damage.
+
+    Args:
+      claim: its id, a key of `CLAIMS`.
+      judged: for each pair (the pair, its condition, its figure). The pair has `earlier`, `later` and `damage`.
+
+    Returns:
+      The record of `judge`, with all pairs in `rows`. The claim is undecided if no pair has a measured damage.
+    """
     rows = [{"pair": [p.earlier, p.later], **row_of(c), "damage": p.damage} for p, c, _ in judged]
     known = [j for j in judged if j[0].damage["estimate"] is not None]
     if not known:

@@ -1,3 +1,1 @@
-"""From records to figures: the score matrix and what follows from it, on the terminal, as pictures,
-in TensorBoard.
-"""
+"""Turns the records of a run into tables and figures: on the terminal, on an HTML page and in TensorBoard."""

@@ -1,8 +1,8 @@
 """A figure of the report: one Vega-Lite specification makes the chart on the page and the PNG; its rows are the CSV.
 
-Colours are safe for colour-blind readers: categories Okabe and Ito's (2008), magnitudes cividis, signed values a
-blue–orange scale about 0. Text and lines without a category are "currentColor": dark on paper and in the PNG, light in
-the page's dark mode.
+Colours are safe for colour-blind readers. Categories have the colours of Okabe and Ito (2008), magnitudes the scale
+cividis, and signed values a blue–orange scale centred on 0. Text and lines that belong to no category have the colour
+"currentColor": dark on paper and in the PNG, light in the page's dark mode.
 """
 
 import csv
@@ -20,9 +20,9 @@ INK = "currentColor"
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 SEQUENTIAL, DIVERGING = "cividis", "blueorange"
 PNG_SCALE = 2.0
-DARK_BELOW = 0.47  # of the sequential scale: white text is legible below, black above (WCAG 4.5)
+DARK_BELOW = 0.47  # position on the sequential scale; white text is legible below it, black text above (WCAG 4.5)
 TEXT = 12  # smallest text, in px
-WIDTH = 900  # widest chart in all, in px: a page of 1280 px holds it with its axes
+WIDTH = 900  # px of the widest chart without its axes; with them it fits a page of 1280 px
 THEME: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif",
@@ -57,7 +57,7 @@ THEME: dict[str, Any] = {
     "line": {"strokeWidth": 2},
     "range": {"category": list(CATEGORIES)},
 }
-Row = dict[str, Any]  # the data of one mark: columns to values
+Row = dict[str, Any]  # the data of one mark: {column: value}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Figure:
 
     Attributes:
       name: stem of its files, e.g. `scores` for `report/scores.png` and `report/scores.csv`.
-      title: what is shown.
+      title: the heading above the chart.
       chart: the Altair chart; it holds its own data.
-      rows: the data behind it, a mapping of columns to values each; equal keys in all.
-      caption: how to read it: units, what the interval and the null are, how many.
+      rows: the data behind the chart, for the CSV.
+      caption: how to read it: units, the meaning of the interval and of the null, the number of prompts or pairs.
     """
 
     name: str
@@ -84,14 +84,18 @@ class Figure:
 
     @functools.cached_property
     def _valid(self) -> dict[str, Any]:
-        return self.chart.to_dict()  # validating it takes longer than drawing it
+        return self.chart.to_dict()  # cached, because the validation in it takes longer than drawing
 
     def json(self) -> str:
-        """The specification for a script element of a page: whatever the data hold, it cannot end the element."""
+        """The specification as JSON for a script element. Every "<" is escaped, so no text in the data can end it.
+
+        Raises:
+          ValueError: if a number is NaN or infinite; `data` replaces such numbers.
+        """
         return json.dumps(self.spec(), allow_nan=False).replace("<", "\\u003c")
 
     def png(self) -> bytes:
-        """The chart on white, two pixels a px."""
+        """The chart as PNG on a white background, with `PNG_SCALE` pixels for each px of the page."""
         spec = self.spec()
         spec["config"] = THEME | {"background": "white"}
         return vl_convert.vegalite_to_png(json.dumps(spec), scale=PNG_SCALE)
@@ -108,7 +112,16 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of text; `numeric` columns are set to the right. `name` is the stem of its CSV."""
+    """A table of text.
+
+    Attributes:
+      name: stem of its CSV file.
+      title: the heading above the table.
+      columns: the head of each column.
+      rows: one text for each column.
+      caption: how to read it.
+      numeric: heads of the columns that are aligned to the right.
+    """
 
     name: str
     title: str
@@ -125,23 +138,29 @@ class Table:
 
 
 def data(rows: Sequence[Row]) -> alt.InlineData:
-    """Rows as the data of a chart; NaN and infinities become null."""
+    """Rows as the inline data of a chart. NaN and infinities become null, because JSON has neither."""
     return alt.InlineData(values=[{k: _finite(v) for k, v in row.items()} for row in rows])
 
 
 def by_category(names: Sequence[str]) -> alt.Scale:
-    """A colour for each name, the same for equal lists of names; repeats after seven."""
+    """A scale with a colour for each name. Equal lists of names get equal colours; they repeat after seven names."""
     return alt.Scale(domain=list(names), range=[CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))])
 
 
 def ink_on(column: str, high: float, low: float = 0.0) -> Any:
-    """White or black, whichever is legible on the sequential scale of a column from `low` to `high`."""
+    """The colour of text on a cell that the sequential scale colours: white or black, whichever is legible.
+
+    Args:
+      column: the column that colours the cell.
+      high: the value at the upper end of the scale.
+      low: the value at its lower end.
+    """
     dark = alt.datum[column] < low + DARK_BELOW * (high - low)
     return alt.when(dark).then(alt.value("white")).otherwise(alt.value("black"))
 
 
 def signed(values: Sequence[float | None]) -> alt.Scale:
-    """Blue for negative, orange for positive, symmetric about 0, of the size of the largest value."""
+    """A scale from blue (negative) to orange (positive), symmetric about 0; it ends at ± the largest magnitude."""
     largest = max((abs(v) for v in values if v is not None and v == v), default=0.0) or 1.0
     return alt.Scale(scheme=DIVERGING, domain=[-largest, largest], domainMid=0)
 

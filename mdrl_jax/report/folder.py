@@ -1,4 +1,4 @@
-"""Reading a work folder for a report at any moment of a run: what is not there is said, not guessed."""
+"""Reads the records of a work folder for the report, at any moment of a run. A missing record raises `Absent`."""
 
 import dataclasses
 import functools
@@ -10,15 +10,15 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.matrix import Matrix
 
-# What writes the records under a path, first match.
+# Who writes the records whose path starts with a prefix. The first prefix that fits counts.
 MADE_BY = {
-    "analysis/": "the stage `analyze` (or the command) writes it",
+    "analysis/": "the stage `analyze` or the command `analyze` writes it",
     "recovery/refresh-": "a stage such as `refresh-math` writes it",
     "recovery/rollback-": "a stage such as `rollback-math-qa` writes it",
     "recovery/plan": "the stage `plan` writes it",
     "recovery/outcomes": "the stage `trials` writes it",
     "recovery/orders": "the stage `orders` writes it",
-    "recovery/": "stages `refresh-…`, `rollback-…` and the like write it",
+    "recovery/": "stages such as `refresh-…` and `rollback-…` write it",
     "claims.json": "an analysis, a refresh or a rollback writes it",
     "evaluations": "every stage of a run writes one when it is done",
     "config.json": "a run writes it when it begins",
@@ -28,14 +28,14 @@ MADE_BY = {
 
 
 class Absent(Exception):
-    """Something the report would show is not in the work folder; the message says what, and what would make it."""
+    """The work folder lacks something that the report would show. The message says what, and how to get it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The records of one work folder, each JSON document and the matrix read once.
+    """The records of one work folder. Each JSON document and the score matrix are read once and kept.
 
-    Reading raises Absent for what is missing and UserError for what is damaged.
+    Every method raises Absent if the record is missing and UserError if it is damaged.
     """
 
     root: Path
@@ -56,14 +56,14 @@ class Records:
         return records.read_jsonl(self.root / path)
 
     def files(self, pattern: str) -> list[str]:
-        """Paths under the folder that match, in order; Absent if none."""
+        """Paths that match a glob pattern, relative to the folder and sorted. Raises Absent if there is none."""
         found = sorted(str(p.relative_to(self.root)) for p in self.root.glob(pattern))
         if not found:
             raise Absent(f"{pattern} is not there: {_made_by(pattern)}")
         return found
 
     def matrix(self) -> Matrix:
-        """Scores by stage and domain."""
+        """The score matrix S[t, i] of the run (definitions §2)."""
         return self._matrix
 
     @functools.cached_property

@@ -1,7 +1,8 @@
-"""Figures as records have them (`Estimate.record`), as columns of a chart's rows, as tooltips, and as words.
+"""Turns the figures of the records (`Estimate.record`) into columns of a chart's rows, tooltips and text.
 
-Rows with several figures name the columns of each after it (`columns`, `tips`). Rows of one figure each have the
-columns estimate, low, high, n and reason, and those of its null (`estimate_columns`, `null_columns`, `estimate_tips`).
+If a row holds several figures, the columns of each start with its name: gain, gain_low, gain_high (`columns`, `tips`).
+If a row holds one figure, its columns are estimate, low, high, n and reason, and the columns of its null are null,
+null_low and null_high (`estimate_columns`, `null_columns`, `estimate_tips`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,18 +14,36 @@ from mdrl_jax.stats.estimate import Record, figure_text
 
 
 def columns(name: str, figure: Record, scale: float = 1.0) -> Row:
-    """The columns `name`, `name_low` and `name_high`; None for what the figure does not have."""
+    """The columns of a figure in a row that holds several figures.
+
+    Args:
+      name: the figure's name, with which its columns start.
+      figure: its record.
+      scale: a factor on the estimate and on both ends, for example 100 from reward to points.
+
+    Returns:
+      {`name`: estimate, `name`_low, `name`_high: ends of the 95 % interval}. A value that the record lacks is None.
+    """
     return dict(zip((name, f"{name}_low", f"{name}_high"), _ends(figure, scale), strict=True))
 
 
 def estimate_columns(figure: Record, scale: float = 1.0) -> Row:
-    """The columns estimate, low and high (95 %), n, and why there is no estimate ("" where there is one)."""
+    """The columns of the figure in a row that holds one figure; `scale` as in `columns`.
+
+    Returns:
+      {"estimate", "low", "high": ends of the 95 % interval, "n", "reason": why there is no estimate, otherwise ""}.
+    """
     found = dict(zip(("estimate", "low", "high"), _ends(figure, scale), strict=True))
     return found | {"n": figure["n"], "reason": figure.get("reason", "") if figure["estimate"] is None else ""}
 
 
 def null_columns(figure: Record, scale: float = 1.0) -> Row:
-    """The columns null, null_low and null_high of a null that is drawn (its mean and central 95 %), or a number."""
+    """The columns of a figure's null; `scale` as in `columns`.
+
+    Returns:
+      {"null": the null's value, or the mean of a drawn null; "null_low", "null_high": the central 95 % of a drawn
+      null, otherwise None}.
+    """
     null = figure["null"]
     if isinstance(null, Mapping):
         return columns("null", {"estimate": null["mean"], "ci95": [null["low"], null["high"]]}, scale)
@@ -39,9 +58,16 @@ def _ends(figure: Record, scale: float) -> list[float | None]:
 def span(
     rows: Sequence[Row], names: Sequence[str], also: Sequence[float] = (0.0,), margin: float = 0.05
 ) -> tuple[float, float]:
-    """The smallest and largest value, or end of an interval, of the named columns and of `also`.
+    """The range of an axis that holds all values and intervals of some columns.
 
-    `margin` is left on each side, a share of their distance.
+    Args:
+      rows: the data of the chart.
+      names: the columns; their intervals `name`_low and `name`_high count too.
+      also: further values that the range holds.
+      margin: room on each side, as a share of the range.
+
+    Returns:
+      (low, high) in the unit of the columns.
     """
     values = [row.get(f"{name}{end}") for row in rows for name in names for end in ("", "_low", "_high")]
     known = [*also, *(x for x in values if x is not None)]
@@ -50,13 +76,19 @@ def span(
 
 
 def number(value: float, form: str = ".2f") -> str:
-    """A value as text, with a minus sign of its own width, and none before a 0."""
+    """A value as text with a typographic minus sign (−). A value that rounds to 0 has no minus sign."""
     text = f"{value:{form}}"
     return text.lstrip("-") if not text.strip("-0.%") else text.replace("-", "−")
 
 
 def words(figure: Record, form: str = ".2f", scale: float = 1.0) -> str:
-    """`0.94 [0.90, 0.96]`, times `scale`; the reason where there is no estimate."""
+    """A figure as text, `0.94 [0.90, 0.96]`; the reason if it has no estimate.
+
+    Args:
+      figure: its record.
+      form: the format of each number.
+      scale: a factor on all numbers.
+    """
     if figure["estimate"] is None:
         return figure.get("reason") or "not measured"
     ci95 = figure["ci95"] and [scale * x for x in figure["ci95"]]
@@ -64,15 +96,27 @@ def words(figure: Record, form: str = ".2f", scale: float = 1.0) -> str:
 
 
 def tips(name: str, title: str, form: str = ".2f") -> list[alt.Tooltip]:
-    """Tooltips of the columns of one figure."""
-    return tooltips({name: title, f"{name}_low": f"{title}: 95 % from", f"{name}_high": f"{title}: to"}, form)
+    """Tooltips of the figure `name` in rows that hold several figures (`columns`).
+
+    Args:
+      name: the figure's name.
+      title: the title of its estimate, with the unit.
+      form: the format of each number.
+    """
+    return tooltips({name: title, f"{name}_low": f"{title}: 95 % from", f"{name}_high": f"{title}: 95 % to"}, form)
 
 
 def estimate_tips(names: Sequence[str], title: str, null: bool = False) -> list[alt.Tooltip]:
-    """Tooltips of the columns `names`, which say what a figure is of, and of the figure under `title` with its unit."""
-    titles = {"estimate": title, "low": "95 % from", "high": "to"}
+    """Tooltips of rows that hold one figure (`estimate_columns`).
+
+    Args:
+      names: text columns that say which figure it is, for example ("domain", "stage").
+      title: the title of the estimate, with the unit.
+      null: whether the rows have the columns of a null (`null_columns`).
+    """
+    titles = {"estimate": title, "low": "95 % from", "high": "95 % to"}
     if null:
-        titles |= {"null": "by chance", "null_low": "chance, 95 % from", "null_high": "to"}
+        titles |= {"null": "by chance", "null_low": "by chance: 95 % from", "null_high": "by chance: 95 % to"}
     named = [alt.Tooltip(f"{name}:N") for name in names]
     return [*named, *tooltips(titles, ".3g"), alt.Tooltip("n:Q"), alt.Tooltip("reason:N", title="not measurable")]
 

@@ -1,7 +1,7 @@
-"""The report: one HTML page without any request to elsewhere, and every figure as PNG and CSV, from a work folder.
+"""Writes the report of a work folder: one HTML page that loads nothing from elsewhere, and PNG and CSV of each figure.
 
-It is built at any moment of a run and from whatever is there: a builder that lacks its record, or finds it damaged,
-leaves a line that says so in its place.
+The report can be written at any moment of a run. If the record of a builder is missing or damaged, the page has a line
+that says so in place of the figure.
 """
 
 import dataclasses
@@ -28,18 +28,26 @@ from mdrl_jax.stage import resolve_stages
 from mdrl_jax.stats.estimate import interval_text
 from mdrl_jax.workfolder import WorkFolder
 
-# What a run needs for a verdict on a claim; the other claims need the stage `analyze`.
+# What a run needs for a verdict on these claims. The other claims need the stage `analyze`.
 JUDGED_BY = {
-    "C6": "a stage such as `refresh-math` is judged by it",
-    "C7": "a stage such as `rollback-math-qa` is judged by it",
+    "C6": "needs a stage such as `refresh-math`",
+    "C7": "needs a stage such as `rollback-math-qa`",
 }
-# What a record that is damaged, or of another version, makes a builder raise.
+# The errors that a builder raises if a record is damaged or was written by another version.
 DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError, UserError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A claim as the page shows it; `verdict` is "not judged" where it was not."""
+    """The card of a claim on the page.
+
+    Attributes:
+      id: for example "C1".
+      claim: the published statement.
+      verdict: "supported", "contradicted", "undecided" or "not judged".
+      reason: why it has this verdict.
+      figures: (name, text) of each line on the card; none if the claim was not judged.
+    """
 
     id: str
     claim: str
@@ -50,7 +58,13 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A section as it is shown: its figures and tables in order, and lines on what is missing."""
+    """A section of the page with the results of its builders.
+
+    Attributes:
+      id, title, lead: as in `sections.Section`.
+      items: figures and tables in the order of the page.
+      notes: a line on each record that is missing or damaged.
+    """
 
     id: str
     title: str
@@ -60,7 +74,10 @@ class Part:
 
 
 def write(workdir: str | Path) -> Path:
-    """Writes `report/index.html`, and PNG and CSV of every figure, each whole or not at all; returns the page's path.
+    """Writes `report/index.html` and PNG and CSV of every figure. Each file is written whole or not at all.
+
+    Returns:
+      The path of the page.
 
     Raises:
       UserError: if `workdir` is not a folder.
@@ -81,7 +98,12 @@ def write(workdir: str | Path) -> Path:
 
 
 def verdicts(found: Records) -> tuple[list[Verdict], str]:
-    """All claims that are measured, in order, and a line if they could not be read."""
+    """The cards of the claims.
+
+    Returns:
+      (cards, note): a card for each claim that has a rule or a record, in order, and a line that is "" unless
+      `claims.json` is damaged.
+    """
     note, known = "", {}
     try:
         claims = found.json("claims.json")
@@ -97,7 +119,7 @@ def verdicts(found: Records) -> tuple[list[Verdict], str]:
 
 
 def _not_judged(name: str, text: str) -> Verdict:
-    return Verdict(name, text, "not judged", JUDGED_BY.get(name, "the stage `analyze` judges it"))
+    return Verdict(name, text, "not judged", JUDGED_BY.get(name, "needs the stage `analyze`"))
 
 
 def _verdict(claim: dict[str, Any]) -> Verdict:
@@ -122,7 +144,10 @@ def _part(section: Any, found: Records) -> Part:
 
 
 def _tried(builder: Callable[[Records], Any], found: Records) -> tuple[list[Any], str]:
-    """What a builder makes, or why it makes nothing; damage may only show where a chart's data are written out."""
+    """Runs a builder: (its items, ""), or ([], why it made nothing).
+
+    Each chart is written out as JSON here, because some damage only shows then.
+    """
     try:
         made = builder(found)
         items = list(made) if isinstance(made, Sequence) else [made]
@@ -132,13 +157,13 @@ def _tried(builder: Callable[[Records], Any], found: Records) -> tuple[list[Any]
     except Absent as e:
         return [], f"Not shown: {e}."
     except DAMAGED as e:
-        return [], f"{builder.__module__.rsplit('.', 1)[-1]}, {builder.__name__}: {_damaged(e)}"
+        return [], f"{builder.__module__.rsplit('.', 1)[-1]}.{builder.__name__}: {_damaged(e)}"
     return items, ""
 
 
 def _damaged(error: Exception) -> str:
     what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return f"Not shown, since a record is damaged or of another version: {what}"
+    return f"Not shown, because a record is damaged or was written by another version: {what}"
 
 
 def _html(root: Path, found: Records, parts: Sequence[Part]) -> str:
@@ -157,7 +182,7 @@ def _html(root: Path, found: Records, parts: Sequence[Part]) -> str:
         readings=readings,
         unread=unread,
         is_figure=lambda item: isinstance(item, Figure),
-        # A closing tag within the library's text would end its element.
+        # A closing tag in the library's source would end the script element that holds it.
         library=vl_convert.javascript_bundle().replace("</script", "<\\/script"),  # pyright: ignore[reportCallIssue]
     )
 
@@ -176,7 +201,7 @@ def _state(found: Records) -> list[str]:
     lines = [f"Model {config.model.path or 'embedded'}, seed {config.seed}."]
     if len(done) < len(scored):
         left = ", ".join(s.name for s in scored if s not in done)
-        lines.append(f"{len(done)} of {len(scored)} stages are done; not yet: {left}. The same command goes on.")
+        lines.append(f"{len(done)} of {len(scored)} stages are done; not yet: {left}. The same command continues.")
     else:
         lines.append(f"All {len(scored)} stages are done.")
     return lines

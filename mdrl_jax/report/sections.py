@@ -1,4 +1,4 @@
-"""What the report shows, in order: sections of builders, each a function of the records."""
+"""The sections of the report, in the order of the page. A builder is a function from the records to figures."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -25,7 +25,14 @@ Builder = Callable[[Records], Item | Sequence[Item]]
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page. `lead` says in a sentence or two what the section answers."""
+    """A section of the page.
+
+    Attributes:
+      id: anchor of the section.
+      title: its heading.
+      lead: one or two sentences on the question that the section answers.
+      builders: functions that make its figures and tables.
+    """
 
     id: str
     title: str
@@ -37,13 +44,15 @@ SECTIONS = (
     Section(
         "scores",
         "Scores",
-        "What each stage gave its own domain and cost the others, on held-out prompts.",
+        "How much each stage raised the score of its own domain, and how it changed the scores of the others, on "
+        "held-out prompts.",
         (scores.matrix, scores.paths, scores.transfer),
     ),
     Section(
         "recovery",
-        "Winning it back, and not losing it",
-        "What recovery and prevention gained, what they cost the other domains and in time, and what was forecast.",
+        "Recovery and prevention",
+        "How much of a lost score each method recovers or keeps, how much it costs the other domains and in compute, "
+        "and how well the planner forecast it.",
         (
             methods.frontier,
             methods.comparison,
@@ -60,14 +69,16 @@ SECTIONS = (
     Section(
         "damage",
         "Damage: predicted and measured",
-        "A later edit's harm to an earlier domain, expanded at that domain's peak and measured with fresh samples. "
-        "Never read the second order alone: a stage need not end where the gradient is 0.",
+        "How much a later edit harms an earlier domain: predicted by a second-order expansion at that domain's peak, "
+        "and measured. Never read the second order alone: the gradient need not be 0 where a stage ends, so the first "
+        "order counts too.",
         (damage.waterfall, damage.agreement, damage.alphas),
     ),
     Section(
         "subspace",
         "The conflict subspace",
-        "How much of the second-order damage the leading eigenvectors of the Hessian on the shared route hold.",
+        "How much of the second-order damage lies in the conflict subspace S, which is spanned by the leading "
+        "eigenvectors of the Hessian on the shared route.",
         (subspace.captured, subspace.spectrum, subspace.ladder),
     ),
     Section(
@@ -79,19 +90,21 @@ SECTIONS = (
     Section(
         "routes",
         "Active routes",
-        "Which neurons domains share when they answer, and what a later edit does there.",
+        "Which neurons two domains both activate when they answer (their shared route), and how a later edit acts on "
+        "these neurons.",
         (routes.overlap, routes.effects, routes.edit_cosines),
     ),
     Section(
         "gradients",
         "Gradients",
-        "Where domains pull together and where apart; a cosine is shown only where its noise allows one.",
+        "In which tensors the gradients of two domains agree and in which they oppose each other. A cosine corrected "
+        "for noise is shown only if both gradients are measured reliably.",
         (gradients.cosines, gradients.modules, gradients.cancellation),
     ),
     Section(
         "run",
         "The run",
-        "What it took, with what it was made, and the whole configuration.",
+        "The cost of each stage, the versions of packages, the devices, and the whole configuration.",
         (run.costs, run.versions, run.configuration),
     ),
 )

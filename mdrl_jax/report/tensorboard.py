@@ -1,10 +1,9 @@
-"""TensorBoard event files, without TensorFlow.
+"""Writes TensorBoard event files without TensorFlow.
 
-A run that was interrupted and goes on opens a further event file in the same folder. Nothing on
-disk is removed; pass `resumed_at`, the first step that will be written again, and readers hide the
-earlier copies of that step and of all later ones. Without it both copies are shown. Since the mark
-hides every tag of the folder from that step on, tags that count different things (training steps,
-stages) belong in different folders if the mark is used.
+A resumed run opens a further event file in the same folder and removes nothing from disk. Pass `resumed_at`, the first
+step that is written again. TensorBoard then hides the earlier copies of that step and of all later steps; without it,
+it shows both copies. The mark hides every tag of the folder from that step on. So if it is used, tags that count
+different things (training steps, stages) belong in different folders.
 """
 
 import json
@@ -34,7 +33,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def save_figures(workdir: Path) -> None:
-    """Shows every `report/NAME.png` of a work folder as figures/NAME, in place of those of an earlier call."""
+    """Writes every `report/NAME.png` of a work folder as the image `figures/NAME`, which replaces an earlier one."""
     pictures = sorted((workdir / "report").glob("*.png"))
     if not pictures:
         return
@@ -46,8 +45,12 @@ def save_figures(workdir: Path) -> None:
 class TensorBoard:
     """Writes one event file in `folder`; use as a context manager, or call `close`.
 
-    A background thread writes the file, every ten seconds at the latest; `flush` waits for it. Of several processes
-    that run the same program the first one writes.
+    A background thread writes the file at least every ten seconds; `flush` waits for it. If several processes run the
+    same program, only the first one writes.
+
+    Args:
+      folder: where the event file goes.
+      resumed_at: the first step that is written again after an interruption, or None.
     """
 
     def __init__(self, folder: str | Path, resumed_at: int | None = None):
@@ -63,16 +66,29 @@ class TensorBoard:
         self.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One point at `step` for each tag; kept in float32."""
+        """Adds a point at `step` to the curve of each tag; TensorBoard stores it in float32."""
         points = [Summary.Value(tag=t, simple_value=float(v)) for t, v in values.items()]
         self._add(Event(summary=Summary(value=points)), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """Text, which TensorBoard shows as Markdown."""
+        """Adds a text, which TensorBoard shows as Markdown.
+
+        Args:
+          tag: its name in TensorBoard.
+          text: the Markdown.
+          step: the step that it belongs to.
+        """
         self._add(Event(summary=text_pb(tag, text)), step)
 
     def histogram(self, tag: str, values: ArrayLike, step: int, bins: int = 30) -> None:
-        """The distribution of the finite entries of `values` in equal bins; nothing if none."""
+        """Adds the distribution of the finite entries of `values`; nothing if there are none.
+
+        Args:
+          tag: its name in TensorBoard.
+          values: numbers of any shape.
+          step: the step that it belongs to.
+          bins: number of bins of equal width.
+        """
         x = np.asarray(values, float).ravel()
         x = x[np.isfinite(x)]
         if x.size == 0:
@@ -85,20 +101,32 @@ class TensorBoard:
         self._add(Event(summary=Summary(value=[Summary.Value(tag=tag, histo=histogram)])), step)
 
     def image(self, tag: str, png: bytes, step: int) -> None:
-        """A picture from the bytes of a PNG file. Raises ValueError for anything else."""
+        """Adds a picture.
+
+        Args:
+          tag: its name in TensorBoard.
+          png: the bytes of a PNG file.
+          step: the step that it belongs to.
+
+        Raises:
+          ValueError: if `png` is not a PNG file.
+        """
         if not png.startswith(PNG_SIGNATURE):
-            raise ValueError("image takes the bytes of a PNG file")
+            raise ValueError("png must be the bytes of a PNG file; these bytes lack the PNG signature")
         width, height = struct.unpack(">II", png[16:24])
         picture = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
         self._add(Event(summary=Summary(value=[Summary.Value(tag=tag, image=picture)])), step)
 
     def hparams(self, values: Mapping[str, Any]) -> None:
-        """The settings of the run, for TensorBoard's table of runs; what is no string, number or bool, as JSON."""
+        """Adds the settings of the run to TensorBoard's table of runs.
+
+        A value that is no string, number or bool is written as JSON.
+        """
         plain = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in values.items()}
         self._add(Event(summary=hparams_pb(plain)), 0)
 
     def flush(self) -> None:
-        """Waits until all that was added is in the file."""
+        """Waits until everything added so far is in the file."""
         if self._writer is not None:
             self._writer.flush()
 

@@ -1,1 +1,1 @@
-"""Figures of the report, a module a subject: functions of the records (definitions §N is in each docstring)."""
+"""The figures of the report, one module for each subject. Every figure is made by a function of the records."""

@@ -1,4 +1,4 @@
-"""Terms that add up, as bars that each start where the one before ended: small charts with one scale."""
+"""Waterfall charts of terms that add up: each bar starts where the bar before it ended."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from mdrl_jax.report.figure import INK, Row, data
 from mdrl_jax.report.figures.layout import side_by_side
 from mdrl_jax.report.intervals import estimate_tips, number, span
 
-STEP = 22  # px a bar
+STEP = 22  # px of each bar
 ROOM = 0.34  # of the range, for the numbers at the bars' ends
 
 
@@ -21,10 +21,19 @@ def cascade(
     count: int,
     width: int,
 ) -> alt.FacetChart:
-    """Bars of `rows`: from "start" by "estimate", with the interval "low" to "high" of the estimate at its end.
+    """Small waterfall charts side by side, with one scale.
 
-    A row has these (None where it was not measured), "term" (a key of `colours`, in their order), `group` (of `order`,
-    `count` a line of `width` px each), n and reason. `title` says what and its unit.
+    A bar starts at "start" and has the length "estimate". The line at its end is the interval of the estimate.
+
+    Args:
+      rows: one row for each bar, with "term", "start", the column `group` and the columns of `estimate_columns`. Start
+        and estimate are None if the term was not measured.
+      colours: the colour of each term, in the order of the bars.
+      title: what the bars show, with the unit.
+      group: the column that tells the small charts apart.
+      order: its values, in the order of the charts.
+      count: number of charts in a line.
+      width: px of each chart.
     """
     labelled = [
         row | {"shown": "not measurable" if (x := row["estimate"]) is None else number(x, "+.3g")} for row in rows

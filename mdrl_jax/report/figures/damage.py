@@ -1,4 +1,4 @@
-"""Damage of earlier domains by later stages: predicted to second order, measured, and the rest (definitions §6)."""
+"""Damage that later stages do to earlier domains: predicted to second order, and measured (definitions §6)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +15,8 @@ from mdrl_jax.stats.tests import r_squared, rank_agreement
 
 OBJECTIVES = {"reward": ("mean reward", "points", 100.0), "success_nll": ("success NLL", "nats", 1.0)}
 DAMAGE = {
-    "reward": "Loss of mean reward, in points,",
-    "success_nll": "Rise of −log π of the domain's own successes, in nats a completion,",
+    "reward": "Damage is the loss of mean reward, in points,",
+    "success_nll": "Damage is the rise of −log π of successes sampled at the domain's peak, in nats per completion,",
 }
 TERMS = {"first order": "#0072B2", "second order": "#D55E00", "remainder": "#CC79A7", "measured": "#8C8C8C"}
 LINES = {"predicted": "#0072B2", "measured": "#D55E00"}
@@ -24,7 +24,7 @@ WIDTH = 720  # px of all panels, axes apart
 
 
 def waterfall(records: Records) -> list[Figure]:
-    """First order, second order and remainder of every pair, up to the measured damage; a figure an objective."""
+    """First order, second order and remainder of every pair, beside the measured damage; a figure per objective."""
     pairs, figures = _pairs(records), []
     for objective in _objectives(pairs):
         label, unit, scale = OBJECTIVES[objective]
@@ -33,17 +33,17 @@ def waterfall(records: Records) -> list[Figure]:
         count, width = panels(len(order), 3, WIDTH)
         chart = cascade(rows, TERMS, f"damage, {unit}", "pair", order, count, width)
         caption = (
-            f"{DAMAGE[objective]} from the domain's own stage to the end of a later one: g·D, ½DᵀHD and what they "
-            "leave add up to the damage that was measured on the same prompts. Lines are 95 % intervals over "
-            f"{_prompts(rows)} prompts.{_gaps(rows)}"
+            f"{DAMAGE[objective]} from the end of the domain's own stage to the end of a later stage. The first order "
+            "g·D, the second order ½DᵀHD and the remainder add up to the damage that was measured on the same "
+            f"prompts. Lines: 95 % intervals over {_prompts(rows)} prompts.{_gaps(rows)}"
         )
         name = f"damage-{objective}".replace("_", "-")
-        figures.append(Figure(name, f"Damage of the {label}, term by term", chart, rows, caption))
+        figures.append(Figure(name, f"Damage by the {label}, term by term", chart, rows, caption))
     return figures
 
 
 def agreement(records: Records) -> Figure:
-    """Predicted against measured damage over pairs, by the number of segments the path was expanded in."""
+    """Predicted against measured damage over pairs, by the number of segments in which the path was expanded."""
     pairs = _pairs(records)
     rows = [r for objective in _objectives(pairs) for pair in pairs for r in _expansions(pair, objective)]
     rows = [r for r in rows if r["predicted"] is not None and r["measured"] is not None]
@@ -60,14 +60,15 @@ def agreement(records: Records) -> Figure:
         for expansion in dict.fromkeys((made[0], made[-1])):
             said.append(f"{OBJECTIVES[objective][0]}, {expansion}: {_correlations(rows, objective, expansion)}")
     caption = (
-        "A point is a pair, the line is where prediction and measurement are equal, bars are 95 % intervals over "
-        f"prompts. Spearman and R² of that line over pairs — {'; '.join(said)}."
+        "A point is a pair of an earlier domain and a later stage. On the line, prediction and measurement are equal. "
+        "Bars: 95 % intervals over prompts. A chart with n segments expands the path anew at the start of each. "
+        f"Over pairs, Spearman and the R² of the line — {'; '.join(said)}."
     )
     return Figure("damage-agreement", "Predicted against measured damage", chart, rows, caption)
 
 
 def alphas(records: Records) -> Figure:
-    """Predicted and measured damage along θ* + αD, and where the local model breaks down."""
+    """Predicted and measured damage along θ* + αD, and the α from which on the prediction fails."""
     pairs = _pairs(records)
     rows = [r for objective in _objectives(pairs) for pair in pairs for r in _curve(pair, objective)]
     if not rows:
@@ -75,9 +76,9 @@ def alphas(records: Records) -> Figure:
     objectives = distinct(rows, "objective")
     charts = [_curves([r for r in rows if r["objective"] == o], OBJECTIVES[o]) for o in objectives]
     caption = (
-        "From the domain's own stage (α = 0) to the later one (α = 1), with 95 % bands over prompts. The dashed line: "
-        "from there on the second-order prediction is measurably off by over 20 % of the measured "
-        f"damage.{_gaps(rows)}"
+        "Damage at θ* + αD, from the end of the domain's own stage (α = 0) to the end of the later stage (α = 1), with "
+        "95 % bands over prompts. From the dashed line on, the second-order prediction is measurably off by more than "
+        f"20 % of the measured damage.{_gaps(rows)}"
     )
     chart = alt.vconcat(*charts, spacing=28)
     return Figure("damage-path", "Damage along the way to the later stage", chart, rows, caption)
@@ -120,7 +121,7 @@ def _prompts(rows: list[Row]) -> str:
 
 
 def _gaps(rows: list[Row]) -> str:
-    """A sentence on the pairs that have figures without an estimate, and why; "" where there are none."""
+    """A sentence that names the pairs with a figure that could not be measured, and the reason; otherwise ""."""
     pairs: dict[str, dict[str, None]] = {}
     for row in rows:
         if row["reason"]:

@@ -1,4 +1,4 @@
-"""Edits δ: how large, how sparse, of what rank, on which neurons (definitions §3)."""
+"""The edits δ of the domains: their size, sparsity and rank, and the neurons that they change (definitions §3)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import estimate_columns, estimate_tips, null_columns, tooltips, words
 
 CASTS = {"fp32": "fp32", "bf16": "after a bf16 cast"}
-BOTH = "|δ| < 1e-7 and |δ|/|θ| < 1e-3"  # the rule of the published shares
+BOTH = "|δ| < 1e-7 and |δ|/|θ| < 1e-3"  # the rule behind the published shares of C1
 WIDTH = 700  # px of all panels, axes apart
 MOST_NUMBERS = 8  # layers; with more, cells are too narrow for a number
 
 
 def histogram(records: Records) -> Figure:
-    """How large the changes of single entries are, on a log scale, with the share that did not change at all."""
+    """The distribution of the changes of single entries on a log scale, with the share that did not change at all."""
     domains = _domains(records)
     rows = _within([r for name, edit in domains.items() for r in _bins(name, edit)])
     casts = distinct(rows, "values")
@@ -52,8 +52,10 @@ def histogram(records: Records) -> Figure:
         data=data(rows),
     ).properties(width=width, height=230)
     caption = (
-        f"Share of all {_entries(domains)} entries in each half decade of |δ|; exact counts. The marks at 0: entries "
-        f"that did not change at all. Dashed: 1e-7, which scales with learning rate × steps.{_without_bf16(casts)}"
+        f"Share of all {_entries(domains)} entries in each half decade of |δ|; exact counts. The marks at 0 show the "
+        "entries that did not change at all. Dashed: the published threshold 1e-7. Changes grow with learning rate × "
+        "steps, so the share below the threshold is comparable only between runs of equal learning rate × steps."
+        f"{_without_bf16(casts)}"
     )
     chart = side_by_side(layers, "values", casts, count)
     return Figure("edit-sizes", "Size of the changes", chart, rows, caption)
@@ -73,7 +75,7 @@ def sparsity(records: Records) -> Figure:
         tooltip=estimate_tips(["domain", "rule", "values"], title, null=True),
     )
     colour = alt.Color("values:N", scale=by_category(list(CASTS.values())), title=None, legend=LEGEND)
-    # On panels without a published figure there is nothing to draw; one rectangle for all rows of the panel.
+    # All rows of a panel have the same published range, so one rectangle is enough. Panels without a range have none.
     published = alt.Chart().transform_filter("isValid(datum.published_low)")
     published = published.transform_aggregate(low="min(published_low)", high="max(published_high)")
     x = alt.X("estimate:Q", title=title, scale=scale)
@@ -85,9 +87,9 @@ def sparsity(records: Records) -> Figure:
         data=data(rows),
     ).properties(width=width, height=34 * len(domains))
     caption = (
-        "Intervals: jackknife over layers. Black ticks: what an edit with Gaussian entries of the same norm in each "
-        "tensor would give. The participation ratio (Σδ²)²/(nΣδ⁴) is 1 where all entries moved alike, 1/n where "
-        f"one moved alone. Shaded: published, {CLAIMS['C1'].published}."
+        "Lines: 95 % intervals by jackknife over layers. Black ticks: the value of an edit with Gaussian entries and "
+        "the same norm in each tensor. The participation ratio (Σδ²)²/(nΣδ⁴) is 1 if all entries changed by the same "
+        f"amount and 1/n if only one changed. Shaded: published, {CLAIMS['C1'].published}."
     )
     chart = side_by_side(layers, "rule", order, count)
     return Figure("edit-sparsity", "How sparse the edits are", chart, rows, caption)
@@ -108,9 +110,9 @@ def ranks(records: Records) -> Figure:
         if any(r[key] is not None for r in rows)
     ]
     caption = (
-        "Effective rank: exp of the entropy of the squared singular values, 1 for an outer product, at most the "
-        "smaller side of the matrix. Below it the share of entries whose relative change is under 1e-3. Columns are "
-        "layers; – is a tensor outside them."
+        "Effective rank: the exponential of the entropy of the normalised squared singular values. It is 1 for an "
+        "outer product and at most the smaller dimension of the matrix. |δ|/|θ| < 1e-3: the share of entries with a "
+        "relative change below 1e-3. Columns are layers; the column – holds tensors outside the layers."
     )
     chart = alt.vconcat(*charts, spacing=24).resolve_scale(color="independent")
     return Figure("edit-modules", "Rank and sparsity of the edits, module by module", chart, rows, caption)
@@ -132,9 +134,11 @@ def neurons(records: Records) -> Figure:
     )
     right = pairwise.beside_chance(signs, pairs, "signs that differ, %", 150, alt.Scale(domain=[0, 100]), labels=False)
     caption = (
-        "Neurons with the largest change, 95 % intervals over channels; grey: 95 % of random sets of their size. "
-        f"Dashed: {WEAK_OVERLAP}, below which the published mean lies. Right: sign conflict among entries in both "
-        f"domains' top 20 %, 50 % by chance. Mean over pairs: {words(record['mean_jaccard'], '.3f')}."
+        "Left and middle: overlap of the neurons that two edits change most, with 95 % intervals over channels. Grey: "
+        "the central 95 % of random sets of the same sizes. "
+        f"Dashed: {WEAK_OVERLAP}; the published mean lies below it. Right: share of opposite signs among the entries "
+        "in the top 20 % of both edits; 50 % by chance. "
+        f"Mean Jaccard over pairs, each layer: {words(record['mean_jaccard'], '.3f')}."
     )
     chart = alt.hconcat(left, middle, right, spacing=18)
     return Figure("edit-neurons", "Do the edits hit the same neurons?", chart, rows, caption)
@@ -152,13 +156,13 @@ def _entries(domains: dict[str, Any]) -> str:
 
 
 def _without_bf16(casts: Sequence[str]) -> str:
-    return "" if len(casts) > 1 else " This analysis did not count them after a bf16 cast; one made now would."
+    return "" if len(casts) > 1 else " An older version made this analysis and did not count entries after a bf16 cast."
 
 
 def _bins(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
     found = edit.get("histogram")
     if found is None:
-        raise Absent("analysis/edits.json has no histogram of |δ|: an analysis made now has one")
+        raise Absent("analysis/edits.json has no histogram of |δ|, because an older version wrote it; analyze again")
     edges, step = found["log10_edges"], found["log10_edges"][1] - found["log10_edges"][0]
     for cast, label in CASTS.items():
         counted = found if cast == "fp32" else found.get(cast)
@@ -177,7 +181,7 @@ def _bins(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
 
 
 def _within(rows: Sequence[Row]) -> list[Row]:
-    """Without the empty bins below all sizes that occur and above them, but for one at each end."""
+    """Drops the empty bins below the smallest and above the largest size that occurs, except one at each end."""
     sizes = [r["log10_size"] for r in rows if r["log10_size"] is not None and r["count"]]
     low, high = min(sizes, default=0.0) - 0.6, max(sizes, default=0.0) + 0.6
     return [r for r in rows if r["log10_size"] is None or low < r["log10_size"] < high]

@@ -1,4 +1,4 @@
-"""Do two domains' gradients point the same way: in all, module by module, and what cancels (definitions §4)."""
+"""Agreement of two domains' gradients: over the model, in each tensor, and how far it cancels (definitions §4)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import estimate_columns, estimate_tips, null_columns
 
 COSINES = {"cosine": "plain", "disattenuated": "corrected for noise"}
-SUMS = {"negative": "#0072B2", "positive": "#D55E00"}  # as the ends of the signed scale
+SUMS = {"negative": "#0072B2", "positive": "#D55E00"}  # blue and orange, as in the signed scale
 AXIS = alt.Axis(tickCount=5, labelFlush=False)
 WIDTH = 600  # px of all panels, axes apart
 MAPS = 690
@@ -52,9 +52,10 @@ def cosines(records: Records) -> Figure:
     ).properties(width=width, height=38 * len(pairs))
     chart = side_by_side(layers, "place", order, count)
     caption = (
-        "Below 0 a step for one domain raises the other's loss. 95 % intervals over blocks of prompts; grey: 95 % with "
-        "the blocks' signs drawn at random. Not measurable: the halves of one domain's prompts do not agree, so that a "
-        f"cosine near 0 would be noise (the tooltip says whose). Published: {CLAIMS['C3'].published}."
+        "Below 0, a gradient step for one domain raises the loss of the other. Lines: 95 % intervals over blocks of "
+        "prompts; grey: the central 95 % with random signs of the blocks. Not measurable: the gradients of two halves "
+        "of one domain's prompts do not agree, so a cosine near 0 could be noise; the tooltip names the domain. "
+        f"Published: {CLAIMS['C3'].published}."
     )
     return Figure("gradient-cosines", "Cosine of the domains' gradients", chart, rows, caption)
 
@@ -68,9 +69,10 @@ def modules(records: Records) -> Figure:
     charts = [_map([r for r in rows if r["place"] == place], rows, scale, place) for place in order]
     called = sum(bool(r["called"]) for r in rows)
     caption = (
-        "Blue: the gradients oppose each other in that tensor (conflict), orange: they agree (synergy). Columns are "
-        "layers; – is a tensor outside them. A sign marks inner products that differ from 0 by Benjamini–Hochberg at "
-        f"q = 0.05 within a pair: {called} of {len(rows)}. Colours without a sign may be noise."
+        "Blue: the gradients oppose each other in this tensor (conflict). Orange: they agree (synergy). Columns are "
+        "layers; the column – holds tensors outside the layers. A sign, − or +, marks an inner product that differs "
+        "from 0 by Benjamini–Hochberg at q = 0.05 within the pair: "
+        f"{called} of {len(rows)}. A colour without a sign may be noise."
     )
     chart = alt.vconcat(*charts, spacing=24)
     return Figure("gradient-modules", "Where gradients conflict", chart, rows, caption)
@@ -100,15 +102,17 @@ def cancellation(records: Records) -> Figure:
     ).properties(width=width, height=42 * len(pairs))
     chart = side_by_side(layers, "place", order, count)
     caption = (
-        "⟨g_A, g_B⟩ summed over the tensors where it is negative, where it is positive, and over all, in (loss per "
-        "unit of parameter)². A net near 0 between long bars is cancellation; between short ones the gradients are "
-        "apart. Signs come from other prompts than sums, so that noise adds to neither; 95 % intervals over blocks."
+        "The inner products ⟨g_A, g_B⟩ of the tensors, summed over the tensors where they are negative, over those "
+        "where they are positive, and over all (net), in (loss per unit of parameter)². If the net is near 0 beside "
+        "long bars, conflict and synergy cancel; beside short bars, the gradients are near-orthogonal everywhere. The "
+        "signs and the sums come from different prompts, so noise adds nothing to either sum on average. Lines: 95 % "
+        "intervals over blocks of prompts."
     )
     return Figure("gradient-cancellation", "Do conflict and synergy cancel?", chart, rows, caption)
 
 
 def _pairs(records: Records) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pairs at the base, and those of each θ*_A with A in them."""
+    """(place, pair): all pairs at the base, and at each peak θ*_A the pairs that include A."""
     found = [
         (place, pair)
         for place, own, pairs in pairwise.places(records, "analysis/gradients.json")
@@ -145,7 +149,7 @@ def _tensors(place: str, pair: dict[str, Any]) -> Iterator[Row]:
 def _map(rows: Sequence[Row], everything: Sequence[Row], scale: alt.Scale, place: str) -> alt.FacetChart:
     x, y, n_layers, n_kinds = tensor_axes(everything)
     order = distinct(rows, "pair")
-    most = max(1, min(6, int(MAPS / (pairwise.LETTER * max(map(len, order)) + 10))))  # so that names fit
+    most = max(1, min(6, int(MAPS / (pairwise.LETTER * max(map(len, order)) + 10))))  # the names of pairs must fit
     count = min(len(order), most)
     width = min(panels(max(count, 4), 6, MAPS, 10)[1], 26 * n_layers)
     base = alt.Chart().encode(
@@ -157,12 +161,13 @@ def _map(rows: Sequence[Row], everything: Sequence[Row], scale: alt.Scale, place
             alt.Tooltip("layer:N"),
             alt.Tooltip("cosine:Q", format=".3f"),
             alt.Tooltip("inner:Q", format=".3g", title="inner product"),
-            alt.Tooltip("p:Q", format=".2g", title="p of inner ≠ 0"),
-            alt.Tooltip("called:N", title="called"),
+            alt.Tooltip("p:Q", format=".2g", title="p, against 0"),
+            alt.Tooltip("called:N", title="measured sign"),
         ],
     )
     limit = scale.to_dict()["domain"][1]
-    dark = f"datum.cosine < {-0.79 * limit} || datum.cosine > {0.87 * limit}"  # where white is the legible ink (WCAG)
+    # On these colours of the scale white text is legible, on the others black text (WCAG).
+    dark = f"datum.cosine < {-0.79 * limit} || datum.cosine > {0.87 * limit}"
     ink = alt.when(dark).then(alt.value("white")).otherwise(alt.value("black"))
     cells = base.mark_rect().encode(color=alt.Color("cosine:Q", scale=scale, title="cosine"))
     called = base.transform_filter("datum.called != ''")

@@ -1,4 +1,4 @@
-"""How charts are laid out: small charts side by side, and maps of tensors by layer."""
+"""The layout of charts: small charts side by side, and maps of tensors by layer."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import altair as alt
 
 from mdrl_jax.report.figure import Row
 
-Layers = alt.LayerChart | alt.FacetChart  # what Altair says that it makes of layers
+Layers = alt.LayerChart | alt.FacetChart  # the type that Altair declares for layered charts
 LEGEND = alt.Legend(orient="bottom", symbolOpacity=1)
-# Kinds of tensors in the order in which a token meets them.
+# Kinds of tensors, in the order in which the forward pass uses them.
 MODULES = ("embedding", "attn_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down", "norm", "unembedding")
-NO_LAYER = "–"  # where a map shows a tensor outside the layers
+NO_LAYER = "–"  # the layer that a map shows for a tensor outside the layer stack
 
 
 def distinct(rows: Iterable[Row], column: str) -> list[Any]:
@@ -20,19 +20,44 @@ def distinct(rows: Iterable[Row], column: str) -> list[Any]:
 
 
 def panels(n: int, most: int, total: int, gap: int = 20) -> tuple[int, int]:
-    """Columns of n small charts, at most `most`, and the width of each, so that they take `total` px in all."""
+    """The number of columns for small charts, and their width.
+
+    Args:
+      n: number of charts.
+      most: the largest number of columns.
+      total: px of all columns with the gaps between them.
+      gap: px between two columns.
+
+    Returns:
+      (number of columns, px of each).
+    """
     count = max(min(n, most), 1)
     return count, int((total - gap * (count - 1)) / count)
 
 
 def side_by_side(chart: Layers, column: str, order: Sequence[str], count: int, **more: Any) -> alt.FacetChart:
-    """The chart once for each value of a column, in the given order, `count` in a line; `more` goes to Altair."""
+    """Repeats a chart for each value of a column.
+
+    Args:
+      chart: the chart with its data.
+      column: the column whose values tell the small charts apart.
+      order: the values, in the order of the small charts.
+      count: number of small charts in a line.
+      **more: further arguments of Altair's `facet`.
+    """
     header = alt.Header(title=None, labelFontWeight=600, labelAnchor="start")
     return chart.facet(facet=alt.Facet(f"{column}:N", sort=list(order), header=header), columns=count, **more)
 
 
 def tensor_axes(rows: Sequence[Row]) -> tuple[alt.X, alt.Y, int, int]:
-    """Axes of a map of tensors, layers across and kinds down, and the numbers of both."""
+    """The axes of a map of tensors.
+
+    Args:
+      rows: the data of the map, with the columns "layer" and "kind".
+
+    Returns:
+      (x axis of layers, y axis of kinds, number of layers, number of kinds).
+    """
     layers = sorted(distinct(rows, "layer"), key=lambda x: -1 if x == NO_LAYER else int(x))
     kinds = by_module(distinct(rows, "kind"))
     x = alt.X("layer:O", sort=layers, title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
@@ -40,7 +65,7 @@ def tensor_axes(rows: Sequence[Row]) -> tuple[alt.X, alt.Y, int, int]:
 
 
 def by_module(kinds: Iterable[str]) -> list[str]:
-    """Kinds of tensors in the order of `MODULES`; biases and norms of a projection come after it."""
+    """Sorts kinds of tensors in the order of `MODULES`; the bias or norm of a projection comes right after it."""
 
     def place(kind: str) -> tuple[int, str]:
         known = kind if kind in MODULES else kind.split("_")[0]

@@ -1,4 +1,4 @@
-"""Every way to recover or prevent forgetting that a run tried, side by side (definitions §2, §8 to §10)."""
+"""Compares all methods to recover or prevent forgetting that a run tried (definitions §2, §8 to §10)."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ from mdrl_jax.report.tables.transfer import fall
 from mdrl_jax.stats.estimate import Record, missing
 
 WIDTH, HEIGHT = 780, 460
-SYMLOG = 1.0  # points of collateral: most methods are within some, single ones far off
+# Points of collateral up to which the axis is linear. It is logarithmic beyond, because single methods lie far off.
+SYMLOG = 1.0
 GROUPS = {
     "recovery": CATEGORIES[0],
     "prevention": CATEGORIES[1],
@@ -29,7 +30,7 @@ UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)
 
 
 def frontier(records: Records) -> Figure:
-    """What each method won of the domain that lost most, against the most that any other domain paid for it."""
+    """The gain of each method on the domain that lost most, against its worst collateral."""
     run, table = _compared(records)
     focus = table.focus
     if focus is None:
@@ -49,15 +50,15 @@ def frontier(records: Records) -> Figure:
     chart = _chart(rows, focus, lost["estimate"], _limit(records))
     n = len(run.matrix.rewards[at[PLAIN]][focus])
     caption = (
-        f"Gain of {focus}, which lost most ({words(lost, '.1f')} points), over the end of the plain sequence, against "
-        f"the largest drop of any other domain: up and left is better, left of 0 every other domain rose. Bars: 95 % "
-        f"over {n} test prompts a domain, not over seeds."
+        f"Vertical: gain of {focus}, the domain that lost most ({words(lost, '.1f')} points), over the end of the "
+        "plain sequence. Horizontal: the largest drop of any other domain. Up and left is better; left of 0 every "
+        f"other domain rose. Bars: 95 % intervals over {n} test prompts a domain, not over seeds."
     )
-    return Figure("methods", f"What each method won of {focus} and cost the others", chart, rows, caption)
+    return Figure("methods", f"Gain of {focus} by each method, and its cost to other domains", chart, rows, caption)
 
 
 def comparison(records: Records) -> Table:
-    """Average, the domain that lost most, the worst collateral, and what it took beyond the plain sequence."""
+    """Average, the domain that lost most, the worst collateral, and the cost beyond the plain sequence."""
     _, table = _compared(records)
     most = max((abs(_value(row, "flops") or 0.0) for row in table.rows), default=0.0)
     prefix, size = next((u for u in UNITS if most >= u[1]), UNITS[-1])
@@ -71,8 +72,9 @@ def comparison(records: Records) -> Table:
         rows.append((row.name, *found[: len(scores) - 1], paid, *costs))
     caption = (
         "Points on test prompts with 95 % intervals over prompts. Worst collateral: the largest drop of any other "
-        "domain, negative where all rose. Steps, FLOPs and seconds are those beyond the plain sequence: a rollback "
-        "takes no step but a sweep, a prevention costs what its stages took more than the plain ones."
+        "domain against the end of the plain sequence; negative if all of them rose. Steps, FLOPs and seconds are "
+        "those beyond the plain sequence. A rollback trains no step, but its sweep takes time. A prevention counts "
+        "the difference between its stages and the plain ones."
     )
     head = ("method", *scores, "extra steps", f"extra {prefix}FLOPs", "extra seconds")
     return Table("methods-table", "Methods side by side", head, rows, caption, head[1:])
@@ -88,7 +90,7 @@ def _compared(records: Records) -> tuple[Run, MethodsTable]:
 
 
 def _limit(records: Records) -> float | None:
-    """The drop that a refresh, a rollback and a plan allow other domains; None where the run has no such section."""
+    """`recover.limit`, the drop of other domains that a recovery accepts; None if the run's config is unknown."""
     try:
         return records.json("config.json")["config"].get("recover", {}).get("limit")
     except Absent:
@@ -123,7 +125,7 @@ def _cost(row: Method, what: str, size: float = 1.0) -> str:
 
 
 def symlog(x: float) -> float:
-    """Linear about 0, logarithmic away from it; as Vega has it."""
+    """The symmetric log scale of Vega: linear near 0, logarithmic away from it."""
     return math.copysign(math.log1p(abs(x) / SYMLOG), x)
 
 
@@ -194,7 +196,7 @@ def _chart(rows: Sequence[Row], focus: str, lost: float | None, limit: float | N
 
 
 def _rules(lost: float | None, limit: float | None, x: Any, y: Any) -> list[Any]:
-    """No gain, no collateral, all that was lost, the limit."""
+    """The lines at no collateral, at no gain, at a gain of all that was lost, and at the limit."""
     zero = alt.Chart(data([{"zero": 0.0}]))
     found = [zero.mark_rule(opacity=0.5).encode(x=x("zero")), zero.mark_rule(opacity=0.5).encode(y=y("zero"))]
     if lost is not None and lost > 0:

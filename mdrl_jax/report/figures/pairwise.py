@@ -1,4 +1,4 @@
-"""Figures of pairs of domains: a matrix of them, and each with its interval beside what chance gives."""
+"""Charts for figures of pairs of domains: as a matrix, and with intervals beside the values by chance."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,19 +10,27 @@ from mdrl_jax.report.figures.layout import LEGEND, distinct
 from mdrl_jax.report.folder import Records
 from mdrl_jax.report.intervals import estimate_tips
 
-CELL, NARROW, MATRIX = 44, 32, 176  # px of a cell, of the narrowest, and of the whole where there are many
+CELL, NARROW, MATRIX = 44, 32, 176  # px of the widest cell, of the narrowest cell, and of all cells in between
 LETTER = 7.5  # px of a letter of a label
 BASE, PEAK = "at the base", "at the earlier domain's peak"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
 
 def name(pair: Sequence[str]) -> str:
-    """What a pair without an order is called."""
+    """The name of a pair without an order, for example "math – qa"."""
     return " – ".join(pair)
 
 
 def places(records: Records, path: str) -> Iterator[tuple[str, str, Any]]:
-    """(place, domain whose peak it is or "", what the record holds there) of a record by point of the sequence."""
+    """Reads a record that has an entry for each point of the sequence.
+
+    Args:
+      records: the work folder.
+      path: path of the record, for example `analysis/routes.json`.
+
+    Yields:
+      For each point: `BASE` or `PEAK`; the domain whose peak the point is, "" at the base; and the entry.
+    """
     points = records.json(path)
     own = {s["name"]: s["domain"] for s in records.json("analysis/settings.json")["stages"]}
     for point, found in points.items():
@@ -30,7 +38,14 @@ def places(records: Records, path: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def marks(rows: Sequence[Row]) -> tuple[alt.Color, alt.Shape]:
-    """A colour for each domain and a shape for each later stage."""
+    """The marks of pairs of a domain and a later stage.
+
+    Args:
+      rows: the data of the chart, with the columns "domain" and "stage".
+
+    Returns:
+      (a colour for each domain, a shape for each later stage).
+    """
     domains, stages = distinct(rows, "domain"), distinct(rows, "stage")
     shapes = alt.Scale(domain=stages, range=[SHAPES[i % len(SHAPES)] for i in range(len(stages))])
     return (
@@ -40,7 +55,13 @@ def marks(rows: Sequence[Row]) -> tuple[alt.Color, alt.Shape]:
 
 
 def matrix(rows: Sequence[Row], domains: Sequence[str], title: str) -> alt.LayerChart | alt.FacetChart:
-    """The estimates as the upper half of a matrix; rows have "a" and "b", with a before b in `domains`."""
+    """The estimates as the upper half of a matrix.
+
+    Args:
+      rows: the data, with the columns of `estimate_columns` and "a" and "b", where a comes before b in `domains`.
+      domains: names of the domains, in the order of the matrix.
+      title: what the estimates are.
+    """
     known = [r["estimate"] for r in rows if r["estimate"] is not None]
     high = max(known, default=0.0) or 1.0
     cells = max(len(domains) - 1, 1)
@@ -71,10 +92,19 @@ def beside_chance(
     height: int = 34,
     dashed: float | None = None,
 ) -> alt.LayerChart | alt.FacetChart:
-    """Estimates with intervals a pair, on the grey band of what chance gives; `by` tells `series` of a pair apart.
+    """Estimates of pairs with their intervals, on a grey band that shows the values by chance.
 
-    `labels`: whether pairs and colours are named, else a chart beside it does; `height`: px a pair;
-    `dashed`: a figure to compare with.
+    Args:
+      rows: the data, with "pair" and the columns of `estimate_columns` and `null_columns`.
+      pairs: names of the pairs, in order.
+      title: what the estimates are, with the unit.
+      width: px of the chart.
+      scale: scale of the estimates.
+      by: the column that tells several estimates of a pair apart; "" if there is one.
+      series: the values of this column, in order.
+      labels: whether pairs and colours are named; without labels, a chart beside it names them.
+      height: px of each pair.
+      dashed: a value to compare with, drawn as a dashed line.
     """
     shown = estimate_tips(["pair", by] if by else ["pair"], title, null=True)
     axis = alt.Axis(grid=True) if labels else alt.Axis(labels=False, ticks=False, grid=True)

@@ -1,4 +1,7 @@
-"""Where the names of points in a chart go: no two overlap, none covers a point, few cross a line."""
+"""Places the names of points in a chart so that none overlaps another name or covers a point, and few cross a line.
+
+All coordinates are in px from the upper left corner of the chart.
+"""
 
 import dataclasses
 import math
@@ -10,7 +13,8 @@ CROWD = 90.0  # px within which points are neighbours
 NEAR = 16.0  # px between a point and its name up to which no line joins them
 DISTANCES = (9, 14, 20, 28, 38, 50, 64, 80, 100, 125, 150)
 DIRECTIONS = 16
-CROSSED, OVERLAP = 9.0, 1e4  # px that not crossing a line is worth; dearer than any distance
+# Costs in px of distance: a name moves up to CROSSED px further to avoid a line; an overlap is worse than any distance.
+CROSSED, OVERLAP = 9.0, 1e4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Box:
     height: float = LINE
 
     def edge(self, x: float, y: float) -> tuple[float, float]:
-        """Its point that is nearest to (x, y)."""
+        """The point of the box that is nearest to (x, y)."""
         half = self.width / 2, self.height / 2
         return (
             min(max(x, self.x - half[0]), self.x + half[0]),
@@ -31,28 +35,42 @@ class Box:
         )
 
     def away(self, x: float, y: float) -> bool:
-        """Whether it is so far from (x, y) that a line should join them."""
+        """Whether the box is so far from (x, y) that a line should join them."""
         return math.dist(self.edge(x, y), (x, y)) > NEAR
 
     def overlaps(self, other: "Box") -> bool:
-        """Whether they have a common part."""
+        """Whether the two boxes have a common part."""
         near_x = abs(self.x - other.x) < (self.width + other.width) / 2
         return near_x and abs(self.y - other.y) < (self.height + other.height) / 2
 
 
 def between(x: float, y: float, x2: float, y2: float) -> Box:
-    """The box of a line along an axis."""
+    """The box of a horizontal or vertical line.
+
+    Args:
+      x, y: one end of the line.
+      x2, y2: the other end.
+    """
     return Box((x + x2) / 2, (y + y2) / 2, abs(x2 - x), abs(y2 - y))
 
 
 def place(
     points: Sequence[tuple[float, float]], names: Sequence[str], lines: Sequence[Box], width: float, height: float
 ) -> list[Box]:
-    """A box for the name of each point, in the order of the points, in a chart of width × height px.
+    """Chooses a box for the name of each point.
 
-    Each takes the nearest place that is free of points and of names before it; the most crowded points choose first.
-    Where there is none it takes the place with the fewest overlaps. Rather than cross one of the `lines` it goes a bit
-    further.
+    The most crowded points choose first. A name takes the nearest box that overlaps no point and no earlier name, and
+    moves a little further if this avoids one of the `lines`. If there is no free box, it takes the one with the fewest
+    overlaps.
+
+    Args:
+      points: (x, y) of each point.
+      names: its name.
+      lines: boxes of the lines in the chart.
+      width, height: size of the chart.
+
+    Returns:
+      A box for each name, in the order of the points.
     """
     marks = [Box(x, y, 2 * MARK, 2 * MARK) for x, y in points]
     crowd = [sum(math.dist(p, q) < CROWD for q in points) for p in points]
@@ -66,13 +84,21 @@ def place(
 
 
 def around(x: float, y: float, width: float) -> list[Box]:
-    """Boxes of a width in all directions from a point, near ones first; the box's nearest edge is at the distance."""
+    """Candidate boxes around a point, near ones first.
+
+    Args:
+      x, y: the point.
+      width: width of the boxes.
+
+    Returns:
+      For each of `DISTANCES` a box in each of `DIRECTIONS` directions; the edge of the box has that distance.
+    """
     boxes = []
     for distance in DISTANCES:
         for i in range(DIRECTIONS):
             angle = 2 * math.pi * i / DIRECTIONS
             across, down = math.cos(angle), math.sin(angle)
-            beside = abs(across) > 0.2  # else above or below
+            beside = abs(across) > 0.2  # otherwise the box is above or below the point
             x_edge = x + distance * across + (math.copysign(width / 2, across) if beside else 0.0)
             y_edge = y + distance * down + (0.0 if beside else math.copysign(LINE / 2, down))
             boxes.append(Box(x_edge, y_edge, width))
@@ -80,7 +106,12 @@ def around(x: float, y: float, width: float) -> list[Box]:
 
 
 def inside(box: Box, width: float, height: float) -> bool:
-    """Whether a box lies in a chart."""
+    """Whether a box lies within the chart.
+
+    Args:
+      box: the box of a name.
+      width, height: size of the chart.
+    """
     half = box.width / 2, box.height / 2
     return half[0] <= box.x <= width - half[0] and half[1] <= box.y <= height - half[1]
 

@@ -1,4 +1,7 @@
-"""What the planner expected of every action, what the actions did, and the orders of the domains, foretold and run."""
+"""The planner's forecast of every action, the outcomes of the actions, and forecasts of the orders of the domains.
+
+Definitions §10 describes planner, outcomes and orders.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +15,7 @@ from mdrl_jax.report.intervals import columns, span, tips, words
 from mdrl_jax.stats.estimate import Record, missing
 
 TOP = 12  # actions shown
-ORDERS = 24  # orders shown: all of four domains
+ORDERS = 24  # orders shown, enough for all orders of four domains
 KINDS = {"refresh": CATEGORIES[0], "rollback": CATEGORIES[1], "nothing": CATEGORIES[6]}
 ALLOWED, OVER, RUN = "allowed", "over the limit", "was run"
 OBJECTIVES = {"reward": "mean reward", "success_nll": "success NLL"}
@@ -20,7 +23,7 @@ SIDE = 330  # px
 
 
 def plan(records: Records) -> Figure:
-    """The most promising actions: what each was expected to do to the mean over domains, and to the worst of others."""
+    """The most promising actions: forecast change of the mean over domains, and of the worst other domain."""
     record = records.json("recovery/plan.json")
     ranked = sorted(record["actions"], key=lambda a: (-a["average_change"]["estimate"], a["rank"]))
     kept = {a["name"]: a for a in ranked[:TOP]}
@@ -34,11 +37,11 @@ def plan(records: Records) -> Figure:
         rows.append(head | columns("mean", action["average_change"]) | columns("other", worst["change"]))
     panels = [_panel(rows, "mean", "change of the mean over domains, points", 0.0)]
     if any(r["other"] is not None for r in rows):
-        panels.append(_panel(rows, "other", "change of the worst other, points", -record["limit"]))
+        panels.append(_panel(rows, "other", "worst other domain: change, points", -record["limit"]))
     caption = (
-        f"{record['reason']} Of {len(record['actions'])} actions the {TOP} best, the pick and doing nothing, none of "
-        f"them tried: forecasts with 95 % intervals. One is allowed if no other domain is expected to lose more than "
-        f"{record['limit']:g} points (dashed)."
+        f"{record['reason']} Of {len(record['actions'])} actions the {TOP} best are shown, with the pick and doing "
+        f"nothing. All figures are forecasts with 95 % intervals, made before any action is tried. An action is "
+        f"allowed if no other domain is expected to lose more than {record['limit']:g} points (dashed)."
     )
     return Figure("plan", "What the planner expects of each action", alt.hconcat(*panels, spacing=14), rows, caption)
 
@@ -67,7 +70,7 @@ def _panel(rows: Sequence[Record], name: str, title: str, mark: float) -> Any:
         alt.Tooltip("action:N"), alt.Tooltip("rank:Q"), alt.Tooltip("verdict:N"),
         *tips("mean", "mean over domains, points"), *tips("other", "worst other domain, points"),
         alt.Tooltip("worst:N", title="worst other domain"),
-        alt.Tooltip("risk:Q", format=".0%", title="chance that another loses more than the limit"),
+        alt.Tooltip("risk:Q", format=".0%", title="probability that another domain loses more than the limit"),
     ]  # fmt: skip
     base = alt.Chart(data(rows)).encode(y=y, tooltip=tip)
     x = alt.X(f"{name}:Q", title=title)
@@ -86,7 +89,7 @@ def _panel(rows: Sequence[Record], name: str, title: str, mark: float) -> Any:
 
 
 def outcomes(records: Records) -> Figure:
-    """Forecast against outcome of every action tried: the mean over domains, and each domain."""
+    """Forecast against outcome of every action that was tried: for the mean over domains and for each domain."""
     record = records.json("recovery/outcomes.json")
     means, cells = [], []
     pick, best = ((record["regret"] or {}).get(key) for key in ("pick", "best"))
@@ -108,16 +111,17 @@ def outcomes(records: Records) -> Figure:
     ).resolve_scale(color="independent")
     found = record["calibration"]
     caption = (
-        f"Change in points on validation prompts, forecast before and measured after trying each action; on the line "
-        f"they are equal, bars 95 %. Over {record['spearman']['n']} actions Spearman {words(record['spearman'])}; the "
-        f"95 % interval held the outcome in {words(found['average']['held'], '.0%')} of means and "
+        f"Change in points on validation prompts: forecast before an action was tried, and measured after it. On the "
+        f"line both are equal; bars: 95 % intervals. Over {record['spearman']['n']} actions Spearman "
+        f"{words(record['spearman'])}. The 95 % interval of the forecast contained the outcome in "
+        f"{words(found['average']['held'], '.0%')} of means over domains and in "
         f"{words(found['domain']['held'], '.0%')} of single domains.{_regret(record['regret'])}"
     )
-    return Figure("outcomes", "Forecasts of the planner against what the actions did", chart, means + cells, caption)
+    return Figure("outcomes", "Forecasts of the planner against measured outcomes", chart, means + cells, caption)
 
 
 def _in_order(records: Records, domains: Iterable[str]) -> list[str]:
-    """Domains in the order of the run, which other figures colour them by; the record sorts them by name."""
+    """Domains in the order of the run, so that they have the colours of other figures; the record sorts by name."""
     try:
         known = records.matrix().domains
     except Absent:
@@ -162,14 +166,14 @@ def _scatter(rows: Sequence[Record], by: str, scale: alt.Scale, title: str, bars
 
 
 def orders(records: Records) -> list[Figure]:
-    """What every order of the domains would lose in all, foretold from the solo edits, and what those run did lose."""
+    """Total damage of every order of the domains, forecast from the solo edits, and measured where an order was run."""
     record = records.json("recovery/orders.json")
     ranked = {
         name: [r for r in found["orders"] if r["total"]["estimate"] is not None] for name, found in record.items()
     }
     if not any(ranked.values()):
         reasons = {found["orders"][0]["total"].get("reason", "") for found in record.values()}
-        raise Absent(f"no order could be foretold: {'; '.join(sorted(reasons))}")
+        raise Absent(f"no order has a forecast: {'; '.join(sorted(reasons))}")
     return [_orders(name, record[name], rows) for name, rows in ranked.items() if rows]
 
 
@@ -182,33 +186,34 @@ def _orders(objective: str, record: Record, ranked: Sequence[Record]) -> Figure:
     for row in kept:
         run = checked.get(tuple(row["order"]))
         measured = run["total"]["measured"] if run else missing("was not run")
-        head = {"order": " → ".join(row["order"]), "rank": row["rank"], "state": RUN if run else "foretold only"}
+        head = {"order": " → ".join(row["order"]), "rank": row["rank"], "state": RUN if run else "forecast only"}
         head |= {"shown": f"lost {words(measured, '.1f')} {measured['unit']}" if run else ""}
         rows.append(head | columns("forecast", row["total"]) | columns("measured", measured))
     left_out = {d: f["reason"] for d, f in ranked[0]["damage"].items() if f["estimate"] is None}
     same = all(run["total"]["measured"]["unit"] == unit for run in checked.values())
     spearman = record["checked"]["spearman"]
-    agreed = words(spearman) if spearman["estimate"] is not None else f"is not known: {words(spearman)}"
+    agreed = words(spearman) if spearman["estimate"] is not None else f"not known ({words(spearman)})"
     caption = (
-        f"Second-order forecast of the total damage in {unit}, from the least harmful order on, 95 % over prompts. "
-        f"Coloured: orders that were run, with what was lost in all, measured in points (diamond: in the same unit). "
-        f"Spearman over {spearman['n']} pairs of an order and a domain {agreed}."
+        f"Second-order forecast of the total damage of each order in {unit}, the least harmful order first, with 95 % "
+        f"intervals over prompts. Coloured: orders that were run, with the measured total loss in points; a diamond "
+        f"marks it if the forecast has the same unit. Spearman correlation of forecast and measurement over "
+        f"{spearman['n']} pairs of an order and a domain: {agreed}."
     )
     if left_out:
         caption += " Not in the forecast: " + "; ".join(f"{d}, {reason}" for d, reason in left_out.items()) + "."
     if len(kept) < len(record["orders"]):
-        caption += f" The ends of {len(record['orders'])} orders are shown."
-    title = f"Orders of the domains: damage foretold by the {OBJECTIVES.get(objective, objective)}"
+        caption += f" Of {len(record['orders'])} orders the best, the worst and those that were run are shown."
+    title = f"Orders of the domains: damage forecast by the {OBJECTIVES.get(objective, objective)}"
     name = "orders" if objective == "reward" else f"orders-{objective.replace('_', '-')}"
     return Figure(name, title, _ranking(rows, unit, same), rows, caption)
 
 
 def _ranking(rows: Sequence[Record], unit: str, same: bool) -> Any:
-    title = f"total damage foretold, {unit}"
+    title = f"total damage forecast, {unit}"
     y = alt.Y("order:N", sort=[r["order"] for r in rows], title=None, axis=alt.Axis(labelLimit=330))
     colour = alt.Color(
         "state:N", title=None, legend=alt.Legend(orient="top", symbolOpacity=1),
-        scale=alt.Scale(domain=["foretold only", RUN], range=[CATEGORIES[6], CATEGORIES[1]]),
+        scale=alt.Scale(domain=["forecast only", RUN], range=[CATEGORIES[6], CATEGORIES[1]]),
     )  # fmt: skip
     tip = [
         alt.Tooltip("order:N"), alt.Tooltip("rank:Q"), *tips("forecast", title, ".3g"),

@@ -1,4 +1,4 @@
-"""What each refresh did, step by step: scores, recovery fraction, θ_t − θ* in and outside S (definitions §8, C6)."""
+"""Each refresh step by step: scores, recovery fraction, and θ_t − θ* inside and outside S (definitions §8, C6)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ AVERAGE = "mean of all"
 PARTS = {"within": "in S", "route": "on the route, not in S", "outside": "everywhere but in S"}
 RANDOM = "random subspaces"
 OBJECTIVES = {"reward": "reward", "success_nll": "success NLL"}
-ACROSS = 4  # small charts a line
+ACROSS = 4  # small charts in a line
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -26,7 +26,7 @@ def curves(records: Records) -> list[Figure]:
 
 
 def contraction(records: Records) -> list[Figure | Table]:
-    """How the distance to the peak shrinks in each conflict subspace, and outside it, and the factors a step."""
+    """The distance to the peak in each conflict subspace S and outside it, and its mean factor per step."""
     found: list[Figure | Table] = []
     refreshes = [records.json(path) for path in records.files("recovery/refresh-*.json")]
     for record in refreshes:
@@ -34,7 +34,7 @@ def contraction(records: Records) -> list[Figure | Table]:
             found += [_paths(record), _factors(record)]
     if not found:
         names = ", ".join(r["stage"] for r in refreshes)
-        why = "an `analyze` before a refresh finds them; S of no dimension has none"
+        why = "they come from a stage `analyze` before the refresh, and an S of no dimension is not followed"
         raise Absent(f"{names}: no conflict subspaces were followed: {why}")
     return found
 
@@ -55,12 +55,13 @@ def _curves(record: Record) -> Figure:
         charts.append(_fraction([row for row in rows if row["domain"] == domain], record))
     n = steps[0]["scores"][domain]["n"]
     kept = next(row for row in steps if row["step"] == record["chosen"])
-    back = f"{words(kept['fraction'])} of what {domain} had lost is back (published for Math: {RECOVERY_FRACTION})"
+    back = f"{words(kept['fraction'])} of what {domain} had lost is recovered (published for Math: {RECOVERY_FRACTION})"
     if kept["fraction"]["estimate"] is None:
-        back = f"how much is back is not known: {words(kept['fraction'])}"
+        back = f"the recovery fraction is not known: {words(kept['fraction'])}"
     caption = (
-        f"Points on {n} validation prompts a domain, bands 95 % over prompts; step 0 is the end of the sequence. Kept "
-        f"is the step with the best mean of all domains, {record['chosen']}: {back}. "
+        f"Scores in points on {n} validation prompts a domain, with 95 % bands over prompts; step 0 is the end of the "
+        "sequence. The refresh keeps the step with the best mean of all domains. This is step "
+        f"{record['chosen']}: {back}. "
         f"{'It ended because ' + record['stopped'] if record['stopped'] else 'It has not ended yet'}."
     )
     title = f"Refresh of {domain}: scores step by step"
@@ -94,7 +95,7 @@ def _fraction(rows: Sequence[Record], record: Record) -> Any:
     y = alt.Y("fraction:Q", title="recovery fraction", scale=scale)
     low = alt.Y("fraction_low:Q", title="recovery fraction", scale=scale)
     published = {"at": RECOVERY_FRACTION, "shown": f"published, {RECOVERY_FRACTION}"}
-    marks = [published, {"at": LEAST_FRACTION, "shown": "C6 asks for more"}]
+    marks = [published, {"at": LEAST_FRACTION, "shown": "C6 asks for more than this"}]
     rules = alt.Chart(data(marks)).encode(y="at:Q")
     colour = _colour(record)
     return alt.layer(
@@ -114,7 +115,7 @@ def _step(record: Record) -> alt.X:
 
 
 def _colour(record: Record) -> str:
-    """Of the refreshed domain, as in `by_category`."""
+    """The colour that `by_category` gives to the refreshed domain."""
     return CATEGORIES[list(record["steps"][0]["scores"]).index(record["domain"]) % len(CATEGORIES)]
 
 
@@ -142,7 +143,7 @@ def _labels(record: Record) -> list[str]:
 def _paths(record: Record) -> Figure:
     rows = []
     starts = record["steps"][0]["subspaces"]
-    followed = [i for i, start in enumerate(starts) if start["within"]]  # others have no dimension, so no distance
+    followed = [i for i, start in enumerate(starts) if start["within"]]  # a subspace without dimensions has no distance
     for i in followed:
         start, label = starts[i], _labels(record)[i]
         for row in record["steps"]:
@@ -158,10 +159,11 @@ def _paths(record: Record) -> Figure:
     first, label = record["contraction"][followed[0]], _labels(record)[followed[0]]
     n = len(starts[followed[0]]["random"])
     caption = (
-        f"Distance to {record['domain']}'s peak relative to step 0, log scale; below 1 it shrinks. S: conflict "
-        f"subspaces found on one half of the prompts; band: 95 % of {n} random subspaces of the same route and "
-        f"dimension. In S of {label} it shrinks by a factor of {words(first['within'], '.3f')} a step, "
-        f"elsewhere by {words(first['outside'], '.3f')}; plain gradient descent promises {_bound(first)}."
+        f"Distance to {record['domain']}'s peak relative to step 0, on a log scale; below 1 it has shrunk. Each S is a "
+        f"conflict subspace found on one half of the prompts. Band: the central 95 % of {n} random subspaces of the "
+        f"same route and dimension. For the S “{label}” the mean factor per step is {words(first['within'], '.3f')} "
+        f"in S and {words(first['outside'], '.3f')} everywhere but in S. The bound for plain gradient descent in S is "
+        f"{_bound(first)}."
     )
     name = f"{record['stage']}-contraction"
     title = f"Refresh of {record['domain']}: distance to its peak, in the conflict subspaces S and outside"
@@ -210,11 +212,12 @@ def _factors(record: Record) -> Table:
         parts = [words(found[part], ".3f") for part in PARTS]
         rows.append((label, str(found["k"]), *parts, drawn, words(found["faster"], ".3f"), _bound(found)))
     caption = (
-        "Mean factor a step with its 95 % interval over steps (not over seeds), below 1 where the distance shrinks; "
-        "the difference of logs is below 0 where it shrinks faster in S, which C6 asks for. 1 − αμ, with μ the "
-        "smallest eigenvalue on S, holds for plain gradient descent at step size α; under Adam it is only descriptive."
+        "Mean factor of the distance to the peak per step, with its 95 % interval over steps (not over seeds). Below 1 "
+        "the distance shrinks. Random subspaces: the central 95 % of their factors. The difference of logs is below 0 "
+        "if the distance shrinks faster in S, which C6 asks for. The bound 1 − αμ, with μ the smallest eigenvalue that "
+        "spans S, holds for plain gradient descent with step size α; under Adam it is only descriptive."
     )
-    title = f"Refresh of {record['domain']}: factors a step"
+    title = f"Refresh of {record['domain']}: factors per step"
     return Table(f"{record['stage']}-factors", title, head, rows, caption, head[1:])
 
 

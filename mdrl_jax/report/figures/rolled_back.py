@@ -1,4 +1,4 @@
-"""What each rollback won of the kept domain for what it cost the donor, beside its controls (definitions §9, C7)."""
+"""Gain of the kept domain against loss of the donor for each rollback and its controls (definitions §9, C7)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ CONTROLS = {
     "random": "random",
     "matched": "matched in |δ|",
     "largest": "largest |δ|",
-    "out_of_route": "out of the route",
+    "out_of_route": "outside the route",
     "whole": "the whole edit",
 }
 
@@ -32,7 +32,7 @@ def at_equal_loss(records: Records) -> list[Figure]:
     """The chosen set's gain minus each control's at the same loss of the donor, on test prompts."""
     found = [_at_equal_loss(r) for r in _rollbacks(records) if "test" in r]
     if not found:
-        raise Absent("no rollback found a set that gains anything within the limit, so none was held against controls")
+        raise Absent("no rollback found a set that gains anything within the limit, so none was compared with controls")
     return found
 
 
@@ -46,7 +46,7 @@ def _rollbacks(records: Records) -> list[Record]:
 
 
 def _rules(record: Record) -> list[str]:
-    """All rules, so that each has its colour in every run, and those of the record."""
+    """The rules in the order of their colours: all known ones first, so that each has the same colour in every run."""
     return list(dict.fromkeys([*RULE_ORDER, *(p["rule"] for p in record["points"])]))
 
 
@@ -70,7 +70,7 @@ def _sweep(record: Record) -> Figure:
         picked.append(_row(chosen, "chosen", chosen["rule"], PLACES[chosen["place"]]))
         picked.append(picked[0] | columns("gain", record["test"]["gain"]) | columns("loss", record["test"]["loss"]))
         picked[1]["what"] = "chosen, on test prompts"
-    # Controls grow until the donor loses more than any set here: what lies beyond would squeeze the rest.
+    # A control grows until the donor loses more than by any set. The axis ends at the sets, so that they keep room.
     titles = f"loss of {donor}, points", f"gain of {domain}, points"
     room = _room("loss", tried, picked, record["limit"])
     x = alt.X("loss:Q", title=titles[0], scale=room, axis=alt.Axis(tickCount=10))
@@ -87,9 +87,9 @@ def _sweep(record: Record) -> Figure:
         layers.append(_picked(picked, x, y, titles, colour, tip))
     n = min(record["prompts"].values())
     caption = (
-        f"Each mark is a part of {donor}'s edit taken back from the end of the sequence, on {n} validation prompts a "
-        f"domain: up is better, right dearer. Lines: controls of growing size, cut at the dearest set; dashed: the "
-        f"limit of {record['limit']:g} points. {_choice(record)}"
+        f"Each mark takes back a part of {donor}'s edit from the end of the sequence and is scored on {n} validation "
+        f"prompts a domain. Up is a larger gain, right a larger loss. Lines: controls of growing size, up to the "
+        f"largest loss of a mark. Dashed: the limit of {record['limit']:g} points. {_choice(record)}"
     )
     chart = alt.layer(*layers).resolve_scale(strokeDash="independent").properties(width=620, height=400)
     title = f"Rollback of {donor} for {domain}: gain against loss"
@@ -97,7 +97,7 @@ def _sweep(record: Record) -> Figure:
 
 
 def _room(name: str, tried: Sequence[Record], picked: Sequence[Record], also: float) -> alt.Scale:
-    """Room for all that was tried, and for the intervals of the chosen set."""
+    """The scale that holds all sets that were tried and the intervals of the chosen set."""
     low, high = span([{name: row[name]} for row in tried] + list(picked), [name], (0.0, also))
     return alt.Scale(domain=[low, high], nice=False)
 
@@ -109,7 +109,7 @@ def _choice(record: Record) -> str:
     share = chosen["size"] / record["coordinates"]
     return (
         f"Chosen: {share:.2%} of the coordinates by the rule `{chosen['rule']}` ({PLACES[chosen['place']]}, strength "
-        f"{chosen['strength']:g}); bars are 95 % over prompts."
+        f"{chosen['strength']:g}). Bars: 95 % intervals over prompts."
     )
 
 
@@ -180,10 +180,10 @@ def _at_equal_loss(record: Record) -> Figure:
         base.mark_point(filled=True, size=90, color=CATEGORIES[0], opacity=1).encode(x=x),
     ).properties(width=620, height=alt.Step(38))
     caption = (
-        f"On {test['prompts']} test prompts the chosen set wins {words(test['gain'], '.1f')} points of {domain} and "
-        f"costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: how "
-        f"much more it wins than the best of a control at that loss, 95 % by bootstrap; C7 asks that all lie above 0."
-        f"{_same_size(record)}"
+        f"On {test['prompts']} test prompts the chosen set gains {words(test['gain'], '.1f')} points of {domain} and "
+        f"costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: the "
+        f"gain of the chosen set minus the largest gain of a control at the same loss, with a 95 % bootstrap interval. "
+        f"C7 asks that all intervals lie above 0.{_same_size(record)}"
     )
     return Figure(
         f"{record['stage']}-controls", f"Rollback of {donor} for {domain}: at equal loss", chart, rows, caption
@@ -191,14 +191,14 @@ def _at_equal_loss(record: Record) -> Figure:
 
 
 def _same_size(record: Record) -> str:
-    """What random sets of the chosen size won."""
+    """A sentence on the gain by random sets of the chosen size."""
     found = record.get("same_size", {}).get("random", {"n": 0})
     if not found["n"]:
         return ""
     mean, low, high = (number(x, ".1f") for x in (found["gain"]["mean"], *found["gain"]["percentiles"]))
     return (
-        f" {found['n']} random sets of its size won {mean} points on validation prompts (95 % of them {low} to {high}; "
-        f"p = {found['p']:.3f})."
+        f" {found['n']} random sets of the same size gained {mean} points on average on validation prompts (95 % of "
+        f"them {low} to {high}; p = {found['p']:.3f})."
     )
 
 
@@ -218,9 +218,10 @@ def _fractions(record: Record) -> Figure:
         alt.vconcat(*(_panel(rows, place, side, record) for side in sides.values()), spacing=10) for place in places
     ]
     caption = (
-        f"Share of all {record['coordinates']:,} coordinates taken back at strength 1, log scale, on validation "
-        f"prompts; bars 95 % over prompts, dashed no gain and the limit of {record['limit']:g} points of loss. A curve "
-        f"ends where {donor} loses three times the limit or the rule has no more coordinates."
+        f"Horizontal: share of all {record['coordinates']:,} coordinates that is taken back at strength 1, on a log "
+        f"scale. Vertical: gain and loss on validation prompts with 95 % intervals. Dashed: no gain, and the limit of "
+        f"{record['limit']:g} points of loss. A curve ends where {donor} loses more than three times the limit or "
+        f"where the rule has no more coordinates."
     )
     title = f"Rollback of {donor} for {domain}: how many coordinates"
     return Figure(f"{record['stage']}-fractions", title, alt.hconcat(*by_place, spacing=20), rows, caption)
@@ -241,7 +242,7 @@ def _panel(rows: Sequence[Record], place: str, side: str, record: Record) -> Any
     ]  # fmt: skip
     some = [r for r in rows if (r["place"], r["side"]) == (place, side)]
     base = alt.Chart(data(some)).encode(x=x, color=colour, tooltip=tip)
-    axis = alt.Axis(minExtent=32)  # panels below each other begin at the same place
+    axis = alt.Axis(minExtent=32)  # aligns panels that stand below each other
     y = alt.Y("points:Q", title=title, scale=scale, axis=axis)
     low = alt.Y("points_low:Q", title=title, scale=scale, axis=axis)
     level = record["limit"] if side.startswith("loss") else 0.0

@@ -1,4 +1,4 @@
-"""Active routes: whether domains run through the same neurons, and what edits do there (definitions §5)."""
+"""Active routes: which neurons two domains share, and how edits act on these neurons (definitions §5)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,14 +21,14 @@ from mdrl_jax.report.intervals import (
 from mdrl_jax.stats.tests import rank_agreement
 
 KINDS = {"neurons": "MLP neurons", "heads": "attention heads"}
-PLACES = {"route": "on the shared route", "complement": "off it"}
+PLACES = {"route": "on the shared route", "complement": "outside the shared route"}
 AXIS = alt.Axis(tickCount=6, labelFlush=False)
 WIDTH = 620  # px of all panels, axes apart
-ROOM = 0.04  # of the range, beyond the intervals
+ROOM = 0.04  # room beyond the intervals, as a share of the range
 
 
 def overlap(records: Records) -> Figure:
-    """Jaccard of the routes of every two domains, at the base and at each peak, beside chance."""
+    """Jaccard of the routes of every two domains, at the base and at each peak, beside its value by chance."""
     found = pairwise.places(records, "analysis/routes.json")
     rows = [
         r
@@ -51,15 +51,16 @@ def overlap(records: Records) -> Figure:
             pairwise.beside_chance(own, pairs, f"Jaccard, {kind}", 230 if first else 160, scale, "at", at, first)
         )
     caption = (
-        "Routes are the 10 % most active channels of each layer on the domain's own completions. Intervals leave out "
-        "one block of prompts at a time; grey: 95 % of random routes of their size in each layer, the tick their mean."
+        "A route is the 10 % most active neurons, or attention heads, of each layer on the domain's own completions. "
+        "Lines: 95 % intervals by jackknife over blocks of prompts. Grey: the central 95 % of random routes of the "
+        "same size in each layer; the tick is their mean."
     )
     chart = alt.hconcat(*charts, spacing=18)
-    return Figure("route-overlap", "Do domains run through the same channels?", chart, rows, caption)
+    return Figure("route-overlap", "Do domains use the same neurons and heads?", chart, rows, caption)
 
 
 def effects(records: Records) -> Figure:
-    """First-order effect of a later edit, on the shared route and off it, against measured transfer."""
+    """First-order effect of a later edit, on the shared route and outside it, against the measured transfer."""
     transfers = [t for t in records.json("analysis/damage.json")["transfers"] if t["effect"]]
     rows = [r for t in transfers for r in _effects(t)]
     if not rows:
@@ -92,12 +93,13 @@ def effects(records: Records) -> Figure:
     on = [r for r in rows if r["where"] == PLACES["route"]]
     rank = rank_agreement([r["estimate"] for r in on], [r["transfer"] for r in on])
     caption = (
-        "−g·δ of the later stage's edit for the earlier domain's gradient (positive: the edit helps it) against the "
-        "change of its mean reward through that stage. Points up right and down left agree in sign. Lines: 95 % over "
-        f"blocks of prompts and over prompts; grey: 95 % of random sets of the route's size. Spearman on the route, "
-        f"{rank['n']} pairs: {words(rank)}."
+        "Horizontal: −g·δ, with the gradient g of the earlier domain and the edit δ of the later stage; above 0 the "
+        "edit helps that domain. Vertical: the measured change of its mean reward through that stage. In the upper "
+        "right and lower left both agree in sign. Lines: 95 % intervals, horizontal over blocks of prompts and "
+        "vertical over prompts. Grey: the central 95 % of random sets of the route's size. "
+        f"Spearman on the route, {rank['n']} pairs: {words(rank)}."
     )
-    return Figure("route-effects", "Does the effect on the shared route tell the transfer?", chart, rows, caption)
+    return Figure("route-effects", "Does the effect on the shared route predict the transfer?", chart, rows, caption)
 
 
 def edit_cosines(records: Records) -> Figure:
@@ -116,8 +118,9 @@ def edit_cosines(records: Records) -> Figure:
     title = "cosine of the two edits"
     chart = pairwise.beside_chance(rows, pairs, title, 480, alt.Scale(), "where", list(PLACES.values()), dashed=0.0)
     caption = (
-        "Edits of both domains, on the MLP neurons that both routes share and on all others; 95 % intervals by "
-        "jackknife over layers, grey: 95 % of random sets of the route's size. Below 0 the edits pull neurons apart."
+        "Cosine of two edits on the MLP neurons that both routes share, and on all other MLP neurons. Below 0, the "
+        "edits change the neurons in opposite directions. Lines: 95 % intervals by jackknife over layers; grey: the "
+        "central 95 % of random sets of the route's size."
     )
     return Figure("route-edit-cosines", "Do two edits agree on the shared route?", chart, rows, caption)
 
@@ -131,7 +134,7 @@ def _overlaps(at: str, pair: dict[str, Any]) -> Iterator[Row]:
 
 
 def _ceiling(rows: list[Row]) -> float:
-    """The largest value that is drawn of a figure between 0 and 1."""
+    """The largest value that a chart draws, intervals and nulls included, but at most 1."""
     return min(1.0, span(rows, ("estimate", "high", "null_high"), margin=0.0)[1])
 
 

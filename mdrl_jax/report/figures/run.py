@@ -1,4 +1,4 @@
-"""What a run was, and what it took: configuration, versions, time, samples to read."""
+"""Costs, versions and configuration of a run, and samples of its completions."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ KINDS = {
 
 
 def costs(records: Records) -> Figure:
-    """Seconds of every stage."""
+    """The time of every stage; tooltips add its steps, tokens and FLOPs."""
     found = [records.json(path) for path in records.files("costs/*.json")]
     rows = [
         {
@@ -57,10 +57,10 @@ def costs(records: Records) -> Figure:
     total = sum(r["seconds"] for r in rows)
     flops = sum(r["flops"] for r in rows)
     caption = (
-        f"{total:.0f} s and {flops:.3g} FLOPs in all, scoring and analysis apart. FLOPs are the model's own: 2 a "
-        "parameter and token that was read or sampled, 6 trained on."
+        f"{total:.0f} s and {flops:.3g} FLOPs in all, without scoring and analysis. FLOPs count the model only: 2 per "
+        "parameter and token that is read or sampled, 6 per parameter and token that is trained on."
     )
-    return Figure("costs", "What the stages took", chart, rows, caption)
+    return Figure("costs", "Time of each stage", chart, rows, caption)
 
 
 def versions(records: Records) -> Table:
@@ -73,9 +73,9 @@ def versions(records: Records) -> Table:
 
 
 def configuration(records: Records) -> Table:
-    """The whole resolved configuration, a row a field."""
+    """The whole resolved configuration, one row for each field."""
     rows = list(_flat(records.json("config.json")["config"]))
-    return Table("configuration", "Configuration", ("field", "value"), rows, "Fields as `--config.FIELD=VALUE` takes.")
+    return Table("configuration", "Configuration", ("field", "value"), rows, "`--config.FIELD=VALUE` sets a field.")
 
 
 def _kind(device: str) -> str:
@@ -100,7 +100,15 @@ class Reading:
 
 
 def samples(records: Records, prompts: int = 3) -> list[Reading]:
-    """Completions to read side by side: prompts that every stage of the folder has, the first ones of each domain."""
+    """Completions to compare between stages: the first prompts of each domain that have a completion of every stage.
+
+    Args:
+      records: the work folder.
+      prompts: number of prompts of each domain.
+
+    Raises:
+      Absent: if there are no completions yet.
+    """
     stages: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for path in records.files("samples/*.jsonl"):
         stage = path.split("/")[-1].removesuffix(".jsonl").split("-", 1)[1]

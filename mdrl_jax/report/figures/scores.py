@@ -1,4 +1,4 @@
-"""Scores by stage and domain, and what the stages did to each other's domains (definitions §2)."""
+"""Scores by stage and domain, and transfer between stages (definitions §2)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ def matrix(records: Records) -> Figure:
         scale=alt.Scale(scheme=SEQUENTIAL, domain=[low, high if high > low else low + 1]),
         title="score, points",
     )
-    tips = _tips(stderr="standard error", accuracy="regardless of style")
+    tips = _tips(stderr="standard error", accuracy="score regardless of style")
     base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=[*tips, alt.Tooltip("prompts:Q")])
     cells = base.mark_rect().encode(color=colour)
     text = base.mark_text().encode(text="shown:N", color=ink_on("score", high, low))
@@ -49,7 +49,7 @@ def matrix(records: Records) -> Figure:
 
 
 def paths(records: Records) -> Figure:
-    """Each domain's score along the way from the base, and through refreshes and rollbacks."""
+    """Each domain's score along the sequence from the base, and after refreshes and rollbacks."""
     found = records.matrix()
     along = path_rows(found)
     end = along[-1] if along else 0
@@ -57,7 +57,7 @@ def paths(records: Records) -> Figure:
     rows = _path(found, [*along, *after])
     order = [found.stages[s] for s in [*along, *after]]
     if len(order) < 2:
-        raise Absent("a path needs the scores of two stages at least; the first are not done yet")
+        raise Absent("a path needs the scores of two stages, and fewer are done so far")
     plain = {found.stages[s] for s in along}
     for row in rows:
         row["part"] = "sequence" if row["stage"] in plain else "recovery"
@@ -85,27 +85,29 @@ def paths(records: Records) -> Figure:
     points = base.mark_point(filled=True, opacity=1).encode(y=y, size=shape)
     chart = alt.layer(lines, *refreshed, bars, points).properties(width=min(860, 110 * len(order)), height=320)
     caption = (
-        "Points with 95 % intervals over prompts; the large mark is the domain's own stage. Refreshes (dashed) and "
-        "rollbacks start from the end of the sequence."
+        "Scores in points with 95 % intervals over prompts. A large mark is the score of the domain that the stage "
+        "trained. Dashed lines lead from the end of the sequence to each refresh; rollbacks are marks without a line."
     )
-    return Figure("paths", "Path of each domain over the stages", chart, rows, caption)
+    return Figure("paths", "Score of each domain along the stages", chart, rows, caption)
 
 
 def transfer(records: Records) -> Table:
-    """Backward and forward transfer, forgetting, and what each recovery won and cost."""
+    """Backward and forward transfer, forgetting, and the gain and cost of each recovery stage."""
     found = quantities(records.matrix())
     return Table(
         "transfer",
         "Transfer, forgetting, recovery",
         ("figure", "estimate", "95 % interval", "remark"),
         [_line(q) for q in found],
-        "Points, paired over prompts; fractions have Fieller intervals. Forgetting includes the base in its maximum.",
+        "BWT and FWT: backward and forward transfer. Differences are in points and paired over prompts; a fraction has "
+        "no unit and a Fieller interval. Forgetting is measured from the highest score before the last stage, the base "
+        "model included.",
         ("estimate", "95 % interval"),
     )
 
 
 def _tips(**more: str) -> list[alt.Tooltip]:
-    """Tooltips of a score and of more columns in points, under their titles."""
+    """Tooltips of a score and of further columns in points: {column: title}."""
     named = [alt.Tooltip("stage:N", title="after stage"), alt.Tooltip("domain:N")]
     return [*named, *tooltips({"score": "score, points"} | more)]
 

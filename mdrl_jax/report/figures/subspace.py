@@ -1,4 +1,4 @@
-"""The conflict subspace S of the most harmed pairs: its spectrum, and how much damage lies in it (definitions §7)."""
+"""The conflict subspace S of the most harmed pairs: its spectrum and its share of the damage (definitions §7)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ RANDOM = "random subspaces"
 WIDTH = 760  # px of all panels, axes apart
 COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": "#8C8C8C"}
 SHARE = "share of the second-order damage"
-# The unit that a recorded one is shown in, and the factor; others are shown as they are recorded.
+# The unit in a record, to (the unit that the charts show, the factor). Other units are shown as recorded.
 UNITS = {"reward": ("points", 100.0)}
 
 
 def captured(records: Records) -> Figure:
-    """The share c(k) of the second-order damage in S, beside subspaces of the same dimension."""
+    """The share c(k) of the second-order damage in S, beside that of baseline subspaces of equal dimension."""
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _shares(pair)]
     if all(r["estimate"] is None for r in rows):
@@ -44,15 +44,15 @@ def captured(records: Records) -> Figure:
     ).properties(width=width, height=230)
     chart = side_by_side(layers, "panel", order, count)
     caption = (
-        "c(k) = D_SᵀHD_S / DᵀHD with 95 % intervals over prompts; nothing bounds it to [0, 1]. Vectors come from one "
-        f"half of the prompts, shares from the other. Random subspaces are drawn at the largest k: their central 95 %. "
-        f"{_k90(pairs)}{why}"
+        "c(k) = D_SᵀHD_S / DᵀHD, with S cut at k dimensions and 95 % intervals over prompts; it may be below 0 or "
+        "above 1. The vectors of S come from one half of the prompts and the shares from the other half. Random "
+        f"subspaces: the central 95 % of the draws, at the largest k only. {_k90(pairs)}{why}"
     )
     return Figure("captured", "Second-order damage that the conflict subspace captures", chart, rows, caption)
 
 
 def spectrum(records: Records) -> Figure:
-    """Leading eigenvalues of P_ℛHP_ℛ from each half of the prompts, and the permutation null of the largest."""
+    """Leading eigenvalues of P_ℛHP_ℛ from each half of the prompts, and the null of the largest one."""
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _eigenvalues(pair)]
     objectives = distinct(rows, "objective")
@@ -64,10 +64,10 @@ def spectrum(records: Records) -> Figure:
         if pair["halves"][0]["measured_dimension"] is not None
     )
     caption = (
-        "Leading eigenvalues of the loss's Hessian on the shared route, by Lanczos on each half of the prompts; how "
-        "far the halves agree says how far they hold. Dashed: the 95th percentile of the largest one with advantages "
-        "permuted within groups, where the objective has advantages. "
-        + (f"Eigenvalues above it — {dimensions}. " if dimensions else "")
+        "Leading eigenvalues of the Hessian of the loss on the shared route, by Lanczos on each half of the prompts. "
+        "Trust them only as far as the two halves agree. Dashed, for the mean reward only: the 95th percentile of the "
+        "largest eigenvalue with advantages permuted within groups. "
+        + (f"Eigenvalues above 0 and this null, by half — {dimensions}. " if dimensions else "")
         + _angles(pairs)
         + why
     )
@@ -76,7 +76,7 @@ def spectrum(records: Records) -> Figure:
 
 
 def ladder(records: Records) -> Figure:
-    """½DᵀHD taken apart on the route and on S: inside, outside, and the cross term."""
+    """½DᵀHD split on the route and on S into the parts inside and outside and the cross term."""
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _rungs(pair)]
     objectives = distinct(rows, "objective")
@@ -88,16 +88,17 @@ def ladder(records: Records) -> Figure:
         title = f"second-order damage, {own[0]['unit']}"
         charts.append(cascade(own, colours, title, "panel", distinct(own, "panel"), 1, width))
     caption = (
-        "½DᵀHD, the second-order damage, is on each rung inside + cross term (both halves of it) + outside: a bar "
-        "starts where the one before ended. If S held the damage, all of it would be inside. Lines are 95 % intervals "
-        f"over prompts. {_residuals(pairs)}{why}"
+        "The bar “all” is the second-order damage ½DᵀHD. It is split on the route, on S and, if known, on S cut at its "
+        "measured dimension (measured S). In each split inside + cross + outside = all, and each bar starts where the "
+        "bar before it ended. If S held all the damage, all of it would be inside. Lines: 95 % intervals over prompts. "
+        f"{_residuals(pairs)}{why}"
     )
     chart = alt.hconcat(*charts, spacing=30).resolve_scale(color="independent")
-    return Figure("ladder", "Second-order damage inside and outside route and subspace", chart, rows, caption)
+    return Figure("ladder", "Second-order damage inside and outside the route and S", chart, rows, caption)
 
 
 def _pairs(records: Records) -> tuple[list[dict[str, Any]], str]:
-    """Pairs with a subspace, and a sentence on those without."""
+    """(pairs that have a subspace, a sentence on the pairs that have none)."""
     pairs = records.json("analysis/subspace.json")["pairs"]
     if not pairs:
         raise Absent(
@@ -129,7 +130,7 @@ def _shares(pair: dict[str, Any]) -> Iterator[Row]:
         yield _head(pair) | {"subspace": "S", "k": step["k"]} | estimate_columns(step["share"])
     for baseline in pair["baselines"]:
         head = _head(pair) | {"subspace": baseline["name"]}
-        if "band95" in baseline:  # numbers of draws, not records
+        if "band95" in baseline:  # random subspaces have one number per draw instead of a record
             if baseline["band95"] is not None:
                 low, high = baseline["band95"]
                 middle = sum(baseline["shares"]) / len(baseline["shares"])
@@ -142,7 +143,7 @@ def _shares(pair: dict[str, Any]) -> Iterator[Row]:
 
 def _k90(pairs: Sequence[dict[str, Any]]) -> str:
     found = [f"{_panel(pair)}: {words(pair['k90'], '.0f')}" for pair in pairs]
-    return f"Dimensions that hold 90 % of it — {'; '.join(found)}."
+    return f"Smallest k from which on c ≥ 0.9 — {'; '.join(found)}."
 
 
 def _eigenvalues(pair: dict[str, Any]) -> Iterator[Row]:
@@ -163,7 +164,7 @@ def _spectrum(rows: Sequence[Row], width: int) -> alt.FacetChart:
         alt.Tooltip("half:N"),
         alt.Tooltip("rank:Q"),
         alt.Tooltip("eigenvalue:Q", format=".3g", title=title),
-        alt.Tooltip("null_95:Q", format=".3g", title="95 % of the null"),
+        alt.Tooltip("null_95:Q", format=".3g", title="95th percentile of the null"),
     ]
     colour = alt.Color("half:N", scale=scale, title=None, legend=LEGEND)
     base = alt.Chart().encode(color=colour, tooltip=listed)
@@ -190,7 +191,7 @@ def _angles(pairs: Sequence[dict[str, Any]]) -> str:
             continue
         null = mean["null"]
         found.append(f"{_panel(pair)}: {mean['estimate']:.2f} rad (random {null[0]:.2f}–{null[1]:.2f})")
-    return f"Mean angle between the halves' subspaces — {'; '.join(found)}." if found else ""
+    return f"Mean angle between the subspaces of the two halves — {'; '.join(found)}." if found else ""
 
 
 def _rungs(pair: dict[str, Any]) -> Iterator[Row]:
@@ -211,4 +212,4 @@ def _residuals(pairs: Sequence[dict[str, Any]]) -> str:
     for pair in pairs:
         shown_unit, scale = _unit(pair)
         found.append(f"{_panel(pair)}: {words(pair['residual'], scale=scale)} {shown_unit}")
-    return f"What ½D_SᵀHD_S leaves of ½DᵀHD — {'; '.join(found)}."
+    return f"Residual |½DᵀHD − ½D_SᵀHD_S| — {'; '.join(found)}."

@@ -1,4 +1,4 @@
-"""The interference analysis on the screen: verdicts, and damage predicted against measured."""
+"""The interference analysis on the screen: the verdicts, and the predicted beside the measured damage."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
 def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Each claim: the verdict with its figure, interval, null and published figure, and why."""
+    """Each claim in three lines: the verdict; its figure, interval, null and published figure; the reason."""
     lines = ["claims"]
     for claim in claims:
         colour = COLOURS[claim["verdict"]]
@@ -27,7 +27,7 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A line for each claim: the verdict, its figure with interval, and the null."""
-    table = Table(box=box.SIMPLE, title_justify="left", title="claims; why, in claims.json")
+    table = Table(box=box.SIMPLE, title_justify="left", title="claims (reasons are in claims.json)")
     for heading, justify in (("", "left"), ("verdict", "left"), ("value", "right"), ("95 % interval", "left")):
         table.add_column(heading, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
     table.add_column("null", no_wrap=True)
@@ -39,11 +39,14 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Every (domain, later stage): orders, prediction, measured damage and remainder; reward in points, NLL in nats."""
+    """For every domain and later stage: first and second order, prediction, measured damage and remainder.
+
+    The reward is in points and the success NLL in nats.
+    """
     table = Table(box=box.SIMPLE, title_justify="left", title="damage: reward in points, success NLL in nats")
     table.add_column("domain", no_wrap=True)
     table.add_column("after", no_wrap=True)
-    table.add_column("loss", no_wrap=True)
+    table.add_column("objective", no_wrap=True)
     for heading in ("first", "second", "predicted", "measured", "95 %", "remainder"):
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in pairs:
@@ -58,7 +61,7 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def summary(found: Mapping[str, Any]) -> RenderableType:
-    """Both tables, and how well prediction and measurement agree over pairs."""
+    """The table of damage, the agreement of prediction and measurement over pairs, and the verdicts."""
     lines = []
     for name, figures in found["damage"]["agreement"].items():
         spearman, r2 = figures["spearman"], figures["r_squared"]
@@ -71,12 +74,12 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
 
 
 def number(value: float | None, scale: float = 1.0) -> str:
-    """A figure to three digits, plain."""
+    """A figure times `scale` with three significant digits, as plain text."""
     return "–" if value is None else f"{scale * value:.3g}"
 
 
 def null_text(null: Any) -> str:
-    """A claim's null, plain: a number, an interval, or a drawn one as its mean and central 95 %."""
+    """A claim's null as plain text: a number, an interval, or the mean and central 95 % of a drawn null."""
     if isinstance(null, Mapping):
         return figure_text(null["mean"], [null["low"], null["high"]], ".3g")
     if isinstance(null, Sequence):

@@ -1,9 +1,11 @@
-"""What is seen of a command at work; `log.txt` has the same whatever the output is.
+"""Shows the text and the progress of a command on standard output, and its text in `log.txt`.
 
-| output | standard output |
+The mode changes standard output only; `log.txt` is the same in every mode.
+
+| mode | standard output |
 |---|---|
-| screen | text, tables and bars; where it is no terminal, plain text, and every 30 s a line on a long step |
-| quiet | the final lines alone; warnings go to standard error |
+| screen | text, tables and progress bars; if it is not a terminal, plain text and every 30 s a line on a long step |
+| quiet | only the final lines; warnings go to standard error |
 | json | one JSON object a line: "event", "time" in seconds since the epoch, and the event's fields (`outputs`) |
 """
 
@@ -22,9 +24,13 @@ from mdrl_jax.report.screen.outputs import OUTPUTS, WIDTH, Silent, write
 
 
 class Screen:
-    """Prints to an output and, without progress, to `log.txt` if there is one; use as a context manager.
+    """Prints to standard output and, without progress, to a log file; use as a context manager.
 
-    Of several processes that run the same program the first one prints.
+    If several processes run the same program, only the first one prints.
+
+    Args:
+      log: path of the log file, to which lines are added; None for no log.
+      output: the mode, a key of `outputs.OUTPUTS`.
     """
 
     def __init__(self, log: Path | None, output: str = "screen"):
@@ -44,21 +50,28 @@ class Screen:
             self._log.file.close()
 
     def print(self, *renderables: Any, final: bool = False) -> None:
-        """Shows text or rich renderables in both places; `final`: part of what the command ends with."""
+        """Prints text or rich renderables in both places. `final` marks the final lines, which mode quiet shows too."""
         self._output.show(*renderables, final=final)
         self._note(*renderables)
 
     def warn(self, text: str) -> None:
-        """Shows one line that must not be missed."""
+        """Prints one line that every mode shows."""
         self._output.warn(text)
         self._note(Text(f"warning: {text}"))
 
     def event(self, name: str, **fields: Any) -> None:
-        """Tells programs; people do not see it."""
+        """Emits an event for programs; only mode json prints it."""
         self._output.event(name, fields)
 
     def track(self, label: str, total: int, done: int, items: Iterable[tuple[int, str, Any]]) -> Iterator[Any]:
-        """Passes on each item of (done, text, value) while a bar shows `done` of `total`, text and time left."""
+        """Yields the value of each item, while a bar shows the pieces done, the item's text and the time left.
+
+        Args:
+          label: name of the step.
+          total: number of pieces in all.
+          done: pieces that were done before.
+          items: (pieces done, text beside the bar, value) of each item.
+        """
         with self._watched(Step(label, total)) as show:
             show(done, "compiling")
             for reached, text, value in items:
@@ -67,10 +80,11 @@ class Screen:
 
     @contextlib.contextmanager
     def steps(self, label: str, total: int) -> Iterator[Show]:
-        """A bar for work that reports its own progress: yields (pieces done, what is being done) -> None.
+        """Shows a bar for work that reports its own progress.
 
-        The first report may say that pieces were done before. Where nothing fails, all are done at the end. A report
-        raises `preemption.Stopped` where the run is to end.
+        Yields a function that takes (pieces done, what is being done). The first report may start above 0, if pieces
+        were done before this run. If the work ends without an error, the bar ends at `total`. A report raises
+        `preemption.Stopped` if the run was asked to stop.
         """
         step = Step(label, total)
         if not total:

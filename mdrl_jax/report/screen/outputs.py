@@ -1,7 +1,8 @@
-"""Where a command's text, events and progress go: a terminal, plain lines, the final lines alone, or JSON lines.
+"""Where a command's text, events and progress go: a terminal, plain lines, the final lines only, or JSON lines.
 
-Events are message {text}, progress {label, done, total, text, seconds_left}, scores {rows}, claims {claims} and done
-{seconds, and the folder that was written}; numbers that are not finite are null.
+The events and their fields: message {text}; progress {label, done, total, text, seconds_left}; scores {rows}; claims
+{claims}; program {the row of a program that the command `fit` compiled}; done {seconds, and fields of the command such
+as the folder that it wrote}. A number that is not finite becomes null.
 """
 
 import contextlib
@@ -22,34 +23,34 @@ from rich.text import Text
 
 from mdrl_jax.progress import Step
 
-WIDTH = 100  # of what is not a terminal
+WIDTH = 100  # columns of text that does not go to a terminal
 LINE_SECONDS = 30.0  # between lines on a long step
 EVENT_SECONDS = 1.0  # between progress events of a step
-BOX = re.compile("[\u2500-\u257f]")
+BOX = re.compile("[\u2500-\u257f]")  # characters that draw the lines of tables
 
 
 class Output(Protocol):
     """Where text, events and progress go."""
 
     def show(self, *renderables: Any, final: bool) -> None:
-        """Text or rich renderables; `final`: part of what the command ends with."""
+        """Shows text or rich renderables. `final` marks the final lines of a command."""
         ...
 
     def warn(self, text: str) -> None:
-        """One line that must not be missed."""
+        """Shows one line that must not be missed."""
         ...
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        """What a program would want to know."""
+        """Emits an event for programs."""
         ...
 
     def watch(self, step: Step) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """Shows a step while it lasts; what it gives is called after each report."""
+        """Shows a step while it lasts; yields a function to call after each report of the step."""
         ...
 
 
 class Terminal:
-    """Text and tables as they are, and a bar for the step at work."""
+    """A terminal: text, tables, and a progress bar of the current step."""
 
     def __init__(self) -> None:
         self.console = stdout_console()
@@ -71,7 +72,7 @@ class Terminal:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             _TimeLeft(step),
-            # What does not fit is left out here and not of the figures.
+            # In a narrow terminal only this column is cut, so that the numbers before it stay whole.
             TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         )
         with Progress(*columns, console=self.console, transient=True, expand=True) as bars:
@@ -80,7 +81,10 @@ class Terminal:
 
 
 class Lines(Terminal):
-    """Not a terminal: the same without bars; a step that takes long says every 30 s how far it is, even in a piece."""
+    """Output that is not a terminal: text and tables without bars.
+
+    A long step prints a line on its progress every 30 s, even in the middle of a piece.
+    """
 
     @contextlib.contextmanager
     def watch(self, step: Step) -> Iterator[Callable[[], None]]:
@@ -100,7 +104,7 @@ class Lines(Terminal):
 
 
 class Quiet(Terminal):
-    """The final lines alone."""
+    """Only the final lines on standard output; warnings go to standard error."""
 
     def show(self, *renderables: Any, final: bool) -> None:
         if final:
@@ -115,7 +119,7 @@ class Quiet(Terminal):
 
 
 class Silent(Quiet):
-    """Nothing: of a process whose text another one prints."""
+    """Prints nothing, for a process whose text another process prints."""
 
     def show(self, *renderables: Any, final: bool) -> None:
         pass
@@ -125,7 +129,7 @@ class Silent(Quiet):
 
 
 class JsonLines:
-    """One JSON object a line, each written at once."""
+    """Events as JSON, one object a line; each line is written immediately."""
 
     def show(self, *renderables: Any, final: bool) -> None:
         self.event("message", {"text": plain(*renderables)})
@@ -162,20 +166,20 @@ OUTPUTS: dict[str, Callable[[], Output]] = {"screen": screen, "quiet": Quiet, "j
 
 
 def stdout_console() -> Console:
-    """Standard output; without colours and as wide as a log where it is no terminal."""
+    """A console on standard output. If that is not a terminal, it has no colours and is `WIDTH` columns wide."""
     if sys.stdout.isatty():
         return Console()
     return Console(width=WIDTH, color_system=None, force_terminal=False, force_interactive=False, force_jupyter=False)
 
 
 def write(console: Console, *renderables: Any) -> None:
-    """Prints; where it is no terminal, a line of text stays one line, however long."""
+    """Prints to a console. If it is not a terminal, text is not wrapped, so a line stays one line, however long."""
     whole = not console.is_terminal and all(isinstance(x, str | Text) for x in renderables)
     console.print(*renderables, highlight=False, crop=False, soft_wrap=whole)
 
 
 def plain(*renderables: Any) -> str:
-    """The text of rich renderables, without markup, lines around tables and wrapping."""
+    """The text of rich renderables, without markup, without the lines of tables and without wrapping."""
     console = Console(file=io.StringIO(), width=10_000, color_system=None, force_jupyter=False)
     with console.capture() as captured:
         console.print(*renderables, highlight=False)
@@ -184,7 +188,7 @@ def plain(*renderables: Any) -> str:
 
 
 class _TimeLeft(ProgressColumn):
-    """The step's own estimate: rich's forgets pieces that took longer than half a minute."""
+    """The time left by the step's own estimate. That of rich forgets pieces that took longer than half a minute."""
 
     def __init__(self, step: Step):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the screen and `log.txt` show of a run; four domains fit into 80 columns."""
+"""The tables of a run on the screen and in `log.txt`. A score table of four domains fits into 80 columns."""
 
 import shlex
 from pathlib import Path
@@ -17,10 +17,10 @@ from mdrl_jax.stats.estimate import interval_text
 
 
 def score_table(matrix: Matrix) -> RenderableType:
-    """Stages by domains, score ± standard error in points, with the plain mean over domains.
+    """Stages by domains: score ± standard error in points, and the plain mean over domains.
 
-    An asterisk marks the domain that a stage trained. Where replies judged regardless of style
-    score otherwise, that accuracy follows as a dim block.
+    An asterisk marks the domain that a stage trained. The accuracy judges the same replies regardless of style. If it
+    differs from the score, it follows as a dim block.
     """
     scores = _block("score", matrix, matrix.score_SD, matrix.stderr_SD, "")
     if not np.isfinite(matrix.accuracy_SD).any() or np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True):
@@ -30,7 +30,7 @@ def score_table(matrix: Matrix) -> RenderableType:
 
 
 def summary(matrix: Matrix) -> RenderableType:
-    """The final screen: the matrix, transfer, forgetting, and what each recovery won and cost."""
+    """The final screen: the score matrix, transfer, forgetting, and the gain and cost of each recovery stage."""
     table = Table(box=box.SIMPLE, title_justify="left", title="transfer, points")
     _headings(table)
     _row(table, "BWT, backward transfer", backward_transfer(matrix))
@@ -44,14 +44,14 @@ def summary(matrix: Matrix) -> RenderableType:
         _headings(second)
         for r in recovered:
             _row(second, f"{r.stage}: gain, points", r.gain)
-            _row(second, f"{r.stage}: fraction of loss", r.fraction, digits=3)
+            _row(second, f"{r.stage}: fraction recovered", r.fraction, digits=3)
             _row(second, f"{r.stage}: collateral, points", r.collateral)
         parts.append(second)
     return Group(*parts)
 
 
 def places(root: Path, seconds: float) -> RenderableType:
-    """How long a command took, and where what it wrote is; a path stays whole on its line."""
+    """How long a command took, and where the files are that it wrote. A long path is not wrapped."""
     page, board = root / "report" / "index.html", root / "tensorboard"
     where: dict[str, object] = {"page": page} if page.exists() else {}
     where["work folder"] = root

@@ -1,1 +1,1 @@
-"""Figures computed from the evaluations of one or several runs: the score matrix, transfer, methods, seeds."""
+"""Tables from the records of one or several runs: score matrix, transfer, recovery, methods, agreement, seeds."""

@@ -1,8 +1,9 @@
 """Predicted against measured damage over the pairs of several seeds, as a table and as a picture (definitions §6).
 
-Every point is a pair (earlier domain, later stage) of one seed. Expansions of one segment, and of as many as were
-made, are held against the same measured damage. Correlations and R² are taken within each seed and averaged, with
-Student's t over seeds (definitions §12); R² is that of the line of equality, so it may be negative.
+A point is a pair (earlier domain, later stage) of one seed. The picture compares two predictions with the measured
+damage: the expansion in one segment, and the expansion in the largest number of segments. Correlations and R² are taken
+within each seed and averaged, with the interval over seeds of definitions §12. R² is that of the line of equality, so
+it may be negative.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,17 +24,21 @@ SIDE = 330  # px of a panel
 
 
 def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """The `analysis/damage.json` and `claims.json` of each folder; none where no folder has an analysis.
+    """Reads the analysis of each work folder.
+
+    Returns:
+      For each folder the content of its `analysis/damage.json`, with that of `claims.json` under "claims". The list is
+      empty if no folder has an analysis.
 
     Raises:
-      UserError: where some folders have one and others do not.
+      UserError: if only some of the folders have an analysis.
     """
     have = [w for w in workdirs if (Path(w) / "claims.json").exists()]
     if not have:
         return []
     if len(have) < len(workdirs):
         missing = next(w for w in workdirs if w not in have)
-        raise UserError(f"{missing} has no claims.json, the other folders have; run its stage analyze first")
+        raise UserError(f"{missing} has no claims.json, the other folders have one; run its stage analyze first")
     return [
         read_json(Path(w) / "analysis" / "damage.json") | {"claims": read_json(Path(w) / "claims.json")}
         for w in workdirs
@@ -41,7 +46,11 @@ def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def text(damage: Sequence[dict[str, Any]]) -> str:
-    """Agreement by objective and number of segments, where the local model ends, and the verdicts of each seed."""
+    """The table as text, from what `load` returns.
+
+    It has the agreement by objective and number of segments, the α at which the second-order prediction fails, and the
+    verdicts of each seed.
+    """
     lines = ["predicted against measured damage: Spearman and R², means over seeds [95 %]"]
     for name, (label, _) in SHOWN.items():
         for segments in (1, 2, 4, 8):
@@ -51,7 +60,7 @@ def text(damage: Sequence[dict[str, Any]]) -> str:
                 lines.append(f"  {label}, {segments} segments, {len(points)} pairs: {figures}")
     lines += [
         "",
-        "second-order model of the success NLL: first α at which it is measurably off by over 20 %, each seed",
+        "success NLL: first α from which the second-order prediction is measurably off by over 20 %, each seed",
     ]
     for domain, stage in dict.fromkeys((p["domain"], p["stage"]) for d in damage for p in d["pairs"]):
         found = [p["objectives"]["success_nll"]["breaks_at"] for d in damage for p in _pair(d, domain, stage)]
@@ -69,13 +78,23 @@ def text(damage: Sequence[dict[str, Any]]) -> str:
 
 
 def agreement(points: Sequence[dict[str, Any]]) -> dict[str, Estimate | None]:
-    """Spearman and R² of predicted and measured damage with their intervals over seeds."""
+    """Agreement of predicted with measured damage, with intervals over seeds.
+
+    Args:
+      points: as `_points` yields them.
+
+    Returns:
+      {"Spearman", "R²"}; None for a figure that cannot be measured.
+    """
     x, y, seeds = ([p[k] for p in points] for k in ("predicted", "measured", "seed"))
     return {"Spearman": spearman(x, y, seeds), "R²": r_squared(x, y, seeds)}
 
 
 def picture(damage: Sequence[dict[str, Any]]) -> Figure:
-    """Predicted against measured damage, a panel an objective; hollow one segment, filled as many as were made."""
+    """Predicted against measured damage, one panel for each objective.
+
+    A hollow point is the expansion in one segment, a filled point the one in the largest number of segments.
+    """
     pairs = list(dict.fromkeys(f"{p['domain']} after {p['stage']}" for d in damage for p in d["pairs"]))
     rows, panels = [], []
     for name, (label, scale) in SHOWN.items():
@@ -86,8 +105,9 @@ def picture(damage: Sequence[dict[str, Any]]) -> Figure:
         panels.append(_panel(some, label, pairs, most))
     seeds = ", ".join(str(d["settings"]["seed"]) for d in damage)
     caption = (
-        f"Every point is a pair of an earlier domain and a later stage of one of the seeds {seeds}; on the line the "
-        "damage measured at the end of the stage is what the second-order expansion predicted. Bars: 95 % over prompts."
+        f"A point is a pair of an earlier domain and a later stage of one seed (seeds {seeds}). On the line, the "
+        "damage measured at the end of the stage equals the prediction of the second-order expansion. Bars: 95 % "
+        "intervals over prompts."
     )
     return Figure(
         "damage-over-seeds", "Predicted against measured damage", alt.hconcat(*panels, spacing=30), rows, caption
@@ -132,7 +152,7 @@ def _panel(rows: Sequence[dict[str, Any]], label: str, pairs: Sequence[str], mos
 
 
 def _points(damage: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    """One point a pair, seed and number of segments."""
+    """One point for each pair, seed and number of segments, if prediction and measurement have an estimate."""
     for d in damage:
         for pair in d["pairs"]:
             for row in pair["objectives"][name].get("segments", ()):

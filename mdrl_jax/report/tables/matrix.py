@@ -1,14 +1,13 @@
-"""The score matrix S[t, i] of a run (definitions §2), from per-prompt rewards paired across stages.
+"""The score matrix S[t, i] of a run (definitions §2), from rewards of prompts that are the same after every stage.
 
-Whatever a run cannot give (one stage, no refresh, no row for the base) is a `Quantity` without an
-estimate and with the reason. Scores and differences are in points (100 × mean reward).
+A figure that a run cannot give (it has one stage, no refresh or no row for the base) is a `Quantity` with a reason and
+without an estimate. Scores and differences are in points (100 × mean reward).
 
 Choices where definitions §2 leaves room:
-- A training stage bears the plain name of a domain and comes before the first refresh; T is the
-  last of them. `solo-*`, `placebo-*`, `protect-*`, `joint`, `refresh-*` and `rollback-*` are rows,
-  never part of the path to T.
-- A domain trained twice peaks at its last stage.
-- Averages over domains treat domains as independent, as they share no prompts.
+- A training stage has the plain name of a domain and comes before the first refresh. T is the last training stage.
+  `solo-*`, `placebo-*`, `protect-*`, `joint`, `refresh-*` and `rollback-*` are rows but never part of the path to T.
+- A domain that is trained twice peaks at its last stage.
+- Averages over domains treat the domains as independent, because they share no prompts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,11 +30,17 @@ Rewards = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows are stages in the order they were run, columns are domains in the order of the records.
+    """The scores of a run: rows are the stages in the order they were run, columns are the domains.
 
-    `rewards[s][domain]` has shape (prompts, samples), in [0, 1]; a domain not evaluated at a stage
-    is absent there. `score_SD` and `accuracy_SD` (the same replies judged regardless of style) are
-    in points, NaN where absent, with standard errors whose cluster is the prompt.
+    Attributes:
+      stages: S names of stages.
+      domains: D names of domains, in the order of the records.
+      rewards: for each stage the rewards by domain, [prompts, samples] in [0, 1]. A domain that was not evaluated after
+        a stage is absent there.
+      accuracy: the same replies judged regardless of style, in the form of `rewards`.
+      seed: seed of the run.
+      score_SD, accuracy_SD: means in points [S, D], NaN where a domain was not evaluated.
+      stderr_SD, accuracy_stderr_SD: their standard errors [S, D], with the prompt as the cluster.
     """
 
     stages: tuple[str, ...]
@@ -51,8 +56,13 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A named figure, or the reason why there is none. `detail` names the stage or domain that a
-    max has chosen.
+    """A named figure, or the reason why there is none.
+
+    Attributes:
+      name: as in definitions §2, for example "BWT" or "fall math".
+      estimate: the figure, or None.
+      reason: why there is no estimate.
+      detail: the stage or domain that a maximum has selected.
     """
 
     name: str
@@ -61,12 +71,16 @@ class Quantity:
     detail: str = ""
 
     def record(self) -> dict[str, Any]:
-        """As the records of a run have figures (`Estimate.record`), with the reason where there is none."""
+        """The figure as JSON (`Estimate.record`); without an estimate it has the reason."""
         return statistics.missing(self.reason) if self.estimate is None else self.estimate.record()
 
 
 def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
-    """The matrix of a work folder's evaluations/*.json. Raises UserError if there are none."""
+    """The matrix of a work folder, from its `evaluations/*.json`; arguments and errors also as in `build`.
+
+    Raises:
+      UserError: if the folder has no evaluations.
+    """
     paths = sorted(Path(workdir).glob("evaluations/*.json"))
     if not paths:
         raise UserError(f"{workdir} has no evaluations/*.json; run an experiment there first")
@@ -74,10 +88,15 @@ def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
 
 
 def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None = None) -> Matrix:
-    """The matrix of the records of evaluations/, one a stage (per-prompt rewards and accuracy).
+    """The matrix of evaluation records.
 
-    Rows are sorted by index; `stages`, if given, names those to keep. Raises UserError where a
-    domain's prompts differ in number between stages, since everything here is paired.
+    Args:
+      evaluations: the content of `evaluations/NN-stage.json` for each stage, in any order; rows are sorted by "index".
+      stages: names of the stages to keep; None keeps all.
+
+    Raises:
+      UserError: if the number of prompts of a domain differs between stages, because all differences are paired; or if
+        prompts of one evaluation differ in their number of samples.
     """
     records = sorted(evaluations, key=lambda r: r["index"])
     records = [r for r in records if stages is None or r["stage"] in stages]
@@ -88,7 +107,7 @@ def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None
 
 
 def resample(matrix: Matrix, rng: np.random.Generator) -> Matrix:
-    """The matrix of prompts drawn with replacement: one draw a domain, the same at every stage."""
+    """The matrix of prompts drawn with replacement. Each domain has one draw, which all stages share."""
     sizes = {d: row[d].shape[0] for row in matrix.rewards for d in row}
     rows = {d: rng.integers(0, n, n) for d, n in sizes.items()}
 
@@ -99,20 +118,20 @@ def resample(matrix: Matrix, rng: np.random.Generator) -> Matrix:
 
 
 def training_rows(matrix: Matrix) -> tuple[int, ...]:
-    """Rows of the training stages before any refresh, in order; the last is T."""
+    """Rows of the training stages, in order: plain stages before the first refresh. The last one is T."""
     refresh = [s for s, name in enumerate(matrix.stages) if name.startswith("refresh-")]
     end = min(refresh, default=len(matrix.stages))
     return tuple(s for s in range(end) if matrix.stages[s] in matrix.domains)
 
 
 def own_rows(matrix: Matrix) -> dict[str, int]:
-    """Row of each trained domain's own (last) stage, in the order of those rows."""
+    """{domain: row of its own stage}, in the order of the rows. Of several own stages the last one counts."""
     rows = {matrix.stages[s]: s for s in training_rows(matrix)}
     return dict(sorted(rows.items(), key=lambda item: item[1]))
 
 
 def own_row(matrix: Matrix, domain: str) -> int | None:
-    """Row of the domain's own (last) stage; None if no training stage bears its name."""
+    """Row of the domain's own (last) stage; None if no training stage has its name."""
     return own_rows(matrix).get(domain)
 
 
@@ -123,9 +142,9 @@ def path_rows(matrix: Matrix) -> list[int]:
 
 
 def trained_domain(stage: str, domains: Sequence[str]) -> str | None:
-    """The domain that `stage` is about: math for math, refresh-math and rollback-math-qa.
+    """The domain that a stage is about: math for math, refresh-math and rollback-math-qa; None for base and joint.
 
-    None for base and joint. Of several domains that fit, the longest name.
+    If several domains fit, the one with the longest name counts.
 
     >>> trained_domain("rollback-math-qa", ("math", "qa"))
     'math'
@@ -138,14 +157,24 @@ def trained_domain(stage: str, domains: Sequence[str]) -> str | None:
 
 
 def framed_cells(matrix: Matrix) -> list[tuple[int, int]]:
-    """(row, column) of the domain that each stage trained; a rollback or placebo trains none."""
+    """(row, column) of the domain that each stage trained. A rollback or a placebo trains none."""
     trained = [s for s in range(len(matrix.stages)) if not _untrained(matrix.stages[s])]
     named = [(s, trained_domain(matrix.stages[s], matrix.domains)) for s in trained]
     return [(s, matrix.domains.index(d)) for s, d in named if d is not None]
 
 
 def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
-    """S[row, domain] in points, Student t over prompts."""
+    """S[row, domain] in points, with Student's t over prompts.
+
+    Args:
+      matrix: the scores.
+      name: name of the resulting figure.
+      row: row of the stage.
+      domain: the domain.
+
+    Returns:
+      The figure, without an estimate if the domain was not evaluated after the stage.
+    """
     rewards_PG = matrix.rewards[row].get(domain)
     if rewards_PG is None:
         return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[row]}")
@@ -153,7 +182,19 @@ def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
 
 
 def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, detail: str = "") -> Quantity:
-    """S[row, domain] − S[minus, domain] in points, paired over prompts."""
+    """S[row, domain] − S[minus, domain] in points, with Student's t over paired prompts.
+
+    Args:
+      matrix: the scores.
+      name: name of the resulting figure.
+      domain: the domain.
+      row: row of the stage.
+      minus: row of the stage that is subtracted.
+      detail: detail of the resulting figure.
+
+    Returns:
+      The figure, without an estimate if the domain was not evaluated after one of the stages.
+    """
     for s in (row, minus):
         if domain not in matrix.rewards[s]:
             return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[s]}")
@@ -162,7 +203,7 @@ def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, det
 
 
 def average(name: str, terms: Sequence[Quantity]) -> Quantity:
-    """Plain average over domains; none where one of them is missing, with its reason."""
+    """The plain average over domains. If one domain has no estimate, the average has none, for the same reason."""
     missing = [q.reason for q in terms if q.estimate is None]
     if missing:
         return Quantity(name, None, missing[0])

@@ -1,17 +1,19 @@
-"""All ways to recover or prevent forgetting side by side, over one work folder a seed (definitions §2, §8 to §10).
+"""Compares all methods to recover or prevent forgetting, over one work folder per seed (definitions §2, §8 to §10).
 
-Rows are what was done: the plain sequence (θ_T), each refresh and rollback, each prevention (the last stage of its
-prefix, once it has reached the domain that the plain sequence ended with), the reversed order, joint training, merges.
-Columns are the average over domains, the score of the domain that lost most, the worst collateral, and what it took
-beyond the plain sequence in optimizer steps, FLOPs and seconds, from `costs/NN-stage.json`.
+Each row is a method: the plain sequence (θ_T), each refresh and rollback, each prevention, the reversed order, joint
+training, and merges. A prevention is the last stage of its prefix; it has a row if that stage trains the domain with
+which the plain sequence ended. Columns are the average over domains, the score of the domain that lost most, the worst
+collateral, and the cost beyond the plain sequence: optimizer steps, FLOPs and seconds, from `costs/NN-stage.json`.
 
 Choices where the definitions leave room:
-- The domain that lost most is that of the largest fall in the plain sequence, by the mean over seeds.
-- Collateral is that of `recovered`, against θ_T, for every row: of a refresh or rollback the largest drop of any domain
-  but the one it is about, of other rows that of any domain but the one that lost most; negative where all rose.
-- What was spent is that of all stages which led to the row's parameters, less the same of θ_T: a second refresh
-  after a first has both, a prevention what its stages cost more than the plain ones, a merge its solo stages for all.
-- Intervals are over seeds, as in `seeds`; of one seed scores have those over prompts, and costs none.
+- The domain that lost most is the one with the largest fall in the plain sequence, by the mean over seeds.
+- The collateral (`recovered.collateral`) compares every row with θ_T. It is the largest drop of any domain but one:
+  the recovered domain of a refresh or rollback, and the domain that lost most in other rows. It is negative if all
+  these domains rose.
+- The cost of a row is that of all stages that led to its parameters, minus that of all stages that led to θ_T. So a
+  refresh that starts from another refresh includes both, a prevention counts the difference between its stages and the
+  plain ones, and a merge includes all its solo stages.
+- Intervals are over seeds, as in `seeds`. With a single seed, scores have intervals over prompts and costs have none.
 """
 
 import dataclasses
@@ -50,7 +52,13 @@ Key = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One work folder: `stages` are those of its config, none where it has none; costs by stage name."""
+    """What the comparison needs from one work folder.
+
+    Attributes:
+      matrix: its scores.
+      stages: the stages of its config; empty if the folder has no config.
+      costs: the records of `costs/`, by stage name.
+    """
 
     matrix: Matrix
     stages: tuple[Stage, ...]
@@ -59,7 +67,13 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row: a cell for each of `SCORES` and `COSTS`; `worst` is the domain of the collateral in each seed."""
+    """One row of the comparison.
+
+    Attributes:
+      name: the stage, or `PLAIN`.
+      cells: a figure for each of `SCORES` and `COSTS`.
+      worst: the domain of the collateral in each seed.
+    """
 
     name: str
     cells: Mapping[str, Line]
@@ -68,14 +82,20 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class MethodsTable:
-    """The comparison; `focus` is the domain that lost most, None where none lost anything."""
+    """The comparison.
+
+    Attributes:
+      seeds: seed of each run.
+      focus: the domain that lost most; None if no domain lost anything.
+      rows: the methods.
+    """
 
     seeds: tuple[int | None, ...]
     focus: str | None
     rows: tuple[Method, ...]
 
     def table(self) -> Table:
-        """For the screen."""
+        """The comparison as a table for the screen."""
         seeds = ", ".join("?" if s is None else str(s) for s in self.seeds)
         title = f"methods, points: mean over seeds {seeds} ± 95 % half-width; cost beyond the plain sequence"
         table = Table(box=box.SIMPLE, title_justify="left", title=title)
@@ -91,7 +111,7 @@ class MethodsTable:
         return table
 
     def text(self, width: int = 120) -> str:
-        """The same as plain text, to be pasted."""
+        """The same table as plain text, at most `width` columns wide."""
         console = Console(file=io.StringIO(), width=width, color_system=None)
         console.print(self.table(), highlight=False)
         lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
@@ -107,7 +127,7 @@ class MethodsTable:
 
 
 def load(workdir: str | Path) -> Run:
-    """What a work folder holds. Raises UserError if it has no evaluations."""
+    """Reads a work folder. Raises UserError if it has no evaluations."""
     folder = WorkFolder(Path(workdir))
     matrix = matrices.load(workdir)
     configured = (folder.root / "config.json").exists()
@@ -117,13 +137,13 @@ def load(workdir: str | Path) -> Run:
 
 
 def compare(workdirs: Sequence[str | Path]) -> MethodsTable | None:
-    """The table of one work folder a seed; None where nothing but the plain sequence was done."""
+    """The comparison over one work folder per seed; None if only the plain sequence was run."""
     table = summarise([load(w) for w in workdirs])
     return table if len(table.rows) > 1 else None
 
 
 def summarise(runs: Sequence[Run]) -> MethodsTable:
-    """The table of runs of one experiment; rows are all that any of them has."""
+    """The comparison over runs of one experiment. A method has a row if any of the runs has it."""
     focus = most_lost([r.matrix for r in runs])
     found = [_figures(r, focus) for r in runs]
     rng = np.random.default_rng(0)
@@ -141,7 +161,7 @@ def summarise(runs: Sequence[Run]) -> MethodsTable:
 
 
 def most_lost(runs: Sequence[Matrix]) -> str | None:
-    """The domain with the largest mean fall from its peak in the plain sequence; None where no domain fell."""
+    """The domain with the largest mean fall over seeds in the plain sequence; None if no domain fell."""
     falls: dict[str, list[float]] = {}
     for m in runs:
         for domain in m.domains:
@@ -153,7 +173,7 @@ def most_lost(runs: Sequence[Matrix]) -> str | None:
 
 
 def rows_of(matrix: Matrix) -> dict[str, int]:
-    """Row of the matrix for each thing that was done."""
+    """{method: row of the score matrix that holds its scores}; empty if there is no training stage."""
     training = [matrix.stages[s] for s in matrices.training_rows(matrix)]
     if not training:
         return {}
@@ -177,9 +197,15 @@ def rows_of(matrix: Matrix) -> dict[str, int]:
 
 
 def spent(run: Run, stage: str, what: str) -> float | None:
-    """Steps, FLOPs or seconds of all stages that led to a stage's parameters, less those that led to θ_T.
+    """The cost of all stages that led to a stage's parameters, minus that of all stages that led to θ_T.
 
-    None where a cost that matters is not on record.
+    Args:
+      run: the work folder.
+      stage: name of the stage.
+      what: one of `COSTS`: "steps", "flops" or "seconds".
+
+    Returns:
+      The difference; None if a cost that does not cancel is not on record.
     """
     training = matrices.training_rows(run.matrix)
     if not training or not run.stages:
@@ -199,7 +225,7 @@ def _led_to(stages: Sequence[Stage], name: str) -> set[str]:
 
 
 def _figures(run: Run, focus: str | None) -> dict[Key, Quantity]:
-    """Every figure that the run has, by row and column."""
+    """{(row, column): figure} of the comparison for one run."""
     m, found = run.matrix, {}
     rows = rows_of(m)
     for name, s in rows.items():
@@ -221,7 +247,7 @@ def _figures(run: Run, focus: str | None) -> dict[Key, Quantity]:
 def _over(
     key: Key, found: Sequence[Mapping[Key, Quantity]], replicates: Sequence[Sequence[Mapping[Key, Quantity]]]
 ) -> Line:
-    """A cell over seeds, on those that have it."""
+    """A cell over the seeds that have an estimate for it."""
     name = f"{key[1]} of {key[0]}"
     estimates = [f[key].estimate if key in f else None for f in found]
     per_seed = tuple(None if e is None else e.value for e in estimates)
@@ -243,7 +269,7 @@ def _over(
 
 
 def _in_order(names: set[str]) -> list[str]:
-    """The plain sequence, refreshes, rollbacks, preventions, other ways to train, merges."""
+    """Sorts rows: the plain sequence, refreshes, rollbacks, preventions, other ways to train, merges."""
     prefixes = [PLAIN, *RECOVERY, *METHODS, "joint", "reversed", *WHOLE[1:]]
     return sorted(names, key=lambda n: (prefixes.index(n if n in prefixes else n.partition("-")[0]), n))
 

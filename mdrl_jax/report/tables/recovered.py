@@ -1,11 +1,11 @@
-"""What a refresh or rollback won back, and what it cost the other domains (definitions §2).
+"""The gain of a refresh or rollback, and its cost for the other domains (definitions §2).
 
 Choices where definitions §2 leaves room:
-- "Before" is the last plain stage that precedes the recovery stage; the peak is the domain's last
-  own stage up to there.
-- A score that rose since its peak leaves nothing to recover: its fraction is undefined too.
-- The interval of the collateral is the paired one of the domain that dropped most: it does not pay
-  for the choice.
+- "Before" is the last plain stage that precedes the recovery stage. The peak is the domain's last own stage up to
+  there.
+- If a score rose since its peak, there is nothing to recover, so the fraction is undefined.
+- The interval of the collateral is the paired one of the domain that dropped most. It does not account for the
+  selection by the maximum.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,14 @@ from mdrl_jax.stats import estimate
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a refresh or rollback stage won back of `domain`, and what it cost the others (points;
-    drop positive); `loss` is what there was to win back.
+    """The gain and the cost of one refresh or rollback stage.
+
+    Attributes:
+      stage, domain: the stage, and the domain that it recovers.
+      loss: S_peak − S_before of the domain, in points: what there was to recover.
+      gain: S_after − S_before of the domain, in points.
+      fraction: gain / loss.
+      collateral: the largest drop of any other domain, in points.
     """
 
     stage: str
@@ -31,14 +37,16 @@ class Recovery:
 
 
 def recoveries(matrix: Matrix) -> list[Recovery]:
-    """One for each `refresh-*` and `rollback-*` row, in order."""
+    """The recovery of each `refresh-*` and `rollback-*` row, in order."""
     rows = [s for s, name in enumerate(matrix.stages) if name.startswith(("refresh-", "rollback-"))]
     return [r for r in (_recovery(matrix, s) for s in rows) if r is not None]
 
 
 def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
-    """(S_after − S_before, S_peak − S_before) of a recovery stage: the two sides of its fraction,
-    in points.
+    """Numerator and denominator of the recovery fraction of a stage.
+
+    Returns:
+      (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown.
     """
     after = matrix.stages.index(stage)
     domain = trained_domain(stage, matrix.domains)
@@ -52,7 +60,7 @@ def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
 
 
 def _ends(matrix: Matrix, domain: str, after: int) -> tuple[int, int] | None:
-    """Rows of the peak and of the checkpoint that the recovery stage in row `after` starts from."""
+    """Rows of the peak and of "before" for the recovery stage in row `after`; None if no stage trained the domain."""
     plain = [s for s in range(after) if matrix.stages[s] in matrix.domains]
     own = [s for s in plain if matrix.stages[s] == domain]
     return (own[-1], plain[-1]) if own else None
@@ -79,7 +87,7 @@ def _recovery(matrix: Matrix, after: int) -> Recovery | None:
 
 
 def _fraction(matrix: Matrix, name: str, domain: str, top: int, before: int, after: int) -> Quantity:
-    """(S_after − S_before) / (S_peak − S_before), Fieller interval from the paired prompts."""
+    """(S_after − S_before) / (S_peak − S_before), with a Fieller interval over paired prompts."""
     if top == before:
         return Quantity(name, None, f"undefined: {domain} was trained last, so nothing was lost")
     loss = difference(matrix, name, domain, top, before)
@@ -95,8 +103,16 @@ def _fraction(matrix: Matrix, name: str, domain: str, top: int, before: int, aft
 
 
 def collateral(matrix: Matrix, name: str, domain: str, before: int, after: int) -> Quantity:
-    """The largest drop of any other domain over the recovery stage; negative where every other
-    domain rose.
+    """The largest drop of any other domain between two rows; negative if every other domain rose.
+
+    Args:
+      matrix: the scores.
+      name: name of the resulting figure.
+      domain: the domain that does not count.
+      before, after: the two rows.
+
+    Returns:
+      The drop in points, paired over prompts, with the domain that dropped most as its `detail`.
     """
     drops = [
         difference(matrix, name, d, before, after, d)

@@ -1,4 +1,4 @@
-"""Scores as they are recorded, from evaluations."""
+"""The rows of `scores.jsonl`, from the record of an evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,14 @@ from mdrl_jax.stats.estimate import clustered_mean
 
 
 def score_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of `scores.jsonl`, in points, of what `evaluations/NN-stage.json` holds."""
+    """The scores of one stage.
+
+    Args:
+      evaluation: the content of `evaluations/NN-stage.json`.
+
+    Returns:
+      A row of `scores.jsonl` for each domain; scores, accuracies and their standard errors are in points.
+    """
     rows = []
     for domain, rewards in evaluation["rewards"].items():
         mean, stderr = clustered_mean(np.asarray(rewards))

@@ -1,11 +1,11 @@
-"""One experiment over several seeds: every figure of the matrix with its interval over seeds.
+"""One experiment over several seeds: every figure of the score matrix with its interval over seeds (definitions §12).
 
-Under eight seeds the unit is the seed mean with Student's t; from eight on seeds are drawn with
-replacement, then prompts within each (definitions §12). A figure that some seed cannot give rests
-on the seeds that can, and says how many. Collateral and forgetting are each seed's own maximum.
+With fewer than eight seeds the interval is Student's t over the figures of the seeds. From eight seeds on it is a
+bootstrap that draws seeds with replacement, then prompts within each. If a seed cannot give a figure, the figure rests
+on the other seeds, and its `n` says how many. Collateral and forgetting are each seed's own maximum.
 
-The recovery fraction over seeds is the ratio of the seed means, Fieller interval with the seed as
-the unit **[chosen]**: a seed that lost nothing has no fraction of its own but still counts.
+The recovery fraction over seeds is the ratio of the seed means, with a Fieller interval whose unit is the seed
+**[chosen]**. So a seed that lost nothing still counts, although it has no fraction of its own.
 """
 
 import math
@@ -31,7 +31,14 @@ Figures = dict[Key, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A figure over seeds. `per_seed` is in the order of the seeds, None where a seed has none."""
+    """A figure over seeds.
+
+    Attributes:
+      name: as in definitions §2.
+      estimate: the figure with its interval over seeds, or None.
+      per_seed: the figure of each seed, in the order of the seeds; None if a seed has none.
+      reason: why there is no estimate.
+    """
 
     name: str
     estimate: Estimate | None
@@ -39,14 +46,21 @@ class Line:
     reason: str = ""
 
     def record(self) -> dict[str, Any]:
-        """As a figure of a run's records, with that of each seed."""
+        """The figure as JSON (`Estimate.record`), with the figures of the seeds under "per_seed"."""
         figure = statistics.missing(self.reason) if self.estimate is None else self.estimate.record()
         return figure | {"per_seed": list(self.per_seed), "reason": self.reason}
 
 
 @dataclass(frozen=True)
 class SeedTable:
-    """Means over seeds: `scores[stage, domain]`, and the figures of `transfer.quantities`."""
+    """The figures of an experiment over seeds.
+
+    Attributes:
+      seeds: seed of each run; None if its records do not say.
+      stages, domains: all that any run has.
+      scores: the score of each (stage, domain).
+      lines: the figures of `transfer.quantities`.
+    """
 
     seeds: tuple[int | None, ...]
     stages: tuple[str, ...]
@@ -55,7 +69,7 @@ class SeedTable:
     lines: tuple[Line, ...]
 
     def text(self) -> str:
-        """A plain table that can be pasted into a docstring; half-widths are 95 % over seeds."""
+        """A plain-text table. The half-widths in it are those of 95 % intervals over seeds."""
         return "\n".join([*_score_lines(self), "", *_figure_lines(self)]) + "\n"
 
     def record(self) -> dict[str, Any]:
@@ -66,18 +80,26 @@ class SeedTable:
 
 
 def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
-    """The table of one work folder a seed; UserError if there is none or a seed comes twice."""
+    """The table over work folders, one for each seed.
+
+    Raises:
+      UserError: if there is no work folder, if one has no evaluations, or if two have the same seed.
+    """
     if not workdirs:
         raise UserError("seeds needs at least one work folder")
     return summarise([matrices.load(w) for w in workdirs])
 
 
 def summarise(runs: Sequence[Matrix]) -> SeedTable:
-    """The table of one matrix a seed; rows and columns are all that any seed has."""
+    """The table over score matrices, one for each seed. It has every stage and domain that any seed has.
+
+    Raises:
+      UserError: if two matrices have the same seed.
+    """
     seeds = tuple(m.seed for m in runs)
     known = [s for s in seeds if s is not None]
     if len(set(known)) < len(known):
-        raise UserError(f"two of the work folders have the same seed ({known}): give one a seed")
+        raise UserError(f"two of the work folders have the same seed ({known}); give one work folder for each seed")
     stages = tuple(dict.fromkeys(s for m in runs for s in m.stages))
     domains = tuple(dict.fromkeys(d for m in runs for d in m.domains))
     found = [_figures(m) for m in runs]
@@ -95,7 +117,7 @@ def summarise(runs: Sequence[Matrix]) -> SeedTable:
 
 
 def _figures(m: Matrix) -> Figures:
-    """Every score, by (stage, domain), and every figure, by name, that the run has."""
+    """All figures that the run has: scores by (stage, domain), other figures by name."""
     cells = {(s, d): m.score_SD[i, j] for i, s in enumerate(m.stages) for j, d in enumerate(m.domains)}
     named = {q.name: q.estimate.value for q in quantities(m) if q.estimate is not None}
     return {k: float(v) for k, v in cells.items() if math.isfinite(v)} | named

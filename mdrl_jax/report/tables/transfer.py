@@ -1,8 +1,8 @@
-"""What the stages did to each other's domains: transfer and forgetting (definitions §2).
+"""Transfer and forgetting: the effects of the stages on each other's domains (definitions §2).
 
-Pure functions of the score matrix; every difference is paired over prompts, in points.
-Forgetting includes the base model in its max **[chosen]**, never the stage T itself. Its interval
-is the paired one at the stage that the max has chosen: it does not pay for the choice.
+All functions are pure functions of the score matrix. Every difference is paired over prompts and in points. The maximum
+in forgetting includes the base model **[chosen]** but never the stage T itself. The interval of forgetting is the
+paired one at the stage that the maximum has selected; it does not account for this selection.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ from mdrl_jax.report.tables.recovered import recoveries
 
 
 def quantities(matrix: Matrix) -> list[Quantity]:
-    """Every figure that a run with these stages should give; names are unique for unique stages."""
+    """Every figure that a run with these stages should give. If the stages have unique names, so have the figures."""
     own = own_rows(matrix)
     found = [f(matrix, d) for d in own for f in (lift, peak)]
     found += [f(matrix, d) for d in list(own)[:-1] for f in (fall, forgetting)]
@@ -44,9 +44,7 @@ def peak(matrix: Matrix, domain: str) -> Quantity:
 
 
 def lift(matrix: Matrix, domain: str) -> Quantity:
-    """S[i, i] − S[i−1, i]: what the domain gained in its own stage over the stage before it (or the
-    base).
-    """
+    """S[i, i] − S[i−1, i]: the gain of the domain in its own stage over the stage before it, or over the base."""
     name, row = f"lift {domain}", own_row(matrix, domain)
     if row is None:
         return Quantity(name, None, f"no stage trains {domain}")
@@ -57,7 +55,7 @@ def lift(matrix: Matrix, domain: str) -> Quantity:
 
 
 def fall(matrix: Matrix, domain: str) -> Quantity:
-    """S[j, j] − S[T, j]: the damage of the later stages to a domain; positive is harm."""
+    """S[j, j] − S[T, j]: the damage that the later stages do to a domain; positive is harm."""
     name, row = f"fall {domain}", own_row(matrix, domain)
     if row is None:
         return Quantity(name, None, f"no stage trains {domain}")
@@ -76,9 +74,7 @@ def backward_transfer(matrix: Matrix) -> Quantity:
 
 
 def forward_transfer(matrix: Matrix) -> Quantity:
-    """FWT = mean over i ≥ 2 of S[i−1, i] − S[0, i] (GEM, arXiv 1706.08840): what a domain gains
-    before its stage.
-    """
+    """FWT = mean over i ≥ 2 of S[i−1, i] − S[0, i] (GEM, arXiv 1706.08840): the gain of a domain before its stage."""
     rows = training_rows(matrix)
     if len({matrix.stages[s] for s in rows}) < 2:
         return Quantity("FWT", None, "needs two training stages")
@@ -90,10 +86,9 @@ def forward_transfer(matrix: Matrix) -> Quantity:
 
 
 def forgetting(matrix: Matrix, domain: str) -> Quantity:
-    """f_j = max over l < T of S[l, j], less S[T, j]; for j trained before T. The final stage is
-    never in the max.
+    """f_j = max over l < T of S[l, j], minus S[T, j], for a domain j trained before T.
 
-    Biased up by about one standard error, being a max of noisy scores: `fall` is the figure to
+    It is biased up by about one standard error, because it takes the maximum of noisy scores. `fall` is the figure to
     quote.
     """
     name, row, rows = f"forgetting {domain}", own_row(matrix, domain), training_rows(matrix)
@@ -117,9 +112,7 @@ def mean_forgetting(matrix: Matrix) -> Quantity:
 
 
 def intransigence(matrix: Matrix, domain: str) -> Quantity:
-    """I_k = S_joint[k] − S[k, k] (Chaudhry et al., arXiv 1801.10112): what joint training has over
-    the own stage.
-    """
+    """I_k = S_joint[k] − S[k, k] (Chaudhry et al., arXiv 1801.10112): the lead of joint training over the own stage."""
     name, row = f"intransigence {domain}", own_row(matrix, domain)
     if row is None:
         return Quantity(name, None, f"no stage trains {domain}")

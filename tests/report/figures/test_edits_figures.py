@@ -97,7 +97,7 @@ def test_a_record_without_bf16_counts_shows_the_others_and_says_so(tmp_path: Pat
     made = edits.histogram(write(tmp_path, content))
     whole(made)
     assert {r["values"] for r in made.rows} == {"fp32"}
-    assert "did not count them after a bf16 cast" in made.caption
+    assert "did not count entries after a bf16 cast" in made.caption
     assert "bf16" not in edits.histogram(write(tmp_path, record())).caption
 
 

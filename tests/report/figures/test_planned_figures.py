@@ -143,7 +143,7 @@ def test_orders_are_ranked_and_those_run_have_what_was_measured(tmp_path: Path):
     first = reward.rows[0]
     assert (first["forecast"], first["forecast_low"], first["measured"], first["measured_high"]) == (1, 0.5, 7, 8)
     assert [r["rank"] for r in reward.rows if r["state"] == "was run"] == [1, 4]
-    assert "lost 7.0 [6.0, 8.0] points" in texts(spec) and "is not known: 3 pairs are too few" in reward.caption
+    assert "lost 7.0 [6.0, 8.0] points" in texts(spec) and "not known (3 pairs are too few" in reward.caption
     # Measured damage is in points: no diamond among forecasts in nats.
     diamonds = [json.dumps(f.spec()).count('"shape": "diamond"') for f in (reward, nll)]
     assert diamonds == [1, 0] and "lost 7.0" in texts(check(nll))
@@ -163,7 +163,7 @@ def test_domains_left_out_are_named_and_objectives_without_a_forecast_left(tmp_p
     blind = orders(("a", "b"), "nats", "no domain's expansion is measurable")
     (made,) = planned.orders(write(tmp_path, "orders", {"reward": record, "success_nll": blind}))
     assert "Not in the forecast: b, all rewards are equal." in made.caption
-    with pytest.raises(Absent, match="no order could be foretold: no domain's expansion is measurable"):
+    with pytest.raises(Absent, match="no order has a forecast: no domain's expansion is measurable"):
         planned.orders(write(tmp_path, "orders", {"reward": blind}))
 
 

@@ -112,9 +112,10 @@ def test_what_c7_judges_is_shown_against_0(tmp_path: Path):
     assert made.name == "rollback-sums-songs-controls"
     assert [tuple(r.values()) for r in made.rows] == [("random", 1.0, 3.0, 2.0, 4.0), ("odd", 6.0, -2.0, -3.0, -1.0)]
     assert [r for r in drawn(spec) if "zero" in r] == [{"zero": 0.0}]
-    assert "wins 4.0 [3.0, 5.0] points of sums and costs 2.0 [1.0, 3.0] of songs" in made.caption
+    assert "gains 4.0 [3.0, 5.0] points of sums and costs 2.0 [1.0, 3.0] of songs" in made.caption
     assert "recovery fraction 0.60 [0.50, 0.70]" in made.caption
-    assert "40 random sets of its size won 0.0 points" in made.caption and "−0.5 to 1.0; p = 0.024" in made.caption
+    assert "40 random sets of the same size gained 0.0 points" in made.caption
+    assert "−0.5 to 1.0; p = 0.024" in made.caption
 
 
 def test_shares_are_those_taken_and_at_full_strength(tmp_path: Path):

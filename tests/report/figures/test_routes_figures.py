@@ -82,7 +82,7 @@ def test_effects_and_transfer_in_points(records: Records):
     found = [(r["pair"], r["where"], r["estimate"], r["transfer"]) for r in made.rows]
     assert found == [
         ("math after qa2", "on the shared route", 1.0, -20.0),
-        ("math after qa2", "off it", 2.0, -20.0),
+        ("math after qa2", "outside the shared route", 2.0, -20.0),
     ]
     row = made.rows[0]
     assert (row["low"], row["high"]) == pytest.approx((0.9, 1.1))
@@ -104,7 +104,7 @@ def test_cosines_of_edits_on_the_shared_route_and_off_it(records: Records):
     whole(made)
     assert [(r["pair"], r["where"], r["estimate"], r["neurons"], r["null_high"]) for r in made.rows] == [
         ("math – qa", "on the shared route", -0.4, 3, 0.08),
-        ("math – qa", "off it", 0.1, 3, None),
+        ("math – qa", "outside the shared route", 0.1, 3, None),
     ]
 
 
