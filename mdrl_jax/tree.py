@@ -1,6 +1,8 @@
-"""Vector arithmetic on pytrees that stay pytrees: sums over leaves are all-reduces, never gathers.
+"""Vector arithmetic on trees of parameters, and the names of the tensors in them.
 
-Products are accumulated in float32 whatever the leaves are kept in.
+A tree is never flattened into one long vector. On a mesh, a sum over its entries is therefore an all-reduce of scalars,
+and no leaf is gathered. Inner products are computed in float32 whatever the dtype of the leaves, or in float64 if the
+leaves are float64.
 """
 
 import functools
@@ -12,13 +14,13 @@ import jax.numpy as jnp
 
 
 def vdot(a: Any, b: Any) -> jax.Array:
-    """⟨a, b⟩ over all leaves, a float scalar."""
+    """The inner product ⟨a, b⟩ over all leaves, a scalar; float32, or float64 if the leaves are."""
     parts = jax.tree.map(lambda x, y: jnp.sum(_wide(x) * _wide(y)), a, b)
     return functools.reduce(jnp.add, jax.tree.leaves(parts), jnp.float32(0))
 
 
 def norm(a: Any) -> jax.Array:
-    """‖a‖₂ over all leaves."""
+    """The norm ‖a‖₂ over all leaves, a scalar."""
     return jnp.sqrt(vdot(a, a))
 
 
@@ -33,45 +35,52 @@ def sub(a: Any, b: Any) -> Any:
 
 
 def scale(alpha: Any, x: Any) -> Any:
-    """alpha · x, each leaf in its own dtype."""
+    """alpha · x; each leaf keeps its dtype."""
     return jax.tree.map(lambda leaf: (alpha * leaf).astype(leaf.dtype), x)
 
 
 def axpy(alpha: Any, x: Any, y: Any) -> Any:
-    """alpha · x + y."""
+    """alpha · x + y, for a scalar alpha; each leaf has the dtype of y's leaf."""
     return jax.tree.map(lambda a, b: (alpha * a + b).astype(b.dtype), x, y)
 
 
 def zeros_like(a: Any) -> Any:
-    """The zero vector of a's space."""
+    """A tree of zeros with the shapes and dtypes of a's leaves."""
     return jax.tree.map(jnp.zeros_like, a)
 
 
 def path(keys: Any) -> str:
-    """`layers/gate/kernel` for a leaf's key path."""
+    """The path of a leaf as text, such as `layers/gate/kernel`, from its key path in JAX."""
     return "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys)
 
 
 def is_stacked(name: str) -> bool:
-    """Whether a parameter's leading axis counts layers."""
+    """Whether the leading axis of the parameter at this path is the axis of layers."""
     return name.startswith("layers/")
 
 
 def kind(name: str) -> str:
-    """The kind of tensor at a leaf path: `gate` of `layers/gate/kernel`, `q_bias` of `layers/q/bias`."""
+    """The kind of the tensor at a path: `gate` for `layers/gate/kernel`, `q_bias` for `layers/q/bias`."""
     stem, _, last = name.removeprefix("layers/").partition("/")
     return f"{stem}_bias" if last == "bias" else stem
 
 
 def label(name: str, layer: int | None) -> str:
-    """`layers/gate/kernel[2]`, or the path itself of a leaf that is not stacked by layer."""
+    """The name of one tensor: `layers/gate/kernel[2]` for layer 2, or the path alone if `layer` is None."""
     return name if layer is None else f"{name}[{layer}]"
 
 
 def per_tensor(function: Callable[..., jax.Array], *trees: Any) -> dict[str, jax.Array]:
-    """`function` of each tensor of the trees, by leaf path: [L] for leaves stacked by layer, [1] for others.
+    """Computes one number for each tensor.
 
-    A tensor is one layer's slice of a stacked leaf (definitions §4); `function` maps such slices to a scalar.
+    A tensor is one layer's slice of a leaf that is stacked by layer, or the whole leaf otherwise (definitions §4).
+
+    Args:
+      function: maps one tensor of each tree to a scalar.
+      *trees: trees of one structure.
+
+    Returns:
+      path of a leaf -> the numbers of its tensors: [L] for leaves that are stacked by layer, [1] for others.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(trees[0])
     others = [jax.tree.leaves(t) for t in trees[1:]]
@@ -88,5 +97,5 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def changed(x: jax.Array, change: jax.Array) -> jax.Array:
-    """x + change in x's dtype; x itself, −0 too, where the change is 0."""
+    """x + change, in x's dtype; where the change is 0, x stays as it is bit for bit (−0 + 0 would be +0)."""
     return jnp.where(change == 0, x, (x.astype(change.dtype) + change).astype(x.dtype))

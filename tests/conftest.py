@@ -1,4 +1,8 @@
-"""Set-up of every test, before JAX starts: eight CPU devices, and no implicit rank promotion."""
+"""Set-up and fixtures of all tests.
+
+JAX gets eight CPU devices, so that shardings can be tested on any machine, and refuses implicit rank promotion. Both
+are set before any test module imports the package.
+"""
 
 import collections
 import contextlib
@@ -10,7 +14,7 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402  (after the platform is chosen)
+import jax  # noqa: E402  (imported after the platform is chosen)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,20 +30,24 @@ from mdrl_jax.parallel.sharding import MeshConfig, make_mesh  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps xdist from its own order of files, by which those of few tests come last."""
+    """Keeps xdist from sorting the files by their number of tests; `pytest_collection_modifyitems` orders them."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of few tests first: they are the long ones (whole runs, several processes), and one core would wait."""
+    """Starts files with few tests first.
+
+    Their tests take longest (whole runs, several processes). If they came last, one core would work on them while the
+    others are idle.
+    """
     tests = collections.Counter(item.path for item in items)
     items.sort(key=lambda item: tests[item.path])
 
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-# At head_dim 8 the scaling's three branches (kept, mixed, divided) each meet a frequency.
+# With head_dim 8, RoPE scaling keeps one frequency, interpolates another and divides a third: every branch is tested.
 LLAMA = ModelConfig(
     family="llama",
     vocab_size=96,
@@ -67,7 +75,7 @@ TINY_CONFIGS = {
 
 @dataclasses.dataclass(frozen=True)
 class TinyModel:
-    """A small random model; float32 parameters on a mesh of one device."""
+    """A small model with random float32 parameters on a mesh of one device."""
 
     config: ModelConfig
     model: Decoder
@@ -77,15 +85,15 @@ class TinyModel:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of models and data beside the repository."""
+    """The folder of models and data beside the repository; tests that need it are skipped without it."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the models and data in {SHARED}, which is absent")
     return SHARED
 
 
 def noisy(params: Any, seed: int = 1) -> Any:
-    """Parameters moved far enough that every one of them (biases, norms) matters to the logits."""
-    rng = np.random.default_rng(seed)  # on the host: a program for each shape would take seconds to compile
+    """Adds noise to all parameters, so that each of them (biases and norms too) has an effect on the logits."""
+    rng = np.random.default_rng(seed)  # on the host, because JAX would compile a program for each shape
 
     def move(x: jax.Array) -> jax.Array:
         return jax.device_put(np.asarray(x) + 0.15 * rng.normal(size=x.shape).astype(np.float32), x.sharding)
@@ -95,7 +103,7 @@ def noisy(params: Any, seed: int = 1) -> Any:
 
 @contextlib.contextmanager
 def compiling_fast() -> Iterator[None]:
-    """XLA compiles in half the time, to slower code."""
+    """Within it, XLA compiles in half the time, but to slower code."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -103,14 +111,17 @@ def compiling_fast() -> Iterator[None]:
 
 @pytest.fixture
 def fast_compile() -> Iterator[None]:
-    """For tests whose programs are many and tiny."""
+    """Fast compilation, for tests with many tiny programs."""
     with compiling_fast():
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_models() -> dict[str, TinyModel]:
-    """One `TinyModel` a family: Llama with scaled RoPE and untied, Qwen2 with biases and tied, Qwen3 with qk-norm."""
+    """One `TinyModel` per family.
+
+    Llama has scaled RoPE and an untied embedding, Qwen2 has biases and a tied embedding, Qwen3 has qk-norm.
+    """
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     made = {}
     for family, config in TINY_CONFIGS.items():
@@ -129,5 +140,5 @@ def tiny(request: pytest.FixtureRequest, tiny_models: dict[str, TinyModel]) -> T
 
 @pytest.fixture(scope="session")
 def mesh8() -> Mesh:
-    """Eight devices, every kind of parallelism at once."""
+    """A mesh of eight devices with data, fsdp and tensor parallelism at once."""
     return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))

@@ -1,14 +1,19 @@
-"""Kills a run at random moments and starts it again until it ends: as the undisturbed run does, bit for bit.
+"""Kills a run at random moments, starts it again until it ends, and compares it with an undisturbed run bit for bit.
 
     python tests/kills.py --kills=100 --seed=0
 
-Each kill is SIGKILL to the whole process group, at a moment of one of these kinds: some time after the command was
-started, or after it began to work; while a checkpoint is written (its temporary folder is there); while a record is
-written (its temporary file is there). A run that has ended is compared with the undisturbed one, and another one takes
-the kills that are left. Compared are the parameters of every stage, scores, evaluations, samples, what analysis and
-recovery found but for its seconds, and what TensorBoard shows of the training.
+Each kill sends SIGKILL to the whole process group, after a random time. The time begins at one of these moments:
 
-The exit status is 0 if all runs ended the same.
+- start: when the command is started.
+- work: when the run has begun to work.
+- save: as work; then the kill waits until a checkpoint is being written (its temporary folder exists).
+- record: as work; then the kill waits until a record is being written (its temporary file exists).
+
+If a run ends before all kills are made, the remaining kills are made on a new run. The comparison covers the parameters
+of every stage, scores, evaluations, samples, records of analysis and recovery except their seconds, and the scalars of
+TensorBoard.
+
+The exit status is 0 if no run differs from the undisturbed one.
 """
 
 import argparse
@@ -56,12 +61,12 @@ RECORDS = (".", "evaluations", "samples", "costs", "recovery", "analysis", "anal
 
 
 class Runs:
-    """Runs of one config, which share a cache of compiled programs so that a restart is quick."""
+    """Runs of one config; they share a cache of compiled programs, so that a restart is quick."""
 
     def __init__(self, folder: Path, config: str = CONFIG, *flags: str):
         self.folder, self.flags = folder, flags
         (folder / "config.py").write_text(config)
-        # One device: the processes stand for a user's machine, not for a test's eight.
+        # One device, as on a user's machine, instead of the tests' eight.
         self.environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "1",
@@ -71,7 +76,7 @@ class Runs:
         }
 
     def start(self, name: str, *more: str) -> subprocess.Popen[str]:
-        """The command, in a process group of its own; what it says goes to `NAME.out`."""
+        """Starts the command in a process group of its own; its output goes to `NAME.out`."""
         flags = [f"--config={self.folder / 'config.py'}", f"--workdir={self.folder / name}", *self.flags, *more]
         with open(self.folder / f"{name}.out", "a") as out:
             return subprocess.Popen(
@@ -85,16 +90,27 @@ class Runs:
             )
 
     def end(self, name: str, process: subprocess.Popen[str]) -> None:
-        """Waits; raises RuntimeError with what the command said if it failed."""
+        """Waits until the command ends.
+
+        Raises:
+          RuntimeError: if it failed; the message has the end of its output.
+        """
         if process.wait():
             said = (self.folder / f"{name}.out").read_text().strip().splitlines()[-20:]
             raise RuntimeError(f"exit status {process.returncode}: " + "\n".join(said))
 
     def killed(self, name: str, kind: str, seconds: float, saved: int = 0) -> bool:
-        """Starts the command and kills it at a moment of this kind; whether it came to that before the run ended.
+        """Starts the command and kills it.
 
-        The time begins with the process or, of other kinds than "start", with its work, after `saved` steps whose
-        checkpoints it has finished.
+        Args:
+          name: name of the run; a run that was killed before continues.
+          kind: the moment of the kill, one of `KINDS`; the module docstring explains them.
+          seconds: time to wait, after the start of the process if the kind is "start", otherwise after it has begun to
+            work and has written the checkpoints of `saved` more steps.
+          saved: number of these steps.
+
+        Returns:
+          True if it was killed, False if it ended before.
         """
         workdir = self.folder / name
         log = workdir / "log.txt"
@@ -120,22 +136,26 @@ class Runs:
 
 
 def descendants(pid: int) -> list[int]:
-    """The children of a process and theirs: reward workers, which lie in sessions of their own, and what they run."""
+    """All descendants of a process, by their ids.
+
+    They include reward workers and their children, which a signal to the process group does not reach, because each
+    worker is in a session of its own.
+    """
     found = [pid]
     for known in found:
         for task in Path(f"/proc/{known}/task").glob("*/children"):
             try:
                 found += map(int, task.read_text().split())
             except OSError:
-                pass  # it has just ended
+                pass  # the process has just ended
     return found[1:]
 
 
 def assert_gone(pids: list[int]) -> None:
-    """No process is left after some seconds: workers see that their pipes are closed."""
+    """Checks that all these processes end within 20 seconds. Workers end because their pipes are closed."""
 
     def alive(pid: int) -> bool:
-        try:  # a killed process stays as a zombie where nobody waits for orphans
+        try:  # a killed process stays as a zombie on systems where no process reaps orphans
             return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
         except OSError:
             return False
@@ -147,7 +167,7 @@ def assert_gone(pids: list[int]) -> None:
 
 
 def _saved(workdir: Path) -> int:
-    """Steps up to the newest checkpoint of each stage."""
+    """Number of steps up to the newest checkpoint of each stage, summed over stages."""
     found: dict[Path, int] = {}
     for p in workdir.glob("checkpoints/*/*"):
         if p.name.isdigit():
@@ -175,11 +195,11 @@ def _until(process: subprocess.Popen[str], reached: Any) -> None:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two finished work folders; [] if nothing does."""
+    """Names of the results that differ between two finished work folders; empty if none does."""
     import jax
     import numpy as np
 
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # that steps were done again is no news
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would warn that steps were logged twice
     from mdrl_jax.commands.loaded import load_stage
 
     found = []
@@ -222,7 +242,15 @@ def _content(file: Path) -> Any:
 
 
 def _shown(workdir: Path, name: str) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a stage's training, or of all scores, but for seconds."""
+    """The scalars in a folder of event files, except times.
+
+    Args:
+      workdir: the work folder.
+      name: name of the folder in `tensorboard/`: that of a stage, or "scores".
+
+    Returns:
+      tag -> (step, value) of each point; empty if there is no such folder.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not (workdir / "tensorboard" / name).exists():
@@ -237,7 +265,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=12.0, help="longest time before a kill")
+    parser.add_argument("--seconds", type=float, default=12.0, help="longest time before a kill, in seconds")
     given = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     rng = random.Random(given.seed)
@@ -256,14 +284,14 @@ def main() -> int:
                 kills += not ended
                 log = Path(folder) / f"run-{number}" / "log.txt"
                 last = log.read_text().strip().splitlines()[-1:] if log.exists() else []
-                what = "ended before it" if ended else f"kill {kills}"
+                what = "ended before the kill" if ended else f"kill {kills}"
                 print(f"run {number}: {what}, {kind} {seconds:.1f} s; log: {(last or [''])[0][:80]}", flush=True)
             if not ended:
                 runs.end(f"run-{number}", runs.start(f"run-{number}"))
             different = differences(Path(folder) / "whole", Path(folder) / f"run-{number}")
-            print(f"run {number}: {'; '.join(different) or 'as the undisturbed one, bit for bit'}", flush=True)
+            print(f"run {number}: {'; '.join(different) or 'equal to the undisturbed run, bit for bit'}", flush=True)
             wrong += different
-    print(f"{kills} kills of {number} runs; {len(wrong)} differences")
+    print(f"{kills} kills in {number} runs; {len(wrong)} differences")
     return 1 if wrong else 0
 
 

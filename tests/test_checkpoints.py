@@ -1,4 +1,7 @@
-"""Checkpoints: bit-exact onto any mesh, written while the run goes on, and never read where they are damaged."""
+"""Tests of checkpoints.
+
+They are restored bit by bit onto any mesh, written while the run continues, and not used if they are damaged.
+"""
 
 import shutil
 import time
@@ -41,7 +44,7 @@ is_tuple = lambda x: isinstance(x, tuple)  # noqa: E731
 
 
 def mesh_of(*sizes: int) -> Mesh:
-    """A mesh over as many of the devices as it takes."""
+    """A mesh of these sizes over the first devices."""
     return make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
 
 
@@ -51,13 +54,13 @@ def shapes() -> Any:
 
 
 def shardings(mesh: Mesh) -> TrainState:
-    """Where a state lies on a mesh."""
+    """Shardings of a state on a mesh."""
     placed = jax.tree.map(lambda axes: named(mesh, *axes), AXES, is_leaf=is_tuple)
     return state_shardings(OPTIMIZER, shapes(), placed, mesh)
 
 
 def like(mesh: Mesh) -> TrainState:
-    """The abstract state that a restore is told to make."""
+    """Shapes and shardings of the state that a restore has to make."""
     opt_state = jax.eval_shape(OPTIMIZER.init, shapes())
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(step=step, params=shapes(), opt_state=opt_state)
@@ -65,7 +68,7 @@ def like(mesh: Mesh) -> TrainState:
 
 
 def filled(mesh: Mesh, seed: int, step: int) -> TrainState:
-    """A state in which every bit is drawn; float32 by value as well as by bits (no NaN, but denormals and -0)."""
+    """A random state with values of all magnitudes, with denormals and -0, but no NaN, which equals nothing."""
     rng = np.random.default_rng(seed)
 
     def draw(x: Any) -> Any:
@@ -79,7 +82,7 @@ def filled(mesh: Mesh, seed: int, step: int) -> TrainState:
 
 
 def assert_same_bits(a: Any, b: Any) -> None:
-    """Two trees are equal in structure, types and every bit."""
+    """Checks that two trees are equal in structure, dtypes and every bit."""
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype and x.shape == y.shape
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
@@ -87,19 +90,19 @@ def assert_same_bits(a: Any, b: Any) -> None:
 
 
 def assert_placed(state: Any, wanted: Any) -> None:
-    """Every leaf lies where it should."""
+    """Checks that every leaf has the wanted sharding."""
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_known_to_be_whole() -> None:
-    """As in a new process."""
+    """Forgets which checkpoints were checked, as in a new process."""
     manifest.check.cache_clear()
 
 
 def written(folder: Path, *saved: int, keep: int = 2) -> dict[int, TrainState]:
-    """A folder with checkpoints of these steps, and their states."""
+    """Writes checkpoints of these steps into a folder; returns their states."""
     states = {step: filled(mesh_of(1, 1, 1), seed=step, step=step) for step in saved}
     with StageCheckpoints(folder, keep) as checkpoints:
         for step, state in states.items():
@@ -108,7 +111,7 @@ def written(folder: Path, *saved: int, keep: int = 2) -> dict[int, TrainState]:
 
 
 def files(folder: Path) -> list[str]:
-    """Every file of a checkpoint."""
+    """Paths of all files of a checkpoint, relative to its folder."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
@@ -117,7 +120,7 @@ def test_a_state_comes_back_bit_by_bit_onto_any_mesh(tmp_path: Path, saved_on: A
     state, mesh = filled(mesh_of(*saved_on), seed=0, step=6), mesh_of(*restored_on)
     with StageCheckpoints(tmp_path / "01-math") as checkpoints:
         assert checkpoints.latest() is None
-        # With two inner epochs an optimizer has made twice the steps of its stage.
+        # Step 3 of the stage although the optimizer is at 6: with two updates per batch it makes twice the steps.
         checkpoints.save(3, state, {"stage": "math", "prompts_visited": 48})
     with StageCheckpoints(tmp_path / "01-math") as checkpoints:
         assert checkpoints.latest() == 3
@@ -132,15 +135,18 @@ def test_a_state_comes_back_bit_by_bit_onto_any_mesh(tmp_path: Path, saved_on: A
 
 
 def test_what_is_on_disk_is_the_state_that_was_saved_though_the_next_steps_are_given_it(tmp_path: Path):
-    """The next step takes the memory of the state that it is given, at once; here 32 MB, which take time to write."""
+    """The next steps reuse the memory of the state while it is being written.
+
+    The state has 32 MB, so that several steps are made before it is on the disk.
+    """
     mesh = mesh_of(2, 2, 2)
     rows = named(mesh, "batch", "vocab")
     step = jax.jit(lambda s: jax.tree.map(lambda x: -3 * x + 1, s), donate_argnums=0)
     draw = jax.jit(lambda key: jax.random.normal(key, (8, 1 << 19)), out_shardings=rows)
     params, moments = ({"w": draw(jax.random.key(seed))} for seed in (0, 1))
     state = TrainState(step=jnp.int32(0), params=params, opt_state=moments)
-    step(jax.tree.map(jnp.copy, state))  # compiles
-    saved = jax.tree.map(jnp.copy, state)  # on the devices: one on the host would keep the memory alive
+    step(jax.tree.map(jnp.copy, state))  # compiles the step
+    saved = jax.tree.map(jnp.copy, state)  # on the devices, because a copy on the host would keep the memory alive
     with StageCheckpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         steps_while_written, deadline = 0, time.monotonic() + 20
@@ -166,7 +172,7 @@ def test_the_newest_are_kept_while_a_stage_goes_on_and_the_last_of_a_finished_on
 
 
 def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path: Path):
-    """What a kill in the middle of a save leaves behind: a folder under a temporary name."""
+    """A kill in the middle of a save leaves a folder under a temporary name."""
     states = written(tmp_path, 2)
     (tmp_path / "4.unfinished" / "state").mkdir(parents=True)
     (tmp_path / "4.unfinished" / "state" / "manifest.ocdbt").write_bytes(b"half")
@@ -206,7 +212,7 @@ def test_damage_of_any_file_is_told_and_the_one_before_is_used(tmp_path: Path, w
         said = "was changed" if name == manifest.NAME and "instead" in wrong else wrong
         assert len(told) == 1 and "\n" not in told[0] and said in told[0], (name, told)
         assert told[0].startswith("01-math: checkpoint 2 is damaged (") and name in told[0]
-        assert told[0].endswith("put aside as 2.damaged; goes on from that of step 1")
+        assert told[0].endswith("renamed to 2.damaged; the one of step 1 is used instead")
         assert steps(folder) == [1] and (folder / "2.damaged").is_dir()
     with StageCheckpoints(folder) as checkpoints:
         assert_same_bits(checkpoints.restore(like(mesh_of(1, 1, 1)))[0], states[1])
@@ -214,13 +220,13 @@ def test_damage_of_any_file_is_told_and_the_one_before_is_used(tmp_path: Path, w
 
 def test_where_none_is_whole_the_stage_begins_anew_and_nothing_is_removed(tmp_path: Path):
     told: list[str] = []
-    for _ in range(2):  # the second time under names that are taken
+    for _ in range(2):  # the second time, the names of the damaged ones are taken
         written(tmp_path, 1, 2)
         flip(tmp_path / "1" / "meta.json")
         (tmp_path / "2" / manifest.NAME).unlink()
         with StageCheckpoints(tmp_path, tell=told.append) as checkpoints:
             assert checkpoints.latest() is None
-    assert len(told) == 4 and all("no other is there: the stage begins anew" in line for line in told)
+    assert len(told) == 4 and all("there is no other: the stage starts over" in line for line in told)
     names = {"1.damaged", "2.damaged", "1.damaged2", "2.damaged2"}
     assert {p.name for p in tmp_path.iterdir()} == names
 
@@ -229,7 +235,7 @@ def test_a_finished_stage_that_is_damaged_is_refused_and_left_alone(tmp_path: Pa
     folder = tmp_path / "checkpoints" / "03-qa"
     states, params = written(folder, 4, 9), like(mesh_of(1, 1, 1)).params
     optimizer = next(f for f in (folder / "9/state/opt_state").rglob("*") if f.is_file())
-    flip(optimizer)  # nothing reads it
+    flip(optimizer)  # the optimizer of a finished stage is not read
     assert_same_bits(load_params(folder, params), states[9].params)
     manifest.check.cache_clear()
     flip(next((folder / "9/state/params/d").iterdir()))
@@ -242,7 +248,7 @@ def test_a_finished_stage_that_is_damaged_is_refused_and_left_alone(tmp_path: Pa
 
 def test_a_write_that_fails_in_the_background_ends_the_run_with_a_line(tmp_path: Path):
     states = written(tmp_path, 1)
-    (tmp_path / "2").write_text("in the way")  # as good as a full disk: only the background sees it
+    (tmp_path / "2").write_text("in the way")  # like a full disk, it fails in the thread that writes
     with pytest.raises(UserError, match=f"checkpoint in {tmp_path} could not be written.*NotADirectoryError"):
         with StageCheckpoints(tmp_path) as checkpoints:
             checkpoints.save(2, states[1], {})
@@ -260,7 +266,7 @@ def test_a_tree_goes_onto_another_mesh_and_what_has_no_place_to_the_host(tmp_pat
     rng = np.random.default_rng(0)
     tree = {"vectors": [{"up": rng.normal(size=(3, 8, 5)).astype(np.float32)} for _ in range(2)], "index": np.arange(4)}
     place = lambda *mesh: named(mesh_of(*mesh), None, "embed", None)  # noqa: E731
-    (tmp_path / "kept.orbax-checkpoint-tmp-17" / "half").mkdir(parents=True)  # what a kill left
+    (tmp_path / "kept.orbax-checkpoint-tmp-17" / "half").mkdir(parents=True)  # a kill left this
     save_tree(tmp_path / "kept", jax.tree.map(lambda x: jax.device_put(x, place(2, 2, 2)) if x.ndim == 3 else x, tree))
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
     for mesh in ((1, 1, 1), (1, 4, 1)):
@@ -271,7 +277,7 @@ def test_a_tree_goes_onto_another_mesh_and_what_has_no_place_to_the_host(tmp_pat
 
 
 def batch() -> PolicyBatch:
-    """Sampled rows, the same for every mesh."""
+    """A batch of rows, the same for every mesh."""
     rng = np.random.default_rng(1)
     mask_BT: Any = (np.arange(6) < rng.integers(1, 7, 8)[:, None]).astype(np.float32)
     logp_BT = rng.normal(-4.5, 0.3, (3, 8, 6)).astype(np.float32)
@@ -283,7 +289,7 @@ def batch() -> PolicyBatch:
 
 
 def signed(params: Any, seed: int, size: float) -> Any:
-    """Parameters each of which is larger or smaller by a relative `size`, at random."""
+    """Makes each parameter larger or smaller by the relative amount `size`, at random."""
     rng = np.random.default_rng(seed)
 
     def moved(x: jax.Array) -> jax.Array:
@@ -295,8 +301,11 @@ def signed(params: Any, seed: int, size: float) -> Any:
 
 @pytest.mark.usefixtures("fast_compile")
 def test_loss_and_gradient_after_a_restore_are_the_same_on_1_4_and_8_devices(tmp_path: Path, tiny_models: Any):
-    """Saved after two steps on eight devices; then the state is exact, and what is computed from it up to rounding."""
-    tiny, small = tiny_models["qwen3"], 1e-3  # far above rounding, and small enough to be linear
+    """A state is saved after two steps on eight devices. Restored, it is exact on any mesh.
+
+    Loss and gradient, computed from it on each mesh, are equal up to rounding.
+    """
+    tiny, small = tiny_models["qwen3"], 1e-3  # `small` is far above rounding, but small enough for linear changes
     loss_fn = make_grpo_loss(tiny.model, GRPOConfig(kl_coef=0.1), 1.0, 6, 0)
     shapes = jax.eval_shape(lambda: tiny.params)
 
@@ -323,7 +332,7 @@ def test_loss_and_gradient_after_a_restore_are_the_same_on_1_4_and_8_devices(tmp
             assert_same_bits(restored, state)
             differentiate = jax.jit(jax.value_and_grad(mean))
             loss, gradient = differentiate(restored.params, put(batch(), mesh))
-            if mesh.size == 1:  # how far each parameter's relative change of `small`, up or down, moves the gradient
+            if mesh.size == 1:  # gradients after all parameters were changed by `small`, up or down
                 moved = [differentiate(signed(restored.params, s, small), put(batch(), mesh))[1] for s in range(4)]
         assert all(len(x.sharding.device_set) == mesh.size for x in jax.tree.leaves(restored))
         found[sizes] = np.float64(loss), jax.tree.map(lambda x: np.asarray(x, np.float64), gradient)
@@ -331,12 +340,12 @@ def test_loss_and_gradient_after_a_restore_are_the_same_on_1_4_and_8_devices(tmp
     loss, gradient = found[1, 1, 1]
     assert abs(loss) > 1e-3 and norm(gradient) > 1e-3
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params)
-    # Independent relative changes of the parameters move the loss by the root of a sum of squares.
+    # Independent relative changes of all parameters change the loss by the root of the sum of their squared effects.
     of_loss = norm(jax.tree.map(np.multiply, params, gradient)) / abs(loss)
     of_gradient = max(norm(jax.tree.map(np.subtract, there, gradient)) for there in moved) / small / norm(gradient)
     roundings = decoder_roundings(tiny.config, 10, 8 * 6)
     tolerances = tolerance(roundings, of_loss), tolerance(roundings, of_gradient)
-    assert max(tolerances) < 1e-3  # a row that is lost or counted twice changes both by more than a tenth
+    assert max(tolerances) < 1e-3  # a row that is lost or counted twice changes both by more than 10 %
     for other_loss, other in found.values():
         assert abs(other_loss - loss) <= tolerances[0] * abs(loss)
         assert norm(jax.tree.map(np.subtract, other, gradient)) <= tolerances[1] * norm(gradient)

@@ -1,4 +1,4 @@
-"""Every wrong value ends in one line that names its field; every field that is declared is read."""
+"""Tests of the configuration: a wrong value gives one line that names its field, and the code reads every field."""
 
 import ast
 import dataclasses
@@ -21,7 +21,7 @@ from mdrl_jax.errors import UserError
 
 PACKAGE = Path(mdrl_jax.__file__).parent
 
-# (change, what the one line has to name)
+# (change of the configuration, text that the error message must contain)
 WRONG = [
     ({"sed": 1}, "config.sed"),
     ({"train": {"rate": 1.0}}, "config.train.rate"),
@@ -190,7 +190,7 @@ def test_a_field_of_an_earlier_version_is_refused_with_its_new_name(old: str, ne
 
 
 def test_the_type_that_editors_see_is_that_of_the_configdict():
-    """`default()` is annotated as `Config`; what it returns has just these fields, with values of their types."""
+    """`default()` is annotated to return `Config`. The ConfigDict that it returns has the same fields and types."""
 
     def same(fields: Any, kind: Any, where: str) -> None:
         hints = typing.get_type_hints(kind)
@@ -226,7 +226,7 @@ def test_the_configs_of_real_data_are_whole():
     assert local.domains.math.test_files == ("there/math/gsm8k_test.jsonl",)
     assert set(local.domains.sources) == set(paper.domains.sources) == {"code", "math", "qa", "cw"}
     assert [s for s in paper.stages if s in DOMAINS] == ["code", "math", "qa", "cw"]
-    # definitions §0
+    # The published set-up of definitions §0.
     assert (paper.domains.n_train, paper.rollout.prompt_buckets[-1], paper.domains.n_validation) == (5120, 2048, 50)
     assert paper.rollout.completion_buckets[-1] == 8192 and paper.domains.qa.n_test == 2141
     assert paper.train.steps * paper.train.prompts_per_step == 5120
@@ -241,7 +241,7 @@ def test_a_run_does_not_go_on_with_other_prompts(tmp_path: Path, key: str | None
     folder.open_data({"math": {"rows": 9, "splits": splits}})
     again = {**splits, "train": splits["train"] | ({key: "train 2"} if key else {})}
     if key:
-        with pytest.raises(UserError, match="whose train prompts of math were others"):
+        with pytest.raises(UserError, match="different train prompts of math: a data file was changed"):
             folder.open_data({"math": {"rows": 9, "splits": again}})
     else:
         folder.open_data({"math": {"rows": 10, "splits": again}})
@@ -273,7 +273,7 @@ def test_a_start_may_be_base_or_an_earlier_stage():
 
 
 def sections(kind: Any) -> set[Any]:
-    """A dataclass and those its fields hold."""
+    """A dataclass and all dataclasses nested in its fields."""
     hints = typing.get_type_hints(kind)
     held = {hint for hint in hints.values() if dataclasses.is_dataclass(hint)}
     return {kind}.union(*(sections(inner) for inner in held))
@@ -284,14 +284,19 @@ TREES = [ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))]
 
 
 def annotated(node: ast.expr | None) -> str:
-    """The class that an annotation names, "" for anything else."""
+    """The name of the class in an annotation; "" if it is anything else."""
     if isinstance(node, ast.BinOp):  # Class | None
         return annotated(node.left)
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def declared() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Of the whole package: the classes of the attributes of each class, and the classes that functions return."""
+    """Annotations of the whole package.
+
+    Returns:
+      attributes: name of a class -> its attributes -> the name of their class.
+      returns: name of a function -> the name of the class that it returns.
+    """
     attributes: dict[str, dict[str, str]] = {}
     returns: dict[str, str] = {}
     for node in (n for tree in TREES for n in ast.walk(tree)):
@@ -306,9 +311,16 @@ def declared() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
 
 
 class Reads(ast.NodeVisitor):
-    """(section, field) of every field that is read by its path, `runtime.config.train.steps`, outside validation.
+    """Finds every field of a section that code reads, such as `runtime.config.train.steps`, outside of validation.
 
-    The class of an expression follows from the annotations of parameters, attributes and returned values.
+    It infers the class of an expression from the annotations of parameters, attributes and returned values.
+
+    Attributes:
+      found: (section, field) of every field that is read.
+      attributes: as `declared` returns them.
+      returns: as `declared` returns them.
+      names: variable -> name of its class, in the function being visited.
+      inside: name of the class being visited.
     """
 
     def __init__(self) -> None:
@@ -318,7 +330,7 @@ class Reads(ast.NodeVisitor):
         self.inside = ""
 
     def kind(self, node: ast.expr) -> str:
-        """Name of the class of an expression, "" where it is not known."""
+        """The name of the class of an expression; "" if it is not known."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id, "")
         if isinstance(node, ast.Attribute):

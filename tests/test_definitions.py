@@ -1,4 +1,4 @@
-"""DEFINITIONS.md: every section that code cites is there, and every document and file that a text names exists."""
+"""Tests of references: sections of DEFINITIONS.md that are cited, and documents and files that are named, exist."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,12 @@ DEFINITIONS = (PACKAGE / "DEFINITIONS.md").read_text()
 SECTIONS = {int(n) for n in re.findall(r"^## (\d+)\. ", DEFINITIONS, re.MULTILINE)}
 SOURCES = sorted(p for d in ("mdrl_jax", "configs", "tests", "tpu_scripts") for p in (ROOT / d).rglob("*.py"))
 TEXTS = sorted([*ROOT.glob("*.md"), *PACKAGE.rglob("*.md"), *(ROOT / "configs").glob("*.md")])
-# "definitions §3, §5", "definitions §8–§10", "definitions §6 to §8", "(§12, §13)"
+# Examples: "definitions §3, §5", "definitions §8–§10", "definitions §6 to §8", "(§12, §13)".
 CITATION = re.compile(r"(?:definitions\s+|\()§\d+(?:(?:,\s*|\s*[–-]\s*|\s+to\s+|\s+and\s+)§\d+)*")
 
 
 def cited(text: str) -> set[int]:
-    """Numbers of the sections that a text cites, with those between the ends of a range."""
+    """Numbers of the sections that a text cites; a range counts with all sections in it."""
     found: set[int] = set()
     for citation in CITATION.findall(text):
         numbers = [int(n) for n in re.findall(r"§(\d+)", citation)]
@@ -53,6 +53,6 @@ def test_every_document_that_is_named_is_in_the_repository(file: Path) -> None:
 @pytest.mark.parametrize("file", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_source_file_that_a_document_names_exists(file: Path) -> None:
     if file.name == "CHANGELOG.md":
-        return  # it also names what is gone
+        return  # it also names files that were removed
     for name in re.findall(r"`([\w/]+/[\w]+\.py)`", file.read_text()):
         assert (PACKAGE / name).exists() or (ROOT / name).exists(), f"{name} does not exist"

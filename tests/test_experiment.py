@@ -1,4 +1,4 @@
-"""The run command as its user meets it: whole runs, kills at several moments, records, a placebo, compilations."""
+"""Tests of the command `run` as a user calls it: whole runs and their records, kills, a placebo, compilations."""
 
 import atexit
 import functools
@@ -57,14 +57,14 @@ def command(config: Path, workdir: Path) -> list[str]:
 
 @functools.cache
 def compiled() -> str:
-    """A folder for compiled programs, which all runs of these tests share: they compile the same ones."""
+    """The folder of compiled programs. All runs of these tests share it, because they compile the same programs."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def environment() -> dict[str, str]:
-    # One device: the children stand for a user's machine, not for the test's eight.
+    # One device, as on a user's machine, instead of the tests' eight.
     return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
@@ -78,14 +78,14 @@ def evaluations(workdir: Path) -> dict[str, str]:
 
 
 def board(workdir: Path, name: str) -> EventAccumulator:
-    """All that is in a folder of event files."""
+    """Reads all events of a folder in `tensorboard/`."""
     everything = {"scalars": 0, "histograms": 0, "images": 0, "tensors": 0}
     return EventAccumulator(str(workdir / "tensorboard" / name), size_guidance=everything).Reload()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, Path, str]:
-    """A config file, the work folder of an uninterrupted run of it, and what the terminal showed."""
+    """A config file, the work folder of an uninterrupted run of it, and the run's output."""
     folder = tmp_path_factory.mktemp("experiment")
     config = folder / "small.py"
     config.write_text(SMALL)
@@ -160,9 +160,9 @@ def test_training_changes_parameters(whole):
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.slow  # `test_kills.py` kills oftener
+@pytest.mark.slow  # `test_kills.py` tests more kills
 def test_killed_anywhere_it_goes_on_to_the_same_end(whole, tmp_path):
-    """kill -9 in the middle of a stage and between stages: bit-identical at the end (more in `test_kills.py`)."""
+    """Killed by SIGKILL in the middle of a stage and between stages, a run ends with bit-identical results."""
     config, uninterrupted, _ = whole
     workdir = tmp_path / "killed"
     moments = ("checkpoints/01-math/1", "recovery/refresh-math.json")
@@ -245,7 +245,7 @@ def test_failed_rewards_are_counted_by_kind(tmp_path, monkeypatch):
 
 
 def test_compilations_are_as_many_as_there_are_shapes(tmp_path):
-    """Three stages of one shape: one sampler for training, one for scoring, one GRPO step a completion bucket."""
+    """Three stages of equal shapes compile one sampler for training, one for scoring, and one GRPO step per bucket."""
     c = default()
     c.stages, c.scored_domains = ("math", "qa", "refresh-math"), ("math", "qa")
     c.domains.n_test = c.domains.n_validation = 8

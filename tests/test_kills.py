@@ -1,4 +1,7 @@
-"""A real run that is killed, told to end, or finds its newest checkpoint damaged ends as the undisturbed one did."""
+"""Tests of whole runs that are killed, get a SIGTERM, or find their newest checkpoint damaged.
+
+Each of them has to end with the same results as an undisturbed run.
+"""
 
 import os
 import signal
@@ -14,7 +17,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.workfolder import WorkFolder
 from tests.kills import CONFIG, Runs, assert_gone, descendants, differences
 
-# A part of the script's config, whose programs compile in CI's time.
+# Only two stages of the config of `tests/kills.py`, so that CI has the time to compile their programs.
 FLAGS = (
     "--config.stages=('math','refresh-math')",
     "--config.scored_domains=('math',)",
@@ -25,19 +28,19 @@ STATUS = 143
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Runs of the config, of which `whole` was not disturbed."""
+    """Runs of the config; the run `whole` is made here and not disturbed."""
     made = Runs(tmp_path_factory.mktemp("kills"), CONFIG, *FLAGS)
     made.end("whole", made.start("whole"))
     return made
 
 
 def log(workdir: Path) -> str:
-    """All lines that a run has logged, each start's after those before it."""
+    """The log of a run: the lines of all its starts, in order."""
     return (workdir / "log.txt").read_text() if (workdir / "log.txt").exists() else ""
 
 
 def until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
-    """Waits for a moment that the process has to come to."""
+    """Waits until `reached()` is true; fails if the process ends before or takes too long."""
     deadline = time.monotonic() + 240
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline
@@ -45,9 +48,9 @@ def until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
 
 
 def test_five_kills_change_nothing(runs: Runs):
-    """Of one run: at its start, while it works, twice in the middle of a save, and of a record."""
+    """One run is killed at its start, while it works, twice in the middle of a save, and in the middle of a record."""
     name = "killed"
-    # After so many more steps: a machine of any speed gets on.
+    # `saved` is a number of steps rather than a time, so that the run makes progress on a machine of any speed.
     for kind, seconds, saved in (("save", 0, 0), ("start", 4, 0), ("save", 0, 2), ("work", 0.3, 3), ("record", 0.2, 1)):
         assert runs.killed(name, kind, seconds, saved), f"the run ended before the moment {kind}"
     runs.end(name, runs.start(name))
@@ -73,14 +76,14 @@ def test_a_run_that_finds_its_newest_checkpoint_damaged_says_so_and_ends_the_sam
     runs.end("damaged", runs.start("damaged"))
     line = next(line for line in log(workdir).splitlines() if line.startswith("warning: "))
     assert f"01-math: checkpoint {newest} is damaged (state/params/d/{data.name} was changed)" in line
-    assert line.endswith(f"put aside as {newest}.damaged; goes on from that of step {newest - 1}")
+    assert line.endswith(f"renamed to {newest}.damaged; the one of step {newest - 1} is used instead")
     assert f"math: goes on after step {newest - 1} of 12" in log(workdir)
     aside = f"checkpoints/01-math/{newest}.damaged"
     assert differences(runs.folder / "whole", workdir) == [f"left behind: {aside}"]
 
 
 def test_sigterm_ends_a_run_in_order_and_it_goes_on(runs: Runs):
-    """To the whole process group, as schedulers send it: while the base is scored, then in a training step."""
+    """SIGTERM goes to the whole process group, as from a scheduler: while the base is scored, then in training."""
     workdir, said = runs.folder / "told", runs.folder / "told.out"
     again = "start the same command again to go on"
     first = runs.start("told")
@@ -90,7 +93,7 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(runs: Runs):
     line = said.read_text().strip().splitlines()[-1]
     assert line == f"stopped by SIGTERM during base: scores; what was finished is saved; {again}"
 
-    second = runs.start("told", "--config.train.checkpoint_every=0")  # what is saved is saved for the signal
+    second = runs.start("told", "--config.train.checkpoint_every=0")  # so only the signal causes a checkpoint
     until(second, (workdir / "tensorboard/01-math").exists)
     children = descendants(second.pid)
     os.killpg(second.pid, signal.SIGTERM)
@@ -108,7 +111,7 @@ def test_sigterm_ends_a_run_in_order_and_it_goes_on(runs: Runs):
 
 
 def test_what_a_kill_left_of_a_record_is_removed_and_in_nobodys_way(tmp_path: Path):
-    """Of the first record of all: the folder is not taken for another's."""
+    """A folder that has nothing but a temporary file is still an empty work folder."""
     (tmp_path / ".config.json.123.tmp").write_text("{")
     work = WorkFolder(tmp_path)
     work.open(parse(default()))

@@ -1,4 +1,4 @@
-"""Imports go one way, and each outside library stays behind the file that knows it."""
+"""Tests of the architecture: imports go in one direction, and some libraries are imported by one file only."""
 
 import ast
 import subprocess
@@ -11,9 +11,10 @@ import mdrl_jax
 
 PACKAGE = Path(mdrl_jax.__file__).parent
 
-# The floors of the house, from the ground up. A module may import modules of its own floor and of floors below it,
-# never of a floor above. `config` comes after `rl`, because it collects the sections that the modules below it declare
-# beside the code that reads them; a module that needs a whole `Config` lies above it.
+# The layers of the package, lowest first: (what it holds, names of its files and folders). A module may import modules
+# of its own layer ("floor") and of lower ones. `config` is above `rl`, because each section of the configuration is
+# declared beside the code that reads it, and `config` collects the sections. Modules that need a whole `Config` are
+# above `config`.
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("plain helpers", ("errors", "progress", "section", "tree")),
     ("meshes, processes, compiled programs", ("parallel",)),
@@ -38,12 +39,12 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("flags to commands", ("main",)),
 )
 FLOOR = {name: i for i, (_, names) in enumerate(FLOORS) for name in names}
-MOST_FILES = 16  # of a folder, `__init__.py` included
-LOOP = ("stages", "experiment", "commands", "main")  # what trains
+MOST_FILES = 16  # in a folder, `__init__.py` included
+LOOP = ("stages", "experiment", "commands", "main")  # modules that run stages
 
 
 def module_name(file: Path) -> str:
-    """`rl.grpo` for mdrl_jax/rl/grpo.py, `rl` for its package."""
+    """The dotted name: `rl.grpo` for mdrl_jax/rl/grpo.py, `rl` for mdrl_jax/rl/__init__.py."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -53,7 +54,7 @@ TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Full names of what is imported anywhere in a file, functions included."""
+    """Full names of all imports of a file, also of those inside functions."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -65,7 +66,7 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def own(name: str) -> str | None:
-    """The module of this package that an imported name is or lies in, None if it is another's."""
+    """The module of this package that has an imported name, or that it names; None if it is from another package."""
     if name.split(".")[0] != "mdrl_jax":
         return None
     inner = name.removeprefix("mdrl_jax").removeprefix(".")
@@ -79,14 +80,14 @@ OWN = {name: {inner for n in found if (inner := own(n))} for name, found in IMPO
 
 
 def within(name: str, *places: str) -> bool:
-    """Whether a dotted name is, or lies in, one of the places."""
+    """Whether a dotted name is one of `places` or inside one of them."""
     return any(name == place or name.startswith(place + ".") for place in places)
 
 
 def floor(name: str) -> int:
-    """Number of a module's floor in `FLOORS`; the folder decides, or the file where it lies in no folder."""
+    """Index of a module's layer in `FLOORS`, from its folder, or from its file if it is in no folder."""
     room = name.partition(".")[0]
-    assert room in FLOOR, f"mdrl_jax.{name} has no floor in tests/test_layers.py"
+    assert room in FLOOR, f"mdrl_jax.{name} is in no layer of tests/test_layers.py; add it to FLOORS"
     return FLOOR[room]
 
 
@@ -96,7 +97,7 @@ MODULES = [name for name in SOURCES if name]
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_no_higher_floor(name: str):
     above = {other for other in OWN[name] if other and floor(other) > floor(name)}
-    assert not above, f"{name}, on the floor of {FLOORS[floor(name)][0]!r}, imports {above}"
+    assert not above, f"{name}, in the layer {FLOORS[floor(name)][0]!r}, imports from higher layers: {above}"
 
 
 def test_every_row_of_the_table_is_there():
@@ -110,7 +111,7 @@ def test_a_folder_has_few_files():
 
 
 def test_rooms_without_an_import_cycle():
-    """Not only files: no two folders import each other, by any way round."""
+    """Folders and single files at the top do not import each other in a cycle either."""
     rooms: dict[str, set[str]] = {}
     for name, found in OWN.items():
         room = name.partition(".")[0]
@@ -118,7 +119,7 @@ def test_rooms_without_an_import_cycle():
     done: list[str] = []
     while ready := sorted(r for r, needs in rooms.items() if r not in done and needs <= set(done)):
         done += ready
-    assert set(done) == set(rooms), f"in a circle: {set(rooms) - set(done)}"
+    assert set(done) == set(rooms), f"these import each other in a cycle: {set(rooms) - set(done)}"
 
 
 def test_there_is_no_circle_of_imports():
@@ -158,14 +159,17 @@ def test_analysis_and_recovery_never_see_the_loop():
 
 
 def test_only_checkpoints_knows_orbax():
-    """Beside it, `parallel.distributed` takes from Orbax the one public name of JAX's coordination service."""
+    """The exception is `parallel.distributed`.
+
+    Only Orbax gives public access to the client of JAX's coordination service.
+    """
     know = [name for name, found in IMPORTED.items() if any(within(n, "orbax") for n in found)]
     assert know == ["checkpoints", "parallel.distributed"]
     assert {n for n in IMPORTED["parallel.distributed"] if within(n, "orbax")} == {"orbax.checkpoint.multihost"}
 
 
 def test_only_one_file_names_mesh_axes():
-    """Every other file names logical axes (`parallel/sharding.py` has the table)."""
+    """All other files name logical axes, which the table in `parallel/sharding.py` maps to mesh axes."""
     for name, tree in TREES.items():
         if name != "parallel.sharding":
             made = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
@@ -194,7 +198,7 @@ def test_nothing_uses_what_was_given_up(name: str):
 
 
 def test_rewards_and_domains_start_without_jax():
-    """Reward workers start in a fraction of a second and hold no device."""
+    """So reward workers start in a fraction of a second and do not occupy a device."""
     wanted = [n for n in SOURCES if within(n, "rewards") and n != "rewards.worker"]
     wanted += ["domains.base", "domains.math", "domains.code", "domains.qa", "domains.cw", "domains.registry"]
     lines = [f"import mdrl_jax.{name}" for name in wanted]

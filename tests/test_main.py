@@ -1,4 +1,4 @@
-"""Every mistake of a user ends in one line on standard error and exit status 2, never in a traceback."""
+"""Tests of users' mistakes: each gives one line on standard error and exit status 2, never a traceback."""
 
 import json
 import shutil
@@ -45,10 +45,11 @@ def config(tmp_path: Path) -> str:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command line that has to be refused; returns the one line."""
+    """A function that runs a command line, checks that it is refused with one line, and returns the line."""
 
     def run(*argv: str) -> str:
-        sys.modules.pop("config_config", None)  # a second config file of one process is loaded into the first's module
+        # Otherwise a second config file in one process would be loaded into the module of the first one.
+        sys.modules.pop("config_config", None)
         status = main(["mdrl", *argv])
         out, err = capsys.readouterr()
         assert status == 2
@@ -60,7 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder."""
+    """Path and content of every file in a folder and its subfolders."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -221,7 +222,7 @@ def test_sizes_that_the_mesh_does_not_divide_are_refused(refused: Refused, confi
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    """A work folder in which another experiment (one seed further) has begun."""
+    """A work folder in which a run with another seed has begun."""
     space: dict = {}
     exec(CONFIG, space)
     changed = space["get_config"]()

@@ -1,4 +1,4 @@
-"""SIGTERM: noticed once, told to all who ask, and at the second one the end."""
+"""Tests of SIGTERM: the first one is noticed and ends the work in order, the second one ends the process at once."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Within `watch`, after a SIGTERM to this process."""
+    """Runs its block within `preemption.watch`, after this process has noticed a SIGTERM."""
     with preemption.watch():
         assert not preemption.noticed()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -41,7 +41,7 @@ def test_a_signal_is_noticed_and_the_next_watch_knows_nothing_of_it():
     assert signal.getsignal(signal.SIGTERM) is before
     other = signal.signal(signal.SIGUSR1, lambda *_: None)
     with preemption.watch():
-        signal.raise_signal(signal.SIGUSR1)  # goes through the same pipe
+        signal.raise_signal(signal.SIGUSR1)  # its number is written to the same wake-up pipe
         time.sleep(0.2)
         preemption.check("nothing")
     signal.signal(signal.SIGUSR1, other)
@@ -65,7 +65,7 @@ def test_stopped_is_no_error_that_is_handled_and_the_status_is_the_signals(monke
         try:
             raise preemption.Stopped("after step 3 of math", "saved")
         except Exception:
-            pytest.fail("it was handled as an error")
+            pytest.fail("Stopped was handled as an error")
 
     about, define, _ = COMMANDS["score"]
     monkeypatch.setitem(COMMANDS, "score", (about, define, execute))
@@ -77,14 +77,14 @@ import hashlib, sys
 from mdrl_jax import preemption
 with preemption.watch():
     print("busy", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000_000)  # as a compilation: nothing of Python runs until it ends
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000_000)  # like a compilation, it runs no Python code until it ends
     print("noticed" if preemption.noticed() else "not noticed", flush=True)
 """
 
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_second_signal_ends_the_process_even_where_no_python_runs(signals: int):
-    """The first one waits for the piece of work at hand."""
+    """After one signal the process finishes the call that it is in."""
     rounds = "30_000_000" if signals == 2 else "3_000_000"
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY.replace("30_000_000", rounds)], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -98,7 +98,10 @@ def test_a_second_signal_ends_the_process_even_where_no_python_runs(signals: int
 
 
 def test_rewards_are_judged_to_the_end_when_every_process_is_told_to_end():
-    """As SLURM and systemd do, in a control group: a reward that was cut off would be 0 and change the step."""
+    """SLURM and systemd send SIGTERM to every process of a job.
+
+    If it ended a reward computation, the reward would be 0, and the training step would be another one.
+    """
     slow = "import time; time.sleep(1.5); answer = 42"
     requests = [("code", slow, {"tests": ["assert answer == 42"]})]
     with RewardPool(1) as pool:

@@ -1,5 +1,7 @@
-"""What READMEs, docstrings and the notebook tell a reader to type works: commands are parsed, Python is run, links lead
-to files."""
+"""Tests of READMEs, docstrings and the notebook.
+
+Their commands parse, their Python code runs, and their links lead to files.
+"""
 
 import doctest
 import importlib
@@ -29,7 +31,7 @@ from tests.model.test_huggingface import assert_same_logits
 from tests.test_experiment import environment
 
 ROOT = Path(__file__).parents[1]
-# Runs, builds and virtual environments may lie beside the repository's own folders.
+# Folders of runs, builds and virtual environments, which are not part of the repository.
 IGNORED = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
 FOLDERS = [p for p in ROOT.iterdir() if p.is_dir() and p.name not in IGNORED and not p.name.startswith(".")]
 DOCUMENTS = {
@@ -44,7 +46,8 @@ TEXTS = {
         "".join(c["source"]) for c in json.loads((ROOT / "colab/quickstart.ipynb").read_text())["cells"]
     ),
 }
-# The examples of "Your own domain, reward, model family, rollback rule", and the smallest config.
+# The document with the examples of an own domain, reward, model family and rollback rule; and that with the smallest
+# config.
 OWN, SMALLEST = "CONTRIBUTING.md", "README.md"
 
 
@@ -53,7 +56,7 @@ def blocks(where: str, language: str = "python") -> list[str]:
 
 
 def typed(text: str) -> list[list[str]]:
-    """The arguments of every command in a text that is written out: no placeholders."""
+    """The arguments of every command in a text, except commands with placeholders."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         hit = re.search(r"python -m mdrl_jax\.main (\S.*)", line)

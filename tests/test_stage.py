@@ -1,4 +1,4 @@
-"""From stage names to what they train, and from what."""
+"""Tests of stage names: which domains each stage trains, and where it starts."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ KNOWN = tuple(DOMAINS)
 
 
 def planned(*stages: str, **fields) -> dict[str, Stage]:
-    """The plan of these stages by name."""
+    """Resolves these stage names; `fields` are further fields of the configuration. Returns the stages by name."""
     made = resolve_stages(parse({"stages": stages, **fields}), KNOWN)
     assert [stage.name for stage in made] == list(stages)
     assert [stage.index for stage in made] == list(range(1, len(stages) + 1))
@@ -84,7 +84,9 @@ def test_merges_need_every_solo_stage():
     solos = [f"solo-{domain}" for domain in ("code", "math", "qa", "cw")]
     for name in ("average", "arithmetic", "ties"):
         assert planned(*solos, name)[name].kind == "merge" and planned(*solos, name)[name].start == "base"
-        with pytest.raises(UserError, match=f"{name} works on solo edits; missing before it: solo-cw$"):
+        with pytest.raises(
+            UserError, match=f"{name} needs the solo edit of every scored domain; add before it: solo-cw$"
+        ):
             planned(*solos[:-1], name)
 
 
@@ -93,7 +95,7 @@ def test_a_plan_is_for_the_end_of_the_plain_sequence_and_what_follows_it_needs_i
     assert [stages[n].start for n in ("plan", "trials", "recover", "qa")] == ["math", "math", "math", "recover"]
     assert [stages[n].scored for n in ("plan", "trials", "recover")] == [False, False, True]
     for name in ("trials", "recover"):
-        with pytest.raises(UserError, match=f"{name} follows a plan for 'math'; put the stage plan before it"):
+        with pytest.raises(UserError, match=f"{name} needs a plan made at 'math'; put the stage plan before it"):
             planned("math", name)
     with pytest.raises(UserError, match="plan: no domain was trained on the way to its start 'base'"):
         planned("plan")
@@ -156,8 +158,8 @@ def test_folders_sort_in_order_of_the_stages():
         *("rollback-math", "rollback-math-maths", "protect-maths", "protect"),
     ],
 )
-def test_a_name_that_means_nothing_is_refused(name: str):
-    with pytest.raises(UserError, match=f"{name}.*means nothing") as caught:
+def test_a_name_that_is_no_stage_name_is_refused(name: str):
+    with pytest.raises(UserError, match=f"{name}.*is not a valid stage name") as caught:
         planned(name)
     assert all(domain in str(caught.value) for domain in KNOWN)
 

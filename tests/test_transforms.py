@@ -1,6 +1,7 @@
-"""One suite for every recovery transform: what each must do whatever it is for.
+"""Tests of properties that every recovery transform must have, whatever its purpose.
 
-A transform takes a tree (parameters or updates), trees like it that it is told (edits, masks, bases), and a strength.
+A transform takes a tree (parameters or an update), further trees like it (`told`: edits, masks, bases), and a strength.
+With strength 0 it must change nothing, for example.
 """
 
 import dataclasses
@@ -33,10 +34,11 @@ class Case:
     """A transform under test.
 
     Attributes:
-      apply: (x, told, strength) -> a tree like x.
-      told: (rng, x) -> what it is told, trees on the host like x, of which each leaf may have a leading axis more.
-      mask: (x, told) -> where it may change x, booleans.
-      roundings: that results may differ by; more where sums over the whole tree come in.
+      apply: (x, told, strength) -> the transformed tree, like x.
+      told: (rng, x) -> its further arguments: random trees like x on the host, whose leaves may have one more leading
+        axis.
+      mask: (x, told) -> a tree of booleans, True where the transform may change x.
+      roundings: number of float32 roundings that results may differ by; larger if it computes sums over the whole tree.
     """
 
     apply: Callable[[Tree, Any, Any], Tree]
@@ -46,7 +48,7 @@ class Case:
 
 
 def normal(rng: np.random.Generator, shapes: Tree) -> Tree:
-    """Numbers of a tree's shapes, with zeros of both signs among them."""
+    """A random tree with these shapes; about a tenth of its entries are zeros, of both signs."""
 
     def leaf(x: Any) -> np.ndarray:
         drawn = rng.normal(size=x.shape).astype(np.float32)
@@ -60,7 +62,7 @@ def some(rng: np.random.Generator, shapes: Tree) -> Tree:
 
 
 def within(rng: np.random.Generator, x: Tree, n: int, share: float = 0.0) -> tuple[Tree, ...]:
-    """n trees that are `share` · x and noise on the same 30 % of coordinates, and 0 elsewhere."""
+    """n trees that are `share` · x plus noise on the same 30 % of coordinates, and 0 elsewhere."""
     mask = some(rng, x)
     return tuple(
         jax.tree.map(lambda m, v, e: np.where(m, share * v + e, np.float32(0)), mask, x, normal(rng, x))
@@ -69,7 +71,7 @@ def within(rng: np.random.Generator, x: Tree, n: int, share: float = 0.0) -> tup
 
 
 def orthonormal(trees: tuple[Tree, ...]) -> Tree:
-    """A basis of what trees span, a tree with a leading axis."""
+    """An orthonormal basis of the span of the trees, as one tree whose leaves have a leading axis."""
     leaves, structure = jax.tree.flatten(trees[0])
     rows = np.stack([np.concatenate([v.ravel() for v in jax.tree.leaves(t)]) for t in trees]).astype(np.float64)
     q = np.linalg.qr(rows.T)[0].T.astype(np.float32)
@@ -86,12 +88,15 @@ def updated(transform: Any, x: Tree, params: Tree = None, **extra: Any) -> Tree:
 
 
 def scaled(strength: Any, trees: tuple[Tree, ...]) -> tuple[Tree, ...]:
-    """References of length 0 at strength 0; their length is of no account otherwise."""
+    """The references of A-GEM or PCGrad times the strength.
+
+    These transforms have no strength of their own and ignore the length of references, unless it is 0.
+    """
     return jax.tree.map(lambda v: jnp.asarray(strength, v.dtype) * v, trees)
 
 
 def averaged(x: Tree, other: Tree, strength: Any) -> Tree:
-    """The average of x and another tree, or of x and x at strength 0."""
+    """The average of x and another tree, or of x and itself if the strength is 0."""
     return average((x, jax.tree.map(lambda v, o: jnp.where(strength != 0, o.astype(v.dtype), v), x, other)))
 
 
@@ -144,7 +149,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A case with its arguments, of one dtype, on one device and on eight."""
+    """A case with arguments of one dtype, on one device (x, told) and on eight (x8, told8)."""
 
     case: Case
     x: Tree
@@ -195,7 +200,7 @@ def wide(x: Tree) -> Tree:
 
 
 def assert_close(a: Tree, b: Tree, dtype: Any, roundings: int) -> None:
-    """Fused multiplications may round once where separate ones round twice; sums may be in another order."""
+    """Allows for fused operations, which round once instead of twice, and for sums in another order."""
     tolerance = max(2 * float(jnp.finfo(dtype).eps), roundings * float(jnp.finfo(jnp.float32).eps))
     jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tolerance, atol=tolerance), wide(a), wide(b))
 

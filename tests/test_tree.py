@@ -1,4 +1,4 @@
-"""Vector arithmetic on trees against numpy on one long vector; sharded against whole."""
+"""Tests of vector arithmetic on trees: against numpy on one long vector, and on eight devices against one."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def random_tree(seed, dtype=jnp.float32):
 
 
 def flat(x):
-    """All numbers of a tree as one float64 vector."""
+    """All entries of a tree as one float64 vector."""
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(x)])
 
 
@@ -55,7 +55,7 @@ def test_sums(alpha):
 
 
 def test_products_of_bfloat16_are_summed_in_float32():
-    """4096 times 1.0078: bfloat16 sums stop growing at 256, and products would be rounded to 3 digits."""
+    """The sum of 4096 squares of 1.0078. In bfloat16 it would stop growing at 256, and each square would be rounded."""
     x = {"a": jnp.full(4096, 1.0078125, jnp.bfloat16)}
     assert tree.vdot(x, x).dtype == jnp.float32
     np.testing.assert_allclose(tree.vdot(x, x), 4096 * 1.0078125**2, rtol=1e-6)

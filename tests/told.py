@@ -1,4 +1,4 @@
-"""A `progress.Track` for tests: notes every step, and holds each to what a bar needs."""
+"""A `progress.Track` for tests: it records all reports and checks that a progress bar could show them."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,12 @@ from mdrl_jax.progress import Show
 
 @dataclasses.dataclass
 class Told:
-    """The last step of each label: how many pieces in all, and how many were done at each report."""
+    """The reports of the last step with each label.
+
+    Attributes:
+      totals: label -> number of pieces of the step.
+      reports: label -> number of pieces done at each report.
+    """
 
     totals: dict[str, int] = dataclasses.field(default_factory=dict)
     reports: dict[str, list[int]] = dataclasses.field(default_factory=dict)
@@ -26,5 +31,5 @@ class Told:
         yield show
 
     def counted(self, label: str) -> bool:
-        """Whether each piece of a step was reported once, at its start."""
+        """Whether the step reported each of its pieces exactly once, before it was done."""
         return self.reports[label] == list(range(self.totals[label]))

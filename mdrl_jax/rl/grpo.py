@@ -1,23 +1,29 @@
-"""The GRPO family of losses: arrays in, arrays out; no model, no sampling, no optimizer.
+"""The GRPO family of losses: functions of arrays that know no model, no sampling and no optimizer.
 
-P prompts, G group, B = P * G sequences, T completion tokens. `mask_BT` is 1 on the tokens that
-are trained (the completion with its end token, see `loss_mask`) and 0 on padding; whatever lies
-where it is 0, even infinities, reaches neither loss, gradient nor metrics. Log-probs are natural
-logarithms of the policy at the sampling temperature (definitions §1). Sums and counts are
-returned apart, so that micro-batches add up to exactly the loss of the whole batch.
+`policy.py` calls them: `group_advantages` and `loss_mask` for every batch of scored completions, and `grpo_loss` with
+the log-probs that the model gives the completions' tokens (definitions §15).
 
-Per token, with ratio r = π_θ / π_old and importance weight w (`truncated_importance`):
+Letters of shapes: P prompts, G completions of each (its group), B = P * G sequences, T completion tokens. `mask_BT` is
+1 on the tokens that are trained (a completion with its end token, see `loss_mask`) and 0 elsewhere. Values at masked
+positions, even infinities and NaN, affect neither the loss nor its gradient nor the metrics. Log-probs are natural
+logarithms of the policy at the sampling temperature (definitions §1).
+
+The loss of a token, with the advantage A of its sequence, the ratio r = π_θ / π_old, and the importance weight w of
+`truncated_importance`, is
 
     loss = -w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef * KL
 
-Sources: GRPO arXiv 2402.03300; DAPO 2503.14476 (token mean, asymmetric clip, overlong masking,
-zero-variance groups); Dr.GRPO 2503.20783 (constant normaliser, no std); GSPO 2507.18071.
-Deviations from them:
-- a fully masked sequence adds to neither sum nor count (GRPO and Dr.GRPO count it, as does TRL);
-- a group whose rewards are equal up to rounding has advantages of exactly 0;
-- the sequence ratio takes GSPO's stop-gradient form (its GSPO-token), which has the gradient of
-  the plain one; the importance weight stays per token under it, so the two differ once w varies;
-- k1 enters as a reward, not as a term to differentiate (`kl_penalty`).
+The loss of a batch is a mean of these (`aggregate`). It is returned as a sum and a count. Those of micro-batches simply
+add up, so the division into micro-batches does not change the loss of the batch.
+
+Sources: GRPO arXiv 2402.03300; DAPO 2503.14476 (token mean, asymmetric clip, overlong masking, zero-variance groups);
+Dr.GRPO 2503.20783 (constant normaliser, no std); GSPO 2507.18071. This file differs from them in four points:
+
+- A fully masked sequence adds to neither the sum nor the count. GRPO, Dr.GRPO and TRL include it in the count.
+- A group whose rewards are equal up to rounding has advantages of exactly 0.
+- The sequence ratio has GSPO's stop-gradient form, which its paper calls GSPO-token. The paper's plain form has the
+  same gradient if w is the same for all tokens of a sequence. Here w is per token, so the gradients differ.
+- The KL estimator k1 is charged like a reward, because its own gradient is zero on average (`kl_penalty`).
 """
 
 import math
@@ -29,30 +35,34 @@ from jax.lax import stop_gradient
 
 from mdrl_jax.section import section
 
-STD_EPSILON = 1e-4  # TRL's; keeps groups of nearly equal rewards from exploding
-REWARD_TOLERANCE = 1e-6  # float32 rounding of sums of a few rewards in [0, 1], with room
+STD_EPSILON = 1e-4  # as in TRL; limits the advantages of groups whose rewards are nearly equal
+REWARD_TOLERANCE = 1e-6  # well above the float32 rounding error of a reward that is a sum of a few terms
 
 Pair = tuple[jax.Array, jax.Array]  # (sum, count); the mean is sum / max(count, 1)
 
 
 @section
 class GRPOConfig:
-    """The loss's section of a config. Raises ValueError on a value that is not allowed.
+    """Options of the loss (section `train.grpo` of the configuration).
 
     Attributes:
-        scale: "std" divides a group's advantages by its standard deviation, "none" does not.
-        aggregation: "token" mean over all tokens (DAPO), "sequence" mean of each sequence's mean
-            (GRPO), "constant" sum / (sequences * longest completion allowed) (Dr.GRPO).
-        ratio: "token", or "sequence" for the length-normalised ratio of GSPO (which wants clips
-            near 3e-4).
-        clip_low: r below 1 - clip_low is clipped when the advantage is negative; 1 is never.
-        clip_high: r above 1 + clip_high is clipped when the advantage is positive.
-        kl_coef: weight of the KL to the reference policy; 0 needs no reference log-probs.
-        kl: estimator, "k1", "k2" or "k3"; see `kl_penalty` for what each one pulls on.
-        importance_cap: upper limit of the sampler-to-trainer importance weight; 0 turns it off.
-        mask_overlong: leave out completions cut at the length limit.
-        drop_zero_variance: leave out groups without reward variance (their KL too).
-        updates_per_batch: passes over each batch of completions; above 1 it is off-policy.
+      scale: "std" divides a group's advantages by the standard deviation of its rewards; "none" does not.
+      aggregation: how losses of tokens become the loss of a batch. "token": mean over all tokens (DAPO). "sequence":
+        mean over sequences of each sequence's mean (GRPO). "constant": sum / (sequences * longest completion allowed)
+        (Dr.GRPO).
+      ratio: "token": the ratio of each token. "sequence": the length-normalised ratio of GSPO, which needs far smaller
+        clips (about 3e-4).
+      clip_low: a token with a negative advantage is clipped if r is below 1 - clip_low; 1 clips none.
+      clip_high: a token with a positive advantage is clipped if r is above 1 + clip_high.
+      kl_coef: weight of the KL to the reference policy; 0 needs no reference log-probs.
+      kl: estimator of the KL, "k1", "k2" or "k3"; `kl_penalty` says which gradient each one has.
+      importance_cap: upper limit of the importance weight w from the sampler to the trainer; 0: all weights are 1.
+      mask_overlong: whether completions that the length limit cut off are left out of the loss.
+      drop_zero_variance: whether groups without reward variance are left out of the loss, their KL included.
+      updates_per_batch: optimizer updates on each batch of completions; all but the first are off-policy.
+
+    Raises:
+      ValueError: if a value is not allowed.
     """
 
     scale: str = "std"
@@ -87,15 +97,15 @@ class GRPOConfig:
 
 @flax.struct.dataclass
 class GRPOBatch:
-    """What the loss needs besides the current policy's log-probs; log-probs in nats.
+    """Inputs of the loss besides the current policy's log-probs; all log-probs are in nats.
 
     Attributes:
-        old_logp_BT: by the trainer before this batch's first update; None when every update sees
-            fresh completions: then π_old is π_θ itself with its gradient stopped.
-        sampler_logp_BT: as recorded while sampling.
-        ref_logp_BT: by the reference policy; None when it is neither penalised nor watched.
-        adv_B: advantage of each sequence (`group_advantages`).
-        mask_BT: 1 where a token is trained (`loss_mask`).
+      old_logp_BT: log-probs under π_old, the policy before the first update on this batch. None: there is one update
+        per batch, so π_old is π_θ with its gradient stopped.
+      sampler_logp_BT: log-probs that the sampler recorded.
+      ref_logp_BT: log-probs under the reference policy; None: the KL is neither penalised nor reported.
+      adv_B: advantage of each sequence, from `group_advantages`.
+      mask_BT: 1 where a token is trained, from `loss_mask`.
     """
 
     old_logp_BT: jax.Array | None
@@ -106,12 +116,21 @@ class GRPOBatch:
 
 
 def group_advantages(rewards_PG: jax.Array, *, scale: str) -> tuple[jax.Array, jax.Array]:
-    """A = r - mean of its group, over (std + 1e-4) if `scale` is "std" (arXiv 2402.03300).
+    """Advantages of completions: A = reward - mean of its group, divided by (std + 1e-4) if `scale` is "std".
 
-    The std has ddof 1 (divides by G - 1), as in TRL and torch. Returns `adv_PG` and
-    `informative_P`: whether the group's rewards differ by more than float rounding; if not, its
-    advantages are exactly 0. `1 - mean(informative_P)` is the share to report as dropped.
-    Raises ValueError for fewer than two completions a prompt: they have no group to differ from.
+    The standard deviation has ddof 1 (it divides by G - 1), as in TRL and torch (arXiv 2402.03300).
+
+    Args:
+      rewards_PG: rewards of the completions.
+      scale: `GRPOConfig.scale`.
+
+    Returns:
+      adv_PG: the advantages [P, G].
+      informative_P: True if the rewards of the group differ by more than float32 rounding [P]. If not, its advantages
+        are exactly 0.
+
+    Raises:
+      ValueError: if a group has fewer than two completions, because then there is nothing to compare them with.
     """
     if rewards_PG.shape[1] < 2:
         raise ValueError(f"a group has {rewards_PG.shape[1]} completion; allowed: 2 or more")
@@ -129,10 +148,18 @@ SCALES = {
 
 
 def loss_mask(mask_BT: jax.Array, informative_B: jax.Array, truncated_B: jax.Array, config: GRPOConfig) -> jax.Array:
-    """`mask_BT` without the sequences that the config leaves out; same dtype.
+    """Sets the mask of the sequences that the config leaves out to 0.
 
-    `informative_B`: the sequence's group has reward variance. `truncated_B`: the completion was
-    cut at the token limit. Left-out sequences then count in no normaliser either.
+    A sequence that is left out is not counted in any normaliser either.
+
+    Args:
+      mask_BT: 1 on completion tokens.
+      informative_B: True if the rewards of the sequence's group differ.
+      truncated_B: True if the length limit cut the completion off.
+      config: `drop_zero_variance` and `mask_overlong` are read.
+
+    Returns:
+      the mask of the tokens that are trained [B, T], in the dtype of `mask_BT`.
     """
     keep_B = jnp.ones_like(informative_B, dtype=bool)
     if config.drop_zero_variance:
@@ -143,11 +170,19 @@ def loss_mask(mask_BT: jax.Array, informative_B: jax.Array, truncated_B: jax.Arr
 
 
 def kl_estimate(logp: jax.Array, ref_logp: jax.Array, kind: str) -> jax.Array:
-    """KL(π_θ ‖ π_ref) from tokens sampled from π_θ, any shape (joschu.net/blog/kl-approx.html).
+    """Estimates KL(π_θ ‖ π_ref) from tokens that were sampled from π_θ (joschu.net/blog/kl-approx.html).
 
-    With d = log π_ref - log π_θ: k1 = -d (unbiased), k2 = d²/2 (biased, low variance),
-    k3 = eᵈ - 1 - d (unbiased, never negative). These are *values*: put into a loss as they are,
-    k2 has the right gradient, k1's is zero on average and k3's another KL's: see `kl_penalty`.
+    With d = log π_ref - log π_θ, k1 = -d is unbiased; k2 = d²/2 is biased and has a low variance; k3 = eᵈ - 1 - d is
+    unbiased and never negative. This holds for their values. Their gradients are another matter: k2 has the gradient of
+    this KL, that of k1 is zero on average, and that of k3 belongs to another KL. A loss therefore uses `kl_penalty`.
+
+    Args:
+      logp: log π_θ of the sampled tokens, of any shape.
+      ref_logp: log π_ref of the same tokens.
+      kind: "k1", "k2" or "k3".
+
+    Returns:
+      the estimate of each token, in nats.
     """
     return KL_ESTIMATES[kind](ref_logp - logp)
 
@@ -162,17 +197,28 @@ KL_ESTIMATES = {
 def kl_penalty(
     logp_BT: jax.Array, ref_logp_BT: jax.Array, weight_BT: jax.Array, mask_BT: jax.Array, kind: str
 ) -> jax.Array:
-    """`kl_estimate` with a gradient fit for a loss; expected gradients under samples of π_θ:
+    """`kl_estimate` with a gradient that is useful in a loss.
 
-    k1: its own is E[∇log π] = 0, so it is charged as a reward would be: value k1_t, gradient
-        weight_t (Σ_{s≥t} k1_s) ∇log π_t. Summed over the sequence this is exactly the gradient
-        of the sequence's reverse KL. Of the three it has the largest variance.
-    k2: exactly that of the reverse KL of each token given its prefix: what a token does to the
-        KL of later ones is left out, so it is the sequence's only for one-token completions.
-    k3: exactly that of the *forward* KL(π_ref ‖ π_θ) of each token given its prefix; to first
-        order in π_θ - π_ref it agrees with k2.
+    The expected gradients under samples of π_θ are:
 
-    `weight_BT` is π_θ / π_sampler: only k1, a score function, takes it (as in TRL for k3).
+    - k1: differentiated as it stands it would have E[∇log π] = 0. It is therefore charged like a reward: its value is
+      k1_t and its gradient weight_t (Σ_{s≥t} k1_s) ∇log π_t. Summed over the sequence, this is exactly the gradient of
+      the sequence's reverse KL(π_θ ‖ π_ref). It has the largest variance of the three.
+    - k2: exactly the gradient of the reverse KL of each token given its prefix. It ignores that a token also changes
+      the KL of later tokens, so it is the gradient of the sequence's KL only for completions of one token.
+    - k3: exactly the gradient of the *forward* KL(π_ref ‖ π_θ) of each token given its prefix. To first order in
+      π_θ - π_ref it agrees with k2.
+
+    Args:
+      logp_BT: log π_θ of the sampled tokens.
+      ref_logp_BT: log π_ref of the same tokens.
+      weight_BT: importance weight w π_θ / π_old, which is π_θ / π_sampler up to the cap of w. Only k1 uses it, because
+        its gradient is a score function. TRL does not weight k3 either.
+      mask_BT: 1 on the tokens that are trained.
+      kind: "k1", "k2" or "k3".
+
+    Returns:
+      the penalty of each token [B, T], in nats; 0 at masked positions.
     """
     keep_BT = mask_BT.astype(bool)
     kl_BT = kl_estimate(_only(logp_BT, keep_BT), _only(ref_logp_BT, keep_BT), kind)
@@ -184,10 +230,18 @@ def kl_penalty(
 
 
 def truncated_importance(old_logp_BT: jax.Array, sampler_logp_BT: jax.Array, cap: float) -> jax.Array:
-    """w = min(π_old / π_sampler, cap), a constant to the gradient; all ones when `cap` is 0.
+    """The importance weight of each token, w = min(π_old / π_sampler, cap), with a stopped gradient.
 
-    Corrects for a sampler whose numerics differ from the trainer's; the cap bounds the variance
-    (truncated importance sampling, Ionides 2008).
+    It corrects for tokens that were not drawn from π_old exactly: the sampler applies top-k and top-p and rounds
+    differently. The cap bounds the variance (truncated importance sampling, Ionides 2008).
+
+    Args:
+      old_logp_BT: log π_old of the tokens.
+      sampler_logp_BT: log-probs that the sampler recorded.
+      cap: `GRPOConfig.importance_cap`; 0: all weights are 1.
+
+    Returns:
+      the weights [B, T].
     """
     if cap == 0:
         return jnp.ones_like(old_logp_BT)
@@ -204,12 +258,23 @@ def clipped_surrogate(
     clip_high: float,
     ratio: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) of each token, and where the clip holds.
+    """The clipped policy loss of each token, -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO, arXiv 1707.06347).
 
-    The `min` makes it pessimistic for either sign of A (PPO, arXiv 1707.06347): a clipped token
-    (A > 0 and r > 1 + clip_high, or A < 0 and r < 1 - clip_low) has no gradient; every other has
-    gradient -r A. `ratio` "token" takes r_t = exp(logp_t - old_t); "sequence" takes for all its
-    tokens the geometric mean of them, with r's gradient at token t being r ∇logp_t (GSPO-token).
+    A token is clipped if A > 0 and r > 1 + clip_high, or A < 0 and r < 1 - clip_low. A clipped token has no gradient.
+    Every other token has the gradient -r A ∇logp_t.
+
+    Args:
+      logp_BT: log π_θ of the tokens.
+      old_logp_BT: log π_old of the tokens.
+      adv_B: advantage A of each sequence.
+      mask_BT: 1 on the tokens that are trained.
+      clip_low: as in `GRPOConfig`.
+      clip_high: as in `GRPOConfig`.
+      ratio: "token": r_t = exp(logp_t - old_logp_t). "sequence": every token has the geometric mean of its sequence's
+        r_t, and the gradient of r at token t is r ∇logp_t (GSPO-token).
+
+    Returns:
+      the loss of each token [B, T], 0 at masked positions; and True where a token is clipped [B, T].
     """
     keep_BT = mask_BT.astype(bool)
     log_r_BT = LOG_RATIOS[ratio](_only(logp_BT, keep_BT), _only(old_logp_BT, keep_BT), keep_BT)
@@ -219,7 +284,7 @@ def clipped_surrogate(
     low_BT = (adv_B1 < 0) & (r_BT < 1 - clip_low)
     clipped_BT = keep_BT & (high_BT | low_BT)
     bound_BT = jnp.clip(r_BT, 1 - clip_low, 1 + clip_high)
-    # The exponent is cleared where clipped: an overflow there would turn its zero gradient to NaN.
+    # Clear the exponent of clipped tokens: if exp overflowed there, their zero gradient would become 0 * inf = NaN.
     r_BT = jnp.where(clipped_BT, bound_BT, jnp.exp(_only(log_r_BT, ~clipped_BT)))
     return -_only(r_BT * adv_B1, keep_BT), clipped_BT
 
@@ -237,11 +302,19 @@ LOG_RATIOS = {
 
 
 def aggregate(value_BT: jax.Array, mask_BT: jax.Array, how: str, max_length: int) -> Pair:
-    """(sum, count) of a per-token value; `how` is `GRPOConfig.aggregation`.
+    """The sum and the count whose quotient is the mean of a value of each token.
 
-    The mean over any number of micro-batches is the total of the sums over the total of the
-    counts, whatever their token counts. `max_length` is the longest completion allowed, in
-    tokens; only "constant" reads it. A fully masked sequence adds nothing to either.
+    The mean over several micro-batches is the total of their sums divided by the total of their counts. A fully masked
+    sequence adds nothing to either.
+
+    Args:
+      value_BT: a value of each token.
+      mask_BT: 1 on the tokens that are trained.
+      how: `GRPOConfig.aggregation`.
+      max_length: the longest completion allowed, in tokens; only "constant" reads it.
+
+    Returns:
+      (sum, count), two scalars.
     """
     keep_BT = mask_BT.astype(bool)
     value_BT = _only(value_BT, keep_BT)
@@ -265,13 +338,26 @@ AGGREGATIONS = {
 def grpo_loss(
     logp_BT: jax.Array, batch: GRPOBatch, config: GRPOConfig, max_length: int
 ) -> tuple[jax.Array, jax.Array, dict[str, Pair]]:
-    """The loss of one micro-batch as (sum, count), and its metrics, each a (sum, count) of tokens.
+    """The loss of one micro-batch, with its metrics.
 
-    The gradient of the batch is Σ∇sum / max(Σcount, 1) over its micro-batches. Metrics:
-    `clip_low` and `clip_high`, shares clipped with A < 0 and A > 0; `importance`, mean w;
-    `sampler_gap`, mean |log π_old - log π_sampler| in nats; `kl`, mean estimate in nats (present
-    with reference log-probs, also at kl_coef 0). Raises ValueError when kl_coef is above 0 and
-    there are none.
+    The gradient of a batch is Σ ∇sum / max(Σ count, 1), with sums over its micro-batches.
+
+    Args:
+      logp_BT: log-probs of the completions' tokens under the current policy.
+      batch: the other inputs.
+      config: options of the loss.
+      max_length: the longest completion allowed, in tokens.
+
+    Returns:
+      sum: the sum of the loss.
+      count: the count that belongs to it.
+      metrics: name -> (sum, count), whose quotient is a mean over tokens. `clip_low` and `clip_high` are the shares of
+        tokens that are clipped with A < 0 and with A > 0. `importance` is the mean of w. `sampler_gap` is the mean of
+        |log π_old - log π_sampler| in nats. `kl` is the mean KL estimate in nats; it is there if the batch has
+        reference log-probs, also if kl_coef is 0.
+
+    Raises:
+      ValueError: if kl_coef is above 0 and the batch has no reference log-probs.
     """
     keep_BT = batch.mask_BT.astype(bool)
     logp_BT = _only(logp_BT, keep_BT)
@@ -306,10 +392,13 @@ def grpo_loss(
 
 
 def _only(x_BT: jax.Array, keep_BT: jax.Array) -> jax.Array:
-    """`x_BT` where kept, else 0, gradient included; a product would let inf * 0 = NaN through."""
+    """`x_BT` where `keep_BT` is True, elsewhere 0 with no gradient.
+
+    A product with the mask would not do, because inf * 0 is NaN.
+    """
     return jnp.where(keep_BT, x_BT, jnp.zeros_like(x_BT))
 
 
 def _zero_with_gradient(x: jax.Array) -> jax.Array:
-    """0 in value, the identity to the gradient."""
+    """A zero whose gradient with respect to x is 1."""
     return x - stop_gradient(x)

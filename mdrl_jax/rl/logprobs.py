@@ -1,4 +1,8 @@
-"""Log-probs of given tokens, in chunks of time so that [B, T, V] logits need never exist whole."""
+"""Log-probs of given tokens under the model, computed in chunks of positions.
+
+`policy.py` and `sft.py` call `token_log_probs` in their losses. The logits of all positions, [B, T, V], can be larger
+than all other arrays together. With chunks, only those of a few positions exist at a time, in the backward pass too.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +13,9 @@ import jax.numpy as jnp
 
 from mdrl_jax.model.transformer import Decoder
 
-SLOPE = "slope"  # the derivative of a token's log-prob by its hidden state: with it no logits are made again
+# Checkpoint name for the derivative of a token's log-prob with respect to its hidden state. A function that saves it
+# needs no logits in the backward pass (`second_order/decoder_parts.py`).
+SLOPE = "slope"
 _slopes = jax.checkpoint_policies.save_only_these_names(SLOPE)
 
 
@@ -23,10 +29,22 @@ def token_log_probs(
     temperature: float = 1.0,
     chunk: int = 0,
 ) -> jax.Array:
-    """log π(token_t | tokens before t) for t >= `start` (>= 1): float32 [B, T - start], in nats.
+    """log π(token_t | tokens before t) for all t >= `start`.
 
-    π is the policy at `temperature`, without top-k or top-p (definitions §1). `chunk` > 0 computes logits for
-    that many positions at a time and recomputes them in the backward pass; 0 takes all at once.
+    π is the policy at `temperature`, without top-k or top-p (definitions §1).
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      tokens_BT: token ids of left-padded rows.
+      valid_BT: True at real tokens, False at padding.
+      start: the first position t, at least 1.
+      temperature: divides the logits.
+      chunk: number of positions whose logits are computed at a time; the backward pass recomputes them. 0: all
+        positions at once.
+
+    Returns:
+      log-probs in nats [B, T - start], float32. At padding their values have no meaning.
     """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     hidden_BTD = apply(tokens_BT, valid_BT, method="hidden")
@@ -42,9 +60,19 @@ def token_log_probs(
 
 
 def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> Any:
-    """`function` of arrays [B, T, ...], `chunk` positions at a time, recomputed in a backward pass; 0: all at once.
+    """Applies `function` to `chunk` positions at a time, so that its intermediate arrays are small.
 
-    What `function` gives, an array or a tree of arrays [B, C], comes back as [B, T]. What it names `SLOPE` is kept.
+    The backward pass recomputes each chunk. It reuses only the values that `function` names `SLOPE` with
+    `jax.ad_checkpoint.checkpoint_name`.
+
+    Args:
+      function: a function of arrays [B, C, ...] for any number C of positions, which treats positions independently.
+        It returns an array or a tree of arrays [B, C].
+      arrays: its arguments for all positions, [B, T, ...].
+      chunk: C; the last chunk is padded with zeros. 0: all positions at once.
+
+    Returns:
+      the results for all positions, an array or a tree of arrays [B, T].
     """
     length = arrays[0].shape[1]
     if chunk == 0 or chunk >= length:

@@ -1,4 +1,14 @@
-"""The model as a policy: GRPO's loss of its parameters, its batches, and log-probs of completions under it."""
+"""The model as a policy: its GRPO loss as a function of parameters, the batches of that loss, and its log-probs.
+
+This file connects `grpo.py`, which knows no model, to the decoder. In each step `stages/grpo.py` passes scored
+completions (`rollouts.py`) through `trained` and `policy_batch`, adds log-probs of the old and the reference policy
+(`make_log_probs`) if the loss needs them, and gives the batch to the training step (`trainer.py`), whose loss is
+`make_grpo_loss`.
+
+Letters of shapes: P prompts, G completions of each, B = P * G rows, M micro-batches of a batch. Tp and Tc
+are the lengths of padded prompts and completions. T is Tp in arrays of prompts, Tc in arrays of completions, and
+Tp + Tc in rows of both.
+"""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +30,15 @@ from mdrl_jax.rl.trainer import LossFn, micro_batches
 
 @struct.dataclass
 class PolicyBatch:
-    """Left-padded prompts with their completions [B, Tp + Tc], and the loss's arrays over [B, Tc]."""
+    """Rows of left-padded prompts, each followed by a completion.
+
+    `policy_batch` returns all micro-batches of a step as one `PolicyBatch`, whose leaves have one more leading axis, M.
+
+    Attributes:
+      tokens_BT: token ids [B, Tp + Tc].
+      valid_BT: True at real tokens, False at padding [B, Tp + Tc].
+      grpo: inputs of the loss; its arrays over tokens are [B, Tc].
+    """
 
     tokens_BT: Any
     valid_BT: Any
@@ -28,7 +46,18 @@ class PolicyBatch:
 
 
 def make_grpo_loss(model: Decoder, config: GRPOConfig, temperature: float, max_length: int, chunk: int) -> LossFn:
-    """GRPO's loss (sum, count) of parameters on a `PolicyBatch`; the policy is at the sampling temperature."""
+    """The GRPO loss as a function of parameters and a `PolicyBatch`, in the form that `make_train_step` takes.
+
+    Args:
+      model: the decoder.
+      config: options of the loss.
+      temperature: sampling temperature, at which the policy is taken (definitions §1).
+      max_length: the longest completion allowed, in tokens.
+      chunk: positions whose logits are held at a time, as in `token_log_probs`.
+
+    Returns:
+      (params, batch) -> (sum, (count, metrics)); `grpo_loss` explains the three.
+    """
 
     def loss_fn(params: Any, batch: PolicyBatch):
         start = batch.tokens_BT.shape[1] - batch.grpo.mask_BT.shape[1]
@@ -42,7 +71,18 @@ def make_grpo_loss(model: Decoder, config: GRPOConfig, temperature: float, max_l
 
 
 def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -> Callable[..., jax.Array]:
-    """The jitted (params, tokens_MBT, valid_MBT, start) -> log-probs [M, B, T - start], by micro-batch."""
+    """Compiles the log-probs of all rows of a batch, one micro-batch after the other.
+
+    Args:
+      model: the decoder.
+      mesh: the devices; the rows of each micro-batch are split over them.
+      temperature: sampling temperature, at which the policy is taken.
+      chunk: positions whose logits are held at a time, as in `token_log_probs`.
+
+    Returns:
+      the jitted function (params, tokens_MBT, valid_MBT, start) -> log-probs [M, B, T - start]. `start` is the length
+      of the padded prompts.
+    """
 
     def log_probs(params: Any, tokens_MBT: jax.Array, valid_MBT: jax.Array, start: int) -> jax.Array:
         one = functools.partial(token_log_probs, model, params, start=start, temperature=temperature, chunk=chunk)
@@ -53,7 +93,17 @@ def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -
 
 
 def join(prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any) -> tuple[Any, Any]:
-    """On the host: prompts repeated over their groups, followed by completions: tokens and valid, [P * G, Tp + Tc]."""
+    """Repeats each prompt for its group and appends the completions, on the host.
+
+    Args:
+      prompts_PT: token ids of the left-padded prompts [P, Tp].
+      valid_PT: True at real tokens of the prompts [P, Tp].
+      completions_PGT: token ids of the completions [P, G, Tc].
+      mask_PGT: 1 on tokens of the completions [P, G, Tc].
+
+    Returns:
+      the joined tokens [P * G, Tp + Tc], and True at the real ones among them [P * G, Tp + Tc].
+    """
     n_prompts, group, _ = completions_PGT.shape
     rows = n_prompts * group
 
@@ -66,11 +116,11 @@ def join(prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any) ->
 
 
 class Trained(NamedTuple):
-    """What the trainer takes of G completions of each of P prompts, on the host.
+    """Advantages and loss mask of scored completions, on the host.
 
     Attributes:
-      adv_PG: their advantages.
-      informative_P: whether the rewards of a prompt differ.
+      adv_PG: advantages of the completions.
+      informative_P: True if the rewards of the prompt's group differ.
       mask_PGT: 1 on the tokens that are trained (`loss_mask`).
     """
 
@@ -80,12 +130,13 @@ class Trained(NamedTuple):
 
 
 def trained(rewards_PG: Any, mask_PGT: Any, ended_PG: Any, config: GRPOConfig) -> Trained:
-    """Advantages and trained tokens of scored completions.
+    """Computes the advantages of completions and the mask of the tokens that are trained.
 
     Args:
-      rewards_PG: their rewards.
-      mask_PGT: 1 on their tokens.
-      ended_PG: false where the length limit cut one off.
+      rewards_PG: rewards of the completions.
+      mask_PGT: 1 on tokens of the completions.
+      ended_PG: False if the length limit cut the completion off.
+      config: options of the loss.
     """
     adv_PG, informative_P = jax.device_get(group_advantages(jnp.asarray(rewards_PG), scale=config.scale))
     n_prompts, group, length = mask_PGT.shape
@@ -102,11 +153,23 @@ def policy_batch(
     prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any, logp_PGT: Any, trained: Trained,
     n: int, mesh: Mesh,
 ) -> PolicyBatch:  # fmt: skip
-    """The loss's batch of n micro-batches on the devices, leaves [n, rows, ...]; old and reference log-probs are None.
+    """Makes the batch of a training step and puts it on the devices.
 
     Args:
-      prompts_PT, valid_PT, completions_PGT, mask_PGT: as of `join`.
-      logp_PGT: log-probs under the sampler.
+      prompts_PT: as in `join`.
+      valid_PT: as in `join`.
+      completions_PGT: as in `join`.
+      mask_PGT: as in `join`.
+      logp_PGT: log-probs of the completions that the sampler recorded, in nats.
+      trained: advantages and loss mask of the completions.
+      n: number of micro-batches, M.
+      mesh: the devices.
+
+    Returns:
+      the batch, every leaf [M, B / M, ...]. Its log-probs of the old and the reference policy are None.
+
+    Raises:
+      UserError: if the rows cannot be divided into n equal micro-batches.
     """
     rows = trained.adv_PG.size
     tokens_BT, valid_BT = join(prompts_PT, valid_PT, completions_PGT, mask_PGT)

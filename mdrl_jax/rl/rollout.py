@@ -1,12 +1,23 @@
-"""Sampling completions: prefill each prompt once, then decode its group until every row has ended.
+"""The sampler: prefills each prompt once, then decodes its group of completions until all of them have ended.
 
-Keys and values of long completions do not fit a device for all prompts at once. So some prompts have a slot each, and
-when a prompt's group has ended, the next one takes its place in the same program: memory is that of the slots, and no
-slot waits for the longest completion of all. What is drawn for a prompt does not depend on it.
+It is one compiled program from token ids to token ids. `rollouts.py` pads the prompts, runs the program, and has the
+completions scored.
 
-The recorded log-prob is that of the distribution sampled from (temperature, top-k and top-p applied), so that
-the trainer can correct for the difference (`rl/grpo.py`). The key of every draw is folded from
-(seed, stage, step, prompt, sample, token): no draw repeats, and a resumed run draws the same.
+Long completions of all prompts may need more memory for keys and values than the devices have. Therefore the program
+decodes only as many prompts at a time as it has slots; a slot holds one prompt and its group. A slot is free when its
+group has ended. Once a quarter of the slots are free, the next prompts are prefilled into them. So the number of slots
+determines the memory, and most slots stay busy while a long completion is being decoded. The completions of a prompt do
+not depend on the slot that it gets or on the step at which it begins.
+
+The recorded log-prob of a token is its log-prob under the distribution that it was drawn from, with temperature, top-k
+and top-p applied. The trainer divides by it to correct for the difference between that distribution and the policy
+(`truncated_importance` in `rl/grpo.py`).
+
+The key of every draw is folded from (seed, stage, step, prompt, sample, token), so draws that differ in any of these
+have keys of their own, and a resumed run draws the same completions (definitions §14).
+
+Letters of shapes: N prompts in all, S slots, G completions per prompt (its group), B = S * G rows that are decoded
+together, T tokens, V vocabulary.
 """
 
 import dataclasses
@@ -29,7 +40,13 @@ from mdrl_jax.section import section
 
 @section
 class SamplingConfig:
-    """How completions are drawn; temperature 0 is greedy, top_k 0 and top_p 1 leave the distribution whole."""
+    """How completions are drawn.
+
+    Attributes:
+      temperature: divides the logits; 0: always take the most probable token.
+      top_k: draw only from this many most probable tokens; 0: from all.
+      top_p: draw only from the smallest set of most probable tokens whose mass reaches top_p; 1: from all.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -37,18 +54,22 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise UserError(f"temperature={self.temperature} is not valid; it is >= 0")
+            raise UserError(f"temperature={self.temperature} is not valid; it must be >= 0")
         if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} is not valid; it is >= 0 (0: all tokens)")
+            raise UserError(f"top_k={self.top_k} is not valid; it must be >= 0 (0: all tokens)")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is not valid; 0 < top_p <= 1")
+            raise UserError(f"top_p={self.top_p} is not valid; it must be above 0 and at most 1")
 
 
 @struct.dataclass
 class Completions:
-    """What was sampled: tokens and log-probs [P, G, T], zero after the end; lengths [P, G] with the end token.
+    """G completions of each of P prompts.
 
-    `ended` is false where the length limit cut a completion off.
+    Attributes:
+      tokens_PGT: token ids [P, G, T], with the end token; 0 after the end.
+      logp_PGT: log-prob of each token under the distribution that it was drawn from, in nats; 0 after the end.
+      length_PG: number of tokens, the end token included.
+      ended_PG: True if the completion ended by an end token, False if the length limit cut it off.
     """
 
     tokens_PGT: Any
@@ -59,10 +80,24 @@ class Completions:
 
 @struct.dataclass
 class _State:
-    """S slots of G rows each, B = S * G: which prompt is in a slot, at which step it began, and what it has so far."""
+    """State of the decoding loop.
+
+    Attributes:
+      step: steps that the loop has made, a scalar.
+      prompt_S: index of the prompt in each slot; a slot with N or more is empty.
+      start_S: the step at which each slot's prompt began.
+      token_B: the token drawn last in each row; 0 if the row had ended before.
+      done_B: True if the row has drawn an end token, or if its slot is empty.
+      length_B: number of tokens drawn in each row.
+      hidden_BD: the hidden state that `token_B` was drawn from.
+      tokens_BT: all tokens drawn [B, max_new_tokens], 0 after the end.
+      logp_BT: their log-probs, 0 after the end.
+      prefix: keys and values of the prompts in the slots.
+      cache: keys and values of the rows.
+    """
 
     step: jax.Array
-    prompt_S: jax.Array  # N or more: none
+    prompt_S: jax.Array
     start_S: jax.Array
     token_B: jax.Array
     done_B: jax.Array
@@ -75,10 +110,11 @@ class _State:
 
 
 def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Array:
-    """Log-probs [B, V] of the distribution sampled from; tokens outside top-k or top-p get about -1e30.
+    """Log-probs [B, V] of the distribution that tokens are drawn from; excluded tokens get about -1e30.
 
-    Temperature 0 puts all mass on the first largest logit. Top-p keeps the smallest set of most probable tokens
-    whose mass reaches p, after top-k (the order of vLLM and transformers).
+    Temperature 0 puts all mass on the largest logit, on the first one if several are equal. Otherwise temperature,
+    top-k and top-p apply in this order, as in vLLM and transformers. Tokens that tie with the last token kept by top-k
+    or top-p are kept too.
     """
     vocab = logits_BV.shape[-1]
     if sampling.temperature == 0:
@@ -99,13 +135,30 @@ def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Ar
 
 
 def stage_key(seed: int, stage: str, step: int) -> jax.Array:
-    """The key of one step of one stage. By name, so that adding a stage changes no other's draws."""
+    """The sampling key of one step of one stage.
+
+    It depends on the stage's name, not on its number, so adding a stage does not change the draws of other stages.
+
+    Args:
+      seed: seed of the run.
+      stage: name of the stage.
+      step: number of the step.
+    """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
     return jax.random.fold_in(key, step)
 
 
 def row_keys(key: jax.Array, prompt_ids_P: jax.Array, group_size: int) -> jax.Array:
-    """Keys [P * group_size] by prompt and sample."""
+    """The keys of all completions of a batch.
+
+    Args:
+      key: from `stage_key`.
+      prompt_ids_P: id of each prompt, from which its keys are folded (definitions §14).
+      group_size: G.
+
+    Returns:
+      one key per completion [P * G], the G keys of a prompt in succession.
+    """
     fold = jax.random.fold_in
     keys_P = jax.vmap(fold, in_axes=(None, 0))(key, prompt_ids_P)
     keys_PG = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))(keys_P, jnp.arange(group_size))
@@ -126,10 +179,25 @@ def decode_loop(
     sampling: SamplingConfig,
     at_once: int = 0,
 ) -> Completions:
-    """Samples `group_size` completions of each left-padded prompt; see the module for keys and log-probs.
+    """Samples `group_size` completions of each prompt; the module docstring explains slots, log-probs and keys.
 
-    `at_once` prompts have a slot (0: all); free slots are filled when a quarter of them is free, as filling computes
-    a prefill of all.
+    Free slots wait until a quarter of all slots are free, because a refill computes a prefill for every slot.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      prompts_NT: token ids of the left-padded prompts.
+      valid_NT: True at real tokens, False at padding.
+      key: the key of the step, from `stage_key`.
+      prompt_ids_N: id of each prompt, from which its keys are folded.
+      group_size: G, completions per prompt.
+      max_new_tokens: the largest number of tokens of a completion, the end token included.
+      eos_ids: ids of the tokens that end a completion.
+      sampling: temperature, top-k and top-p.
+      at_once: number of slots; 0: one for every prompt.
+
+    Returns:
+      the completions of all prompts, in the order of the prompts.
     """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     n_prompts = prompts_NT.shape[0]
@@ -170,7 +238,7 @@ def decode_loop(
         return keys_NG[jnp.minimum(prompt_S, n_prompts - 1)].reshape(-1)
 
     def begin(step: jax.Array, prompt_S: jax.Array, cache: Cache) -> _State:
-        """Prefills a prompt into every slot and draws its first tokens; slots without a prompt are done."""
+        """Prefills a prompt into every slot and draws the first token of each row; the rows of empty slots are done."""
         at_S = jnp.minimum(prompt_S, n_prompts - 1)
         chosen_ST, valid_ST = (constrain(x[at_S], "batch", None) for x in (prompts_NT, valid_NT))
         hidden_SD, prefix = apply(chosen_ST, valid_ST, method="prefill")
@@ -195,7 +263,7 @@ def decode_loop(
         return sample(state, keys_of(prompt_S))
 
     def advance(state: _State, enough: int | jax.Array) -> _State:
-        """Decodes until `enough` slots have finished."""
+        """Decodes until at least `enough` slots are free."""
         keys_B = keys_of(state.prompt_S)
 
         def body(state: _State) -> _State:
@@ -223,7 +291,7 @@ def decode_loop(
         fresh = begin(state.step, jnp.where(free_S, following_S, n_prompts), state.cache)
 
         def merged(old: jax.Array, new: jax.Array) -> jax.Array:
-            axis = 1 if old.ndim == 5 else 0  # keys and values have their layers first
+            axis = 1 if old.ndim == 5 else 0  # keys and values are [L, S, Tp, K, h]
             fresh_X = free_S if old.shape[axis] == slots else by_row(free_S)
             return jnp.where(fresh_X.reshape((1,) * axis + (-1,) + (1,) * (old.ndim - axis - 1)), new, old)
 
@@ -259,7 +327,20 @@ def make_sampler(
     sampling: SamplingConfig,
     at_once: int = 0,
 ) -> Callable[..., Completions]:
-    """The jitted `decode_loop`: (params, prompts_NT, valid_NT, key, prompt_ids_N) -> Completions."""
+    """Compiles `decode_loop` for one set of options.
+
+    Args:
+      model: the decoder.
+      name: name of the program, under which its compilations are counted.
+      group_size: as in `decode_loop`.
+      max_new_tokens: as in `decode_loop`.
+      eos_ids: as in `decode_loop`.
+      sampling: as in `decode_loop`.
+      at_once: as in `decode_loop`.
+
+    Returns:
+      the jitted function (params, prompts_NT, valid_NT, key, prompt_ids_N) -> Completions.
+    """
     return program(
         name,
         functools.partial(
@@ -275,12 +356,19 @@ def make_sampler(
 
 
 def cache_bytes(model: Decoder, group_size: int, prompt_length: int, max_new_tokens: int) -> int:
-    """Bytes that keys and values of one prompt and its completions take."""
+    """Bytes that the keys and values of one prompt and its completions take, over all devices that share them.
+
+    Args:
+      model: the decoder; keys and values have its dtype.
+      group_size: completions of the prompt.
+      prompt_length: tokens of the padded prompt.
+      max_new_tokens: tokens that each completion has room for.
+    """
     c = model.config
     values = 2 * c.n_layers * c.n_kv_heads * c.head_dim * (prompt_length + group_size * max_new_tokens)
     return values * jnp.dtype(model.dtype).itemsize
 
 
 def completion_mask(length_PG: np.ndarray, max_new_tokens: int) -> np.ndarray:
-    """1 on completion tokens, the end token included: [P, G, T] float32."""
+    """The mask of completions of these lengths: 1 on their tokens, 0 after the end [P, G, T], float32."""
     return (np.arange(max_new_tokens) < length_PG[..., None]).astype(np.float32)

@@ -1,7 +1,11 @@
-"""Sampling a batch of prompts on the devices and scoring the completions on the host.
+"""Samples completions of a batch of prompts on the devices and scores them on the host.
 
-`rollout.py` is the compiled sampler: token ids in, token ids out. `Rollouts` puts it to work: it pads prompts, keeps
-the devices busy while worker processes compute the rewards of the part before, and joins the parts.
+`stages/grpo.py` calls `Rollouts.sample` once per step; evaluation and analysis call it too. It pads the prompts, runs
+the compiled sampler of `rollout.py` on them, and gives the texts of the completions to the reward workers
+(`rewards/pool.py`). A batch may be sampled in parts: while the workers compute the rewards of one part, the devices
+sample the next one.
+
+Letters of shapes: P prompts, G completions per prompt (its group), T tokens.
 """
 
 import collections
@@ -29,18 +33,19 @@ from mdrl_jax.section import section
 
 @section
 class RolloutConfig:
-    """Sampling of training completions, and the length buckets (one compilation each).
+    """Sampling of training completions, and the lengths that prompts and completions are rounded up to.
 
-    The last prompt bucket is the longest prompt allowed, the last completion bucket the longest completion.
+    Every length in use is compiled once. The last prompt bucket is the longest prompt allowed, and the last completion
+    bucket is the longest completion.
 
     Attributes:
       sampling: temperature, top-p and top-k.
       prompt_buckets: lengths in tokens that prompts are padded to, ascending.
       completion_buckets: lengths in tokens that completions are cut to after sampling, ascending.
-      parts: number of parts in which a step's prompts are sampled. The rewards of one part are computed while the next
-        part is sampled.
-      cache_gib: memory of a device, in GiB, that keys and values of completions may take. Prompts for which there is
-        no room wait until others have ended. 0: no limit.
+      parts: number of equal parts in which a step's prompts are sampled. The rewards of one part are computed while the
+        next part is sampled.
+      cache_gib: memory, in GiB per device, that keys and values of prompts and completions may take. Prompts for which
+        there is no room wait until others have ended. 0: no limit.
     """
 
     sampling: SamplingConfig = SamplingConfig()
@@ -58,10 +63,10 @@ class ScoredRollouts:
       prompts_PT: token ids of the left-padded prompts.
       valid_PT: True where a prompt has a token, False on padding.
       completions: token ids, log-probs, lengths and whether each ended, [P, G, ...].
-      mask_PGT: 1 on tokens of a completion, its end of sequence included.
-      rewards_PG: in [0, 1].
-      accuracy_PG: in [0, 1]; the content judged regardless of style.
-      errors: number of rewards that failed, by kind; each of them scores 0.
+      mask_PGT: 1 on the tokens of a completion, its end token included; 0 after the end.
+      rewards_PG: rewards in [0, 1].
+      accuracy_PG: accuracy in [0, 1], which judges the content regardless of its style.
+      errors: number of rewards that could not be computed, by kind of error; each of them counts as 0.
     """
 
     prompts_PT: np.ndarray
@@ -73,7 +78,7 @@ class ScoredRollouts:
     errors: Mapping[str, int]
 
     def cut(self, buckets: Sequence[int]) -> "ScoredRollouts":
-        """The same with completions cut to the smallest of `buckets` that holds the longest of them."""
+        """These rollouts with completions cut to the smallest of `buckets` that holds the longest completion."""
         done = self.completions
         length = tokens.bucket(int(done.length_PG.max()), buckets, "a completion")
         tokens_PGT, logp_PGT, mask_PGT = (x[:, :, :length] for x in (done.tokens_PGT, done.logp_PGT, self.mask_PGT))
@@ -83,7 +88,7 @@ class ScoredRollouts:
 
 @dataclasses.dataclass(frozen=True)
 class _Launched:
-    """A part of a batch whose completions the devices are sampling."""
+    """A part of a batch that the devices are still sampling; reading `completions` waits for them."""
 
     problems: list[tuple[PromptSet, Problem]]
     prompts_PT: np.ndarray
@@ -93,15 +98,17 @@ class _Launched:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rollouts:
-    """Samples and scores batches of prompts; nothing in it changes but `spent`.
+    """Samples and scores batches of prompts; only `spent` changes from call to call.
 
     Attributes:
-      model, mesh, tokenizer: the model that is sampled from, its devices, and the tokenizer of its text.
-      eos_ids: token ids that end a completion.
-      config: padding, parts and memory of the cache.
+      model: the decoder.
+      mesh: the devices.
+      tokenizer: the model's tokenizer.
+      eos_ids: ids of the tokens that end a completion.
+      config: section `rollout` of the configuration.
       pool: worker processes that compute rewards.
-      max_error_share: share of a batch's rewards that may fail before the run ends.
-      spent: tokens "read" (prompts) and "sampled" (completions) so far.
+      max_error_share: share of the rewards of a part that may fail; above it the run ends with an error.
+      spent: tokens so far: "read" in prompts (a prompt counts once for its whole group) and "sampled" in completions.
     """
 
     model: Decoder
@@ -115,7 +122,10 @@ class Rollouts:
 
     @functools.cache  # noqa: B019  (one object lives as long as the process)
     def sampler(self, group_size: int, sampling: SamplingConfig) -> Any:
-        """The compiled sampler for groups of this size; as many prompts at once as `rollout.cache_gib` holds."""
+        """The compiled sampler for groups of this size.
+
+        It decodes as many prompts at once as `rollout.cache_gib` has room for.
+        """
         return make_sampler(
             self.model,
             f"sample_{group_size}",
@@ -138,23 +148,24 @@ class Rollouts:
     ) -> ScoredRollouts:
         """Samples and scores `group_size` completions of the chosen rows of each prompt set.
 
-        Of several parts, one is scored while the devices sample the next. Each process scores its share of the
-        completions.
+        With several parts, one part is scored while the devices sample the next. With several processes, each process
+        scores its share of the completions, and all processes get all scores.
 
         Args:
           params: parameters of the policy.
-          sets: (prompt set, row numbers [P]) of each domain; the batch is all of them, in this order.
-          key_path: (seed, stage, step), which the sampling keys are folded from.
-          group_size: completions a prompt.
+          sets: (prompt set, row numbers in it) of each domain; the batch is all these rows, in this order.
+          key_path: (seed, stage name, step), which the sampling keys are folded from.
+          group_size: completions per prompt.
           sampling: temperature, top-p and top-k.
-          parts: number of parts, of as many prompts each.
-          show: called with the number of each part before it is sampled.
+          parts: number of equal parts; it must divide the number of prompts.
+          show: called with the index of each part, from 0, before it is sampled.
 
         Returns:
-          all completions with their rewards; prompts are padded to the smallest bucket that holds the longest.
+          all completions with their rewards; prompts are padded to the smallest bucket that holds the longest one.
 
         Raises:
-          UserError: if more than `max_error_share` of the rewards fail, or a prompt is longer than the last bucket.
+          UserError: if more than `max_error_share` of a part's rewards fail, or a prompt is longer than the last
+            bucket.
         """
         rows = [prompts.tokens[i] for prompts, chosen in sets for i in chosen]
         problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
@@ -162,7 +173,7 @@ class Rollouts:
         length = tokens.bucket(max(map(len, rows)), self.config.prompt_buckets, "a prompt")
         prompts_PT, valid_PT = tokens.left_pad(rows, length, tokens.pad_id(self.tokenizer))
         size = len(rows) // parts
-        assert size * parts == len(rows), "prompts do not divide into parts"
+        assert size * parts == len(rows), "the number of prompts must be a multiple of parts"
         sampler, key = self.sampler(group_size, sampling), stage_key(*key_path)
 
         def launch(part: int) -> _Launched:
@@ -178,7 +189,7 @@ class Rollouts:
         return _joined([*scored, self._score(launched)])
 
     def text(self, done: Completions, prompt: int, sample: int) -> str:
-        """One completion as text."""
+        """The text of one completion, without special tokens; `prompt` and `sample` are its indices."""
         row = done.tokens_PGT[prompt, sample, : done.length_PG[prompt, sample]]
         return self.tokenizer.decode(row.tolist(), skip_special_tokens=True)
 
@@ -212,8 +223,8 @@ class Rollouts:
         if len(failed) > self.max_error_share * len(scores):
             name, text, _ = request(failed[0])
             raise UserError(
-                f"reward {name} failed on {len(failed)} of {len(scores)} completions "
-                f"(limit: rewards.max_error_share); first: {scores[failed[0]].error} on {text[:60]!r}"
+                f"reward {name} failed on {len(failed)} of {len(scores)} completions, "
+                f"more than rewards.max_error_share allows; first: {scores[failed[0]].error} on {text[:60]!r}"
             )
         return ScoredRollouts(
             prompts_PT=launched.prompts_PT,
@@ -239,7 +250,13 @@ def _fields(scored: ScoredRollouts) -> dict[str, Any]:
 
 
 def prompts_at_once(config: RolloutConfig, model: Decoder, mesh: Mesh, group_size: int) -> int:
-    """Number of prompts whose completions the devices of the mesh have room for together; 0: no limit.
+    """Number of prompts whose keys and values fit on the devices of the mesh within `cache_gib`; 0: no limit.
+
+    Args:
+      config: section `rollout` of the configuration.
+      model: the decoder.
+      mesh: the devices; prompts are split over `data` and `fsdp`, heads over `tensor`.
+      group_size: completions per prompt.
 
     Raises:
       UserError: if a device has no room for the completions of one prompt.
@@ -251,7 +268,7 @@ def prompts_at_once(config: RolloutConfig, model: Decoder, mesh: Mesh, group_siz
     fit = int(config.cache_gib * 2**30 // each)
     if fit < 1:
         raise UserError(
-            f"rollout.cache_gib={config.cache_gib} is too small: keys and values of one prompt, "
-            f"sampled {group_size} times, take {each / 2**30:.3g} GiB of a device"
+            f"rollout.cache_gib={config.cache_gib} is too small: the keys and values of one prompt "
+            f"and its {group_size} completions take {each / 2**30:.3g} GiB on each device"
         )
     return fit * batch_divisor(mesh)

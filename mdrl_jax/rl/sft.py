@@ -1,4 +1,8 @@
-"""Supervised fine-tuning (and pretraining) on replies, by the same step as GRPO."""
+"""The loss of supervised fine-tuning and pretraining on replies.
+
+It has the same form as the GRPO loss of `policy.py`, so both run the training step of `trainer.py`. `stages/sft.py`
+makes its batches.
+"""
 
 from typing import Any
 
@@ -13,7 +17,13 @@ from mdrl_jax.rl.trainer import LossFn
 
 @struct.dataclass
 class SFTBatch:
-    """Left-padded sequences [B, T] and the mask of reply tokens, the end token included."""
+    """Left-padded rows of a prompt and its reply.
+
+    Attributes:
+      tokens_BT: token ids.
+      valid_BT: True at real tokens, False at padding.
+      mask_BT: 1 on the tokens of the reply, its end token included; 0 elsewhere.
+    """
 
     tokens_BT: Any
     valid_BT: Any
@@ -21,7 +31,12 @@ class SFTBatch:
 
 
 def make_sft_loss(model: Decoder, chunk: int = 0) -> LossFn:
-    """Mean negative log-likelihood of reply tokens, in nats a token, as (sum, count)."""
+    """The mean negative log-likelihood of reply tokens, in nats per token, as a function of parameters and a batch.
+
+    Returns:
+      (params, batch) -> (sum, (count, metrics)): the sum over the reply tokens, their number, and the metric "nll",
+      which is the same mean. `token_log_probs` explains `chunk`.
+    """
 
     def loss_fn(params: Any, batch: SFTBatch):
         logp_BT = token_log_probs(model, params, batch.tokens_BT, batch.valid_BT, start=1, chunk=chunk)

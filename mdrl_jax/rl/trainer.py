@@ -1,6 +1,10 @@
-"""The training step: sums over micro-batches, one optimizer update, state in and state out.
+"""The training step: sums gradients over micro-batches and makes one optimizer update.
 
-The loss function is an argument, so SFT and GRPO, on one device or a pod, run the same step.
+The step is a compiled function from a state and a batch to the next state. Its loss function is an argument, so GRPO
+(`policy.py`) and supervised fine-tuning (`sft.py`) run the same step, on one device or on many.
+
+A loss function returns a sum and a count. With the loss l_m and the count n_m of micro-batch m, the step follows the
+gradient Σ_m ∇l_m / max(Σ_m n_m, 1), which is the gradient of the mean over the whole batch.
 """
 
 import dataclasses
@@ -18,14 +22,22 @@ from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.section import section
 
-Pair = tuple[jax.Array, jax.Array]
-# (params, micro_batch) -> (loss sum, (count, metrics as (sum, count)))
+Pair = tuple[jax.Array, jax.Array]  # (sum, count)
+# (params, micro-batch) -> (sum of the loss, (count, {name of a metric: (sum, count)}))
 LossFn = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, Pair]]]]
 
 
 @section
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) after clipping by global norm; clip_norm 0 leaves gradients whole."""
+    """AdamW (arXiv 1711.05101), after the gradient is clipped by its global norm.
+
+    Attributes:
+      b1: decay rate of the mean of gradients.
+      b2: decay rate of the mean of squared gradients.
+      eps: added to the root of the mean of squared gradients.
+      weight_decay: decoupled weight decay.
+      clip_norm: largest norm of the gradient, over all parameters; 0: no clipping.
+    """
 
     b1: float = 0.9
     b2: float = 0.95
@@ -39,12 +51,18 @@ class OptimizerConfig:
                 raise UserError(f"{field}={getattr(self, field)} is not valid; 0 <= {field} < 1")
         for field in ("eps", "weight_decay", "clip_norm"):
             if not getattr(self, field) >= 0:
-                raise UserError(f"{field}={getattr(self, field)} is not valid; it is >= 0")
+                raise UserError(f"{field}={getattr(self, field)} is not valid; it must be >= 0")
 
 
 @struct.dataclass
 class TrainState:
-    """Everything a step changes; also a tree of the shardings or shapes of these."""
+    """The arrays that a step changes. Trees of their shardings or of their shapes have this class too.
+
+    Attributes:
+      step: number of updates made.
+      params: parameters of the model.
+      opt_state: state of the optimizer.
+    """
 
     step: Any
     params: Any
@@ -53,10 +71,15 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Transforms:
-    """What a stage adds to the optimizer: changes of the gradient before it is clipped, and of the update last.
+    """Gradient transformations that a stage adds to the optimizer (`recovery/prevention/`).
 
-    They may take extra arguments (`optax.GradientTransformationExtraArgs`): large arrays that are the same at every
-    step, as EWC's, are arguments of the step, neither closed over nor part of checkpoints.
+    They may take extra arguments (`optax.GradientTransformationExtraArgs`). Large arrays that are the same at every
+    step, such as those of EWC, are passed in this way, so that they are neither constants of the compiled step nor part
+    of checkpoints.
+
+    Attributes:
+      gradient: applied to the gradient before it is clipped.
+      update: applied last, to the update, before it is multiplied by the learning rate.
     """
 
     gradient: tuple[optax.GradientTransformation, ...] = ()
@@ -66,7 +89,10 @@ class Transforms:
 def make_optimizer(
     config: OptimizerConfig, transforms: Transforms = Transforms()
 ) -> optax.GradientTransformationExtraArgs:
-    """The optax chain without its learning rate, which is an argument of the step (one compilation for all)."""
+    """The optax chain of a stage, without the learning rate.
+
+    The learning rate is an argument of the step, so that one compilation serves all its values.
+    """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
         *transforms.gradient,
@@ -78,7 +104,17 @@ def make_optimizer(
 
 
 def state_shardings(optimizer: optax.GradientTransformation, shapes: Any, shardings: Any, mesh: Mesh):
-    """Shardings of a TrainState: optimizer moments lie where their parameters lie."""
+    """Shardings of a `TrainState`: the optimizer's moments are split like the parameters that they belong to.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      shapes: shapes of the parameters.
+      shardings: shardings of the parameters.
+      mesh: the devices; all other arrays are replicated over them.
+
+    Returns:
+      a `TrainState` of shardings.
+    """
     replicated = named(mesh)
     opt_state = optax.tree_map_params(
         optimizer,
@@ -91,7 +127,15 @@ def state_shardings(optimizer: optax.GradientTransformation, shapes: Any, shardi
 
 
 def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState) -> TrainState:
-    """A fresh optimizer at `params`, which are copied: the first step donates the state it is given."""
+    """The state before the first step.
+
+    It has a copy of `params`, because the first step frees the memory of the state that it is given.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      params: parameters to start from.
+      shardings: from `state_shardings`.
+    """
 
     def init(params: Any) -> TrainState:
         params = jax.tree.map(jnp.copy, params)
@@ -103,11 +147,20 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
 def make_train_step(
     name: str, loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh
 ) -> Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step (state, batch, learning_rate, extra) -> (state, metrics); the state is donated.
+    """Compiles the training step.
 
-    Leaves of `batch` are [micro-batches, rows, ...]; `extra` are the optimizer's extra arguments by name. The
-    gradient is that of Σ loss sums / Σ counts over all micro-batches, so it does not depend on how rows are divided
-    among them.
+    Args:
+      name: name of the program, under which its compilations are counted.
+      loss_fn: (params, micro-batch) -> (sum of the loss, (count, metrics)); each metric is a (sum, count).
+      optimizer: from `make_optimizer`.
+      shardings: from `state_shardings`.
+      mesh: the devices.
+
+    Returns:
+      the jitted function (state, batch, learning_rate, extra) -> (next state, metrics). The memory of the given state
+      is reused for the next one. Leaves of `batch` are [micro-batches, rows, ...]. `extra` holds the optimizer's extra
+      arguments by name. The metrics are scalars: the means of the loss function's metrics, "loss", and "grad_norm",
+      the norm of the gradient before transforms and clipping.
     """
     takes_extra = optax.with_extra_args_support(optimizer)
 
@@ -115,7 +168,7 @@ def make_train_step(
         def add(total: Any, micro: Any) -> tuple[Any, None]:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
             (loss, (count, metrics)), grads = gradient(state.params, micro)
-            # Else XLA may keep the sum as some use of a parameter left it, and move activations to it.
+            # Pin the gradient's sharding; otherwise XLA may choose another and reshard activations to match it.
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
             return jax.tree.map(jnp.add, total, (grads, (loss, count), metrics)), None
 
@@ -147,15 +200,15 @@ def make_train_step(
 
 
 def micro_batches(batch: Any, n: int) -> Any:
-    """Reshapes rows [B, ...] to [n, B / n, ...].
+    """Divides a batch into n micro-batches: reshapes every leaf from [B, ...] to [n, B / n, ...].
 
     Raises:
-      UserError: if the rows do not divide.
+      UserError: if B is not a multiple of n.
     """
 
     def divide(x: Any) -> Any:
         if x.shape[0] % n:
-            raise UserError(f"{x.shape[0]} rows cannot be divided into {n} micro-batches")
+            raise UserError(f"{x.shape[0]} rows cannot be divided into {n} equal micro-batches")
         return x.reshape((n, x.shape[0] // n) + x.shape[1:])
 
     return jax.tree.map(divide, batch)

@@ -1,4 +1,8 @@
-"""GRPO's loss against TRL's own code, against policies small enough to enumerate, and in laws."""
+"""Tests of the GRPO loss.
+
+It is compared with TRL's own code, and with exact expectations over policies that are small enough to enumerate. Other
+tests check properties that must hold for any input.
+"""
 
 import collections
 import dataclasses
@@ -19,7 +23,7 @@ P, G, T = 3, 4, 7
 B = P * G
 LENGTHS = np.array([7, 3, 1, 5, 2, 7, 6, 4, 1, 2, 3, 7])
 PLAIN = GRPOConfig(importance_cap=0.0, aggregation="token")
-MIXES = [  # every aggregation and KL with every ratio, and with each other
+MIXES = [  # (aggregation, ratio, kl): all pairs of two values, except constant with k2
     ("token", "token", "k1"),
     ("token", "sequence", "k2"),
     ("token", "token", "k3"),
@@ -40,7 +44,7 @@ def strict():
 
 
 def draw(seed=0, spread=0.3):
-    """Log-probs (current, and a batch of the others), far enough off-policy for both clips."""
+    """Random current log-probs, and a batch with the other ones; far enough off-policy that both clips act."""
     rng = np.random.default_rng(seed)
     logp, old, sampler, ref = (
         f32(base + spread * rng.normal(size=(B, T))) for base in [-2.0 + rng.normal(size=(B, T))] for _ in range(4)
@@ -57,7 +61,7 @@ def draw(seed=0, spread=0.3):
 
 
 def loss_and_grad(logp, batch, config, max_length=T):
-    """The mean loss, the means of the metrics, and the loss's gradient by `logp`."""
+    """The mean loss, the means of the metrics, and the gradient of the loss with respect to `logp`."""
 
     def mean(x):
         total, count, metrics = grpo.grpo_loss(x, batch, config, max_length)
@@ -72,12 +76,12 @@ def rows(batch, index):
     return jax.tree.map(lambda x: np.asarray(x)[index], batch)
 
 
-# ---------------------------------------------------------------------------- TRL's own code
+# ---------------------------------------------------------------------------- against TRL's own code
 
 
 @pytest.fixture(scope="module")
 def trl_trainer():
-    """Makes a GRPOTrainer without a model: its real methods, with arrays for model outputs."""
+    """A function that makes a GRPOTrainer without a model: its methods are TRL's, its model outputs are our arrays."""
     torch = pytest.importorskip("torch", reason="the oracle is TRL's loss, which is torch code")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -126,7 +130,7 @@ def trl_trainer():
 
 
 def trl_rollout(trl_trainer, rewards_B, old, sampler, scale):
-    """TRL's advantages and importance weights: `_generate_and_score_completions` on our arrays."""
+    """TRL's advantages and importance weights, from `_generate_and_score_completions` on our arrays."""
     import torch
 
     trainer = trl_trainer(
@@ -171,7 +175,7 @@ def trl_rollout(trl_trainer, rewards_B, old, sampler, scale):
 
 
 def trl_loss_and_grad(trl_trainer, logp, batch, config, importance=None):
-    """TRL's `_compute_loss` and its gradient by the log-probs."""
+    """TRL's loss from `_compute_loss`, its gradient with respect to the log-probs, and TRL's metrics."""
     import torch
 
     def tensor(x):
@@ -214,7 +218,7 @@ def test_loss_gradient_and_metrics_are_those_of_trl(trl_trainer, aggregation, ra
     logp, batch = draw()
     if on_policy:
         batch = dataclasses.replace(batch, old_logp_BT=None)
-    low, high = (0.2, 0.28) if ratio == "token" else (0.03, 0.05)  # a mean of tokens moves less
+    low, high = (0.2, 0.28) if ratio == "token" else (0.03, 0.05)  # a sequence's ratio varies less
     config = dataclasses.replace(
         PLAIN,
         aggregation=aggregation,
@@ -229,7 +233,7 @@ def test_loss_gradient_and_metrics_are_those_of_trl(trl_trainer, aggregation, ra
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-7)
     if kl_coef:
         np.testing.assert_allclose(metrics["kl"], expected["kl"], rtol=1e-5)
-    if ratio == "token":  # under "sequence" TRL weighs sequences alike, we weigh by tokens
+    if ratio == "token":  # with "sequence", TRL's share counts sequences, ours counts tokens
         for side in ("low", "high"):
             share = metrics[f"clip_{side}"]
             np.testing.assert_allclose(share, expected[f"clip_ratio/{side}_mean"], rtol=1e-6)
@@ -268,7 +272,7 @@ def test_advantages_are_those_of_trl(trl_trainer, scale):
     assert informative.all()
 
 
-# ------------------------------------------------------------------- policies one can enumerate
+# ------------------------------------------------------------------- against enumerated policies
 
 V = 3
 SEQUENCES = [(0, 0), *itertools.product((1, 2), range(V))]  # token 0 ends; "0" has length 1
@@ -279,7 +283,10 @@ LENGTH_ONE = MASK * f32([1, 0])
 
 
 def token_logps(logits):
-    """Log-probs [sequences, 2] of every sequence under `logits`: first token [V], second [V, V]."""
+    """Log-probs [sequences, 2] of the tokens of every sequence.
+
+    `logits` are those of the first token [V], and those of the second token given the first [V, V].
+    """
     first, second = (jax.nn.log_softmax(x, axis=-1) for x in logits)
     both = [first[TOKENS[:, 0]], second[TOKENS[:, 0], TOKENS[:, 1]]]
     return jnp.stack(both, axis=1) * MASK
@@ -291,7 +298,7 @@ def logits(seed):
 
 
 def expectation_of_gradient(parameters, per_sequence_loss, sampler=None):
-    """E_y[∇ loss(y)] for y from `sampler` (default: the policy), its probabilities held fixed."""
+    """E_y[∇ loss(y)] for y from `sampler` (default: the policy), whose probabilities get no gradient."""
     logp = token_logps(parameters if sampler is None else sampler)
     weight = jax.lax.stop_gradient(jnp.exp(jnp.sum(logp, axis=1)))
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(weight * per_sequence_loss(token_logps(x)))))
@@ -307,7 +314,7 @@ def size(tree):
 
 
 def loss_by_sequence(config, mask=MASK, **fields):
-    """logp -> the loss sum of each enumerated sequence by itself, through `grpo_loss`."""
+    """A function from log-probs to the loss sum of each enumerated sequence alone, computed by `grpo_loss`."""
     arrays = {"old_logp_BT": None, "ref_logp_BT": None, "adv_B": jnp.zeros(len(TOKENS))} | fields
     if "mask_BT" not in arrays:
         arrays["mask_BT"] = jnp.asarray(mask)
@@ -338,7 +345,7 @@ def sequence_kl(parameters, reference):
 
 
 def per_prefix_kl(parameters, reference, forward):
-    """Σ_t E_prefix[KL of token t], the prefixes' probabilities held fixed."""
+    """Σ_t E_prefix[KL of token t]; the probabilities of the prefixes get no gradient."""
     ours, theirs = ([jax.nn.log_softmax(x, axis=-1) for x in tree] for tree in (parameters, reference))
     p, q = (theirs, ours) if forward else (ours, theirs)
     first, second = (jnp.sum(jnp.exp(a) * (a - b), axis=-1) for a, b in zip(p, q, strict=True))
@@ -361,7 +368,7 @@ def test_expected_gradient_of_each_kl_is_the_documented_one(kind):
     gradient = expectation_of_gradient(theta, losses)
     truth = {name: jax.grad(kl)(theta, reference) for name, kl in TRUE_KL.items()}
     assert_trees_close(gradient, truth[kind], scale=0.7)
-    for other in truth.keys() - {kind}:  # the policies are far enough apart to tell them
+    for other in truth.keys() - {kind}:  # the policies are far enough apart to tell the KLs apart
         assert size(jax.tree.map(lambda a, b: a - b, truth[kind], truth[other])) > 0.02
 
 
@@ -398,7 +405,7 @@ def test_kl_estimates_are_unbiased_and_the_loss_shows_their_value(kind):
 
 @pytest.mark.parametrize("kind", [None, "k1"])
 def test_importance_weight_undoes_another_sampler(kind):
-    """One token, sampled by another policy: uncapped weights give back the policy gradient."""
+    """With one token that another policy sampled, uncapped weights give exactly the policy gradient."""
     theta, other, reference = logits(0), logits(4), token_logps(logits(1))
     sampler = token_logps(other)
     reward = jnp.asarray(f32([0.1, 0.9, 0.9, 0.9, -0.5, -0.5, -0.5]))
@@ -412,18 +419,18 @@ def test_importance_weight_undoes_another_sampler(kind):
     assert size(jax.tree.map(lambda a, b: a - b, biased, expected)) > 0.02
 
 
-# ------------------------------------------------------------------------------- laws and defects
+# ------------------------------------------------------------------------------- properties and known defects
 
 
 @pytest.mark.parametrize(
     "log_ratio, adv, clipped, loss, slope",
     [
-        (np.log(1.5), 1.0, True, -1.28, 0.0),  # better already: no further push
+        (np.log(1.5), 1.0, True, -1.28, 0.0),  # r is above the clip already: no gradient
         (np.log(0.5), 1.0, False, -0.5, -0.5),
-        (np.log(0.5), -1.0, True, 0.8, 0.0),  # worse already: no further push
-        (np.log(1.5), -1.0, False, 1.5, 1.5),  # an inverted clip stops this one
+        (np.log(0.5), -1.0, True, 0.8, 0.0),  # r is below the clip already: no gradient
+        (np.log(1.5), -1.0, False, 1.5, 1.5),  # must not be clipped
         (0.0, 2.0, False, -2.0, -2.0),
-        (500.0, 1.0, True, -1.28, 0.0),  # exp overflows; the gradient is 0, not NaN
+        (500.0, 1.0, True, -1.28, 0.0),  # exp overflows, but the gradient is 0, not NaN
     ],
 )
 def test_clip_is_pessimistic_for_either_sign(log_ratio, adv, clipped, loss, slope):
@@ -444,7 +451,7 @@ def test_clip_is_pessimistic_for_either_sign(log_ratio, adv, clipped, loss, slop
 @pytest.mark.parametrize("aggregation, ratio, kl", MIXES)
 def test_micro_batches_of_unequal_tokens_make_the_whole_batch(aggregation, ratio, kl):
     logp, batch = draw()
-    kept = np.isin(np.arange(B), [1, 2], invert=True)  # so that sequence counts differ, too
+    kept = np.isin(np.arange(B), [1, 2], invert=True)  # makes the micro-batches' numbers of sequences unequal too
     batch = dataclasses.replace(batch, mask_BT=batch.mask_BT * f32(kept[:, None]))
     config = GRPOConfig(aggregation=aggregation, ratio=ratio, kl=kl, kl_coef=0.2)
     gradient_of_sum = jax.jit(jax.grad(lambda x, b: grpo.grpo_loss(x, b, config, T)[0]))
@@ -456,7 +463,7 @@ def test_micro_batches_of_unequal_tokens_make_the_whole_batch(aggregation, ratio
     gradient = np.concatenate([gradient_of_sum(logp[i], rows(batch, i)) for i in pieces])
     np.testing.assert_allclose(gradient, gradient_of_sum(logp, batch), rtol=1e-5, atol=1e-6)
 
-    mean_of_means = np.mean([s / c for s, c, _ in parts])  # what a wrong normaliser would give
+    mean_of_means = np.mean([s / c for s, c, _ in parts])  # the result of a wrong normaliser
     assert abs(mean_of_means - whole[0] / whole[1]) > 1e-3
 
 
@@ -475,7 +482,7 @@ def test_padding_changes_nothing(aggregation, ratio, kl):
     expected = run(logp, batch)
     for garbage in (1e4, -1e4, np.inf, np.nan):
 
-        def spoil(x, by, garbage=garbage):  # unequal factors: old and new must not cancel
+        def spoil(x, by, garbage=garbage):  # unequal factors, so that the log-probs do not cancel
             return jnp.where(keep, x, f32(garbage * sign * by))
 
         spoiled = dataclasses.replace(
@@ -612,7 +619,7 @@ def test_metrics_by_hand():
     }
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name][0], value, rtol=1e-5)
-    assert "kl" in metrics  # watched, though not penalised:
+    assert "kl" in metrics  # reported, though not penalised
     without = loss_terms(logp, dataclasses.replace(batch, ref_logp_BT=None), config, T)
     assert "kl" not in without[2] and float(without[0]) == float(total)
 

@@ -1,4 +1,8 @@
-"""Sampling against a numpy oracle, exact probabilities, the trainer's log-probs and one device against eight."""
+"""Tests of the sampler.
+
+It is compared with a numpy oracle, with exact probabilities and with the trainer's log-probs, on one device and on
+eight.
+"""
 
 import dataclasses
 import functools
@@ -26,7 +30,7 @@ from mdrl_jax.rl.rollout import (
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
-LENGTHS = (5, 2, 3)  # of left-padded prompts
+LENGTHS = (5, 2, 3)  # tokens of the prompts, which are left-padded to WIDTH
 WIDTH, GROUP, NEW = 5, 3, 6
 P = len(LENGTHS)
 NEVER = (-1,)  # an end token that is never drawn
@@ -45,7 +49,7 @@ MIXES = [
 
 
 def oracle(logits_V, sampling):
-    """Log-probs of the distribution sampled from, by definition and in float64; -inf outside it."""
+    """Log-probs of the sampling distribution, from its definition in float64; -inf for excluded tokens."""
     if sampling.temperature == 0:
         return np.where(np.arange(len(logits_V)) == np.argmax(logits_V), 0.0, -np.inf)
     scaled_V = np.asarray(logits_V, np.float64) / sampling.temperature
@@ -78,7 +82,7 @@ def draw(tiny, sampling=PLAIN, end=NEVER, key=None, group=GROUP, new=NEW):
 
 
 def joined(tiny, done):
-    """Prompt and completion rows, [P * G, T], as the trainer sees them."""
+    """The trainer's rows: tokens and valid [P * G, WIDTH + NEW], and the mask of completions [P * G, NEW]."""
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
     group, new = done.tokens_PGT.shape[1:]
     mask_BT = completion_mask(done.length_PG, new).reshape(-1, new) > 0
@@ -109,7 +113,7 @@ def test_bad_sampling_is_refused_by_name(field, value):
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.0), MIXES[7], MIXES[8]], ids=str)
 def test_recorded_log_probs_are_of_the_distribution_sampled_from(tiny_models, sampling):
-    """Peers record untruncated log-probs of truncated samples (peers, defect 5)."""
+    """With top-k or top-p, a log-prob of the distribution without them would be wrong."""
     tiny = tiny_models["qwen3"]
     done = draw(tiny, sampling)
     tokens_BT, valid_BT, _ = joined(tiny, done)
@@ -125,7 +129,7 @@ def test_recorded_log_probs_are_of_the_distribution_sampled_from(tiny_models, sa
 
 @pytest.mark.parametrize(("family", "temperature"), [("llama", 1.0), ("qwen2", 0.6), ("qwen3", 1.7)])
 def test_trainer_and_sampler_agree(tiny_models, family, temperature):
-    """Left padding, groups and early ends included: the ratio of GRPO starts at one."""
+    """So GRPO's ratio starts at 1, also with left padding, groups and early ends."""
     tiny = tiny_models[family]
     done = draw(tiny, SamplingConfig(temperature=temperature), end=tuple(range(20)))
     tokens_BT, valid_BT, mask_BT = joined(tiny, done)
@@ -137,7 +141,7 @@ def test_trainer_and_sampler_agree(tiny_models, family, temperature):
 
 @pytest.fixture(scope="module")
 def seven(tiny_models):
-    """A Llama of seven tokens, far from equally likely."""
+    """A Llama whose vocabulary has seven tokens, with probabilities far from uniform."""
     tiny = tiny_models["llama"]
     params = {
         **tiny.params,
@@ -149,7 +153,7 @@ def seven(tiny_models):
 
 
 def joint_probabilities(tiny, sampling):
-    """Exact probability of every pair of completion tokens after each prompt: [P, V, V]."""
+    """Exact probability of every completion of two tokens, for each prompt [P, V, V]."""
     vocab = tiny.config.vocab_size
     tokens_PT, valid_PT = prompts(vocab)
     whole_BT = np.repeat(tokens_PT, vocab, axis=0)
@@ -163,7 +167,7 @@ def joint_probabilities(tiny, sampling):
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.8), SamplingConfig(1.3, 5, 0.9)], ids=str)
 def test_frequencies_of_samples_match_probabilities(seven, sampling):
-    """Pairs of tokens of a model with seven: chi-square, at a level that a right sampler misses once in 10,000."""
+    """A chi-square test of pairs of tokens, at a level that a correct sampler fails for one seed in 10,000."""
     n = 6000
     done = draw(seven, sampling, group=n, new=2)
     p_PVV = joint_probabilities(seven, sampling)
@@ -182,7 +186,7 @@ def test_frequencies_of_samples_match_probabilities(seven, sampling):
 
 
 def test_noise_is_of_seed_stage_step_prompt_and_sample():
-    """No two draws share a key (peers, defect 2)."""
+    """Draws that differ in any of these have different keys."""
     rows = [
         np.asarray(jax.random.key_data(row_keys(stage_key(seed, stage, step), jnp.arange(3), 4)))
         for seed, stage, step in itertools.product((0, 1), ("code", "math"), (0, 1, 2))
@@ -215,7 +219,7 @@ def test_same_key_draws_the_same_whatever_the_batch(tiny_models):
 
 
 class CountingDecoder(Decoder):
-    """Counts the decoding steps that really run."""
+    """Records in `STEPS` every decoding step that really runs."""
 
     def decode(self, tokens_B, step, start_P, prefix, cache):
         jax.debug.callback(lambda s: STEPS.append(int(s)), step)
@@ -226,14 +230,17 @@ STEPS: list[int] = []
 
 
 def test_loop_stops_when_every_row_has_ended(tiny_models):
-    """Against completions without an end token, cut in numpy: the noise of a token depends on no other row."""
+    """The result equals completions that were drawn without an end token and then cut in numpy.
+
+    This holds because the random numbers of a token do not depend on other rows.
+    """
     tiny = tiny_models["llama"]
     tiny = dataclasses.replace(tiny, model=CountingDecoder(tiny.config))
     free = draw(tiny)
     jax.effects_barrier()
     assert STEPS == list(range(NEW - 1))
     at = lambda *columns: tuple(map(int, np.unique(free.tokens_PGT[:, :, list(columns)])))  # noqa: E731
-    # All rows end at the first token; by the third; some only.
+    # With these end tokens, all rows end at the first token; all end by the third; only some end.
     lengths, cut = [], 0
     for end in (at(0), at(2), (int(free.tokens_PGT[1, 2, 1]),)):
         STEPS.clear()
@@ -259,7 +266,7 @@ def test_end_token_zero_is_told_from_the_zeros_after_an_end(seven):
     hit_PGT = np.isin(free.tokens_PGT, (0, 3))
     length_PG = np.where(hit_PGT.any(axis=-1), hit_PGT.argmax(axis=-1) + 1, NEW)
     last_PG = np.take_along_axis(free.tokens_PGT, length_PG[:, :, None] - 1, axis=-1)[:, :, 0]
-    assert {0, 3} < set(last_PG.ravel().tolist())  # ended by either, and cut at the limit
+    assert {0, 3} < set(last_PG.ravel().tolist())  # both end tokens, and others at the limit
     np.testing.assert_array_equal(done.ended_PG, hit_PGT.any(axis=-1))
     np.testing.assert_array_equal(done.length_PG, length_PG)
 
@@ -273,7 +280,7 @@ def test_one_new_token_needs_no_decoding(tiny_models):
 
 @pytest.mark.parametrize("chunk", [4, 5])
 def test_chunked_log_probs_equal_unchunked(tiny_models, chunk):
-    """Gradients too, where the chunk divides the length of ten and where it does not."""
+    """Values and gradients of ten positions, with a chunk that does not divide ten and with one that does."""
     tiny = tiny_models["qwen2"]
     rng = np.random.default_rng(0)
     tokens_BT = jnp.asarray(rng.integers(0, tiny.config.vocab_size, (3, 14)), jnp.int32)
@@ -324,7 +331,7 @@ def test_compilations_are_counted(tiny_models):
     for step in range(2):
         done = one(tiny.params, *wider, stage_key(0, "math", step), ids)
         narrow = one(tiny.params, tokens_PT, valid_PT, stage_key(0, "math", step), ids)
-        np.testing.assert_array_equal(done.tokens_PGT, narrow.tokens_PGT)  # the bucket changes no draw
+        np.testing.assert_array_equal(done.tokens_PGT, narrow.tokens_PGT)  # padding changes no draw
     assert compilations["counted"] == before + 2
 
 
@@ -351,7 +358,7 @@ def test_one_device_equals_eight(tiny_models, mesh8):
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("at_once", [1, 2, 5])
 def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once):
-    """Prompts that wait for a slot, begin in the middle of others' completions and wrap around the cache."""
+    """Prompts wait for a slot, begin while other completions are being decoded, and wrap around the cache."""
     tiny, n, new = tiny_models[family], 11, 9
     rng = np.random.default_rng(3)
     tokens_NT = rng.integers(0, tiny.config.vocab_size, (n, WIDTH)).astype(np.int32)
@@ -377,7 +384,10 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once):
 
 
 def test_slots_wait_for_no_longest_completion(tiny_models):
-    """A slot's next prompt begins when its last has ended: fewer steps than prompts in waves of as many."""
+    """The next prompt of a slot begins as soon as the last one has ended.
+
+    This takes fewer steps than waves of two prompts, in which both slots wait for the longer completion.
+    """
     tiny, n, new = tiny_models["llama"], 8, 24
     model = CountingDecoder(tiny.config)
     tokens_NT = np.random.default_rng(0).integers(0, tiny.config.vocab_size, (n, WIDTH)).astype(np.int32)
@@ -391,7 +401,7 @@ def test_slots_wait_for_no_longest_completion(tiny_models):
     jax.effects_barrier()
     loads = [0, 0]
     for length in lengths:
-        loads[int(np.argmin(loads))] += length - 1  # its first token comes with the prefill
+        loads[int(np.argmin(loads))] += length - 1  # the prefill draws the first token
     waves = sum(max(lengths[i : i + 2]) - 1 for i in range(0, n, 2))
     assert max(loads) < waves, (loads, waves)
     assert len(STEPS) == max(loads), (len(STEPS), loads)

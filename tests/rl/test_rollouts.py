@@ -1,4 +1,4 @@
-"""Sampling and scoring in parts, and how many prompts a device has room for."""
+"""Tests of sampling and scoring in parts, and of the number of prompts that fit on a device."""
 
 import dataclasses
 import threading
@@ -20,7 +20,12 @@ from mdrl_jax.rl.rollout import SamplingConfig, cache_bytes
 
 
 class Pool:
-    """Scores by length, and remembers what had been launched when it was asked."""
+    """A pool that scores completions by their length.
+
+    Attributes:
+      launched: number of parts given to the devices so far; the test counts them.
+      asked: (`launched`, number of requests) at each call of `score`.
+    """
 
     def __init__(self) -> None:
         self.launched, self.asked = 0, []
@@ -63,7 +68,7 @@ def test_parts_give_the_same_and_one_is_scored_while_the_next_is_sampled(built: 
             scoring = dataclasses.replace(built.rollouts, pool=pool)  # type: ignore
             shown: list[int] = []
             drawn.append(scoring.sample(params, sets, (0, "math", 3), 2, SamplingConfig(), parts, shown.append))
-        # When part i is scored, part i + 1 has been given to the devices.
+        # When part i is scored, part i + 1 has already been given to the devices.
         assert pool.asked == [(min(i + 2, parts), 24 // parts) for i in range(parts)] and shown == list(range(parts))
     whole, joined = drawn
     assert whole.errors == joined.errors and whole.errors
@@ -74,7 +79,7 @@ def test_parts_give_the_same_and_one_is_scored_while_the_next_is_sampled(built: 
 
 
 def test_devices_sample_while_rewards_are_computed(built: runtime.Runtime):
-    """The second part is ready before the first one's rewards are: they are not sampled in turn."""
+    """The second part is sampled before the rewards of the first one are ready."""
     params, sets = built.base_params(), [(built.prompts["math", "train"], np.arange(12))]
     ready, launched = threading.Event(), []
     inner = rollouts.Rollouts._launch
@@ -86,7 +91,7 @@ def test_devices_sample_while_rewards_are_computed(built: runtime.Runtime):
     class Slow(Pool):
         def score(self, requests: Any) -> list[Score]:
             if not ready.is_set():
-                launched[1].completions.tokens_PGT.block_until_ready()  # would wait for ever if none had been given
+                launched[1].completions.tokens_PGT.block_until_ready()  # it must have been launched before
                 ready.set()
             return super().score(requests)
 
@@ -115,7 +120,7 @@ def test_room_for_keys_and_values_is_counted_as_they_are_kept(built: runtime.Run
     section = rollouts.RolloutConfig(
         prompt_buckets=(8, prompt), completion_buckets=(4, new), cache_gib=3.5 * each / 2 / 2**30
     )
-    assert rollouts.prompts_at_once(section, model, mesh, group) == 3 * 4  # keys and values are split by heads in two
+    assert rollouts.prompts_at_once(section, model, mesh, group) == 3 * 4  # `tensor` halves the keys and values
     assert rollouts.prompts_at_once(dataclasses.replace(section, cache_gib=0.0), model, mesh, group) == 0
     with pytest.raises(UserError, match="rollout.cache_gib=1e-06 is too small"):
         rollouts.prompts_at_once(dataclasses.replace(section, cache_gib=1e-6), model, mesh, group)

@@ -1,4 +1,5 @@
-"""The training step against hand-written optax, over micro-batches, meshes and inner epochs."""
+"""Tests of the training step: against hand-written optax, with micro-batches, on meshes, and with several updates per
+batch."""
 
 import dataclasses
 import json
@@ -35,19 +36,19 @@ from mdrl_jax.rl.trainer import (
     state_shardings,
 )
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import plan
+from mdrl_jax.stage import resolve_stages
 from mdrl_jax.stages import grpo
 
 B, PROMPT, COMPLETION, VOCAB = 8, 4, 6, 96
-# Rows of one half are longer than those of the other: their token counts differ in any division.
+# The rows of the first half are longer, so the micro-batches' numbers of tokens differ.
 LENGTHS = np.array([6, 6, 5, 6, 1, 0, 2, 1])
-# A large eps keeps Adam near linear in the gradient, so that the figures compared are gradients, not signs.
+# With a large eps, Adam's update is nearly linear in the gradient. With a small one it would compare little but signs.
 NEAR_LINEAR = OptimizerConfig(eps=1.0, clip_norm=0.05, weight_decay=0.01)
 LOSSES = ("sft", "token", "sequence", "constant")
 
 
 def draw(seed: int = 0) -> PolicyBatch:
-    """Rows of uneven length with random advantages and log-probs near the policy's."""
+    """Rows of unequal lengths, with random advantages, and log-probs near those of the policy."""
     rng = np.random.default_rng(seed)
     f32: Any = np.float32
     mask_BT: Any = (np.arange(COMPLETION) < LENGTHS[:, None]).astype(f32)
@@ -67,7 +68,10 @@ def draw(seed: int = 0) -> PolicyBatch:
 
 
 class Bigram:
-    """The smallest policy: a table of logits by token before. Compiles in no time, and the step cannot tell."""
+    """The smallest policy: a table with the next token's logits for each token.
+
+    It has the methods of a decoder that the losses use, and it compiles fast.
+    """
 
     def apply(self, variables: Any, *arrays: jax.Array, method: str) -> jax.Array | None:
         if method == "hidden":
@@ -80,7 +84,7 @@ class Bigram:
 
 
 def setting(model: Any, loss: str) -> tuple[Any, Any]:
-    """(loss function, batch of rows) of SFT, or of GRPO with this aggregation."""
+    """The loss function and a batch of rows, for "sft" or for GRPO with this aggregation."""
     batch = draw()
     if loss == "sft":
         mask_BT = np.concatenate([np.zeros((B, PROMPT), np.float32), batch.grpo.mask_BT], axis=1)
@@ -90,7 +94,7 @@ def setting(model: Any, loss: str) -> tuple[Any, Any]:
 
 
 def make(loss_fn: Any, config: OptimizerConfig, params: Any, placed: Any, mesh: Mesh) -> tuple[TrainState, Callable]:
-    """(fresh state, jitted step) at these parameters."""
+    """The state before the first step, with these parameters, and the jitted step."""
     optimizer = make_optimizer(config)
     shardings = state_shardings(optimizer, jax.eval_shape(lambda: params), placed, mesh)
     state = init_state(optimizer, jax.device_put(params, placed), shardings)
@@ -104,7 +108,7 @@ def make_bigram(loss_fn: Any, config: OptimizerConfig) -> tuple[TrainState, Call
 
 
 def step_of_decoder(tiny: Any, loss: str, n: int, mesh: Mesh) -> tuple[TrainState, Any]:
-    """State and metrics after a step of `n` micro-batches of a transformer on a mesh."""
+    """The state and metrics of a transformer on a mesh after one step with `n` micro-batches."""
     loss_fn, batch = setting(tiny.model, loss)
     placed = param_shardings(mesh, param_shapes(tiny.model))
     with jax.set_mesh(mesh):
@@ -113,18 +117,18 @@ def step_of_decoder(tiny: Any, loss: str, n: int, mesh: Mesh) -> tuple[TrainStat
 
 
 def assert_close(a: Any, b: Any, atol: float) -> None:
-    """Trees equal to an absolute tolerance, leaf by leaf."""
+    """Checks that two trees are equal up to an absolute tolerance."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=0, atol=atol), a, b)
 
 
 def largest_move(params: Any, start: Any) -> float:
-    """The largest change of any parameter."""
+    """The largest absolute change of any parameter."""
     moves = jax.tree.map(lambda x, y: float(np.max(np.abs(np.asarray(x) - np.asarray(y)))), params, start)
     return max(jax.tree.leaves(moves))
 
 
 def whole_batch(loss: str) -> Callable[[Any], jax.Array]:
-    """The bigram's loss on the whole batch as a function of parameters: sum over count, no micro-batches."""
+    """The bigram policy's mean loss on the whole batch, without micro-batches, as a function of parameters."""
     loss_fn, batch = setting(Bigram(), loss)
 
     def total(params: Any) -> jax.Array:
@@ -136,7 +140,10 @@ def whole_batch(loss: str) -> Callable[[Any], jax.Array]:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_micro_batches_are_exact_and_the_update_is_hand_written_optax(loss: str):
-    """Peers average micro-batches of unequal token counts (trl#5619); here the update is the whole batch's."""
+    """The update is that of the whole batch, although micro-batches have unequal numbers of tokens.
+
+    A mean of the micro-batches' means would be wrong (https://github.com/huggingface/trl/issues/5619).
+    """
     start, c = Bigram.params(), NEAR_LINEAR
     value, grads = jax.jit(jax.value_and_grad(whole_batch(loss)))(start)
     oracle = optax.chain(
@@ -157,7 +164,7 @@ def test_micro_batches_are_exact_and_the_update_is_hand_written_optax(loss: str)
 
 @pytest.mark.parametrize("loss", ["sft", "token"])
 def test_a_mean_of_micro_batch_means_would_be_another_update(loss: str):
-    """What the test above would not see if its micro-batches counted the same tokens."""
+    """The test above can tell the two, because its micro-batches have unequal numbers of tokens."""
     loss_fn, batch = setting(Bigram(), loss)
     total, (count, _) = jax.jit(jax.vmap(loss_fn, (None, 0)))(Bigram.params(), micro_batches(batch, 2))
     right, wrong = float(total.sum() / count.sum()), float(jnp.mean(total / count))
@@ -205,7 +212,7 @@ def test_the_old_state_is_really_freed():
 
 @pytest.mark.parametrize("loss", ["sft", "token"])
 def test_eight_devices_do_what_one_does(tiny_models: dict[str, Any], loss: str):
-    """Data parallel alone, and all three kinds at once; there also in two micro-batches."""
+    """With data parallelism alone, and with all three kinds at once and two micro-batches."""
     llama = tiny_models["llama"]
     one, logged_one = step_of_decoder(llama, loss, 1, llama.mesh)
     assert largest_move(one.params, llama.params) > 1e-4
@@ -238,11 +245,11 @@ def test_rows_that_do_not_divide_are_refused():
         micro_batches({"x": np.zeros((8, 2))}, 3)
 
 
-# --- the loop around the step -----------------------------------------------------------------------------------------
+# --- the loop of steps in stages/grpo.py ------------------------------------------------------------------------------
 
 
 class OddPool:
-    """Rewards without processes: a pure function of the reply that differs within nearly every group."""
+    """A reward pool without processes. Its reward is a function of the text that varies within nearly every group."""
 
     def score(self, requests: list[tuple[str, str, Any]]) -> list[Score]:
         values = [sum(map(ord, text)) % 3 / 2 for _, text, _ in requests]
@@ -251,7 +258,7 @@ class OddPool:
 
 @pytest.fixture(scope="module")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of one small layer with the procedural domains' tokenizer; it has no weights."""
+    """A Hugging Face folder of one small layer, with the procedural domains' tokenizer and without weights."""
     folder = tmp_path_factory.mktemp("small")
     shipped = json.loads((config_module.EMBEDDED_MODEL / "config.json").read_text())
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
@@ -262,7 +269,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(folder: Path, monkeypatch: pytest.MonkeyPatch, **train: Any) -> Runtime:
-    """A runtime of the one stage `qa` on one device."""
+    """A runtime for the single stage `qa`, on one device; `train` changes fields of its section."""
     monkeypatch.setattr(runtime_module, "make_mesh", lambda c: make_mesh(c, jax.devices()[:1]))
     fields = {
         "stages": ("qa",),
@@ -277,8 +284,8 @@ def built(folder: Path, monkeypatch: pytest.MonkeyPatch, **train: Any) -> Runtim
 
 
 def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) -> list[dict[str, float]]:
-    """Metrics of the stage's steps; `watch` sees the state and batch of every update before it is made."""
-    stage = plan(made.config, ("qa",))[0]
+    """Metrics of the stage's steps. `watch` is called with the state and the batch before every update."""
+    stage = resolve_stages(made.config, ("qa",))[0]
     with jax.set_mesh(made.mesh):
         programs = grpo.make_programs(made, stage, Transforms())
         if watch is not None:
@@ -300,7 +307,7 @@ def test_later_updates_per_batch_compare_with_the_policy_that_sampled(
     small_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     made = built(small_folder, monkeypatch, grpo={"updates_per_batch": 2})
-    stage = plan(made.config, ("qa",))[0]
+    stage = resolve_stages(made.config, ("qa",))[0]
     log_probs = grpo.make_programs(made, stage, Transforms()).log_probs
     gaps = []
 
@@ -312,7 +319,7 @@ def test_later_updates_per_batch_compare_with_the_policy_that_sampled(
 
     assert len(walk(made, watch)) == 2
     assert len(gaps) == 4
-    assert max(gaps[0::2]) < 1e-5  # first epochs: π_old is the policy itself
+    assert max(gaps[0::2]) < 1e-5  # first updates: π_old is the policy itself
     assert min(gaps[1::2]) > 1e-2
 
 
@@ -334,5 +341,5 @@ def test_a_stage_that_the_mesh_does_not_divide_is_refused(small_folder: Path):
     fields = {"stages": ("qa",), "model": {"path": str(small_folder)}, "evaluate": {"batch": 8}}
     pool: Any = OddPool()
     made = runtime_module.build(config_module.parse(fields | {"train": {"prompts_per_step": 4, "group_size": 4}}), pool)
-    with pytest.raises(UserError, match=r"stage qa: prompts = 4 .* data \* fsdp = 8"):
-        grpo.check_divides(made, plan(made.config, ("qa", "math", "code", "cw"))[0])
+    with pytest.raises(UserError, match=r"stage qa: prompts_per_step = 4 .* data \* fsdp = 8"):
+        grpo.check_divides(made, resolve_stages(made.config, ("qa", "math", "code", "cw"))[0])
