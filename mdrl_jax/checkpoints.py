@@ -1,19 +1,20 @@
-"""Checkpoints of a stage: the only file that knows Orbax.
+"""Saves and loads the checkpoints of a stage; the only file that uses Orbax.
 
-    01-code/40/manifest.json   size and SHA-256 of each other file
+    01-code/40/manifest.json   size and SHA-256 of every other file
                meta.json       step, optimizer updates, data position, seed, stage, costs
-               state/          Orbax: `params` and, while the stage goes on, `opt_state`
+               state/          Orbax: `params` and, until the stage ends, `opt_state`
 
-One is written in the background, as `40.unfinished`, and renamed once its manifest is there: what bears a number was
-whole. It is compared with its manifest before it is read; one that is whole no more is put aside as `40.damaged`, which
-nothing reads or removes, and the one before it is used.
+A checkpoint is written in the background as `40.unfinished` and renamed to `40` once its manifest is written. So a
+folder whose name is a number was complete. Before a checkpoint is read, it is compared with its manifest. A damaged one
+is renamed to `40.damaged`, which nothing reads or removes, and the previous checkpoint is used.
 
-While a stage goes on its newest `keep` are kept, and there has to be room for one more; of a finished stage the
-parameters of its last step, as later stages read nothing else. With float32 and Adam the first are 12 bytes a
-parameter each, the last is 4.
+Until a stage ends, its newest `keep` checkpoints are kept, and the disk needs room for one more. Of a finished stage
+only the final parameters are kept, because later stages read nothing else. In float32 with Adam a checkpoint takes 12
+bytes per parameter, and the final parameters take 4.
 
-Where several processes run, all call what is here; process 0 looks, decides and renames, and each writes and reads its
-own part of the arrays. They may be others than those that wrote, on another mesh.
+If a run has several processes, all of them call these functions. Process 0 checks, decides and renames; every process
+writes and reads its own part of the arrays. A checkpoint may be read by another number of processes and on another mesh
+than it was written.
 """
 
 import json
@@ -36,15 +37,18 @@ from mdrl_jax.rl.trainer import TrainState
 META, STATE = "meta.json", "state"
 UNFINISHED, DAMAGED = ".unfinished", ".damaged"
 OPTIMIZER = f"{STATE}/opt_state"
-WRITE_SECONDS = 3600  # after which a background write has failed
+WRITE_SECONDS = 3600  # a background write that takes longer counts as failed
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage, `folder`, while it goes on; use as a context manager, which waits at its end.
+    """The checkpoints of one stage that is being trained.
+
+    Use it as a context manager: on leaving, it waits until everything is written.
 
     Args:
-      keep: of the newest ones; 2 leaves one where the newest is damaged.
-      tell: is given a line for each checkpoint that was found damaged.
+      folder: folder of the stage's checkpoints.
+      keep: number of newest checkpoints that are kept; 2 leaves an older one if the newest is damaged.
+      tell: called with one line of text for each damaged checkpoint.
     """
 
     def __init__(self, folder: Path, keep: int = 2, tell: Callable[[str], None] = print):
@@ -63,12 +67,12 @@ class StageCheckpoints:
         try:
             if kind is None:
                 self.wait()
-        finally:  # after an error what was begun is finished too, but the error is what is told
+        finally:  # after an error the current write is finished too, but the error is the one that is raised
             self._background.shutdown()
             self._writer.close()
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, None if there is none; damaged ones are put aside."""
+        """Step of the newest undamaged checkpoint, None if there is none; newer, damaged ones are renamed."""
         self.wait()
         step, lines = distributed.agree(self._look() if distributed.is_first() else None)
         for line in lines:
@@ -76,20 +80,36 @@ class StageCheckpoints:
         return step
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Saves a state to go on from; returns once it is copied, so that the next step may be given the state.
+        """Saves a training state from which the stage can continue.
+
+        It returns once the state is copied to the host, so the next step may overwrite the state's memory.
+
+        Args:
+          step: number of steps done.
+          state: parameters and optimizer state.
+          meta: fields for `meta.json`.
 
         Raises:
-          UserError: if the one before could not be written.
+          UserError: if the previous checkpoint could not be written.
         """
         items = {"params": state.params, "opt_state": state.opt_state}
         self._write(step, items, {"updates": int(state.step), **meta})
 
     def save_params(self, step: int, params: Any, meta: dict[str, Any]) -> None:
-        """Saves parameters that no optimizer goes on from: those of a stage's end."""
+        """Saves the final parameters of a stage, without optimizer state.
+
+        Args:
+          step: number of steps done.
+          params: the parameters.
+          meta: fields for `meta.json`.
+
+        Raises:
+          UserError: if the previous checkpoint could not be written.
+        """
         self._write(step, {"params": params}, {"updates": 0, **meta})
 
     def wait(self) -> None:
-        """Waits until what was saved is whole on disk.
+        """Waits until the last checkpoint is completely on disk.
 
         Raises:
           UserError: if it could not be written.
@@ -101,25 +121,32 @@ class StageCheckpoints:
             pending.result()
         except Exception as e:
             raise UserError(
-                f"a checkpoint in {self.folder} could not be written ({type(e).__name__}: {e}); see that there is "
-                "room, and start the run again: what was saved before is kept"
+                f"a checkpoint in {self.folder} could not be written ({type(e).__name__}: {e}); check that the disk "
+                "has room and start the run again: earlier checkpoints are kept"
             ) from e
-        distributed.barrier("checkpoint")  # only process 0 knows when it was renamed
+        distributed.barrier("checkpoint")  # the rename is done by process 0 alone
 
     def meta(self) -> dict[str, Any]:
-        """What the newest whole checkpoint says of itself."""
+        """`meta.json` of the newest undamaged checkpoint."""
         file = self.folder / str(self.latest()) / META
         return distributed.agree(json.loads(file.read_text()) if distributed.is_first() else None)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state, in the shapes and shardings of the abstract `like`, and its meta."""
+        """Loads the newest undamaged training state.
+
+        Args:
+          like: the same tree with shapes and shardings in place of arrays (`abstract`).
+
+        Returns:
+          The training state, placed by these shardings; and the checkpoint's `meta.json`.
+        """
         meta = self.meta()
         read = _read(self.folder / str(meta["step"]), params=like.params, opt_state=like.opt_state)
         step = jax.device_put(jnp.int32(meta["updates"]), like.step.sharding)
         return TrainState(step=step, params=read["params"], opt_state=read["opt_state"]), meta
 
     def restore_params(self, like: Any) -> Any:
-        """The newest parameters alone."""
+        """Loads the newest undamaged parameters, without optimizer state; `like` as for `restore`."""
         return _read(self.folder / str(self.latest()), params=like)["params"]
 
     def _write(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -131,7 +158,7 @@ class StageCheckpoints:
         self._pending = self._background.submit(self._finish, step)
 
     def _finish(self, step: int) -> None:
-        self._writer.wait_until_finished()  # for the other processes too
+        self._writer.wait_until_finished()  # Orbax waits for the other processes too
         if not distributed.is_first():
             return
         unfinished = self.folder / f"{step}{UNFINISHED}"
@@ -150,26 +177,37 @@ class StageCheckpoints:
             else:
                 found = step
                 break
-        instead = "no other is there: the stage begins anew" if found is None else f"goes on from that of step {found}"
+        instead = (
+            "there is no other: the stage starts over" if found is None else f"the one of step {found} is used instead"
+        )
         return found, [f"{line}; {instead}" for line in damaged]
 
     def _put_aside(self, step: int) -> str:
         names = (f"{step}{DAMAGED}{number}" for number in ("", *map(str, range(2, 1000))))
         name = next(name for name in names if not (self.folder / name).exists())
         (self.folder / str(step)).rename(self.folder / name)
-        return f"put aside as {name}"
+        return f"renamed to {name}"
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a stage's folder, the newest last."""
+    """Steps of the checkpoints in a stage's folder, in ascending order."""
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 def load_params(folder: Path, like: Any) -> Any:
-    """The parameters that a stage ended with, in the shapes and shardings of the abstract `like`.
+    """Loads the final parameters of a stage.
+
+    Unlike `StageCheckpoints.restore`, it never falls back on an earlier step, whose parameters differ.
+
+    Args:
+      folder: folder of the stage's checkpoints.
+      like: the parameter tree with shapes and shardings in place of arrays (`abstract`).
+
+    Returns:
+      The parameters, placed by these shardings.
 
     Raises:
-      UserError: if there are none, or they are damaged: an earlier step's are others.
+      UserError: if there is no checkpoint, or the last one is damaged.
     """
     step, wrong = distributed.agree(_last(folder) if distributed.is_first() else None)
     if step is None:
@@ -177,13 +215,13 @@ def load_params(folder: Path, like: Any) -> Any:
     if wrong:
         raise UserError(
             f"checkpoint {step} in {folder} is damaged ({wrong}); remove that folder and "
-            f"evaluations/{folder.name}.json beside checkpoints/, and start the run again: it makes the stage anew"
+            f"evaluations/{folder.name}.json beside checkpoints/, and start the run again: it repeats the stage"
         )
     return _read(folder / str(step), params=like)["params"]
 
 
 def keep_last(folder: Path) -> None:
-    """Removes the checkpoints that a finished stage went through: nothing will go on from them."""
+    """Removes all checkpoints of a finished stage but the last: nothing needs them any more."""
     if distributed.is_first():
         for old in steps(folder)[:-1]:
             shutil.rmtree(folder / str(old))
@@ -201,7 +239,7 @@ def _last(folder: Path) -> tuple[int | None, str]:
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
-    # Compression takes 8 % off weights and four times as long as writing them.
+    # Compression makes weights 8 % smaller, but takes four times as long as writing them uncompressed.
     params, opt_state = (ocp.PyTreeCheckpointHandler(use_compression=False) for _ in range(2))
     return ocp.CompositeCheckpointHandler(params=params, opt_state=opt_state)
 
@@ -216,16 +254,24 @@ def _read(folder: Path, **like: Any) -> Any:
 
 
 def save_tree(folder: Path, tree: Any) -> None:
-    """Writes a tree of arrays as a folder of its own, in place of one that is there."""
+    """Writes a tree of arrays to a folder of its own and replaces an earlier one."""
     if distributed.is_first():
-        for left in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):  # of a kill
+        for left in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):  # left by a run that was killed
             shutil.rmtree(left)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree, force=True)
 
 
 def load_tree(folder: Path, shardings: Mapping[str, Any]) -> Any:
-    """A tree of `save_tree`: leaves under the keys of `shardings` lie as these say, all others on the host."""
+    """Reads a tree that `save_tree` wrote.
+
+    Args:
+      folder: the tree's folder.
+      shardings: name of a leaf, i.e. its last key in the tree -> its sharding.
+
+    Returns:
+      The tree; leaves named in `shardings` lie on devices, all others are NumPy arrays on the host.
+    """
 
     def like(path: Any, leaf: Any) -> Any:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
@@ -239,7 +285,7 @@ def load_tree(folder: Path, shardings: Mapping[str, Any]) -> Any:
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:
-    """Shapes with their shardings: what `restore` is told to make."""
+    """A tree of shapes with their shardings, which tells `restore` and `load_params` what to make."""
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )

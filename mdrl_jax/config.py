@@ -1,7 +1,10 @@
-"""The configuration: declared once as frozen dataclasses, filled from a ConfigDict file, validated here.
+"""Every field that a user can set: declared as frozen dataclasses, filled from a config file, validated here.
 
-A config file's `get_config()` starts from `default()` and changes fields; flags (`--config.seed=1`) change them
-again; `parse` turns the ConfigDict into a `Config` or says in one line which field is wrong.
+A config file's `get_config()` starts from `default()` and changes fields. Flags such as `--config.seed=1` change them
+again. `parse` then turns the ConfigDict into a `Config`, or raises an error that names the wrong field in one line.
+
+Each section lists its fields under `Attributes:`. The sections `domains`, `mesh`, `rollout`, `grpo` and `optimizer` are
+declared in `domains/base.py`, `parallel/sharding.py`, `rl/rollouts.py`, `rl/grpo.py` and `rl/trainer.py`.
 """
 
 import dataclasses
@@ -27,7 +30,7 @@ from mdrl_jax.section import section
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
 GRADIENTS = ("none", "agem", "pcgrad")
-# What a stage `METHOD-D` changes in the training section, before its own overrides (definitions §10).
+# Training fields that a stage prefix sets for its prevention method (definitions §10); `stage_overrides` win over them.
 METHODS: dict[str, dict[str, Any]] = {
     "protect": {"prevent": {"protect": 1.0}},
     "ewc": {"prevent": {"ewc": 10.0}},
@@ -40,16 +43,18 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @section
 class ModelSection:
-    """The model a run starts from.
+    """The model a run starts from, and how it is computed.
 
     Attributes:
-      path: Hugging Face folder, or "tiny": the base model shipped with the package.
-      weights: "load" reads them; "random" keeps config.json and tokenizer but draws new weights from the seed.
-      dtype: of matrix products and the KV cache, "float32" or "bfloat16"; master weights are float32.
-      remat: "none", "full" or "dots" (see `Decoder`).
-      logprob_chunk: positions whose logits are held at a time; 0: all.
-      attention_logit_bytes: bytes of a device that the attention logits of one layer may take. Where they would take
-        more, training, log-probs and prefill use attention that never holds all of them (`model/attention.py`).
+      path: Hugging Face folder of the model, or "tiny" for the base model that comes with the package.
+      weights: "load" reads the folder's weights; "random" draws new weights from the seed and takes only config.json
+        and the tokenizer from the folder.
+      dtype: number format of matrix products and of the KV cache, "float32" or "bfloat16"; master weights are float32.
+      remat: activations that the backward pass computes again to save memory: "none"; "dots" keeps only the results of
+        matrix products; "full" keeps only the input of each layer.
+      logprob_chunk: number of positions whose logits are computed at a time, to save memory; 0 computes all at once.
+      attention_logit_bytes: bytes of a device that the attention logits of one layer may take, at least 1. If they need
+        more, training, log-probs and prefill use an attention that never holds all of them (`model/attention.py`).
     """
 
     path: str = "tiny"
@@ -62,15 +67,20 @@ class ModelSection:
 
 @section
 class PreventSection:
-    """What a stage does so as not to lose earlier domains (definitions §10); any of it in any stage, together too.
+    """How a training stage protects the domains trained before it (definitions §10).
+
+    Any GRPO stage may use any of these methods, alone or together. The defaults use none.
 
     Attributes:
-      domains: the domains to keep; () is every domain trained on the way to the stage's start.
-      replay: share of each step's prompts taken from them, evenly.
-      ewc: weight λ of Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)² (arXiv 1612.00796).
-      gradients: "agem" or "pcgrad" take conflicting components out of the gradient, "none" leaves it.
-      protect: share of each update's component in the protected subspaces that is taken out; 1 is all of it.
-      vectors: gradients that span the protected subspace of each domain, anew at every step.
+      domains: names of the domains to keep; () keeps every domain trained on the way to the stage's start.
+      replay: share of each step's prompts that comes from the kept domains, equally many from each; 0 <= replay < 1.
+      ewc: weight λ >= 0 of the penalty Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)² over kept domains i and parameters j (arXiv
+        1612.00796).
+      gradients: "agem" or "pcgrad" removes from the gradient the components that conflict with kept domains; "none".
+      protect: share of the gradient's and of the update's component in the protected subspaces that is removed, from 0
+        to 1; 1 removes all of it.
+      vectors: number of gradients, at least 1, that span the protected subspace of each kept domain; they are computed
+        anew at every step.
     """
 
     domains: tuple[str, ...] = ()
@@ -82,24 +92,31 @@ class PreventSection:
 
     @property
     def transforms(self) -> bool:
-        """Whether it changes gradients or updates, for which kept completions are needed."""
+        """Whether a method changes gradients or updates; such methods need completions of the kept domains."""
         return bool(self.ewc or self.protect or self.gradients != "none")
 
 
 @section
 class TrainSection:
-    """One GRPO stage; `stage_overrides` in the config changes single fields for single stages.
+    """GRPO training: the values for all GRPO stages; `stage_overrides` changes them for single stages.
 
     Attributes:
-      start: stage whose parameters it starts from; "" is the stage before it ("base" before the first).
-      reference: stage whose parameters the KL is taken to; "" is the start.
-      steps: optimizer steps are steps * grpo.updates_per_batch.
-      prompts_per_step: prompts that each step samples completions of.
-      group_size: completions of each prompt.
-      grad_accum_steps: micro-batches that a step's completions are divided into; their gradients are added up.
-      warmup_steps: of linear warm-up; the learning rate is constant after it.
-      checkpoint_every: steps between checkpoints; 0: only at the end.
-      kl_every: steps between measurements of the KL to the stage's start, where kl_coef computes none; 0: never.
+      start: name of an earlier stage whose final parameters the stage starts from, or "base"; "" is the default for the
+        stage's name (`stage.py`), usually the previous stage.
+      reference: name of an earlier stage whose final parameters are the reference policy of the KL, or "base"; "" is
+        the stage's start.
+      steps: number of sampled batches, at least 1; each gives grpo.updates_per_batch optimizer steps.
+      prompts_per_step: prompts of each sampled batch; divisible by rollout.parts.
+      group_size: completions sampled for each prompt, at least 2.
+      grad_accum_steps: number of micro-batches that a step's prompts_per_step * group_size completions are divided
+        into; their gradients are added up.
+      learning_rate: learning rate of the optimizer after the warm-up, at least 0.
+      warmup_steps: steps over which the learning rate rises linearly; it stays constant afterwards.
+      checkpoint_every: steps between checkpoints; 0 saves one only at the end.
+      kl_every: steps between measurements of the KL to the reference in stages with grpo.kl_coef = 0; 0 measures none.
+      grpo: the loss and its advantages.
+      optimizer: AdamW and gradient clipping.
+      prevent: methods that protect earlier domains.
     """
 
     start: str = ""
@@ -117,17 +134,28 @@ class TrainSection:
     prevent: PreventSection = PreventSection()
 
     def lr_scale(self, step: int) -> float:
-        """Share of the learning rate at a step: linear warm-up over `warmup_steps`, then 1."""
+        """Factor on the learning rate at a step (from 0): rises linearly over `warmup_steps`, then 1."""
         return min(1.0, (step + 1) / self.warmup_steps if self.warmup_steps else 1.0)
 
 
 @section
 class SFTSection:
-    """Supervised stages (`pretrain`): replies demonstrated by the domains.
+    """Supervised training (stage `pretrain`) on replies that the domains demonstrate.
 
-    The learning rate warms up linearly and falls linearly to 0 over the last `decay` of the steps. Replies are
-    clean until `noise_from` of the steps, then wrong with probability `noise`: this leaves abilities latent but
-    uncertain, which is what RL then sharpens.
+    Wrong replies late in training leave the model able but uncertain, which gives RL something to improve.
+
+    Attributes:
+      steps: optimizer steps, at least 1.
+      batch_size: replies of each step, at least 1; divisible by grad_accum_steps.
+      grad_accum_steps: number of micro-batches that a step's replies are divided into; their gradients are added up.
+      length: tokens that prompt and reply are padded to together; a longer demonstration is an error.
+      learning_rate: learning rate of the optimizer between warm-up and decay, at least 0.
+      warmup_steps: steps over which the learning rate rises linearly.
+      decay: share of the steps, at the end, over which the learning rate falls linearly to 0; from 0 to 1.
+      noise: probability that a demonstrated reply is wrong, from 0 to 1.
+      noise_from: share of the steps, from 0 to 1, before `noise` applies; until then all replies are right.
+      checkpoint_every: steps between checkpoints; 0 saves one only at the end.
+      optimizer: AdamW and gradient clipping.
     """
 
     steps: int = 3000
@@ -145,10 +173,11 @@ class SFTSection:
 
 @section
 class CheckpointSection:
-    """What is kept of a stage while it goes on; how often it saves is `checkpoint_every` of its section.
+    """Checkpoints of a stage in training; `checkpoint_every` of `train` and `sft` sets how often one is saved.
 
     Attributes:
-      keep: the newest ones; with 2 there is one before it where the newest is found damaged.
+      keep: number of newest checkpoints that are kept, at least 1; with 2 there is an older one to fall back on if the
+        newest is damaged.
     """
 
     keep: int = 2
@@ -156,7 +185,15 @@ class CheckpointSection:
 
 @section
 class EvaluateSection:
-    """Scores after every stage: `samples` completions of every held-out prompt of `split`, same keys each time."""
+    """How the parameters are scored after every stage; the prompts and the sampling keys are the same each time.
+
+    Attributes:
+      split: the prompts that are used, "test" or "validation".
+      samples: completions sampled for each prompt, at least 1.
+      batch: prompts that are sampled at once, at least 1; divisible by the mesh's data * fsdp.
+      sampling: temperature, top-k and top-p of the completions.
+      shown: number of prompts of each domain whose completions are written to `samples/`, for people to read.
+    """
 
     split: str = "test"
     samples: int = 4
@@ -167,11 +204,19 @@ class EvaluateSection:
 
 @section
 class RewardSection:
-    """The pool that judges completions: worker processes and the limits of one check.
+    """The worker processes that compute rewards, and their limits.
 
-    Limits count CPU time, so that a loaded machine changes no verdict. `max_error_share`: the run ends when a larger
-    share of a batch's rewards raise (0 reward each, always counted and logged). `sandbox`: "best" runs programs in
-    bubblewrap where it works and else says what is not isolated; "bwrap" refuses to run them without.
+    The time limit counts CPU time, so a busy machine does not change a reward.
+
+    Attributes:
+      workers: number of worker processes, at least 1.
+      cpu_seconds: CPU time, in seconds, of one call of a reward function and of one sandboxed program; above 0.
+      memory_mb: address space of one sandboxed program, in MB, at least 128.
+      deadline_seconds: wall-clock time, in seconds, after which a program is killed in any case; above 0.
+      sandbox: "best" runs programs in bubblewrap if that works here, and otherwise logs what is not isolated; "bwrap"
+        refuses to run programs without bubblewrap.
+      max_error_share: share of a batch's rewards that may fail with an error, above 0 and at most 1; the run ends if
+        more fail. A failed reward counts as 0 and is logged.
     """
 
     workers: int = 2
@@ -184,23 +229,31 @@ class RewardSection:
 
 @section
 class AnalyzeSection:
-    """The interference analysis: stage `analyze`, or the command (definitions §3 to §7, §12, §13).
+    """The interference analysis, as stage `analyze` or as a command (definitions §3 to §7, §12, §13).
+
+    Rollbacks, plans and prevention methods sample their completions with these settings as well.
 
     Attributes:
-      split: whose prompts are used; never those that scores, or the choice of a rollback, are reported on.
-      prompts: of each domain; the first of a shuffle by the seed.
-      group_size: completions of each prompt.
-      batch: prompts a micro-batch, and a block of the bootstrap of gradients and routes.
-      path_prompts: prompts of the expansions along the path to a later stage (1, 2, 4 and 8 segments).
-      conflicts: pairs, most harmed first, whose conflict subspace is sought.
-      vectors: of the subspace, at most.
-      lanczos_steps: block steps, of `lanczos_block` vectors each.
-      permutations: of advantages within groups, for the null of the top eigenvalue; 0 leaves it out.
-      null_steps: block steps of each.
-      held: gradients kept at a time; with fewer than blocks, they are computed several times.
-      dtype: of matrix products; parameters, tangents of parameters and sums are float32 in either case.
-      attention_logit_bytes: bytes of a device that the attention logits of one layer may take; above it, attention is
-        blockwise.
+      split: the prompts that are used, "train", "validation" or "test"; the default "train" has no prompt on which
+        scores are reported or rollbacks are chosen.
+      prompts: prompts of each domain; a multiple of 2 * batch, at least 4 * batch.
+      group_size: completions sampled for each prompt, at least 2.
+      batch: prompts of a micro-batch, at least 1; the intervals of gradients and routes treat these as one block.
+      path_prompts: prompts for the expansions along the path to a later stage, in 1, 2, 4 and 8 segments; a multiple of
+        batch, at most prompts.
+      conflicts: number of pairs (domain, later stage), most damaged first, whose conflict subspace is computed.
+      vectors: largest dimension of a conflict subspace, at least 1 and at most lanczos_block * lanczos_steps.
+      lanczos_block: vectors of one block of the Lanczos iteration, at least 2.
+      lanczos_steps: block steps of the Lanczos iteration, at least 1.
+      permutations: random permutations of advantages within groups that give the null of the largest eigenvalue; 0
+        leaves the null out.
+      null_steps: block steps of the Lanczos iteration for each permutation, at least 1.
+      held: number of gradients in memory at a time, at least 2; if there are more blocks than this, gradients are
+        computed several times.
+      dtype: number format of matrix products, "float32" or "bfloat16"; parameters, their tangents and sums are float32
+        in either case.
+      attention_logit_bytes: bytes of a device that the attention logits of one layer may take, at least 1; if they need
+        more, attention is computed blockwise.
     """
 
     split: str = "train"
@@ -221,20 +274,27 @@ class AnalyzeSection:
 
 @section
 class RecoverSection:
-    """Stopping a refresh, choosing a rollback or a merge, planning: all on validation prompts (definitions §8 to §10).
+    """Recovery of a damaged domain: refreshes, rollbacks, merges and plans (definitions §8 to §10).
+
+    When a refresh stops, and which rollback or merge is chosen, is decided on validation prompts.
 
     Attributes:
-      prompts: validation prompts of each domain.
-      samples: completions a prompt.
-      every: steps of a refresh between two looks at its scores.
-      margin: a refresh ends when the domain is surely less than this many points below its peak.
-      limit: points that any other domain may lose.
-      rules, fractions, strengths: of a rollback, tried in turn; fractions are shares of all coordinates.
-      forecast_prompts: prompts of each domain, unseen by any candidate, that a plan looks at.
-      n_reweighted: number of actions, the most promising first, that a plan also forecasts by importance weights at
-        the parameters they end at; each costs one forward pass.
-      random_sets: random coordinate sets that the chosen one is compared with.
-      density, scales: of merges; the share of each edit that TIES keeps, and the factors λ tried.
+      prompts: validation prompts of each domain, at least 1; all of them if there are fewer.
+      samples: completions sampled for each prompt, at least 1.
+      every: steps of a refresh from one scoring to the next, at least 1.
+      margin: a refresh stops once the domain is, by its 95 % interval, less than this many points below its peak; at
+        least 0.
+      limit: points that a recovery may cost any other domain, at least 0.
+      rules: rules that score coordinates for a rollback, each of which is tried: "adding", "removing", "opposition",
+        "displacement" or "magnitude" (definitions §9).
+      fractions: sizes of the coordinate sets that a rollback tries, as shares of all parameters; above 0, at most 1.
+      strengths: factors β on the subtracted edit that a rollback tries; a stage always tries 1 as well.
+      forecast_prompts: prompts of each domain that a plan forecasts on; no action of the plan is made from them.
+      n_reweighted: number of actions, the most promising first, whose outcome a plan also forecasts with importance
+        weights; each costs a forward pass; 0 uses none.
+      random_sets: number of random coordinate sets that a chosen rollback is compared with.
+      density: share of the entries of each edit that TIES merging keeps, the largest ones; above 0, at most 1.
+      scales: factors λ that the merges `arithmetic` and `ties` try.
     """
 
     prompts: int = 100
@@ -254,7 +314,25 @@ class RecoverSection:
 
 @section
 class Config:
-    """A whole experiment; `stage.py` has a table of what each stage name means."""
+    """A whole experiment.
+
+    Attributes:
+      seed: determines the order of prompts, all sampling and random weights; 0 <= seed < 2**32.
+      stages: names of the stages in the order in which they run, each once; `stage.py` explains the names.
+      scored_domains: domains that are scored after every stage; stages may use no others.
+      stage_overrides: fields of `train` for single stages, {stage name: {field: value}}.
+      model: the model that the run starts from.
+      mesh: how many devices each axis of the mesh has.
+      domains: problems and data sets.
+      rollout: sampling of training completions.
+      train: GRPO stages.
+      sft: supervised stages.
+      checkpoints: checkpoints of a stage in training.
+      evaluate: scores after every stage.
+      analyze: the interference analysis.
+      recover: refreshes, rollbacks, merges and plans.
+      rewards: the processes that compute rewards.
+    """
 
     seed: int = 0
     stages: tuple[str, ...] = ("code", "math", "qa", "cw", "refresh-math")
@@ -273,7 +351,7 @@ class Config:
     rewards: RewardSection = RewardSection()
 
 
-# Fields of earlier versions, and what they are called now; a config that uses one is refused with the new name.
+# Names of fields in earlier versions -> names now; a config that uses an old name is refused with the new one.
 RENAMED = {
     "model.score_bytes": "model.attention_logit_bytes",
     "train.prompts": "train.prompts_per_step",
@@ -288,9 +366,9 @@ RENAMED = {
 
 
 def renamed(path: str) -> str:
-    """The present name of a field of an earlier version, by its path below the config; "" if it is no such field.
+    """The present name of a field that was renamed, e.g. "train.group_size" for "train.group"; "" if it was not.
 
-    `stage_overrides.STAGE` has the fields of `train`.
+    `path` is the dotted path of the field below the config. `stage_overrides.STAGE` has the fields of `train`.
     """
     stage = re.match(r"stage_overrides\.[^.]+\.", path)
     if not stage:
@@ -300,16 +378,19 @@ def renamed(path: str) -> str:
 
 
 def default() -> Config:
-    """All fields at their defaults, to be changed by a config file: a `ConfigDict`.
+    """A `ConfigDict` with all fields at their defaults, for a config file to change.
 
-    The annotated type is not the real one. It lets editors and type checkers know the fields, and their types, of
-    what a config file sets; `parse` makes a real `Config` of the ConfigDict.
+    It is annotated as `Config`, which it is not, so that editors and type checkers know the fields that a config file
+    sets. `parse` turns the ConfigDict into a real `Config`.
     """
     return typing.cast(Config, ConfigDict(_as_dict(Config())))
 
 
 def from_file(path: str | Path) -> Config:
-    """The `get_config()` of another config file, for configs that change a few fields of it; typed as `default`."""
+    """The result of `get_config()` of another config file, so that a config can change a few of its fields.
+
+    It is annotated as `Config` for the same reason as that of `default`.
+    """
     return runpy.run_path(str(path))["get_config"]()
 
 
@@ -321,19 +402,31 @@ def _as_dict(value: Any) -> Any:
 
 
 def _number(name: str, value: Any, kind: type) -> Any:
-    # bool is an int to Python, not to a reader of configs.
+    # In Python True is an int, but it is no valid number in a config.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{name}={value!r} has the wrong type; it is of type {kind.__name__}")
+        raise UserError(f"{name}={value!r} has the wrong type; it must be of type {kind.__name__}")
     return value
 
 
 def _fill(kind: Any, value: Any, name: str) -> Any:
-    """`value` as type `kind`, or a UserError naming the field."""
+    """Converts a value of a config to its declared type.
+
+    Args:
+      kind: the declared type: a section, a tuple, a mapping or a plain type.
+      value: the value in the config.
+      name: dotted path of the field, for error messages.
+
+    Returns:
+      The value as type `kind`.
+
+    Raises:
+      UserError: if the value has the wrong type, or a section has no such field.
+    """
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping | ConfigDict):
-            raise UserError(f"{name}={value!r} has the wrong type; it is a section of fields")
+            raise UserError(f"{name}={value!r} has the wrong type; it must be a section of fields")
         hints = typing.get_type_hints(kind)
         for key in value:
             if key not in hints:
@@ -348,12 +441,12 @@ def _fill(kind: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(kind)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise UserError(f"{name}={value!r} has the wrong type; it is a tuple")
+            raise UserError(f"{name}={value!r} has the wrong type; it must be a tuple")
         inner = typing.get_args(kind)[0]
         return tuple(_fill(inner, v, f"{name}[{i}]") for i, v in enumerate(value))
     if origin is not None or isinstance(kind, types.UnionType):
         if not isinstance(value, Mapping | ConfigDict):
-            raise UserError(f"{name}={value!r} has the wrong type; it is a section by name")
+            raise UserError(f"{name}={value!r} has the wrong type; it must map names to values")
         plain = value.to_dict() if isinstance(value, ConfigDict) else value
         inner = typing.get_args(kind)[-1]
         return plain if inner is Any else {k: _fill(inner, v, f"{name}.{k}") for k, v in plain.items()}
@@ -364,7 +457,7 @@ def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
     """The frozen, validated configuration.
 
     Raises:
-      UserError: one line naming the field that is wrong and what would be right.
+      UserError: if a field is unknown or its value is not allowed; the message names the field and what is allowed.
     """
     parsed: Config = _fill(Config, config, "config")
     _check(parsed)
@@ -372,10 +465,10 @@ def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
 
 
 def stage_config(config: Config, stage: str) -> TrainSection:
-    """The training section of one stage: `config.train` with what its prefix changes, and with its overrides."""
+    """The training settings of one stage: `config.train`, changed by the stage's prefix, then by its overrides."""
     changes, name = config.stage_overrides.get(stage, {}), f"stage_overrides.{stage}"
     if not isinstance(changes, Mapping):
-        raise UserError(f"{name}={changes!r} has the wrong type; it is a section of fields")
+        raise UserError(f"{name}={changes!r} has the wrong type; it must be a section of fields")
     preset = METHODS.get(stage.partition("-")[0], {}) if "-" in stage else {}
     return _fill(TrainSection, _merge(_merge(_as_dict(config.train), preset), changes), name)
 
@@ -415,7 +508,7 @@ def _check(config: Config) -> None:
         completed(source, f"domains.{name}")
     for name in ("code", "math", "qa", "cw"):
         alone = name in c.domains.sources or getattr(c.domains, name) == SourceConfig()
-        _require(alone, f"domains.{name} names no data set; set its preset or its files")
+        _require(alone, f"domains.{name} names no data set; set its field preset or its field files")
     for stage in c.stage_overrides:
         _require(stage in c.stages, f"stage_overrides names {stage!r}, which is not in stages")
     for name, buckets in (
@@ -423,7 +516,7 @@ def _check(config: Config) -> None:
         ("completion_buckets", c.rollout.completion_buckets),
     ):
         growing = bool(buckets) and buckets[0] > 0 and list(buckets) == sorted(set(buckets))
-        _require(growing, f"rollout.{name}={buckets} is not valid; positive sizes in growing order")
+        _require(growing, f"rollout.{name}={buckets} is not valid; it must be positive lengths in ascending order")
     _require(c.rollout.sampling.temperature > 0, "rollout.sampling.temperature must be above 0")
     for name, value, least in (
         ("model.logprob_chunk", c.model.logprob_chunk, 0),
@@ -454,34 +547,43 @@ def _check(config: Config) -> None:
         ("sft.warmup_steps", c.sft.warmup_steps, 0),
         ("sft.checkpoint_every", c.sft.checkpoint_every, 0),
     ):
-        _require(value >= least, f"{name}={value} is not valid; it is >= {least}")
+        _require(value >= least, f"{name}={value} is not valid; it must be >= {least}")
     for field in ("cpu_seconds", "deadline_seconds"):
         value = getattr(c.rewards, field)
-        _require(value > 0, f"rewards.{field}={value} is not valid; it is above 0")
+        _require(value > 0, f"rewards.{field}={value} is not valid; it must be above 0")
     for field in ("decay", "noise", "noise_from"):
         value = getattr(c.sft, field)
-        _require(0 <= value <= 1, f"sft.{field}={value} is not valid; it lies in [0, 1]")
+        _require(0 <= value <= 1, f"sft.{field}={value} is not valid; it must lie in [0, 1]")
     a = c.analyze
     even = a.prompts >= 4 * a.batch and a.prompts % (2 * a.batch) == 0
-    _require(even, f"analyze.prompts={a.prompts} is not valid; an even number, 4 or more, of batches of {a.batch}")
+    _require(
+        even,
+        f"analyze.prompts={a.prompts} is not valid; it must be a multiple of 2 * analyze.batch and at least "
+        f"4 * analyze.batch, with analyze.batch={a.batch}",
+    )
     on_path = 0 < a.path_prompts <= a.prompts and a.path_prompts % a.batch == 0
-    _require(on_path, f"analyze.path_prompts={a.path_prompts} is not valid; batches of {a.batch}, at most {a.prompts}")
+    _require(
+        on_path,
+        f"analyze.path_prompts={a.path_prompts} is not valid; it must be a positive multiple of "
+        f"analyze.batch={a.batch} and at most analyze.prompts={a.prompts}",
+    )
     found = a.lanczos_block * a.lanczos_steps
     _require(a.vectors <= found, f"analyze.vectors={a.vectors} is more than lanczos_block * lanczos_steps = {found}")
     sandboxes = ("best", "bwrap")
     _require(c.rewards.sandbox in sandboxes, f"rewards.sandbox={c.rewards.sandbox!r} is not one of {sandboxes}")
-    _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share lies in (0, 1]")
+    _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share must be above 0 and at most 1")
     _require(c.sft.batch_size % c.sft.grad_accum_steps == 0, "sft.batch_size must be divisible by sft.grad_accum_steps")
     for i, stage in enumerate(c.stages):
         s = stage_config(c, stage)
         where = f"stage {stage}"
         for field in ("steps", "prompts_per_step", "grad_accum_steps"):
-            _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)}; it is >= 1")
+            _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 1")
         _require(
-            s.group_size >= 2, f"{where}: group_size={s.group_size}; GRPO compares at least 2 completions a prompt"
+            s.group_size >= 2,
+            f"{where}: group_size={s.group_size} is not valid; GRPO compares at least 2 completions of each prompt",
         )
         for field in ("learning_rate", "warmup_steps", "checkpoint_every", "kl_every"):
-            _require(getattr(s, field) >= 0, f"{where}: {field}={getattr(s, field)}; it is >= 0")
+            _require(getattr(s, field) >= 0, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 0")
         parts = c.rollout.parts
         n, rows = s.prompts_per_step, s.prompts_per_step * s.group_size
         _require(n % parts == 0, f"{where}: prompts_per_step={n} is not divisible by rollout.parts={parts}")
@@ -494,17 +596,23 @@ def _check(config: Config) -> None:
         for field, value in (("start", s.start), ("reference", s.reference)):
             _require(value in known, f"{where}: {field}={value!r} is not an earlier stage or 'base'")
         p = s.prevent
-        _require(p.gradients in GRADIENTS, f"{where}: prevent.gradients={p.gradients!r}; known: {', '.join(GRADIENTS)}")
+        _require(
+            p.gradients in GRADIENTS,
+            f"{where}: prevent.gradients={p.gradients!r} is not known; known: {', '.join(GRADIENTS)}",
+        )
         _require(0 <= p.replay < 1, f"{where}: prevent.replay={p.replay} is not valid; 0 <= replay < 1")
-        _require(0 <= p.protect <= 1, f"{where}: prevent.protect={p.protect} is not valid; it lies in [0, 1]")
-        _require(p.ewc >= 0, f"{where}: prevent.ewc={p.ewc} is not valid; it is >= 0")
-        _require(p.vectors >= 1, f"{where}: prevent.vectors={p.vectors} is not valid; it is >= 1")
+        _require(0 <= p.protect <= 1, f"{where}: prevent.protect={p.protect} is not valid; it must lie in [0, 1]")
+        _require(p.ewc >= 0, f"{where}: prevent.ewc={p.ewc} is not valid; it must be >= 0")
+        _require(p.vectors >= 1, f"{where}: prevent.vectors={p.vectors} is not valid; it must be >= 1")
     r = c.recover
     for field in ("prompts", "samples", "every"):
-        _require(getattr(r, field) >= 1, f"recover.{field}={getattr(r, field)} is not valid; it is >= 1")
+        _require(getattr(r, field) >= 1, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 1")
     for field in ("margin", "limit", "random_sets"):
-        _require(getattr(r, field) >= 0, f"recover.{field}={getattr(r, field)} is not valid; it is >= 0")
+        _require(getattr(r, field) >= 0, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 0")
     for field in ("rules", "fractions", "strengths", "scales"):
         _require(len(getattr(r, field)) > 0, f"recover.{field} is empty; name at least one")
     for field, values in (("fractions", r.fractions), ("density", (r.density,))):
-        _require(all(0 < v <= 1 for v in values), f"recover.{field}={values} is not valid; above 0, up to 1")
+        _require(
+            all(0 < v <= 1 for v in values),
+            f"recover.{field}={values} is not valid; every value must be above 0 and at most 1",
+        )

@@ -1,5 +1,5 @@
-"""The one exception for anything a user can put right: bad flags, files, config values, data."""
+"""The one exception for errors that a user can put right: wrong flags, files, config values or data."""
 
 
 class UserError(Exception):
-    """Says in one line what was wrong and what would be right; the command prints it and exits 2."""
+    """Says in one line what is wrong and what would be right; the command prints the line and exits with status 2."""

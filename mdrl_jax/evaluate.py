@@ -1,6 +1,7 @@
-"""Scores of a set of parameters on the held-out prompts of every domain (definitions §2).
+"""Scores parameters on held-out prompts of every domain (definitions §2).
 
-The same prompts and sampling keys at every stage, so that comparisons are paired by prompt.
+All parameters are scored on the same prompts with the same sampling keys, so differences are paired by prompt.
+`evaluate` makes the scores that a run reports; `validation_rewards` makes those by which it decides.
 """
 
 import dataclasses
@@ -21,14 +22,20 @@ STAGE_OF_KEYS = "evaluate"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Per-prompt results by domain, [P, k] in [0, 1], and a few samples to read."""
+    """The scores of one set of parameters.
+
+    Attributes:
+      rewards: by domain, [P, k] for P prompts and k completions each, in [0, 1].
+      accuracy: as `rewards`, but without the parts of the reward that judge style.
+      samples: a few completions with their prompts and rewards, for people to read.
+    """
 
     rewards: dict[str, np.ndarray]
     accuracy: dict[str, np.ndarray]
     samples: list[dict[str, Any]]
 
     def record(self) -> dict[str, Any]:
-        """As JSON; float32 values are written exactly."""
+        """Rewards and accuracy as JSON; the float32 values are kept exactly."""
         return {
             "rewards": {d: x.tolist() for d, x in self.rewards.items()},
             "accuracy": {d: x.tolist() for d, x in self.accuracy.items()},
@@ -36,7 +43,20 @@ class Evaluation:
 
 
 def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluation:
-    """Samples `evaluate.samples` completions of every prompt of `evaluate.split` and judges them; `label` is shown."""
+    """Scores parameters on all prompts of `evaluate.split`, with `evaluate.samples` completions of each.
+
+    Args:
+      runtime: model, prompts and rewards of the run.
+      params: the parameters to score.
+      label: name of this work in the progress bar.
+      track: shows the progress.
+
+    Returns:
+      Rewards and accuracy of every prompt, and samples.
+
+    Raises:
+      UserError: if more than `rewards.max_error_share` of a batch's rewards fail.
+    """
     config = runtime.config.evaluate
     total = sum(_parts(len(runtime.prompts[domain, config.split]), config) for domain in runtime.config.scored_domains)
     rewards, accuracy, samples, done = {}, {}, [], 0
@@ -62,16 +82,33 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
 
 
 def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """Rewards [P, k] on the first `recover.prompts` validation prompts, `recover.samples` completions each.
+    """Scores parameters for a decision: which step of a refresh, coordinate set or factor of a merge is best.
 
-    The same prompts and keys for all parameters, so that differences are paired; `domains`: all scored ones.
-    What is chosen (a step, a coordinate set, a factor) is chosen by these, and reported by `evaluate`.
+    The first `recover.prompts` validation prompts are used. The scores of the choice are reported on other prompts, by
+    `evaluate` (with its default split) or by `held_out_rewards`.
+
+    Args:
+      runtime: model, prompts and rewards of the run.
+      params: the parameters to score.
+      domains: domains to score; all scored domains by default.
+
+    Returns:
+      Rewards by domain, [P, k] in [0, 1] with k = `recover.samples`.
     """
     return _rewards(runtime, params, domains, "validation", runtime.config.recover.prompts)
 
 
 def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """The same on all test prompts: what a set that was chosen by `validation_rewards` is scored by."""
+    """Scores parameters on all test prompts, to report on a choice that was made by `validation_rewards`.
+
+    Args:
+      runtime: model, prompts and rewards of the run.
+      params: the parameters to score.
+      domains: domains to score; all scored domains by default.
+
+    Returns:
+      Rewards by domain, [P, k] in [0, 1] with k = `recover.samples`.
+    """
     return _rewards(runtime, params, domains, "test", None)
 
 
@@ -100,9 +137,9 @@ def _scored(
     config: EvaluateSection,
     show: Callable[[int], None] = lambda part: None,
 ) -> ScoredRollouts:
-    """The first n prompts and, so that the last batch has a shape that is compiled, as many more as fill it up."""
+    """Samples and scores the first n prompts; more prompts fill the last batch, so that all batches have one shape."""
     parts = _parts(n, config)
-    # What fills it up is drawn from the first prompts again where there are no more.
+    # If there are too few prompts to fill the last batch, the first ones are taken again.
     rows = np.arange(parts * config.batch) % len(prompts)
     key_path = (runtime.config.seed, STAGE_OF_KEYS, 0)
     return runtime.rollouts.sample(params, [(prompts, rows)], key_path, config.samples, config.sampling, parts, show)

@@ -1,7 +1,8 @@
-"""Walks the stages of an experiment: train, checkpoint, score, show; what is done is skipped.
+"""Runs the stages of an experiment in order: each is trained or computed, saved, scored and shown.
 
-A stage is finished once its `evaluations/NN-stage.json` is written, which happens after its last checkpoint.
-Started again after a kill at any moment, a run goes on from the newest whole checkpoint and ends the same.
+`stage.py` says what each stage does; `stages/` holds the code of each kind of stage. A stage counts as finished once
+its `evaluations/NN-stage.json` exists, which is written after its last checkpoint. Finished stages are skipped. A run
+may be killed at any moment: started again, it continues from the newest complete checkpoint and gives the same result.
 """
 
 import dataclasses
@@ -44,11 +45,18 @@ from mdrl_jax.workfolder import WorkFolder, flat, resolved
 
 
 def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
-    """Runs, or goes on with, the experiment in `workdir`; `output` as in `report/screen/console.py`.
+    """Runs the experiment in `workdir`, or continues it where an earlier run stopped.
+
+    All stages are checked before the first one runs.
+
+    Args:
+      config: the whole configuration.
+      workdir: the work folder; created if it does not exist.
+      output: form of the standard output, "screen", "quiet" or "json" (`report/screen/console.py`).
 
     Raises:
-      UserError: for anything the user can put right; what was written before stays.
-      Stopped: after a SIGTERM; what was reached is saved.
+      UserError: if the user can put the problem right; records written so far are kept.
+      Stopped: after a SIGTERM; progress is saved.
     """
     stages = resolve_stages(config, tuple(DOMAINS))
     folder = WorkFolder(Path(workdir))
@@ -72,7 +80,14 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Walk:
-    """One pass over the stages of a run."""
+    """One pass over the stages of a run.
+
+    Attributes:
+      runtime: model, devices, prompts and rewards of the run.
+      folder: the work folder.
+      stages: all stages in order.
+      screen: shows and logs the output.
+    """
 
     runtime: Runtime
     folder: WorkFolder
@@ -80,7 +95,7 @@ class Walk:
     screen: Screen
 
     def run(self) -> None:
-        """Every stage that is not finished, then the summary."""
+        """Runs every stage that is not finished, then writes and shows the summary."""
         started = time.monotonic()
         n = sum(x.size for x in jax.tree.leaves(self.runtime.shapes))
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.runtime.mesh.shape.items())
@@ -114,13 +129,21 @@ class Walk:
                 steps = trainer.steps(stage)
                 records.write_json(self.folder.costs(stage), costs(self.runtime, stage, steps, spent))
                 self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p)
-                del params  # else they would lie on the devices while the next stage trains
+                del params  # frees device memory before the next stage trains
             if stage.scored:
                 keep_last(self.folder.checkpoints(stage))
         self._finish(time.monotonic() - started)
 
     def _made(self, stage: Stage, planning: Planning) -> tuple[Any, dict[str, Any]]:
-        """Parameters that are made, not trained step by step, kept like others, and what it cost to choose them."""
+        """Makes and saves the parameters of a stage that is no training stage: a rollback, a merge or a recovery.
+
+        Args:
+          stage: the stage.
+          planning: carries out `recover`.
+
+        Returns:
+          The stage's final parameters; and what making them cost, as in `stages.train.costs`.
+        """
         keep = self.runtime.config.checkpoints.keep
         with StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn) as checkpoints:
             if checkpoints.latest():
@@ -138,7 +161,7 @@ class Walk:
 
     def _rolled_back(self, stage: Stage) -> Any:
         at, donor = (peak(d, stage.start, self.stages) for d in (stage.domains[0], stage.donor))
-        assert at is not None and donor is not None  # `stage.resolve_stages` saw to it
+        assert at is not None and donor is not None  # `stage.resolve_stages` refuses any other rollback
         params = rollback.run(
             self.runtime,
             stage,
@@ -161,7 +184,7 @@ class Walk:
         return params
 
     def _analyze(self, stage: Stage) -> None:
-        """The interference analysis of the stages before this one."""
+        """Runs the interference analysis of the stages before this one."""
         started = time.monotonic()
         earlier = self.stages[: self.stages.index(stage)]
         found = interference.run(
@@ -176,14 +199,24 @@ class Walk:
         self.screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
 
     def _params_after(self, name: str) -> Any:
-        """Parameters at the end of an earlier stage, or the base's."""
+        """Loads the parameters at the end of an earlier stage, or those of the base model."""
         if name == "base":
             return self.runtime.base_params()
         stage = next(s for s in self.stages if s.name == name)
         return load_params(self.folder.checkpoints(stage), abstract(self.runtime.shapes, self.runtime.shardings))
 
     def _score(self, name: str, index: int, folder: str, step: int, params: Any) -> None:
-        """Evaluates, unless that was done, and writes evaluation, samples and scores."""
+        """Scores a stage's parameters and records the result; shows the score table.
+
+        If the evaluation already exists, only `scores.jsonl` is rewritten.
+
+        Args:
+          name: name of the stage, or "base".
+          index: position of the stage, 0 for the base model.
+          folder: name of its record files, `NN-stage`.
+          step: training steps that the stage took.
+          params: makes the parameters; called only if they have to be scored.
+        """
         anew = not self.folder.evaluation(folder).exists()
         if anew:
             result = evaluate(self.runtime, params(), f"{name}: scores", self.screen.steps)
@@ -205,7 +238,7 @@ class Walk:
 
     def _board(self, name: str, index: int, result: Evaluation) -> None:
         with TensorBoard(self.folder.root / "tensorboard" / "scores", resumed_at=index) as board:
-            if name == "base":  # once a run
+            if name == "base":  # the hyperparameters are written once a run
                 board.hparams(flat(resolved(self.runtime.config)))
             scalars = {f"score/{d}": 100 * float(x.mean()) for d, x in result.rewards.items()}
             board.scalars(index, scalars)
@@ -229,7 +262,10 @@ class Walk:
         self.screen.event("done", seconds=seconds, workdir=str(root))
 
     def _claims(self, result: matrix.Matrix) -> list[dict[str, Any]]:
-        """C6 and C7 of the refreshes and rollbacks that were run, written to `claims.json` beside the analysis's."""
+        """Judges C6 and C7 by the refreshes and rollbacks of this run and adds the verdicts to `claims.json`.
+
+        The verdicts that the analysis wrote there are kept. Returns all verdicts, sorted by claim.
+        """
         recovered = {r.stage: r for r in recoveries(result)}
         refreshes, rollbacks = [], []
         for stage in self.stages:
@@ -264,7 +300,17 @@ class Walk:
 
 
 def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoints:
-    """What is analysed of a run: the stages that bear a domain's name, up to the first refresh, and the solo stages."""
+    """Selects the stages of a run that the interference analysis compares.
+
+    These are the stages named after a domain that precede the first refresh, and all solo stages.
+
+    Args:
+      stages: the stages before the analysis, in order.
+      params: (name of a stage) -> the parameters at its end.
+
+    Returns:
+      The selected stages, with access to their parameters.
+    """
     trained: list[Trained] = []
     solos: list[Trained] = []
     refreshed = False
@@ -280,7 +326,16 @@ def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoin
 
 
 def bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:
-    """The conflict subspaces that the analysis found for a domain; none where there was no analysis."""
+    """Reads the conflict subspaces that the analysis found for a domain.
+
+    Args:
+      folder: the work folder.
+      mesh: mesh on whose devices the vectors are placed.
+      domain: the domain that was damaged.
+
+    Returns:
+      One `Basis` for each objective, later stage and half of the prompts; empty if no analysis has run.
+    """
     into, out_of = named(mesh, None, None, "embed", None), named(mesh, None, None, None, "embed")  # the MLP's neurons
     found = []
     for file in sorted((folder.root / "analysis" / "parts").glob(f"conflict-{domain}-*.json")):
@@ -300,6 +355,6 @@ def bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:
 
 
 def scores(folder: WorkFolder) -> list[dict[str, Any]]:
-    """Rows of `scores.jsonl` from the evaluations on disk, in order of index."""
+    """Rows of `scores.jsonl`, made from all evaluations on disk and sorted by stage index."""
     evaluations = [records.read_json(file) for file in sorted((folder.root / "evaluations").glob("*.json"))]
     return sorted((row for record in evaluations for row in score_rows(record)), key=lambda row: row["index"])

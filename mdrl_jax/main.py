@@ -1,6 +1,7 @@
-"""`python -m mdrl_jax.main [COMMAND] --flags`: parses flags and hands over; without a COMMAND it is `run`.
+"""`python -m mdrl_jax.main [COMMAND] --flags`: parses the flags and calls the command; without a COMMAND it is `run`.
 
-Anything the user can put right ends in one line on standard error and exit status 2.
+`COMMANDS` lists every command with its flags. `commands/` and `experiment.py` hold the code that runs once the flags
+are parsed. An error that the user can put right is one line on standard error, with exit status 2.
 """
 
 import os
@@ -13,8 +14,8 @@ from absl import flags
 
 from mdrl_jax.errors import UserError
 
-CONFIG_HELP = "configuration file, e.g. configs/quickstart.py; change a field with --config.seed=1"
-OUTPUTS = ("screen", "quiet", "json")  # of `report/screen/outputs.py`, which takes long to import
+CONFIG_HELP = "configuration file, e.g. configs/quickstart.py; --config.FIELD=VALUE changes a field: --config.seed=1"
+OUTPUTS = ("screen", "quiet", "json")  # the keys of `report/screen/outputs.py`, which is slow to import
 
 
 def _run(values: Any) -> None:
@@ -31,7 +32,12 @@ def _stem(config_file: str) -> str:
 
 def _run_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
-    flags.DEFINE_string("workdir", None, "work folder; default: runs/NAME-OF-CONFIG", flag_values=values)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "work folder of the run, new or to be continued; default: runs/NAME for the config file NAME.py",
+        flag_values=values,
+    )
     _output_flag(values)
     _hosts_flags(values)
 
@@ -55,16 +61,18 @@ def _generate(values: Any) -> None:
 
 def _generate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     string, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
-    string("model", None, "Hugging Face folder", flag_values=values)
-    string("workdir", None, "work folder of a run, instead of --model", flag_values=values)
-    string("stage", None, "stage of that run, e.g. math", flag_values=values)
-    string("prompt", None, "text to go on from", flag_values=values)
-    string("prompt_ids", None, "token ids instead of text, e.g. 1,2,3", flag_values=values)
-    integer("max_new_tokens", 128, "longest completion", lower_bound=1, flag_values=values)
-    number("temperature", 1.0, "0 is greedy", lower_bound=0.0, flag_values=values)
-    number("top_p", 1.0, "smallest set of tokens with this mass", flag_values=values)
-    integer("top_k", 0, "only this many tokens; 0: all", lower_bound=0, flag_values=values)
-    integer("seed", 0, "seed of the draws", flag_values=values)
+    string("model", None, 'Hugging Face folder of the model, or "tiny" for the one of the package', flag_values=values)
+    string("workdir", None, "work folder of a run, instead of --model; needs --stage", flag_values=values)
+    string("stage", None, "stage of that run whose final parameters are used, e.g. math", flag_values=values)
+    string("prompt", None, "text of the prompt", flag_values=values)
+    string("prompt_ids", None, "token ids of the prompt, instead of --prompt, e.g. 1,2,3", flag_values=values)
+    integer("max_new_tokens", 128, "largest number of tokens to generate", lower_bound=1, flag_values=values)
+    number("temperature", 1.0, "sampling temperature; 0: the likeliest token", lower_bound=0.0, flag_values=values)
+    number(
+        "top_p", 1.0, "sample from the likeliest tokens that together have this probability; 1: all", flag_values=values
+    )
+    integer("top_k", 0, "sample from this many of the likeliest tokens; 0: all", lower_bound=0, flag_values=values)
+    integer("seed", 0, "seed of the sampling", flag_values=values)
 
 
 def _evaluate(values: Any) -> None:
@@ -77,7 +85,7 @@ def _evaluate(values: Any) -> None:
 
 def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
-    flags.DEFINE_string("model", None, "Hugging Face folder to score", flag_values=values)
+    flags.DEFINE_string("model", None, "Hugging Face folder of the model to score", flag_values=values)
     _output_flag(values)
     _hosts_flags(values)
 
@@ -88,17 +96,20 @@ def _analyze(values: Any) -> None:
     from mdrl_jax.commands import analyze
 
     if not values.stage:
-        raise UserError("--stage is missing; name each stage in order, e.g. --stage=code:DIR --stage=math:DIR")
+        raise UserError("--stage is missing; name every stage in order, e.g. --stage=code:DIR --stage=math:DIR")
     base, workdir = (_needed(values, name) for name in ("base", "workdir"))
     analyze.run(base, values.stage, config.parse(values.config), workdir, values.output)
 
 
 def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
-    flags.DEFINE_string("base", None, "Hugging Face folder the first stage started from", flag_values=values)
-    about = "DOMAIN:FOLDER of one stage; repeat it in the order of training; solo-DOMAIN:FOLDER: from the base alone"
+    flags.DEFINE_string("base", None, "Hugging Face folder that the first stage was trained from", flag_values=values)
+    about = (
+        "DOMAIN:FOLDER, the domain that a stage trained and the Hugging Face folder at its end; repeat the flag in the "
+        "order of training; solo-DOMAIN:FOLDER is a stage that was trained from --base directly"
+    )
     flags.DEFINE_multi_string("stage", [], about, flag_values=values)
-    flags.DEFINE_string("workdir", None, "work folder for the findings", flag_values=values)
+    flags.DEFINE_string("workdir", None, "work folder that the results are written to", flag_values=values)
     _output_flag(values)
     _hosts_flags(values)
 
@@ -122,17 +133,29 @@ def _rollback(values: Any) -> None:
 def _rollback_flags(values: flags.FlagValues, argv: list[str]) -> None:
     text, number = flags.DEFINE_string, flags.DEFINE_float
     _config_flag(values, argv)
-    text("model", None, "Hugging Face folder to take the edit out of", flag_values=values)
-    text("before", None, "folder before the edit", flag_values=values)
-    text("after", None, "folder after the edit: what it did is taken back in part", flag_values=values)
-    text("keep", None, "folder at the peak of the domain to win back", flag_values=values)
-    text("out", None, "new folder for the result", flag_values=values)
-    number("fraction", 0.001, "share of all coordinates; 1 is the whole edit", flag_values=values)
-    number("strength", 1.0, "1 takes the edit back whole on these coordinates", flag_values=values)
-    about = "displacement, magnitude, opposition (needs --base), adding or removing (need --config and --domain)"
+    text("model", None, "Hugging Face folder of the model to change", flag_values=values)
+    text("before", None, "folder of the model before the training that did the damage", flag_values=values)
+    text(
+        "after", None, "folder after that training; part of the edit, after - before, is subtracted", flag_values=values
+    )
+    text("keep", None, "folder of the model at the peak of the domain to restore", flag_values=values)
+    text("out", None, "new folder that the result is written to", flag_values=values)
+    number(
+        "fraction",
+        0.001,
+        "share of all parameters that is changed, those with the highest scores; 1 subtracts the whole edit",
+        flag_values=values,
+    )
+    number(
+        "strength", 1.0, "factor on the subtracted edit; 0 changes nothing, 1 undoes it completely", flag_values=values
+    )
+    about = (
+        "how parameters are scored: displacement, magnitude, opposition (needs --base), adding or removing (both need "
+        "--config and --domain)"
+    )
     text("rule", "displacement", about, flag_values=values)
-    text("base", None, "folder that --keep was trained from", flag_values=values)
-    text("domain", None, "domain of the config to win back", flag_values=values)
+    text("base", None, "folder of the model that --keep was trained from", flag_values=values)
+    text("domain", None, "domain of the config that is to be restored", flag_values=values)
     _output_flag(values)
 
 
@@ -144,8 +167,8 @@ def _export(values: Any) -> None:
 
 def _export_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "work folder of a run", flag_values=values)
-    flags.DEFINE_string("stage", None, "stage to export, e.g. cw", flag_values=values)
-    flags.DEFINE_string("out", None, "new folder for the Hugging Face layout", flag_values=values)
+    flags.DEFINE_string("stage", None, "stage whose final parameters are exported, e.g. cw", flag_values=values)
+    flags.DEFINE_string("out", None, "new folder that the model is written to", flag_values=values)
 
 
 def _score(values: Any) -> None:
@@ -155,22 +178,29 @@ def _score(values: Any) -> None:
 
 
 def _score_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    flags.DEFINE_string("domain", None, "math, code, qa or cw", flag_values=values)
-    flags.DEFINE_string("input", None, "JSON-lines file of completions and checks", flag_values=values)
+    flags.DEFINE_string("domain", None, "domain whose reward is used: math, code, qa or cw", flag_values=values)
+    flags.DEFINE_string(
+        "input",
+        None,
+        'JSON-lines file; each line has "completion" and "answer" (math, qa), "tests" (code) or "constraints" (cw)',
+        flag_values=values,
+    )
 
 
 def _seeds(values: Any) -> None:
     from mdrl_jax.commands import seeds
 
     if not values.workdir:
-        raise UserError("--workdir is missing; name one for each seed")
+        raise UserError("--workdir is missing; name the work folder of every seed, e.g. --workdir=A --workdir=B")
     seeds.run(values.workdir, values.out, values.plot)
 
 
 def _seeds_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    flags.DEFINE_multi_string("workdir", [], "work folder of one seed; repeat it", flag_values=values)
-    flags.DEFINE_string("out", None, "also write the table to this JSON file", flag_values=values)
-    about = "also draw predicted against measured damage to this PNG file"
+    flags.DEFINE_multi_string(
+        "workdir", [], "work folder of the run with one seed; repeat the flag for every seed", flag_values=values
+    )
+    flags.DEFINE_string("out", None, "JSON file that the table is also written to", flag_values=values)
+    about = "PNG file for a plot of predicted against measured damage"
     flags.DEFINE_string("plot", None, about, flag_values=values)
 
 
@@ -195,10 +225,15 @@ def _fit(values: Any) -> int:
 def _fit_flags(values: flags.FlagValues, argv: list[str]) -> None:
     from mdrl_jax.parallel import chips
 
-    chips.compiler_alone()  # before a config file imports JAX
+    chips.compiler_alone()  # must run before a config file imports JAX
     _config_flag(values, argv)
-    flags.DEFINE_string("topology", None, "slice of TPU chips, e.g. v5e:4x4 or v5p:2x2x2", flag_values=values)
-    flags.DEFINE_bool("all", False, "also programs of stages that the config does not have", flag_values=values)
+    flags.DEFINE_string("topology", None, "TPU slice to compile for, e.g. v5e:4x4 or v5p:2x2x2", flag_values=values)
+    flags.DEFINE_bool(
+        "all",
+        False,
+        "also compile the programs of pretrain, analyze and rollback if no stage uses them",
+        flag_values=values,
+    )
     _output_flag(values)
 
 
@@ -211,13 +246,13 @@ def _bench(values: Any) -> None:
 def _bench_flags(values: flags.FlagValues, argv: list[str]) -> None:
     values.set_gnu_getopt()  # flags may follow names
     flags.DEFINE_list(
-        "names", [], "benchmarks, also without --names=: bench curvature; default: all", flag_values=values
+        "names", [], "benchmarks to run; --names= may be left out: bench curvature; default: all", flag_values=values
     )
     integer = flags.DEFINE_integer
-    integer("repeats", 10, "rounds that are timed", lower_bound=2, flag_values=values)
-    integer("layers", 6, "layers of the model", lower_bound=1, flag_values=values)
-    integer("width", 256, "width of the model, a multiple of 32", lower_bound=32, flag_values=values)
-    integer("rows", 32, "sequences of a batch", lower_bound=1, flag_values=values)
+    integer("repeats", 10, "number of timed rounds", lower_bound=2, flag_values=values)
+    integer("layers", 6, "number of layers of the model", lower_bound=1, flag_values=values)
+    integer("width", 256, "embedding size of the model, a multiple of 32", lower_bound=32, flag_values=values)
+    integer("rows", 32, "number of sequences in a batch", lower_bound=1, flag_values=values)
 
 
 def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
@@ -227,17 +262,22 @@ def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _output_flag(values: flags.FlagValues) -> None:
-    about = "of standard output: as for people, the final lines alone, or one JSON object a line"
+    about = "what standard output shows: text and progress bars, only the final lines, or one JSON object per line"
     flags.DEFINE_enum("output", OUTPUTS[0], OUTPUTS, about, flag_values=values)
 
 
 def _hosts_flags(values: flags.FlagValues) -> None:
-    """Of commands that run on several hosts: not needed on a TPU pod and under SLURM, which say it themselves."""
+    """Flags of commands that run on several hosts; on a TPU pod and under SLURM, JAX knows their values."""
     integer = flags.DEFINE_integer
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on every host", flag_values=values)
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0; give it on every host, except on a TPU pod and under SLURM, where none is needed",
+        flag_values=values,
+    )
     integer("processes", None, "number of processes; 1: this host alone", lower_bound=1, flag_values=values)
     integer("process_id", None, "index of this process, from 0", lower_bound=0, flag_values=values)
-    about = "seconds after which a host that gives no sign of life ends all the others"
+    about = "seconds without a sign of life from one host after which the run ends on all hosts"
     flags.DEFINE_float("host_timeout", 300.0, about, lower_bound=5.0, flag_values=values)
 
 
@@ -249,20 +289,20 @@ def _join(values: Any) -> None:
 
 Command = tuple[str, Callable[[flags.FlagValues, list[str]], None], Callable[[Any], int | None]]
 COMMANDS: dict[str, Command] = {
-    "run": ("walks the experiment's stages; repeated, it goes on", _run_flags, _run),
-    "generate": ("prints a completion", _generate_flags, _generate),
-    "evaluate": ("scores a Hugging Face folder on the config's domains", _evaluate_flags, _evaluate),
-    "analyze": ("why a domain got worse: interference analysis of any checkpoints", _analyze_flags, _analyze),
-    "rollback": ("takes part of an edit back, without training", _rollback_flags, _rollback),
-    "export": ("writes a stage as a Hugging Face folder", _export_flags, _export),
-    "score": ("rewards completions from a file", _score_flags, _score),
+    "run": ("runs the stages of an experiment, or continues where it stopped", _run_flags, _run),
+    "generate": ("prints one completion of a prompt", _generate_flags, _generate),
+    "evaluate": ("scores a Hugging Face model on the config's domains", _evaluate_flags, _evaluate),
+    "analyze": ("analyses why training made a domain worse, for any checkpoints", _analyze_flags, _analyze),
+    "rollback": ("subtracts part of an edit from a model, without training", _rollback_flags, _rollback),
+    "export": ("writes the parameters of a stage as a Hugging Face folder", _export_flags, _export),
+    "score": ("computes the rewards of completions in a file", _score_flags, _score),
     "fit": ("compiles every device program for a TPU slice, without a TPU", _fit_flags, _fit),
-    "report": ("writes the page and figures of a work folder", _report_flags, _report),
-    "seeds": ("the figures of several seeds with intervals", _seeds_flags, _seeds),
-    "bench": ("the benchmarks, peers beside us where installed", _bench_flags, _bench),
+    "report": ("writes the report page and figures of a work folder", _report_flags, _report),
+    "seeds": ("combines runs with several seeds into means with intervals", _seeds_flags, _seeds),
+    "bench": ("runs the benchmarks, beside other libraries if these are installed", _bench_flags, _bench),
 }
-NEEDS_NO_CONFIG = ("rollback",)  # commands whose --config may be left out
-POSITIONAL = {"bench": "names"}  # commands whose arguments without -- are the values of a list flag
+NEEDS_NO_CONFIG = ("rollback",)  # commands that work without --config
+POSITIONAL = {"bench": "names"}  # command -> the list flag that its arguments without -- belong to
 
 
 def _needed(values: Any, name: str) -> Any:
@@ -272,7 +312,7 @@ def _needed(values: Any, name: str) -> Any:
 
 
 def _with_shipped(argv: list[str]) -> list[str]:
-    """`--config=configs/NAME.py` where there is no such file here is the one that came with the installed package."""
+    """Replaces `--config=configs/NAME.py` by the installed package's file if there is none in the current folder."""
     shipped = os.path.dirname(os.path.abspath(__file__))
 
     def found(argument: str) -> str:
@@ -292,7 +332,10 @@ def _usage() -> str:
 
 
 def _unknown_field(argv: list[str]) -> str:
-    """What is wrong with the first `--config.a.b=v` whose field does not exist; "" if all do or there is no config."""
+    """An error message for the first `--config.a.b=v` whose field does not exist.
+
+    The result is "" if all fields exist or the config file cannot be read.
+    """
     from mdrl_jax.config import renamed
 
     alone = flags.FlagValues()
@@ -302,8 +345,8 @@ def _unknown_field(argv: list[str]) -> str:
     try:
         alone(named)
         config: Any = alone["config"].value
-        config.keys()  # raises where the file could not be read
-    except Exception:  # then the file is what is wrong, and the first error says so
+        config.keys()  # raises if the file could not be read
+    except Exception:  # the config file itself is wrong; the caller reports its error
         return ""
     for argument in (a for a in argv if a.startswith("--config.")):
         path = argument.removeprefix("--config.").partition("=")[0]
@@ -320,35 +363,53 @@ def _unknown_field(argv: list[str]) -> str:
 
 
 def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, needs_config: bool) -> None:
-    """Reads flags; every way in which a flag, config file or field can be wrong becomes one line."""
+    """Parses the flags of a command.
+
+    Args:
+      values: the command's flags; their values are set.
+      argv: name of the program and the arguments.
+      positional: list flag that takes the arguments without --; None if the command takes no such arguments.
+      needs_config: whether --config must be given.
+
+    Raises:
+      UserError: if a flag, the config file or one of its fields is wrong; the message is one line.
+    """
     try:
         rest = values(argv)[1:]
         if "config" in values and values["config"].value is not None:
-            values["config"].value.keys()  # raises where the file could not be read: loading only takes a note
+            values["config"].value.keys()  # raises here if the file could not be read; parsing does not
     except OSError as e:
         raise UserError(f"the config file cannot be read: {str(e).strip().splitlines()[-1].strip()}") from e
     except UserError:
         raise
-    except Exception as e:  # absl, ml_collections and the config file itself raise of every kind
+    except Exception as e:  # absl, ml_collections and the config file may raise anything
         if unknown := _unknown_field(argv):
             raise UserError(unknown) from e
         lines = str(e).strip().splitlines() or [type(e).__name__]
-        # What a config file raises may come with its traceback, which ends in the reason.
+        # An error inside a config file may include its traceback; the reason is the last line of it.
         raise UserError(lines[-1] if "Traceback" in str(e) else lines[0]) from e
     if rest and positional:
         values[positional].value = (values[positional].value or []) + rest
     elif rest:
-        raise UserError(f"argument {rest[0]!r} is not understood; flags begin with --")
+        raise UserError(f"argument {rest[0]!r} is not understood; flags start with --")
     if "config" in values and values["config"].present and values["config"].value is None:
-        raise UserError("get_config() of the config file returns nothing; it has to return its ConfigDict")
+        raise UserError("get_config() of the config file returns None; it must return the ConfigDict")
     if needs_config and "config" in values and values["config"].value is None:
         raise UserError("--config is missing, e.g. --config=configs/quickstart.py")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status."""
+    """Runs one command.
+
+    Args:
+      argv: name of the program and its arguments; `sys.argv` by default.
+
+    Returns:
+      The exit status: 0 done; 2 an error that the user can put right; 143 stopped by SIGTERM; 1 if `fit` finds a
+      program that does not fit, or if standard output was closed.
+    """
     argv = sys.argv if argv is None else argv
-    # Its models are not used: that torch is absent is no news.
+    # transformers warns if torch is missing, but only its tokenizers are used here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     name, rest = "run", argv[1:]
     if rest and not rest[0].startswith("-"):
@@ -381,13 +442,13 @@ def _tell(error: UserError | str) -> None:
 
 
 def _together(execute: Callable[[], int | None]) -> int:
-    """Runs a command that other hosts may run too: what ends it here ends it there, and they hear why."""
+    """Runs a command that other hosts may run too; an error here ends it on all hosts, which report the reason."""
     from mdrl_jax import preemption
     from mdrl_jax.parallel import distributed
 
     try:
         status = execute()
-    except preemption.Stopped:  # the screen has said so
+    except preemption.Stopped:  # the screen has shown the message
         return distributed.finish(preemption.STATUS)
     except Exception as e:
         if distributed.count() == 1:

@@ -1,6 +1,7 @@
-"""The manifest of a folder: name, size and SHA-256 of every file in it, so that damage is found before it is read.
+"""The manifest of a folder: name, size and SHA-256 of every file in it, to find damage before the files are read.
 
-SHA-256 has instructions of its own in most processors: about a second a GB on one core; files go beside each other.
+Most processors have instructions for SHA-256, so hashing takes about one second per GB and core; several files are
+hashed in parallel.
 """
 
 import functools
@@ -15,11 +16,11 @@ NAME = "manifest.json"
 
 
 class Damaged(Exception):
-    """What is wrong with a folder."""
+    """A folder differs from its manifest; the message says how."""
 
 
 def write(folder: Path) -> None:
-    """Writes `manifest.json` of what is in a folder; from then on nothing in it may change."""
+    """Writes `manifest.json` for the files in a folder; they must not change afterwards."""
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     files = {name: [(folder / name).stat().st_size, found] for name, found in _hashes(folder, names).items()}
     with open(folder / NAME, "w") as f:
@@ -28,12 +29,16 @@ def write(folder: Path) -> None:
         os.fsync(f.fileno())
 
 
-@functools.cache  # folders that are whole: what is raised is not remembered
+@functools.cache  # only undamaged folders are remembered, because an exception is not cached
 def check(folder: Path, without: str = "") -> None:
-    """Compares a folder with its manifest, once a process; `without`: all but the files below this folder in it.
+    """Compares a folder with its manifest; in each process, an undamaged folder is checked only once.
+
+    Args:
+      folder: the folder.
+      without: a folder inside it whose files are not checked; "" checks all files.
 
     Raises:
-      Damaged: naming a file that is missing, cut or changed.
+      Damaged: if a file is missing, has another size or was changed; the message names it.
     """
     files = _read(folder)
     wanted = {name: known for name, known in files.items() if not without or not name.startswith(f"{without}/")}
@@ -60,7 +65,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Damaged(f"{NAME} is missing") from None
     except (ValueError, KeyError, TypeError):
-        pass  # damage can make anything of it
+        pass  # a damaged manifest may hold anything
     raise Damaged(f"{NAME} was changed")
 
 

@@ -1,10 +1,13 @@
-"""SIGTERM, which schedulers send before they take a machine, ends a run in order.
+"""Ends a run in order after SIGTERM, which schedulers send before they take a machine away.
 
-The run asks `noticed` after each training step, saves, and raises `Stopped`; between pieces of work that is kept only
-when it is finished it calls `check`. Where several processes run, all of them ask at the same places of the program:
-JAX's service, which takes the signal then, tells all of them at the same one.
+After each training step the run calls `noticed`; if the signal has come, it saves a checkpoint and raises `Stopped`.
+Other work is only saved when a piece of it is finished, so there the run calls `check` between two pieces, which raises
+`Stopped` at once.
 
-A second SIGTERM ends the process at once; where several processes run, once the first was noticed.
+If a run has several processes, JAX's coordination service receives the signal. All processes must call `noticed` at the
+same places of the program, and the service answers all of them with True at the same call.
+
+A second SIGTERM ends the process at once. With several processes this holds once the run has noticed the first one.
 """
 
 import contextlib
@@ -18,12 +21,15 @@ from mdrl_jax.parallel import distributed
 STATUS = 128 + signal.SIGTERM
 AGAIN = "start the same command again to go on"
 
-_told = False  # the signal came; where several processes run: and all of them know it
-_asked = 0  # how often; the same on every process
+_told = False  # whether the signal has come and, with several processes, all of them know
+_asked = 0  # number of questions to JAX's service; the same on every process
 
 
 class Stopped(BaseException):
-    """The run ends because of a SIGTERM; the message says where. No error: nothing that handles errors may stop it."""
+    """Ends the run because of a SIGTERM; the message says where and what is saved.
+
+    It is a BaseException so that no `except Exception` catches it.
+    """
 
     def __init__(self, where: str, saved: str):
         super().__init__(f"stopped by SIGTERM {where}; {saved}; {AGAIN}")
@@ -31,12 +37,12 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def watch() -> Iterator[None]:
-    """Takes SIGTERM over while it lasts; to be entered in the main thread."""
+    """Handles SIGTERM inside the `with` block, which must be entered in the main thread."""
     global _told
     if distributed.count() > 1:
         yield
         return
-    # The wake-up pipe is written to in the middle of a step or a compilation, when no Python handler can run.
+    # During a step or a compilation no Python signal handler can run, but the wake-up pipe is written to even then.
     read, write = os.pipe()
     os.set_blocking(write, False)
     listener = threading.Thread(target=_listen, args=(read,), daemon=True)
@@ -59,12 +65,12 @@ def _listen(read: int) -> None:
     for number in iter(lambda: os.read(read, 1), b""):
         if number[0] == signal.SIGTERM:
             if _told:
-                os._exit(STATUS)  # reward workers end when their pipes close
+                os._exit(STATUS)  # the reward workers end by themselves when their pipes close
             _told = True
 
 
 def noticed() -> bool:
-    """Whether the run is to end; every process asks at the same place of the program."""
+    """Whether the run must end because of a SIGTERM; all processes must call this at the same place of the program."""
     global _told, _asked
     if distributed.count() > 1 and not _told:
         from jax.experimental import multihost_utils
@@ -77,6 +83,6 @@ def noticed() -> bool:
 
 
 def check(work: str) -> None:
-    """Raises Stopped, naming the work, if the run is to end."""
+    """Raises `Stopped` if the run must end; `work` names in the message what was being done."""
     if noticed():
         raise Stopped(f"during {work}", "what was finished is saved")

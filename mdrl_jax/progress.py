@@ -1,4 +1,13 @@
-"""How a long computation says how far it is, and how long the rest takes, whoever shows it."""
+"""Progress reports of long computations, independent of how they are shown.
+
+A computation receives a `Track`. It opens a step with a label and a number of pieces, and reports each piece when it
+starts:
+
+    with track("fit", len(jobs)) as show:
+        for done, job in enumerate(jobs):
+            show(done, job.name)
+            ...
+"""
 
 import datetime
 import time
@@ -6,30 +15,37 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-Show = Callable[[int, str], None]  # (pieces done, what is being done)
-Track = Callable[[str, int], AbstractContextManager[Show]]  # (label, pieces in all)
+Show = Callable[[int, str], None]  # (number of pieces done, text about the current piece)
+Track = Callable[[str, int], AbstractContextManager[Show]]  # (label, total number of pieces)
 
 
 class Step:
-    """How far a long step is, and how long the rest takes at the pace of its pieces so far.
+    """The progress of one long step, and an estimate of the time it still needs.
 
-    What the first report says is done was done before and tells nothing of the pace; nor does the first piece, in which
-    programs are compiled, once there are others.
+    The estimate is (time per piece so far) × (pieces left). Pieces that the first report counts as done were finished
+    before this run and do not enter the time per piece. The first piece, during which programs are compiled, enters
+    only until a second one is done.
+
+    Args:
+      label: name of the step.
+      total: number of pieces.
+      clock: gives the time in seconds.
     """
 
     def __init__(self, label: str, total: int, clock: Callable[[], float] = time.monotonic):
         self.label, self.total, self.done, self.text = label, total, 0, ""
         self._clock = clock
-        self._reports: list[tuple[float, int]] = []  # the first one, the first one after a piece, the last one
+        # (time, pieces done) of the first report, of the first one after a finished piece, and of the latest one.
+        self._reports: list[tuple[float, int]] = []
 
     def report(self, done: int, text: str) -> None:
-        """Notes that `done` pieces are done, and what is being done."""
+        """Notes the number of pieces done, and a text about the current piece."""
         if not self._reports or done > self.done:
             self._reports = [*self._reports[:2], (self._clock(), done)]
         self.done, self.text = done, text
 
     def left(self) -> float | None:
-        """Seconds; None before a piece is done."""
+        """Estimated seconds until the step ends; None until a piece is done."""
         if len(self._reports) < 2:
             return None
         (begun, before), (ended, done) = self._reports[-2:]
@@ -37,16 +53,16 @@ class Step:
         return max(0.0, needed - (self._clock() - ended))
 
     def left_text(self) -> str:
-        """`0:03:20`, or `-:--:--`."""
+        """The estimated time left as `0:03:20`, or `-:--:--` if there is no estimate yet."""
         left = self.left()
         return "-:--:--" if left is None else str(datetime.timedelta(seconds=round(left)))
 
     def line(self) -> str:
-        """All of it as plain text."""
+        """Label, pieces, text and time left as one line of plain text."""
         return f"{self.label} {self.done}/{self.total}  {self.text}  {self.left_text()} left"
 
     def record(self) -> dict[str, Any]:
-        """The fields of a progress event."""
+        """The fields of a progress event for `--output=json`."""
         left = self.left()
         fields = {name: getattr(self, name) for name in ("label", "done", "total", "text")}
         return fields | {"seconds_left": None if left is None else round(left, 1)}

@@ -1,7 +1,9 @@
-"""Files of the work folder: each is written whole or not at all (temporary name, fsync, rename).
+"""Reads and writes the files of the work folder; each is written completely or not at all.
 
-Where several processes run the same program, all call the functions that write, process 0 writes, and none goes on
-before the file is there: what any of them read before in the program it read before the file was changed.
+A file is written under a temporary name, synchronised to disk (fsync) and then renamed.
+
+If a run has several processes, all of them must call the writing functions. They wait for each other, process 0 writes,
+and they wait again. So no process reads the old file after another has gone on with the new one.
 """
 
 import json
@@ -15,7 +17,7 @@ from mdrl_jax.parallel import distributed
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes `data` to `path` atomically, creating its folder."""
+    """Writes `data` to `path` atomically; creates the folder if needed."""
     path = Path(path)
     distributed.barrier(f"before {path.name}")
     if distributed.is_first():
@@ -34,32 +36,40 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """`write_bytes` in UTF-8."""
+    """Writes `text` in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """One JSON document, indented, atomically."""
+    """Writes one indented JSON document, atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, the whole file atomically."""
+    """Writes one JSON object per line, the whole file atomically."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_json(path: str | Path) -> Any:
-    """The JSON document at `path`. Raises UserError if it is absent or damaged."""
+    """The JSON document at `path`.
+
+    Raises:
+      UserError: if the file does not exist or is not valid JSON.
+    """
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except ValueError as e:
-        raise UserError(f"{path} is not valid JSON ({e}); remove it to have it written again") from e
+        raise UserError(f"{path} is not valid JSON ({e}); remove it and run the command again to rewrite it") from e
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; none if it is absent. Raises UserError on a damaged line."""
+    """The rows of a JSON-lines file; an empty list if the file does not exist.
+
+    Raises:
+      UserError: if a line is not valid JSON; the message has its number.
+    """
     path = Path(path)
     if not path.exists():
         return []

@@ -1,6 +1,7 @@
-"""Building a run: reads model and tokenizer, makes mesh, domains and prompts, and refuses what cannot work.
+"""Builds what all stages of a run share: the model, the mesh, the tokenizer, the domains and their prompts.
 
-Every stage of a run shares the one `Runtime` that `build` makes.
+`build` makes one `Runtime` for the whole run. It also checks that sizes, prompts and model fit together, before
+anything is trained or written.
 """
 
 import dataclasses
@@ -29,22 +30,25 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def model_folder(path: str) -> Path:
-    """The folder a model path names; "tiny" is the base model shipped with the package."""
+    """The folder of a model path; "tiny" is the base model that comes with the package."""
     return EMBEDDED_MODEL if path == "tiny" else Path(path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runtime:
-    """Built once a run by `build`; nothing in it changes but the counter `rollouts.spent`.
+    """The fixed parts of a run, made once by `build`; only the counter `rollouts.spent` changes.
 
     Attributes:
       config: the whole configuration.
-      mesh, model, tokenizer: devices, decoder and tokenizer.
-      shapes, shardings: trees of the parameters' shapes and of where they lie.
-      domains: by name.
+      mesh: the devices, as `data x fsdp x tensor`.
+      model: the decoder, without parameters.
+      tokenizer: the model's tokenizer.
+      shapes: tree of the parameters' shapes.
+      shardings: tree of the parameters' shardings.
+      domains: domains by name.
       prompts: tokenized prompts by (domain, split).
       rollouts: samples and scores batches of prompts.
-      notes: lines for the log: what was found in data sets, and which attention was chosen.
+      notes: lines for the log, about the data sets and the attention that was chosen.
     """
 
     config: Config
@@ -59,7 +63,7 @@ class Runtime:
     notes: tuple[str, ...] = ()
 
     def data(self) -> dict[str, Any]:
-        """Of each data set: rows, bad ones, repeats, prompts that were too long, and fingerprints of what was kept."""
+        """The record `data.json`: for each data set, the rows read and left out, and fingerprints of its prompts."""
         return {
             name: {**domain.data.record, "splits": {split: self.prompts[name, split].record for split in SPLITS}}
             for name, domain in self.domains.items()
@@ -67,7 +71,7 @@ class Runtime:
         }
 
     def base_params(self) -> Any:
-        """Parameters the first stage starts from."""
+        """Loads, or draws, the parameters that the first stage starts from."""
         section = self.config.model
         if section.weights == "random":
             return huggingface.random_params(self.model, self.mesh, self.config.seed)
@@ -81,16 +85,24 @@ def make_pool(section: RewardSection) -> RewardPool:
 
 
 def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
-    """The model of a run, with the attention that its longest batches need.
+    """The model of a run, with an attention whose logits fit in memory for the largest batches of the run.
+
+    Args:
+      config: the whole configuration.
+      sizes: sizes of the model.
+      mesh: the devices.
+
+    Returns:
+      The decoder, without parameters.
 
     Raises:
-      UserError: for prompts and completions that are longer than the model takes.
+      UserError: if prompt and completion together may be longer than the model allows.
     """
     prompt, completion = config.rollout.prompt_buckets[-1], config.rollout.completion_buckets[-1]
     if prompt + completion > sizes.max_positions:
         raise UserError(
-            f"rollout: prompts and completions may be {prompt + completion} tokens long together, but the model "
-            f"{config.model.path} takes {sizes.max_positions}"
+            f"rollout: the longest prompt and completion have {prompt + completion} tokens together, but the model "
+            f"{config.model.path} allows {sizes.max_positions}; lower the last prompt_buckets or completion_buckets"
         )
     model = Decoder(sizes, DTYPES[config.model.dtype], config.model.remat)
     trained, sampled = 1, max(config.evaluate.batch, config.analyze.batch)
@@ -112,10 +124,17 @@ def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
 
 
 def build(config: Config, pool: RewardPool) -> Runtime:
-    """Reads model and tokenizer, makes mesh and domains, and refuses what cannot work before anything runs.
+    """Builds a run, and refuses what cannot work before anything runs.
+
+    Args:
+      config: the whole configuration.
+      pool: the reward workers.
+
+    Returns:
+      The parts that all stages share.
 
     Raises:
-      UserError: for a missing or unsupported model, prompts that are too long, sizes the mesh does not divide.
+      UserError: if the model is missing or not supported, prompts are too long, or the mesh does not divide a size.
     """
     folder = model_folder(config.model.path)
     sizes = huggingface.read_config(folder)
@@ -131,12 +150,12 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     }
     told = [note for name, d in domains.items() for note in notes(d, {split: prompts[name, split] for split in SPLITS})]
     if told and not tokenizer.chat_template:
-        told.append(f"{folder} has no chat template; prompts of data sets are {PLAIN!r}")
+        told.append(f"{folder} has no chat template; prompts of data sets use the template {PLAIN!r}")
     told.append(f"attention of training, log-probs and prefill: {model.attention.__name__}")
     parts = batch_divisor(mesh)
     if config.evaluate.batch % parts:
         raise UserError(f"evaluate.batch={config.evaluate.batch} is not divisible by the mesh's data * fsdp = {parts}")
-    prompts_at_once(config.rollout, model, mesh, config.evaluate.samples)  # refuses before anything is written
+    prompts_at_once(config.rollout, model, mesh, config.evaluate.samples)  # called for its check alone
     return Runtime(
         config=config,
         mesh=mesh,

@@ -1,4 +1,4 @@
-"""Sections of a configuration: frozen dataclasses that config files fill in field by field."""
+"""The decorator `section`, for the sections of a configuration: frozen dataclasses that config files fill in."""
 
 import dataclasses
 import typing
@@ -8,9 +8,9 @@ T = typing.TypeVar("T")
 
 @typing.dataclass_transform(frozen_default=False, eq_default=False, field_specifiers=(dataclasses.field,))
 def section(cls: type[T]) -> type[T]:
-    """A frozen dataclass whose fields a type checker sees as settable.
+    """Makes a class a frozen dataclass whose fields a type checker accepts assignments to.
 
-    A config file sets fields of a `ConfigDict`, which is annotated with these classes (`config.default`) so that
-    editors complete its fields and type checkers check them. The parsed configuration cannot be changed.
+    A config file assigns to the fields of a `ConfigDict`. It is annotated with these classes (`config.default`), so
+    editors complete its fields and type checkers check them. The parsed configuration itself cannot be changed.
     """
     return dataclasses.dataclass(frozen=True)(cls)

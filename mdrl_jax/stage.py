@@ -1,26 +1,32 @@
-"""What a stage's name means.
+"""Turns the stage names of a config into stages: what each stage does and which parameters it starts from.
 
-| name | makes |
+A config lists stage names in the order in which they run, e.g. `stages = ("code", "math", "refresh-code")`. In the
+table, D, A and B are domains.
+
+| name | what the stage does |
 |---|---|
-| `code`, `math`, ... (a domain) | GRPO on that domain, from the stage before |
-| `refresh-D` | D again, plainly trained, until D is back (`recovery/refresh/tracker.py`, definitions §8) |
-| `rollback-A-B` | no training: B's edit taken back on the conflict set of A, whose peak is kept (definitions §9) |
-| `placebo-D` | the same as D at learning rate 0: must lose nothing (definitions §2) |
-| `joint` | GRPO on all scored domains, mixed evenly in every step |
-| `pretrain` | supervised learning of the domains' demonstrations |
+| `code`, `math`, ... (a domain) | GRPO on that domain, from the previous stage |
+| `refresh-D` | GRPO on D again, until D's score is back near its peak (definitions §8) |
+| `rollback-A-B` | no training: subtracts part of B's edit on the conflict set of A, to restore A (definitions §9) |
+| `placebo-D` | GRPO on D at learning rate 0: a control, which must not change any score (definitions §2) |
+| `joint` | GRPO on all scored domains, with equally many prompts of each in every step |
+| `pretrain` | supervised training on the domains' demonstrations |
 | `solo-D` | GRPO on D from the base model |
-| `reversed-D` | GRPO on D from the `reversed-` stage before it, the first from the base model: another order |
-| `protect-D`, `ewc-D`, `agem-D`, `pcgrad-D`, `replay-D`, `kl-D` | stage D again, its prompts and keys, keeping earlier
-domains by that method (`config.METHODS`); from the stage before it of the same prefix, or from D's own start |
-| `average`, `arithmetic`, `ties` | no training: the solo edits of all scored domains merged (definitions §10) |
-| `analyze` | nothing: the interference analysis of the stages before it (definitions §3 to §7) |
-| `plan` | nothing: forecasts of refreshes and rollbacks at the sequence's end, ranked (`recovery/planning/`) |
-| `recover` | what the plan picks: a refresh, a rollback or nothing |
-| `trials` | nothing: tries every action of the plan on validation prompts, to check its forecasts |
-| `orders` | nothing: forecasts from solo edits of what every order would lose (`recovery/planning/orders.py`) |
+| `reversed-D` | GRPO on D from the previous `reversed-` stage, or from the base model: for another order of domains |
+| `protect-D`, `ewc-D`, `agem-D`, `pcgrad-D`, `replay-D`, `kl-D` | stage D again with the same prompts and sampling
+keys, while this method (`config.METHODS`) protects the domains trained before; from the previous stage with the same
+prefix, or else from where stage D starts |
+| `average`, `arithmetic`, `ties` | no training: merges the solo edits of all scored domains (definitions §10) |
+| `analyze` | makes no parameters: runs the interference analysis of the stages before it (definitions §3 to §7) |
+| `plan` | makes no parameters: forecasts and ranks refreshes and rollbacks (definitions §10) |
+| `recover` | carries out the action that the plan picks: a refresh, a rollback or nothing |
+| `trials` | makes no parameters: tries every action of the plan on validation prompts, to check the forecasts |
+| `orders` | makes no parameters: forecasts, from the solo edits, the damage in every order of the domains |
 
-"The stage before" is the last one of the sequence: a domain, `refresh-`, `placebo-`, `joint` or `pretrain`. All others
-are side branches, which nothing but their own kind goes on from unless `start` says so.
+"The previous stage" is the last one before it in the sequence, which consists of the domains, `refresh-`, `placebo-`,
+`joint`, `pretrain` and `recover`. `rollback-`, `plan`, `trials` and `recover` start from the last plain domain stage
+instead. Stages outside the sequence are side branches: no other kind of stage starts from one unless the config's
+field `start` names it.
 """
 
 import dataclasses
@@ -29,7 +35,7 @@ from collections.abc import Sequence
 from mdrl_jax.config import METHODS, Config, TrainSection, stage_config
 from mdrl_jax.errors import UserError
 
-ALL_DOMAINS = {  # kinds of the stages on all domains
+ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
     "joint": "grpo",
     "pretrain": "sft",
     "analyze": "analyze",
@@ -41,9 +47,9 @@ ALL_DOMAINS = {  # kinds of the stages on all domains
     "orders": "orders",
     "recover": "recover",
 }
-RECORDS = ("analyze", "plan", "trials", "orders")  # kinds of the stages that make records alone
+RECORDS = ("analyze", "plan", "trials", "orders")  # kinds of stages that write records but make no parameters
 PREFIXES = ("refresh", "solo", "placebo", "reversed", *METHODS)
-SEQUENCE = ("", "refresh", "placebo")  # prefixes of stages that the next one goes on from
+SEQUENCE = ("", "refresh", "placebo")  # prefixes of stages that the next stage starts from; "" is no prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +57,16 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-      name: as in the config; names are unique.
-      index: from 1 (0 is the base model).
+      name: name in the config's `stages`; unique within a run.
+      index: position in the run, from 1; index 0 is the base model.
       kind: "grpo", "sft", "rollback", "merge", "recover" or one of `RECORDS`.
-      domains: trained, or won back.
-      start: the stage whose parameters it starts from.
-      train: its training section.
-      stream: the name that prompts and keys are drawn under; stages that are compared share it.
-      reference: the stage whose parameters the KL is taken to.
-      keeps: earlier domains that the stage keeps from harm (`PreventSection`).
-      donor: of a rollback, the domain whose edit is taken back.
+      domains: the domains that the stage trains, merges or records; of a rollback, the one domain that it restores.
+      start: name of the stage whose final parameters this one starts from, or "base".
+      train: the stage's training settings, with its overrides applied.
+      stream: prompts and sampling keys are drawn under this name; stages to be compared share it.
+      reference: name of the stage whose final parameters are the KL's reference policy, or "base".
+      keeps: earlier domains that the stage protects from damage (`PreventSection`).
+      donor: of a rollback, the domain whose edit is subtracted; "" for every other kind.
     """
 
     name: str
@@ -76,12 +82,12 @@ class Stage:
 
     @property
     def folder(self) -> str:
-        """`NN-stage`, the name of its checkpoint and sample files."""
+        """`NN-stage`, e.g. `02-math`: the name of the stage's checkpoint folder and of its record files."""
         return f"{self.index:02d}-{self.name}"
 
     @property
     def prefix(self) -> str:
-        """`refresh` of `refresh-math`, "" of `math` or `joint`."""
+        """`refresh` for `refresh-math`, "" for `math` or `joint`."""
         return self.name.partition("-")[0] if "-" in self.name else ""
 
     @property
@@ -91,19 +97,28 @@ class Stage:
 
     @property
     def scored(self) -> bool:
-        """Whether the stage makes parameters, which are kept and scored."""
+        """Whether the stage makes parameters; these are saved and scored."""
         return self.kind not in RECORDS
 
 
 def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stage, ...]:
-    """The stages of a run in order.
+    """The stages of a run in the order in which they run.
+
+    Args:
+      config: the whole configuration; its `stages`, `scored_domains` and training settings are used.
+      known_domains: names of all domains that exist.
+
+    Returns:
+      One `Stage` for each name in `config.stages`.
 
     Raises:
-      UserError: if a name means nothing, or a stage uses a domain or stage that it cannot.
+      UserError: if a name is no valid stage name, or a stage lacks a domain or an earlier stage that it needs.
     """
     for domain in config.scored_domains:
         if domain not in known_domains:
-            raise UserError(f"scored_domains names {domain!r}, which is no domain; known: {', '.join(known_domains)}")
+            raise UserError(
+                f"scored_domains names {domain!r}, which is not a domain; known: {', '.join(known_domains)}"
+            )
     stages: list[Stage] = []
     for index, name in enumerate(config.stages, 1):
         stages.append(_stage(config, known_domains, stages, index, name))
@@ -130,12 +145,12 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     for domain in domains:
         if domain not in known:
             raise UserError(
-                f"stage {name!r} means nothing here; stages are a domain ({', '.join(known)}), one of "
-                f"{', '.join(f'{p}-' for p in PREFIXES)} and a domain, rollback- and two domains, "
+                f"stage {name!r} is not a valid stage name; valid are a domain ({', '.join(known)}), a prefix and a "
+                f"domain (prefixes: {', '.join(f'{p}-' for p in PREFIXES)}), rollback-A-B with two domains A and B, "
                 f"or one of {', '.join(ALL_DOMAINS)}"
             )
         if domain not in config.scored_domains:
-            raise UserError(f"stage {name!r} uses {domain}, which is not in scored_domains; add it there")
+            raise UserError(f"stage {name!r} uses domain {domain}, which is not in scored_domains; add it there")
     if kind == "rollback":
         domains = domains[:1]
     if kind == "grpo" and train.prompts_per_step % len(domains):
@@ -173,7 +188,7 @@ def _keeps(stage: Stage, earlier: list[Stage]) -> tuple[str, ...]:
 
 
 def way(last: str, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages that led to the end of stage `last`, this one included, first ones first."""
+    """The chain of stages from the base model to the end of stage `last`, earliest first; `last` is included."""
     by_name = {s.name: s for s in stages}
     found: list[Stage] = []
     while last in by_name:
@@ -183,18 +198,27 @@ def way(last: str, stages: Sequence[Stage]) -> list[Stage]:
 
 
 def trained_on_the_way(stage: Stage, earlier: Sequence[Stage]) -> tuple[str, ...]:
-    """Domains trained by the stages that led to a stage's start, first ones first."""
+    """Domains that GRPO trained on the way from the base model to a stage's start, earliest first."""
     return tuple(dict.fromkeys(d for s in way(stage.start, earlier) if s.kind == "grpo" for d in s.domains))
 
 
 def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
-    """The last stage that trained a domain alone among those that led to `start` (whose end is θ*), if there is one."""
+    """The stage that ends at the domain's peak θ*: the last one that trained the domain alone on the way to `start`.
+
+    Args:
+      domain: name of the domain.
+      start: name of the stage at whose end the way stops, or "base".
+      earlier: stages of the run, in which `start` and the stages before it are looked up.
+
+    Returns:
+      The stage, or None if no stage on the way trained the domain alone.
+    """
     own = [s for s in way(start, earlier) if s.kind == "grpo" and s.domains == (domain,)]
     return own[-1] if own else None
 
 
 def _check(stage: Stage, earlier: list[Stage]) -> None:
-    """Refuses a stage whose own needs the stages before it do not meet."""
+    """Refuses a stage that needs domains or stages which the stages before it do not provide."""
     name, prevent = stage.name, stage.train.prevent
     for domain in stage.keeps:
         if peak(domain, stage.start, earlier) is None:
@@ -208,7 +232,7 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
         if round(each) < 1 or rest < 1:
             raise UserError(
                 f"stage {name}: replay={prevent.replay} of {prompts} prompts is {each:.2g} for each "
-                f"of {len(stage.keeps)} domains; at least 1 each, and 1 for the stage's own"
+                f"of {len(stage.keeps)} domains; each needs at least 1, and the stage's own domain at least 1"
             )
     if stage.prefix in METHODS and stage.prefix != "kl" and not stage.keeps:
         raise UserError(f"stage {name} keeps nothing: no domain was trained on the way to its start {stage.start!r}")
@@ -219,10 +243,11 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
         raise UserError(f"stage {name}: no domain was trained on the way to its start {stage.start!r}")
     needs = {"recover": "plan", "trials": "plan"}.get(stage.kind)
     if needs and not any(s.kind == needs and s.start == stage.start for s in earlier):
-        raise UserError(f"stage {name} follows a plan for {stage.start!r}; put the stage plan before it")
+        raise UserError(f"stage {name} needs a plan made at {stage.start!r}; put the stage plan before it")
     if stage.kind in ("merge", "orders"):
         missing = [d for d in stage.domains if not any(s.name == f"solo-{d}" for s in earlier)]
         if missing:
             raise UserError(
-                f"stage {name} works on solo edits; missing before it: {', '.join(f'solo-{d}' for d in missing)}"
+                f"stage {name} needs the solo edit of every scored domain; add before it: "
+                f"{', '.join(f'solo-{d}' for d in missing)}"
             )

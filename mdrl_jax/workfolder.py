@@ -1,4 +1,4 @@
-"""The work folder of a run: where each record lies, and whether a folder belongs to the run at hand."""
+"""The work folder of a run: the paths of its records, and the check that a folder belongs to the same experiment."""
 
 import dataclasses
 import platform
@@ -18,8 +18,8 @@ from mdrl_jax.parallel.sharding import MeshConfig
 from mdrl_jax.stage import Stage
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "mdrl-jax")
-# Fields that may change when a run is started again: they change no result, a mesh but by the rounding of sums whose
-# terms lie on other devices. Those of the analysis may too: it keeps its own settings (`analysis/interference.py`).
+# Fields that may change when a run is continued, because they change no result; another mesh changes only the rounding
+# of sums over devices. Fields of `analyze` may change too, as `analysis/interference.py` checks them itself.
 FREE = (
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     "checkpoints.keep",
@@ -31,7 +31,7 @@ FREE = (
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """The whole configuration as JSON."""
+    """The whole configuration as nested dictionaries and lists that JSON can hold."""
     return _plain(dataclasses.asdict(config))
 
 
@@ -42,7 +42,7 @@ def _plain(value: Any) -> Any:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """The fields of nested dictionaries by their dotted paths."""
+    """The fields of nested dictionaries by their dotted paths, e.g. {"train": {"steps": 4}} -> {"train.steps": 4}."""
     if not isinstance(value, dict):
         return {name: value}
     fields: dict[str, Any] = {}
@@ -53,53 +53,53 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class WorkFolder:
-    """Paths of one run's records."""
+    """The paths of one run's records, below the folder `root`."""
 
     root: Path
 
     def checkpoints(self, stage: Stage) -> Path:
-        """Orbax folder of a stage."""
+        """Folder of a stage's checkpoints."""
         return self.root / "checkpoints" / stage.folder
 
     def evaluation(self, folder: str) -> Path:
-        """Per-prompt rewards after a stage; its presence says the stage is finished."""
+        """File with the rewards of every prompt after a stage; a stage is finished once this file exists."""
         return self.root / "evaluations" / f"{folder}.json"
 
     def costs(self, stage: Stage) -> Path:
-        """Steps, tokens, FLOPs and seconds of a stage."""
+        """File with the steps, tokens, FLOPs and seconds of a stage."""
         return self.root / "costs" / f"{stage.folder}.json"
 
     def samples(self, folder: str) -> Path:
-        """A few completions to read."""
+        """File with a few completions after a stage, for people to read."""
         return self.root / "samples" / f"{folder}.jsonl"
 
     def recorded(self) -> dict[str, Any]:
-        """The configuration of the run in the folder, as JSON.
+        """The configuration that `config.json` of this folder holds.
 
         Raises:
-          UserError: if there is none.
+          UserError: if the file is missing or is not the config.json of a run.
         """
         record = records.read_json(self.root / "config.json")
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-            raise UserError(f"{self.root / 'config.json'} is not the config.json of a run")
+            raise UserError(f"{self.root / 'config.json'} is not the config.json of a run; name another work folder")
         return record["config"]
 
     def open(self, config: Config) -> None:
-        """Writes `config.json`, or checks that the one there is of the same experiment.
+        """Writes `config.json`; if there is one, checks first that it belongs to the same experiment.
 
-        A run may be continued with more stages at the end; every other change of a field that can change a result
-        is refused, so that one folder never mixes two experiments.
+        A run may be continued with more stages at the end. Any other change that could change a result is refused, so
+        one folder never mixes two experiments.
 
         Raises:
-          UserError: naming the first field that differs.
+          UserError: if a field differs (the message names the first one), or the folder holds something else.
         """
         file = self.root / "config.json"
         now = resolved(config)
         if distributed.is_first():
-            for left in self.root.rglob(".*.tmp"):  # of a record that a kill found half written
+            for left in self.root.rglob(".*.tmp"):  # half-written records of a run that was killed
                 left.unlink(missing_ok=True)
         if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"{self.root} is a file; name a new work folder")
+            raise UserError(f"{self.root} is a file, not a folder; name a new work folder")
         if file.exists():
             self._compare(self.recorded(), now)
         elif self.root.exists() and any(p.name != "log.txt" for p in self.root.iterdir()):
@@ -115,10 +115,13 @@ class WorkFolder:
         )
 
     def open_data(self, data: Mapping[str, Any]) -> None:
-        """Writes `data.json`: what was found in data sets; or checks that prompts are those that the run began with.
+        """Writes `data.json`; if there is one, checks first that the prompts are those that the run started with.
+
+        Args:
+          data: domain -> its record, with the fingerprint of each split (`Runtime.data`).
 
         Raises:
-          UserError: if they are others, because a file was changed.
+          UserError: if prompts differ, because a data file or the tokenizer was changed.
         """
         file = self.root / "data.json"
         before = records.read_json(file) if file.exists() else {}
@@ -127,23 +130,25 @@ class WorkFolder:
                 old = before[domain]["splits"][split]["fingerprint"] if domain in before else record["fingerprint"]
                 if old != record["fingerprint"]:
                     raise UserError(
-                        f"{self.root} holds a run whose {split} prompts of {domain} were others: a data file, or the "
-                        "tokenizer, was changed; name a new work folder or undo the change"
+                        f"{self.root} holds a run with different {split} prompts of {domain}: a data file was changed, "
+                        "or the tokenizer; name a new work folder or undo the change"
                     )
         if data:
             records.write_json(file, dict(data))
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        # Fields that are newer than the folder have their defaults there.
+        # Parsing gives fields that the folder's version did not have their defaults.
         try:
             old, new = (flat(resolved(parse(config))) for config in (before, now))
         except UserError as e:
-            raise UserError(f"{self.root / 'config.json'} is of another version ({e}); name a new work folder") from e
+            raise UserError(
+                f"{self.root / 'config.json'} comes from another version of the package ({e}); name a new work folder"
+            ) from e
         stages_before, stages_now = old.pop("stages"), new.pop("stages")
         if stages_now[: len(stages_before)] != stages_before:
             raise UserError(
                 f"{self.root} holds a run of stages {stages_before}, now {stages_now}: a run may only be "
-                "continued with more stages at the end; name a new work folder"
+                "continued with more stages at the end; name a new work folder or undo the change"
             )
         for name in sorted(old.keys() | new.keys()):
             of_new_stage = name.startswith("stage_overrides.") and name.split(".")[1] not in stages_before
@@ -164,7 +169,7 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """Git revision of the source, with "+changes" where files were edited; None outside a checkout."""
+    """Git revision of the source, with "+changes" appended if files were edited; None outside a git checkout."""
     folder = Path(__file__).parent
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+changes", "--abbrev=40"]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Copies the work folder to this machine, into a folder of its name: collect.sh [FOLDER; default: runs] [--dry-run]
-# A folder in MDRL_BUCKET comes from the bucket, without the TPU; any other from worker 0.
+# Copies the work folder to this machine, to FOLDER/NAME-OF-WORK-FOLDER: collect.sh [FOLDER; default: runs] [--dry-run]
+# A work folder in MDRL_BUCKET is copied from the bucket and needs no TPU; any other is copied from worker 0.
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -18,4 +18,4 @@ case $MDRL_BUCKET:$MDRL_WORKDIR in
   *) call "collecting $MDRL_WORKDIR" gcloud compute tpus tpu-vm scp "$MDRL_TPU:$MDRL_WORKDIR" "$folder" \
     "${transport[@]}" --scp-flag="$alive" --worker=0 --recurse ;;
 esac
-dry || say "the work folder is in $target"
+dry || say "the work folder was copied to $target"

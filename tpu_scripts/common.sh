@@ -1,37 +1,37 @@
 # shellcheck shell=bash disable=SC2034 # the scripts that source it use its variables
-# Settings and functions of the scripts beside it, which source it.
+# Settings and functions shared by the scripts in this folder, which source this file.
 #
 # Settings are environment variables:
 #   MDRL_TPU           name of the TPU and of its queued resource
-#   MDRL_ZONE          e.g. us-west4-a; `gcloud compute tpus locations list` shows them
-#   MDRL_PROJECT       default: the project of gcloud's configuration
-#   MDRL_ACCELERATOR   v5litepod-16, v5p-16, v6e-16, ...
-#   MDRL_RUNTIME       software of the machines; default: the one that Cloud documents for the accelerator and JAX
-#   MDRL_SPOT          1: spot, cheaper, may be preempted (default); 0: on demand
-#   MDRL_RESERVED      1: from the project's reservation, with MDRL_SPOT=0; default: 0
+#   MDRL_ZONE          zone, e.g. us-west4-a; `gcloud compute tpus locations list` shows all zones
+#   MDRL_PROJECT       Google Cloud project; default: the project of gcloud's configuration
+#   MDRL_ACCELERATOR   type of the TPU: v5litepod-16, v5p-16, v6e-16, ...
+#   MDRL_RUNTIME       software image of the machines; default: the one that Google Cloud documents for the type and JAX
+#   MDRL_SPOT          1: a spot TPU, which is cheaper but may be preempted (default); 0: on demand
+#   MDRL_RESERVED      1: a TPU from the project's reservation, needs MDRL_SPOT=0; default: 0
 #   MDRL_BUCKET        bucket that every worker mounts at ~/mdrl/bucket with gcsfuse; default: none
 #   MDRL_WORKDIR       work folder, on a file system that all workers share; default: mdrl/bucket/$MDRL_TPU.
-#                      Relative paths begin at the home folder of the workers
+#                      Relative paths start at the home folder of the workers
 #   MDRL_WHEEL         wheel to install instead of this checkout
-#   MDRL_PASS          names of environment variables that the run gets, e.g. "HF_TOKEN MDRL_JUDGE_URL"
-#   MDRL_PYTHON        Python of the workers, fetched where the image has another; default: 3.11
-#   MDRL_PACKAGES_UNTIL  packages published later are not installed, so that a TPU created again has the same ones;
-#                      default: the time of the checkout's commit; with a wheel, or if empty: no limit
-#   MDRL_CREATE_FLAGS  more flags for creating, e.g. "--network=NAME --service-account=EMAIL"
+#   MDRL_PASS          names of environment variables to pass on to the run, e.g. "HF_TOKEN MDRL_JUDGE_URL"
+#   MDRL_PYTHON        Python version on the workers, downloaded if the image has another; default: 3.11
+#   MDRL_PACKAGES_UNTIL  install no package published after this time, so that a TPU created again gets the same
+#                      packages; default: the time of the checkout's commit; empty, or with a wheel: no limit
+#   MDRL_CREATE_FLAGS  more flags for creating the TPU, e.g. "--network=NAME --service-account=EMAIL"
 #   MDRL_SSH_FLAGS     more flags for ssh and scp, e.g. "--internal-ip"
-#   MDRL_RESTARTS      how often a run is started again at most; default: 20
-#   MDRL_TRIES         how often a gcloud command is tried; default: 3
-#   MDRL_POLL          seconds between two looks or tries; default: 30
-#   MDRL_GRACE         seconds that a run has for saving when it is stopped; default: 120
-#   MDRL_KEEP          1: run.sh leaves the TPU there when the run is over; default: 0
+#   MDRL_RESTARTS      largest number of times that a run is started again; default: 20
+#   MDRL_TRIES         largest number of times that a gcloud command is tried; default: 3
+#   MDRL_POLL          seconds between two checks or tries; default: 30
+#   MDRL_GRACE         seconds that a stopped run has to save before it is killed; default: 120
+#   MDRL_KEEP          1: run.sh does not delete the TPU at the end; default: 0
 #
-# Exit statuses: 0 done; 2 what you can put right (one line says what); 75 the TPU is lost, not to be had or not to be
-# reached, so that trying again may help; 143 stopped, everything saved; any other is the run's own.
+# Exit statuses: 0 done; 2 an error that you can put right, described in one line; 75 the TPU is lost, not available or
+# not reachable, so trying again may help; 143 stopped, everything is saved; any other status is that of the run.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
-exec 3>&1 # where --dry-run prints, also from within $(...)
+exec 3>&1 # --dry-run prints here, because standard output may be captured by $(...)
 
 : "${MDRL_TPU:=}" "${MDRL_ZONE:=}" "${MDRL_PROJECT:=}" "${MDRL_ACCELERATOR:=}" "${MDRL_RUNTIME:=}"
 : "${MDRL_SPOT:=1}" "${MDRL_RESERVED:=0}" "${MDRL_BUCKET:=}" "${MDRL_WORKDIR:=}" "${MDRL_WHEEL:=}" "${MDRL_PASS:=}"
@@ -45,7 +45,7 @@ fail() { # STATUS MESSAGE
   exit "$1"
 }
 
-usage() { # the comment at the head of the script, then the settings
+usage() { # prints the comment at the head of the script, then the settings
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
   echo
   sed -n '4,/^$/s/^# \{0,1\}//p' "$here/common.sh"
@@ -53,7 +53,7 @@ usage() { # the comment at the head of the script, then the settings
 
 dry() { [ -n "$MDRL_DRY_RUN" ]; }
 
-quoted() { # WORD...: as one line that a shell reads back as the same words
+quoted() { # WORD...: prints one line that a shell reads back as the same words
   local word escape="'\\''" space=
   for word; do
     case $word in
@@ -64,7 +64,7 @@ quoted() { # WORD...: as one line that a shell reads back as the same words
   done
 }
 
-# Arguments of the script that sourced this file: what is left of them is in `arguments`.
+# Handles --help and --dry-run of the script that sourced this file; its other arguments go to `arguments`.
 arguments=()
 for argument; do
   case $argument in
@@ -77,16 +77,16 @@ for argument; do
   esac
 done
 
-only_flags() { # of scripts without arguments
-  ((${#arguments[@]} == 0)) || fail 2 "argument ${arguments[0]} is not known; there are --dry-run and --help"
+only_flags() { # for scripts that take no arguments
+  ((${#arguments[@]} == 0)) || fail 2 "argument ${arguments[0]} is not known; known are --dry-run and --help"
 }
 
-needs_config() { # of scripts whose arguments go to the run
+needs_config() { # for scripts whose arguments go to the run
   local argument found=
-  ((${#arguments[@]})) || fail 2 "--config=FILE is missing; the arguments are those of python -m mdrl_jax.main"
+  ((${#arguments[@]})) || fail 2 "--config=FILE is missing; the arguments are those of python -m mdrl_jax.main run"
   for argument in "${arguments[@]}"; do
     case $argument in
-      --workdir | --workdir=*) fail 2 "$argument is not taken here; set MDRL_WORKDIR, which all workers share" ;;
+      --workdir | --workdir=*) fail 2 "$argument is not allowed here; set MDRL_WORKDIR, which all workers share" ;;
       --config=*) found=1 ;;
     esac
   done
@@ -94,28 +94,28 @@ needs_config() { # of scripts whose arguments go to the run
 }
 
 [[ $MDRL_TPU =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-  fail 2 "MDRL_TPU='$MDRL_TPU' is not a name for a TPU; small letters, digits and dashes, beginning with a letter"
+  fail 2 "MDRL_TPU='$MDRL_TPU' is not a valid name; use small letters, digits and dashes, with a letter first"
 [ -n "$MDRL_ZONE" ] || fail 2 "MDRL_ZONE is not set, e.g. us-west4-a; gcloud compute tpus locations list shows them"
 if [ -z "$MDRL_WORKDIR" ]; then
-  [ -n "$MDRL_BUCKET" ] || fail 2 "neither MDRL_BUCKET nor MDRL_WORKDIR is set; all workers have to share a work folder"
+  [ -n "$MDRL_BUCKET" ] || fail 2 "neither MDRL_BUCKET nor MDRL_WORKDIR is set; all workers must share a work folder"
   MDRL_WORKDIR=mdrl/bucket/$MDRL_TPU
 fi
-# scp reads other characters differently in its old and its new protocol.
+# The old and the new protocol of scp treat other characters differently.
 [[ $MDRL_WORKDIR =~ ^[A-Za-z0-9_./-]+$ ]] ||
-  fail 2 "MDRL_WORKDIR='$MDRL_WORKDIR' has characters that scp may not take; letters, digits and _ . / - are safe"
+  fail 2 "MDRL_WORKDIR='$MDRL_WORKDIR' has characters that scp may not accept; use letters, digits and _ . / -"
 for name in MDRL_RESTARTS MDRL_TRIES MDRL_GRACE MDRL_POLL; do
   [[ ${!name} =~ ^[0-9]+(\.[0-9]+)?$ && ($name == MDRL_POLL || ${!name} != *.*) ]] ||
-    fail 2 "$name='${!name}' is not a number of times or seconds"
+    fail 2 "$name='${!name}' is not a number; give a whole number, or seconds such as 0.5 in MDRL_POLL"
 done
 dry || command -v gcloud >/dev/null ||
-  fail 2 "gcloud is not on the path; https://cloud.google.com/sdk/docs/install says how to install it"
+  fail 2 "gcloud is not on the path; install it as in https://cloud.google.com/sdk/docs/install"
 
-stage=${XDG_CACHE_HOME:-$HOME/.cache}/mdrl/$MDRL_TPU # what was copied, kept so that a new TPU gets the same
+stage=${XDG_CACHE_HOME:-$HOME/.cache}/mdrl/$MDRL_TPU # the packed program, kept so that a new TPU gets the same one
 place=(--zone="$MDRL_ZONE")
 [ -z "$MDRL_PROJECT" ] || place+=(--project="$MDRL_PROJECT")
 transport=("${place[@]}")
 for flag in $MDRL_SSH_FLAGS; do transport+=("$flag"); done
-alive=-oServerAliveInterval=15 # a machine that is taken away does not close its connections
+alive=-oServerAliveInterval=15 # a preempted machine does not close its connections, so ssh must notice by itself
 ssh=(gcloud compute tpus tpu-vm ssh "$MDRL_TPU" "${transport[@]}" --ssh-flag="$alive")
 errors=/dev/null
 dry || errors=$(mktemp)
@@ -123,22 +123,22 @@ trap 'dry || rm -f "$errors"' EXIT
 
 says() { grep -qiE "$1" "$errors"; }
 
-diagnose() { # sets `verdict` to an exit status and `advice` to what to do, by what gcloud wrote; fails where it is new
+diagnose() { # sets `verdict` (exit status) and `advice` from gcloud's error text; fails if the error is not a known one
   verdict=2
   if says 'no more capacity|insufficient .*capacity|capacity .*not available|stockout'; then
-    verdict=75 advice="$MDRL_ZONE has no capacity now; wait and try again, or take another zone or accelerator"
+    verdict=75 advice="$MDRL_ZONE has no capacity now; wait and try again, or use another zone or accelerator"
   elif says 'quota limit|quota.* (exceeded|exhausted)|RESOURCE_EXHAUSTED'; then
-    advice="ask for quota at https://console.cloud.google.com/iam-admin/quotas, or take another zone or accelerator"
+    advice="ask for quota at https://console.cloud.google.com/iam-admin/quotas, or use another zone or accelerator"
   elif says 'ALREADY_EXISTS|already exists'; then
-    advice="go on with tpu_scripts/resume.sh, or remove it with tpu_scripts/delete.sh"
+    advice="continue with tpu_scripts/resume.sh, or delete it with tpu_scripts/delete.sh"
   elif says "on 'locations/|location .* (is|was) not found|invalid zone"; then
     advice="MDRL_ZONE=$MDRL_ZONE is wrong or closed to the project; gcloud compute tpus locations list shows the zones"
   elif says 'accelerator.?type'; then
-    advice="gcloud compute tpus accelerator-types list --zone=$MDRL_ZONE shows what MDRL_ACCELERATOR can be"
+    advice="gcloud compute tpus accelerator-types list --zone=$MDRL_ZONE shows the values of MDRL_ACCELERATOR"
   elif says 'runtime.?version|software version'; then
-    advice="gcloud compute tpus tpu-vm versions list --zone=$MDRL_ZONE shows what MDRL_RUNTIME can be"
+    advice="gcloud compute tpus tpu-vm versions list --zone=$MDRL_ZONE shows the values of MDRL_RUNTIME"
   elif says 'SERVICE_DISABLED|has not been used in project'; then
-    advice="switch the API on: gcloud services enable tpu.googleapis.com"
+    advice="enable the API: gcloud services enable tpu.googleapis.com"
   elif says 'active account|auth login|reauthentication|invalid_grant'; then
     advice="log in: gcloud auth login"
   elif says 'required property \[project\]'; then
@@ -148,7 +148,7 @@ diagnose() { # sets `verdict` to an exit status and `advice` to what to do, by w
   elif says 'PERMISSION_DENIED|does not have permission|forbidden'; then
     advice="the account needs roles/tpu.admin and roles/iam.serviceAccountUser in the project"
   elif says 'unrecognized arguments|invalid choice'; then
-    advice="see MDRL_CREATE_FLAGS and MDRL_SSH_FLAGS, and gcloud components update"
+    advice="check MDRL_CREATE_FLAGS and MDRL_SSH_FLAGS, or run: gcloud components update"
   elif says 'NOT_FOUND|This TPU has (terminal )?state'; then
     verdict=75 advice="the TPU is gone; tpu_scripts/resume.sh creates it again"
   else
@@ -156,20 +156,20 @@ diagnose() { # sets `verdict` to an exit status and `advice` to what to do, by w
   fi
 }
 
-reason() { # the last complaint, of gcloud or of what ran on a worker, on one line
+reason() { # prints the last error, of gcloud or of the command on a worker, on one line
   local line
   line=$(grep '^ERROR: ' "$errors" | tail -n 1 | sed 's/^ERROR: ([^)]*) //') || true
   [ -n "$line" ] || line=$(grep -vE '^(#####|SSH: |SCP: |Using s.. batch)' "$errors" | tail -n 1 | tr '\t' ' ') || true
-  echo "${line:-what it wrote is above}"
+  echo "${line:-its output is above}"
 }
 
-complain() { # WHAT: the one line about a failure that `diagnose` knows
+complain() { # WHAT: prints the one line about a failure, with the advice
   echo "mdrl: error: $1: $(reason) -- $advice" >&2
 }
 
-call() { # WHAT COMMAND...: runs gcloud, again where that can help; --dry-run prints it
-  # A failure ends in one line on standard error and the status of what ran on the worker, or 2 or 75 if gcloud failed.
-  # With absent_is=TEXT that text is the output, and no error, where the TPU does not exist.
+call() { # WHAT COMMAND...: runs a gcloud command and repeats it if that may help; with --dry-run, only prints it
+  # On failure it prints one line to standard error and returns the status of the command on the worker, or 2 or 75 if
+  # gcloud itself failed. If absent_is=TEXT is set and the TPU does not exist, it prints TEXT and succeeds.
   local what=$1 try status
   shift
   if dry; then
@@ -184,7 +184,7 @@ call() { # WHAT COMMAND...: runs gcloud, again where that can help; --dry-run pr
       echo "$absent_is"
       return 0
     fi
-    # 255 is ssh's own; what a remote command wrote must not be taken for gcloud's words.
+    # Status 255 comes from ssh itself. The text of a remote command must not be mistaken for an error of gcloud.
     if ((status != 255)) && ! says '^ERROR: \(gcloud'; then
       echo "mdrl: error: $what: status $status$(failed_workers); $(reason)" >&2
       return "$status"
@@ -198,21 +198,21 @@ call() { # WHAT COMMAND...: runs gcloud, again where that can help; --dry-run pr
   done
   if ((status == 255)); then
     echo "mdrl: error: $what: $(unreachable "$@") by ssh after $try tries --" \
-      "see that the firewall lets port 22 through; tpu_scripts/resume.sh creates a broken TPU again" >&2
+      "check that the firewall allows port 22; tpu_scripts/resume.sh replaces a broken TPU" >&2
   else
-    advice="it did not pass in $try tries; look at https://status.cloud.google.com and try again"
+    advice="it failed in $try tries; look at https://status.cloud.google.com and try again"
     complain "$what"
   fi
   return 75
 }
 
-failed_workers() { # those that gcloud says a command failed on
+failed_workers() { # prints the workers on which, by gcloud's error text, a command failed
   local numbers
   numbers=$(sed -n 's/^##### Command execution on worker \([0-9]*\) failed.*/\1/p' "$errors" | sort -n | tr '\n' ' ')
   echo "${numbers:+ on worker ${numbers% }}"
 }
 
-unreachable() { # COMMAND...: which workers the failed ssh or scp could not reach
+unreachable() { # COMMAND...: prints which workers the failed ssh or scp could not reach
   local word workers='' i missing=
   for word; do case $word in --worker=*) workers=${word#--worker=} ;; esac done
   if [ "$workers" = all ]; then
@@ -230,13 +230,13 @@ on() { # WORKERS WHAT COMMAND: runs a command line on one worker or on `all`
   call "$2" "${ssh[@]}" --worker="$1" --command="$3"
 }
 
-queued_state() { # CREATING, WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDING, ...; ABSENT; then why it failed
+queued_state() { # prints WAITING_FOR_RESOURCES, ACTIVE or another state, or ABSENT; then the reason of a failure
   absent_is=ABSENT call "looking for $MDRL_TPU" gcloud compute tpus queued-resources describe "$MDRL_TPU" \
     "${place[@]}" --format='value(state.state,state.failedData.error.message)' || return
   ! dry || echo ACTIVE
 }
 
-tpu_state() { # READY or another state of the TPU itself; that of the queued resource where that is not ACTIVE
+tpu_state() { # prints the state of the TPU, e.g. READY; if the queued resource is not ACTIVE, the state of that
   local state
   state=$(queued_state) || return
   if [ "${state%%[[:space:]]*}" = ACTIVE ]; then

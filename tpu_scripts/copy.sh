@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Packs this checkout, without what git ignores, or MDRL_WHEEL, and copies it to every worker: copy.sh [--dry-run]
-# --pack  only packs, so that a TPU that comes later gets what is here now
-# --again only copies what was packed the last time, so that a run that goes on meets the program it began with
+# Packs this checkout (without files that git ignores) or MDRL_WHEEL, and copies it to every worker: copy.sh [--dry-run]
+# --pack  only packs, so that a TPU that is created later gets the present files
+# --again only copies what was packed last, so that a run continues with the program it was started with
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 part=${arguments[*]:-}
 case $part in --pack | --again) ;; *) only_flags ;; esac
 
-# From the checkout $1 to the archive $2; files that are tracked but deleted are left out.
-# shellcheck disable=SC2016 # expanded where it runs
+# Packs the checkout $1 into the archive $2; files that git tracks but that were deleted are left out.
+# shellcheck disable=SC2016 # the variables are expanded by the bash that runs it
 pack='set -eo pipefail; cd "$1"; git ls-files -z --cached --others --exclude-standard |'\
 ' while IFS= read -r -d "" file; do [ ! -e "$file" ] || printf "%s\0" "$file"; done | tar --null -T - -czf "$2"'
 
 package=package.tar.gz
 [ -z "$MDRL_WHEEL" ] || package=$(basename "$MDRL_WHEEL")
 
-environment() { # what the worker's script reads
+environment() { # prints the settings that worker.sh reads
   local name
   for name in $MDRL_PASS; do
     { [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] && [ -n "${!name+set}" ]; } ||
-      fail 2 "MDRL_PASS names $name, which is not in the environment"
+      fail 2 "MDRL_PASS names $name, which is not set in the environment; set it, or take it out of MDRL_PASS"
   done
   printf 'export MDRL_PACKAGE=%s\n' "$(quoted "$package")"
   for name in MDRL_BUCKET MDRL_PYTHON MDRL_PACKAGES_UNTIL MDRL_GRACE $MDRL_PASS; do
@@ -29,7 +29,7 @@ environment() { # what the worker's script reads
 }
 
 prepare() {
-  umask 077 # what is passed on may be secret
+  umask 077 # the variables of MDRL_PASS may be secret
   if [ -n "$MDRL_WHEEL" ]; then
     [ -f "$MDRL_WHEEL" ] || fail 2 "MDRL_WHEEL=$MDRL_WHEEL is not a file"
     : "${MDRL_PACKAGES_UNTIL=}"
@@ -58,7 +58,7 @@ if [ "$part" != --again ]; then
   fi
 fi
 if [ "$part" != --pack ]; then
-  dry || [ -f "$stage/mdrl/worker.sh" ] || fail 2 "nothing was packed for $MDRL_TPU; call copy.sh without --again"
+  dry || [ -f "$stage/mdrl/worker.sh" ] || fail 2 "nothing was packed for $MDRL_TPU yet; call copy.sh without --again"
   call "copying to $MDRL_TPU" gcloud compute tpus tpu-vm scp "$stage/mdrl" "$MDRL_TPU:" "${transport[@]}" \
     --scp-flag="$alive" --worker=all --recurse
 fi

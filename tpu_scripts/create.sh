@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks for the TPU as a queued resource and waits until it is there: create.sh [--dry-run]
+# Requests the TPU as a queued resource and waits until it is active: create.sh [--dry-run]
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -11,7 +11,7 @@ if [ -z "$MDRL_RUNTIME" ]; then
     v5p-*) MDRL_RUNTIME=v2-alpha-tpuv5 ;;
     v5litepod-*) MDRL_RUNTIME=v2-alpha-tpuv5-lite ;;
     v[234]-*) MDRL_RUNTIME=tpu-ubuntu2204-base ;;
-    *) fail 2 "MDRL_ACCELERATOR=$MDRL_ACCELERATOR is not known; take v5litepod-16, v5p-16, ...; or set MDRL_RUNTIME" ;;
+    *) fail 2 "MDRL_ACCELERATOR=$MDRL_ACCELERATOR is not known; use v5litepod-16, v5p-16, ...; or set MDRL_RUNTIME" ;;
   esac
 fi
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes the TPU and its queued resource; work folders in a bucket or on NFS stay: delete.sh [--dry-run]
+# Deletes the TPU and its queued resource, but no work folder in a bucket or on NFS: delete.sh [--dry-run]
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

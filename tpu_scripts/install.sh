@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what copy.sh copied, in an environment of its own on every worker, and mounts MDRL_BUCKET.
+# Installs on every worker, in a virtual environment, the package that copy.sh copied, and mounts MDRL_BUCKET.
 # install.sh [--dry-run]
 
 # shellcheck source=tpu_scripts/common.sh

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Keeps a run going until it is done: resume.sh --config=FILE [--config.a=b ...] [--dry-run], arguments as for launch.sh
-# Follows the run. Where the TPU was preempted, failed or does not answer, it is deleted, created again, and gets the
-# same program; where the run stopped or crashed, only the run is started again. Either way the run goes on from its
-# work folder, at most MDRL_RESTARTS times. A run that ends with status 2 is never started again.
+# The script follows the run. If the TPU was preempted, failed or does not answer, it is deleted and created again, with
+# the same program. If only the run stopped or crashed, only the run is started again. In both cases the run continues
+# from its work folder, at most MDRL_RESTARTS times. A run that ended with status 2 is never started again.
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 needs_config
 
-ready() { # the TPU, with no run on it: the one that is there, or a new one
+ready() { # makes sure that there is a TPU without a run on it: the present one, or else a new one
   local state stopped=0
   while true; do
     state=$(tpu_state) || return
     case $state in
-      # On its way, from the queue or from maintenance.
+      # The TPU is coming up, from the queue or after maintenance.
       ACCEPTED | CREATING | WAITING_FOR_RESOURCES | PROVISIONING | STARTING | RESTARTING | REIMAGING | REPAIRING) ;;
       *) break ;;
     esac

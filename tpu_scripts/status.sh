@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shows the state of the TPU and of the run on each worker: status.sh [--dry-run]
-# A run is none, running, lost (ended without a word), or ended with the exit status that is shown.
+# The state of a run is none, running, lost (it ended without an exit status), or its exit status.
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stops the run on every worker: it saves and ends, or is killed after MDRL_GRACE seconds: stop.sh [--dry-run]
-# The same launch goes on from there.
+# Launching it again with the same arguments continues it.
 
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

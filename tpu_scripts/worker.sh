@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# What the other scripts run on a worker, from its home folder, where copy.sh puts it: bash mdrl/worker.sh VERB ...
-#   install                      the package and what it needs
-#   launch ID WORKDIR ARGUMENTS  starts a run in the background; the same ID again does nothing
-#   state                        HOST and none, running, lost or the exit status of the last run
-#   since BYTES                  its output from there on, between lines `mdrl-log BYTES` and `mdrl-run BYTES STATE`
-#   stop                         ends it
-# In ~/mdrl: the archive or wheel, environment, code/, venv/, bucket/, and a folder of each run with log and status.
+# The other scripts run this one on a worker. copy.sh puts it in the home folder there: bash mdrl/worker.sh VERB ...
+#   install                      installs the package and what it needs
+#   launch ID WORKDIR ARGUMENTS  starts a run in the background; does nothing if this ID was started before
+#   state                        prints the host and none, running, lost or the exit status of the last run
+#   since BYTES                  prints the last run's output after this number of bytes, between the lines
+#                                `mdrl-log BYTES` and `mdrl-run BYTES STATE`
+#   stop                         stops the last run
+# ~/mdrl holds the archive or wheel, environment, code/, venv/, bucket/, and a folder with log and status of each run.
 
 set -euo pipefail
 home=$HOME/mdrl
-run=$home/run # link to the folder of the last run
+run=$home/run # a symbolic link to the folder of the last run
 
 fail() {
   echo "$(hostname): $2" >&2
   exit "$1"
 }
 
-leftovers() { # process ids of the last run, its reward workers included
+leftovers() { # prints the process ids of the last run, including its reward workers
   [ ! -s "$run/leader" ] || pgrep -g "$(cat "$run/leader")" -f mdrl || true
 }
 
@@ -25,7 +26,7 @@ state() {
     echo none
   elif [ ! -s "$run/status" ] && [ -n "$(leftovers)" ]; then
     echo running
-  elif [ -s "$run/status" ]; then # asked again: it may have ended between the two questions above
+  elif [ -s "$run/status" ]; then # checked again, because the run may have ended between the two checks above
     cat "$run/status"
   else
     echo lost
@@ -45,19 +46,19 @@ mount_bucket() {
     packages gcsfuse
   fi
   mkdir -p "$home/bucket"
-  # Workers read at once what another has written: nothing is remembered of files, not even that they are absent.
+  # A worker must see at once what another has written, so no metadata is cached, not even that a file does not exist.
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=1000000 \
     "$MDRL_BUCKET" "$home/bucket"
 }
 
-packages() { # of Ubuntu; another process may hold the lock just after the machine has started
+packages() { # installs Ubuntu packages; waits, because another process may hold the lock just after the machine started
   sudo apt-get -qq -o DPkg::Lock::Timeout=300 update
   sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y "$@"
 }
 
 install() {
   idle
-  command -v bwrap >/dev/null || packages bubblewrap # rewards run programs in it
+  command -v bwrap >/dev/null || packages bubblewrap # the sandbox in which rewards run programs
   mount_bucket
   [ -x "$home/bin/uv" ] || curl -fsSL https://astral.sh/uv/install.sh | env UV_UNMANAGED_INSTALL="$home/bin" sh
   rm -rf "$home/code"
@@ -79,8 +80,8 @@ launch() { # ID WORKDIR ARGUMENTS
   shift 2
   [ ! -e "$folder" ] || return 0
   idle
-  [ -x "$home/venv/bin/python" ] || fail 2 "nothing is installed; tpu_scripts/install.sh does"
-  stop # what a run that crashed has left behind holds the devices
+  [ -x "$home/venv/bin/python" ] || fail 2 "nothing is installed; call tpu_scripts/install.sh first"
+  stop # processes left by a crashed run would hold the devices
   mount_bucket
   case $workdir in /*) ;; *) workdir=$HOME/$workdir ;; esac
   mkdir "$folder"
@@ -94,13 +95,13 @@ supervise() { # FOLDER WORKDIR ARGUMENTS
   shift 2
   echo $$ >"$folder/leader"
   cd "$home/code"
-  # Without this JAX would go on with the CPU where the TPU cannot be had.
+  # Without this, JAX would silently use the CPU if the TPU is not available.
   export JAX_PLATFORMS=${JAX_PLATFORMS:-tpu,cpu}
-  export PYTHONUNBUFFERED=1 # followers see a line when it is written
+  export PYTHONUNBUFFERED=1 # so that follow.sh shows each line as soon as it is written
   "$home/venv/bin/python" -m mdrl_jax.main --workdir="$workdir" "$@" &
   echo $! >"$folder/process"
   wait $! || status=$?
-  if [ -d "$workdir" ]; then # so that collecting brings every worker's words
+  if [ -d "$workdir" ]; then # so that collect.sh copies the logs of all workers too
     mkdir -p "$workdir/launches"
     cp "$folder/log" "$workdir/launches/$(basename "$folder")-$(hostname).txt" || true
   fi
@@ -110,11 +111,11 @@ supervise() { # FOLDER WORKDIR ARGUMENTS
 
 since() { # BYTES
   local now size=$1
-  now=$(state) # before the log, so that the log of an ended run is whole
+  now=$(state) # read before the log, so that the log of a run that has ended is complete
   printf '\nmdrl-log %s\n' "$1"
   if [ -e "$run/log" ]; then
     size=$(stat -c %s "$run/log")
-    tail -c "+$(($1 + 1))" "$run/log" | head -c "$((size - $1))" | sed -e "\$a\\" # ends in a newline
+    tail -c "+$(($1 + 1))" "$run/log" | head -c "$((size - $1))" | sed -e "\$a\\" # adds a final newline if missing
   fi
   echo "mdrl-run $size $now"
 }
@@ -146,9 +147,9 @@ main() {
     since) since "$@" ;;
     stop) stop ;;
     state) echo "$(hostname) $(state)" ;;
-    *) fail 2 "worker.sh has no verb $verb" ;;
+    *) fail 2 "verb $verb is not known; known are install, launch, state, since and stop" ;;
   esac
 }
 
-# On one line, so that the shell does not read on in a file that copy.sh replaces.
+# Both commands are on one line, so that bash does not read on in a file that copy.sh has replaced meanwhile.
 main "$@"; exit $?

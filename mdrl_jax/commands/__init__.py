@@ -1,1 +1,1 @@
-"""What each command of `python -m mdrl_jax.main` does once its flags are parsed."""
+"""One module for each command of `python -m mdrl_jax.main`; `main.py` parses the flags and calls its `run`."""

@@ -1,4 +1,4 @@
-"""`analyze`: the interference analysis of anybody's checkpoints, Hugging Face folders in the order of training."""
+"""The command `analyze`: runs the interference analysis on Hugging Face folders that need not come from a run."""
 
 import dataclasses
 import time
@@ -20,13 +20,18 @@ SOLO = "solo-"
 
 
 def run(base: str, stages: list[str], config: Config, workdir: str, output: str = "screen") -> None:
-    """Writes `workdir`/analysis and claims.json, and shows the findings.
+    """Analyses a sequence of checkpoints, writes `workdir`/analysis and claims.json, and shows the results.
 
-    `stages` are "domain:FOLDER" in the order of training; "solo-domain:FOLDER" was trained from the base alone.
-    `output` as in `report/screen/console.py`.
+    Args:
+      base: Hugging Face folder that the first stage was trained from.
+      stages: "DOMAIN:FOLDER" of each stage in the order of training, FOLDER being the model at its end;
+        "solo-DOMAIN:FOLDER" is a stage that was trained from `base` directly.
+      config: configuration with the domains, their data and the settings of the analysis.
+      workdir: the work folder.
+      output: form of the standard output (`report/screen/console.py`).
 
     Raises:
-      UserError: for a stage that is not of that form, or a folder whose model is not the base's.
+      UserError: if a stage has another form, or the model in a folder has other sizes than that in `base`.
     """
     started = time.monotonic()
     folders = {BASE: runtime.model_folder(base)}
@@ -37,16 +42,19 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
         domain = name.removeprefix(SOLO)
         if not colon or not place or domain not in config.scored_domains:
             known = ", ".join(config.scored_domains)
-            raise UserError(f"--stage={stage} is not understood; it is DOMAIN:FOLDER, DOMAIN one of {known}")
+            raise UserError(f"--stage={stage} is not understood; it must be DOMAIN:FOLDER, with DOMAIN one of {known}")
         if name in folders:
-            raise UserError(f"--stage names {name} twice")
+            raise UserError(f"--stage names {name} twice; each stage may be given once")
         folders[name] = Path(place)
         start = BASE if name != domain or not trained else trained[-1].name
         (solos if name != domain else trained).append(Trained(name, domain, start))
     architecture = huggingface.read_config(folders[BASE])
     for name, folder in folders.items():
         if huggingface.read_config(folder) != architecture:
-            raise UserError(f"the model in {folder} ({name}) has another config.json than the base in {folders[BASE]}")
+            raise UserError(
+                f"the model in {folder} ({name}) has a different config.json than the base in {folders[BASE]}; all "
+                "models must have the same sizes"
+            )
     section = dataclasses.replace(config.model, path=base, weights="load")
     config = dataclasses.replace(config, model=section)
     with runtime.make_pool(config.rewards) as pool:

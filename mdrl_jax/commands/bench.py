@@ -1,4 +1,4 @@
-"""`bench`: benchmarks, as JSON lines on standard output and a table on standard error."""
+"""The command `bench`: runs benchmarks; JSON lines go to standard output, a table goes to standard error."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,11 +12,20 @@ from mdrl_jax.bench.measure import Task, records, rounds
 from mdrl_jax.errors import UserError
 
 Say = Callable[[str], None]
-WIDTH = 120  # of the table where the terminal does not say, as in a pipe
+WIDTH = 120  # smallest width of the table, for terminals that are narrow or of unknown width
 
 
 def bench_curvature(sizes: curvature.Sizes, repeats: int, say: Say) -> list[dict[str, Any]]:
-    """Second-order products of a random decoder, and peers' beside them."""
+    """Measures second-order products of a random decoder, beside those of other libraries if these are installed.
+
+    Args:
+      sizes: sizes of the model and of the batch.
+      repeats: number of timed rounds.
+      say: called with a line of text about the progress.
+
+    Returns:
+      One record for each product.
+    """
     say(f"compiling for {sizes}")
     given = curvature.problem(sizes)
     on = curvature.route(given)
@@ -33,7 +42,14 @@ BENCHES: dict[str, Callable[[curvature.Sizes, int, Say], list[dict[str, Any]]]] 
 
 
 def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) -> None:
-    """Runs the named benchmarks, all of them where none is named.
+    """Runs benchmarks and prints their records and a table.
+
+    Args:
+      names: names of benchmarks; all of them if empty.
+      repeats: number of timed rounds.
+      layers: layers of the model.
+      width: embedding size of the model, a multiple of 32.
+      rows: sequences in a batch.
 
     Raises:
       UserError: if a benchmark is not known, or the sizes are not valid.
@@ -52,7 +68,7 @@ def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) 
 
 
 def table(title: str, found: Sequence[dict[str, Any]]) -> Table:
-    """The records of one benchmark: ratios beside their targets, in red where they miss them."""
+    """A table of the records of one benchmark; a ratio that misses its target is red, one that meets it is green."""
     shown = Table(title=title)
     shown.add_column("", no_wrap=True)
     for header in ("FLOPs", "limit", "time", "95 %", "memory"):

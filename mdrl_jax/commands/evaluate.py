@@ -1,4 +1,4 @@
-"""`evaluate`: the score table of any Hugging Face folder on a config's domains."""
+"""The command `evaluate`: scores the model in any Hugging Face folder on the domains of a config."""
 
 import dataclasses
 import time
@@ -15,7 +15,16 @@ from mdrl_jax.report.tables.scores import score_rows
 
 
 def run(model: str, config: Config, output: str = "screen") -> None:
-    """Prints scores with standard errors, in points; `output` as in `report/screen/console.py`."""
+    """Scores a model and prints a table of the scores, in points, with standard errors.
+
+    Args:
+      model: Hugging Face folder of the model.
+      config: configuration with the domains and the section `evaluate`.
+      output: form of the standard output (`report/screen/console.py`).
+
+    Raises:
+      UserError: if the model, the domains and the configuration do not fit together.
+    """
     started = time.monotonic()
     section = dataclasses.replace(config.model, path=model, weights="load")
     config = dataclasses.replace(config, model=section)

@@ -1,11 +1,20 @@
-"""`export`: a stage of a run as a Hugging Face folder that torch `transformers` loads."""
+"""The command `export`: writes the parameters of a stage as a Hugging Face folder that `transformers` can load."""
 
 from mdrl_jax.commands.loaded import load_stage
 from mdrl_jax.model import huggingface
 
 
 def run(workdir: str, stage: str, out: str) -> None:
-    """Writes config.json, safetensors in float32 and the tokenizer to the new folder `out`."""
+    """Writes config.json, the weights (safetensors, float32) and the tokenizer.
+
+    Args:
+      workdir: work folder of a run.
+      stage: name of a finished stage, or "base".
+      out: the new folder.
+
+    Raises:
+      UserError: if the stage cannot be read, or `out` cannot be written.
+    """
     loaded = load_stage(workdir, stage)
     huggingface.save(out, loaded.params, loaded.model.config)
     loaded.tokenizer.save_pretrained(out)

@@ -1,8 +1,12 @@
-"""`fit`: compiles every device program of an experiment for a TPU slice, without one, and says whether it fits.
+"""The command `fit`: compiles every device program of an experiment for a TPU slice and checks that it fits in memory.
 
-The compiler is the real one (libtpu). Of each program: memory of a device, with what lies there beside it, against what
-the chip leaves to programs; operations against the model's own count, which gives what is recomputed; collectives, and
-gathers of whole parameters by name; the least time by the chip's published peak and bandwidth; the largest batch.
+It needs no TPU, because libtpu, the compiler that TPU machines use, also runs without one. For each program it reports:
+
+- the memory of one device for the program and for the arrays that are held beside it, and whether the chip has as much;
+- the FLOPs, and their ratio to the model's own count; a ratio above 1 is recomputation;
+- collectives, and every parameter that is gathered whole;
+- the shortest possible time by the chip's published peak FLOPs and memory bandwidth;
+- the largest batch that fits.
 """
 
 import time
@@ -33,14 +37,24 @@ from mdrl_jax.runtime import Runtime, decoder, model_folder
 from mdrl_jax.stage import Stage, resolve_stages
 
 GIB = 2.0**30
-WIDTH = 150  # of the table: figures side by side
+WIDTH = 150  # width of the tables in characters, which all columns need
 
 
 def run(config: Config, topology: str, everything: bool = False, output: str = "screen") -> bool:
-    """Prints the table and says whether all programs fit; `output` as in `report/screen/console.py`.
+    """Compiles the programs and prints the tables.
+
+    Args:
+      config: the whole configuration.
+      topology: the TPU slice, e.g. "v5e:4x4".
+      everything: also compile programs of kinds of stages that the config does not list.
+      output: form of the standard output (`report/screen/console.py`).
+
+    Returns:
+      Whether all programs fit.
 
     Raises:
-      UserError: without the compiler, for a slice or a model that is not known, and for a mesh that does not match.
+      UserError: if the compiler is not installed, the slice or the model is not known, or the mesh does not match the
+        slice.
     """
     started, chip = time.monotonic(), chips.chip_of(topology)
     stages = resolve_stages(config, tuple(DOMAINS))
@@ -70,7 +84,18 @@ def run(config: Config, topology: str, everything: bool = False, output: str = "
 
 
 def abstract_runtime(config: Config, devices: Sequence[Any]) -> tuple[Runtime, str]:
-    """A runtime of shapes alone on the slice's devices, without prompts and rewards; and where its sizes are from."""
+    """A runtime that has shapes but no arrays, prompts or rewards.
+
+    Args:
+      config: the whole configuration.
+      devices: the devices of the slice.
+
+    Returns:
+      The runtime; and a text that says where the model's sizes come from.
+
+    Raises:
+      UserError: if the model is not known, or the mesh does not match the devices or divide `evaluate.batch`.
+    """
     mesh = make_mesh(config.mesh, list(devices))
     sizes, source = _sizes(config.model.path)
     parts = batch_divisor(mesh)
@@ -102,7 +127,13 @@ def _sizes(path: str) -> tuple[ModelConfig, str]:
 
 
 def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[Job]:
-    """The programs of the stages in order, and with `everything` those of kinds of stages that are not among them."""
+    """Yields the programs of the stages in order.
+
+    Args:
+      shapes: shapes of the programs' arguments.
+      stages: the stages of the run.
+      everything: also yield the programs of `pretrain`, `analyze` and rollbacks if there is no such stage.
+    """
     trained = [s for s in stages if s.kind == "grpo"]
     n = len({s.domains[0] for s in trained if not s.prefix})
     for stage in stages:
@@ -120,16 +151,16 @@ def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[
 
 
 def not_compiled(stage: Stage) -> str:
-    """What of a stage is left out; "" if nothing is."""
+    """A text about the part of a stage that `fit` does not compile; "" if it compiles all of it."""
     if stage.kind in ("merge", "plan", "trials", "orders", "recover"):
-        return "its own arithmetic on parameters is not compiled"
+        return "the programs that combine or forecast parameters are not compiled"
     if stage.kind == "grpo" and stage.train.prevent.transforms:
-        return "its step, with what it adds to the optimizer, is not compiled"
+        return "its training step is not compiled, because prevention methods change it"
     return ""
 
 
 def merged(found: Iterable[Job]) -> list[Job]:
-    """One job of each name: the one with more beside it."""
+    """Keeps one job of each name, the one with the most memory held beside it."""
     by_name: dict[str, Job] = {}
     for job in found:
         before = by_name.get(job.name)
@@ -139,7 +170,16 @@ def merged(found: Iterable[Job]) -> list[Job]:
 
 
 def fitted(job: Job, runtime: Runtime, chip: Chip) -> dict[str, Any]:
-    """Compiles a job, and the sizes around it, and says what it asks for, JSON-able."""
+    """Compiles a program at its configured size and finds the largest size that fits.
+
+    Args:
+      job: the program.
+      runtime: model, mesh and configuration.
+      chip: memory, peak FLOPs and bandwidth of a device.
+
+    Returns:
+      The program's record for the event `program`; figures are those of one device, memory is in GiB.
+    """
 
     def compile_at(size: int) -> Compiled:
         with jax.set_mesh(runtime.mesh):
@@ -179,23 +219,33 @@ def fitted(job: Job, runtime: Runtime, chip: Chip) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]], chip: Chip, topology: str) -> Table:
-    """A row a program, figures of one device."""
+    """The main table: one row for each program; the figures are those of one device.
+
+    Columns: "GiB" is the memory of the program, "held beside" that of other arrays meanwhile, "sum" both, and "KV" the
+    part that is the KV cache. "x own FLOP" is the program's FLOPs over the model's own count. "GB moved" is traffic to
+    and from memory, "least s" the shortest possible time, and "largest" the largest size that fits.
+
+    Args:
+      rows: the records of the programs (`fitted`).
+      chip: memory of a device.
+      topology: name of the slice, for the title.
+    """
     shown = Table(
         box=box.SIMPLE,
         title_justify="left",
-        title=f"{topology}: {chip.gib:g} of {chip.published_gib:g} GiB a device are left to programs",
+        title=f"{topology}: programs can use {chip.gib:g} of the {chip.published_gib:g} GiB of a device",
         width=WIDTH,
     )
     shown.add_column("program")
     headings = (
         "size",
         "GiB",
-        "beside",
+        "held beside",
         "sum",
         "KV",
         "fits",
         "TFLOP",
-        "x own",
+        "x own FLOP",
         "GB moved",
         "least s",
         "largest",
@@ -225,9 +275,9 @@ def table(rows: Sequence[dict[str, Any]], chip: Chip, topology: str) -> Table:
 
 
 def moved(rows: Sequence[dict[str, Any]]) -> Table:
-    """Collectives of each program by kind: GB a call and how often."""
+    """The table of collectives by program and kind: GB in one call of the program, and how often they run in it."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row["collectives"]))
-    shown = Table(box=box.SIMPLE, title_justify="left", title="collectives of a call, GB (times)", width=WIDTH)
+    shown = Table(box=box.SIMPLE, title_justify="left", title="collectives of one call: GB (count)", width=WIDTH)
     shown.add_column("program")
     for kind in kinds:
         shown.add_column(kind, justify="right")
@@ -238,7 +288,7 @@ def moved(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def verdict(rows: Sequence[dict[str, Any]], topology: str) -> str:
-    """The last line."""
+    """The last line: whether all programs fit, or the names of those that do not."""
     bad = [row["program"] for row in rows if not row["fits"]]
     if not bad:
         return f"all {len(rows)} programs fit {topology}"

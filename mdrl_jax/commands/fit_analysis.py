@@ -1,4 +1,4 @@
-"""The device programs of the interference analysis and of a rollback, for `fit` (see `fit_programs.py`)."""
+"""The device programs of the interference analysis and of a rollback, for the command `fit` (see `fit_programs.py`)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,11 @@ from mdrl_jax.recovery.rollback import rules as rollback
 from mdrl_jax.second_order import blocks, decoder_parts
 from mdrl_jax.second_order.fisher import squares_program
 
-DIRECTIONS = 8  # of `ladder`, at a time
+DIRECTIONS = 8  # number of directions whose route jets are computed in one call
 
 
 def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
-    """What the interference analysis of so many stages runs."""
+    """Yields the programs of the interference analysis of this number of stages."""
     runtime, section = shapes.runtime, shapes.runtime.config.analyze
     programs = probe.build(runtime, runtime.config.train.grpo).programs
     n, config, later = section.batch * section.group_size, runtime.model.config, max(stages - 1, 0)
@@ -60,16 +60,17 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
 
 
 def taking_back(shapes: Shapes) -> Iterator[Job]:
-    """What a rollback runs: evidence by the analysis's programs, scores of coordinates, sets of them, their trial."""
+    """Yields the programs of a rollback: of its evidence, of scores and sets of coordinates, and of trials."""
     runtime, config = shapes.runtime, shapes.runtime.config
     params, masks, scalar = shapes.params, shapes.masks(), shapes.array((), F32)
     built, n = probe.build(runtime, config.train.grpo), config.analyze.batch * config.analyze.group_size
     rows, rules = shapes.rows(n), len(config.recover.rules)
-    # Scores that are there when evidence of the domain is asked for: those of the rules before.
+    # While gradients of the domain are computed, the scores of the rules before are held.
     before = max((i for i, rule in enumerate(config.recover.rules) if rule in evidence.NEEDS_DATA), default=0)
     own = flops.sequences(runtime.model.config, n, shapes.prompt + shapes.new, shapes.new).gradient
     places = {"places": 2 * bytes_a_device(masks)}
-    # Arguments of a program are not beside it: of two checkpoints (now, the peak) and two edits, one may be.
+    # Two checkpoints (θ_T and the peak) and two edits are held; one checkpoint is the program's argument, so it is not
+    # counted as held beside it.
     asked = shapes.trees(checkpoints=1, edits=2, displacement=1, scores=before) | places
     gradient = built.programs["gradient"]
     yield Job("gradient", lambda _: gradient.lower(params, rows), asked, n, ROWS, own=lambda _: own)
@@ -91,7 +92,7 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
 
 
 def _on_route(shapes: Shapes, *leading: int) -> Any:
-    """Vectors of the widest route that there can be: `SHARE` of each layer's neurons."""
+    """Vectors on the widest possible route, which has the share `SHARE` of each layer's neurons."""
     config, mesh = shapes.runtime.model.config, shapes.runtime.mesh
     width = conflict.round_up(math.ceil(SHARE * config.d_mlp))
     with jax.set_mesh(mesh):

@@ -1,8 +1,9 @@
-"""The device programs that train and score, with the shapes a run calls them with, for `fit`.
+"""The device programs that train and score, with the shapes that a run calls them with, for the command `fit`.
 
-They are made by the functions that a run makes them by, as are those of `fit_analysis.py`. What lies on a device beside
-a program (`beside`) is counted here, in trees of the parameters' size, from what a stage holds at that moment; all
-prompts and completions are taken to be of the longest.
+The functions that a run uses make the programs here and in `fit_analysis.py`, so `fit` compiles the same code. A stage
+holds other arrays on the devices while a program runs, such as optimizer moments or a reference model. Their memory
+(`Job.beside`) is counted here, mostly as a number of trees of the parameters' size. All prompts and completions are
+assumed to be as long as the config allows.
 """
 
 import dataclasses
@@ -39,14 +40,15 @@ class Job:
     """A program to compile.
 
     Attributes:
-      name: unique; of two jobs of the same name the one with more beside it is compiled.
-      lower: (size) -> what `jax.jit(f).lower(...)` gives; under the mesh.
-      size, what: as configured, and what it is a size of; 0: it has none.
-      most: sizes up to this are tried, in multiples of the devices that rows are split over; 0: none.
-      own: (size) -> the model's own count of operations of a call, over all devices; None: not a function of the model.
-      beside: bytes of a device that other things take, by name.
-      trips: of loops whose end depends on what is sampled: of innermost ones, and of those around them.
-      kv_bytes: (size) -> bytes of a device that keys and values take.
+      name: name in the tables; of two jobs with the same name, the one with more memory held beside it is compiled.
+      lower: (size) -> the lowered program, as from `jax.jit(f).lower(...)`; called under the mesh.
+      beside: bytes of one device that arrays other than the program's own take, by name.
+      size: configured size of the batch; 0 if the program has no size.
+      what: the unit of `size`, e.g. "rows of a micro-batch".
+      most: the largest size that is tried; sizes are multiples of the devices that rows are split over; 0 tries none.
+      own: (size) -> the model's own count of FLOPs of one call, over all devices; None if there is no such count.
+      trips: (size) -> iteration counts of loops whose end depends on the sampled text, innermost loop first.
+      kv_bytes: (size) -> bytes of one device that the KV cache takes; None if there is no cache.
     """
 
     name: str
@@ -62,36 +64,42 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Shapes of what programs take, with where it lies."""
+    """Shapes and shardings of the arguments of programs."""
 
     runtime: Runtime
 
     @functools.cached_property
     def params(self) -> Any:
-        """The parameters, or an edit."""
+        """A tree of parameters or an edit."""
         return abstract(self.runtime.shapes, self.runtime.shardings)
 
     def array(self, shape: tuple[int, ...], dtype: Any, *names: str | None) -> jax.ShapeDtypeStruct:
-        """An array with these logical axes."""
+        """The shape and sharding of one array.
+
+        Args:
+          shape: its shape.
+          dtype: its number format.
+          *names: the logical axis of each dimension, None for one that is not sharded.
+        """
         return jax.ShapeDtypeStruct(shape, dtype, sharding=named(self.runtime.mesh, *names))
 
     def trees(self, **counts: float) -> dict[str, float]:
-        """Bytes of so many trees of the parameters' size each, by name."""
+        """Bytes of one device that these numbers of trees of the parameters' size take, by name."""
         one = bytes_a_device(self.params)
         return {name.replace("_", " "): n * one for name, n in counts.items() if n}
 
     @property
     def prompt(self) -> int:
-        """The longest prompt."""
+        """Tokens of the longest prompt."""
         return self.runtime.config.rollout.prompt_buckets[-1]
 
     @property
     def new(self) -> int:
-        """The longest completion."""
+        """Tokens of the longest completion."""
         return self.runtime.config.rollout.completion_buckets[-1]
 
     def rows(self, n: int) -> CompletionBatch:
-        """Rows of the analysis."""
+        """A micro-batch of n completions, as the analysis takes it."""
         row = functools.partial(self.array, (n,), F32, "batch")
         return CompletionBatch(
             tokens_BT=self.array((n, self.prompt + self.new), I32, "batch"),
@@ -103,18 +111,30 @@ class Shapes:
         )
 
     def masks(self) -> Any:
-        """A set of coordinates."""
+        """A set of coordinates: a boolean tree like the parameters."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, bool, sharding=x.sharding), self.params)
 
     def state(self, optimizer: Any, shardings: TrainState) -> TrainState:
-        """A training state."""
+        """A training state with this optimizer's moments."""
         moments = jax.eval_shape(optimizer.init, self.runtime.shapes)
         step = jax.ShapeDtypeStruct((), I32, sharding=shardings.step)
         return TrainState(step, self.params, abstract(moments, shardings.opt_state))
 
 
 def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingConfig, beside: Any) -> Job:
-    """A sampler: prefill, and decoding until every completion has ended."""
+    """The sampler: prefill, then decoding until every completion has ended.
+
+    Args:
+      shapes: shapes of the arguments.
+      name: name of the job.
+      prompts: number of prompts in one call.
+      group: completions of each prompt.
+      how: temperature, top-k and top-p.
+      beside: bytes of one device that other arrays take, by name.
+
+    Returns:
+      The job; its size is the number of prompts that are decoded at once.
+    """
     runtime, mesh = shapes.runtime, shapes.runtime.mesh
     room = prompts_at_once(runtime.config.rollout, runtime.model, mesh, group)
     one = cache_bytes(runtime.model, group, shapes.prompt, shapes.new) / divisor(mesh, "kv_heads")
@@ -148,7 +168,7 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
 
 
 def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
-    """What a GRPO stage runs: sampler, log-probs, step."""
+    """Yields the programs of a GRPO stage: the sampler, the log-probs and the training step."""
     runtime, train = shapes.runtime, stage.train
     made = loop.make_programs(runtime, stage, prepare.transforms(train.prevent))
     state = shapes.state(made.optimizer, made.shardings)
@@ -192,7 +212,7 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
         beside = moments | held | ({} if reference else shapes.trees(parameters=1))
         yield Job("log-probs", log_probs, beside, rows, ROWS, own=lambda rows: own(rows).forward)
     if train.prevent.transforms:
-        return  # what it adds are arguments that depend on earlier stages
+        return  # prevention adds arguments to the step whose shapes depend on earlier stages
     yield Job("GRPO step", step, held, rows, ROWS, total, lambda rows: own(rows).gradient)
     if refreshed:
         settings, evaluated = runtime.config.recover, runtime.config.evaluate
@@ -201,7 +221,7 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
 
 
 def supervised(shapes: Shapes) -> Iterator[Job]:
-    """What a supervised stage runs."""
+    """Yields the program of a supervised stage: the training step."""
     section, config = shapes.runtime.config.sft, shapes.runtime.model.config
     optimizer, shardings, step = sft.make_programs(shapes.runtime)
 
@@ -218,7 +238,7 @@ def supervised(shapes: Shapes) -> Iterator[Job]:
 
 
 def scoring(shapes: Shapes) -> Iterator[Job]:
-    """The scores at the end of a stage."""
+    """Yields the program that scores the parameters at the end of a stage: a sampler."""
     section = shapes.runtime.config.evaluate
     name = f"sample scores, {section.samples} a prompt"
     yield sampling(shapes, name, section.batch, section.samples, section.sampling, {})

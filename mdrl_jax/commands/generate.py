@@ -1,4 +1,4 @@
-"""`generate`: prints one completion, by the same sampler that rollouts use."""
+"""The command `generate`: prints one completion of a prompt, sampled as in training."""
 
 import jax
 import numpy as np
@@ -22,13 +22,25 @@ def run(
     top_p: float,
     seed: int,
 ) -> None:
-    """Prints text, or space-separated ids where ids were given.
+    """Prints one completion as text, or as space-separated token ids if the prompt was given as ids.
+
+    Args:
+      model: Hugging Face folder; None if `workdir` is given.
+      workdir: work folder of a run; None if `model` is given.
+      stage: stage of that run whose final parameters are used.
+      prompt: text of the prompt; None if `prompt_ids` is given.
+      prompt_ids: token ids of the prompt, separated by commas; None if `prompt` is given.
+      max_new_tokens: largest number of tokens to generate.
+      temperature: sampling temperature; 0 always takes the likeliest token.
+      top_k: number of likeliest tokens to sample from; 0 is all.
+      top_p: probability of the likeliest tokens to sample from, together; 1 is all.
+      seed: seed of the sampling.
 
     Raises:
-      UserError: unless exactly one source and one prompt are named, or if prompt and completion are too long.
+      UserError: if not exactly one model and one prompt are given, or prompt and completion are too long.
     """
     if (model is None) == (workdir is None):
-        raise UserError("name either --model, or --workdir with --stage")
+        raise UserError("give either --model, or --workdir with --stage")
     if workdir is not None and stage is None:
         raise UserError("--stage is missing; name a stage of the work folder, e.g. --stage=math")
     if (prompt is None) == (prompt_ids is None):
@@ -39,7 +51,8 @@ def run(
     limit = loaded.model.config.max_positions
     if len(ids) + max_new_tokens > limit:
         raise UserError(
-            f"the prompt's {len(ids)} tokens and --max_new_tokens={max_new_tokens} exceed the model's {limit}"
+            f"the prompt's {len(ids)} tokens and --max_new_tokens={max_new_tokens} together exceed the model's limit "
+            f"of {limit} tokens"
         )
     sampler = make_sampler(
         loaded.model,
@@ -70,5 +83,5 @@ def _ids(loaded: Loaded, prompt: str | None, prompt_ids: str | None) -> list[int
             raise UserError(f"--prompt_ids={prompt_ids!r} is not a list of numbers, e.g. 1,2,3") from None
     vocabulary = loaded.model.config.vocab_size
     if not ids or not all(0 <= i < vocabulary for i in ids):
-        raise UserError(f"the prompt is empty or has ids outside 0 to {vocabulary - 1}")
+        raise UserError(f"the prompt is empty or has token ids outside 0 to {vocabulary - 1}")
     return ids

@@ -1,4 +1,4 @@
-"""A model ready to use outside a run: from a Hugging Face folder, or from a stage of a work folder."""
+"""Loads a model for use outside a run, from a Hugging Face folder or from a stage in a work folder."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,15 @@ from mdrl_jax.workfolder import WorkFolder
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """Model, parameters on their mesh, tokenizer, and the folder config and tokenizer came from."""
+    """A model that is ready to use.
+
+    Attributes:
+      model: the decoder.
+      params: its parameters, on the devices of `mesh`.
+      tokenizer: its tokenizer.
+      mesh: all devices, on the axis `data`.
+      folder: the Hugging Face folder that config.json and the tokenizer come from.
+    """
 
     model: Decoder
     params: Any
@@ -32,10 +40,10 @@ class Loaded:
 
 
 def load_folder(path: str) -> Loaded:
-    """A Hugging Face folder (or "tiny").
+    """Loads a Hugging Face folder; "tiny" is the base model of the package.
 
     Raises:
-      UserError: if it is absent, damaged or not supported.
+      UserError: if the folder is missing or damaged, or its model is not supported.
     """
     folder = model_folder(path)
     model = Decoder(huggingface.read_config(folder))
@@ -44,10 +52,17 @@ def load_folder(path: str) -> Loaded:
 
 
 def load_stage(workdir: str, name: str) -> Loaded:
-    """The parameters after a stage of a run; "base" is the model it started from.
+    """Loads the parameters at the end of a stage of a run.
+
+    Args:
+      workdir: work folder of the run.
+      name: name of the stage; "base" is the model that the run started from.
+
+    Returns:
+      The model with these parameters.
 
     Raises:
-      UserError: if the folder holds no run, or the stage is not in it or not finished.
+      UserError: if the folder holds no run, or the run has no such stage or has not finished it.
     """
     work = WorkFolder(Path(workdir))
     config: Config = config_module.parse(work.recorded())

@@ -1,10 +1,10 @@
-"""`report`: the page of a work folder, built anew from what is there."""
+"""The command `report`: builds the report page of a work folder from the records that are there."""
 
 from mdrl_jax.report import page
 
 
 def run(workdir: str) -> None:
-    """Writes `report/` of a work folder and says where the page is.
+    """Writes the folder `report/` in a work folder and prints the path of the page.
 
     Raises:
       UserError: if `workdir` is not a folder.

@@ -1,8 +1,11 @@
-"""`rollback`: training-free rollback on anybody's Hugging Face folders (definitions §9).
+"""The command `rollback`: restores a domain without training, on any Hugging Face folders (definitions §9).
 
-Removes from `model` the edit `after − before` on the conflict set of the domain that peaked at `keep`. Rules
-"displacement" and "magnitude" need the folders alone; "opposition" also what `keep` was trained from (`base`); "adding"
-and "removing" also a config and a domain, on whose training prompts gradients are taken.
+    result = model − strength · m ⊙ (after − before)
+
+m is the set of coordinates that the rule scores highest: those where the edit, after − before, most harms the domain
+that was at its peak at `keep`. The rules "displacement" and "magnitude" need nothing else. "opposition" needs the model
+that `keep` was trained from (`base`). "adding" and "removing" need a config and a domain, because they take gradients
+on its training prompts.
 """
 
 import dataclasses
@@ -34,7 +37,7 @@ from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import model_folder
 
 DEFAULT_RULE = "displacement"
-KEPT = ("config.json", "generation_config.json")  # of the model's folder, as they are
+KEPT = ("config.json", "generation_config.json")  # files that are copied unchanged from the model's folder
 
 
 def run(
@@ -51,24 +54,35 @@ def run(
     domain: str | None = None,
     output: str = "screen",
 ) -> None:
-    """Writes the new folder `out`: model − strength · m ⊙ (after − before), in the number format of `model`.
+    """Writes model − strength · m ⊙ (after − before) to a new folder, in the number format of `model`.
 
     Args:
-      fraction: share of all coordinates in m, those with the highest positive scores; 1 is the whole edit.
-      strength: 1 takes the edit back whole, 0 leaves the model as it is, bit for bit.
-      rule: one of `recovery.rollback.SCORES`.
-      output: as in `report/screen/console.py`.
+      model: Hugging Face folder of the model to change.
+      before: folder of the model before the edit.
+      after: folder of the model after the edit.
+      keep: folder of the model at the peak of the domain to restore.
+      out: the new folder.
+      fraction: share of all coordinates that m has, those with the highest positive scores; 1 is the whole edit.
+      strength: factor on the subtracted edit; 1 undoes it on m, 0 changes no bit of the model.
+      rule: name of the rule that scores coordinates (`recovery.rollback.rules.SCORES`).
+      base: folder of the model that `keep` was trained from, for "opposition".
+      config: configuration of the domain and its prompts, for "adding" and "removing".
+      domain: the domain to restore, for "adding" and "removing".
+      output: form of the standard output (`report/screen/console.py`).
 
     Raises:
-      UserError: for an `out` that is not empty, folders of other models, numbers out of range, or a rule that lacks
-        what it needs.
+      UserError: if `out` is not empty, the folders hold different models, a number is out of range, or the rule needs
+        an argument that is not given.
     """
     _check(out, fraction, strength, rule, base, config, domain)
     places = {"model": model, "before": before, "after": after, "keep": keep} | ({"base": base} if base else {})
     architecture = huggingface.read_config(model_folder(model))
     for name, place in places.items():
         if huggingface.read_config(model_folder(place)) != architecture:
-            raise UserError(f"the model in {place} (--{name}) has another config.json than that in {model} (--model)")
+            raise UserError(
+                f"the model in {place} (--{name}) has a different config.json than that in {model} (--model); all "
+                "models must have the same sizes"
+            )
     started = time.monotonic()
     with Screen(None, output) as screen:
         with screen.steps("rollback", len(places) + 2) as show:
@@ -92,7 +106,8 @@ def run(
                 mask = largest(scores, max(1, round(fraction * n)), changed)
             if not size(mask):
                 raise UserError(
-                    f"rule {rule} finds nothing to take back: no coordinate that --after changed has a score above 0"
+                    f"rule {rule} finds nothing to take back: no coordinate that --after changed has a score above 0; "
+                    "try another --rule"
                 )
             made = taken_back(ends.now, ends.edit, mask, np.float32(strength))
             show(len(places) + 1, f"writing {out}")
@@ -103,8 +118,8 @@ def run(
             loaded.tokenizer.save_pretrained(out)
         removed, whole = (float(jnp.sqrt(_square(ends.edit, m))) for m in (mask, changed))
         screen.print(
-            f"{size(mask)} of {n} coordinates by {'all' if fraction == 1 else rule} at strength {strength:g}, "
-            f"{removed / whole:.1%} of the edit's norm; written to {out}",
+            f"{size(mask)} of {n} coordinates (rule: {'all' if fraction == 1 else rule}) at strength {strength:g}, "
+            f"with {removed / whole:.1%} of the edit's norm; written to {out}",
             final=True,
         )
         screen.event("done", seconds=time.monotonic() - started, out=out)
@@ -114,15 +129,15 @@ def _check(
     out: str, fraction: float, strength: float, rule: str, base: str | None, config: Config | None, domain: str | None
 ) -> None:
     if not 0 < fraction <= 1:
-        raise UserError(f"--fraction={fraction} is not valid; a share of all coordinates, above 0 and up to 1")
+        raise UserError(f"--fraction={fraction} is not valid; it must be above 0 and at most 1")
     if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(f"--strength={strength} is not valid; 0 or more, 1 takes the edit back whole")
+        raise UserError(f"--strength={strength} is not valid; it must be 0 or more, and 1 undoes the edit completely")
     if rule not in SCORES:
         raise UserError(f"--rule={rule} is not known; known: {', '.join(SCORES)}")
     if rule == "opposition" and not base:
-        raise UserError("--rule=opposition needs --base, the folder that --keep was trained from")
+        raise UserError("--rule=opposition needs --base, the folder of the model that --keep was trained from")
     if rule in NEEDS_DATA and (config is None or domain is None):
-        raise UserError(f"--rule={rule} needs --config and --domain, whose training prompts it takes gradients on")
+        raise UserError(f"--rule={rule} needs --config and --domain: it takes gradients on the domain's prompts")
     if config is not None and domain is not None and domain not in config.scored_domains:
         raise UserError(f"--domain={domain} is not in the config's scored_domains: {', '.join(config.scored_domains)}")
     if Path(out).is_file() or (Path(out).is_dir() and any(Path(out).iterdir())):
@@ -132,7 +147,22 @@ def _check(
 def _scores(
     rule: str, ends: Ends, model: str, config: Config | None, domain: str | None, warn: Callable[[str], None]
 ) -> Any:
-    """The rule's scores; gradients are of completions drawn now, at `keep` or `model`."""
+    """Scores the coordinates by a rule; a rule that needs gradients samples completions at `keep` or at `model` first.
+
+    Args:
+      rule: name of the rule.
+      ends: the models' parameters and edits.
+      model: folder of the model, for its tokenizer.
+      config: configuration of the domain and its prompts; None if the rule needs none.
+      domain: the domain to restore; None if the rule needs none.
+      warn: shows a warning.
+
+    Returns:
+      A tree of scores, shaped and placed as the edit.
+
+    Raises:
+      UserError: if the rule's gradient is not measurable.
+    """
     if rule not in NEEDS_DATA or config is None or domain is None:
         return evidence.scores(None, rule, ends, _no_sample)[0]
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=model, weights="load"))
@@ -157,7 +187,7 @@ def _no_sample(point: str) -> samples.Sample:
 
 
 def _dtype(folder: Path) -> Any:
-    """The number format of a folder's weights; of several, float32, which holds the values of all."""
+    """The number format of a folder's weights; float32 if there are several, because it can hold all their values."""
     found = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(str(file), framework="numpy") as handle:

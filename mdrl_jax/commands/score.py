@@ -1,4 +1,4 @@
-"""`score`: judges completions from a JSON-lines file with the rewards used in training."""
+"""The command `score`: computes the rewards of completions in a JSON-lines file, with the rewards used in training."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def _is_answer(value: Any) -> bool:
     return isinstance(value, str) or _is_texts(value)
 
 
-# domain -> (the key that says what is right, whether its value is well formed, what that means)
+# domain -> (the key of a line that the reward checks against, the test of its value's form, that form in words)
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "math": ("answer", _is_answer, "a text or a list of texts"),
     "code": ("tests", _is_texts, "a list of Python sources"),
@@ -37,15 +37,23 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
 
 
 def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | None = None) -> None:
-    """Writes `{"reward", "error"}` to `out` for each line of `input_path`, in the same order.
+    """Writes `{"reward", "error"}` for each line of a file, in the same order.
 
-    domain: math, code, qa or cw. out: standard output by default. workers: one a core by default.
-    A qa line with "choices" (a list of texts) is judged by the letter it chooses; its "answer" is the right one.
-    Raises UserError, before anything is written, naming the first line that is damaged or
-    incomplete.
+    A line holds a "completion" and the value that it is checked against: "answer" (math, qa), "tests" (code) or
+    "constraints" (cw). If a qa line has "choices" (a list of texts), the completion has to choose the one that
+    "answer" names by its letter, its index or its text.
+
+    Args:
+      domain: "math", "code", "qa" or "cw".
+      input_path: the JSON-lines file.
+      out: file that the results are written to; standard output by default.
+      workers: number of worker processes; one per core by default.
+
+    Raises:
+      UserError: if a line is damaged or incomplete; the message names the first one, and nothing has been written.
     """
     if domain not in _CHECKS:
-        raise UserError(f"--domain={domain} is unknown; give one of {', '.join(_CHECKS)}")
+        raise UserError(f"--domain={domain} is not known; give one of {', '.join(_CHECKS)}")
     requests = [(_reward(domain, check), text, check) for text, check in _read(domain, input_path)]
     n_workers = min(workers or os.cpu_count() or 1, max(1, len(requests)))
     if workers is not None and workers < 1:
@@ -80,9 +88,9 @@ def _parse(domain: str, line: str, where: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(row, dict):
         raise UserError(f'{where} is not a JSON object; give {{"completion", "{key}"}}')
     if not isinstance(row.get("completion"), str):
-        raise UserError(f'{where}: "completion" must be there and be a text')
+        raise UserError(f'{where}: "completion" is missing or not a text')
     if not well_formed(row.get(key)):
-        raise UserError(f'{where}: "{key}" must be there and be {form} (domain {domain})')
+        raise UserError(f'{where}: "{key}" is missing or not {form} (domain {domain})')
     if domain == "qa" and not _is_texts(row.get("choices", ["any"])):
         raise UserError(f'{where}: "choices" must be a list of texts')
     return row["completion"], {k: v for k, v in row.items() if k != "completion"}

@@ -1,4 +1,4 @@
-"""`seeds`: one experiment over several seeds, as a plain table and as JSON."""
+"""The command `seeds`: combines runs of one experiment with several seeds, as a table and as JSON."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,19 @@ from mdrl_jax.report.tables.seeds import summarise_seeds
 
 
 def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path | None = None) -> None:
-    """Prints the table of one work folder a seed, and what their analyses say together, if they have any.
+    """Prints means and intervals over seeds, the comparison of methods, and the agreement of the analyses, if any.
 
-    The table goes to `out` as JSON, predicted against measured damage to `plot` as PNG, where given. Raises UserError
-    for a folder without evaluations, a seed that comes twice, or a plot of folders without an analysis.
+    Args:
+      workdirs: one work folder for each seed.
+      out: JSON file that the table is also written to; None writes none.
+      plot: PNG file for a plot of predicted against measured damage; None draws none.
+
+    Raises:
+      UserError: if a folder has no evaluations, a seed occurs twice, or `plot` is given but no folder has an analysis.
     """
     table, damage = summarise_seeds(workdirs), agreement.load(workdirs)
     if plot is not None and not damage:
-        raise UserError("--plot needs folders with an analysis; run their stage analyze first")
+        raise UserError("--plot needs work folders with an analysis; run their stage analyze first")
     compared = methods.compare(workdirs)
     print(table.text(), end="")
     if compared:

@@ -1,1 +1,1 @@
-"""What each kind of stage does: train (GRPO, supervised), roll back, merge, plan."""
+"""The code of each kind of stage: training (GRPO, supervised), rollback, merge and planning."""

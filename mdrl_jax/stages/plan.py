@@ -1,8 +1,13 @@
-"""The stages `plan`, `trials`, `recover` and `orders`: forecasts, their check, and acting on them.
+"""The stages `plan`, `trials`, `recover` and `orders`: they forecast recovery actions, test the forecasts and act.
 
-`recovery/plan.json` is the plan of a run. `trials` tries its actions, on validation prompts, and `recovery/trials.json`
-holds the rewards action by action, so that a run that was stopped goes on. What the plan picked and those that did best
-are then judged on test prompts (`recovery/judged.json`), and `recovery/outcomes.json` compares.
+An action is a refresh, a rollback, or doing nothing. `recovery/planning/` makes the forecasts (definitions §10).
+
+- `plan` writes `recovery/plan.json`: every action with its forecast, and the action it picks.
+- `trials` carries out every action and scores the result on validation prompts. `recovery/trials.json` is rewritten
+  after each action, so a stopped run continues with the next one. The picked action and those that did best are then
+  scored on test prompts (`recovery/judged.json`). `recovery/outcomes.json` compares forecasts and results.
+- `recover` carries out the action that the plan picks.
+- `orders` writes `recovery/orders.json`: forecasts of the damage in every order of the domains.
 """
 
 import dataclasses
@@ -31,7 +36,16 @@ from mdrl_jax.workfolder import WorkFolder
 
 @dataclasses.dataclass(eq=False)
 class Planning:
-    """Plans of one run."""
+    """Carries out the planning stages of one run.
+
+    Attributes:
+      runtime: model, devices, prompts and rewards of the run.
+      folder: the work folder.
+      stages: all stages of the run in order.
+      screen: shows and logs the output.
+      trainer: trains the refreshes.
+      params_after: (name of a stage, or "base") -> the parameters at its end.
+    """
 
     runtime: Runtime
     folder: WorkFolder
@@ -41,7 +55,7 @@ class Planning:
     params_after: Callable[[str], Any]
 
     def plan(self, stage: Stage) -> None:
-        """Forecasts and ranks the actions at the stage's start."""
+        """Forecasts and ranks the actions at the parameters that the stage starts from; writes the plan."""
         file = self.folder.root / "recovery" / "plan.json"
         if file.exists():
             self.screen.print(f"{stage.name}: finished before, skipped")
@@ -65,7 +79,11 @@ class Planning:
         self.screen.print(f"{stage.name}: {len(made['actions'])} actions in {made['seconds']:.0f} s")
 
     def recover(self, stage: Stage) -> tuple[Any, float]:
-        """Parameters after what the plan picks, and the tokens it trained on."""
+        """Carries out the action that the plan picks.
+
+        Returns:
+          The parameters after the action; and the number of tokens that it trained on, 0 unless it is a refresh.
+        """
         action = decision.best(self._plan())
         self.screen.print(f"{stage.name}: {action.words}")
         if action.kind == "nothing":
@@ -83,7 +101,10 @@ class Planning:
         return params, trained
 
     def trials(self, stage: Stage) -> None:
-        """Tries every action of the plan, one after the other, judges the best against the pick, and compares."""
+        """Tries every action of the plan and compares the results with the forecasts.
+
+        The picked action and the best ones are scored on test prompts as well.
+        """
         made = self._plan()
         actions = [decision.action_of(row) for row in made["actions"]]
         tried = self._measured(stage, "trials", actions, validation_rewards)
@@ -96,7 +117,17 @@ class Planning:
     def _measured(
         self, stage: Stage, name: str, actions: Sequence[Action], measure: Callable[[Runtime, Any], Rewards]
     ) -> dict[str, Rewards]:
-        """Rewards after each action, kept in `recovery/NAME.json` as they come."""
+        """Scores the parameters after each action; the results so far are kept in `recovery/NAME.json`.
+
+        Args:
+          stage: the stage `trials`.
+          name: name of the record, "trials" or "judged".
+          actions: actions to carry out, except those that are in the record already.
+          measure: (runtime, parameters) -> rewards by domain, [P, k].
+
+        Returns:
+          Name of the action -> rewards by domain, [P, k].
+        """
         file = self.folder.root / "recovery" / f"{name}.json"
         found: dict[str, Any] = records.read_json(file) if file.exists() else {}
         with self.screen.steps(f"{stage.name}: {name}", len(actions)) as show:
@@ -108,7 +139,7 @@ class Planning:
         return {name: {d: np.asarray(x) for d, x in by.items()} for name, by in found.items()}
 
     def _after(self, stage: Stage, actions: Sequence[Action]) -> Iterator[tuple[Action, Any]]:
-        """Each action with the parameters after it."""
+        """Yields each action with the parameters after it; all refreshes of a domain come from one training run."""
         for action in actions:
             if action.kind == "nothing":
                 yield action, self.params_after(stage.start)
@@ -123,7 +154,7 @@ class Planning:
                     yield steps[done], params
 
     def orders(self, stage: Stage) -> None:
-        """Forecasts what every order of the domains would lose, beside the orders that were run."""
+        """Forecasts the damage in every order of the domains, and compares it with the orders that this run trained."""
         solo = {d: self.params_after(f"solo-{d}") for d in stage.domains}
         drawn = {
             d: kept_sample(self.runtime, self.folder.root, f"solo-{d}", d, self.params_after) for d in stage.domains
@@ -150,9 +181,9 @@ class Planning:
         return {d: np.asarray(x) for d, x in record["rewards"].items()}
 
     def _refresh(self, stage: Stage, domain: str, steps: int) -> Stage:
-        """The refresh that was forecast: the domain's own stage again, from the plan's point."""
+        """The refresh as the plan forecasts it: the domain's own stage again, from the plan's starting point."""
         own = peak(domain, stage.start, self.stages)
-        assert own is not None  # the planner considers no other
+        assert own is not None  # the planner offers no refresh of a domain that was not trained
         train = dataclasses.replace(own.train, steps=steps)
         return dataclasses.replace(
             own, name=f"{stage.name}-{domain}", stream=f"refresh-{domain}", start=stage.start, train=train, keeps=()
@@ -168,9 +199,10 @@ class Planning:
 def _summary(found: dict[str, Any]) -> str:
     held, regret = found["calibration"]["average"], found["regret"]
     return (
-        f"{len(found['actions'])} actions tried: Spearman of forecast and outcome {_figure(found['spearman'])}, by "
-        f"domain {_figure(found['spearman_by_domain'])}; intervals of the mean that held the outcome "
-        f"{_figure(held['held'])}; regret of the pick {_figure(regret)} points"
+        f"{len(found['actions'])} actions tried: Spearman correlation of forecast and outcome "
+        f"{_figure(found['spearman'])}, by domain {_figure(found['spearman_by_domain'])}; share of forecast intervals "
+        f"(mean over domains) that contain the outcome {_figure(held['held'])}; regret of the pick "
+        f"{_figure(regret)} points"
     )
 
 

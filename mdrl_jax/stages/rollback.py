@@ -1,8 +1,13 @@
-"""A stage `rollback-A-B`: takes part of B's edit back from θ_T, to win A back without training (definitions §9).
+"""The stage `rollback-A-B`: subtracts part of B's edit from θ_T to restore domain A without training (definitions §9).
 
-Its record, `recovery/rollback-A-B.json`, holds every point of the sweep, the chosen one and the controls; what was
-taken off is kept beside it, sparse where that is smaller, so that a stage that is started again makes its parameters
-from there. Without the record all is done anew, from samples that are kept.
+    θ' = θ_T − β · m ⊙ δ_B
+
+A sweep on validation prompts chooses the coordinate set m and the strength β. `recovery/rollback/` holds the method:
+evidence, scores of coordinates, sweep and controls.
+
+The record `recovery/rollback-A-B.json` holds every point of the sweep, the chosen point and the controls. The edit
+m ⊙ δ_B is saved beside it as `.npz`, in sparse form if that is smaller. If the record exists when the stage starts, the
+parameters are made from these two files. Otherwise the sweep runs from its beginning, but reuses the saved samples.
 """
 
 import functools
@@ -33,10 +38,10 @@ from mdrl_jax.stats.estimate import figure_text
 
 
 def check(runtime: Runtime) -> None:
-    """Refuses rules that nothing scores by, before anything runs.
+    """Refuses unknown names in `recover.rules` before anything runs.
 
     Raises:
-      UserError: naming the rule.
+      UserError: if a rule is not known; the message names it.
     """
     for rule in runtime.config.recover.rules:
         if rule not in SCORES:
@@ -53,13 +58,20 @@ def run(
     folder: Path,
     track: Track,
 ) -> Any:
-    """The rolled-back parameters; sweeps first, and writes `folder`/recovery, unless that was done.
+    """Makes the rolled-back parameters; runs the sweep and writes its record first, unless the record exists.
 
     Args:
-      stage: the rollback.
-      peak, donor: the stages that trained A and B last on the way to its start (`stage.peak`).
-      params: stage name -> parameters at its end; "base" too.
-      track: shows how far each part of it is.
+      runtime: model, prompts, rewards and configuration of the run.
+      stage: the rollback stage.
+      peak: the stage that trained A last on the way to the rollback's start (`stage.peak`).
+      donor: the stage that trained B last on that way.
+      params: (name of a stage, or "base") -> the parameters at its end.
+      probe: compiled gradients and derivatives.
+      folder: the work folder; records go to `folder`/recovery.
+      track: shows the progress of each part.
+
+    Returns:
+      A tree of parameters; θ_T itself if no point of the sweep qualifies.
     """
     file = folder / "recovery" / f"{stage.name}.json"
     if file.exists():
@@ -71,7 +83,7 @@ def run(
         seconds[name], clock = time.monotonic() - clock, time.monotonic()
 
     domain = stage.domains[0]
-    # Of the checkpoints that edits are between, none stays on the devices; of A's own edit nothing after the evidence.
+    # To save device memory, no checkpoint is kept for the edits, and A's own edit is dropped after the evidence.
     own_edit, edit = (difference(params(s.name), params(s.start)) for s in (peak, donor))
     held = {name: params(name) for name in (peak.name, stage.start)}
     now = held[stage.start]
@@ -108,7 +120,16 @@ def run(
 
 
 def remade(runtime: Runtime, now: Any, file: Path) -> Any:
-    """θ_T with the recorded edit taken back at the recorded strength; θ_T itself where nothing was chosen."""
+    """Makes the rolled-back parameters from the record.
+
+    Args:
+      runtime: shapes and shardings of the parameters.
+      now: θ_T, the parameters at the rollback's start.
+      file: the JSON record; the edit lies beside it as `.npz`.
+
+    Returns:
+      θ_T minus the recorded strength times the recorded edit; θ_T itself if nothing was chosen.
+    """
     chosen = records.read_json(file)["chosen"]
     if chosen is None:
         return now
@@ -118,10 +139,13 @@ def remade(runtime: Runtime, now: Any, file: Path) -> Any:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """One line for the terminal."""
+    """The result of a rollback in one line, for the terminal."""
     name, chosen = f"{record['stage']}: ", record["chosen"]
     if chosen is None:
-        return f"{name}no set within the limit of {record['limit']:g} points gains anything; nothing was taken back"
+        return (
+            f"{name}no coordinate set improves the domain and costs every other one at most {record['limit']:g} "
+            "points; nothing was taken back"
+        )
     gain, loss = (record["test"][k] for k in ("gain", "loss"))
     shown = figure_text(gain["estimate"], gain["ci95"], "+.1f")
     return (
@@ -134,7 +158,21 @@ def summary(record: dict[str, Any]) -> str:
 def _trial(
     runtime: Runtime, stage: Stage, probe: Probe, ends: Ends, sample: Callable[[str, str], Any], track: Track
 ) -> tuple[Trial, dict[str, Any]]:
-    """What the sweep needs, and a record of the evidence; rules whose evidence is not measurable are left out."""
+    """Gathers the evidence: the shared route, and each rule's scores of coordinates.
+
+    A rule whose evidence is not measurable is left out of the sweep; the record gives the reason.
+
+    Args:
+      runtime: configuration of the run.
+      stage: the rollback stage.
+      probe: compiled gradients and derivatives.
+      ends: θ_T, θ*_A and the edits of A and B.
+      sample: (`PEAK` or `NOW`, domain) -> completions of the domain at that point.
+      track: shows the progress.
+
+    Returns:
+      The inputs of the sweep; and the record of the evidence.
+    """
     domain, settings = stage.domains[0], runtime.config.recover
     scores, found = {}, {}
     with track(f"{stage.name}: evidence", 1 + len(settings.rules)) as show:

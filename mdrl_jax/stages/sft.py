@@ -1,4 +1,7 @@
-"""A supervised stage on the domains' demonstrations: how the embedded base model is made."""
+"""Supervised training on the domains' demonstrations: the stage `pretrain`, which made the embedded base model.
+
+A batch has equally many replies of every domain. The loss is `rl/sft.py`; only tokens of the reply enter it.
+"""
 
 import random
 from collections.abc import Iterator
@@ -19,17 +22,30 @@ from mdrl_jax.stages.grpo import Metrics
 
 
 def learning_rate(section: SFTSection, step: int) -> float:
-    """Linear warm-up, constant, linear fall to 0 over the last `decay` of the steps."""
+    """The learning rate at a step.
+
+    It rises linearly over `warmup_steps`, stays constant, and falls linearly to 0 over the last share `decay` of the
+    steps.
+    """
     rise = (step + 1) / section.warmup_steps if section.warmup_steps else 1.0
     fall = (section.steps - step) / (section.decay * section.steps) if section.decay else 1.0
     return section.learning_rate * min(1.0, rise, fall)
 
 
 def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
-    """The batch of one step: as many replies of each domain, drawn from (seed, stage, step) alone.
+    """The batch of one step: equally many replies of each domain, drawn from (seed, stage, step) alone.
+
+    Args:
+      runtime: domains, tokenizer and configuration of the run.
+      stage: the supervised stage.
+      step: number of the step, from 0; after `sft.noise_from` of the steps replies are wrong with probability
+        `sft.noise`.
+
+    Returns:
+      Left-padded tokens [B, T] with B = `sft.batch_size` and T = `sft.length`; the mask is 1 on tokens of the reply.
 
     Raises:
-      UserError: if a domain has no demonstrations, or one does not fit `sft.length`.
+      UserError: if a domain has no demonstrations, or a demonstration is longer than `sft.length` tokens.
     """
     section = runtime.config.sft
     rng = random.Random(f"{runtime.config.seed}/{stage.name}/{step}")
@@ -38,7 +54,7 @@ def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
     for i in range(section.batch_size):
         domain = runtime.domains[stage.domains[i % len(stage.domains)]]
         if domain.demonstrate is None or not domain.pretraining:
-            raise UserError(f"domain {domain.name} has no demonstrations to pretrain on")
+            raise UserError(f"domain {domain.name} has no demonstrations; only procedural domains can be pretrained on")
         problem = rng.choice(domain.pretraining)
         prompts.append(problem.prompt)
         replies.append(domain.demonstrate(problem, rng, noise))
@@ -58,7 +74,11 @@ def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
 
 
 def make_programs(runtime: Runtime) -> tuple[Any, TrainState, Any]:
-    """(optimizer, shardings of the state, jitted step) of a supervised stage."""
+    """The programs of a supervised stage.
+
+    Returns:
+      The optimizer; the shardings of the training state; the jitted training step.
+    """
     optimizer = make_optimizer(runtime.config.sft.optimizer)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     loss_fn = make_sft_loss(runtime.model, runtime.config.model.logprob_chunk)
@@ -68,7 +88,21 @@ def make_programs(runtime: Runtime) -> tuple[Any, TrainState, Any]:
 def sft_steps(
     runtime: Runtime, stage: Stage, step_fn: Any, state: TrainState, first: int
 ) -> Iterator[tuple[int, TrainState, Metrics]]:
-    """Yields (steps done, state, metrics) after each step from `first`."""
+    """Runs the steps of a supervised stage.
+
+    Args:
+      runtime: data, devices and configuration of the run.
+      stage: the supervised stage.
+      step_fn: the jitted step from `make_programs`.
+      state: training state to start from.
+      first: number of steps done before.
+
+    Yields:
+      After each step: the number of steps done, the new state, and the step's metrics.
+
+    Raises:
+      UserError: if the mesh does not divide the rows of a micro-batch.
+    """
     section = runtime.config.sft
     rows = section.batch_size // section.grad_accum_steps
     if rows % batch_divisor(runtime.mesh):

@@ -1,6 +1,11 @@
-"""Training one stage, from its newest checkpoint or from its start: GRPO or supervised, with what keeps other domains.
+"""Trains one stage, by GRPO or supervised, from its newest checkpoint or from its start.
 
-What a stage cost goes into its checkpoints' meta with every save, so that a resumed stage adds to it.
+`experiment.py` calls `Trainer.train` for each training stage. The steps themselves are in `stages/grpo.py` and
+`stages/sft.py`; `recovery/prevention/prepare.py` adds what protects other domains to the GRPO step. This file connects
+them to checkpoints, costs, TensorBoard, the progress bar and, in a refresh, the tracker that decides when to stop.
+
+The costs of a stage so far (seconds and tokens) are saved in each checkpoint's meta, so a resumed stage continues to
+count from there.
 """
 
 import collections
@@ -30,25 +35,44 @@ from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "loss")
 SUMMED = ("tokens", "seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
-ERRORS = "reward_errors/"  # of one kind
+ERRORS = "reward_errors/"  # prefix of the metrics that count the reward errors of one kind
 Steps = Iterator[tuple[int, TrainState, grpo.Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a kind of stage trains: `steps(state, first)` yields (steps done, state, metrics)."""
+    """How one stage trains.
+
+    Attributes:
+      optimizer: the optax optimizer.
+      shardings: sharding of each array of the training state.
+      total: number of steps of the whole stage.
+      checkpoint_every: steps between checkpoints; 0: only at the end.
+      steps: (state, first) -> iterator of (steps done, state, metrics), where `first` steps were done before.
+      prompts: prompts of each step; 0 for a supervised stage, which draws its prompts at random.
+    """
 
     optimizer: Any
     shardings: TrainState
     total: int
     checkpoint_every: int
     steps: Callable[[TrainState, int], Steps]
-    prompts: int  # prompts a step
+    prompts: int
 
 
 @dataclasses.dataclass(eq=False)
 class Trainer:
-    """Trains the stages of one run; stages with the same loss, optimizer and transforms share compiled programs."""
+    """Trains the stages of one run.
+
+    Attributes:
+      runtime: model, devices, prompts and rewards of the run.
+      folder: the work folder.
+      stages: all stages of the run in order.
+      screen: shows and logs the output.
+      params_after: (name of a stage, or "base") -> the parameters at its end.
+      bases: (domain) -> the conflict subspaces that the analysis found for it.
+      programs: compiled programs; stages with the same loss, optimizer and transforms share them.
+    """
 
     runtime: Runtime
     folder: WorkFolder
@@ -59,7 +83,7 @@ class Trainer:
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def steps(self, stage: Stage) -> int:
-        """Steps that a finished stage took."""
+        """The number of steps that a finished stage took; 0 if it is no training stage."""
         if not stage.trains:
             return 0
         if stage.prefix == "refresh":
@@ -67,14 +91,25 @@ class Trainer:
         return self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
 
     def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
-        """The parameters at the stage's end, and what it cost (`costs`)."""
+        """Trains a stage to its end, or continues it from its newest checkpoint.
+
+        Args:
+          stage: a stage of kind "grpo" or "sft".
+
+        Returns:
+          The parameters at the stage's end; and what the stage cost: "seconds", "tokens_trained", "tokens_sampled" and
+          "tokens_read".
+
+        Raises:
+          Stopped: after a SIGTERM; a checkpoint is saved first, or the scores so far if the stage is a refresh.
+        """
         keep = self.runtime.config.checkpoints.keep
         with StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn) as checkpoints:
             first = checkpoints.latest() or 0
             costs = collections.Counter(checkpoints.meta()["costs"] if first else {})
             watched = stage.prefix == "refresh"
             total = self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
-            if first and (watched or first == total):  # of a refresh only the step that was kept is saved
+            if first and (watched or first == total):  # a refresh saves one checkpoint only, at its end
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), dict(costs)
             meter = metered(self.runtime)
@@ -101,7 +136,7 @@ class Trainer:
                         if ended:
                             break
                     elif done == recipe.total or stopping or _due(done, recipe.checkpoint_every):
-                        board.flush()  # what goes on after this step does not write it again
+                        board.flush()  # a run that resumes from this step does not log it again
                         meta = self._meta(stage, account(), done * recipe.prompts)
                         if done == recipe.total:
                             checkpoints.save_params(done, state.params, meta)
@@ -109,18 +144,25 @@ class Trainer:
                             checkpoints.save(done, state, meta)
                     if stopping:
                         checkpoints.wait()
-                        saved = "its scores are saved, and it begins anew" if tracker else "saved"
+                        saved = "its scores are saved, and its training will start over" if tracker else "saved"
                         raise preemption.Stopped(f"after step {done} of {stage.name}", saved)
             params = state.params
             if tracker:
                 params, done = tracker.best, tracker.record["chosen"]
                 checkpoints.save_params(max(done, 1), params, self._meta(stage, account(), 0))
-                self.screen.print(f"{stage.name}: kept step {done}; ended as {ended}")
+                self.screen.print(f"{stage.name}: kept step {done}; ended because {ended}")
         self.screen.print(_line(stage, recipe.total - first, account()["seconds"], totals))
         return params, account()
 
     def walk(self, stage: Stage) -> Iterator[tuple[int, Any, grpo.Metrics]]:
-        """(steps done, parameters, metrics) of a GRPO stage that is tried and not kept, from its start."""
+        """Runs a GRPO stage from its start without saving anything, for trials and `recover`.
+
+        Args:
+          stage: the stage to run.
+
+        Yields:
+          After each step: the number of steps done, a copy of the parameters, and the step's metrics.
+        """
         recipe = self._grpo(stage)
         state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
         for done, reached, metrics in recipe.steps(state, 0):
@@ -183,7 +225,7 @@ class Trainer:
 
 
 def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
-    """Starts a meter: what it gives are the seconds since then, and the tokens read and sampled."""
+    """Starts a meter; the returned function reads the seconds and the tokens read and sampled since the start."""
     started, before = time.monotonic(), collections.Counter(runtime.rollouts.spent)
 
     def read() -> dict[str, float]:
@@ -194,18 +236,27 @@ def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
 
 
 def matmul_parameters(shapes: Any) -> int:
-    """Parameters that every token is multiplied with: all but the norms' and, where untied, the embedding."""
+    """Number of parameters that every token passes through: all but an untied embedding, which is only looked up."""
     tied = "unembedding" not in shapes
     parts = {k: v for k, v in shapes.items() if k != "embedding" or tied}
     return sum(x.size for x in jax.tree.leaves(parts))
 
 
 def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The record `costs/NN-stage.json`.
+    """The record `costs/NN-stage.json`: what a stage cost.
 
-    "flops" are the model's own [chosen]: 2 for each parameter and token that was read or sampled, 6 for each that was
-    trained on; log-probs of a reference, what prevention computes of kept samples, evidence of a rollback and
-    recomputation are not in it, but all are in "seconds".
+    "flops" counts model FLOPs [chosen]: 2 per parameter and token read or sampled, 6 per parameter and token trained
+    on. It leaves out log-probs of a reference, what prevention methods compute from kept completions, the evidence of a
+    rollback, and recomputation. "seconds" includes all of them.
+
+    Args:
+      runtime: model of the run.
+      stage: the finished stage.
+      steps: training steps that it took.
+      found: what `Trainer.train` returned as its cost: seconds and numbers of tokens.
+
+    Returns:
+      The fields of the record; tokens and FLOPs are totals over the stage.
     """
     n = matmul_parameters(runtime.shapes)
     sampled, read = found.get("tokens_sampled", 0), found.get("tokens_read", 0)
@@ -226,8 +277,8 @@ def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float])
     if stage.kind == "grpo":
         line += (
             f" (sampling and rewards {totals['seconds_sampling']:.0f} s, updates "
-            f"{totals['seconds_training']:.0f} s); {totals['dropped_groups']:.0f} groups without "
-            f"reward variance left out, {totals['reward_errors']:.0f} reward errors"
+            f"{totals['seconds_training']:.0f} s); left out {totals['dropped_groups']:.0f} groups without "
+            f"reward variance; {totals['reward_errors']:.0f} reward errors"
         )
         kinds = [f"{k.removeprefix(ERRORS)} {v:.0f}" for k, v in sorted(totals.items()) if k.startswith(ERRORS)]
         line += f" ({', '.join(kinds)})" if kinds else ""

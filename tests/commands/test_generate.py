@@ -68,7 +68,7 @@ WRONG = {
     "empty ids": (["--model=DIR", "--prompt_ids="], "not a list of numbers"),
     "ids beyond": (["--model=DIR", "--prompt_ids=1,2048"], "ids outside 0 to 2047"),
     "negative ids": (["--model=DIR", "--prompt_ids=-1"], "ids outside 0 to 2047"),
-    "too long": (["--model=DIR", "--prompt_ids=1,2", "--max_new_tokens=511"], "exceed the model's 512"),
+    "too long": (["--model=DIR", "--prompt_ids=1,2", "--max_new_tokens=511"], "exceed the model's limit of 512 tokens"),
     "nothing new": (["--model=DIR", "--prompt=a", "--max_new_tokens=0"], "max_new_tokens"),
     "cold": (["--model=DIR", "--prompt=a", "--temperature=-1"], "temperature"),
     "warm": (["--model=DIR", "--prompt=a", "--temperature=hot"], "temperature"),

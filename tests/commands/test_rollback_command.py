@@ -140,7 +140,7 @@ def test_rules_with_data_take_gradients_of_the_domain(
     model, names = weights(folders["model"]), sorted(found)
     changed = joined(found, names) != joined(model, names)
     assert changed.mean() == pytest.approx(0.01, rel=0.02)
-    assert "coordinates by removing at strength 1" in capsys.readouterr().out
+    assert "coordinates (rule: removing) at strength 1" in capsys.readouterr().out
 
 
 WRONG = {
@@ -153,7 +153,7 @@ WRONG = {
     "no data": ({"rule": "removing"}, r"--rule=removing needs --config and --domain"),
     "domain": ({"rule": "removing", "config": parse(default()), "domain": "law"}, r"--domain=law is not in the config"),
     "absent": ({"keep": "nowhere"}, r"model folder nowhere does not exist"),
-    "other": ({"keep": "tiny"}, r"the model in tiny \(--keep\) has another config.json"),
+    "other": ({"keep": "tiny"}, r"the model in tiny \(--keep\) has a different config.json"),
     "nothing": ({"after": "BEFORE"}, r"rule displacement finds nothing to take back"),
 }
 

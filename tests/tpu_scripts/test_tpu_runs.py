@@ -111,7 +111,7 @@ def test_a_command_that_fails_on_one_worker_is_named_and_not_repeated(cloud: Clo
     uv.write_text("#!/bin/bash\necho no space left; exit 7\n")
     done = cloud("install.sh")
     assert done.returncode == 7 and "no space left" in done.stdout
-    one_line(done, "installing on pod: status 7 on worker 1; what it wrote is above")
+    one_line(done, "installing on pod: status 7 on worker 1; its output is above")
     assert cloud.steps[-1] == "ssh all install" and len(cloud.calls) == 4
 
 
