@@ -193,7 +193,7 @@ def test_a_model_that_is_absent_or_damaged_is_named(refused: Refused, config: st
 def test_prompts_that_are_too_long_are_refused(refused: Refused, config: str, tmp_path: Path):
     workdir = f"--workdir={tmp_path / 'new'}"
     line = refused("run", config, "--config.rollout.prompt_buckets=(2,)", workdir)
-    assert "domain qa" in line and "limit (rollout.prompt_buckets) is 2" in line
+    assert "domain qa" in line and "limit (the last of rollout.prompt_buckets) is 2" in line
     assert "rollout" in refused("run", config, "--config.rollout.completion_buckets=(9999,)", workdir)
     assert not (tmp_path / "new").exists()
 
