@@ -27,12 +27,17 @@ from mdrl_jax.model import huggingface  # noqa: E402
 from mdrl_jax.model.families import FAMILIES, ModelConfig, RopeScaling  # noqa: E402
 from mdrl_jax.model.transformer import Decoder  # noqa: E402
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh  # noqa: E402
+from tests import compiled  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps xdist from sorting the files by their number of tests; `pytest_collection_modifyitems` orders them."""
+    """Keeps xdist from sorting the files by their number of tests (`pytest_collection_modifyitems` orders them).
+
+    Makes the folder of compiled programs.
+    """
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    compiled.make(config.add_cleanup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,14 +1,10 @@
 """Tests of the command `run` as a user calls it: whole runs and their records, kills, a placebo, compilations."""
 
-import atexit
-import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from mdrl_jax.commands.loaded import load_stage
 from mdrl_jax.config import default, parse
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.programs import compilations
+from tests import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = """
@@ -55,20 +52,12 @@ def command(config: Path, workdir: Path) -> list[str]:
     return [sys.executable, "-m", "mdrl_jax.main", f"--config={config}", f"--workdir={workdir}"]
 
 
-@functools.cache
-def compiled() -> str:
-    """The folder of compiled programs. All runs of these tests share it, because they compile the same programs."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def environment() -> dict[str, str]:
     # One device, as on a user's machine, instead of the tests' eight.
     return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COMPILATION_CACHE_DIR": compiled(),
+        "JAX_COMPILATION_CACHE_DIR": os.environ[compiled.FOLDER],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 

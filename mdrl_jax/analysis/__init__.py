@@ -1,3 +1,1 @@
-"""What training on one domain does to another: statistics now, then edits, gradients, curvature and
-circuits.
-"""
+"""What training on one domain does to the others: edits, gradients, routes, damage and the shared conflict subspace."""

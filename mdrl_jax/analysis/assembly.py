@@ -1,4 +1,9 @@
-"""From the units of an analysis to its records: `analysis/*.json` and the verdicts of `claims.json` (§13)."""
+"""Combines the units of an analysis into `analysis/*.json` and the verdicts of C1 to C5 (definitions §13).
+
+`interference.py` calls `harmed` to choose the pairs whose conflict subspace is sought, and `assemble` at the end. The
+keys of `Parts` are the names of the units (see there). The rules of the claims are in `claims/interference.py`; this
+file selects the figures that they judge.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,20 +17,25 @@ from mdrl_jax.stats.overlap import mean_jaccard
 from mdrl_jax.stats.tests import r_squared, rank_agreement
 
 Parts = Mapping[str, Any]
-# Which measured damage each objective's prediction is held against.
+# For each objective whose prediction is compared with a measurement: the objective with the measured damage.
 AGAINST = {"reward": "reward", "surrogate": "reward", "success_nll": "success_nll", "kl": "kl"}
 CONFLICTS = ("reward", "success_nll")
 
 
 def starting(parts: Parts, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Units whose name starts with `prefix-`, and the rest of the name."""
+    """(rest of the name, content) of each unit whose name starts with `prefix-`."""
     for name, part in parts.items():
         if name.startswith(f"{prefix}-"):
             yield name.removeprefix(f"{prefix}-"), part
 
 
 def harmed(parts: Parts, most: int) -> list[tuple[str, str]]:
-    """(domain, later stage) of up to `most` pairs whose reward fell measurably, those that lost most first."""
+    """The pairs (domain, later stage) with the largest measured damage of the reward, largest first.
+
+    Args:
+      parts: the units so far, with all of damage.
+      most: how many pairs at most. Only pairs whose interval of the damage lies above 0 count.
+    """
     found = []
     for _, part in starting(parts, "damage"):
         measured = part["objectives"]["reward"]["measured"]
@@ -35,7 +45,15 @@ def harmed(parts: Parts, most: int) -> list[tuple[str, str]]:
 
 
 def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
-    """The content of every file of the analysis, by name."""
+    """The content of every file of the analysis.
+
+    Args:
+      parts: all units, by name.
+      settings: the settings of the analysis (`Analysis.settings`), with the list of "stages".
+
+    Returns:
+      by file name without ending: "edits", "gradients", "routes", "damage", "subspace" and "claims".
+    """
     points = dict(starting(parts, "point"))
     pairs = [part for _, part in starting(parts, "damage")]
     stages = settings["stages"]
@@ -62,13 +80,24 @@ def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
 
 
 def _later(stages: Sequence[Record]) -> list[tuple[str, Record]]:
-    """(domain, later stage) in the order of the sequence; a domain counts from its last stage on."""
+    """All pairs (domain, later stage), in the order of the sequence; later means after the domain's last stage."""
     own = {s["domain"]: i for i, s in enumerate(stages)}
     return [(d, s) for d, i in sorted(own.items(), key=lambda x: x[1]) for s in stages[i + 1 :]]
 
 
 def transfer(points: Parts, domain: str, stage: Record, stages: Sequence[Record]) -> Record:
-    """Change of a domain's mean reward through one later stage, beside −g_A·δ_B on the shared route (§5)."""
+    """The change of a domain's mean reward through one later stage, beside its first-order prediction (definitions §5).
+
+    Args:
+      points: the units `point-…`, by checkpoint.
+      domain: the domain A whose reward changes.
+      stage: the later stage, as in the settings.
+      stages: all stages, as in the settings.
+
+    Returns:
+      {"domain", "stage", "measured", "effect"}: "effect" is −g_A·δ_B on the shared route and on its complement; None if
+      it was not measured.
+    """
     after, before = (np.asarray(points[name]["rewards"][domain]) for name in (stage["name"], stage["start"]))
     own = next(s["name"] for s in reversed(stages) if s["domain"] == domain)
     shared = points[own].get("shared", {}).get(stage["domain"])
@@ -81,7 +110,15 @@ def transfer(points: Parts, domain: str, stage: Record, stages: Sequence[Record]
 
 
 def predicted_against_measured(pairs: Sequence[Record]) -> dict[str, Any]:
-    """Predicted against measured damage over pairs: Spearman and R² of the line of equality, by objective."""
+    """How well predicted and measured damage agree over the pairs of a run (`agreement` of definitions §6).
+
+    Args:
+      pairs: the units `damage-…`.
+
+    Returns:
+      by objective: {"n", "points": [[predicted, measured]], "spearman", "r_squared"}. R² is that of the line
+      measured = predicted.
+    """
     out = {}
     for name, measure in AGAINST.items():
         points = [
@@ -98,7 +135,12 @@ def predicted_against_measured(pairs: Sequence[Record]) -> dict[str, Any]:
 
 
 def verdicts(found: Mapping[str, Any], stages: Sequence[Record]) -> list[Record]:
-    """C1 to C5."""
+    """The verdicts of C1 to C5, as records.
+
+    Args:
+      found: the other contents made by `assemble`.
+      stages: all stages, as in the settings.
+    """
     edits, damage = found["edits"], {(p["domain"], p["stage"]): p for p in found["damage"]["pairs"]}
     own = {s["domain"]: s["name"] for s in stages}
     each = [
@@ -141,6 +183,7 @@ def verdicts(found: Mapping[str, Any], stages: Sequence[Record]) -> list[Record]
 
 
 def _conflict(key: tuple[str, str], pair: Record, subspaces: Sequence[Record]) -> DamagePair:
+    """The input of C5 for the pair `key` = (domain, later stage): its damage, and its subspace for each objective."""
     objectives = {}
     for name in CONFLICTS:
         record = next((s for s in subspaces if (s["domain"], s["stage"], s["objective"]) == (*key, name)), None)
@@ -159,10 +202,12 @@ def _conflict(key: tuple[str, str], pair: Record, subspaces: Sequence[Record]) -
 
 
 def _between(figures: Mapping[str, Any], a: str, b: str) -> Any:
+    """The figures of the pair of domains a and b, in either order; None if there are none."""
     return figures.get(f"{a}-{b}") or figures.get(f"{b}-{a}")
 
 
 def _mean_jaccard(pairs: Sequence[Record]) -> Record:
+    """The mean Jaccard by layer over pairs of domains; its null is the average of the pairs' nulls (definitions §3)."""
     known = {tuple(p["domains"]): [p["by_layer"]["estimate"]] for p in pairs if p["by_layer"]["estimate"] is not None}
     if not known:
         return missing("fewer than two domains were trained")

@@ -1,18 +1,26 @@
 """How much second-order damage a low-dimensional subspace captures (definitions §7, claim C5).
 
-With H the Hessian of domain A's loss at θ*_A, ℛ the route, S the span of the leading eigenvectors of P_ℛ H P_ℛ and D
-the displacement, DᵀHD = D_SᵀHD_S + 2 D_SᵀHD_⊥ + D_⊥ᵀHD_⊥ is split on the ladder all → ℛ → S. Domain A's prompts come
-in two halves; the vectors found on one are judged on the other, and the two are pooled, so that each prompt is
-counted once and never by vectors that saw it. Every figure is a mean over prompts, or a function of such means, with
-an interval from one set of 2,000 draws of prompts: differences and ratios are paired. The intervals take the vectors
-as given.
+`conflict.find` supplies the vectors and the ways to measure with them (`Half`). This file judges the vectors, and
+`shares.py` turns the terms into records.
+
+H is the Hessian of domain A's loss at θ*_A, ℛ the shared route, S the span of the leading eigenvectors of P_ℛ H P_ℛ,
+and D the displacement. With D_P = P D and D_⊥ = D − D_P,
+
+    DᵀHD = D_PᵀHD_P + 2 D_PᵀHD_⊥ + D_⊥ᵀHD_⊥
+
+for the projection P on ℛ, and for that on S. The captured share is c(k) = D_SᵀHD_S / DᵀHD, where S has k vectors.
+
+Domain A's prompts come in two halves. Vectors found on one half are judged on the other, and the results of both
+halves are pooled. So every prompt counts once, and no vector is judged by a prompt that it was found on. Every figure
+is a mean over prompts or a function of such means. All figures use the same 2,000 draws of prompts, so that their
+differences and ratios are paired. The intervals take the vectors as given.
 
     record = measure((first, second), route_displacement, {"qa": qa_vectors}, key, unit="nats")
     record["captured"][-1]["share"]      # c(16): {"estimate", "ci95", "null", "n", "unit"}
-    record["baselines"][0]["margin"]     # c(16) minus that of the best of 40 random subspaces
+    record["baselines"][0]["margin"]     # c(16) of S minus that of the best of 40 random subspaces
 
-Chosen where the definitions leave it open: fewer than k positive eigenvalues make c(k) that of those there are, and
-its baselines have as few dimensions; random subspaces are drawn at the largest k only, where the decision falls.
+With fewer than k positive eigenvalues, c(k) uses the positive ones, and the baselines have as few dimensions [chosen].
+Random subspaces are drawn at the largest k only, because the claim is decided there [chosen].
 """
 
 import dataclasses
@@ -32,8 +40,8 @@ from mdrl_jax.stats.estimate import missing
 
 KS = (1, 2, 4, 8, 16)
 N_RANDOM = 40
-N_ANGLES = 10  # draws of the null of angles, whose spread is small
-# Directions a call of `quadratic`: always this many, so that it is compiled once.
+N_ANGLES = 10  # random subspaces in the null of the mean angle; few are enough, because its spread is small
+# Directions in each call of `Half.quadratic`. The number never varies, so that the program is compiled once.
 AT_ONCE = 8
 
 _stack = program("ladder_stack", lambda *directions: jax.tree.map(lambda *x: jnp.stack(x), *directions))
@@ -41,14 +49,16 @@ _stack = program("ladder_stack", lambda *directions: jax.tree.map(lambda *x: jnp
 
 @dataclasses.dataclass(frozen=True)
 class Half:
-    """One half of domain A's prompts: what was found on them, and how to measure on them.
+    """One half of domain A's prompts: the vectors found on it, and functions that measure on it.
 
-    values [k], vectors [k, ...]: leading eigenpairs of P_ℛ H P_ℛ in the loss's sign, by descending algebraic value.
-    null_top_values: the top eigenvalue with advantages permuted within groups, one a permutation; empty where the
-      objective has no advantages, and then there is no measured dimension.
-    quadratic: directions [n, ...] of the route -> dᵀH_p d [n, P] by prompt, in the loss's sign.
-    complement: a direction d of the route -> (D − d)ᵀH_p(D − d) [P], in the full space.
-    total_P: DᵀH_pD, in the full space.
+    Attributes:
+      values: leading eigenvalues of P_ℛ H P_ℛ in the loss's sign, in descending algebraic order, [k].
+      vectors: their orthonormal eigenvectors, a tree [k, ...] of the route.
+      null_top_values: the top eigenvalue of each permutation of advantages within groups. It is empty if the objective
+        has no advantages, and then there is no measured dimension.
+      quadratic: directions [n, ...] of the route -> dᵀH_p d of each prompt p, [n, P], in the loss's sign.
+      complement: a direction d of the route -> (D − d)ᵀH_p(D − d) over all parameters, [P].
+      total_P: DᵀH_pD over all parameters.
     """
 
     values: ArrayLike
@@ -59,16 +69,16 @@ class Half:
     total_P: ArrayLike
 
     def dimension(self, k: int) -> int:
-        """Vectors behind c(k): those without a positive eigenvalue are dropped."""
+        """How many vectors c(k) uses: at most k, and only those with a positive eigenvalue."""
         return min(k, int(subspace.positive(self.values).sum()))
 
     def measured(self) -> int | None:
-        """The measured dimension of S."""
+        """The measured dimension of S (definitions §7); None if there is no null of the top eigenvalue."""
         null = self.null_top_values
         return subspace.measured_dimension(self.values, null) if np.size(null) else None
 
     def record(self) -> dict[str, Any]:
-        """What the half's own prompts say of S."""
+        """The search on this half: number of prompts, eigenvalues, the null's 95th percentile, measured dimension."""
         null = np.asarray(self.null_top_values, float)
         return {
             "n_prompts": int(np.size(self.total_P)),
@@ -88,19 +98,23 @@ def measure(
     n_random: int = N_RANDOM,
     support: Any = None,
 ) -> dict[str, Any]:
-    """The cross-fitted record of captured damage, ready for JSON.
+    """The captured damage of S and of its baselines, with the vectors of each half judged on the other.
 
     Args:
-      halves: domain A's prompts, halved.
+      halves: the two halves of domain A's prompts.
       displacement: D on the route, a tree like one of the vectors.
-      others: orthonormal eigenvectors of other domains in the same space, by domain.
+      others: orthonormal eigenvectors of other domains' losses in the same space, by domain.
       key: of the random subspaces.
       unit: of the loss ("reward", "nats").
-      support: ones where the route has coordinates and zeros where it is padded; None: it is not padded.
-      ks: dimensions to measure at, ascending; the ladder and the margins are at the last.
+      ks: the dimensions k of c(k), ascending. The ladder and the margins use the last.
+      n_random: number of random subspaces.
+      support: a tree of ones with zeros where the route is padded; None if the route is not padded.
 
-    Where the interval of DᵀHD includes 0 the shares are undefined: {"estimate": None, "reason": ...}. Shares are not
-    clipped; with a DᵀHD below 0, where D lowers the loss to second order, a share is one of that gain.
+    Returns:
+      the record for JSON: "unit", "n_prompts", "halves", "angles", "total", "ladder", "captured", "k90", "residual"
+      and "baselines" (definitions §7). If the interval of DᵀHD includes 0, shares are undefined: their estimate is None
+      and they have a "reason". Shares are not cut to [0, 1]. If DᵀHD is below 0, D lowers the loss to second order, and
+      a share is a share of that gain.
     """
     first, second = halves
 
@@ -140,15 +154,15 @@ def _titles(others: Mapping[str, Any]) -> list[str]:
     return [f"eigenvectors of {name}" for name in others]
 
 
-Random = Callable[[int, int], Any]  # (number of the draw, dimension) -> an orthonormal basis
+Random = Callable[[int, int], Any]  # (index of the draw, dimension) -> an orthonormal basis
 
 
 def _columns(
     halves: tuple[Half, Half], d: Any, others: Mapping[str, Any], random: Random, ks: Sequence[int], n_random: int
 ) -> list[dict[str, Floats]]:
-    """Second-order terms by prompt of each half, with the vectors of the other; directions are made as they are used.
+    """The second-order terms of each half's prompts, by name, with the vectors of the other half.
 
-    A random subspace is drawn once for both.
+    Each random subspace is drawn once and used on both halves. To save memory, directions are made one by one.
     """
     first, second = halves
     judges = [_Judge(found, judged, ks) for found, judged in ((second, first), (first, second))]
@@ -163,7 +177,15 @@ def _columns(
 
 @dataclasses.dataclass
 class _Judge:
-    """Collects the terms of one half, `AT_ONCE` directions a call."""
+    """Computes the terms of one half, `AT_ONCE` directions at a time.
+
+    Attributes:
+      found: the half that the vectors were found on.
+      judged: the other half, whose prompts give the terms.
+      ks: the dimensions k of c(k).
+      columns: the terms so far, by name, [P] each.
+      waiting: directions whose terms are not computed yet, by name.
+    """
 
     found: Half
     judged: Half
@@ -172,7 +194,12 @@ class _Judge:
     waiting: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def known(self, d: Any, others: Mapping[str, Any]) -> None:
-        """Everything but random subspaces."""
+        """Adds the total, the route, S, and all baselines except the random subspaces.
+
+        Args:
+          d: D on the route.
+          others: eigenvectors of other domains' losses, by domain.
+        """
         found, vectors = self.found, self.found.vectors
         self.columns["total"] = np.asarray(self.judged.total_P, float)
         self.add("route", d, outside=True)
@@ -186,7 +213,13 @@ class _Judge:
             self.add("measured S", subspace.project(vectors, d, found.measured()), outside=True)
 
     def add(self, name: str, direction: Any, outside: bool = False) -> None:
-        """A direction, whose terms are computed once enough have come together."""
+        """Adds a direction. Its terms dᵀH_p d are computed when `AT_ONCE` directions are waiting.
+
+        Args:
+          name: of the term.
+          direction: d, a direction of the route.
+          outside: also computes the term (D − d)ᵀH_p(D − d), under the name "outside {name}".
+        """
         if outside:
             self.columns[f"outside {name}"] = np.asarray(self.judged.complement(direction), float)
         self.waiting[name] = direction
@@ -201,16 +234,25 @@ class _Judge:
         self.waiting.clear()
 
     def finish(self) -> dict[str, Floats]:
-        """All terms, by name."""
+        """Computes the terms of the directions that are left, and returns all terms by name."""
         if self.waiting:
             self._compute()
         return self.columns
 
 
 def _angles(halves: tuple[Half, Half], k: int, random: Random) -> dict[str, Any]:
-    """Principal angles between the halves' S; the null is the band of the mean angle of S to random subspaces.
+    """Principal angles, in radians, between the subspaces found on the two halves.
 
-    The interval of the mean is the central 95 % of the k angles (bootstrapping prompts would repeat Lanczos).
+    The interval of the mean is the central 95 % of the k angles, because a bootstrap of prompts would have to repeat
+    the Lanczos search. The null is the central 95 % of the mean angle between S and random subspaces.
+
+    Args:
+      halves: both halves.
+      k: vectors of each half that are compared.
+      random: draws the random subspaces of the null.
+
+    Returns:
+      {"angles": list, "mean": record}.
     """
     if k == 0:
         return {"angles": [], "mean": missing("one half has no positive eigenvalue", "rad")}

@@ -1,9 +1,13 @@
-"""What one point of a sequence says of its domains: gradients, routes, later edits on them (definitions §4, §5).
+"""The figures of one checkpoint: gradients, routes, and later edits on shared routes (definitions §4, §5).
 
-At the base model all pairs of domains, at every θ*_A but the last those of A and of domains trained after it: cosines
-of gradients and overlaps of routes; on the shared route ℛ of A and a later B the cosine of their edits and the
-first-order effect −g_A·δ_B of B's edit (positive: it lowers A's loss), beside ℛ's complement and random sets of its
-size.
+`interference.Analysis.point` calls these functions at the base model, for all domains, and at every θ*_A that has a
+later stage, for A and the domains trained after it. For each pair of domains they give the cosine of the gradients and
+the overlap of the routes. For A and each later domain B they also give, on the shared route ℛ:
+
+- the cosine of the edits of A and B,
+- the first-order effect −g_A·δ_B of B's edit. A positive effect lowers A's loss.
+
+Both are also given on the complement of ℛ. Their null is random sets of neurons of the size of ℛ.
 """
 
 import dataclasses
@@ -22,13 +26,20 @@ from mdrl_jax.stats.estimate import student
 from mdrl_jax.stats.overlap import jaccard, overlap, top_share
 from mdrl_jax.stats.tests import null_record
 
-N_RANDOM = 1000
+N_RANDOM = 1000  # random sets of neurons in a null
 Floats = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
 class Later:
-    """A later stage B: δ_B as trained in the sequence, and the edits (solo ones if there are) that are compared."""
+    """A later stage B, compared with domain A.
+
+    Attributes:
+      domain: B.
+      edit: δ_B as trained in the sequence.
+      own: the edit of A that `edit_cosine` compares; the solo edit if there is one.
+      others: the edit of B that it is compared with; the solo edit if there is one.
+    """
 
     domain: str
     edit: Any
@@ -40,7 +51,20 @@ def gradient_figures(
     probe: Probe, params: Any, samples: Mapping[str, Sample], own: str | None, later: Sequence[Later],
     progress: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, Floats]]:  # fmt: skip
-    """Comparisons of all pairs of domains, and ⟨g_A, δ_B⟩ by block and neuron [M, L, F] for each later B."""
+    """Compares the gradients of all pairs of domains at one point.
+
+    Args:
+      probe: the compiled device programs.
+      params: the parameters at the point.
+      samples: completions of each domain, sampled at the point, with the same number of prompts.
+      own: the domain A that peaks at the point; None at the base model.
+      later: the later stages.
+      progress: told what is being computed.
+
+    Returns:
+      the comparisons (`gradients.compare`) by pair "a-b", with "domains"; and for each later domain B the inner
+      products ⟨g_A, δ_B⟩ of each of A's M blocks on each neuron, [M, L, F].
+    """
     names, batch = list(samples), probe.runtime.config.analyze.batch
     blocks = {name: probe.rows(sample) for name, sample in samples.items()}
     per_domain = next(iter(samples.values())).n_prompts // batch
@@ -66,7 +90,13 @@ def gradient_figures(
 
 
 def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, Any]:
-    """Jaccard of two routes with chance and null; its interval leaves out one block of prompts at a time."""
+    """The overlap of two routes: the record of `stats.overlap.overlap`, with a jackknife interval over blocks.
+
+    Args:
+      a, b: activity of two domains in the same number of blocks.
+      which: the completions, one of `routes.WHICH`.
+      kind: "neurons" or "heads".
+    """
     sets = [top_share(x.scores(which, kind), SHARE) for x in (a, b)]
     record = overlap(sets[0], sets[1])
     if record["estimate"] is None:
@@ -78,7 +108,15 @@ def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, 
 
 
 def route_figures(activity: Mapping[str, Activity]) -> dict[str, Any]:
-    """Overlaps of all pairs of domains: neurons and heads, over all completions and over correct ones."""
+    """The overlaps of the routes of all pairs of domains.
+
+    Args:
+      activity: by domain.
+
+    Returns:
+      by pair "a-b": {"domains": [a, b], "neurons": {"all", "correct"}, "heads": {"all", "correct"}}, with a record of
+      `route_overlap` for each kind and choice of completions.
+    """
     names = list(activity)
     return {
         f"{a}-{b}": {"domains": [a, b]}
@@ -92,12 +130,24 @@ def route_figures(activity: Mapping[str, Activity]) -> dict[str, Any]:
 
 
 def shared_route(a: Activity, b: Activity) -> NDArray[np.bool_]:
-    """ℛ = R_A ∩ R_B over MLP neurons [L, F]."""
+    """The shared route ℛ = R_A ∩ R_B of MLP neurons, over all completions, [L, F]."""
     return top_share(a.scores("all", "neurons"), SHARE) & top_share(b.scores("all", "neurons"), SHARE)
 
 
 def on_route(probe: Probe, route_LF: NDArray[np.bool_], later: Later, effect_MLF: Floats) -> dict[str, Any]:
-    """Cosine of the edits and −g_A·δ_B on ℛ, on its complement, and on random sets of ℛ's size in each layer."""
+    """The cosine of the edits and the effect −g_A·δ_B on ℛ and on its complement.
+
+    Args:
+      probe: the compiled device programs.
+      route_LF: ℛ.
+      later: the later stage B.
+      effect_MLF: ⟨g_A, δ_B⟩ of each of A's M blocks on each neuron.
+
+    Returns:
+      {"neurons": indices by layer of the neurons of ℛ, "edit_cosine": {"route", "complement"}, "effect": {"route",
+      "complement"}, "effect_by_neuron": −g_A·δ_B of each neuron of ℛ, by layer}. The figures on the route have a null
+      of random sets with as many neurons in each layer as ℛ.
+    """
     ab, aa, bb = (
         np.asarray(probe.neuron_products(x, y), np.float64)
         for x, y in ((later.own, later.others), (later.own, later.own), (later.others, later.others))
@@ -137,4 +187,5 @@ def on_route(probe: Probe, route_LF: NDArray[np.bool_], later: Later, effect_MLF
 
 
 def _random_like(route_LF: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A random set of neurons with as many in each layer as `route_LF`."""
     return rng.permuted(route_LF, axis=1)

@@ -1,8 +1,17 @@
-"""The shared conflict subspace S of two domains on a model, and how much damage lies in it (definitions §7, C5).
+"""Finds the conflict subspace S of two domains A and B (definitions §7, C5).
 
-S is spanned by the leading eigenvectors of P_ℛ H_A P_ℛ, with H_A the Hessian of domain A's loss at θ*_A and ℛ the MLP
-neurons that are active routes of both domains [chosen: MLP neurons only]. Vectors come from one half of A's prompts,
-figures from the other, both ways. They never see the displacement, nor the prompts that scores are reported on.
+S is the span of the leading eigenvectors of P_ℛ H_A P_ℛ. H_A is the Hessian of A's loss at θ*_A. ℛ is the shared route:
+the MLP neurons that are active for both domains [chosen: MLP neurons only]. P_ℛ projects onto the weights of these
+neurons.
+
+`interference.py` calls `place` and `find` for each of the most harmed pairs and each objective. Steps of `find`:
+
+1. Halve A's prompts and keep the completions that the Hessian depends on (`pack`).
+2. Find the eigenvectors on each half by block Lanczos (`spectrum_of`), and the null of the top eigenvalue
+   (`null_values`).
+3. Judge the vectors of each half on the other half (`captured.measure`).
+
+The search sees neither the displacement D nor the prompts that scores are reported on.
 """
 
 import dataclasses
@@ -24,19 +33,25 @@ Progress = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Neurons of a shared route: indices [L, R]; R is of the widest layer, up to `round_up`, and `mask_LR` 0 beyond."""
+    """The MLP neurons of a shared route, in arrays of one width R for all layers.
+
+    Attributes:
+      index_LR: the neurons of each layer, then padding with 0. R is the largest number of neurons of a layer, rounded
+        up by `round_up`.
+      mask_LR: 1 for neurons, 0 for padding.
+    """
 
     index_LR: np.ndarray
     mask_LR: np.ndarray
 
     @property
     def size(self) -> int:
-        """Neurons in all layers."""
+        """The number of neurons in all layers together."""
         return int(self.mask_LR.sum())
 
 
 def route(chosen_LF: np.ndarray) -> Route:
-    """The route of a boolean [L, F]."""
+    """The route of the neurons that are true in `chosen_LF`."""
     width = round_up(max(int(chosen_LF.sum(axis=1).max()), 1))
     index = np.zeros((chosen_LF.shape[0], width), np.int32)
     mask = np.zeros((chosen_LF.shape[0], width), np.float32)
@@ -47,13 +62,25 @@ def route(chosen_LF: np.ndarray) -> Route:
 
 
 def round_up(width: int) -> int:
-    """The next multiple of 16: so devices that neurons are split over, most often, divide it."""
+    """`width` rounded up to a multiple of 16, which most numbers of devices that share the neurons divide."""
     return -(-width // 16) * 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a subspace is sought: θ*_A, the displacement D, the route's slices of both; `support`: 0 on its padding."""
+    """The point and the space in which a subspace is sought.
+
+    A *route tree* has the weights of the route's neurons: {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}.
+
+    Attributes:
+      start: θ*_A, a tree of all parameters.
+      displacement: D = θ_t − θ*_A, a tree like `start`.
+      route: the neurons.
+      point: the route tree of θ*_A; derivatives are taken with respect to it.
+      fixed: everything else that the model needs, which is not differentiated (`Probe.fixed`).
+      displacement_on_route: the route tree of D.
+      support: a route tree of ones, with zeros on padding.
+    """
 
     start: Any
     displacement: Any
@@ -65,7 +92,14 @@ class Place:
 
 
 def place(probe: Probe, start: Any, displacement: Any, route: Route) -> Place:
-    """Slices parameters and displacement."""
+    """The `Place` of a route.
+
+    Args:
+      probe: the compiled device programs.
+      start: θ*_A.
+      displacement: D, a tree like `start`.
+      route: the neurons of the shared route.
+    """
     index, mask = route.index_LR, route.mask_LR
     point, moved = (probe.slice(x, index, mask) for x in (start, displacement))
     widths = {"gate": mask[:, None, :], "up": mask[:, None, :], "down": mask[:, :, None]}
@@ -75,15 +109,18 @@ def place(probe: Probe, start: Any, displacement: Any, route: Route) -> Place:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """The completions that an objective's second derivative depends on, of one half of the prompts.
+    """The completions of one half of the prompts that an objective's Hessian depends on.
 
-    `reward`: prompts whose rewards differ (the others' advantages, and so their terms, are 0). `success_nll`: the first
-    success of each prompt that has one [chosen]: more from the same prompt add less than their cost.
+    For `reward` these are all completions of the prompts whose rewards differ. The advantages of the other prompts are
+    0, so they contribute nothing. For `success_nll` it is the first success of each prompt that has one [chosen]:
+    further successes of the same prompt add less information than they cost.
 
     Attributes:
-      sample: those prompts, all completions cut or padded to one length.
-      kept: their places among the `n` prompts that figures are means over.
-      batch: prompts a micro-batch.
+      objective: "reward" or "success_nll".
+      sample: these prompts and completions, padded to one length.
+      kept: the position of each of these prompts among the `n` prompts [P].
+      n: the number of prompts that the loss is a mean over.
+      batch: prompts per micro-batch.
     """
 
     objective: str
@@ -93,12 +130,19 @@ class Packed:
     batch: int
 
     def at_most(self, prompts: int) -> "Packed":
-        """Its first prompts: a baseline need not cost more than what it is compared with."""
+        """The first `prompts` prompts only, so that a baseline costs no more than the search it is compared with.
+
+        `n` stays, which scales the Hessian but not its eigenvectors.
+        """
         n = min(prompts, self.sample.n_prompts)
         return dataclasses.replace(self, sample=self.sample.take(np.arange(n)), kept=self.kept[:n])
 
     def by_prompt(self, jets: np.ndarray) -> np.ndarray:
-        """vᵀH_pv [..., n] from logp, u and w [3, ..., P, G, Tc], such that the mean over n is vᵀHv."""
+        """vᵀH_pv for each of the n prompts p, whose mean over prompts is vᵀHv: [..., n].
+
+        Args:
+          jets: logp, u and w of every token along v, [3, ..., P, G, Tc] (`Probe.jets`).
+        """
         u_PG, w_PG = (np.where(self.sample.mask_PGT > 0, x, 0.0).sum(-1, dtype=np.float64) for x in jets[1:])
         terms = -w_PG if self.objective == "success_nll" else -self.sample.adv_PG * (u_PG**2 + w_PG)
         out = np.zeros(terms.shape[:-2] + (self.n,))
@@ -106,7 +150,13 @@ class Packed:
         return out
 
     def hessian(self, probe: Probe, at: Place, adv_PG: np.ndarray | None = None) -> Callable[[Any], Any]:
-        """Products of route vectors with the loss's Hessian; `adv_PG` stands in for the sample's advantages."""
+        """The Hessian of the loss on the route, as a function from a block of route trees to their products.
+
+        Args:
+          probe: the compiled device programs.
+          at: the point and the route.
+          adv_PG: advantages to use in place of those of the sample.
+        """
         rows = probe.rows(self.sample, self.batch, adv_PG)
         if self.objective == "reward":
             rows = [dataclasses.replace(micro, success_B=np.zeros_like(micro.success_B)) for micro in rows]
@@ -114,7 +164,14 @@ class Packed:
 
 
 def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> Packed:
-    """Packs some prompts of a sample."""
+    """The `Packed` completions of some prompts of a sample.
+
+    Args:
+      probe: gives the configuration.
+      objective: "reward" or "success_nll".
+      sample: completions of a domain at θ*_A.
+      prompts: indices of the prompts.
+    """
     config = probe.runtime.config.analyze
     half = sample.take(prompts).padded(probe.runtime.config.rollout.completion_buckets[-1])
     if objective == "success_nll":
@@ -128,13 +185,22 @@ def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> P
 def find(
     probe: Probe, at: Place, objective: str, sample: Sample, other: tuple[str, Sample], progress: Progress
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The record of S for one objective: spectra, nulls, angles, captured damage, baselines (`captured.measure`).
-
-    With the vectors of each half; none where there is a "reason" in the record.
+    """Finds and judges S for one objective.
 
     Args:
-      sample: of domain A, sampled at θ*_A.
-      other: another domain's name and its sample at θ*_A, whose own leading eigenvectors are a baseline.
+      probe: the compiled device programs.
+      at: the point, the displacement and the route.
+      objective: "reward" or "success_nll".
+      sample: completions of domain A, sampled at θ*_A.
+      other: the name of domain B, and its completions sampled at θ*_A. The leading eigenvectors of B's loss are a
+        baseline.
+      progress: told what is being computed.
+
+    Returns:
+      the record: that of `captured.measure` with "route_neurons" and "solver"; or only a "reason", if one half of A's
+      prompts, or B's sample, has no completion that the Hessian depends on.
+
+      the vectors found on each half, as trees [k, ...] like `Place.point`; none with a "reason".
     """
     config = probe.runtime.config.analyze
     middle = sample.n_prompts // 2
@@ -179,7 +245,14 @@ def find(
 
 
 def outside(probe: Probe, at: Place, packed: Packed, direction: Any) -> np.ndarray:
-    """(D − d)ᵀH_p(D − d) by prompt, in the space of all parameters."""
+    """(D − d)ᵀH_p(D − d) for each prompt p, [n], over all parameters.
+
+    Args:
+      probe: the compiled device programs.
+      at: gives D.
+      packed: the completions to measure on.
+      direction: d, a route tree.
+    """
     rest = probe.outside(at.displacement, direction, at.route.index_LR, at.route.mask_LR)
     return packed.by_prompt(probe.jets(at.start, rest, packed.sample, packed.batch))
 
@@ -188,7 +261,18 @@ def spectrum_of(
     probe: Probe, at: Place, packed: Packed, steps: int, number: int, name: str, progress: Progress,
     adv_PG: np.ndarray | None = None,
 ) -> Spectrum:  # fmt: skip
-    """Leading eigenpairs of the loss's Hessian on the route."""
+    """Leading eigenpairs of the loss's Hessian on the route, by block Lanczos.
+
+    Args:
+      probe: the compiled device programs and the configuration.
+      at: the point and the route.
+      packed: the completions that define the loss.
+      steps: block steps.
+      number: folded into the seed, so that every search has its own start vectors.
+      name: shown in the progress.
+      progress: told each step.
+      adv_PG: permuted advantages, for the null. Only the top eigenpair is then returned.
+    """
     config = probe.runtime.config.analyze
     product = packed.hessian(probe, at, adv_PG)
     key = jax.random.fold_in(jax.random.key(probe.runtime.config.seed), number)
@@ -197,13 +281,14 @@ def spectrum_of(
     def step(done: int, total: int) -> None:
         progress(f"{name}: Lanczos {done} of {total}")
 
-    permuted = adv_PG is not None  # then the same operator with other weights was seen to be repeatable
+    # Permuted advantages come after a search on the same completions, which checked that the products are repeatable.
+    permuted = adv_PG is not None
     k = 1 if permuted else min(config.vectors, steps * config.lanczos_block)
     return block_lanczos(product, start, steps, k, step, repeatable=permuted)
 
 
 def defect(probe: Probe, at: Place, packed: Packed) -> float:
-    """The symmetry defect of the products that the spectrum came from, on two random vectors."""
+    """How far the Hessian products on `packed` are from symmetric, on two random vectors (`hvp.symmetry_defect`)."""
     start = random_block(
         jax.random.key(probe.runtime.config.seed), at.point, probe.runtime.config.analyze.lanczos_block
     )
@@ -213,7 +298,16 @@ def defect(probe: Probe, at: Place, packed: Packed) -> float:
 
 
 def null_values(probe: Probe, at: Place, packed: list[Packed], progress: Progress) -> list[float]:
-    """Top eigenvalues with advantages permuted within the groups of the same completions, of both halves in turn."""
+    """The null of the top eigenvalue: one value for each of `analyze.permutations` draws.
+
+    Each draw permutes the advantages among the completions of each prompt. Draws use the two halves in turn.
+
+    Args:
+      probe: the compiled device programs and the configuration.
+      at: the point and the route.
+      packed: the completions of both halves.
+      progress: told each step.
+    """
     config = probe.runtime.config.analyze
     rng = np.random.default_rng(probe.runtime.config.seed)
     values = []

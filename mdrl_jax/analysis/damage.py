@@ -1,11 +1,22 @@
-"""Damage of an earlier domain by later stages: predicted to second order, measured, and what remains (definitions §6).
+"""Damage of an earlier domain by a later stage: predicted to second order, measured, and their difference.
 
-With D = θ_t − θ*_i and the loss L_i at θ*_i the prediction is g·D + ½DᵀHD. First order, second order, their sum, the
-measured damage and the remainder are reported apart, at D and along αD, in one segment of the path and in 2, 4 and 8
-(re-expanded at each end). Every figure is a loss, in the unit of its objective: reward, or nats a completion.
+`interference.py` calls `pair` for each domain i and later stage t, and `cross_terms` for each domain (definitions §6).
+`probe.py` computes the derivatives on devices; `expansion.py` turns them into records with intervals.
 
-Measured: `reward` by fresh samples at each point; `success_nll` and `kl` of the completions sampled at θ*_i, whose
-log-probs at any point are exact. `surrogate` and `grpo` have predictions only, held against the measured reward.
+With the displacement D = θ_t − θ*_i, and g and H the gradient and the Hessian of the loss L_i at θ*_i, the predicted
+damage at θ*_i + αD is
+
+    α g·D + ½ α² DᵀHD.
+
+The record has both orders, their sum, the measured damage and the remainder, at α = 1 and along the path. A further
+prediction divides the path into 2, 4 or 8 segments and expands again at the start of each. Every figure is a loss, so a
+positive number is harm. Its unit is that of the objective (`UNITS`); nats are per completion.
+
+| objective | measured damage |
+|---|---|
+| `reward`, `surrogate` | fall of the mean reward, from fresh samples at each point |
+| `success_nll`, `kl` | exact log-probs, at each point, of the completions sampled at θ*_i |
+| `grpo` | none: prediction only |
 """
 
 from collections.abc import Callable
@@ -31,8 +42,9 @@ UNITS = {"reward": "reward", "surrogate": "reward", "grpo": "advantage", "succes
 MEASURED = ("reward", "success_nll", "kl")
 SEGMENTS = (1, 2, 4, 8)
 ALPHAS = tuple(j / 8 for j in range(1, 9))
-REWARD_ALPHAS = (0.25, 0.5, 0.75, 1.0)  # each costs a set of samples
-INFORMATIVE = 0.2  # least share of prompts with reward variance for the reward's Hessian (definitions §6)
+REWARD_ALPHAS = (0.25, 0.5, 0.75, 1.0)  # fewer than `ALPHAS`, because each needs fresh samples
+# The reward's Hessian is not measurable if a smaller share of the prompts has different rewards (definitions §6).
+INFORMATIVE = 0.2
 
 
 def pair(
@@ -43,16 +55,22 @@ def pair(
     draw: Callable[[float], Sample],
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The damage record of one (domain, later stage), by objective: terms at D, the curve along αD, and segments.
+    """The damage of one domain i by one later stage, for every objective.
 
-    Everything is over all prompts, but for the curves of `success_nll` and `kl` and all segments, which are over the
-    first `analyze.path_prompts`: their points cost an expansion each.
+    Figures are over all prompts, except those of `path`, which use the first `analyze.path_prompts`.
 
     Args:
-      start: θ*_i.
-      displacement: D.
+      probe: the compiled device programs.
+      start: θ*_i, a tree of parameters.
+      displacement: D, a tree like `start`.
       sample: completions of domain i sampled at θ*_i.
       draw: α -> completions sampled at θ*_i + αD, on the same prompts.
+      progress: told what is being computed.
+
+    Returns:
+      {objective: record}. A record has the terms at α = 1 (`Expansion.record`), and "curve", the same terms at every
+      α, with "breaks_at" (`breakdown`). `reward` and `success_nll` add "segments" (`segment_records`) and
+      "segments_needed".
     """
     draws = Draws(sample.n_prompts)
     progress("expansion")
@@ -87,9 +105,17 @@ def path(
     draw: Callable[[float], Sample],
     progress: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Curves of the objectives whose completions stay, and damage by expansions at the ends of 1, 2, 4, 8 segments.
+    """Figures on the first `analyze.path_prompts` prompts: curves, and predictions in several segments.
 
-    Of the reward, each of whose expansions needs its own samples, up to 4 segments.
+    They use fewer prompts because every point of the path costs a pass over the completions. The reward has at most
+    4 segments, because the completions of each of its expansions have to be sampled at the point of the expansion.
+
+    Args:
+      probe, start, displacement, sample, draw, progress: as in `pair`.
+
+    Returns:
+      the curves of `success_nll` and `kl` (`expansion.curve`), and the segments of `success_nll` and `reward`
+      (`expansion.segment_records`), both by objective.
     """
     few = np.arange(probe.runtime.config.analyze.path_prompts)
     blind = {0.0: uninformative(sample)}
@@ -126,7 +152,7 @@ def path(
 
 
 def uninformative(sample: Sample) -> str:
-    """Why the reward's second derivative cannot be measured on a sample; "" if it can."""
+    """The reason why the reward's Hessian cannot be measured on a sample; "" if it can (definitions §6)."""
     if sample.informative >= INFORMATIVE:
         return ""
     return f"only {sample.informative:.0%} of the prompts have completions with different rewards"
@@ -135,9 +161,20 @@ def uninformative(sample: Sample) -> str:
 def cross_terms(
     probe: Probe, start: Any, edits: dict[str, Any], sample: Sample, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """δ_uᵀHδ_v for every two later stages at θ*_i, by polarisation: above 0 the edits compound, below they cancel.
+    """δ_uᵀHδ_v at θ*_i for every two later stages u and v (definitions §6).
 
-    On the first `analyze.path_prompts` prompts; the null is 0, edits that do not see each other.
+    Above 0 the two edits compound: together they do more damage to second order than one by one. Below 0 they cancel.
+    The null is 0. The product comes from polarisation, ½[(δ_u+δ_v)ᵀH(δ_u+δ_v) − δ_uᵀHδ_u − δ_vᵀHδ_v].
+
+    Args:
+      probe: the compiled device programs.
+      start: θ*_i, a tree of parameters.
+      edits: the edit of each later stage, by name of the stage.
+      sample: completions of domain i sampled at θ*_i; the first `analyze.path_prompts` prompts are used.
+      progress: told what is being computed.
+
+    Returns:
+      for each pair and each headline objective: {"stages": [u, v], "objective", "product": record}.
     """
     few = np.arange(probe.runtime.config.analyze.path_prompts)
     sample, draws = sample.take(few), Draws(few.size)

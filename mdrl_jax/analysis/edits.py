@@ -1,13 +1,23 @@
-"""Edits δ = θ_after − θ_before: how sparse, how small, of what rank, on which neurons (definitions §3; C1, C2).
+"""Figures of an edit δ = θ_after − θ_before: sparsity, size, rank, most-changed neurons (definitions §3; C1, C2).
 
-Parameters may be sharded: everything here is a reduction compiled with them, one layer of one leaf at a time, and
-only counts, sums and score vectors reach the host. Shares are exact counts; their intervals say how much they hang
-on single layers (jackknife over layers, unstacked tensors always in), not how well they were counted.
+`interference.py` calls `edit_figures` and `neuron_scores` for the edit of each domain. `sign_conflict.py` uses
+`by_tensor` and `over_layers` to compare two edits. A *leaf* is one array of the parameter tree. A leaf below `layers/`
+is *stacked*: its first axis counts the L layers. A *tensor* is one layer of a stacked leaf, or an unstacked leaf.
 
-Choices: relative change divides by |θ_before|, and an entry that did not move has a relative change of 0 even where
-θ is 0 [chosen]; a neuron's score is √(‖δW_gate[:,c]‖² + ‖δW_up[:,c]‖² + ‖δW_down[c,:]‖²) [chosen norm]; a channel
-that did not change at all is in no top set, which would otherwise be filled by index [chosen]. Nulls of the share of
-small relative changes and of the participation ratio are those of a Gaussian edit with each tensor's norm.
+Parameters may be sharded, so no tensor is gathered. Compiled programs reduce each tensor to counts, sums and scores,
+one layer of one leaf at a time, and only these reach the host.
+
+Shares are exact counts. Their intervals say how much a share depends on single layers, not how well it was counted.
+They are a jackknife over layers, in which unstacked tensors are never left out.
+
+Choices of this package:
+
+- Relative change is |δ|/|θ_before|. An unchanged entry has relative change 0, even where θ_before is 0 [chosen].
+- The score of neuron c is √(‖δW_gate[:,c]‖² + ‖δW_up[:,c]‖² + ‖δW_down[c,:]‖²) [chosen norm].
+- A neuron that did not change is in no top set; otherwise the order of the indices would fill the set [chosen].
+
+The nulls of the relative share and of the participation ratio are those of a Gaussian edit that has the same norm in
+each tensor.
 """
 
 import math
@@ -28,14 +38,22 @@ from mdrl_jax.stats.estimate import Estimate, missing, over_seeds, student
 
 THRESHOLDS = (1e-7, 1e-6, 1e-5)
 RELATIVE = 1e-3
-LOG_EDGES = np.arange(-12.0, 0.5, 0.5)  # of the histogram of log10 |δ|
+LOG_EDGES = np.arange(-12.0, 0.5, 0.5)  # bin edges of the histogram of log10 |δ|
 UNCHANGED = "no entry changed"
-VECTORS = ("norm", "bias")  # endings of the kinds that are no matrices
+VECTORS = ("norm", "bias")  # the names of kinds that are not matrices end in these
 Sums = dict[str, NDArray[np.float64]]
 
 
 def by_tensor(function: Callable[..., Any], *trees: Any) -> dict[str, Any]:
-    """`function(kind, *slices)` of each tensor, by leaf path, stacked to [L, ...] or [1, ...], a layer at a time."""
+    """Applies a function to every tensor, one layer at a time.
+
+    Args:
+      function: called as function(kind, *tensors), with the same tensor of each tree. It returns an array or a tree.
+      trees: trees of parameters with the same structure.
+
+    Returns:
+      by path of the leaf: the results of its tensors, stacked to [L, ...], or [1, ...] for an unstacked leaf.
+    """
     out = {}
     leaves = [jax.tree.leaves(t) for t in trees]
     for i, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(trees[0])):
@@ -51,13 +69,14 @@ def _with_kind(function: Callable[..., Any], kind: str) -> Callable[[tuple[jax.A
 
 
 def matrix(kind: str, x: jax.Array) -> jax.Array:
-    """A tensor as the matrix it multiplies with: q, k, v [D, H·h], o [H·h, D], the others as they are."""
+    """A tensor in the shape in which it multiplies activations: q, k, v [D, H·h], o [H·h, D], others unchanged."""
     if x.ndim == 2:
         return x
     return x.reshape(-1, x.shape[-1]) if kind == "o" else x.reshape(x.shape[0], -1)
 
 
 def _counts(size: jax.Array, before: jax.Array) -> dict[str, jax.Array]:
+    """Counts of entries by `size` = |δ|; "below" has one count for each of `LOG_EDGES`."""
     relative = (size < RELATIVE * jnp.abs(before)) | (size <= 0)
     return {
         "below": jax.lax.map(lambda edge: jnp.sum(size < edge), jnp.asarray(10.0**LOG_EDGES, jnp.float32)),
@@ -68,12 +87,15 @@ def _counts(size: jax.Array, before: jax.Array) -> dict[str, jax.Array]:
 
 
 def _tensor_sums(kind: str, before: jax.Array, after: jax.Array) -> dict[str, Any]:
-    """Counts and sums of one tensor; powers of δ are of δ/max|δ|, since (1e-12)⁴ is 0 in float32."""
+    """Counts and sums of one tensor.
+
+    "second", "fourth" and "spectrum" are of δ/max|δ|, because powers of δ underflow: (1e-12)⁴ is 0 in float32.
+    """
     delta = after - before
     size = jnp.abs(delta)
     largest = jnp.max(size)
     unit = delta / jnp.where(largest > 0, largest, 1.0)
-    # XLA may drop a plain cast there and back (excess precision is allowed to it).
+    # A cast to bfloat16 and back would not do: XLA may remove it, because it may compute in excess precision.
     coarse_before, coarse_after = (jax.lax.reduce_precision(x, 8, 7) for x in (before, after))
     out = {
         "fp32": _counts(size, before),
@@ -82,7 +104,7 @@ def _tensor_sums(kind: str, before: jax.Array, after: jax.Array) -> dict[str, An
         "second": jnp.sum(unit**2),
         "fourth": jnp.sum(unit**4),
         "theta": jnp.sum(before**2),
-        # What a Gaussian edit of the same norm would leave relatively unchanged.
+        # Expected number of entries with a small relative change under a Gaussian edit of the same norm (the null).
         "gauss": jnp.sum(_erf(RELATIVE * jnp.abs(before) / jnp.maximum(jnp.sqrt(2 * jnp.mean(delta**2)), 1e-30))),
     }
     if not kind.endswith(VECTORS):
@@ -91,12 +113,13 @@ def _tensor_sums(kind: str, before: jax.Array, after: jax.Array) -> dict[str, An
 
 
 def _erf(x: jax.Array) -> jax.Array:
-    """The error function to 4e-4: XLA gathers the operand of its own where that is sharded."""
+    """The error function with an error below 4e-4. `jax.lax.erf` is not used: XLA gathers its operand if sharded."""
     return jnp.tanh(1.128379 * x + 0.100911 * x**3)
 
 
 def _squared_singular_values(x: jax.Array) -> jax.Array:
-    # Split along the sum, the product is local and only the Gram matrix is reduced; else a tensor is gathered.
+    # Split x along the axis that x xᵀ sums over: each device multiplies its own part, and only the Gram matrix is
+    # all-reduced. Otherwise the whole tensor is gathered.
     x = constrain(x if x.shape[0] <= x.shape[1] else x.T, None, "vocab_split")
     return jnp.linalg.eigvalsh(jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST))
 
@@ -105,7 +128,7 @@ _sums_program = program("edit_sums", lambda before, after: by_tensor(_tensor_sum
 
 
 def effective_rank(spectrum: NDArray[np.floating]) -> float | None:
-    """exp(−Σ p log p) of p = squared singular values over their sum; None of the zero matrix."""
+    """exp(−Σ p log p), where p = squared singular values divided by their sum; None for the zero matrix."""
     values = np.clip(np.asarray(spectrum, float), 0.0, None)
     total = values.sum()
     if not total > 0:
@@ -115,15 +138,27 @@ def effective_rank(spectrum: NDArray[np.floating]) -> float | None:
 
 
 def edit_figures(before: Any, after: Any) -> dict[str, Any]:
-    """The figures of the edit from `before` to `after`, two trees of parameters with the same shardings.
+    """The figures of one edit (definitions §3), over all tensors and for each kind of tensor.
 
-    {"all": figures, "kinds": {kind: figures}, "histogram": {"log10_edges", "counts", "unchanged", "bf16": {"counts",
-    "unchanged"}}}, with counts one longer than edges: below the first, between, above the last (unchanged entries are
-    below the first), in fp32 and with both ends cast. Figures:
-    "n" entries; "fp32" and "bf16" (both ends cast): {"below": {"1e-07", "1e-06", "1e-05"}, "relative", "both",
-    "unchanged"}, shares of entries with |δ| < τ, with |δ|/|θ| < 1e-3, with both it and |δ| < 1e-7, and with δ = 0;
-    "participation" (Σδ²)²/(nΣδ⁴); "norm" ‖δ‖; "relative_norm" ‖δ‖/‖θ‖. Kinds of matrices add "effective_rank", its
-    mean over layers, and kinds of stacked tensors "layers": {"relative", "norm", "effective_rank"}, a list each.
+    Args:
+      before, after: parameters at both ends of the edit; two trees with the same shardings.
+
+    Returns:
+      {"all": figures, "kinds": {kind: figures}, "histogram"}. "fp32" figures are of float32 weights, "bf16" figures
+      after both ends are rounded to bfloat16.
+
+      Figures have these keys:
+
+      - "n": number of entries.
+      - "fp32", "bf16": {"below": {"1e-07", "1e-06", "1e-05"}, "relative", "both", "unchanged"}: shares of entries with
+        |δ| < τ; with |δ|/|θ_before| < 1e-3; with |δ|/|θ_before| < 1e-3 and |δ| < 1e-7; with δ = 0.
+      - "participation": (Σδ²)²/(nΣδ⁴). "norm": ‖δ‖. "relative_norm": ‖δ‖/‖θ_before‖.
+      - "effective_rank", for kinds of matrices: the mean over layers.
+      - "layers", for stacked kinds: {"relative", "norm", "effective_rank"}, a list with one value per layer each.
+
+      "histogram" is {"log10_edges", "counts", "unchanged", "bf16": {"counts", "unchanged"}}: numbers of entries by
+      log10 |δ|. "counts" is one longer than "log10_edges": below the first edge, between edges, above the last edge.
+      Unchanged entries are also counted below the first edge.
     """
     fetched = distributed.gather(_sums_program(before, after))
     shapes = {tree.path(keys): x.shape for keys, x in jax.tree_util.tree_leaves_with_path(before)}
@@ -145,7 +180,11 @@ def edit_figures(before: Any, after: Any) -> dict[str, Any]:
 
 
 def _additive(values: dict[str, Any], shape: tuple[int, ...]) -> Sums:
-    """Float64 sums of each tensor of a leaf, arrays [L or 1], that may be added over tensors."""
+    """Sums that may be added over tensors, from the values of `_tensor_sums` of one leaf of `shape`.
+
+    Returns:
+      by name, one float64 sum for each tensor of the leaf, [L] or [1]. Powers of δ are no longer scaled by max|δ|.
+    """
     rows = values["largest"].shape[0]
     scale = np.asarray(values["largest"], float)
     out: Sums = {
@@ -168,11 +207,19 @@ def _additive(values: dict[str, Any], shape: tuple[int, ...]) -> Sums:
 def over_layers(
     sums: dict[str, Sums], f: Callable[[Callable[[str], Any]], Any], size: str = "n", high: float = 1.0
 ) -> dict[str, Any]:
-    """Record of f(totals of sums over tensors), between 0 and `high`, with its jackknife interval over layers.
+    """A figure made of sums over tensors, with its jackknife interval over layers.
 
-    Leaving out a layer leaves out its slice of every stacked leaf and counts the other layers L/(L − 1) times, so
-    that unstacked tensors keep their weight. Unstacked tensors alone are a count without an interval, with n their
-    total `size`.
+    To leave out a layer, its slice of every stacked leaf is left out, and the other layers count L/(L − 1) times, so
+    that unstacked tensors keep their weight. If no leaf is stacked, the figure has no interval.
+
+    Args:
+      sums: by path of the leaf, its sums by name, with one value per tensor each.
+      f: the figure. It gets a function from the name of a sum to that sum's total over tensors.
+      size: the sum that becomes the record's n if no leaf is stacked; otherwise n is the number of layers.
+      high: the largest possible value. The interval is cut to [0, high].
+
+    Returns:
+      the record; without an estimate if the figure is not finite.
     """
     value = float(f(lambda key: sum(s[key].sum() for s in sums.values())))
     if not math.isfinite(value):
@@ -194,6 +241,8 @@ def over_layers(
 
 
 def _figures(sums: dict[str, Sums]) -> dict[str, Any]:
+    """The figures of `edit_figures` that every group of tensors has."""
+
     def share(key: str) -> dict[str, Any]:
         return over_layers(sums, lambda s: s(key) / s("n"))
 
@@ -201,7 +250,7 @@ def _figures(sums: dict[str, Sums]) -> dict[str, Any]:
     for cast in ("fp32", "bf16"):
         out[cast] = {"below": {f"{t:.0e}": share(f"{cast}_{t:.0e}") for t in THRESHOLDS}}
         out[cast] |= {key: share(f"{cast}_{key}") for key in ("relative", "both", "unchanged")}
-    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 if no entry changed
         total = {
             key: sum(s[key].sum() for s in sums.values()) for key in ("n", "second", "gauss_fourth", "gauss_relative")
         }
@@ -215,6 +264,7 @@ def _figures(sums: dict[str, Sums]) -> dict[str, Any]:
 
 
 def _histogram(sums: dict[str, Sums]) -> dict[str, Any]:
+    """The "histogram" of `edit_figures`."""
     n = sum(s["n"].sum() for s in sums.values())
 
     def of(cast: str) -> dict[str, Any]:
@@ -235,5 +285,8 @@ _neuron_program = program("neuron_scores", _neuron_scores)
 
 
 def neuron_scores(edit: Any) -> NDArray[np.float32]:
-    """s_c [L, F] = √(‖δW_gate[:,c]‖² + ‖δW_up[:,c]‖² + ‖δW_down[c,:]‖²) of a tree δ [chosen norm]."""
+    """The score of each MLP neuron c in an edit δ, [L, F]: how much the neuron changed.
+
+    s_c = √(‖δW_gate[:,c]‖² + ‖δW_up[:,c]‖² + ‖δW_down[c,:]‖²) [chosen norm].
+    """
     return np.asarray(_neuron_program({name: edit["layers"][name]["kernel"] for name in ("gate", "up", "down")}))

@@ -1,6 +1,11 @@
-"""Second-order expansions of a loss, beside the measured change, as records with intervals (definitions §6).
+"""Turns derivatives and measurements by prompt into records of predicted and measured damage (definitions §6).
 
-Intervals come from drawing prompts with replacement. All figures share the draws, so that their differences are paired.
+`damage.py` supplies the inputs: `DirectionalDerivatives` of an objective along the displacement D (first and second
+order of each prompt), and log-probs or rewards at both ends. The prediction at θ* + αD is α g·D + ½ α² DᵀHD.
+
+Intervals are percentiles over 2,000 draws of prompts with replacement. All figures of a sample use the same draws, so
+that their differences and ratios are paired. An array with the axis R holds the figure of the sample in entry 0 and
+those of the draws in the other entries.
 """
 
 import dataclasses
@@ -19,21 +24,32 @@ Floats = NDArray[np.float64]
 
 
 class Draws:
-    """Ratios of sums over prompts: of the sample in entry 0, of the draws of `prompt_weights` in the others."""
+    """Draws of P prompts with replacement, from a fixed seed (`stats.bootstrap.prompt_weights`).
+
+    Attributes:
+      n: P.
+      weights_RP: how often each prompt counts in the sample (row 0) and in each draw.
+    """
 
     def __init__(self, n_prompts: int):
         self.n = n_prompts
         self.weights_RP = prompt_weights(n_prompts, np.random.default_rng(0))
 
     def ratio(self, part_P: Floats, count_P: Floats) -> Floats:
-        """Σ part / Σ count; NaN where the count is 0."""
+        """Σ part / Σ count over prompts, of the sample and of each draw: [R]; NaN where Σ count is 0."""
         count_R = self.weights_RP @ count_P
         return np.divide(self.weights_RP @ part_P, count_R, out=np.full(len(count_R), np.nan), where=count_R > 0)
 
     def figure(self, values_R: Floats, unit: str, reason: str = "") -> Record:
         """The record of a figure whose null is 0.
 
-        It is missing if a `reason` is given, or if it is not finite on the sample or on more than half of the draws.
+        The figure is missing if a `reason` is given, or if it is not finite on the sample or on more than half of the
+        draws.
+
+        Args:
+          values_R: the figure of the sample and of each draw.
+          unit: of the figure.
+          reason: why the figure cannot be measured; "" if it can.
         """
         finite = values_R[np.isfinite(values_R)]
         if reason or not np.isfinite(values_R[0]) or len(finite) < len(values_R) / 2:
@@ -43,7 +59,14 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Expansion:
-    """Values over draws of prompts at one α of one objective."""
+    """The expansion of one objective at one α, on the sample and on each draw of prompts.
+
+    Attributes:
+      alpha: α.
+      first_R: α g·D.
+      second_R: ½ α² DᵀHD.
+      measured_R: the measured damage at α; None if the objective has none.
+    """
 
     alpha: float
     first_R: Floats
@@ -52,11 +75,21 @@ class Expansion:
 
     @property
     def predicted_R(self) -> Floats:
-        """g·αD + ½ α² DᵀHD."""
+        """α g·D + ½ α² DᵀHD."""
         return self.first_R + self.second_R
 
     def record(self, draws: Draws, unit: str, reason: str = "") -> dict[str, Any]:
-        """All terms with intervals; the share is ½α²DᵀHD / (α g·D + ½α²DᵀHD)."""
+        """The terms as records with intervals.
+
+        Args:
+          draws: the draws that the arrays were made with.
+          unit: of the objective.
+          reason: why the predicted terms cannot be measured; "" if they can.
+
+        Returns:
+          {"alpha", "first", "second", "predicted", "second_share"}, and with a measured damage "measured" and
+          "remainder" = measured − predicted. "second_share" is ½α²DᵀHD / (α g·D + ½α²DᵀHD).
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             share_R = self.second_R / self.predicted_R
         figures = {
@@ -72,26 +105,50 @@ class Expansion:
 
 
 def expansion(order: DirectionalDerivatives, draws: Draws, alpha: float, measured_R: Floats | None) -> Expansion:
-    """The second-order model of one objective at α."""
+    """The expansion of one objective at α.
+
+    Args:
+      order: first and second orders of each prompt along D.
+      draws: of the prompts.
+      alpha: α, the part of D that is gone.
+      measured_R: the measured damage there, if there is one.
+    """
     first_R = draws.ratio(order.first_P, order.count_P)
     second_R = draws.ratio(order.second_P, order.count_P)
     return Expansion(alpha, alpha * first_R, 0.5 * alpha**2 * second_R, measured_R)
 
 
 def reward_loss(before: Sample, after: Sample, draws: Draws) -> Floats:
-    """Measured damage of the mean reward, paired by prompt."""
+    """Measured fall of the mean reward from `before` to `after`, paired by prompt, on the sample and each draw: [R].
+
+    Args:
+      before, after: completions of the same prompts, sampled at the two points.
+      draws: of the prompts.
+    """
     lost_P = before.rewards_PG.mean(axis=1, dtype=np.float64) - after.rewards_PG.mean(axis=1, dtype=np.float64)
     return draws.ratio(lost_P, np.ones_like(lost_P))
 
 
 def nll_rise(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draws: Draws) -> Floats:
-    """Measured rise of −log π of the completions that succeeded at θ*, in nats a completion."""
+    """Measured rise of −log π of the completions that succeeded at θ*, in nats a completion, [R].
+
+    Args:
+      sample: completions sampled at θ*.
+      before_PGT, after_PGT: log-probs of their tokens at θ* and at the other point, 0 on padding.
+      draws: of the prompts.
+    """
     fall_PG = (before_PGT - after_PGT).sum(axis=2, dtype=np.float64)
     return draws.ratio((sample.success_PG * fall_PG).sum(axis=1), sample.success_PG.sum(axis=1))
 
 
 def kl(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draws: Draws) -> Floats:
-    """KL(π_θ* ‖ π_θ) by its unbiased estimate, the mean of log π_θ*/π_θ over samples of θ*."""
+    """KL(π_θ* ‖ π_θ) by its unbiased estimate, the mean of log π_θ*/π_θ over samples of θ*, in nats a completion, [R].
+
+    Args:
+      sample: completions sampled at θ*.
+      before_PGT, after_PGT: log-probs of their tokens at θ* and at θ, 0 on padding.
+      draws: of the prompts.
+    """
     fall_PG = (before_PGT - after_PGT).sum(axis=2, dtype=np.float64)
     return draws.ratio(fall_PG.sum(axis=1), np.full(len(fall_PG), float(fall_PG.shape[1])))
 
@@ -99,7 +156,19 @@ def kl(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draws: Dra
 def curve(
     order: DirectionalDerivatives, measured: Mapping[float, Floats | None], draws: Draws, unit: str, reason: str = ""
 ) -> dict[str, Any]:
-    """The terms at the largest α, with all of them as "curve" and where the model breaks down."""
+    """One expansion compared with the measured damage at several α.
+
+    Args:
+      order: first and second orders of each prompt along D.
+      measured: α -> measured damage [R], or None if the objective has none; in ascending order of α.
+      draws: of the prompts.
+      unit: of the objective.
+      reason: why the predicted terms cannot be measured; "" if they can.
+
+    Returns:
+      the record at the largest α (`Expansion.record`), with "curve", the records at all α, and "breaks_at"
+      (`breakdown`).
+    """
     steps = [expansion(order, draws, alpha, at).record(draws, unit, reason) for alpha, at in measured.items()]
     return steps[-1] | {"curve": steps, "breaks_at": breakdown(steps)}
 
@@ -112,9 +181,19 @@ def segment_records(
     unit: str,
     reasons: Mapping[float, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Σ_j g_j·d + ½dᵀH_j d with d = D / n, for each number of segments n.
+    """Predictions that expand again at the start of each of n equal segments: Σ_j g_j·d + ½dᵀH_j d with d = D/n.
 
-    `reasons`: α -> why what was expanded there cannot be measured, "" if it can; one such expansion is enough.
+    Args:
+      orders: α -> first and second orders along D (not d), expanded at θ* + αD; every j/n is needed, for j < n.
+      counts: the numbers of segments n.
+      measured_R: the measured damage at α = 1.
+      draws: of the prompts.
+      unit: of the objective.
+      reasons: α -> why the expansion at α cannot be measured, "" if it can. A prediction is missing if any of its
+        expansions cannot be measured.
+
+    Returns:
+      for each n: {"segments": n, "predicted", "measured", "remainder"}.
     """
     rows = []
     for n in counts:
@@ -136,9 +215,16 @@ def segment_records(
 
 
 def breakdown(curve: Sequence[dict[str, Any]], share: float = 0.2) -> float | None:
-    """The smallest α from which on the remainder is measurably not 0 and above `share` of the measured damage.
+    """The α at which the expansion breaks down: from there to the end of the curve it fails at every α.
 
-    None where the model still holds at the end of the curve, or nothing can be said.
+    It fails at an α if the interval of the remainder does not include 0 and |remainder| > `share` · |measured|.
+
+    Args:
+      curve: records of `Expansion.record`, in ascending order of α.
+      share: the largest remainder that is tolerated, as a share of the measured damage.
+
+    Returns:
+      the smallest such α; None if the expansion does not fail at the end of the curve, or if a figure is missing.
     """
     broken = None
     for step in curve:
@@ -152,7 +238,7 @@ def breakdown(curve: Sequence[dict[str, Any]], share: float = 0.2) -> float | No
 
 
 def segments_needed(rows: Sequence[dict[str, Any]], share: float = 0.1) -> int | None:
-    """The fewest segments whose prediction is within `share` of the measured damage, by estimates; None if none is."""
+    """The smallest number of segments with |remainder| ≤ `share` · |measured|, by estimates; None if there is none."""
     for row in rows:
         if row["measured"]["estimate"] is not None and row["predicted"]["estimate"] is not None:
             if abs(row["remainder"]["estimate"]) <= share * abs(row["measured"]["estimate"]):

@@ -1,12 +1,16 @@
-"""Do two domains' gradients point the same way: in all, by tensor, by layer (definitions §4; C3).
+"""Do the gradients of two domains point the same way: in the model, by layer, by tensor (definitions §4; C3)?
 
-Gradients are of the loss: a positive inner product is synergy (a step down B's gradient lowers A's loss), a negative
-one is conflict. A domain's prompts come as blocks of equal size, and the gradient of each block, too large to keep, is
-seen only through the products of all pairs of blocks, tensor by tensor. All figures are arithmetic on that Gram
-matrix; `stats.cosines` has the estimators and their intervals.
+Gradients are those of the loss. A positive inner product is synergy: a step down B's gradient lowers A's loss. A
+negative one is conflict.
 
-A domain with so few informative prompts that its halves do not agree (the interval of r holds 0) has no cosine that
-could be measured: "near-orthogonal" would be noise.
+A domain's prompts are divided into blocks of equal size, and each block has its own gradient. Block gradients are too
+large to keep, so `gram` keeps only the inner products of all pairs of blocks, tensor by tensor. All figures of
+`compare` are arithmetic on this Gram matrix. `stats/cosines.py` has the estimators and their intervals.
+`checkpoint_figures.py` calls both functions at each point of the sequence where gradients are compared.
+
+The disattenuated cosine is not measurable if, for one of the two domains, the gradients of two halves of the blocks do
+not agree: the interval of their cosine r does not lie above 0. Such a domain has too few prompts whose completions
+differ in reward. A cosine near 0 would then only show that the gradient is noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,14 +33,25 @@ _products = program("gradient_products", lambda a, b: tree.per_tensor(tree.vdot,
 
 
 def gram(block_gradient: Callable[[int], Any], n: int, held: int) -> Gram:
-    """Products of the gradients of all pairs of n blocks, by leaf path: [L, n, n], or [1, n, n] if not stacked.
+    """Inner products of the gradients of all pairs of n blocks.
 
-    `block_gradient(i)` gives the gradient tree of block i. At most `held` of them live at a time: held − 1 are kept
-    while the later ones pass by one at a time, then the next held − 1. With held ≥ n each is computed once, else about
-    n/(2(held − 1)) times. Sums are float32 on the devices (all-reduces), float64 here. Raises ValueError for held < 2.
+    At most `held` gradients exist at a time. held − 1 of them are kept, and each later one is computed, multiplied with
+    the kept ones and dropped; then the next held − 1 are kept. With held ≥ n each gradient is computed once, otherwise
+    about n/(2(held − 1)) times. Devices sum in float32.
+
+    Args:
+      block_gradient: i -> the gradient of block i, a tree of parameters.
+      n: the number of blocks.
+      held: how many gradients fit into memory, at least 2.
+
+    Returns:
+      by path of the leaf: [L, n, n] float64 for a leaf stacked by layer, otherwise [1, n, n].
+
+    Raises:
+      ValueError: if `held` is below 2.
     """
     if held < 2:
-        raise ValueError("a product takes two gradients at a time: held must be at least 2")
+        raise ValueError("an inner product needs two gradients at a time: held must be at least 2")
     products: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
     for first in range(0, max(n - 1, 1), held - 1):
         kept: list[Any] = []
@@ -45,7 +60,8 @@ def gram(block_gradient: Callable[[int], Any], n: int, held: int) -> Gram:
             made = {(first + i, j): _products(x, passing) for i, x in enumerate(kept)}
             if first == 0:
                 made[j, j] = _products(passing, passing)
-            products |= distributed.gather(made)  # waits, so that no gradient outlives its turn in a queue
+            # Waits for the products; otherwise queued work would keep more than `held` gradients alive.
+            products |= distributed.gather(made)
             if len(kept) < held - 1:
                 kept.append(passing)
             del passing
@@ -64,18 +80,33 @@ def compare(
     n_null: int = 400,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures of domain A against domain B, whose blocks are these rows of the Gram (at least four each).
+    """The gradients of two domains A and B compared (definitions §4).
 
-    {"model": row, "kinds": [row], "layers": [row], "tensors": [row], "conflicting", "synergistic", "cancellation"}.
-    A row has "name", "kind", "layer", and records "inner", "cosine" (raw), "disattenuated" (None with a "reason" where
-    it is not measurable), "halves" and "reliability" (r and ρ of A and of B), and "p", two-sided, of inner ≠ 0.
-    "conflicting" and "synergistic": {"tensors": names, "count": record} of the tensors called by Benjamini–Hochberg
-    at `q`. "cancellation": records "positive" and "negative", sums over the inner products of tensors of that sign
-    (`cosines.sums_by_sign`), and "net", their sum.
+    The null of the model's cosine and of the two counts changes the sign of whole blocks at random: of A's blocks in
+    half of the draws, of B's blocks in the other half. This removes the direction that the blocks of a domain have in
+    common. It keeps the noise and its correlation between tensors. Exchanging blocks between A and B would be the null
+    of another hypothesis: that both gradients are equal.
 
-    Nulls change the sign of whole blocks at random, of A's in half of the draws and of B's in the other: the noise,
-    and how it is shared by tensors, stays; a direction that the domain's blocks agree on goes. Exchanging blocks
-    between domains would test another thing, that both gradients are equal.
+    Args:
+      gram: as returned by `gram`, for the blocks of all domains.
+      blocks_a, blocks_b: the indices of A's and of B's blocks in it, at least four each.
+      q: the false discovery rate of Benjamini and Hochberg.
+      n_null: draws of the null.
+      seed: of the null, and of the half splits of "cancellation".
+
+    Returns:
+      {"model": row, "kinds": [row], "layers": [row], "tensors": [row], "conflicting", "synergistic", "cancellation"}.
+
+      - A row has "name", "kind" and "layer"; the records "inner", "cosine" (raw) and "disattenuated" (without an
+        estimate, but with a "reason", if it is not measurable); "halves" and "reliability", the records of r and of ρ,
+        of A and of B; and "p", the two-sided p-value of inner ≠ 0.
+      - "conflicting" and "synergistic" are {"tensors": names, "count": record}: the tensors whose inner product is
+        negative, or positive, by Benjamini–Hochberg at `q`.
+      - "cancellation" has the records "positive" and "negative", the sums over tensors of the inner products of one
+        sign (`cosines.sums_by_sign`), and "net", their sum.
+
+    Raises:
+      ValueError: if A or B has fewer than four blocks.
     """
     tensors = [(name, layer) for name, g in gram.items() for layer in range(g.shape[0])]
     stacked = [(name, layer if tree.is_stacked(name) else None) for name, layer in tensors]
@@ -98,7 +129,7 @@ def compare(
         row["halves"] = [_record(h, t, x.n, "the gradient is zero") for h, x in zip(halves, (a, b), strict=True)]
         row["reliability"] = [_record(r, t, x.n, "the gradient is zero") for r, x in zip(reliable, (a, b), strict=True)]
         row["p"] = float(p[t])
-    at = len(rows) - len(stacked)  # tensors come last
+    at = len(rows) - len(stacked)  # the rows of single tensors come last
     null = _null(cross[at:], n_null, q, seed)
     squared = a.squared_norm[0] * b.squared_norm[0]
     if squared > 0:
@@ -120,7 +151,15 @@ def compare(
 
 
 def _groups(tensors: list[tuple[str, int | None]]) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
-    """Which tensors [T] each row sums: the model, kinds, layers, and every tensor by itself."""
+    """The rows of `compare`: the model, kinds, layers, and every tensor by itself.
+
+    Args:
+      tensors: path of the leaf and layer (None if it is not stacked) of each of T tensors.
+
+    Returns:
+      for each of R rows, 1 for the tensors that it sums over and 0 for the others, [R, T]; and its "name", "kind" and
+      "layer".
+    """
     kinds = list(dict.fromkeys(tree.kind(name) for name, _ in tensors))
     layers = sorted({layer for _, layer in tensors if layer is not None})
     member = [[True] * len(tensors)]
@@ -135,7 +174,7 @@ def _groups(tensors: list[tuple[str, int | None]]) -> tuple[NDArray[np.float64],
 
 
 def _null(cross_Tnm: NDArray[np.float64], n_null: int, q: float, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Draws of the counts of called tensors and of the net inner product when block signs are random."""
+    """Draws of the null of `compare`: numbers of tensors that are called, and the net inner product, [n_null] each."""
     rng = np.random.default_rng(seed)
     n, m = cross_Tnm.shape[1:]
     found = []
@@ -151,13 +190,14 @@ def _null(cross_Tnm: NDArray[np.float64], n_null: int, q: float, seed: int) -> d
 
 
 def _unmeasurable(halves: list[StackedEstimates], t: int) -> str | None:
+    """The reason why the t-th cosine of A and B is not measurable; None if it is."""
     for name, half in zip("AB", halves, strict=True):
-        if not half.low[t] > 0:  # nan, of a zero gradient, included
+        if not half.low[t] > 0:  # also true of nan, which a zero gradient has
             return f"two halves of {name}'s blocks do not agree: the interval of their cosine includes 0 or less"
     return None
 
 
 def _record(figures: StackedEstimates, t: int, n: int, reason: str) -> Record:
-    """The record of the t-th figure, of n blocks; `reason` says why it is undefined if it is."""
+    """The record of the t-th figure, which rests on n blocks; `reason` is used if the figure is undefined."""
     estimate = figures.estimate(t, n)
     return missing(reason, "block", n) if estimate is None else estimate.record()

@@ -1,8 +1,22 @@
-"""The interference analysis of a sequence of checkpoints: why a domain got worse (definitions §3 to §7, §13).
+"""Runs the interference analysis of a sequence of checkpoints: why a domain got worse (definitions §3 to §7, §13).
 
-It is cut into units, each written to `analysis/parts/` when it is done and skipped when the analysis is started again;
-samples are kept in `analysis/samples/`. At the end the units become `analysis/*.json` and `claims.json`. One checkpoint
-is read at a time, besides the θ*_i in use; nothing here knows how the checkpoints were trained.
+This is the entry of `analysis/`. The stage `analyze` (`experiment.py`) and the command `analyze` call `check` before
+anything runs, and `run` for the work. Both describe the checkpoints as `sequence.Checkpoints`: names, domains, and a
+function that reads parameters. The analysis does not depend on how the checkpoints were trained.
+
+The work is cut into units (`Analysis.units`):
+
+| unit | content | definitions |
+|---|---|---|
+| `edits` | the edit of every domain, and the overlap of each pair of edits | §3 |
+| `point-<checkpoint>` | samples and rewards; at the base and at peaks also gradients and routes | §4, §5 |
+| `damage-<domain>-<stage>` | predicted and measured damage of a domain at a later stage | §6 |
+| `cross-<domain>` | curvature between the edits of two later stages | §6 |
+| `conflict-<domain>-<stage>-<objective>` | the conflict subspace, for the most harmed pairs | §7 |
+
+Each finished unit is written to `analysis/parts/`, and each set of samples to `analysis/samples/`. An analysis that is
+started again reads finished units instead of computing them. At the end `assembly.py` turns the units into
+`analysis/*.json` and `claims.json`. At most two checkpoints are cached: one θ*_i and one later stage.
 """
 
 import dataclasses
@@ -24,13 +38,18 @@ from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stats.overlap import overlap, top_share, top_share_global
 
-OBJECTIVES = ("reward", "success_nll")  # those whose conflict subspace is sought
+OBJECTIVES = ("reward", "success_nll")  # the conflict subspace is sought for these
 Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A part of the analysis whose JSON is kept under its name."""
+    """One resumable part of the analysis.
+
+    Attributes:
+      name: the file name of its JSON in `analysis/parts/`, without the ending.
+      make: computes that JSON; it reports progress through its argument.
+    """
 
     name: str
     make: Callable[[Progress], dict[str, Any]]
@@ -44,13 +63,23 @@ def run(
     track: Callable[[str, int], Any],
     sources: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Runs, or goes on with, the analysis; writes `folder`/analysis/*.json and claims.json and returns the findings.
+    """Starts or resumes the analysis; writes `folder`/analysis/*.json and `folder`/claims.json.
 
-    `grpo` is the loss the stages were trained with; `track(label, total)` a context manager that gives
-    (done, text) -> None; `sources` says where the checkpoints came from, where that is not `folder`.
+    Args:
+      runtime: the model, prompts, rewards and configuration.
+      checkpoints: the checkpoints to analyse.
+      folder: the work folder that the records are written to.
+      grpo: the settings of the loss that the stages were trained with; the objective `grpo` uses them.
+      track: `track(label, total)` is a context manager for a progress bar. It gives a function (done, text) -> None.
+      sources: the folder of each checkpoint, by name, if the checkpoints do not come from `folder`. They are part of
+        the settings, so a resumed analysis must have the same ones.
+
+    Returns:
+      the content of the written files, by file name without ending: "edits", "gradients", "routes", "damage",
+      "subspace" and "claims" (`assembly.assemble`).
 
     Raises:
-      UserError: where the folder holds an analysis with other settings or of other checkpoints.
+      UserError: if `folder` holds an analysis with other settings or of other checkpoints.
     """
     analysis = Analysis(runtime, checkpoints, folder, build(runtime, grpo), dict(sources or {}))
     analysis.open()
@@ -74,19 +103,26 @@ def run(
 
 
 def check(runtime: Runtime, checkpoints: Checkpoints) -> None:
-    """Refuses, before anything runs, what the analysis cannot work with.
+    """Checks, before anything runs, that the analysis can run on these checkpoints.
 
     Raises:
-      UserError: for no stage to analyse, too few prompts, or micro-batches that the mesh does not divide.
+      UserError: if there is no stage to analyse, if a domain has too few prompts, or if the mesh does not divide the
+        micro-batches.
     """
     if not checkpoints.stages:
-        raise UserError("analyze: there is no stage before it that bears a domain's name")
+        raise UserError("analyze: there is no stage before it to analyze; at least one must have the name of a domain")
     samples.check(runtime, checkpoints.domains)
 
 
 @dataclasses.dataclass(eq=False)
 class Analysis:
-    """One pass over the units."""
+    """The units of one analysis, and the caches and files that they share.
+
+    Attributes:
+      runtime, checkpoints, folder, sources: as in `run`.
+      probe: the compiled device programs.
+      params: reads the parameters of a checkpoint by name; the last two are cached.
+    """
 
     runtime: Runtime
     checkpoints: Checkpoints
@@ -95,11 +131,11 @@ class Analysis:
     sources: dict[str, str]
 
     def __post_init__(self) -> None:
-        # One θ*_i stays while the later stages of its pairs come and go.
+        # Units of one domain compare its θ*_i with one later stage after another: room for θ*_i and one of them.
         self.params = functools.lru_cache(maxsize=2)(self.checkpoints.params)
 
     def settings(self) -> dict[str, Any]:
-        """What the figures depend on besides the checkpoints."""
+        """The settings that the figures depend on: configuration, names of the checkpoints, and their sources."""
         return {
             "seed": self.runtime.config.seed,
             "analyze": dataclasses.asdict(self.runtime.config.analyze),
@@ -111,20 +147,24 @@ class Analysis:
         }
 
     def open(self) -> None:
-        """Notes the settings, or refuses to mix them with those of the analysis that is there."""
+        """Writes the settings to `analysis/settings.json`.
+
+        Raises:
+          UserError: if that file already exists with other settings, because old and new units would be mixed.
+        """
         file, now = self.folder / "analysis" / "settings.json", self.settings()
         if file.exists():
             before = records.read_json(file)
             for name in now:
                 if before.get(name) != now[name]:
                     raise UserError(
-                        f"{file.parent} holds an analysis with {name}={_differs(before.get(name), now[name])}; "
-                        "remove that folder or undo the change"
+                        f"{file.parent} holds an analysis with {name}{_differs(before.get(name), now[name])}; "
+                        "remove that folder to start over, or undo the change to resume"
                     )
         records.write_json(file, now)
 
     def part(self, unit: Unit, progress: Progress) -> dict[str, Any]:
-        """The unit's JSON, from disk where it was made before."""
+        """The unit's JSON. It is computed and written on the first call, and read from its file afterwards."""
         file = self.folder / "analysis" / "parts" / f"{unit.name}.json"
         if not file.exists():
             progress("")
@@ -132,7 +172,7 @@ class Analysis:
         return records.read_json(file)
 
     def units(self) -> list[Unit]:
-        """All but the conflict subspaces, which depend on what is found."""
+        """All units except the conflict subspaces, whose pairs are chosen by the damage that these units measure."""
         return list(self._units())
 
     def _units(self) -> Iterator[Unit]:
@@ -147,14 +187,27 @@ class Analysis:
                 yield Unit(f"cross-{domain}", functools.partial(self.cross, domain))
 
     def conflict_unit(self, domain: str, stage: str, objective: str) -> Unit:
-        """The conflict subspace of a domain and a later stage."""
+        """The unit of one conflict subspace.
+
+        Args:
+          domain: the earlier domain A.
+          stage: the name of the later stage B.
+          objective: one of `OBJECTIVES`.
+        """
         later = next(s for s in self.checkpoints.stages if s.name == stage)
         return Unit(
             f"conflict-{domain}-{stage}-{objective}", functools.partial(self.conflict, domain, later, objective)
         )
 
     def sample(self, point: str, domain: str, progress: Progress, params: Any = None) -> Sample:
-        """Completions of a domain at a point, kept on disk."""
+        """Completions of a domain, sampled at one point and then kept in `analysis/samples/`.
+
+        Args:
+          point: the name of a checkpoint. With `params` it may be any name; the name is also that of the file.
+          domain: whose prompts are sampled.
+          progress: told before anything is sampled.
+          params: the parameters at the point; by default those of the checkpoint `point`.
+        """
         file = self.folder / "analysis" / "samples" / f"{point}-{domain}.npz"
         if not file.exists():
             progress(f"samples of {domain}")
@@ -166,7 +219,12 @@ class Analysis:
         return self.probe.difference(self.params(trained.name), self.params(trained.start))
 
     def edits(self, progress: Progress) -> dict[str, Any]:
-        """§3: every domain's edit, and how two of them overlap."""
+        """The unit `edits` (definitions §3): every domain's edit, and how far each pair of edits overlaps.
+
+        Returns:
+          {"domains": {domain: {"source", "stage", figures of `edits.edit_figures`}}, "pairs": [{"domains": [a, b],
+          "by_layer", "global": Jaccards of the most-changed neurons, "sign_conflict"}]}.
+        """
         domains: dict[str, Any] = {}
         scores: dict[str, Any] = {}
         for domain in self.checkpoints.domains:
@@ -186,11 +244,20 @@ class Analysis:
         return {"domains": domains, "pairs": pairs}
 
     def point(self, name: str, progress: Progress) -> dict[str, Any]:
-        """§4 and §5 at one point; samples and rewards of every domain there."""
+        """The unit `point-<name>`: every domain is sampled at a checkpoint; gradients and routes are compared.
+
+        Gradients and routes (definitions §4, §5) are compared at the base model, among all domains, and at each θ*_A
+        that has a later stage, among A and the later domains. Other checkpoints have no comparisons.
+
+        Returns:
+          "rewards": {domain: mean reward of each prompt}; "informative": {domain: share of prompts whose completions
+          have different rewards}; "gradients" and "routes": figures by pair "a-b"; "shared": {later domain: figures on
+          the shared route}.
+        """
         c, params = self.checkpoints, self.params(name)
         drawn = {domain: self.sample(name, domain, progress) for domain in c.domains}
         own = next((d for d in c.domains if c.own(d).name == name), None)
-        edit = functools.cache(self.edit)  # one that is compared with several is one array
+        edit = functools.cache(self.edit)  # an edit that occurs in several comparisons is held in memory once
         later = [] if own is None else [self._later(own, s, edit) for s in c.later(own) if c.own(s.domain) == s]
         out: dict[str, Any] = {
             "rewards": {d: s.rewards_PG.mean(axis=1, dtype=np.float64).tolist() for d, s in drawn.items()},
@@ -217,12 +284,16 @@ class Analysis:
         return checkpoint_figures.Later(stage.domain, edit(stage), *(edit(c.edit(d)[1]) for d in (own, stage.domain)))
 
     def _displacement(self, domain: str, stage: Trained) -> tuple[Any, Any]:
-        """θ*_i and D_i(t)."""
+        """The peak θ*_i and the displacement D_i(t) = θ_t − θ*_i of a domain i and a later stage t."""
         start = self.params(self.checkpoints.own(domain).name)
         return start, self.probe.difference(self.params(stage.name), start)
 
     def damage(self, domain: str, stage: Trained, progress: Progress) -> dict[str, Any]:
-        """§6: damage of a domain at a later stage."""
+        """The unit `damage-<domain>-<stage>` (definitions §6): the damage of a domain at a later stage.
+
+        Returns:
+          {"domain", "stage", "objectives": the record of `damage.pair`}.
+        """
         start, displacement = self._displacement(domain, stage)
 
         def draw(alpha: float) -> Sample:
@@ -236,7 +307,7 @@ class Analysis:
         return {"domain": domain, "stage": stage.name, "objectives": record}
 
     def cross(self, domain: str, progress: Progress) -> dict[str, Any]:
-        """δ_uᵀHδ_v of the stages after a domain's own."""
+        """The unit `cross-<domain>`: δ_uᵀHδ_v for every two stages u, v after the domain's own (definitions §6)."""
         own = self.checkpoints.own(domain)
         later = {s.name: self.edit(s) for s in self.checkpoints.later(domain)}
         sample = self.sample(own.name, domain, progress)
@@ -246,7 +317,20 @@ class Analysis:
         }
 
     def conflict(self, domain: str, stage: Trained, objective: str, progress: Progress) -> dict[str, Any]:
-        """§7: the conflict subspace of two domains, for one objective."""
+        """The unit `conflict-…` (definitions §7): the conflict subspace of a domain A and a later stage.
+
+        It also writes the vectors of the subspace (`subspace_folder`).
+
+        Args:
+          domain: the earlier domain A.
+          stage: the later stage, which trains B.
+          objective: one of `OBJECTIVES`.
+          progress: told what is being computed.
+
+        Returns:
+          {"domain", "stage", "other", "objective"} with the record of `conflict.find`, or with a "reason" why the
+          subspace cannot be sought.
+        """
         head = {"domain": domain, "stage": stage.name, "other": stage.domain, "objective": objective}
         own = self.checkpoints.own(domain)
         sample = self.sample(own.name, domain, progress)
@@ -272,12 +356,21 @@ class Analysis:
 
 
 def subspace_folder(folder: Path, domain: str, stage: str, objective: str) -> Path:
-    """Where the vectors of a conflict subspace are kept: {"vectors": [each half's], "index_LR", "mask_LR"}."""
+    """The folder of a conflict subspace's vectors.
+
+    It holds the tree {"vectors": [basis found on each half of A's prompts], "index_LR", "mask_LR"}. The last two are
+    those of the route (`conflict.Route`).
+
+    Args:
+      folder: the work folder.
+      domain, stage, objective: the earlier domain, the name of the later stage, and the objective.
+    """
     return folder / "analysis" / "subspaces" / f"{domain}-{stage}-{objective}"
 
 
 def _differs(before: Any, now: Any) -> str:
+    """The difference of two settings, to follow their name in a message: "=1, now 2" or ".field=1, now 2"."""
     if isinstance(before, dict) and isinstance(now, dict):
         field = next(k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k))
-        return f"...{field}={before.get(field)!r}, now {now.get(field)!r}"
-    return f"{before!r}, now {now!r}"
+        return f".{field}={before.get(field)!r}, now {now.get(field)!r}"
+    return f"={before!r}, now {now!r}"

@@ -1,7 +1,12 @@
-"""What the analysis runs on devices: log-probs, jets, gradients, activity and curvature of a model, compiled once.
+"""The device programs of the analysis: log-probs, jets, gradients, activity and Hessian products of a model.
 
-Parameters, directions and rows are arguments of every program. Rows are streamed from the host, one micro-batch at a
-time and all of one shape, so memory is that of one micro-batch and of the trees at hand, and little is compiled.
+`build` makes one `Probe` for a run. `damage.py`, `conflict.py` and `checkpoint_figures.py` call its methods with the
+completions of `samples.py`. A *jet* is (logp, u, w) of every token along a direction v: the log-prob, u = v·∇logp and
+w = vᵀ∇²logp v (`second_order/jets.py`).
+
+Every program takes parameters, directions and completions as arguments, so that it is compiled once. The host streams
+completions to the devices one micro-batch at a time. All micro-batches have the same shape. Memory therefore holds one
+micro-batch and the parameter trees that are in use.
 """
 
 import dataclasses
@@ -18,7 +23,7 @@ from mdrl_jax.analysis import routes
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.model import attention
 from mdrl_jax.model.transformer import Decoder
-from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel import distributed, tree_programs
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, put
 from mdrl_jax.rl.grpo import GRPOConfig
@@ -28,12 +33,31 @@ from mdrl_jax.second_order.hvp import blocked, exact
 from mdrl_jax.second_order.jets import jets
 from mdrl_jax.second_order.objectives import CompletionBatch, DirectionalDerivatives, Forward, both_losses, reward_loss
 
-AT_ONCE = 2  # directions on a route, where sequences are long
+AT_ONCE = 2  # directions of a route that are computed together if attention is blockwise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """Built once an analysis by `build`; `attention_path`, of jets and curvature, is "plain" or "blockwise"."""
+    """The compiled programs, and methods that stream a sample through them.
+
+    A *route tree* has the weights of some MLP neurons: {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}. The
+    arguments `index_LR` and `mask_LR` are those of `conflict.Route`. Methods return host arrays, except `gradient`
+    and `hessian`.
+
+    Attributes:
+      runtime: the model, the mesh and the configuration.
+      attention_path: the attention of jets and Hessian products, "plain" or "blockwise". Both are differentiable twice.
+      grpo: the settings of the trainer's loss.
+      along: (x, v, α) -> x + αv, on trees of parameters.
+      difference: (a, b) -> a − b, on trees of parameters.
+      slice: (tree of parameters, index_LR, mask_LR) -> its route tree.
+      fixed: (params, index_LR, mask_LR) -> the `fixed` argument of `route_jets` and `hessian`.
+      outside: (D, route tree z, index_LR, mask_LR) -> D − z, a tree of parameters; z counts as 0 off the route.
+      neuron_products: (a, b) -> inner products of two trees of parameters by MLP neuron, [L, F].
+      fused: log-probs as a function of all parameters, with the attention of training. They can be differentiated once,
+        in reverse mode.
+      row_log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding.
+    """
 
     runtime: Runtime
     attention_path: str
@@ -44,8 +68,8 @@ class Probe:
     fixed: Callable[..., Any]
     outside: Callable[..., Any]
     neuron_products: Callable[..., Any]
-    fused: Forward  # of all parameters, attending as training does: differentiable once, in reverse
-    row_log_probs: Callable[..., Any]  # (params, rows) -> log π of completion tokens [B, Tc], 0 on padding
+    fused: Forward
+    row_log_probs: Callable[..., Any]
     _gradient: Callable[..., Any]
     _jets: Callable[..., Any]
     _route_jets: Callable[..., Any]
@@ -54,7 +78,7 @@ class Probe:
 
     @property
     def programs(self) -> Mapping[str, Callable[..., Any]]:
-        """What its methods run on devices, for those who compile it without running."""
+        """The programs of the methods, by name, for a caller that compiles them without running (command `fit`)."""
         return {
             "gradient": self._gradient,
             "jets": self._jets,
@@ -64,7 +88,13 @@ class Probe:
         }
 
     def rows(self, sample: Sample, batch: int | None = None, adv_PG: np.ndarray | None = None) -> list[CompletionBatch]:
-        """The sample in micro-batches of `batch` prompts (`analyze.batch`), on the host."""
+        """A sample as micro-batches, on the host.
+
+        Args:
+          sample: the completions.
+          batch: prompts per micro-batch; by default `analyze.batch`.
+          adv_PG: advantages to use in place of those of the sample.
+        """
         return sample.rows(self.runtime.config.analyze.batch if batch is None else batch, adv_PG)
 
     def log_probs(self, params: Any, sample: Sample) -> np.ndarray:
@@ -72,31 +102,71 @@ class Probe:
         return self._stream(lambda micro: self.row_log_probs(params, micro), self.rows(sample), sample)
 
     def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, DirectionalDerivatives]:
-        """First and second orders of every objective along `v`, by prompt (`objectives.derivatives`)."""
+        """First and second orders of every objective along a direction, by prompt (`objectives.derivatives`).
+
+        Args:
+          params: the point, a tree of parameters.
+          v: the direction, a tree like `params`.
+          sample: the completions.
+
+        Returns:
+          by objective, the orders of each prompt.
+        """
         _, u, w = self.jets(params, v, sample)
         return sample.derivatives(u, w, self.grpo)
 
     def jets(self, params: Any, v: Any, sample: Sample, batch: int | None = None) -> np.ndarray:
-        """logp, u and w of every token along `v`: [3, P, G, Tc]."""
+        """logp, u and w of every token along a direction of all parameters.
+
+        Args:
+          params: the point, a tree of parameters.
+          v: the direction, a tree like `params`.
+          sample: the completions.
+          batch: prompts per micro-batch; by default `analyze.batch`.
+
+        Returns:
+          [3, P, G, Tc]; logp is 0 on padding, u and w are not.
+        """
         return self._stream(lambda micro: self._jets(params, v, micro), self.rows(sample, batch), sample)
 
     def route_jets(self, point: Any, fixed: Any, directions: Any, sample: Sample, batch: int) -> np.ndarray:
-        """logp, u and w of every token along directions [n, ...] of a route: [3, n, P, G, Tc]."""
+        """logp, u and w of every token along n directions of a route.
+
+        Args:
+          point: the route tree of the point.
+          fixed: from `fixed`.
+          directions: a route tree with a leading axis n.
+          sample: the completions.
+          batch: prompts per micro-batch.
+
+        Returns:
+          [3, n, P, G, Tc]; logp is 0 on padding, u and w are not.
+        """
         one = lambda micro: self._route_jets(point, fixed, directions, micro)  # noqa: E731
         return self._stream(one, self.rows(sample, batch), sample)
 
     def gradient(self, params: Any, rows: CompletionBatch) -> Any:
-        """∇L of the reward loss on one micro-batch."""
+        """The gradient of the `reward` loss on one micro-batch, a tree of parameters on the devices."""
         return self._gradient(params, self._put(rows))
 
     def activity(self, params: Any, sample: Sample) -> routes.Activity:
-        """Sums of neuron and head activity by block of prompts."""
+        """Sums of neuron and head activity; each micro-batch is one block of prompts."""
         made = distributed.gather([self._activity(params, self._put(micro)) for micro in self.rows(sample)])
         stacked = (np.stack([np.asarray(m[i], np.float64) for m in made]) for i in range(3))
         return routes.Activity(*stacked)
 
     def hessian(self, point: Any, fixed: Any, rows: list[CompletionBatch], count: float) -> Callable[[Any], Any]:
-        """A block [b, ...] of route vectors -> Σ over rows of the Hessian products of `both_losses` / count."""
+        """The Hessian of `objectives.both_losses` on a route, as a function.
+
+        Args:
+          point: the route tree of the point.
+          fixed: from `fixed`.
+          rows: the completions, in micro-batches.
+          count: the number that the sum over completions is divided by.
+
+        Returns:
+          a function from a block of b route trees, with leading axis b, to their products with the Hessian.
+        """
         placed = [self._put(micro) for micro in rows]
 
         def operator(block: Any) -> Any:
@@ -113,7 +183,13 @@ class Probe:
     def _stream(
         self, function: Callable[[CompletionBatch], Any], rows: list[CompletionBatch], sample: Sample
     ) -> np.ndarray:
-        """Results [..., B, Tc] of each micro-batch, joined to [..., P, G, Tc]; rows that fill up are dropped."""
+        """Results of all micro-batches on the host, [..., P, G, Tc], without the rows that fill up the last one.
+
+        Args:
+          function: a micro-batch on the devices -> [..., B, Tc].
+          rows: the micro-batches of `sample`.
+          sample: gives P, G and Tc.
+        """
         made = [function(self._put(micro)) for micro in rows]
         joined = np.concatenate(distributed.gather(made), axis=-2)
         shape = sample.mask_PGT.shape
@@ -122,10 +198,11 @@ class Probe:
 
 @functools.lru_cache(maxsize=1)
 def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
-    """Chooses the attention path, once, and makes the programs: one probe for all stages of a run.
+    """The probe of a run. It is cached, so that all stages of a run share its programs.
 
-    Raises:
-      UserError: if a micro-batch does not divide over the mesh.
+    Args:
+      runtime: the model, the mesh and the configuration.
+      grpo: the settings of the trainer's loss.
     """
     config = runtime.config.analyze
     rows = config.batch * config.group_size
@@ -135,11 +212,12 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     attend = attention.choose(here, heads, longest, config.attention_logit_bytes)
     model = Decoder(runtime.model.config, DTYPES[config.dtype], runtime.config.model.remat)
     temperature, chunk = runtime.config.rollout.sampling.temperature, runtime.config.model.logprob_chunk
-    # A gradient may attend as training does, by a fused kernel.
+    # Gradients differentiate once, so they may use the fused attention of training. It is used where plain attention
+    # would take too much memory.
     once = attend if attend is attention.plain else runtime.model.attention
     whole, narrow = decoder_parts.whole(model, attend), decoder_parts.on_route(model, attend)
     forward, fused, on_route = (
-        Forward(s, temperature, chunk) for s in (whole, decoder_parts.whole(model, once), narrow)
+        Forward(parts, temperature, chunk) for parts in (whole, decoder_parts.whole(model, once), narrow)
     )
     take_jets = functools.partial(_jet_rows, temperature=temperature, chunk=chunk)
     like = {"out_shardings": runtime.shardings}
@@ -147,7 +225,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     def gradient(params: Any, rows: CompletionBatch) -> Any:
         return jax.grad(lambda p: jnp.divide(*reward_loss(fused)(p, rows, ())))(params)
 
-    # Where the scores of attention are too many to hold, so are the activations of many directions.
+    # If the attention scores do not fit into memory, the activations of all directions together do not fit either.
     over = jax.vmap if attend is attention.plain else _few_at_once
 
     def route_jets(point: Any, fixed: Any, directions: Any, rows: CompletionBatch) -> jax.Array:
@@ -164,7 +242,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     )
 
     def fixed(params: Any, index_LR: jax.Array, mask_LR: jax.Array) -> Any:
-        # Parameters that went through a program would be a copy.
+        # Only `keep_LF` comes from a program: if the program also returned the parameters, it would copy them.
         return {"params": params, "keep_LF": left(params, index_LR, mask_LR)}
 
     def outside(displacement: Any, z: Any, index_LR: jax.Array, mask_LR: jax.Array) -> Any:
@@ -175,7 +253,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         attention_path=attend.__name__,
         grpo=grpo,
         along=program("analyze_along", lambda x, v, alpha: tree.axpy(alpha, v, x), **like),
-        difference=program("analyze_difference", tree.sub, **like),
+        difference=tree_programs.difference,
         slice=program("analyze_slice", decoder_parts.route_slice),
         fixed=fixed,
         outside=program("analyze_outside", outside, **like),
@@ -191,11 +269,12 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
 
 
 def _few_at_once(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`jax.vmap(one)`, but computed for `AT_ONCE` directions at a time."""
     return functools.partial(jax.lax.map, one, batch_size=AT_ONCE)
 
 
 def _jet_rows(
-    part: decoder_parts.DecoderParts,
+    parts: decoder_parts.DecoderParts,
     point: Any,
     fixed: Any,
     v: Any,
@@ -204,9 +283,9 @@ def _jet_rows(
     temperature: float,
     chunk: int,
 ) -> jax.Array:
-    """logp, u and w of the rows, [3, B, Tc]; logp is 0 on padding."""
+    """logp, u and w of the completion tokens of the rows, [3, B, Tc]; logp is 0 on padding."""
     start = rows.tokens_BT.shape[-1] - rows.mask_BT.shape[-1]
     logp, u, w = jets(
-        part, point, fixed, v, rows.tokens_BT, rows.valid_BT, start=start, temperature=temperature, chunk=chunk
+        parts, point, fixed, v, rows.tokens_BT, rows.valid_BT, start=start, temperature=temperature, chunk=chunk
     )
     return jnp.stack([jnp.where(rows.mask_BT > 0, logp, 0.0), u, w])

@@ -1,8 +1,11 @@
-"""Active routes: the MLP neurons and attention heads a domain runs through (definitions §5, claim C4).
+"""Active routes: the MLP neurons and attention heads that a domain uses (definitions §5, claim C4).
 
-The score of neuron c of a layer on a domain is a_c = E_tokens |h_c| · ‖W_down[c,:]‖ over the positions that predict the
-model's own completions, all of them and those that succeeded [chosen]; of a head E_tokens ‖o_h W_O^h‖. The route is
-the top 10 % of each layer. Intervals leave out one block of prompts at a time (jackknife).
+`probe.py` compiles `activity` and `neuron_products`; `checkpoint_figures.py` turns their results into figures.
+
+The score of neuron c of a layer on a domain is a_c = E_tokens |h_c| · ‖W_down[c,:]‖ [chosen]. The score of an attention
+head is E_tokens ‖o_h W_O^h‖. The expectation is over the positions that predict the tokens of the model's own
+completions, for all completions and for those that succeeded. The route of a domain is the top 10 % of each layer.
+Activity is summed by block of prompts, so that a jackknife can leave out one block at a time.
 """
 
 import dataclasses
@@ -17,19 +20,31 @@ from mdrl_jax.model.transformer import Attend, Block, Decoder, Projection, posit
 from mdrl_jax.second_order.objectives import CompletionBatch
 
 SHARE = 0.1
-WHICH = ("all", "correct")  # completions: every one, or those with the full reward
+WHICH = ("all", "correct")  # which completions count: all, or those with the full reward
 
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-    """Sums over the tokens of M blocks of prompts, for each of `WHICH`: neurons [M, 2, L, F], heads [M, 2, L, H]."""
+    """Sums of activity over tokens, for each of M blocks of prompts and each of `WHICH`.
+
+    Attributes:
+      neurons: [M, 2, L, F].
+      heads: [M, 2, L, H].
+      tokens: the number of tokens, [M, 2].
+    """
 
     neurons: np.ndarray
     heads: np.ndarray
     tokens: np.ndarray
 
     def scores(self, which: str, kind: str, without: int | None = None) -> np.ndarray:
-        """Scores [L, F] or [L, H], optionally without one block; zeros where there are no tokens."""
+        """The scores a of all neurons [L, F] or heads [L, H]; zeros if there are no tokens.
+
+        Args:
+          which: the completions, one of `WHICH`.
+          kind: "neurons" or "heads".
+          without: a block of prompts to leave out.
+        """
         keep = np.arange(self.tokens.shape[0]) != (-1 if without is None else without)
         w = WHICH.index(which)
         total = getattr(self, kind)[keep, w].sum(axis=0)
@@ -37,7 +52,17 @@ class Activity:
 
 
 def activity(model: Decoder, attend: Any, params: Any, rows: CompletionBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of one block: neurons [2, L, F] and heads [2, L, H] summed over tokens, and their number [2]."""
+    """Sums of activity over the tokens of one block of prompts.
+
+    Args:
+      model: the decoder.
+      attend: makes the attention from the valid tokens.
+      params: its parameters.
+      rows: the completions of the block.
+
+    Returns:
+      neurons [2, L, F], heads [2, L, H] and the number of tokens [2]; the first axis is `WHICH`.
+    """
     reach_LF = jnp.sqrt(jnp.sum(jnp.square(params["layers"]["down"]["kernel"]), axis=2))
     weights_BT = rows.mask_BT * rows.weight_B[:, None]
     weights_2BT = jnp.stack([weights_BT, weights_BT * rows.success_B[:, None]])
@@ -47,7 +72,7 @@ def activity(model: Decoder, attend: Any, params: Any, rows: CompletionBatch) ->
 
 
 def _layers(model: Decoder, attend: Any, params: Any, tokens_BT: Any, valid_BT: Any, weights_2BT: Any, n: int) -> Any:
-    """Σ_tokens |h| [L, 2, F] and Σ_tokens ‖o_h W_O^h‖ [L, 2, H] at the positions that predict completions."""
+    """Σ_tokens |h| [L, 2, F] and Σ_tokens ‖o_h W_O^h‖ [L, 2, H], over the positions that predict the last n tokens."""
     block = Block(model.config, model.dtype)
     chosen: Attend = attend(valid_BT)
     positions_BT = positions_of(valid_BT)
@@ -64,7 +89,7 @@ def _layers(model: Decoder, attend: Any, params: Any, tokens_BT: Any, valid_BT: 
             out: Any = block.apply({"params": weights}, x_BTD, positions_BT, chosen)
         h_BTF = jnp.abs(seen["down"][:, -n - 1 : -1].astype(jnp.float32))
         o_BTHh = seen["o"][:, -n - 1 : -1].astype(jnp.float32)
-        # ‖o W‖² = o (W Wᵀ) oᵀ: no [B, T, H, D] is made.
+        # ‖o W‖² = o (W Wᵀ) oᵀ needs no array of shape [B, T, H, D].
         kernel_HhD = weights["o"]["kernel"]
         gram_Hhh = jnp.einsum("hid,hjd->hij", kernel_HhD, kernel_HhD)
         size_BTH = jnp.sqrt(jnp.maximum(jnp.einsum("bthi,hij,bthj->bth", o_BTHh, gram_Hhh, o_BTHh), 0.0))
@@ -76,7 +101,10 @@ def _layers(model: Decoder, attend: Any, params: Any, tokens_BT: Any, valid_BT: 
 
 
 def neuron_products(a: Any, b: Any) -> jax.Array:
-    """⟨a, b⟩ over the weights of each MLP neuron (its gate and up columns, its down row): [L, F]."""
+    """⟨a, b⟩ of two trees of parameters over the weights of each MLP neuron, [L, F].
+
+    The weights of a neuron are its columns of gate and up, and its row of down.
+    """
 
     def product(name: str, axis: int) -> jax.Array:
         return jnp.sum(a["layers"][name]["kernel"] * b["layers"][name]["kernel"], axis=axis)

@@ -1,8 +1,11 @@
-"""Completions that the analysis looks at: of one domain, sampled at one point, with their rewards.
+"""The completions that the analysis works on: completions of one domain, sampled at one point, with their rewards.
 
-The prompts are the first `analyze.prompts` of a shuffle of `analyze.split`, the same at every point and drawn with the
-same keys, so that differences between points are paired. Every point has its own samples: no damage is ever measured
-by importance weights (definitions §1). Sets are kept in `analysis/samples/`, so that a resumed analysis reads them.
+`interference.py` draws a `Sample` for each point and domain that it needs, and keeps it in `analysis/samples/`, so that
+a resumed analysis reads it. `recovery/` draws its own with the same function.
+
+The prompts are the first `analyze.prompts` of a shuffle of `analyze.split`. Prompts and sampling keys are the same at
+every point, so differences between points are paired. Every point has its own samples: damage of the reward is never
+measured by importance weights (definitions §1).
 """
 
 import dataclasses
@@ -12,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax import records
 from mdrl_jax.domains.prompts import visit_order
 from mdrl_jax.errors import UserError
-from mdrl_jax.model import tokens
-from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import batch_divisor
-from mdrl_jax.rl.grpo import GRPOConfig, group_advantages, loss_mask
-from mdrl_jax.rl.policy import join
+from mdrl_jax.rl.grpo import GRPOConfig
+from mdrl_jax.rl.policy import Trained, join, trained
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.second_order.objectives import (
     SUCCESS,
@@ -32,12 +32,21 @@ from mdrl_jax.second_order.objectives import (
     leave_one_out,
 )
 
-STAGE_OF_KEYS = "analyze"
+STAGE_OF_KEYS = "analyze"  # the stage name in all sampling keys of the analysis (definitions §14)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Completions of P prompts, G each, on the host; prompts are left-padded, completions cut to a bucket's length."""
+    """G completions of each of P prompts, on the host.
+
+    Attributes:
+      prompts_PT: prompt tokens, padded on the left.
+      valid_PT: whether a prompt token is not padding.
+      tokens_PGT: completion tokens, all of the length of one bucket.
+      mask_PGT: 1 on completion tokens, 0 on padding.
+      rewards_PG: rewards in [0, 1].
+      ended_PG: whether a completion ended before the length limit.
+    """
 
     prompts_PT: np.ndarray
     valid_PT: np.ndarray
@@ -48,44 +57,52 @@ class Sample:
 
     @property
     def n_prompts(self) -> int:
-        """P."""
+        """The number of prompts, P."""
         return self.rewards_PG.shape[0]
 
     @property
     def adv_PG(self) -> np.ndarray:
-        """Reward minus the mean of the other completions of the prompt; 0 where there is no other."""
+        """The reward minus the mean reward of the prompt's other completions; 0 if there is no other completion."""
         if self.rewards_PG.shape[1] == 1:
             return np.zeros(self.rewards_PG.shape)
         return leave_one_out(self.rewards_PG.astype(np.float64))
 
     @property
     def success_PG(self) -> np.ndarray:
-        """1.0 where the reward is the full one."""
+        """1.0 for completions with the full reward, otherwise 0.0."""
         return (self.rewards_PG >= SUCCESS).astype(np.float64)
 
     @property
     def informative(self) -> float:
-        """Share of prompts whose rewards differ: below 0.2 the reward's Hessian is not measurable (definitions §6)."""
+        """The share of prompts whose completions have different rewards.
+
+        Below 0.2 the Hessian of the reward is not measurable (definitions §6).
+        """
         return float((np.ptp(self.rewards_PG, axis=1) > 0).mean())
 
     def take(self, prompts: np.ndarray) -> "Sample":
-        """The sample of some of its prompts."""
+        """The sample of only the prompts with these indices."""
         return Sample(*(getattr(self, f.name)[prompts] for f in dataclasses.fields(self)))
 
     def completions(self, chosen_P: np.ndarray) -> "Sample":
-        """One completion of each prompt: groups of 1."""
+        """The sample with one completion of each prompt (G = 1), the one with the index `chosen_P`."""
         at = np.arange(self.n_prompts)
         grouped = ("tokens_PGT", "mask_PGT", "rewards_PG", "ended_PG")
         return dataclasses.replace(self, **{name: getattr(self, name)[at, chosen_P][:, None] for name in grouped})
 
     def padded(self, length: int) -> "Sample":
-        """Completions padded to `length` tokens, so that samples of several domains share one compiled program."""
+        """The sample with completions padded to `length` tokens, so that several samples share one compiled program."""
         widths = ((0, 0), (0, 0), (0, length - self.mask_PGT.shape[2]))
         longer = {name: np.pad(getattr(self, name), widths) for name in ("tokens_PGT", "mask_PGT")}
         return dataclasses.replace(self, **longer)
 
     def rows(self, batch: int, adv_PG: np.ndarray | None = None) -> list[CompletionBatch]:
-        """On the host, in micro-batches of `batch` prompts; the last is filled up with rows of weight 0."""
+        """The completions as rows, in micro-batches on the host. The last is filled up with rows of weight 0.
+
+        Args:
+          batch: prompts per micro-batch.
+          adv_PG: advantages to use in place of `Sample.adv_PG`.
+        """
         filled = np.arange(-(-self.n_prompts // batch) * batch)
         real = filled < self.n_prompts
         filled = np.where(real, filled, 0)
@@ -109,31 +126,36 @@ class Sample:
         return [jax.tree.map(lambda x, i=i: x[i : i + size], rows) for i in range(0, len(filled) * group, size)]
 
     def derivatives(self, u_PGT: np.ndarray, w_PGT: np.ndarray, grpo: GRPOConfig) -> dict[str, DirectionalDerivatives]:
-        """`objectives.derivatives` with this sample's rewards; `grpo` gives the trainer's own advantages."""
-        trained_PG, informative_P = distributed.gather(group_advantages(jnp.asarray(self.rewards_PG), scale=grpo.scale))
-        group = self.rewards_PG.shape[1]
-        mask_BT = self.mask_PGT.reshape(-1, self.mask_PGT.shape[-1])
-        kept_BT = loss_mask(
-            jnp.asarray(mask_BT),
-            jnp.asarray(np.repeat(informative_P, group)),
-            jnp.asarray(~self.ended_PG.reshape(-1)),
-            grpo,
-        )
-        kept_PGT = np.asarray(kept_BT).reshape(self.mask_PGT.shape)
-        return dict(derivatives(u_PGT, w_PGT, self.mask_PGT, self.adv_PG, self.success_PG, trained_PG, kept_PGT))
+        """First and second orders of every objective, by prompt (`objectives.derivatives`).
+
+        Args:
+          u_PGT, w_PGT: first and second derivatives of the log-prob of each token along a direction.
+          grpo: the settings of the trainer's loss, which give the advantages and the tokens of the objective `grpo`.
+        """
+        kept, success_PG = self.trained(grpo), self.success_PG
+        return dict(derivatives(u_PGT, w_PGT, self.mask_PGT, self.adv_PG, success_PG, kept.adv_PG, kept.mask_PGT))
+
+    def trained(self, grpo: GRPOConfig) -> Trained:
+        """The advantages and the trained tokens that the trainer would use for these completions."""
+        return trained(self.rewards_PG, self.mask_PGT, self.ended_PG, grpo)
 
 
 def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
-    """Refuses what cannot be drawn and streamed; `who`: "stage ewc-qa: ", for whom.
+    """Checks, before anything runs, that samples of these domains can be drawn and divided over the mesh.
+
+    Args:
+      runtime: the prompts, the mesh and the configuration.
+      domains: the domains to be sampled.
+      who: the beginning of the error message, for example "stage ewc-qa: ".
 
     Raises:
-      UserError: for micro-batches that the mesh does not divide, or too few prompts.
+      UserError: if the mesh does not divide the micro-batches, or if a domain has too few prompts.
     """
     config, parts = runtime.config.analyze, batch_divisor(runtime.mesh)
     at_once = sampled_at_once(config.prompts, config.batch, runtime.config.evaluate.batch)
     for what, size in (
         ("analyze.batch * group_size", config.batch * config.group_size),
-        ("analyze.prompts at once", at_once),
+        ("number of prompts sampled at once (from analyze.prompts, analyze.batch, evaluate.batch)", at_once),
     ):
         if size % parts:
             raise UserError(f"{who}{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
@@ -144,10 +166,17 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
 
 
 def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = None, first: int = 0) -> Sample:
-    """Samples `analyze.group_size` completions of each prompt at `params`, the `first` prompts left out.
+    """Samples `analyze.group_size` completions of each prompt.
+
+    Args:
+      runtime: the model, prompts, rewards and configuration.
+      params: the parameters that are sampled from.
+      domain: whose prompts are used.
+      n_prompts: the number of prompts; by default `analyze.prompts`.
+      first: how many prompts at the beginning of the shuffle are left out.
 
     Raises:
-      UserError: if rewards fail (`Runtime.sample`).
+      UserError: if too many rewards fail (`Rollouts.sample`).
     """
     config = runtime.config.analyze
     prompts = runtime.prompts[domain, config.split]
@@ -157,33 +186,37 @@ def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = Non
     parts = len(chosen) // sampled_at_once(len(chosen), config.batch, runtime.config.evaluate.batch)
     sampling = runtime.config.rollout.sampling
     scored = runtime.rollouts.sample(params, [(prompts, chosen)], key_path, config.group_size, sampling, parts)
-    done = scored.completions
-    longest = int(done.length_PG.max())
-    length = tokens.bucket(longest, runtime.config.rollout.completion_buckets, "a completion")
+    scored = scored.cut(runtime.config.rollout.completion_buckets)
     return Sample(
         prompts_PT=scored.prompts_PT,
         valid_PT=scored.valid_PT,
-        tokens_PGT=done.tokens_PGT[:, :, :length],
-        mask_PGT=scored.mask_PGT[:, :, :length],
+        tokens_PGT=scored.completions.tokens_PGT,
+        mask_PGT=scored.mask_PGT,
         rewards_PG=scored.rewards_PG,
-        ended_PG=done.ended_PG,
+        ended_PG=scored.completions.ended_PG,
     )
 
 
 def sampled_at_once(prompts: int, batch: int, most: int) -> int:
-    """The largest multiple of `batch`, up to `most` prompts, that divides the prompts; at least `batch`."""
+    """How many prompts are sampled at once: the largest multiple of `batch`, up to `most`, that divides `prompts`.
+
+    Args:
+      prompts: the number of prompts, a multiple of `batch`.
+      batch: prompts per micro-batch of the analysis. The result is never below it.
+      most: how many prompts may be sampled at once.
+    """
     sizes = range(batch, max(most, batch) + 1, batch)
     return max(size for size in sizes if prompts % size == 0)
 
 
 def load(file: Path) -> Sample:
-    """A set written by `save`."""
+    """Reads a sample that `save` wrote."""
     with np.load(file) as arrays:
         return Sample(**{f.name: arrays[f.name] for f in dataclasses.fields(Sample)})
 
 
 def save(file: Path, sample: Sample) -> None:
-    """Writes a set whole or not at all."""
+    """Writes a sample to a file, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)})
     records.write_bytes(file, buffer.getvalue())

@@ -1,4 +1,8 @@
-"""What is analysed: checkpoints in the order they were trained, however that was done."""
+"""The checkpoints of an analysis: names, domains and starts, in the order of training.
+
+The stage `analyze` fills these classes from a work folder, the command `analyze` from Hugging Face folders. Everything
+else in `analysis/` sees only this description.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +13,13 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A checkpoint of the sequence: its name, the domain it was trained on, and where it started."""
+    """A checkpoint at the end of a stage that trained one domain.
+
+    Attributes:
+      name: of the stage, and of its checkpoint.
+      domain: the domain that was trained.
+      start: the name of the checkpoint that training started from; `BASE` is the model before all training.
+    """
 
     name: str
     domain: str
@@ -18,22 +28,32 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """What is analysed: stages in the order they were trained, solo stages, and how parameters are read by name."""
+    """All checkpoints of an analysis.
+
+    Attributes:
+      stages: the sequence, in the order of training.
+      solos: stages that trained one domain from the base model alone.
+      params: reads the parameters of a checkpoint (`BASE`, or a name of `stages` or `solos`).
+    """
 
     stages: tuple[Trained, ...]
     solos: tuple[Trained, ...]
     params: Callable[[str], Any]
 
     def own(self, domain: str) -> Trained:
-        """The stage a domain peaks at: its last."""
+        """The last stage that trained a domain. Its end is the domain's peak θ*_i (definitions §1)."""
         return next(s for s in reversed(self.stages) if s.domain == domain)
 
     def later(self, domain: str) -> tuple[Trained, ...]:
-        """Stages after the domain's own."""
+        """The stages after `own(domain)`, in order."""
         return self.stages[self.stages.index(self.own(domain)) + 1 :]
 
     def edit(self, domain: str) -> tuple[str, Trained]:
-        """("solo" or "sequential", stage) of a domain's edit: solo where there is one (definitions §3)."""
+        """The stage that gives a domain's edit (definitions §3), and its kind.
+
+        Returns:
+          ("solo", the domain's solo stage) if it has one, otherwise ("sequential", `own(domain)`).
+        """
         solo = next((s for s in self.solos if s.domain == domain), None)
         return ("solo", solo) if solo else ("sequential", self.own(domain))
 

@@ -1,7 +1,11 @@
-"""Shares of a second-order term DᵀHD by projection, with paired intervals over prompts (definitions §7, §12).
+"""Turns second-order terms of single prompts into shares of DᵀHD with intervals (definitions §7, §12).
 
-Every term has one value per prompt. All figures share one set of draws of prompts, so that their ratios and
-differences are paired.
+`captured.py` supplies the terms: dᵀH_p d of each prompt p, for projections d of the displacement D. The columns have
+these names: "total" (DᵀHD), "route", "measured S" (S at its measured dimension), "random j", and for each dimension k
+"S k", "top coordinates k" and "eigenvectors of <domain> k". The column "outside <name>" is (D − d)ᵀH_p(D − d).
+
+All figures use one set of draws of prompts, so that their ratios and differences are paired. An array with the axis X
+holds the mean over the sample in entry 0 and the means over the draws in the other entries.
 """
 
 from collections.abc import Sequence
@@ -18,7 +22,14 @@ Floats = NDArray[np.float64]
 
 
 class Means:
-    """Means of the named columns: over the sample in entry 0, over the draws of `prompt_weights` in the others."""
+    """Means of the named columns over prompts, on the sample and on each draw, and the figures made of them.
+
+    Attributes:
+      n: the number of prompts.
+      unit: of the loss.
+      mean: the means of each column, [X], by name.
+      defined: whether shares are defined: the interval of DᵀHD does not include 0.
+    """
 
     def __init__(self, columns: dict[str, Floats], unit: str) -> None:
         self.n, self.unit = columns["total"].size, unit
@@ -33,17 +44,23 @@ class Means:
         return percentile(float(values_X[0]), values_X[1:], self.n, unit)
 
     def figure(self, values_X: Floats) -> Record:
-        """A figure in the loss's unit."""
+        """The record of a figure in the unit of the loss."""
         return self._estimate(values_X, self.unit).record()
 
     def share(self, values_X: Floats, null: Any = None) -> Record:
-        """A term, or a difference of two, as a share of DᵀHD."""
+        """The record of a term, or of a difference of two terms, divided by DᵀHD; missing if shares are undefined."""
         if not self.defined:
             return missing(OPEN, "share of DᵀHD", self.n, null)
         return self._estimate(values_X / self.mean["total"], "share of DᵀHD").record(null)
 
     def rung(self, label: str, name: str, dimension: list[int | None] | None) -> dict[str, Any]:
-        """The three terms of DᵀHD for one projection; they add up to it."""
+        """The three terms within + cross + outside = DᵀHD of one projection (a rung of the ladder).
+
+        Args:
+          label: the name of the rung in the record.
+          name: the column of the projection.
+          dimension: of the projection, for each half; None for the whole route.
+        """
         within, outside = self.mean[name], self.mean[f"outside {name}"]
         return {
             "rung": label,
@@ -55,7 +72,10 @@ class Means:
         }
 
     def k90(self, ks: Sequence[int]) -> Record:
-        """The smallest measured k with c ≥ 0.9 from k onward; no interval where too many draws have none."""
+        """The smallest k of `ks` from which on c is at least 0.9 at every k of `ks`.
+
+        If no k qualifies on the sample, the figure is missing. If that is so on too many draws, it has no interval.
+        """
         if not self.defined:
             return missing(OPEN, "dimensions", self.n)
         enough_kX = np.array([self.mean[f"S {k}"] / self.mean["total"] >= 0.9 for k in ks])
@@ -67,9 +87,13 @@ class Means:
         return Estimate(float(first_X[0]), low, high, self.n, "dimensions").record()
 
     def baseline(self, name: str, ks: Sequence[int]) -> dict[str, Any]:
-        """c of a baseline at every k, and the margin of S over it at the last.
+        """The share c of a baseline at every k, and the margin of S over it at the last k.
 
-        S and baseline have one denominator, so that the margin is right for DᵀHD < 0 too.
+        The margin is the difference of the two terms divided by DᵀHD, so that its sign is right for DᵀHD < 0 too.
+
+        Args:
+          name: the column of the baseline, without its k.
+          ks: the dimensions, ascending.
         """
         top = ks[-1]
         shares = [{"k": k, "share": self.share(self.mean[f"{name} {k}"])} for k in ks]
@@ -83,7 +107,15 @@ class Means:
         }
 
     def random(self, name: str, k: int, n_random: int) -> dict[str, Any]:
-        """c of each random subspace; the margin of S is over the one with the largest c in each draw of prompts."""
+        """The share c of each random subspace, and the margin of S over the best of them.
+
+        The best is the one with the largest c in each draw of prompts.
+
+        Args:
+          name: the column of S at the dimension k.
+          k: the dimension of the random subspaces.
+          n_random: their number.
+        """
         terms_RX = np.array([self.mean[f"random {j}"] for j in range(n_random)])
         total_X = self.mean["total"]
         # The largest share has the smallest term where DᵀHD is negative.

@@ -1,6 +1,9 @@
-"""TIES sign conflict of two edits: where both move most, do they move opposite ways (definitions §3, arXiv 2306.01708).
+"""The TIES sign conflict of two edits (definitions §3, arXiv 2306.01708).
 
-Thresholds are found by counting, so that a sharded tensor is never sorted or gathered.
+Among the entries that are in the top 20 % by |δ| of both edits, it is the share with opposite signs. `interference.py`
+calls it for each pair of domains; `edits.py` has the figures of a single edit.
+
+The top sets are found by counting (`parallel/counting.py`), so that a sharded tensor is never sorted or gathered.
 """
 
 from typing import Any
@@ -10,28 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax import tree
-from mdrl_jax.analysis.edits import Sums, by_tensor, over_layers, unmeasured
-from mdrl_jax.parallel import distributed
+from mdrl_jax.analysis.edits import Sums, by_tensor, over_layers
+from mdrl_jax.parallel import counting, distributed
 from mdrl_jax.parallel.programs import program
-
-
-def _threshold(size: jax.Array, k: int) -> jax.Array:
-    """The k-th largest entry: bisection of counts over the bits of a float, whose order is that of their integers."""
-    bits = jax.lax.bitcast_convert_type(size.astype(jnp.float32), jnp.int32)
-
-    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = ends  # at least k entries reach `low`, fewer reach `high`
-        middle = low + (high - low) // 2
-        enough = jnp.sum(bits >= middle) >= k
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    low, _ = jax.lax.fori_loop(0, 32, halve, (jnp.int32(0), jnp.max(bits) + 1))
-    return jax.lax.bitcast_convert_type(low, jnp.float32)
+from mdrl_jax.stats.estimate import missing
 
 
 def _conflicts(share: float, kind: str, a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
-    k = max(1, round(share * a.size))
-    in_a, in_b = ((jnp.abs(x) >= _threshold(jnp.abs(x), k)) & (x != 0) for x in (a, b))
+    """Of one tensor: the number of entries in both top sets, and how many of them have opposite signs."""
+    k = counting.split(max(1, round(share * a.size)))
+    in_a, in_b = (counting.highest(x, k) & (x != 0) for x in (a, b))
     shared = in_a & in_b
     return {"shared": jnp.sum(shared), "conflicts": jnp.sum(shared & ((a > 0) != (b > 0)))}
 
@@ -44,11 +35,18 @@ _conflicts_program = program(
 
 
 def sign_conflict(edit_a: Any, edit_b: Any, share: float = 0.2) -> dict[str, Any]:
-    """TIES (arXiv 2306.01708): share of coordinates in the top `share` by |δ| of both edits whose signs differ.
+    """The share of entries with opposite signs, among those in the top `share` by |δ| of both edits.
 
-    {"all": record, "kinds": {kind: record}}, each beside its chance value ½ and "shared", the number of such
-    coordinates. Top sets are of each tensor; entries tied at the threshold are all in, unchanged ones never.
-    Intervals are by jackknife over layers.
+    A top set is taken in each tensor. All entries as large as the smallest one of the set are in it; unchanged entries
+    never are. Intervals are a jackknife over layers.
+
+    Args:
+      edit_a, edit_b: two trees δ with the same structure.
+      share: the size of a top set, as a share of the tensor.
+
+    Returns:
+      {"all": record, "kinds": {kind: record}}. Each record adds "chance", which is ½, and "shared", the number of
+      entries in both top sets. It has no estimate if there are none.
     """
     counted = distributed.gather(_conflicts_program(edit_a, edit_b, share))
     sums = {name: {k: np.asarray(v, float) for k, v in counts.items()} for name, counts in counted.items()}
@@ -57,7 +55,7 @@ def sign_conflict(edit_a: Any, edit_b: Any, share: float = 0.2) -> dict[str, Any
         shared = int(sum(s["shared"].sum() for s in part.values()))
         if not shared:
             reason = "no coordinate is in both top sets"
-            return unmeasured(reason) | {"chance": 0.5, "shared": 0}
+            return missing(reason, "layer") | {"chance": 0.5, "shared": 0}
         return over_layers(part, lambda s: s("conflicts") / s("shared"), "shared") | {"chance": 0.5, "shared": shared}
 
     return {"all": record(sums), "kinds": {tree.kind(name): record({name: s}) for name, s in sums.items()}}

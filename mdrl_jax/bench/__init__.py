@@ -1,1 +1,1 @@
-"""Benchmarks: what is measured, and how, for the `bench` command."""
+"""The benchmarks of the command `bench`: the programs that it measures, and how it measures them."""

@@ -1,7 +1,11 @@
-"""`bench curvature`: second-order products in units of one gradient, on a random decoder.
+"""The benchmark `bench curvature`: the cost of second-order products in units of one gradient, on a random decoder.
 
-Everything is measured on one loss, −log π of completions at temperature 1, without rematerialisation and with all
-logits at once; the gradient is `jax.value_and_grad`. A route is a random tenth of each layer's MLP neurons.
+`commands/bench.py` runs the tasks that this file makes (`whole_tasks`, `route_tasks`) beside those of other libraries
+(`peers.py`), and `measure.py` turns their figures into the table of `LINES`.
+
+All tasks use the same loss, −log π of completions at temperature 1, without rematerialisation and with the logits of
+all positions at once. The gradient, the unit, is `jax.value_and_grad` of this loss. The route is a random tenth of each
+layer's MLP neurons.
 """
 
 import dataclasses
@@ -25,15 +29,24 @@ from mdrl_jax.second_order.lanczos import Spectrum, block_lanczos, random_block
 from mdrl_jax.second_order.objectives import CompletionBatch, Forward, success_nll
 
 HEAD_DIM, SHARE = 32, 0.1
-BLOCK = 4  # vectors of one linearized product
-LANCZOS = 16
+BLOCK = 4  # vectors of the block product
+LANCZOS = 16  # steps of the solver, with one vector each
 GRADIENT, HV, GGN, ON_ROUTE = "gradient", "Hv", "GGN product", "Hv on the route"
 IN_GRADIENTS = {GRADIENT: 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The decoder (MLP four times as wide, heads of 32) and the batch; the last `completion` tokens are trained on."""
+    """Sizes of the decoder and of the batch.
+
+    Attributes:
+      layers: number of layers.
+      width: embedding size, a multiple of 32. Heads have size 32, and the MLP is four times as wide.
+      rows: sequences in the batch.
+      length: tokens of a sequence.
+      completion: number of tokens at its end that are the completion; only these are in the loss.
+      vocabulary: size of the vocabulary.
+    """
 
     layers: int = 6
     width: int = 256
@@ -44,7 +57,7 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if self.width % HEAD_DIM:
-            raise UserError(f"--width={self.width} is not valid; it is a multiple of {HEAD_DIM}")
+            raise UserError(f"--width={self.width} is not valid; it must be a multiple of {HEAD_DIM}")
 
     def __str__(self) -> str:
         return f"{self.layers} layers, width {self.width}, batch {self.rows} x {self.length}, float32"
@@ -52,7 +65,15 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A random decoder on one device, a batch of one micro-batch, and a direction like the parameters."""
+    """A random decoder on one device, with a batch and a direction.
+
+    Attributes:
+      sizes: sizes of the decoder and of the batch.
+      model: the decoder.
+      params: its parameters.
+      rows: the batch, leaves [1, B, ...]: one micro-batch.
+      v: the direction, a tree like `params`.
+    """
 
     sizes: Sizes
     model: Decoder
@@ -62,16 +83,20 @@ class Problem:
 
     @property
     def micro(self) -> CompletionBatch:
-        """The batch without its axis of micro-batches."""
+        """The batch without its axis of micro-batches, leaves [B, ...]."""
         return jax.tree.map(lambda x: x[0], self.rows)
 
-    def loss(self, decoder: decoder_parts.DecoderParts | None = None) -> hvp.Loss:
-        """(point, rows, fixed) -> (sum, count) of the NLL of the completions."""
-        return success_nll(Forward(decoder or decoder_parts.whole(self.model), temperature=1.0))
+    def loss(self, parts: decoder_parts.DecoderParts | None = None) -> hvp.Loss:
+        """The loss (point, rows, fixed) -> (sum, count): −log π of the completions, in nats.
+
+        Args:
+          parts: the pieces of the decoder, which decide what the point is; None: all parameters.
+        """
+        return success_nll(Forward(parts or decoder_parts.whole(self.model), temperature=1.0))
 
 
 def problem(sizes: Sizes, seed: int = 0) -> Problem:
-    """Random parameters, tokens and direction, all drawn from `seed`."""
+    """The problem of these sizes, with parameters, tokens and direction drawn from `seed`."""
     heads = sizes.width // HEAD_DIM
     config = ModelConfig("llama", sizes.vocabulary, sizes.layers, sizes.width, 4 * sizes.width, heads, heads, HEAD_DIM)
     model = Decoder(config)
@@ -91,34 +116,34 @@ def problem(sizes: Sizes, seed: int = 0) -> Problem:
 
 
 def logits(given: Problem) -> Callable[..., jax.Array]:
-    """(params, rows) -> the logits [B, Tc, V] of completion tokens, through the same layers as the loss."""
+    """The function (params, rows) -> logits of completion tokens [B, Tc, V], through the same layers as the loss."""
     model, sizes = given.model, given.sizes
 
     def head(params: Any, fixed: Any, x_BCD: jax.Array, *_: Any) -> jax.Array:
         return model.apply({"params": params}, x_BCD, method="normed_logits")  # type: ignore
 
-    decoder = dataclasses.replace(decoder_parts.whole(model), head=head)
+    parts = dataclasses.replace(decoder_parts.whole(model), head=head)
 
     def outputs(params: Any, rows: CompletionBatch) -> jax.Array:
         start = sizes.length - sizes.completion
-        return decoder_parts.log_probs(decoder, params, (), rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
+        return decoder_parts.log_probs(parts, params, (), rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
 
     return outputs
 
 
 def second_order(given: Problem) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(params, v, rows) -> v·∇L and vᵀ∇²L v from the (u, w) of every token."""
-    decoder, start = decoder_parts.whole(given.model), given.sizes.length - given.sizes.completion
+    """The function (params, v, rows) -> (v·∇L, vᵀ∇²L v), computed from (u, w) of every token (`jets.py`)."""
+    parts, start = decoder_parts.whole(given.model), given.sizes.length - given.sizes.completion
 
     def derivatives(params: Any, v: Any, rows: CompletionBatch) -> tuple[jax.Array, jax.Array]:
-        _, u_BT, w_BT = jets(decoder, params, (), v, rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
+        _, u_BT, w_BT = jets(parts, params, (), v, rows.tokens_BT, rows.valid_BT, start=start, temperature=1.0)
         return -jnp.sum(u_BT) / given.sizes.rows, -jnp.sum(w_BT) / given.sizes.rows
 
     return derivatives
 
 
 def whole_tasks(given: Problem) -> dict[str, Task]:
-    """The products with the Hessian of all parameters."""
+    """The tasks on all parameters, by name: the gradient, products of one vector and of a block, and jets."""
     params, v, rows = given.params, given.v, given.rows
     block = random_block(jax.random.key(1), params, BLOCK)
     hessian = hvp.exact(given.loss())
@@ -138,7 +163,14 @@ def whole_tasks(given: Problem) -> dict[str, Task]:
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """The problem on a random tenth of each layer's neurons: `point` is differentiated, `fixed` is not."""
+    """The problem restricted to a random tenth of each layer's MLP neurons.
+
+    Attributes:
+      point: the weights of these neurons (`decoder_parts.route_slice`).
+      fixed: what is not differentiated (`decoder_parts.route_fixed`).
+      block: a block of one random vector like `point`, at which Lanczos starts.
+      loss: the loss as a function of (point, rows, fixed).
+    """
 
     point: Any
     fixed: Any
@@ -147,7 +179,7 @@ class Route:
 
 
 def route(given: Problem, seed: int = 0) -> Route:
-    """A route drawn from `seed`, and the start of Lanczos on it."""
+    """The problem on a route drawn from `seed`."""
     config = given.model.config
     width = max(1, round(SHARE * config.d_mlp))
     order = np.argsort(np.random.default_rng(seed).random((config.n_layers, config.d_mlp)), axis=1)
@@ -160,7 +192,7 @@ def route(given: Problem, seed: int = 0) -> Route:
 
 
 def route_tasks(given: Problem, on: Route) -> dict[str, Task]:
-    """One product on the route, and Lanczos with it."""
+    """The tasks on the route, by name: one Hessian product, and Lanczos with this product."""
     operator = hvp.blocked(hvp.exact(on.loss))
     product, apply = compiled("bench route", operator, on.point, on.block, given.rows, on.fixed)
 

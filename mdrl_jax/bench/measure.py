@@ -1,7 +1,8 @@
-"""Measuring tasks beside one another: FLOPs and memory from the compiled program, time in rounds.
+"""Measures tasks side by side: FLOPs and memory from their compiled programs, and time in rounds.
 
-The speed of a machine drifts, so times are only compared within one run: every round runs every task once, each round
-beginning with another task, and ratios are of medians over rounds, with a bootstrap over whole rounds.
+The speed of a machine drifts, so times are compared only within one run. Every round runs every task once, and each
+round begins with another task. A ratio of times is the ratio of medians over rounds. Its interval comes from a
+bootstrap that resamples whole rounds, because tasks of one round share the machine's speed.
 """
 
 import dataclasses
@@ -20,8 +21,12 @@ from mdrl_jax.stats.estimate import Estimate
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Something to run: `call` runs it once, to the end. FLOPs of its matrix products and bytes of its temporary
-    memory where they can be known.
+    """Something to measure.
+
+    Attributes:
+      call: runs it once and waits for its end.
+      flops: FLOPs of its matrix products; None: not known.
+      bytes: size of its temporary memory; None: not known.
     """
 
     call: Callable[[], Any]
@@ -31,12 +36,15 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of the table: Σ weight · figure over the tasks of `over`, divided by the same over those of `under`.
+    """A line of the table, a ratio: Σ weight · figure over the tasks in `over`, divided by the same sum for `under`.
 
     Attributes:
-      limit: FLOPs ratio that theory allows (definitions §6).
-      target: the ratios ("flops", "time", "memory") that are to be kept.
-      reason: why there is nothing to measure.
+      what: the text of the line.
+      over: name of a task -> weight.
+      under: name of a task -> weight.
+      limit: the lowest ratio of FLOPs that theory allows (definitions §6).
+      target: "flops", "time" or "memory" -> the largest ratio that is acceptable.
+      reason: why nothing is measured; None: it is measured.
     """
 
     what: str
@@ -48,7 +56,16 @@ class Line:
 
 
 def compiled(name: str, function: Callable[..., Any], *args: Any) -> tuple[Task, Callable[..., Any]]:
-    """The task of calling a device program on `args`, and the compiled program."""
+    """Compiles a function, and makes the task of calling it.
+
+    Args:
+      name: name of the program, under which its compilations are counted.
+      function: a function of JAX arrays.
+      *args: arguments of every call.
+
+    Returns:
+      the task, and the compiled program, which can also be called on other arguments of the same shapes.
+    """
     executable: Any = program(name, function).lower(*args).compile()
     memory = executable.memory_analysis()
     task = Task(
@@ -60,11 +77,20 @@ def compiled(name: str, function: Callable[..., Any], *args: Any) -> tuple[Task,
 
 
 def rounds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """Seconds [repeats] of each task, after one call of each that is not counted."""
+    """Times the tasks, after one call of each that is not counted.
+
+    Args:
+      tasks: the tasks by name.
+      repeats: number of timed rounds.
+      say: called with a line of text before each round.
+
+    Returns:
+      name of a task -> seconds in each round [repeats].
+    """
     names = list(tasks)
     seconds = {name: np.zeros(repeats) for name in names}
     for n in range(-1, repeats):
-        say(f"round {n + 1} of {repeats}" if n >= 0 else "first calls")
+        say(f"round {n + 1} of {repeats}" if n >= 0 else "first calls, which are not timed")
         for i in range(len(names)):
             name = names[(n + i) % len(names)]
             start = time.perf_counter()
@@ -77,13 +103,24 @@ def rounds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) 
 def records(
     bench: str, lines: Sequence[Line], tasks: Mapping[str, Task], seconds: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """One JSON-ready record a line, with the figures of `over` itself in "seconds", "flops" and "bytes"."""
+    """The records of a benchmark's lines, ready for JSON.
+
+    Args:
+      bench: name of the benchmark.
+      lines: the lines of its table.
+      tasks: the tasks by name.
+      seconds: from `rounds`.
+
+    Returns:
+      one record for each line. "flops_ratio", "time_ratio" (with "time_ci95") and "memory_ratio" are `over` divided by
+      `under`. "seconds", "flops" and "bytes" are sums over the tasks in `over` alone. What is not known is None.
+    """
     out = []
     for line in lines:
         measured = line.reason is None
         elapsed = _elapsed(line, seconds) if measured else None
         flops = _pair(line, {name: task.flops for name, task in tasks.items()})
-        once = dataclasses.replace(line, under=dict.fromkeys(line.under, 1.0))  # repetition takes no further memory
+        once = dataclasses.replace(line, under=dict.fromkeys(line.under, 1.0))  # repeated calls take no more memory
         memory = _pair(once, {name: task.bytes for name, task in tasks.items()})
         record = {
             "bench": bench,

@@ -1,11 +1,11 @@
-"""Other people's curvature products on the problem of `bench.curvature`, where their packages are installed.
+"""Measures other libraries on the problem of `bench/curvature.py`, if they are installed.
 
-- matfree (JAX) has solvers, not products: these are `jax.jvp` of `jax.grad` and of `jax.vjp` on one flat vector of
-  parameters, as in its documentation, and its Lanczos with full reorthogonalisation, in units of our gradient and
-  our product. All of it is one compiled program.
-- curvlinops (torch) runs on the same weights in `transformers`, exported from here, on the CPU and eagerly, in units
-  of torch's own gradient. torch has no forward mode for the backward pass of its SiLU, nor for its fused attention:
-  the products and the gradient use x·sigmoid(x) and plain attention instead.
+- matfree (JAX) provides solvers but no products. The products follow its documentation: `jax.jvp` of `jax.grad`, and
+  `jax.jvp` with `jax.vjp`, on one flat vector of parameters. Its Lanczos, with full reorthogonalisation, is compiled
+  into one program together with its products. Units are our gradient and our product.
+- curvlinops (torch) runs on a `transformers` model with the same weights, eagerly on the CPU. The unit is torch's own
+  gradient. torch cannot differentiate the backward pass of its SiLU or of its fused attention in forward mode, so its
+  products and its gradient use x·sigmoid(x) and plain attention.
 """
 
 import importlib
@@ -32,7 +32,15 @@ def installed(*packages: str) -> bool:
 
 
 def matfree(given: Problem, on: Route) -> tuple[dict[str, Task], list[Line]]:
-    """matfree's Hv, GGN product and Lanczos, or a line that says that it is not installed."""
+    """matfree's Hessian product, Gauss–Newton product and Lanczos.
+
+    Args:
+      given: the problem on all parameters.
+      on: the problem on a route, for Lanczos.
+
+    Returns:
+      the tasks by name, and the lines of the table. If matfree is not installed: no tasks, and a line that says so.
+    """
     if not installed("matfree"):
         return {}, [Line("matfree", reason="matfree is not installed")]
     decomp = importlib.import_module("matfree.decomp")
@@ -87,7 +95,15 @@ def matfree(given: Problem, on: Route) -> tuple[dict[str, Task], list[Line]]:
 
 
 def curvlinops(given: Problem) -> tuple[dict[str, Task], list[Line]]:
-    """curvlinops' Hv and GGN product, or a line that says what is not installed."""
+    """curvlinops' Hessian product and Gauss–Newton product.
+
+    Args:
+      given: the problem on all parameters.
+
+    Returns:
+      the tasks by name, and the lines of the table. If torch or curvlinops is not installed: no tasks, and a line that
+      says so.
+    """
     if not installed("torch", "curvlinops"):
         return {}, [Line("curvlinops", reason="torch or curvlinops is not installed")]
     torch, operators = importlib.import_module("torch"), importlib.import_module("curvlinops")
@@ -119,7 +135,14 @@ def curvlinops(given: Problem) -> tuple[dict[str, Task], list[Line]]:
 
 
 def torch_network(given: Problem) -> tuple[Any, list[Any]]:
-    """tokens -> logits [B · Tc, V] of completion tokens as a torch module, and its parameters."""
+    """The problem's decoder as a torch module.
+
+    Args:
+      given: the problem.
+
+    Returns:
+      the module, which maps tokens [B, T] to logits of completion tokens [B · Tc, V]; and the list of its parameters.
+    """
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
@@ -149,13 +172,18 @@ def torch_network(given: Problem) -> tuple[Any, list[Any]]:
 
 
 def exported(vector: Any, names: list[str]) -> np.ndarray:
-    """A tree like the parameters as one vector, its tensors in the order of a torch network's parameter names."""
+    """Concatenates a tree like the parameters into one vector.
+
+    Args:
+      vector: the tree.
+      names: parameter names of the torch network, whose order the tensors have in the result.
+    """
     tensors = huggingface.to_tensors(vector)
     return np.concatenate([tensors[name.removeprefix("model.")]().reshape(-1) for name in names])
 
 
 def torch_flops(call: Callable[[], Any]) -> float:
-    """FLOPs of the matrix products that torch dispatches in one call, under transformations of `torch.func` too."""
+    """FLOPs of the matrix products that torch dispatches in one call, also of those inside `torch.func` transforms."""
     dispatch = importlib.import_module("torch.utils._python_dispatch")
     formulas = importlib.import_module("torch.utils.flop_counter").flop_registry
     total = [0.0]
@@ -173,7 +201,14 @@ def torch_flops(call: Callable[[], Any]) -> float:
 
 
 def flatten(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """A tree as one vector, and the function back: what these peers want, and what no other file here does."""
+    """Concatenates a tree into one vector, which matfree needs; the rest of the package never flattens a tree.
+
+    Args:
+      params: a tree of arrays.
+
+    Returns:
+      the vector, and the function from such a vector to the tree.
+    """
     leaves, structure = jax.tree.flatten(params)
     ends = np.cumsum([x.size for x in leaves])
 

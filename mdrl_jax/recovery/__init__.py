@@ -1,1 +1,1 @@
-"""Winning a lost domain back without hurting the others (definitions §8–§10; C6, C7)."""
+"""Recovering a domain that later training damaged, without hurting the others (definitions §8–§10; C6, C7)."""

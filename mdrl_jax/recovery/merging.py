@@ -6,7 +6,9 @@
 | `task_arithmetic` | θ_0 + λ Σ_i τ_i | arXiv 2212.04089 |
 | `ties` | θ_0 + λ · the disjoint mean of the trimmed τ_i | arXiv 2306.01708 |
 
-θ_0 is the base model and τ_i = θ_i − θ_0. Sums run on each device in float32 or wider; each leaf keeps its own dtype.
+θ_0 is the base model, θ_i is the model that was trained on domain i alone, and τ_i = θ_i − θ_0 is its solo edit. Sums
+are computed in float32 or wider, and each leaf keeps its dtype. All but the trimming of TIES is elementwise, so it
+moves no data between devices.
 """
 
 import functools
@@ -22,7 +24,7 @@ from mdrl_jax.tree import changed
 
 
 def average(trees: Sequence[Any]) -> Any:
-    """The mean of trees."""
+    """The mean of trees of one structure, leaf by leaf."""
 
     def one(*leaves: jax.Array) -> jax.Array:
         wide = at_least_float32(leaves[0].dtype)
@@ -32,7 +34,13 @@ def average(trees: Sequence[Any]) -> Any:
 
 
 def task_arithmetic(base: Any, edits: Sequence[Any], scale: Any) -> Any:
-    """θ_0 + λ Σ_i τ_i, with λ = `scale`."""
+    """θ_0 + λ Σ_i τ_i (arXiv 2212.04089).
+
+    Args:
+      base: θ_0.
+      edits: the τ_i, trees like the base.
+      scale: λ, a scalar.
+    """
 
     def one(theta: jax.Array, *deltas: jax.Array) -> jax.Array:
         wide = at_least_float32(theta.dtype)
@@ -42,10 +50,17 @@ def task_arithmetic(base: Any, edits: Sequence[Any], scale: Any) -> Any:
 
 
 def ties(base: Any, edits: Sequence[Any], density: float, scale: Any) -> Any:
-    """θ_0 + λ τ, with λ = `scale`, by trimming, electing a sign and a disjoint mean.
+    """θ_0 + λ τ, where τ merges the edits by TIES (arXiv 2306.01708): trim, elect a sign, take the disjoint mean.
 
-    Of each edit the share `density` of all coordinates, those of largest magnitude over the whole model, is kept. A
-    coordinate's sign is that of the sum of what was kept; τ is the mean over the edits that kept it with that sign.
+    Trim: each edit keeps its entries of largest magnitude over the whole model and is 0 elsewhere. Elect: the sign of a
+    coordinate is that of the sum of its kept entries. Disjoint mean: τ is the mean of only those kept entries that have
+    this sign, and 0 if there are none.
+
+    Args:
+      base: θ_0.
+      edits: the τ_i, trees like the base.
+      density: share of an edit's entries that it keeps.
+      scale: λ, a scalar.
 
     Raises:
       ValueError: unless 0 < density ≤ 1.

@@ -1,7 +1,11 @@
-"""Blocks of vectors that stay trees: what block Lanczos runs on devices.
+"""The device programs of block Lanczos (`lanczos.py`): arithmetic on blocks of vectors that stay trees.
 
-A block of b vectors is a tree of leaves [b, ...], float32. Leaves keep their sharding, whose leading axis is whole;
-inner products are local sums and an all-reduce of the coefficients, never a gather.
+A block of b vectors is a tree whose leaves are [b, ...], in float32. A basis is a block of m vectors. Each leaf is
+sharded like the parameter that it belongs to, and its leading axis is not split. An inner product is a sum on each
+device and an all-reduce of the coefficients; no vector is gathered or flattened.
+
+Letters of shapes: M vectors of a basis, B vectors of a block, K vectors of a result. N is the number of entries of one
+vector.
 """
 
 import dataclasses
@@ -17,22 +21,25 @@ from mdrl_jax import tree
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import replicated
 
-TOLERANCE = 1e-5  # of ‖A‖: what float32 products differ by, and what is dropped as rounding
+# Relative size of the rounding errors of products with a matrix A in float32. Lanczos drops a vector that is not longer
+# than this times ‖A‖, and accepts a difference of this relative size between two products of the same vectors.
+TOLERANCE = 1e-5
 
 Block = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What runs on devices, for trees of one structure and placement.
+    """The compiled programs for trees of one structure and one sharding.
 
     Attributes:
-      empty: (block, m) -> a basis [m, ...] of zeros.
-      store: (basis, block, first) -> the basis, donated, with the block's vectors from `first` on.
-      orthogonalise: the function of this module.
-      fill: (block, dropped [b], key) -> the block with fresh random directions where one was dropped.
-      combine: (basis, y [m, k]) -> Σ_i basis_i y_ik, leaves [k, ...].
-      difference: (block, block) -> (‖a − b‖, ‖a‖).
+      empty: (block, m) -> a basis of m zero vectors, leaves [m, ...].
+      store: (basis, block, first) -> the basis with the block in place of its vectors from number `first` on. The
+        memory of the given basis is reused.
+      orthogonalise: `orthogonalise` of this module.
+      fill: (block, dropped [b], key) -> the block with new random vectors in the places where `dropped` is true.
+      combine: `combine` of this module.
+      difference: (block a, block b) -> (‖a − b‖, ‖a‖), norms over all vectors together.
     """
 
     empty: Callable[..., Any]
@@ -44,7 +51,7 @@ class Programs:
 
 
 def programs(block: Block) -> Programs:
-    """The programs for blocks like this one, compiled once for all runs."""
+    """The programs for blocks with the structure and the shardings of this one; they are made once a process."""
     leaves, structure = jax.tree.flatten(block)
     return _programs(structure, tuple(x.sharding for x in leaves))
 
@@ -61,14 +68,19 @@ def _programs(structure: Any, shardings: tuple[Any, ...]) -> Programs:
         store=make("store", _store, vectors, donate_argnums=0),
         orthogonalise=make("orthogonalise", orthogonalise, (vectors, whole, whole, whole)),
         fill=make("fill", _fill, vectors),
-        combine=make("combine", _combine, vectors),
+        combine=make("combine", combine, vectors),
         difference=make("difference", _difference, whole),
     )
 
 
 @functools.cache
 def drawing(shapes: tuple[Any, ...], shardings: tuple[Any, ...]) -> Callable[[jax.Array], Any]:
-    """(key) -> standard normal leaves of these shapes and shardings, the key folded by leaf."""
+    """The program (key) -> leaves with standard normal entries; each leaf has a key of its own, folded from `key`.
+
+    Args:
+      shapes: shape of each leaf.
+      shardings: sharding of each leaf.
+    """
     return program("lanczos random block", lambda key: _normal(key, shapes), out_shardings=shardings)
 
 
@@ -78,23 +90,37 @@ def _normal(key: jax.Array, shapes: tuple[Any, ...]) -> tuple[jax.Array, ...]:
 
 
 def orthogonalise(basis: Any, block: Block, scale: jax.Array) -> tuple[Block, jax.Array, jax.Array, jax.Array]:
-    """One pass: block = basis · C + Q' R + what was dropped, Q' orthonormal: (Q', C [m, b], R [b, b], norms [b]).
+    """One pass of block Gram–Schmidt: orthogonalises a block against a basis and within itself.
 
-    Rows of `basis` not yet filled are zero. Within the block, Gram–Schmidt column by column. A column whose
-    remainder (`norms`) is within 1e-5 of `scale` or of the block's longest is set to zero, as is its row of R.
+    The result fulfils block = basis · C + Q' R + dropped remainders, with an upper triangular R. First all vectors are
+    projected off the basis, then classical Gram–Schmidt takes the vectors of the block one after the other. If the
+    remainder of a vector is not longer than 1e-5 · max(scale, longest vector of the given block), it is taken for
+    rounding and dropped: its vector in Q' and its row of R become 0.
+
+    One pass leaves rounding errors, so `lanczos.py` repeats it. The cost is 4·m·b·N + 4·b²·N operations, and two reads
+    of the basis.
+
+    Args:
+      basis: m orthonormal vectors; those that are not filled yet are zero.
+      block: b vectors of any length.
+      scale: an estimate of ‖A‖, a scalar; 0: only the lengths in the block count.
+
+    Returns:
+      Q', b vectors that are orthonormal or zero; C [m, b]; R [b, b]; the length of the remainder of each vector [b],
+      dropped or not.
     """
     block = jax.tree.map(lambda x: x.astype(jnp.float32), block)
     floor = TOLERANCE * jnp.maximum(scale, jnp.sqrt(jnp.max(_squares(block))))
-    c_MB = _products(basis, block)
-    block = tree.sub(block, _combine(basis, c_MB))
+    c_MB = products(basis, block)
+    block = tree.sub(block, combine(basis, c_MB))
     b = c_MB.shape[1]
     earlier = jnp.arange(b)
 
     def column(i: jax.Array, state: Any) -> Any:
         block, r_BB, norms_B = state
         one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), block)
-        above_B1 = jnp.where((earlier < i)[:, None], _products(block, one), 0.0)
-        one = tree.sub(one, _combine(block, above_B1))
+        above_B1 = jnp.where((earlier < i)[:, None], products(block, one), 0.0)
+        one = tree.sub(one, combine(block, above_B1))
         norm = jnp.sqrt(_squares(one)[0])
         kept = norm > floor
         one = tree.scale(jnp.where(kept, 1 / jnp.where(kept, norm, 1.0), 0.0), one)
@@ -107,8 +133,18 @@ def orthogonalise(basis: Any, block: Block, scale: jax.Array) -> tuple[Block, ja
     return block, c_MB, r_BB, norms_B
 
 
-def _products(a: Any, b: Any) -> jax.Array:
-    """⟨a_i, b_j⟩ [m, b] of the vectors of two trees with leaves [m, ...], [b, ...], without reshaping a leaf."""
+def products(a: Any, b: Any) -> jax.Array:
+    """All inner products ⟨a_i, b_j⟩ of two blocks, in full float32 precision.
+
+    Leaves are not reshaped, because XLA may gather a sharded leaf in order to reshape it.
+
+    Args:
+      a: m vectors, leaves [m, ...].
+      b: b vectors, leaves [b, ...].
+
+    Returns:
+      the products [m, b].
+    """
 
     def dot(x: jax.Array, y: jax.Array) -> jax.Array:
         axes = tuple(range(1, x.ndim))
@@ -117,8 +153,16 @@ def _products(a: Any, b: Any) -> jax.Array:
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(dot, a, b)))
 
 
-def _combine(basis: Any, y_MK: jax.Array) -> Any:
-    """Σ_i basis_i y_ik: leaves [k, ...]."""
+def combine(basis: Any, y_MK: jax.Array) -> Any:
+    """Linear combinations Σ_i basis_i y_ik, in full float32 precision.
+
+    Args:
+      basis: m vectors, leaves [m, ...].
+      y_MK: coefficients.
+
+    Returns:
+      k vectors, leaves [k, ...].
+    """
 
     def dot(x: jax.Array) -> jax.Array:
         return jax.lax.dot_general(y_MK, x, (((0,), (0,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
@@ -127,7 +171,7 @@ def _combine(basis: Any, y_MK: jax.Array) -> Any:
 
 
 def _squares(block: Block) -> jax.Array:
-    """‖block_i‖² [b]."""
+    """The squared length of each vector of a block [b]."""
     parts = [jnp.sum(x * x, axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(block)]
     return functools.reduce(jnp.add, parts)
 
@@ -141,7 +185,7 @@ def _store(basis: Any, block: Block, first: jax.Array) -> Any:
 
 
 def _fill(block: Block, dropped_B: jax.Array, key: jax.Array) -> Block:
-    """`block` with fresh directions, of about unit length, where one was dropped."""
+    """The block with a new random vector, of about unit length, in each place where a vector was dropped."""
     leaves, structure = jax.tree.flatten(block)
     fresh = _normal(key, tuple(x.shape for x in leaves))
     size = float(np.sqrt(sum(x.size for x in leaves) / dropped_B.size))

@@ -1,11 +1,24 @@
-"""The decoder as three functions, embed, layer and head, for what has to work inside its layer scan.
+"""Splits the decoder into three functions, embed, layer and head, so that derivatives can work inside its layer scan.
 
-A derivative is taken with respect to a `point`, while `fixed` stays as it is; both are arguments everywhere:
+`Decoder` scans over its layers by itself, so a caller of it cannot reach a single layer. With the functions of this
+file, `jets.py` pushes tangents through one layer at a time, and `log_probs` can be differentiated with respect to a few
+neurons. `objectives.py` makes the losses from `log_probs`.
 
-- `whole`: the point is the parameter tree, nothing is fixed;
-- `on_route`: the point is a slice of MLP neurons, `route_slice(params, route)`, and fixed is `route_fixed(...)`.
-  An MLP is a sum over its neurons, so the slice runs as a narrow MLP of its own beside the rest: gradients,
-  Hessian products and Lanczos vectors are as narrow as the slice, and no large array is scattered into.
+Every function takes two trees. Derivatives are taken with respect to the `point`; what is in `fixed` is constant.
+
+- `whole`: the point is the tree of all parameters, and `fixed` is ().
+- `on_route`: the point has the weights of up to R MLP neurons of each layer, the neurons of a route (`route_slice`,
+  definitions §5). `fixed` has all parameters, and marks the neurons that are not in the slice (`route_fixed`).
+
+`on_route` uses that the output of a SwiGLU MLP is a sum over its neurons c,
+
+    MLP(y) = Σ_c silu(y·W_gate[:, c]) (y·W_up[:, c]) W_down[c, :].
+
+The full MLP runs with the neurons of the slice set to zero, and a narrow MLP adds their part. Gradients, Hessian
+products and Lanczos vectors then have only the 3·L·D·R entries of the slice, and no derivative is scattered into an
+array as large as the parameters.
+
+Letters of shapes beyond those of definitions §1: R neurons of a slice, C positions of a chunk, X rows times positions.
 """
 
 import dataclasses
@@ -28,15 +41,19 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class DecoderParts:
-    """A decoder in pieces; `layers` gives what the layer scan runs over (leading axis L).
+    """The pieces of a decoder, from `whole` or `on_route`.
 
     Attributes:
-      embed: (point, fixed, tokens_BT) -> x_BTD.
-      layers: (point, fixed) -> (layers of the point, layers of what is fixed).
-      layer: (point of the layer, fixed of the layer, x_BTD, valid_BT) -> x_BTD.
-      head: (point, fixed, x_BCD, targets_BC, temperature) -> log-probs of the targets [B, C].
-      policy: of `jax.checkpoint`: what is kept of a layer beside its input; None: everything.
-      fixed_head: whether the head has nothing of the point: its slopes are then taken in the forward pass.
+      embed: (point, fixed, tokens_BT) -> the input of the first layer, x_BTD.
+      layers: (point, fixed) -> two trees with a leading axis L, which the layer scan runs over: the part of the point
+        that belongs to each layer, and the part of `fixed` that does.
+      layer: (layer of the point, layer of `fixed`, x_BTD, valid_BT) -> the output of the layer, x_BTD.
+      head: (point, fixed, x_BCD, targets_BC, temperature) -> log-probs of the target tokens [B, C], in nats, from
+        outputs of the last layer.
+      policy: a policy of `jax.checkpoint`. It says what a layer keeps for the backward pass besides its input. None:
+        the layer keeps everything.
+      fixed_head: True if the head does not depend on the point. `log_probs` then differentiates the head in the forward
+        pass (`_by_slope`).
     """
 
     embed: Callable[..., jax.Array]
@@ -47,12 +64,20 @@ class DecoderParts:
     fixed_head: bool = False
 
 
-MIDDLE = "middle"  # what attention adds to the stream, projected: of a narrow slice's layer no more need be kept
+# Checkpoint name of what attention adds to the residual stream. From it and the layer's input, the backward pass gets
+# the input of the MLP without running attention forward again.
+MIDDLE = "middle"
 _middle = jax.checkpoint_policies.save_only_these_names(MIDDLE)
 
 
 def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plain) -> DecoderParts:
-    """All parameters are the point; `fixed` is ()."""
+    """The decoder as a function of all its parameters, which are the point; `fixed` is ().
+
+    Args:
+      model: the decoder; its `remat` decides what layers keep for the backward pass.
+      attend: attention of whole sequences. It must be differentiable twice if second derivatives are taken
+        (definitions §6).
+    """
     block = Block(model.config, model.dtype)
 
     def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
@@ -68,9 +93,14 @@ def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plai
 
 
 def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plain) -> DecoderParts:
-    """The point is a `route_slice`; `fixed` are the whole parameters and the neurons left to them.
+    """The decoder as a function of some MLP neurons: the point is a `route_slice`, and `fixed` is a `route_fixed`.
 
-    What is kept of a layer, its input and `MIDDLE`, is split over the devices that a layer is split over.
+    The two arrays that a layer keeps under `remat` "full", its input and `MIDDLE`, are split along D over the devices
+    that share the MLP neurons, if these divide D.
+
+    Args:
+      model: the decoder; its `remat` decides what layers keep for the backward pass.
+      attend: as in `whole`.
     """
     block = Block(model.config, model.dtype)
 
@@ -86,14 +116,15 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
             if name == "gate":
                 entered["mlp"] = args[0]
             if name == "o":
-                # Gathered, then split: asked for a sum over devices already split, XLA (jaxlib 0.10) mixes up rows.
+                # Constrain the sum over devices to whole rows first, and split it then. If it is constrained to the
+                # split form directly, XLA (jaxlib 0.10) returns rows in the wrong places.
                 return checkpoint_name(split(constrain(call(*args, **kwargs), *BY_BATCH)), MIDDLE)
             if name != "down":
                 return call(*args, **kwargs)
             return call(args[0] * keep_F.astype(args[0].dtype)[None, None, :]) + _narrow(point, entered["mlp"])
 
         with nn.intercept_methods(around):
-            # Said twice how it lies: else what is kept of it is gathered.
+            # Constrain twice: with one constraint XLA all-gathers the saved activation.
             return split(_run(block, weights, constrain(split(x_BTD), *BY_BATCH), valid_BT, attend))
 
     return DecoderParts(
@@ -107,31 +138,49 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
 
 
 def route_slice(tree: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
-    """The MLP neurons `index_LR` of parameters, or of an edit: {"gate", "up"} [L, D, R], {"down"} [L, R, D].
+    """Takes the weights of some MLP neurons out of a tree.
 
-    Layers differ in their number of neurons: places where `mask_LR` is 0 hold zeros in all three, at which the first
-    and second derivatives of the model are zero too.
+    A route can have a different number of neurons in each layer, so shorter layers are padded. A padded place has zero
+    weights in all three tensors. The model's first and second derivatives with respect to these weights are zero too,
+    because each neuron's output is a product of all three.
+
+    Args:
+      tree: parameters, or a tree like them, such as an edit.
+      index_LR: the neurons of each layer, any number at padded places.
+      mask_LR: 1 for neurons, 0 at padded places.
+
+    Returns:
+      {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}, sharded by `route_axes`.
     """
     layers = tree["layers"]
     mask_L1R, mask_LR1 = mask_LR[:, None, :], mask_LR[:, :, None]
     columns = jax.vmap(lambda kernel_DF, index_R: kernel_DF[:, index_R])
     gate, up = (columns(layers[name]["kernel"], index_LR) * mask_L1R for name in ("gate", "up"))
     down = jax.vmap(lambda kernel_FD, index_R: kernel_FD[index_R])(layers["down"]["kernel"], index_LR) * mask_LR1
-    axes, parts = route_axes(index_LR.shape[1]), {"gate": gate, "up": up, "down": down}
-    return {name: constrain(x, *axes[name]) for name, x in parts.items()}
+    axes, slices = route_axes(index_LR.shape[1]), {"gate": gate, "up": up, "down": down}
+    return {name: constrain(x, *axes[name]) for name, x in slices.items()}
 
 
 def route_axes(width: int) -> dict[str, Names]:
-    """Logical axes of a `route_slice` of so many neurons, under the mesh at hand."""
+    """Logical axes of a `route_slice` with `width` neurons a layer; they are split if the current mesh divides them."""
     neurons = dividing("mlp", width)
     into = (None, "embed", neurons)
     return {"gate": into, "up": into, "down": (None, neurons, "embed")}
 
 
 def lift(point: Tree, index_LR: jax.Array, mask_LR: jax.Array, like: Tree) -> Tree:
-    """A route slice as a whole parameter tree, zero elsewhere: the adjoint of `route_slice`.
+    """Puts a route slice into a tree of zeros like the parameters; this is the adjoint of `route_slice`.
 
-    What a vector holds in padded places, where the model does not see it, reaches no neuron.
+    Entries at padded places, which the model does not use, are dropped.
+
+    Args:
+      point: a tree like a `route_slice`.
+      index_LR: as in `route_slice`.
+      mask_LR: as in `route_slice`.
+      like: a tree with the shapes of the parameters.
+
+    Returns:
+      a tree like `like`.
     """
     zeros = jax.tree.map(jnp.zeros_like, like)
     columns = jax.vmap(lambda x_DF, index_R, mask_R, z_DR: x_DF.at[:, index_R].add(z_DR * mask_R[None, :]))
@@ -144,26 +193,49 @@ def lift(point: Tree, index_LR: jax.Array, mask_LR: jax.Array, like: Tree) -> Tr
 
 
 def route_fixed(params: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
-    """What `on_route` keeps fixed: the parameters, and 1 for each neuron [L, F] that is not in the slice."""
+    """What `on_route` holds constant.
+
+    Args:
+      params: all parameters.
+      index_LR: as in `route_slice`.
+      mask_LR: as in `route_slice`.
+
+    Returns:
+      {"params": the parameters, "keep_LF": 1 for each neuron that is not in the slice, and 0 for the others, float32}.
+    """
     n_layers, _, width = params["layers"]["gate"]["kernel"].shape
     taken = jax.vmap(lambda index_R, mask_R: jnp.zeros(width, jnp.float32).at[index_R].max(mask_R))(index_LR, mask_LR)
     return {"params": params, "keep_LF": constrain(1.0 - taken, None, "mlp")}
 
 
 def log_probs(
-    stack: DecoderParts, point: Tree, fixed: Tree, tokens_BT: jax.Array, valid_BT: jax.Array,
+    parts: DecoderParts, point: Tree, fixed: Tree, tokens_BT: jax.Array, valid_BT: jax.Array,
     *, start: int, temperature: float, chunk: int = 0,
 ) -> jax.Array:  # fmt: skip
-    """log π(token_t | tokens before t) for t >= `start`, as `rl.logprobs.token_log_probs`: [B, T - start]."""
-    scanned = stack.layers(point, fixed)
+    """log π(token_t | tokens before t) for all t >= `start`, like `rl.logprobs.token_log_probs`.
+
+    Args:
+      parts: the pieces of the decoder.
+      point: what derivatives may be taken with respect to.
+      fixed: what is constant.
+      tokens_BT: token ids of left-padded rows.
+      valid_BT: True at real tokens, False at padding.
+      start: the first position t, at least 1.
+      temperature: divides the logits.
+      chunk: number of positions whose logits are computed at a time; 0: all positions at once.
+
+    Returns:
+      log-probs in nats [B, T - start]. At padding their values have no meaning.
+    """
+    scanned = parts.layers(point, fixed)
 
     def body(x_BTD: jax.Array, layer: Tree) -> tuple[jax.Array, None]:
-        return stack.layer(*layer, x_BTD, valid_BT), None
+        return parts.layer(*layer, x_BTD, valid_BT), None
 
-    if stack.policy is not None:
-        body = jax.checkpoint(body, prevent_cse=False, policy=stack.policy)
-    x_BTD, _ = jax.lax.scan(body, stack.embed(point, fixed, tokens_BT), scanned)
-    head = functools.partial(_by_slope, stack.head) if stack.fixed_head else stack.head
+    if parts.policy is not None:
+        body = jax.checkpoint(body, prevent_cse=False, policy=parts.policy)
+    x_BTD, _ = jax.lax.scan(body, parts.embed(point, fixed, tokens_BT), scanned)
+    head = functools.partial(_by_slope, parts.head) if parts.fixed_head else parts.head
     one = lambda x_BCD, targets_BC: head(point, fixed, x_BCD, targets_BC, temperature)  # noqa: E731
     return over_chunks(one, (x_BTD[:, start - 1 : -1], tokens_BT[:, start:]), chunk)
 
@@ -172,8 +244,14 @@ def log_probs(
 def _by_slope(
     head: Any, point: Tree, fixed: Tree, x_BCD: jax.Array, targets_BC: jax.Array, temperature: float
 ) -> jax.Array:
-    """`head`, each of whose log-probs depends on one hidden state: two products with the lm_head, where a backward pass
-    that makes the logits again has three. Differentiable twice as forward over reverse.
+    """`head`, with its derivative with respect to the hidden states computed in the forward pass.
+
+    A log-prob depends on a single hidden state, so its derivative is one vector, the slope [D], and the backward pass
+    is slope times incoming gradient. This takes two products with the lm_head. A backward pass that recomputes the
+    logits takes three. The gradients with respect to `point` and `fixed` are taken to be zero.
+
+    Second derivatives must be taken as forward over reverse (`jax.jvp` of `jax.grad`), because a `custom_vjp` has no
+    forward mode of its own.
     """
     return head(point, fixed, x_BCD, targets_BC, temperature)
 
@@ -197,9 +275,9 @@ def _run(block: Block, weights: Tree, x_BTD: jax.Array, valid_BT: jax.Array, att
 
 
 def _narrow(point: Tree, y_BTD: jax.Array) -> jax.Array:
-    """SwiGLU of the sliced neurons."""
+    """The part of the MLP's output that comes from the neurons of a slice: SwiGLU of the MLP's input y."""
     gate, up, down = (point[name].astype(y_BTD.dtype) for name in ("gate", "up", "down"))
-    y_XD = y_BTD.reshape(-1, y_BTD.shape[-1])  # a matrix, as in `Projection`
+    y_XD = y_BTD.reshape(-1, y_BTD.shape[-1])  # multiply matrices, for the reason given in `Projection`
     return ((jax.nn.silu(y_XD @ gate) * (y_XD @ up)) @ down).reshape(y_BTD.shape)
 
 

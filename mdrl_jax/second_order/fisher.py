@@ -1,9 +1,25 @@
-"""The diagonal of domain A's empirical Fisher matrix, and the factor that turns it into curvature (definitions §9).
+"""Computes the diagonal of the empirical Fisher matrix of a policy on its own completions (definitions §9).
 
-F_j = E_y (∂ log π(y) / ∂θ_j)², the mean over domain A's own completions y, sampled at the point where it is taken, of
-squared derivatives of the log-probability in nats of the whole completion at the sampling temperature. Per completion
-[chosen], not per token: vᵀFv is then to lowest order twice the KL in nats a completion, as second orders of the other
-objectives are; sums over tokens would have the same expectation and less variance, at a gradient a token.
+`recovery/rollback/evidence.py` uses it, with the factor κ of `fit_kappa`, as the curvature of the loss of domain A that
+a rollback is to restore. `recovery/prevention/prepare.py` uses it for EWC (arXiv 1612.00796).
+
+**Definition.** The diagonal has the entries
+
+    F_j = E_y (∂ log π(y) / ∂θ_j)².
+
+The mean is over completions y that the policy at θ itself sampled. log π(y) is that of a whole completion, in nats, at
+the sampling temperature. The derivative of a whole completion is squared, not that of each token [chosen]. vᵀFv with
+the full matrix F is then, to lowest order, twice the KL in nats per completion, the unit of the other objectives.
+Squares of each token's derivative have the same expectation and a smaller variance, but need a gradient a token.
+
+**Method.** The square of every completion's own gradient is needed, and a gradient of a sum over completions would mix
+them. `_squares` therefore gives each row its own copy of the layers' weights (`_copies`), and squares and sums the
+gradients of the copies where backpropagation would sum them. Each device holds one completion at a time, and the copies
+of one layer at a time.
+
+**Cost.** Memory and time are those of a gradient of the same completions, one a device at a time.
+
+Letters of shapes: B rows at once, one on each part of the mesh that splits batch rows; C positions of a chunk.
 """
 
 import dataclasses
@@ -26,17 +42,15 @@ LogProbs = Callable[[Any, CompletionBatch], jax.Array]
 
 
 def fisher_diagonal(forward: Forward, shardings: Any = None) -> Callable[[Any, Iterable[CompletionBatch]], Any]:
-    """(params, micro-batches) -> F, a float32 tree like the parameters; compiled once for rows of one shape.
-
-    Rows of weight 0 count nothing. Each device takes the gradient of one completion at a time, and its squares are
-    summed layer by layer as the backward pass meets them: memory and time are those of a gradient.
+    """The Fisher diagonal F as a function, compiled once for rows of one shape.
 
     Args:
-      forward: of all parameters (`stack.whole`).
-      shardings: of the parameters.
+      forward: computes the log-probs, with all parameters as the point (`decoder_parts.whole`).
+      shardings: those of the parameters; None: the compiler chooses.
 
-    Raises (the function):
-      ValueError: if no row has weight.
+    Returns:
+      (params, micro-batches) -> F, a float32 tree like the parameters: the mean over rows, weighted by `weight_B`. It
+      raises ValueError if no row has weight.
     """
     add = squares_program(forward, shardings)
 
@@ -54,16 +68,33 @@ def fisher_diagonal(forward: Forward, shardings: Any = None) -> Callable[[Any, I
 
 
 def squares_program(forward: Forward, shardings: Any) -> Callable[[Any, Any, CompletionBatch], Any]:
-    """The jitted (total, params, rows) -> total + Σ_b weight_b (∇ log π(y_b))²; the total is donated."""
+    """The program that adds the squared gradients of one micro-batch to a total.
+
+    Args:
+      forward: as in `fisher_diagonal`.
+      shardings: as in `fisher_diagonal`.
+
+    Returns:
+      the jitted function (total, params, rows) -> total + Σ_b weight_b (∇ log π(y_b))². The memory of the given total
+      is reused.
+    """
     options = {} if shardings is None else {"out_shardings": shardings}
     return program("fisher_diagonal", functools.partial(_add_squares, forward, shardings), donate_argnums=0, **options)
 
 
 def completion_gradients(log_probs: LogProbs, params: Any, rows: CompletionBatch) -> Any:
-    """∇ log π(y) of each row: trees like the parameters with a leading axis.
+    """The gradient ∇ log π(y) of each row; memory is that of one gradient a row.
 
-    Where batch rows are split over n devices, each completion is repeated n times, so that the model runs as it always
-    does; the rows themselves are whole on all devices.
+    The model expects batch rows that the mesh can split into n parts. Each completion is therefore repeated n times,
+    and the sum is divided by n. Unlike in other functions, every device must have all rows.
+
+    Args:
+      log_probs: (params, rows) -> log-probs of completion tokens [B, Tc].
+      params: the parameters.
+      rows: completions.
+
+    Returns:
+      a tree like the parameters, with a leading axis for the rows.
     """
     mesh: Any = jax.sharding.get_abstract_mesh()
     copies = 1 if mesh.empty else batch_divisor(mesh)
@@ -76,15 +107,15 @@ def completion_gradients(log_probs: LogProbs, params: Any, rows: CompletionBatch
 
 
 def fit_kappa(displacement: Any, fisher: Any, second: float) -> float:
-    """κ such that κ · DᵀFD = DᵀHD.
+    """The factor κ with κ · DᵀFD = DᵀHD, which turns the Fisher diagonal into a curvature of A's loss (definitions §9).
 
     Args:
       displacement: D, a tree.
-      fisher: F, a tree like it.
-      second: DᵀHD (without the ½) of A's loss on training prompts, from the jets.
+      fisher: the diagonal F, a tree like D.
+      second: DᵀHD, without the ½, of A's loss on the same prompts, from `jets`.
 
     Raises:
-      ValueError: where the fit is not measurable: DᵀHD or DᵀFD is not above 0, or not finite.
+      ValueError: if κ is not measurable, because DᵀHD or DᵀFD is not finite or not above 0.
     """
     quadratic = float(_quadratic(displacement, fisher))
     for name, value in (("DᵀFD", quadratic), ("DᵀHD", float(second))):
@@ -104,17 +135,28 @@ def _add_squares(forward: Forward, shardings: Any, total: Any, params: Any, rows
             squares = jax.lax.with_sharding_constraint(squares, shardings)
         return tree.add(total, squares), None
 
-    # Of each device's rows the first, then the second, and so on: no row moves.
+    # Turn i takes the i-th row of each device's part of the rows, so that no row moves between devices.
     turns = jax.tree.map(lambda x: jnp.moveaxis(x.reshape((at_once, -1) + x.shape[1:]), 1, 0), rows)
     return jax.lax.scan(step, total, turns)[0]
 
 
 def _squares(forward: Forward, params: Any, rows: CompletionBatch) -> Any:
-    """Σ_b weight_b (∇ log π(y_b))², a tree like the parameters.
+    """Σ_b weight_b (∇ log π(y_b))², with one gradient for each row b.
 
-    Of a layer's weights every row gets a copy, whose gradients are squared and summed where a sum of them would be
-    (`_copies`): they exist for one layer at a time. What is outside the layers stays where it is and has its gradients
-    by row from taps: a table that is read at both ends has to be squared after both.
+    Weights of layers: each row gets its own copy, and the gradients of the copies are squared and summed inside the
+    backward pass (`_copies`). They exist for one layer at a time.
+
+    Weights outside the layers (embedding, final norm, unembedding) are not copied. Taps (`_tap`) compute their
+    gradients by row. These are squared at the end, because a tied embedding is used twice, to look up tokens and to
+    make logits, and its two gradients must be added before they are squared.
+
+    Args:
+      forward: as in `fisher_diagonal`.
+      params: the parameters.
+      rows: completions, one for each part of the mesh.
+
+    Returns:
+      a tree like the parameters.
     """
     outside = {name: weights for name, weights in params.items() if name != "layers"}
     weight_B = rows.weight_B
@@ -128,8 +170,19 @@ def _squares(forward: Forward, params: Any, rows: CompletionBatch) -> Any:
 
 
 def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, rows: CompletionBatch) -> jax.Array:
-    """log π of completion tokens [B, Tc], as `forward`, with copies of the layers and taps outside of them."""
-    part = forward.stack
+    """The log-probs of `forward`, with a copy of the layers for each row, and with taps outside the layers.
+
+    Args:
+      forward: as in `fisher_diagonal`.
+      outside: the weights outside the layers.
+      layers: the weights of the layers.
+      by_row: zeros like `outside` with a leading axis B. Their gradients are those of `outside` by row.
+      rows: completions, one for each part of the mesh.
+
+    Returns:
+      log π of completion tokens in nats [B, Tc].
+    """
+    parts = forward.parts
     taps: set[str] = set()
 
     def at(name: str) -> Any:
@@ -138,7 +191,7 @@ def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, 
 
     def layer(weights: Any, fixed: Any, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
         own = jax.tree.map(lambda w: _copies(w, rows.weight_B), weights)
-        run = over_rows(lambda own, x_TD, valid_T: part.layer(own, fixed, x_TD[None], valid_T[None])[0])
+        run = over_rows(lambda own, x_TD, valid_T: parts.layer(own, fixed, x_TD[None], valid_T[None])[0])
         return run(own, x_BTD, valid_BT)
 
     def tap(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -160,15 +213,18 @@ def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, 
 
         return run
 
-    by_rows = dataclasses.replace(part, embed=tapped(part.embed), layer=layer, head=tapped(part.head))
-    logp_BT = dataclasses.replace(forward, stack=by_rows)({"layers": layers}, rows, ())
-    assert taps == set(outside), f"of {set(outside) - taps} there would be no squares"
+    by_rows = dataclasses.replace(parts, embed=tapped(parts.embed), layer=layer, head=tapped(parts.head))
+    logp_BT = dataclasses.replace(forward, parts=by_rows)({"layers": layers}, rows, ())
+    assert taps == set(outside), f"parameters without a tap, whose squares would be 0: {set(outside) - taps}"
     return logp_BT
 
 
 @jax.custom_vjp
 def _copies(x: jax.Array, weight_B: jax.Array) -> jax.Array:
-    """x for each row, [B, ...]; backward Σ_b weight_b g_b² of the rows' gradients g_b, where a sum of them would be."""
+    """A copy of x for each row [B, ...]; in the backward pass x gets Σ_b weight_b g_b² in place of Σ_b g_b.
+
+    g_b is the gradient with respect to the copy of row b.
+    """
     return constrain_rows(jnp.broadcast_to(x, weight_B.shape + x.shape))
 
 
@@ -184,7 +240,16 @@ _copies.defvjp(_copies_forward, _copies_backward)
 
 
 def _tap(pull_back: Callable[[Any, jax.Array, tuple[int, ...]], jax.Array]) -> Callable[..., jax.Array]:
-    """(out, partner, by_row) -> out; backward `by_row` gets `pull_back(partner, gradient of out, its own shape)`."""
+    """Makes a tap: a function that returns `out` unchanged, and computes a gradient by row in the backward pass.
+
+    Args:
+      pull_back: (partner, gradient of `out`, shape of `by_row`) -> the gradient of a weight for each row. `partner` is
+        what the weight was combined with, such as the input of a product.
+
+    Returns:
+      (out, partner, by_row) -> out. In the backward pass `by_row`, whose values are not used, gets the result of
+      `pull_back`.
+    """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
     def tap(out: jax.Array, partner: jax.Array, by_row: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -202,21 +267,21 @@ def _tap(pull_back: Callable[[Any, jax.Array, tuple[int, ...]], jax.Array]) -> C
 
 @_tap
 def _looked_up(tokens_BT: jax.Array, g_BTD: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Of a table [B, V, D] whose rows are taken."""
+    """The gradient by row of a table in which tokens are looked up [B, V, D]."""
     add = jax.vmap(lambda tokens_T, g_TD: jnp.zeros(shape[1:], jnp.float32).at[tokens_T].add(_wide(g_TD)))
     return constrain(add(tokens_BT, constrain(g_BTD, *BY_EMBED)), "rows", "vocab", "embed")
 
 
 @_tap
 def _multiplied(x_BCD: jax.Array, g_BCV: jax.Array, _: tuple[int, ...]) -> jax.Array:
-    """Of a table [B, V, D] whose transpose hidden states are multiplied with."""
+    """The gradient by row of a table [B, V, D] that makes logits x·tableᵀ from hidden states x."""
     g_BVD = jnp.einsum("bcv,bcd->bvd", _wide(g_BCV), constrain(_wide(x_BCD), "rows", None, None))
     return constrain(g_BVD, "rows", "vocab_split", None)
 
 
 @_tap
 def _scaled(y_BCD: jax.Array, g_BCD: jax.Array, _: tuple[int, ...]) -> jax.Array:
-    """Of a scale [B, D] of what is normed."""
+    """The gradient by row of the scale of a norm [B, D]; y is the input divided by its root mean square."""
     return jnp.sum(_wide(y_BCD) * _wide(g_BCD), axis=1)
 
 
@@ -225,7 +290,7 @@ def _sum_of_squares(weight_B: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def weighted(weight_B: jax.Array, x: jax.Array) -> jax.Array:
-    """weight_B · x, row by row, in float32."""
+    """Each row of x times its weight, in float32."""
     return _wide(weight_B).reshape((-1,) + (1,) * (x.ndim - 1)) * _wide(x)
 
 

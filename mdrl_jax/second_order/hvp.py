@@ -1,25 +1,35 @@
-"""Products of curvature matrices with vectors, on pytrees (definitions §6).
+"""Multiplies vectors with the Hessian or the Gauss–Newton matrix of a loss, on trees (definitions §6).
 
-Every operator has one signature, `operator(point, v, batch, *fixed) -> Hv`: `point` is what is differentiated,
-`v` and `Hv` are trees like it, leaves of `batch` are [micro-batches, rows, ...], `fixed` are further arrays that
-are not differentiated. A loss is `loss(point, micro, *fixed) -> (sum, count)`; its value on a batch is
-Σ sum / Σ count over micro-batches, so no product depends on how rows are divided among them. Point and vectors are
-float32 (the master weights), as are all sums; what lies between them is in the dtype the loss computes in.
+`analysis/probe.py` uses `blocked(exact(loss))` with the losses of `objectives.py`, and `lanczos.py` finds eigenvectors
+with it. `gauss_newton` serves benchmarks and tests.
 
-With `shardings` (those of `point`) the accumulated product is kept where the parameters lie. The functions are
-pure and not jitted: `parallel.programs.program` does that once, for the caller.
+**Signature.** Every operator is `operator(point, v, batch, *fixed) -> Hv`. Derivatives are taken with respect to
+`point`; `v` and `Hv` are trees like it. Leaves of `batch` are [micro-batches, rows, ...]. `fixed` are further
+arguments, which are not differentiated. A loss is `loss(point, micro, *fixed) -> (sum, count)`. Its value on a batch is
+Σ sum / Σ count over micro-batches, so a product does not depend on how rows are divided into micro-batches.
 
-Costs are in units of one gradient, 3 dense products of a weight matrix with the tokens (one forward, two
-backward), without rematerialisation:
+**Precision.** The point (master weights), vectors and sums are float32. Everything in between has the dtype in which
+the loss computes.
 
-| operator | products | gradients |
+**Compilation.** The operators are pure functions and are not jitted. The caller jits them with
+`parallel.programs.program`. If `shardings` (those of `point`) are given, the product is summed in these shardings.
+
+**Sources.** `exact`: Pearlmutter 1994 (doi 10.1162/neco.1994.6.1.147). `gauss_newton`: Schraudolph 2002
+(doi 10.1162/08997660260028683).
+
+**Cost**, in dense products of a weight matrix with the tokens, without rematerialisation. A gradient is 3 products: one
+forward and two backward. A tangent of y = W x is W x₁ + V x, two more products, and so on:
+
+| operator | products | in gradients |
 |---|---|---|
-| `exact` | 1 + 2 forward, 1 + 4 backward (the gradient itself is not needed) | 2.67 |
-| `blocked(exact)`, each further vector | 2 + 4: the linearized apply | 2.00 |
-| `gauss_newton`, `fisher` | 1 + 2 forward, 2 backward | 1.67 |
-| the same `blocked`, each further vector | 2 + 2 | 1.33 |
-| `finite_difference` | two gradients | 2.00 |
-| `exact` where only a narrow slice of the weights is differentiated | 1 + 1 forward, 1 + 1 backward | 1.33 |
+| `exact` | forward 1, its tangent 2, backward 1, its tangent 4 | 8/3 = 2.67 |
+| `blocked(exact)`, each further vector | tangents only: 2 + 4 | 6/3 = 2.00 |
+| `gauss_newton` | forward 1, its tangent 2, the transpose of the tangent 2 | 5/3 = 1.67 |
+| `blocked(gauss_newton)`, each further vector | 2 + 2 | 4/3 = 1.33 |
+| `exact` on a narrow slice of the weights | forward 1, its tangent 1, backward 1, its tangent 1 | 4/3 = 1.33 |
+
+`exact` needs one backward product less than a gradient, because the gradient of W itself is not asked for. On a narrow
+slice almost all weights have no tangent and no gradient.
 """
 
 from collections.abc import Callable
@@ -37,7 +47,15 @@ Operator = Callable[..., Any]
 
 
 def exact(loss: Loss, shardings: Any = None) -> Operator:
-    """The Hessian, ∂/∂ε ∇loss(point + ε v): forward over reverse, `jax.jvp` of `jax.grad`."""
+    """The Hessian of a loss: Hv = d/dε ∇loss(point + εv) at ε = 0, by forward over reverse (`jax.jvp` of `jax.grad`).
+
+    Args:
+      loss: (point, micro, *fixed) -> (sum, count).
+      shardings: those of `point`; None: the compiler chooses.
+
+    Returns:
+      the operator.
+    """
 
     def operator(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
         def product(micro: Any) -> tuple[Any, jax.Array]:
@@ -52,41 +70,24 @@ def exact(loss: Loss, shardings: Any = None) -> Operator:
     return operator
 
 
-def finite_difference(loss: Loss, step: float | None = None, shardings: Any = None) -> Operator:
-    """(∇loss(point + εv) − ∇loss(point − εv)) / 2ε: the check of `exact`, and the fallback where attention has no
-    forward mode.
-
-    ε = step · max(‖point‖, 1) / ‖v‖, with step = eps^(1/3) of the point's dtype unless given: truncation falls as
-    ε², rounding grows as eps / ε. The floor of 1 [chosen] is for points that are small deltas added to weights of
-    ordinary size, zero among them. Only for losses computed in the point's own dtype.
-    """
-
-    def operator(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
-        length = tree.norm(v)
-        relative = float(jnp.finfo(length.dtype).eps) ** (1 / 3) if step is None else step
-        epsilon = relative * jnp.maximum(tree.norm(point), 1.0) / jnp.where(length > 0, length, 1.0)
-
-        def product(micro: Any) -> tuple[Any, jax.Array]:
-            def gradient(sign: float) -> tuple[Any, jax.Array]:
-                return jax.grad(loss, has_aux=True)(tree.axpy(sign * epsilon, v, point), micro, *fixed)
-
-            (above, count), (below, _) = gradient(1.0), gradient(-1.0)
-            return tree.scale(0.5 / epsilon, tree.sub(above, below)), count
-
-        return _mean(product, point, batch, shardings)
-
-    return operator
-
-
 def gauss_newton(
     outputs: Callable[..., Any],
     output_curvature: Callable[[Any, Any, Any], tuple[Any, jax.Array]],
     shardings: Any = None,
 ) -> Operator:
-    """JᵀH_zJ v, positive semidefinite where H_z is: `outputs(point, micro, *fixed)` gives z (say, logits), and
-    `output_curvature(z, dz, micro)` gives (H_z dz summed over rows, count), such as `softmax_curvature`.
+    """The generalized Gauss–Newton matrix Jᵀ H_z J, with J = ∂z/∂point and H_z the Hessian of the loss in z.
 
-    One linearization serves J and its transpose, so that the forward pass is made once.
+    z are outputs of the model, such as logits. The matrix is positive semidefinite if H_z is. One linearization gives
+    J and its transpose, so there is one forward pass.
+
+    Args:
+      outputs: (point, micro, *fixed) -> z.
+      output_curvature: (z, dz, micro) -> (H_z dz, count), where H_z belongs to the sum of the loss over rows. For
+        logits it can use `softmax_curvature`.
+      shardings: those of `point`; None: the compiler chooses.
+
+    Returns:
+      the operator.
     """
 
     def operator(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
@@ -102,29 +103,18 @@ def gauss_newton(
     return operator
 
 
-def fisher(
-    log_probs: Callable[..., jax.Array],
-    weights: Callable[[Any], tuple[jax.Array, jax.Array]],
-    shardings: Any = None,
-) -> Operator:
-    """Σ_t w_t ∇logp_t (∇logp_t · v) / count: the Fisher matrix of given tokens, token by token (definitions §6).
-
-    `log_probs(point, micro, *fixed)` gives logp of the sampled tokens at the sampling temperature, of any shape;
-    `weights(micro)` gives (w of the same shape, the mask or advantages squared, and the count to divide by).
-    With weights 1 and count the number of sequences, vᵀFv is the mean of Σ_t u_t².
-    """
-
-    def output_curvature(_: Any, u: jax.Array, micro: Any) -> tuple[jax.Array, jax.Array]:
-        w, count = weights(micro)
-        return w * u, count
-
-    return gauss_newton(log_probs, output_curvature, shardings)
-
-
 def softmax_curvature(logits: jax.Array, tangent: jax.Array, weights: jax.Array) -> jax.Array:
-    """w (diag p − p pᵀ) dz [..., V], float32: the curvature of −logp of any token in the logits [..., V].
+    """w (diag p − p pᵀ) dz with p = softmax(logits): the Hessian of −log p(token) in the logits, times a vector.
 
-    The logits are those that are sampled from, already divided by the temperature; `weights` [...] weighs tokens.
+    This Hessian is the same for every token that could have been sampled. It is also the Fisher matrix of p.
+
+    Args:
+      logits: logits that were divided by the temperature [..., V].
+      tangent: dz [..., V].
+      weights: w, one for each position [...].
+
+    Returns:
+      the products [..., V], float32 or wider.
     """
     p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
     dz = tangent.astype(p.dtype)
@@ -133,10 +123,10 @@ def softmax_curvature(logits: jax.Array, tangent: jax.Array, weights: jax.Array)
 
 
 def blocked(operator: Operator) -> Operator:
-    """The same signature for a block: leaves of `v` and of the product are [b, ...].
+    """The same operator for a block of b vectors: leaves of `v` and of the product are [b, ...].
 
-    `jax.vmap` leaves what does not depend on v outside the block, so one call linearizes once at `point` and
-    applies b times; nothing is kept between calls. Memory for tangents of activations is b-fold.
+    `jax.vmap` computes what does not depend on v only once. A call therefore runs the loss and its gradient once, and
+    the tangents b times. Tangents of activations take b times the memory of one. Nothing is kept between calls.
     """
 
     def block(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
@@ -146,10 +136,21 @@ def blocked(operator: Operator) -> Operator:
 
 
 def symmetry_defect(apply: Callable[[Any], Any], v: Any, w: Any) -> float:
-    """|wᵀHv − vᵀHw| over the larger of the two; logged in every run, about 1e-5 or less for a sound Hv in float32.
+    """How far a Hessian product is from symmetric: |wᵀHv − vᵀHw| / scale.
 
-    For directions that H leaves almost orthogonal the scale is instead what random ones give, ‖w‖‖Hv‖/√n, so that
-    cancellation is not taken for a defect.
+    The analysis records it for every conflict subspace. A correct product in float32 gives about 1e-5 or less.
+
+    The scale is the larger of |wᵀHv| and |vᵀHw|. If both are small only because of cancellation, rounding errors would
+    look like a defect. The scale is therefore at least the size that random directions give, ‖w‖‖Hv‖/√n or
+    ‖v‖‖Hw‖/√n, for vectors with n entries.
+
+    Args:
+      apply: v -> Hv. It is called twice.
+      v: a tree.
+      w: a tree like `v`.
+
+    Returns:
+      the relative defect; 0 if both products are 0.
     """
     return float(_defect(v, w, apply(v), apply(w)))
 
@@ -166,17 +167,27 @@ _defect = program("symmetry_defect", _symmetry_defect)
 
 
 def _mean(product: Callable[[Any], tuple[Any, jax.Array]], like: Any, batch: Any, shardings: Any) -> Any:
-    """Σ product / Σ count over the leading axis of `batch`, a tree like `like` in float32 (float64 if it is)."""
+    """Sums products and counts over micro-batches, and divides.
+
+    Args:
+      product: (micro) -> (product, count).
+      like: a tree with the shapes of the product.
+      batch: micro-batches along the leading axis.
+      shardings: those of `like`, or None.
+
+    Returns:
+      Σ product / Σ count, a tree like `like`, in float32 (float64 if `like` is); zeros if the count is 0.
+    """
 
     def add(total: Any, micro: Any) -> tuple[Any, None]:
         one, count = product(micro)
         if shardings is not None:
-            # Else XLA may keep the sum as some use of a parameter left it, and move activations to it.
+            # Pin the product's sharding; otherwise XLA may choose another and reshard activations to match it.
             one = jax.lax.with_sharding_constraint(one, shardings)
         return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, (one, count)), None
 
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(like))
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), like), jnp.zeros((), dtype)
     (total, count), _ = jax.lax.scan(add, empty, batch)
-    count = jnp.where(count > 0, count, 1.0)  # a batch without a single token has no curvature
+    count = jnp.where(count > 0, count, 1.0)  # a batch in which nothing counts has no curvature
     return jax.tree.map(lambda t: t / count, total)

@@ -1,14 +1,24 @@
-"""Second derivatives of log-probs along a direction, for every token, without a backward pass (definitions §6).
+"""Computes first and second derivatives of each token's log-prob along a direction, without a backward pass.
 
-For a tangent direction v and tokens y fixed in advance,
+For a direction v in the space of the point (`decoder_parts.py`) and tokens y that are given (definitions §6),
 
-    logp_t,   u_t = v·∇log π(y_t | y_<t),   w_t = vᵀ∇²log π(y_t | y_<t) v
+    logp_t = log π_θ(y_t | y_<t),   u_t = v·∇logp_t,   w_t = vᵀ∇²logp_t v.
 
-by nested forward mode. The second-order state (x, x₁, x₂) of ε ↦ x(θ + εv) is pushed through one layer at a time,
-both jvps inside the body of the layer scan: 1.67 gradients' matrix products at best, against 2.34 for a jvp of a jvp
-around the scan, and no activations are kept. Every objective's first and second derivative is arithmetic on (u, w):
-`objectives.py`. In a model that computes in bfloat16 the tangents of activations are bfloat16 too; those of parameters,
-and all sums, are float32.
+`analysis/probe.py` calls `jets` on micro-batches, and `objectives.py` computes the first and second derivative of every
+objective from (u, w).
+
+**Method.** Second-order Taylor mode (Griewank and Walther 2008, chapter 13) by two nested `jax.jvp`. Along the line
+θ + εv every activation is a curve x(ε) = x + εx₁ + ½ε²x₂ + O(ε³). `push` maps its state (x, x₁, x₂) through one piece
+of the decoder, and the state of logp_t itself is (logp_t, u_t, w_t). A linear map with weights W and direction V gives
+
+    (W x,   W x₁ + V x,   W x₂ + 2 V x₁).
+
+**Cost.** These are five different products, W x, W x₁, V x, W x₂ and V x₁. A gradient has three, one forward and two
+backward, so the limit is 5/3 = 1.67 gradients. Both jvps are inside the body of the layer scan: around the scan, XLA
+could not see that both carry the same tangent x₁, and there would be seven products, 7/3 = 2.33 gradients. No
+activations are kept.
+
+**Precision.** In a model that computes in bfloat16, x₁ and x₂ are bfloat16 too. v and log-softmax are float32.
 """
 
 from collections.abc import Callable
@@ -25,9 +35,22 @@ State = tuple[Any, Any, Any]
 
 
 def push(function: Callable[[Any, Any], Any], state: State, point: Tree, v: Tree) -> State:
-    """(y, y₁, y₂) of y(ε) = function(x(ε), point + εv), where x(ε) = x + εx₁ + ½ε²x₂.
+    """Maps the second-order state of a curve x(ε) through a function of x and of the point.
 
-    The second jvp repeats products of the first; XLA merges them because they read the same arrays.
+    With f = `function` and y(ε) = f(x + εx₁ + ½ε²x₂, point + εv), the result is y(0), y'(0) and y''(0):
+
+        y₁ = Df[x₁, v],   y₂ = D²f[(x₁, v), (x₁, v)] + Df[x₂, 0].
+
+    The outer jvp repeats products of the inner one. XLA merges them, because they read the same arrays.
+
+    Args:
+      function: f, of (x, point).
+      state: (x, x₁, x₂), arrays or trees of one shape.
+      point: what derivatives are taken with respect to.
+      v: the direction, a tree like `point`.
+
+    Returns:
+      (y, y₁, y₂), each like the result of f.
     """
     x, x1, x2 = state
 
@@ -39,23 +62,39 @@ def push(function: Callable[[Any, Any], Any], state: State, point: Tree, v: Tree
 
 
 def jets(
-    stack: DecoderParts, point: Tree, fixed: Tree, v: Tree, tokens_BT: jax.Array, valid_BT: jax.Array,
+    parts: DecoderParts, point: Tree, fixed: Tree, v: Tree, tokens_BT: jax.Array, valid_BT: jax.Array,
     *, start: int, temperature: float, chunk: int = 0,
 ) -> State:  # fmt: skip
-    """(logp, u, w), each [B, T - start], along `v`, a tree like `point`; the policy is at `temperature`."""
+    """log-probs of all tokens t >= `start`, with their first and second derivatives along `v`.
+
+    Args:
+      parts: the pieces of the decoder. Its attention must be differentiable twice (definitions §6).
+      point: where derivatives are taken.
+      fixed: what is constant.
+      v: the direction, a tree like `point`.
+      tokens_BT: token ids of left-padded rows.
+      valid_BT: True at real tokens, False at padding.
+      start: the first position t, at least 1.
+      temperature: divides the logits.
+      chunk: number of positions whose logits are computed at a time; 0: all positions at once.
+
+    Returns:
+      logp [B, T - start], in nats; u = v·∇logp [B, T - start]; w = vᵀ∇²logp v [B, T - start], without a factor ½. At
+      padding their values have no meaning.
+    """
     none = jnp.zeros((0,), jnp.float32)
-    state = push(lambda _, p: stack.embed(p, fixed, tokens_BT), (none, none, none), point, v)
-    points, fixeds = stack.layers(point, fixed)
-    tangents, _ = stack.layers(v, fixed)
+    state = push(lambda _, p: parts.embed(p, fixed, tokens_BT), (none, none, none), point, v)
+    points, fixeds = parts.layers(point, fixed)
+    tangents, _ = parts.layers(v, fixed)
 
     def body(state: State, layer: Any) -> tuple[State, None]:
         p, v, f = layer
-        return push(lambda x, p: stack.layer(p, f, x, valid_BT), state, p, v), None
+        return push(lambda x, p: parts.layer(p, f, x, valid_BT), state, p, v), None
 
     state, _ = jax.lax.scan(body, state, (points, tangents, fixeds))
     x, x1, x2 = (s[:, start - 1 : -1] for s in state)
 
     def head(x: Any, x1: Any, x2: Any, targets_BC: jax.Array) -> State:
-        return push(lambda x, p: stack.head(p, fixed, x, targets_BC, temperature), (x, x1, x2), point, v)
+        return push(lambda x, p: parts.head(p, fixed, x, targets_BC, temperature), (x, x1, x2), point, v)
 
     return over_chunks(head, (x, x1, x2, tokens_BT[:, start:]), chunk)

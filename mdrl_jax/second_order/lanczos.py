@@ -1,19 +1,35 @@
-"""Block Lanczos on pytrees: the largest eigenvalues of a symmetric operator and their vectors (definitions §7).
+"""Block Lanczos on trees: the algebraically largest eigenvalues of a symmetric matrix A, and their eigenvectors.
 
-With a start block of b vectors and n block steps the basis Q is one tree of leaves [m, ...], m = b n, in float32,
-orthogonalised in full, each block at least twice against all before it and within itself (reorthogonalised block
-Gram–Schmidt, Barlow and Smoktunowicz 2013). What the products left behind is kept in one matrix on the host,
+`analysis/conflict.py` finds the conflict subspace with it (definitions §7). There A is the Hessian on a route, known
+only by its products (`hvp.py`). This file is the loop on the host; `blocks.py` has what runs on devices.
 
-    A Q_m = Q_{m+b} H + E,    H [m + b, m],
+**Method** (Golub and Underwood 1977). From a start block of b vectors, n steps build an orthonormal basis
+Q_m = (q_1, …, q_m) of m = b·n vectors. Each step multiplies the newest block with A, and orthogonalises the product
+against all vectors of the basis and within itself; the result is the next block. The coefficients are kept on the host
+in float64:
 
-where E holds only directions dropped as rounding. Its upper square, symmetrised, is diagonalised in float64
-(Rayleigh–Ritz). An eigenvalue of multiplicity up to b is found with all its vectors.
+    A Q_m = Q_{m+b} H + E,    H [m + b, m].
 
-Breakdown: a direction that the basis already holds (identity, low rank, an exhausted Krylov space) is replaced by
-a fresh random one, orthogonal to the basis and coupled to it by zero, and the solver goes on [chosen]: eigenvalues
-that a start block cannot reach are then found too. `Spectrum.replaced` counts them.
+E has only the directions that were dropped as rounding. With T the upper square of H, the eigenpairs (λ, y) of
+½(T + Tᵀ) in float64 give the Ritz pairs (λ, x = Q_m y) of the Rayleigh–Ritz method. A block of b vectors finds all
+eigenvectors of an eigenvalue whose multiplicity is at most b.
 
-What runs on devices is in `second_order/blocks.py`.
+**Orthogonality.** Vectors are float32. Each block is orthogonalised at least twice (block classical Gram–Schmidt with
+reorthogonalisation, Barlow and Smoktunowicz 2013), and again until every unit vector keeps at least 0.7 ≈ 1/√2 of its
+length in a pass (Daniel, Gragg, Kaufman and Stewart 1976). The basis therefore stays orthonormal up to rounding, and an
+eigenvalue that has converged does not appear a second time.
+
+**Residuals.** ‖A x − λ x‖ is computed from H without a further product: the norm of H y − λ (y; 0), plus the lengths of
+the dropped directions weighted by |y|. This is an upper bound, up to rounding.
+
+**Breakdown.** A new direction can lie in the basis already: A is the identity or has low rank, or the Krylov space is
+exhausted. It is then replaced by a random direction orthogonal to the basis, with coefficients 0 in H, and the
+iteration continues [chosen]. In this way it also finds eigenvalues that the start block cannot reach.
+`Spectrum.replaced` counts these directions.
+
+**Cost**, for vectors with N entries: n block products with A, and one more to check that they are repeatable; n + 1
+orthogonalisations of at least two passes, each of 4·(m + b)·b·N operations; m·N floats of memory for the basis, and
+k·N for the result.
 """
 
 import dataclasses
@@ -28,18 +44,23 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import stacked
 from mdrl_jax.second_order.blocks import TOLERANCE, Block, Programs, drawing, programs
 
-SOUND = 0.7  # a unit vector that keeps this much of its length needs no further pass
+SOUND = 0.7  # a unit vector that keeps more than this of its length in a pass needs no further pass
 MAX_PASSES = 8
-NOT_FINITE = "a product of the operator is not finite: the loss or its derivatives overflow here"
+NOT_FINITE = "a product of the operator is not finite: the loss or its derivatives overflow at this point"
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """Eigenpairs by descending algebraic eigenvalue.
+    """Approximate eigenpairs (λ, x) of A, in descending order of λ with its sign.
 
-    `values` [k] and `residuals` [k] ‖A x − λ x‖ in float64; `vectors` a tree of leaves [k, ...], orthonormal,
-    float32; `scale` the largest magnitude of any Ritz value. `products` counts vectors multiplied, `steps` blocks,
-    `replaced` directions lost to breakdown.
+    Attributes:
+      values: the Ritz values λ [k], float64.
+      vectors: the Ritz vectors x, orthonormal, a tree of leaves [k, ...], float32.
+      residuals: ‖A x − λ x‖ [k], float64, computed from H.
+      scale: the largest |λ| among all m Ritz values, an estimate of ‖A‖.
+      products: number of vectors that were multiplied with A.
+      steps: number of block steps.
+      replaced: number of directions that were replaced after a breakdown.
     """
 
     values: np.ndarray
@@ -50,20 +71,14 @@ class Spectrum:
     steps: int
     replaced: int
 
-    def positive(self) -> "Spectrum":
-        """The pairs with a positive eigenvalue, directions in which the loss rises (definitions §7).
-
-        What is below 1e-5 of `scale` is rounding, and counts as zero.
-        """
-        n = int(np.sum(self.values > TOLERANCE * self.scale))
-        vectors = jax.tree.map(lambda x: x[:n], self.vectors)
-        return dataclasses.replace(self, values=self.values[:n], vectors=vectors, residuals=self.residuals[:n])
-
 
 def random_block(key: jax.Array, like: Any, b: int) -> Block:
-    """b standard normal vectors of the space of `like` (arrays or their shapes): float32 leaves [b, ...].
+    """A block of b vectors with standard normal entries, float32.
 
-    The key is folded by leaf; leaves lie as those of `like` do, and their values do not depend on it.
+    Args:
+      key: a JAX random key. Each leaf uses a key folded from it, so values do not depend on the sharding.
+      like: a tree of arrays, or of their shapes. The block has their shapes with a leading axis b, and their shardings.
+      b: number of vectors.
     """
     leaves, structure = jax.tree.flatten(like)
     shapes = tuple((b, *x.shape) for x in leaves)
@@ -79,22 +94,31 @@ def block_lanczos(
     progress: Callable[[int, int], None] | None = None,
     repeatable: bool = False,
 ) -> Spectrum:
-    """The k algebraically largest eigenpairs of `operator` in the Krylov space of `start` (from `random_block`).
+    """The k algebraically largest Ritz pairs of a symmetric matrix A.
 
-    `operator` maps a tree of leaves [b, ...] to the like: b products with one symmetric matrix, the same batches
-    each time. It is called n_steps + 1 times, `progress(step, n_steps)` after each step; n_steps times for an operator
-    that is known to be `repeatable`.
+    Args:
+      operator: maps b vectors, leaves [b, ...], to their products with A. A must be the same at every call, so a loss
+        must use the same batches.
+      start: the start block, from `random_block`.
+      n_steps: number of block steps n.
+      k: number of pairs to return, at most b · n.
+      progress: called as progress(steps done, n_steps) after each step.
+      repeatable: True if the operator is known to give the same products each time. Otherwise the first block is
+        multiplied twice to check it, and the operator is called n + 1 times in place of n.
 
     Raises:
-      UserError: when b · n_steps exceeds the dimension or is less than k, when two products of the same block
-        differ by more than 1e-5 of their norm, or when a product is not finite.
+      UserError: if b · n is less than k or more than the dimension, if two products of the same block differ by more
+        than 1e-5 of their norm, if a product is not finite, or if no further orthogonal direction is found.
     """
     b = jax.tree.leaves(start)[0].shape[0]
     m, dimension = b * n_steps, sum(x.size for x in jax.tree.leaves(start)) // b
     if not k <= m <= dimension:
-        raise UserError(f"{k} vectors of {n_steps} steps by {b}: needs {k} <= {m} <= {dimension}, the dimension")
+        raise UserError(
+            f"{k} eigenvectors from {n_steps} Lanczos steps of {b} vectors: "
+            f"needs {k} <= {m} (steps × vectors) <= {dimension} (dimension of the space)"
+        )
     start = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
-    key = jax.random.key(0)  # only for directions that replace dropped ones
+    key = jax.random.key(0)  # only for random directions after a breakdown
     device = programs(start)
     basis = device.empty(start, m)
     h, lost_M = np.zeros((m + b, m)), np.zeros(m)
@@ -130,11 +154,26 @@ def block_lanczos(
 def _orthonormalise(
     device: Programs, basis: Any, block: Block, scale: float, key: jax.Array, last: bool
 ) -> tuple[Block, np.ndarray, np.ndarray, np.ndarray]:
-    """block = basis · C + Q' R + lost: (Q', C [m, b], R [b, b], norms of what was lost [b]); a row of zeros in R
-    is a direction that was replaced.
+    """Orthogonalises a block in at least two passes: block = basis · C + Q' R + dropped remainders.
 
-    Passes are repeated, twice at least, until nothing was dropped in the last and every direction kept its length.
-    Of the last block only R is used, and there may be no room for it: it is not filled up.
+    Passes are repeated until one drops nothing and leaves every vector more than `SOUND` of its length. If a pass drops
+    a vector, a random one takes its place. The block after the last step gets two passes in any case.
+
+    Args:
+      device: the compiled programs.
+      basis: the basis so far; vectors that are not filled yet are zero.
+      block: b vectors.
+      scale: estimate of ‖A‖; shorter remainders than 1e-5 of it are dropped in the first pass.
+      key: for random vectors.
+      last: True for the block after the last step. Only C, R and the norms of it are used. It is not filled up with
+        random vectors, because the space may have no room for them.
+
+    Returns:
+      Q'; C [m, b]; R [b, b], in which a row of zeros belongs to a vector that was replaced; and a bound of the length
+      of what was dropped from each vector [b]. All but Q' are float64.
+
+    Raises:
+      UserError: if a value is not finite, or if `MAX_PASSES` passes are not enough.
     """
     m, b = jax.tree.leaves(basis)[0].shape[0], jax.tree.leaves(block)[0].shape[0]
     coupling, below, lost = np.zeros((m, b)), np.eye(b), np.zeros(b)
@@ -153,7 +192,7 @@ def _orthonormalise(
             block = device.fill(block, dropped, jax.random.fold_in(key, number))
         elif number and np.diagonal(r).min() > SOUND:
             return block, coupling, below, lost
-    raise UserError("block Lanczos found no further orthogonal direction: ask for fewer steps")
+    raise UserError("block Lanczos found no further direction that is orthogonal to its basis: ask for fewer steps")
 
 
 def _check_repeatable(device: Programs, first: Block, second: Block) -> None:
@@ -162,6 +201,6 @@ def _check_repeatable(device: Programs, first: Block, second: Block) -> None:
         raise UserError(NOT_FINITE)
     if not difference <= TOLERANCE * length:
         raise UserError(
-            f"two products of the same vectors differ by {difference:.3g} of {length:.3g}: the operator must use the "
-            "same batches, without dropout or sampling, each time"
+            f"two products of the same vectors differ by a norm of {difference:.3g} (the norm of one is {length:.3g}): "
+            "the operator must use the same batches each time, without dropout or sampling"
         )

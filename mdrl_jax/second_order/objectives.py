@@ -1,18 +1,27 @@
-"""Losses of completions fixed in advance, and their first and second derivatives from (u, w) (definitions §6).
+"""The losses whose damage is predicted, and their first and second derivatives along a direction (definitions §6).
 
-Every quantity is a loss: positive first and second orders say that a direction harms the domain. U = Σ_t u_t and
-W = Σ_t w_t over a completion; A = reward − mean reward of the other completions of its prompt.
+The completions are given: they were sampled at the point where derivatives are taken. The file gives each objective in
+up to two forms. `derivatives` computes v·∇L and vᵀ∇²L v from the (u, w) of `jets.py`, on the host. `reward_loss` and
+`success_nll` are losses that JAX can differentiate, for Hessian products (`hvp.py`).
 
-| objective | first order | second order |
-|---|---|---|
-| reward | −mean A·U | −mean A·(U² + W): the Hessian of −J (DiCE, arXiv 1802.05098) |
-| surrogate | −mean A·U | −mean A·W: the same gradient, the wrong Hessian; for comparison |
-| grpo | −mean Σ A u_t | −mean Σ A (u_t² + w_t): the token-ratio loss of the trainer, at ratio 1, unclipped, no KL |
-| success_nll | −mean U | −mean W over completions that succeeded |
-| kl | 0 | mean Σ_t u_t²: KL to the point of the expansion (Fisher) |
+Every objective is a loss, so positive first and second orders mean that the direction v harms the domain. With
+U = Σ_t u_t and W = Σ_t w_t over a completion, and A = reward − mean reward of the prompt's other completions:
 
-`second` is vᵀ∇²L v without the ½. Each figure is a ratio Σ numerator / Σ denominator over prompts, so that the prompt
-stays the unit of every interval.
+| objective | first order | second order | mean over | meaning |
+|---|---|---|---|---|
+| reward | −mean A·U | −mean A·(U² + W) | completions | −J with its true Hessian (DiCE, arXiv 1802.05098) |
+| surrogate | −mean A·U | −mean A·W | completions | right gradient, wrong Hessian; for comparison |
+| grpo | −mean A'·u_t | −mean A'·(u_t² + w_t) | trained tokens | trainer's loss at ratio 1, unclipped, no KL |
+| success_nll | −mean U | −mean W | successes | −log π of completions that succeeded |
+| kl | 0 | mean Σ_t u_t² | completions | KL to the policy at the point, in its Fisher form |
+
+A' is the trainer's own advantage. The second order is vᵀ∇²L v, without the ½ of the Taylor expansion.
+
+The Hessian of −J has the term U² because J is a mean over samples whose distribution depends on θ:
+∇²J = E[A (∇log π ∇log πᵀ + ∇²log π)]. Differentiating the surrogate −A·log π of fixed samples loses it.
+
+Each value is Σ numerator / Σ denominator over prompts. Both are kept by prompt, so that intervals can resample whole
+prompts.
 """
 
 import dataclasses
@@ -27,19 +36,20 @@ from jax.lax import stop_gradient
 
 from mdrl_jax.second_order.decoder_parts import DecoderParts, log_probs
 
-SUCCESS = 1.0 - 1e-6  # a completion succeeds when its reward is the full one
+SUCCESS = 1.0 - 1e-6  # a completion succeeds if its reward is at least this: the full reward, up to rounding
 
 
 @struct.dataclass
 class CompletionBatch:
-    """Completions as rows [B, ...], the G of each prompt in a row.
+    """Completions as rows; the G completions of a prompt are consecutive rows.
 
     Attributes:
-      tokens_BT, valid_BT: left-padded prompts with their completions.
+      tokens_BT: left-padded prompts, each followed by a completion of padded length Tc.
+      valid_BT: True at real tokens, False at padding.
       mask_BT: 1 on completion tokens [B, Tc].
-      adv_B: reward minus the mean reward of the prompt's other completions, never divided by a std.
-      success_B: 1 where the reward is the full one.
-      weight_B: 0 on rows that only fill a batch up, else 1.
+      adv_B: A, from `leave_one_out`.
+      success_B: 1 where the completion succeeds, otherwise 0.
+      weight_B: 0 on rows that only fill up the batch, otherwise 1.
     """
 
     tokens_BT: Any
@@ -51,10 +61,19 @@ class CompletionBatch:
 
 
 def leave_one_out(rewards_PG: np.ndarray) -> np.ndarray:
-    """A = r − mean of the other rewards of the prompt (definitions §6); exactly 0 where all of them are equal.
+    """The advantage A = reward − mean reward of the prompt's other completions (definitions §6).
+
+    It is never divided by a standard deviation, and it is exactly 0 if all rewards of the prompt are equal. The
+    baseline leaves out the completion's own reward, so it does not depend on the completion and adds no bias.
+
+    Args:
+      rewards_PG: rewards of the completions of each prompt.
+
+    Returns:
+      A [P, G].
 
     Raises:
-      ValueError: for fewer than two completions a prompt.
+      ValueError: if there are fewer than two completions a prompt.
     """
     group = rewards_PG.shape[1]
     if group < 2:
@@ -66,17 +85,32 @@ def leave_one_out(rewards_PG: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """How log-probs of a `CompletionBatch` are taken: at the sampling temperature, `chunk` positions at a time."""
+    """Computes the log-probs of a `CompletionBatch`.
 
-    stack: DecoderParts
+    Attributes:
+      parts: the pieces of the decoder, which decide what the point is.
+      temperature: the sampling temperature, at which the policy is taken (definitions §1).
+      chunk: number of positions whose logits are computed at a time; 0: all positions at once.
+    """
+
+    parts: DecoderParts
     temperature: float
     chunk: int = 0
 
     def __call__(self, point: Any, rows: CompletionBatch, fixed: Any) -> jax.Array:
-        """log π of completion tokens [B, Tc], 0 on padding."""
+        """The log-probs of completion tokens.
+
+        Args:
+          point: what derivatives may be taken with respect to.
+          rows: the completions.
+          fixed: what is constant.
+
+        Returns:
+          log π in nats [B, Tc]; 0 on padding.
+        """
         start = rows.tokens_BT.shape[1] - rows.mask_BT.shape[1]
         logp_BT = log_probs(
-            self.stack, point, fixed, rows.tokens_BT, rows.valid_BT,
+            self.parts, point, fixed, rows.tokens_BT, rows.valid_BT,
             start=start, temperature=self.temperature, chunk=self.chunk,
         )  # fmt: skip
         return jnp.where(rows.mask_BT > 0, logp_BT, 0.0)
@@ -86,7 +120,16 @@ Loss = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def reward_loss(forward: Forward) -> Loss:
-    """−A π_θ(y)/π_sg(y) of a whole completion, as (sum, count): its Hessian is the right one of −J."""
+    """The loss −A·π_θ(y)/sg(π_θ(y)) of whole completions y, where sg stops the gradient; its Hessian is that of −J.
+
+    The ratio has the value 1, the gradient ∇log π and the Hessian ∇log π ∇log πᵀ + ∇²log π (DiCE, arXiv 1802.05098).
+
+    Args:
+      forward: computes the log-probs.
+
+    Returns:
+      the loss (point, rows, fixed) -> (sum over rows, number of rows with weight).
+    """
 
     def loss(point: Any, rows: CompletionBatch, fixed: Any) -> tuple[jax.Array, jax.Array]:
         logp_B = jnp.sum(forward(point, rows, fixed), axis=1)
@@ -97,7 +140,14 @@ def reward_loss(forward: Forward) -> Loss:
 
 
 def success_nll(forward: Forward) -> Loss:
-    """−log π of completions that succeeded, as (sum, count), in nats a completion."""
+    """The loss −log π(y) of completions y that succeeded, in nats a completion.
+
+    Args:
+      forward: computes the log-probs.
+
+    Returns:
+      the loss (point, rows, fixed) -> (sum over successes, number of successes).
+    """
 
     def loss(point: Any, rows: CompletionBatch, fixed: Any) -> tuple[jax.Array, jax.Array]:
         logp_B = jnp.sum(forward(point, rows, fixed), axis=1)
@@ -108,7 +158,17 @@ def success_nll(forward: Forward) -> Loss:
 
 
 def both_losses(forward: Forward) -> Loss:
-    """The sum of both over completions, with a count of 1: one program for rows in which either part is left out."""
+    """The sums of `reward_loss` and `success_nll` added, with a count of 1.
+
+    One compiled program serves both objectives: rows with `success_B` 0 leave out the second, and rows with `adv_B` 0
+    leave out the first. The caller divides by the count of the objective that it wants.
+
+    Args:
+      forward: computes the log-probs.
+
+    Returns:
+      the loss (point, rows, fixed) -> (sum over rows, 1).
+    """
 
     def loss(point: Any, rows: CompletionBatch, fixed: Any) -> tuple[jax.Array, jax.Array]:
         logp_B = jnp.sum(forward(point, rows, fixed), axis=1)
@@ -118,12 +178,15 @@ def both_losses(forward: Forward) -> Loss:
     return loss
 
 
-LOSSES: dict[str, Callable[[Forward], Loss]] = {"reward": reward_loss, "success_nll": success_nll}
-
-
 @dataclasses.dataclass(frozen=True)
 class DirectionalDerivatives:
-    """Per-prompt parts of an objective's derivatives along one direction: values are Σ first / Σ count and so on."""
+    """An objective's first and second derivative along one direction, kept as sums by prompt.
+
+    Attributes:
+      first_P: the numerators of v·∇L.
+      second_P: the numerators of vᵀ∇²L v.
+      count_P: the denominators of both: completions, successes or trained tokens of the prompt.
+    """
 
     first_P: np.ndarray
     second_P: np.ndarray
@@ -131,12 +194,12 @@ class DirectionalDerivatives:
 
     @property
     def first(self) -> float:
-        """v·∇L."""
+        """v·∇L = Σ first_P / Σ count_P."""
         return float(self.first_P.sum() / self.count_P.sum())
 
     @property
     def second(self) -> float:
-        """vᵀ∇²L v."""
+        """vᵀ∇²L v = Σ second_P / Σ count_P, without the ½."""
         return float(self.second_P.sum() / self.count_P.sum())
 
 
@@ -144,10 +207,20 @@ def derivatives(
     u_PGT: np.ndarray, w_PGT: np.ndarray, mask_PGT: np.ndarray, adv_PG: np.ndarray,
     success_PG: np.ndarray, trained_PG: np.ndarray, trained_mask_PGT: np.ndarray,
 ) -> Mapping[str, DirectionalDerivatives]:  # fmt: skip
-    """Every objective of the module's table from (u, w) of the completions of P prompts.
+    """Computes the first and second orders of every objective in the table of this module.
 
-    `trained_PG` are the trainer's own advantages and `trained_mask_PGT` the tokens it trains, aggregated by tokens
-    (its "token" mean); the other arguments as in `CompletionBatch`.
+    Args:
+      u_PGT: u of every completion token, from `jets`.
+      w_PGT: w of every completion token, from `jets`.
+      mask_PGT: 1 on completion tokens.
+      adv_PG: A, from `leave_one_out`.
+      success_PG: 1 where the completion succeeds, otherwise 0.
+      trained_PG: A', the trainer's advantages.
+      trained_mask_PGT: 1 on the tokens that the trainer trains. `grpo` is the mean over these tokens, even if the
+        trainer aggregates in another way.
+
+    Returns:
+      name of the objective -> its derivatives.
     """
     u, w = (np.where(mask_PGT > 0, x, 0.0).astype(np.float64) for x in (u_PGT, w_PGT))
     u_PG, w_PG = u.sum(-1), w.sum(-1)

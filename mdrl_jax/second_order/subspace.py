@@ -1,11 +1,26 @@
-"""Linear algebra of the conflict subspace S (definitions §7): projections, angles, baselines, dimension.
+"""Linear algebra of subspaces whose vectors are trees: bases, projections, principal angles, number of dimensions.
 
-A vector is a pytree z of the space of a route's slices, e.g. {"gate": [L,D,r], "up": [L,D,r], "down": [L,r,D]};
-a basis is the same tree with a leading axis k. Trees stay trees: an inner product is a sum on each device and an
-all-reduce of a few floats. Products are float32 at full precision, on accelerators too.
+`analysis/captured.py` and `recovery/refresh/contraction.py` use it for the conflict subspace S, the span of the
+eigenvectors that `lanczos.py` finds (definitions §7). `recovery/prevention/protect.py` uses it for gradients.
+
+A vector is a tree, for S a route slice {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}. A basis of k vectors is
+the same tree with a leading axis k. Trees are not flattened: an inner product is a sum on each device and an all-reduce
+of a few floats. Products have full float32 precision, also on accelerators that would round their factors by default.
+
+**Orthonormal bases.** A block X, whose rows are k vectors, becomes R X with R computed from the k × k Gram matrix
+G = X Xᵀ. This is done twice, because the first time leaves errors that grow with the condition number of G.
+
+- `random_basis`: R = L⁻¹ with G = L Lᵀ. The vectors must be independent. (CholeskyQR2: Yamamoto, Nakatsukasa,
+  Yanagisawa and Fukaya 2015, ETNA 44.)
+- `orthonormalize`: R = Λ^(-½) Uᵀ with G = U Λ Uᵀ. Small eigenvalues are dropped, so vectors may depend on others.
+
+The cost is 8·k²·N operations for vectors with N entries. Each of the two times reads the block twice, where
+Gram–Schmidt reads it k times. Block Lanczos has its own algorithm (`blocks.orthogonalise`), because its basis grows
+block by block, it needs the coefficients, and it replaces directions that break down.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,137 +29,165 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mdrl_jax import tree
+from mdrl_jax.parallel import counting
 from mdrl_jax.parallel.programs import program
+from mdrl_jax.second_order.blocks import TOLERANCE, combine, products
 from mdrl_jax.second_order.lanczos import random_block
 
-EXACT = jax.lax.Precision.HIGHEST
-# What is left of a vector in float32 after projecting out a space that holds it.
-DEPENDENT = 1e-5
+DEPENDENT = 1e-6  # eigenvalues of a Gram matrix below this share of the largest are rounding errors in float32
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32)
+def _wide(x: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), x)
 
 
 def _coefficients(basis: Any, x: Any) -> jax.Array:
-    parts = jax.tree.map(lambda b, v: jnp.tensordot(_wide(b), _wide(v), axes=v.ndim, precision=EXACT), basis, x)
-    return functools.reduce(jnp.add, jax.tree.leaves(parts))
-
-
-cross = jax.vmap(_coefficients, in_axes=(None, 0), out_axes=1)  # ⟨a_i, b_j⟩ of two blocks, to be jitted
-
-
-def _combine(basis: Any, weights_k: jax.Array) -> Any:
-    return jax.tree.map(lambda b: jnp.tensordot(weights_k, _wide(b), axes=1, precision=EXACT), basis)
+    return products(_wide(basis), jax.tree.map(lambda leaf: leaf[None], _wide(x)))[:, 0]
 
 
 def _project(basis: Any, x: Any, k: jax.Array) -> Any:
     weights_k = _coefficients(basis, x)
-    return _combine(basis, jnp.where(jnp.arange(weights_k.size) < k, weights_k, 0.0))
+    weights_k = jnp.where(jnp.arange(weights_k.size) < k, weights_k, 0.0)
+    return jax.tree.map(lambda leaf: leaf[0], combine(_wide(basis), weights_k[:, None]))
 
 
-def _orthonormalize(block: Any) -> Any:
-    def add(i: jax.Array, done: Any) -> Any:
-        x = jax.tree.map(lambda b: _wide(b[i]), block)
-        size = tree.norm(x)
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            x = jax.tree.map(jnp.subtract, x, _combine(done, _coefficients(done, x)))
-        left = tree.norm(x)
-        factor = jnp.where(left > DEPENDENT * size, 1.0 / jnp.where(left > 0, left, 1.0), 0.0)
-        return jax.tree.map(lambda q, v: q.at[i].set(factor * v), done, x)
+def _whiten(root: Callable[[jax.Array], jax.Array], block: Any) -> Any:
+    """Makes a block X orthonormal: X ← R X with R = root(X Xᵀ), twice.
 
-    k = jax.tree.leaves(block)[0].shape[0]
-    empty = jax.tree.map(lambda b: jnp.zeros_like(b, jnp.float32), block)
-    return jax.lax.fori_loop(0, k, add, empty)
-
-
-def _whiten(block: Any) -> Any:
-    """L⁻¹ X of a block X with the Gram matrix X Xᵀ = L Lᵀ, twice: two passes over the block each, not k² / 2."""
-    for _ in range(2):  # the second pass removes what rounding left of the first (CholeskyQR2, arXiv 1401.5171)
-        lower_kk = jnp.linalg.cholesky(cross(block, block))
-        inverse_kk = jax.scipy.linalg.solve_triangular(lower_kk, jnp.eye(lower_kk.shape[0]), lower=True)
-        block = jax.tree.map(lambda x, m=inverse_kk: jnp.tensordot(m, x, axes=1, precision=EXACT), block)
+    Args:
+      root: maps a Gram matrix G [k, k] to a matrix R [k, k] with R G Rᵀ = I.
+      block: k vectors.
+    """
+    for _ in range(2):  # the second time removes the rounding errors of the first
+        block = combine(block, root(products(block, block)).T)
     return block
 
 
-def _top(x: Any, k: jax.Array) -> Any:
-    # Of non-negative floats the bits, read as integers, have the same order: 31 halvings find the exact threshold.
-    bits = jax.tree.map(lambda v: jax.lax.bitcast_convert_type(jnp.abs(_wide(v)), jnp.int32), x)
+def _by_cholesky(gram_kk: jax.Array) -> jax.Array:
+    """R = L⁻¹ with G = L Lᵀ, for independent vectors. For every j the first j new vectors span the first j old ones."""
+    lower_kk = jnp.linalg.cholesky(gram_kk)
+    return jax.scipy.linalg.solve_triangular(lower_kk, jnp.eye(lower_kk.shape[0]), lower=True)
 
-    def count(threshold: jax.Array) -> jax.Array:
-        return functools.reduce(jnp.add, [jnp.sum(b >= threshold) for b in jax.tree.leaves(bits)])
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # count(low) >= k > count(high)
-        middle = low + (high - low) // 2
-        enough = count(middle) >= k
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+def _by_eigenvalues(gram_kk: jax.Array) -> jax.Array:
+    """R = Λ^(-½) Uᵀ with G = U Λ Uᵀ; rows that belong to small eigenvalues are 0."""
+    values_k, vectors_kk = jnp.linalg.eigh(gram_kk)
+    kept_k = values_k > DEPENDENT * values_k[-1]
+    factors_k = jnp.where(kept_k, 1 / jnp.sqrt(jnp.where(kept_k, values_k, 1)), 0)
+    return (vectors_kk * factors_k[None, :]).T
 
-    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), jnp.int32(2**31 - 1)))
-    return jax.tree.map(lambda v, b: jnp.where(b >= low, _wide(v), 0.0), x, bits)
+
+def orthonormalize(block: Any) -> Any:
+    """An orthonormal basis of the span of a block's vectors.
+
+    If only r of the k vectors are independent, k − r vectors of the result are zero. The vectors are scaled to length 1
+    first, so a short vector is not mistaken for a dependent one. This function is not jitted; the caller jits it.
+
+    Args:
+      block: k vectors, leaves [k, ...].
+
+    Returns:
+      k vectors that are orthonormal or zero, like `block`.
+    """
+
+    def unit(vector: Any) -> Any:
+        length = tree.norm(vector)
+        return tree.scale(jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0), vector)
+
+    return _whiten(_by_eigenvalues, jax.vmap(unit)(block))
+
+
+def _top(x: Any, wanted: counting.Count) -> Any:
+    return jax.tree.map(lambda v, chosen: jnp.where(chosen, v, 0.0), _wide(x), counting.highest(x, wanted))
 
 
 _coefficients_program = program("subspace_coefficients", _coefficients)
 _project_program = program("subspace_project", _project)
-_orthonormalize_program = program("subspace_orthonormalize", _orthonormalize)
-_whiten_program = program("subspace_whiten", _whiten)
-_cross_program = program("subspace_cross", cross)
+_whiten_program = program("subspace_whiten", functools.partial(_whiten, _by_cholesky))
+_cross_program = program("subspace_cross", lambda a, b: products(_wide(a), _wide(b)))
 _top_program = program("subspace_top_coordinates", _top)
 
 
 def size(basis: Any) -> int:
-    """Number of vectors of a basis."""
+    """The number of vectors of a basis."""
     return jax.tree.leaves(basis)[0].shape[0]
 
 
 def coefficients(basis: Any, x: Any) -> jax.Array:
-    """⟨b_j, x⟩ for each vector of the basis, [k] float32."""
+    """The inner products ⟨b_j, x⟩ with the k vectors of a basis, float32 [k]."""
     return _coefficients_program(basis, x)
 
 
 def project(basis: Any, x: Any, k: int | None = None) -> Any:
-    """P_S x = Σ_j b_j ⟨b_j, x⟩ over the first k vectors (all by default) of an orthonormal basis, a tree like x."""
+    """The projection P_S x = Σ_j b_j ⟨b_j, x⟩ onto the span of the first k vectors of an orthonormal basis.
+
+    Args:
+      basis: orthonormal vectors, leaves [k or more, ...].
+      x: a vector.
+      k: number of vectors that are used; None: all. Another k does not recompile.
+
+    Returns:
+      a tree like `x`, float32.
+    """
     return _project_program(basis, x, size(basis) if k is None else k)
 
 
-def orthonormalize(block: Any) -> Any:
-    """An orthonormal basis whose first j vectors span the block's first j, for every j.
-
-    A vector that depends on those before it becomes zero, which leaves every projection right.
-    """
-    return _orthonormalize_program(block)
-
-
 def random_basis(key: jax.Array, like: Any, k: int, support: Any = None) -> Any:
-    """k orthonormal vectors of a uniformly random k-dimensional subspace of the space of `like`.
+    """An orthonormal basis of a uniformly random k-dimensional subspace.
 
-    With `support`, a tree of ones and zeros, of the coordinates where it is 1: padding of a route is no dimension.
+    Args:
+      key: a JAX random key.
+      like: a tree of arrays, or of their shapes, that gives the space.
+      k: number of dimensions.
+      support: a tree like `like`, 1 at coordinates that the subspace may use and 0 elsewhere, such as at the padding of
+        a route. None: all coordinates.
+
+    Returns:
+      k vectors, leaves [k, ...].
     """
     block = random_block(key, like, k)
     return _whiten_program(block if support is None else jax.tree.map(lambda x, s: x * s[None], block, support))
 
 
 def top_coordinates(x: Any, k: int) -> Any:
-    """x on its k entries of largest magnitude, zero elsewhere; entries as large as the k-th are all kept."""
-    return _top_program(x, k)
+    """x with all but its k entries of largest magnitude set to zero; entries that tie with the k-th are all kept."""
+    return _top_program(x, counting.split(k))
 
 
 def principal_angles(a: Any, b: Any) -> NDArray[np.float64]:
-    """Principal angles between the spans of two orthonormal bases, ascending, in radians.
+    """The principal angles between two subspaces (Björck and Golub 1973).
 
-    They are the arc cosines of the singular values of the k × k matrix ⟨a_i, b_j⟩, which float32 resolves to
-    some 5e-4 near 0.
+    They are the arc cosines of the singular values of the matrix ⟨a_i, b_j⟩. In float32 a cosine near 1 has an error
+    of about 1e-7, so angles below about 5e-4 cannot be told from 0.
+
+    Args:
+      a: an orthonormal basis of the first subspace.
+      b: an orthonormal basis of the second.
+
+    Returns:
+      the angles in radians, ascending; as many as the smaller basis has vectors.
     """
     cosines = np.linalg.svd(np.asarray(_cross_program(a, b), np.float64), compute_uv=False)
     return np.arccos(np.clip(cosines, 0.0, 1.0))
 
 
-def measured_dimension(values: ArrayLike, null_top_values: ArrayLike) -> int:
-    """Number of positive eigenvalues above the 95th percentile of the top eigenvalue under the null.
+def positive(values: ArrayLike) -> NDArray[np.bool_]:
+    """True for eigenvalues that are positive by more than rounding: above 1e-5 times the largest magnitude of all."""
+    values = np.asarray(values, float)
+    return values > TOLERANCE * np.max(np.abs(values), initial=0.0)
 
-    The null's are found with advantages permuted within groups. Raises ValueError where there are none.
+
+def measured_dimension(values: ArrayLike, null_top_values: ArrayLike) -> int:
+    """Number of dimensions of S: of positive eigenvalues above the 95th percentile of the null (definitions §7).
+
+    Args:
+      values: eigenvalues of the Hessian on the route.
+      null_top_values: the top eigenvalue in each draw of the null, which permutes advantages within groups.
+
+    Raises:
+      ValueError: if the null has no draw.
     """
     null = np.asarray(null_top_values, float)
     if null.size == 0:
         raise ValueError("the measured dimension needs the top eigenvalue of at least one permutation")
-    return int(np.sum(np.asarray(values, float) > max(float(np.quantile(null, 0.95)), 0.0)))
+    return int(np.sum(positive(values) & (np.asarray(values, float) > np.quantile(null, 0.95))))

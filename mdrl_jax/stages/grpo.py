@@ -1,7 +1,11 @@
-"""One GRPO stage: sample, judge, update, as a generator of steps that can start anywhere.
+"""The steps of a GRPO stage, as a generator that can start at any step.
 
-The state after step s depends on (config, stage, s) and the state before it alone: prompts and keys are functions
-of the step, so a resumed stage goes on exactly as it would have.
+`stages/train.py` runs the generator. A step samples completions of its prompts and scores them (`rl/rollouts.py`),
+turns them into a batch (`make_batch`), and updates the parameters (`rl/trainer.py`). The loss is that of definitions
+§15.
+
+The state after a step depends only on the state before it and on (configuration, stage, number of the step). Prompts
+and sampling keys are functions of the step, so a resumed stage continues exactly as if it had not been interrupted.
 """
 
 import dataclasses
@@ -15,10 +19,9 @@ import numpy as np
 
 from mdrl_jax.domains.prompts import visit_order
 from mdrl_jax.errors import UserError
-from mdrl_jax.model import tokens
 from mdrl_jax.parallel.sharding import batch_divisor, put
-from mdrl_jax.rl.grpo import GRPOBatch, group_advantages, kl_estimate, loss_mask
-from mdrl_jax.rl.policy import PolicyBatch, join, make_grpo_loss, make_log_probs
+from mdrl_jax.rl.grpo import kl_estimate
+from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss, make_log_probs, policy_batch, trained
 from mdrl_jax.rl.rollouts import ScoredRollouts, prompts_at_once
 from mdrl_jax.rl.trainer import (
     TrainState,
@@ -31,13 +34,20 @@ from mdrl_jax.rl.trainer import (
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
 
-Metrics = dict[str, Any]  # figures of a step; "rewards" are those of all its completions, [P, G]
+Metrics = dict[str, Any]  # name -> figure of a step, a number; "rewards" is an array with all its rewards [P, G]
 Extra = Callable[[int, Any], dict[str, Any]]  # (step, params) -> the optimizer's extra arguments
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What a stage compiles: stages with the same loss, optimizer and shapes share one."""
+    """The compiled programs of a stage; stages with the same loss, optimizer and transforms share them.
+
+    Attributes:
+      optimizer: the optax optimizer, without the learning rate.
+      shardings: shardings of the training state.
+      step: the training step, from `make_train_step`.
+      log_probs: log-probs of all rows of a batch, from `make_log_probs`.
+    """
 
     optimizer: Any
     shardings: TrainState
@@ -46,7 +56,13 @@ class Programs:
 
 
 def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Programs:
-    """The stage's optimizer and jitted functions."""
+    """Makes the programs of a stage.
+
+    Args:
+      runtime: model, devices and configuration of the run.
+      stage: the stage; its options of the loss and of the optimizer are read.
+      transforms: gradient transformations that protect other domains (`recovery/prevention/`).
+    """
     config, temperature = runtime.config, runtime.config.rollout.sampling.temperature
     chunk = config.model.logprob_chunk
     optimizer = make_optimizer(stage.train.optimizer, transforms)
@@ -62,10 +78,11 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
 
 
 def check_divides(runtime: Runtime, stage: Stage) -> None:
-    """Refuses a stage whose batches the mesh does not divide, or whose completions a device has no room for.
+    """Refuses a stage whose batches the mesh cannot split evenly, or whose completions do not fit on a device.
 
     Raises:
-      UserError: naming the stage, the size and the mesh; or what one prompt takes.
+      UserError: if a size is not divisible by the mesh, or if a device has no room for the completions of one prompt.
+        The message names the sizes.
     """
     prompts_at_once(runtime.config.rollout, runtime.model, runtime.mesh, stage.train.group_size)
     divisor, train, parts = batch_divisor(runtime.mesh), stage.train, runtime.config.rollout.parts
@@ -83,17 +100,27 @@ def check_divides(runtime: Runtime, stage: Stage) -> None:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Linear warm-up over `warmup_steps`, then constant."""
+    """The learning rate of a step, counted from 0: linear warm-up over `warmup_steps`, then constant."""
     return stage.train.learning_rate * stage.train.lr_scale(step)
 
 
 def grpo_steps(
     runtime: Runtime, stage: Stage, programs: Programs, state: TrainState, reference: Any, first: int, extra: Extra
 ) -> Iterator[tuple[int, TrainState, Metrics]]:
-    """Yields (steps done, state, metrics) after each step from `first`; the yielded state is donated to the next.
+    """Runs the steps of a stage.
 
-    `reference` are the parameters that the KL is taken to; None where nothing needs them. `extra` makes the
-    optimizer's extra arguments for a step.
+    Args:
+      runtime: model, devices, prompts and rewards of the run.
+      stage: the stage.
+      programs: its compiled programs.
+      state: the training state after `first` steps.
+      reference: parameters of the reference policy of the KL; None if `needs_reference` is false.
+      first: number of steps that were done before.
+      extra: (step, params) -> the optimizer's extra arguments for an update.
+
+    Yields:
+      after each step: the number of steps done, the training state, and the metrics. The next step reuses the memory of
+      the state, so a caller that keeps it must copy it first.
     """
     train = stage.train
     for step in range(first, train.steps):
@@ -126,7 +153,13 @@ def grpo_steps(
 
 
 def shares(stage: Stage) -> dict[str, int]:
-    """Prompts a step of each domain: the stage's own, and those replayed of the domains it keeps."""
+    """Number of prompts of each domain in a step.
+
+    The kept domains get the share `prevent.replay` of the prompts in equal parts, and the stage's own domains the rest.
+
+    Returns:
+      domain -> number of prompts.
+    """
     train = stage.train
     each = round(train.prompts_per_step * train.prevent.replay / len(stage.keeps)) if stage.keeps else 0
     replayed = {domain: each for domain in stage.keeps if each}
@@ -135,7 +168,7 @@ def shares(stage: Stage) -> dict[str, int]:
 
 
 def needs_reference(stage: Stage) -> bool:
-    """Whether a stage computes log-probs under a reference policy."""
+    """Whether a stage computes log-probs under a reference policy, as a penalty or only to measure the KL."""
     return stage.train.grpo.kl_coef > 0 or stage.train.kl_every > 0
 
 
@@ -148,48 +181,35 @@ def make_batch(
     scored: ScoredRollouts,
     step: int,
 ) -> tuple[PolicyBatch, Metrics]:
-    """Scored completions as the loss's micro-batches on the devices, and what they say of the policy."""
+    """Makes the batch of a training step from scored completions.
+
+    Args:
+      runtime: configuration and devices.
+      stage: the stage; its options of the loss are read.
+      programs: its compiled programs.
+      params: parameters that the completions were sampled with.
+      reference: parameters of the reference policy, or None.
+      scored: the completions with their rewards.
+      step: number of the step, from 0.
+
+    Returns:
+      the micro-batches on the devices; and the metrics. "reward", "accuracy", "length" and "ended" are means over
+      completions. "tokens", "tokens_sampled", "dropped_groups" and "reward_errors" are counts. "entropy" is the mean of
+      −log π of a sampled token, in nats. "informative" is the share of prompts whose rewards differ. "kl", in nats a
+      token, is there only if this step measures it and the loss has no KL.
+    """
     train, grpo = stage.train, stage.train.grpo
-    done = scored.completions
-    adv_PG, informative_P = jax.device_get(group_advantages(jnp.asarray(scored.rewards_PG), scale=grpo.scale))
-    longest = int(done.length_PG.max())
-    length = tokens.bucket(longest, runtime.config.rollout.completion_buckets, "a completion")
-    mask_PGT = scored.mask_PGT[:, :, :length]
-    rows = adv_PG.size
-
-    def flat(x_PGT: np.ndarray) -> np.ndarray:
-        return x_PGT[:, :, :length].reshape(rows, length)
-
-    tokens_BT, valid_BT = join(scored.prompts_PT, scored.valid_PT, done.tokens_PGT[:, :, :length], mask_PGT)
-    informative_B = jnp.asarray(np.repeat(informative_P, train.group_size))
-    truncated_B = jnp.asarray(~done.ended_PG.reshape(-1))
-    mask_BT = np.asarray(loss_mask(jnp.asarray(flat(mask_PGT)), informative_B, truncated_B, grpo))
-    arrays = micro_batches(
-        {
-            "tokens": np.asarray(tokens_BT),
-            "valid": np.asarray(valid_BT),
-            "sampler_logp": flat(done.logp_PGT),
-            "adv": adv_PG.reshape(-1),
-            "mask": mask_BT,
-        },
-        train.grad_accum_steps,
-    )
-    arrays = put(arrays, runtime.mesh, None, "batch")
+    done, cut = scored.completions, scored.cut(runtime.config.rollout.completion_buckets)
+    kept = trained(cut.rewards_PG, cut.mask_PGT, cut.completions.ended_PG, grpo)
+    batch = policy_batch(
+        cut.prompts_PT, cut.valid_PT, cut.completions.tokens_PGT, cut.mask_PGT, cut.completions.logp_PGT, kept,
+        train.grad_accum_steps, runtime.mesh,
+    )  # fmt: skip
     start = scored.prompts_PT.shape[1]
-    log_probs = lambda p: programs.log_probs(p, arrays["tokens"], arrays["valid"], start)  # noqa: E731
+    log_probs = lambda p: programs.log_probs(p, batch.tokens_BT, batch.valid_BT, start)  # noqa: E731
     old = log_probs(params) if grpo.updates_per_batch > 1 else None
     ref = log_probs(reference) if grpo.kl_coef > 0 else None
-    batch = PolicyBatch(
-        tokens_BT=arrays["tokens"],
-        valid_BT=arrays["valid"],
-        grpo=GRPOBatch(
-            old_logp_BT=old,
-            sampler_logp_BT=arrays["sampler_logp"],
-            ref_logp_BT=ref,
-            adv_B=arrays["adv"],
-            mask_BT=arrays["mask"],
-        ),
-    )
+    batch = dataclasses.replace(batch, grpo=dataclasses.replace(batch.grpo, old_logp_BT=old, ref_logp_BT=ref))
     n_tokens = float(scored.mask_PGT.sum())
     prompt_tokens = float(scored.valid_PT.sum()) * train.group_size
     metrics = {
@@ -200,14 +220,15 @@ def make_batch(
         "accuracy": float(scored.accuracy_PG.mean()),
         "length": float(done.length_PG.mean()),
         "ended": float(done.ended_PG.mean()),
-        "informative": float(informative_P.mean()),
-        "dropped_groups": float((~informative_P).sum()) if grpo.drop_zero_variance else 0.0,
+        "informative": float(kept.informative_P.mean()),
+        "dropped_groups": float((~kept.informative_P).sum()) if grpo.drop_zero_variance else 0.0,
         "entropy": float(-(done.logp_PGT * scored.mask_PGT).sum() / n_tokens),
         "reward_errors": float(sum(scored.errors.values())),
         **{f"reward_errors/{kind}": float(n) for kind, n in scored.errors.items()},
     }
     if ref is None and train.kl_every and step % train.kl_every == 0:
         kl_BT = kl_estimate(log_probs(params), log_probs(reference), "k3")
-        whole_BT = put(micro_batches(flat(mask_PGT), train.grad_accum_steps), runtime.mesh, None, "batch")
+        whole_BT = cut.mask_PGT.reshape(kept.adv_PG.size, -1)
+        whole_BT = put(micro_batches(whole_BT, train.grad_accum_steps), runtime.mesh, None, "batch")
         metrics["kl"] = float(jnp.sum(kl_BT * whole_BT) / jnp.sum(whole_BT))
     return batch, metrics

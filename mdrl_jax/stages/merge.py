@@ -1,7 +1,14 @@
-"""Stages that merge the solo edits of all domains: `average`, `arithmetic`, `ties` (definitions §10).
+"""The stages `average`, `arithmetic` and `ties`, which merge the solo models of all domains (definitions §10).
 
-The average of the solo models is task arithmetic with λ = 1 / number of domains; the factor λ of the other two is the
-one of `recover.scales` with the best average over domains on validation prompts.
+With the base model θ_0 and the solo edits τ_i (`recovery/merging.py` has the merges and their sources):
+
+| stage | merged parameters |
+|---|---|
+| `average` | the mean of the solo models θ_0 + τ_i; that is `arithmetic` with λ = 1 / number of domains |
+| `arithmetic` | θ_0 + λ Σ_i τ_i |
+| `ties` | θ_0 + λ · the mean of the largest entries of the τ_i that agree in sign |
+
+λ is chosen among `recover.scales`: the one whose merged model has the best average over domains on validation prompts.
 """
 
 from collections.abc import Mapping
@@ -11,28 +18,33 @@ import numpy as np
 
 from mdrl_jax.evaluate import validation_rewards
 from mdrl_jax.parallel.programs import program
+from mdrl_jax.parallel.tree_programs import difference
 from mdrl_jax.progress import Track
 from mdrl_jax.recovery.merging import average, task_arithmetic, ties
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stats import estimate
-from mdrl_jax.tree import sub
 
 
 def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], track: Track) -> tuple[Any, dict[str, Any]]:
-    """The merged parameters, and the record of what was tried.
+    """Merges the solo models, and chooses λ if the merge has one.
 
     Args:
+      runtime: configuration, model and prompts of the run.
       name: "average", "arithmetic" or "ties".
       base: θ_0.
-      solos: parameters after each domain's solo stage.
+      solos: domain -> parameters after its solo stage.
+      track: shows the progress over the values of λ.
+
+    Returns:
+      the merged parameters; and the record: "method", "points" with the validation scores of each λ that was tried, and
+      "chosen", the λ, or None for "average".
     """
     section = runtime.config.recover
     like = {"out_shardings": runtime.shardings}
     if name == "average":
         merged = program("merge_average", average, **like)(list(solos.values()))
         return merged, {"method": name, "points": [], "chosen": None}
-    edit = program("merge_edit", sub, **like)
-    edits = [edit(x, base) for x in solos.values()]
+    edits = [difference(x, base) for x in solos.values()]
     if name == "arithmetic":
         combine = program("merge_arithmetic", task_arithmetic, **like)
     else:
@@ -40,7 +52,7 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
     tried, best = [], None
     with track(name, len(section.scales)) as show:
         for scale in section.scales:
-            show(len(tried), f"factor {scale:g}")
+            show(len(tried), f"λ = {scale:g}")
             params = combine(base, edits, np.float32(scale))
             rewards = validation_rewards(runtime, params)
             score = {domain: estimate.clustered(x).scaled(100, "points") for domain, x in rewards.items()}
@@ -49,5 +61,5 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
             tried.append(row)
             if best is None or mean.value > best[0]:
                 best = mean.value, params, scale
-    assert best is not None  # `config.check` wants at least one factor
+    assert best is not None  # `config.check` refuses an empty `recover.scales`
     return best[1], {"method": name, "points": tried, "chosen": best[2]}

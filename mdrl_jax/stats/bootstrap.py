@@ -38,9 +38,18 @@ def cluster_bootstrap(
 ) -> Estimate:
     """`statistic(*arrays)` with its percentile interval over draws of whole prompts with replacement.
 
-    Prompts are the leading axis of every array, and the arrays stay paired: each draw takes the same prompts of all.
-    This suits means and ratios alike. Below about 20 prompts the interval is too narrow. Raises ValueError if the
-    arrays differ in their number of prompts.
+    The arrays stay paired: each draw takes the same prompts of all. This suits means and ratios alike. Below about 20
+    prompts the interval is too narrow.
+
+    Args:
+      statistic: a number from arrays like `arrays`.
+      arrays: data with the prompt as the leading axis of each.
+      n_resamples: the number of draws.
+      seed: of the draws.
+      unit: of the statistic.
+
+    Raises:
+      ValueError: if the arrays differ in their number of prompts.
     """
     data = [np.asarray(x) for x in arrays]
     draws = resamples(statistic, data, n_resamples, seed)
@@ -50,7 +59,17 @@ def cluster_bootstrap(
 def resamples(
     statistic: Callable[..., Any], arrays: Sequence[NDArray[Any]], n_resamples: int, seed: int = 0
 ) -> NDArray[np.float64]:
-    """`statistic`, a number or an array, of each draw of `cluster_bootstrap`: [n_resamples, ...]."""
+    """The values of a statistic on the draws of `cluster_bootstrap`, [n_resamples, ...].
+
+    Args:
+      statistic: a number or an array from arrays like `arrays`.
+      arrays: data with the prompt as the leading axis of each.
+      n_resamples: the number of draws.
+      seed: of the draws.
+
+    Raises:
+      ValueError: if the arrays differ in their number of prompts.
+    """
     n = arrays[0].shape[0]
     if any(x.shape[0] != n for x in arrays):
         raise ValueError(f"arrays differ in their number of prompts: {[x.shape[0] for x in arrays]}")
@@ -73,6 +92,9 @@ def hierarchical_bootstrap(
     Args:
       values_N: the figure of each seed.
       replicates_NR: for each seed, the same figure on R draws, with replacement, of the seed's prompts.
+      n_resamples: the number of draws.
+      seed: of the draws.
+      unit: of the figure.
     """
     values, replicates = np.asarray(values_N, float), np.asarray(replicates_NR, float)
     rng = np.random.default_rng(seed)
@@ -83,7 +105,14 @@ def hierarchical_bootstrap(
 
 
 def percentile(value: float, draws: ArrayLike, n: int, unit: str = "") -> Estimate:
-    """`value` with the central 95 % of `draws`."""
+    """`value` with the central 95 % of its draws as its interval.
+
+    Args:
+      value: the figure on the sample.
+      draws: the figure on each draw.
+      n: the number of independent units.
+      unit: of the figure.
+    """
     low, high = np.quantile(np.asarray(draws, float), TAILS)
     return Estimate(value, float(low), float(high), n, unit)
 
@@ -98,6 +127,11 @@ def jackknife(value: float, without_N: ArrayLike, unit: str = "") -> Estimate:
     """`value`, a figure θ of N units, with Student's t interval from the N values θ₍₋ᵢ₎ that leave out one unit each.
 
     stderr² = (N − 1)/N · Σ (θ₍₋ᵢ₎ − mean)². If the figure is a mean over pairs of units, this error is conservative.
+
+    Args:
+      value: θ.
+      without_N: θ₍₋ᵢ₎ for each unit i. With fewer than two units the interval is the whole line.
+      unit: of the figure.
     """
     without = np.asarray(without_N, float)
     n = without.size

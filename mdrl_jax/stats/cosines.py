@@ -99,7 +99,7 @@ def within(gram_Tnn: Array) -> Within:
     """Moments of the Gram matrices of one domain. Raises ValueError below `FEWEST_BLOCKS` blocks."""
     n = gram_Tnn.shape[-1]
     if n < FEWEST_BLOCKS:
-        raise ValueError(f"the noise of a gradient takes at least {FEWEST_BLOCKS} blocks, not {n}")
+        raise ValueError(f"the noise of a gradient can be estimated from at least {FEWEST_BLOCKS} blocks, not {n}")
     own = np.diagonal(gram_Tnn, axis1=-2, axis2=-1).copy()
     others = (gram_Tnn.sum(-1) - own) / (n - 1)
     signal = others.mean(-1)
@@ -181,7 +181,12 @@ def inner_product(ab: Between) -> tuple[StackedEstimates, Array]:
 
 
 def raw_cosine(ab: Between, a: Within, b: Within) -> StackedEstimates:
-    """Cosine of the two mean gradients, which noise pulls towards 0; nan where a gradient is 0."""
+    """Cosine of the two mean gradients, which noise pulls towards 0; nan where a gradient is 0.
+
+    Args:
+      ab: moments of the products of A's blocks with B's.
+      a, b: moments of the products among A's blocks, and among B's.
+    """
     na, nb = a.squared_norm, b.squared_norm
     with np.errstate(divide="ignore", invalid="ignore"):
         x = 1 / np.sqrt(na * nb)
@@ -196,6 +201,9 @@ def disattenuated_cosine(ab: Between, a: Within, b: Within) -> StackedEstimates:
     """Cosine corrected for noise, x/√(S_A S_B) = cos/√(ρ_A ρ_B); nan where a signal S is not positive.
 
     It is not cut at ±1, so noise may carry it beyond.
+
+    Args:
+      ab, a, b: as in `raw_cosine`.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         x = 1 / np.sqrt(np.where((a.signal > 0) & (b.signal > 0), a.signal * b.signal, np.nan))
@@ -248,6 +256,11 @@ def sums_by_sign(gram_Tnm: Array, rng: np.random.Generator, n_splits: int = 200)
     out, the share in which the inner product of the tensor over the chosen halves is positive [chosen]. Noise then adds
     nothing to either sum on average. A sign that half of the blocks cannot determine makes both sums smaller in size by
     the same amount, so they are lower bounds in size.
+
+    Args:
+      gram_Tnm: inner products of A's blocks with B's, for each tensor.
+      rng: of the half splits.
+      n_splits: number of half splits.
     """
     halves = [rng.permuted(np.tile(np.arange(k) % 2, (n_splits, 1)), axis=1) for k in gram_Tnm.shape[1:]]
     (a, b), (rest_a, rest_b) = halves, [1 - h for h in halves]

@@ -68,7 +68,14 @@ class Estimate:
 
 
 def missing(reason: str, unit: str = "", n: int = 0, null: Any = None) -> Record:
-    """The record of a figure that could not be measured, in the form of `Estimate.record`, with the reason."""
+    """The record of a figure that could not be measured: the form of `Estimate.record`, with a "reason".
+
+    Args:
+      reason: why it could not be measured.
+      unit: of the figure.
+      n: the number of independent units.
+      null: the value that the figure would have by chance or without any effect.
+    """
     return {"estimate": None, "ci95": None, "null": null, "n": n, "unit": unit, "reason": reason}
 
 
@@ -78,7 +85,15 @@ def t_quantile(dof: float) -> float:
 
 
 def student(value: float, stderr: float, dof: float, n: int, unit: str = "") -> Estimate:
-    """`value` with Student's t interval, value ± t(dof) · stderr; the whole line without degrees of freedom."""
+    """`value` with Student's t interval, value ± t(dof) · stderr.
+
+    Args:
+      value: the figure.
+      stderr: its standard error.
+      dof: degrees of freedom of the standard error. If they are 0, the interval is the whole line.
+      n: the number of independent units.
+      unit: of the figure.
+    """
     half = t_quantile(dof) * stderr if dof > 0 else math.inf
     return Estimate(value, value - half, value + half, n, unit, stderr)
 
@@ -201,9 +216,13 @@ def magnitude(estimate: Estimate) -> Estimate:
 def interval_text(
     ci95: Sequence[float] | None, form: str, none: str = "–", number: Callable[[float, str], str] = format
 ) -> str:
-    """`[low, high]` with both ends in the format `form`; `none` if there is no interval.
+    """An interval as text, `[low, high]`.
 
-    `number` writes a number in a format. The report passes its own, which has a typographic minus sign.
+    Args:
+      ci95: both ends, or None.
+      form: the format of each end, for example ".2f".
+      none: the text if there is no interval.
+      number: writes a number in a format. The report passes its own, which has a typographic minus sign.
     """
     return none if ci95 is None else f"[{number(ci95[0], form)}, {number(ci95[1], form)}]"
 
@@ -215,7 +234,13 @@ def figure_text(
     none: str = "",
     number: Callable[[float, str], str] = format,
 ) -> str:
-    """`value [low, high]`, as in `interval_text`. A plus sign in `form` applies to the value only."""
+    """A figure as text, `value [low, high]`.
+
+    Args:
+      value: the figure.
+      ci95, none, number: as in `interval_text`.
+      form: the format of the numbers. A plus sign in it applies to the value only.
+    """
     interval = interval_text(ci95, form.removeprefix("+"), none, number)
     return f"{number(value, form)} {interval}" if interval else number(value, form)
 

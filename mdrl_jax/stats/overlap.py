@@ -49,14 +49,22 @@ def overlap(
     J = D/(2 − D). Its unit is the channel, so it does not cover the variation over training seeds. It is somewhat too
     wide if the sets are very similar.
 
+    Args:
+      a_LC, b_LC: the two sets, boolean.
+      n_permutations: draws of the null.
+      rng: of the draws; by default one with the seed 0.
+
     Returns:
       the record, with "chance", the ratio of the expected intersection to the expected union, which is k/(2 − k) if
       both sets are the same share k of every layer; "p", one-sided, of an overlap larger than chance; and "shared",
-      |A ∩ B|.
+      |A ∩ B|. It has no estimate if both sets are empty.
+
+    Raises:
+      ValueError: if the sets differ in shape, or do not have the two axes [L, C].
     """
     a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
     if a.shape != b.shape or a.ndim != 2:
-        raise ValueError(f"two sets of channels [L, C] are needed, not {a.shape} and {b.shape}")
+        raise ValueError(f"the two sets of channels need the same shape [L, C], not {a.shape} and {b.shape}")
     rng = np.random.default_rng(0) if rng is None else rng
     n_a, n_b, channels = a.sum(axis=1), b.sum(axis=1), a.shape[1]
     size, shared = int(n_a.sum() + n_b.sum()), int(np.sum(a & b))
@@ -88,10 +96,13 @@ def mean_jaccard(pairs: Mapping[tuple[str, str], Sequence[float]]) -> Estimate:
 
     Args:
       pairs: by pair of domains, its Jaccard index in each seed; the same number of seeds for every pair.
+
+    Raises:
+      ValueError: if there are no pairs, or if they differ in their number of seeds.
     """
     values_PS = np.asarray(list(pairs.values()), float)
     if values_PS.ndim != 2 or values_PS.size == 0:
-        raise ValueError("every pair needs a Jaccard of each seed")
+        raise ValueError("every pair of domains needs a Jaccard index for each seed")
     if values_PS.shape[1] > 1:
         return over_seeds(values_PS.mean(axis=0), "seed")
     domains = sorted({d for pair in pairs for d in pair})

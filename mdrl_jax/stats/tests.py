@@ -72,14 +72,22 @@ def explained(predicted: Floats, measured: Floats) -> Floats:
 
 
 def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None, **options: int) -> Estimate | None:
-    """Spearman's rank correlation of x and y with its interval; arguments as of `paired_statistic`."""
+    """Spearman's rank correlation of x and y with its interval.
+
+    Args:
+      x, y, seeds, options: as in `paired_statistic`.
+    """
     return paired_statistic(spearman_rho, x, y, seeds, **options)
 
 
 def r_squared(
     predicted: ArrayLike, measured: ArrayLike, seeds: ArrayLike | None = None, **options: int
 ) -> Estimate | None:
-    """R² of measured = predicted (`explained`) with its interval; arguments as of `paired_statistic`."""
+    """R² of the line measured = predicted (`explained`) with its interval.
+
+    Args:
+      predicted, measured, seeds, options: as x, y, seeds and options in `paired_statistic`.
+    """
     return paired_statistic(explained, predicted, measured, seeds, **options)
 
 
@@ -102,10 +110,14 @@ def paired_statistic(
       statistic: of two arrays [..., N], over the last axis; nan where it is undefined.
       x, y: the pairs, [N] each.
       seeds: the training seed of each pair, [N].
+      n_resamples: the number of resamples.
       seed: of the resampling.
 
     Returns:
       the estimate, or None if the statistic is undefined on the pairs or on one of the seeds.
+
+    Raises:
+      ValueError: if x and y are not two vectors of the same length.
     """
     x_N, y_N = np.asarray(x, float), np.asarray(y, float)
     if x_N.shape != y_N.shape or x_N.ndim != 1:

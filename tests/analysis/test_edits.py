@@ -217,12 +217,6 @@ def test_neuron_scores_add_the_three_norms(mesh8: Mesh) -> None:
         np.testing.assert_allclose(edits.neuron_scores(put), want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 7, 30, 100])
-def test_threshold_is_the_kth_largest(k: int) -> None:
-    size = np.abs(np.random.default_rng(2).normal(size=(10, 10)) * 1e-9).astype(np.float32)
-    assert jax.jit(sign_conflict._threshold, static_argnums=1)(size, k) == np.sort(size.ravel())[-k]
-
-
 def test_sign_conflict_against_sorted_sets() -> None:
     rng = np.random.default_rng(4)
     shapes = {name: SHAPES[name][0] for name in ("embedding", "layers/gate/kernel", "layers/o/kernel")}

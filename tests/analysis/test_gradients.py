@@ -38,7 +38,7 @@ def planted(
     return a @ a.swapaxes(1, 2), b @ b.swapaxes(1, 2), a @ b.swapaxes(1, 2)
 
 
-def coverage(figure: cosines.Figure, truth: float, where: Array | None = None) -> float:
+def coverage(figure: cosines.StackedEstimates, truth: float, where: Array | None = None) -> float:
     inside = (figure.low <= truth) & (truth <= figure.high)
     return float(np.mean(inside if where is None else inside[where]))
 

@@ -22,7 +22,7 @@ from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import make_mesh
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.rl.trainer import TrainState
-from mdrl_jax.stage import plan
+from mdrl_jax.stage import resolve_stages
 from mdrl_jax.workfolder import WorkFolder
 
 
@@ -194,8 +194,8 @@ def test_an_interrupted_analysis_ends_the_same(sequence, built, tmp_path):
 
 def test_another_setting_in_the_same_folder_is_refused(sequence, built):
     folder, _, params = sequence
-    other = dataclasses.replace(built, config=small(group=2))
-    with pytest.raises(UserError, match=r"group=8, now 2"):
+    other = dataclasses.replace(built, config=small(group_size=2))
+    with pytest.raises(UserError, match=r"analyze.group_size=8, now 2"):
         analysed(other, folder, params)
 
 
@@ -241,7 +241,7 @@ def test_anybodys_folders_give_the_figures_of_a_work_folder(exported, tmp_path, 
     rows = {domain: [[0.0]] * 4 for domain in config.scored_domains}
     scored = {"seed": 0, "k": 1, "step": 1, "rewards": rows, "accuracy": rows}
     records.write_json(work.evaluation("00-base"), {"stage": "base", "index": 0} | scored)
-    for stage in plan(config, ("code", "math"))[:2]:
+    for stage in resolve_stages(config, ("code", "math"))[:2]:
         with StageCheckpoints(work.checkpoints(stage)) as checkpoints:
             params = huggingface.load(exported[stage.name], decoder, mesh)
             checkpoints.save(1, TrainState(np.int32(1), params, {"none": np.zeros(1)}), {})

@@ -19,7 +19,7 @@ from mdrl_jax.parallel import distributed
 from mdrl_jax.progress import Step
 from mdrl_jax.rl.trainer import Transforms, init_state
 from mdrl_jax.second_order.lanczos import block_lanczos, random_block
-from mdrl_jax.stage import plan
+from mdrl_jax.stage import resolve_stages
 from mdrl_jax.stages import grpo
 
 FOUND = "found.npz"
@@ -51,7 +51,7 @@ def measure(settings: config.Config) -> dict[str, Any]:
 
 
 def _measured(built: runtime.Runtime) -> dict[str, Any]:
-    stage = plan(built.config, ("math", "qa"))[0]
+    stage = resolve_stages(built.config, ("math", "qa"))[0]
     params = built.base_params()
     programs = grpo.make_programs(built, stage, Transforms())
     state = init_state(programs.optimizer, params, programs.shardings)

@@ -23,7 +23,7 @@ from mdrl_jax.parallel.sharding import over_tensor, param_shardings
 from mdrl_jax.second_order import decoder_parts
 from mdrl_jax.second_order.hvp import blocked, exact
 from mdrl_jax.second_order.jets import jets
-from mdrl_jax.stage import plan
+from mdrl_jax.stage import resolve_stages
 
 GIB = 2.0**30
 
@@ -340,7 +340,7 @@ def test_every_program_of_the_experiment_is_lowered(slice_of_cpus, capsys):
 
 def test_with_all_those_of_absent_stages_come_too():
     built, _ = fit.abstract_runtime(config.parse(settings(stages=("code",))), jax.devices())
-    stages = plan(built.config, ("code",) + built.config.scored_domains)
+    stages = resolve_stages(built.config, ("code",) + built.config.scored_domains)
     few, more = ({j.name for j in fit.merged(fit.jobs(fit.Shapes(built), stages, e))} for e in (False, True))
     assert few == {"sample, 16 a prompt", "GRPO step", "sample scores, 4 a prompt"}
     assert few < more and {"SFT step", "Hv on the route", "rollback set"} < more
@@ -383,9 +383,9 @@ def test_the_table_shows_what_does_not_fit(slice_of_cpus, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--topology=v9:4x4",), "--topology=v9:4x4 is not known; it is a chip"),
+        (("--topology=v9:4x4",), "--topology=v9:4x4 is not known; give a chip"),
         (("--config.mesh.fsdp=3", "--config.mesh.data=1"), "does not match the 8 devices at hand"),
-        (("--config.model.path=Qwen9-1B",), "no published model whose sizes are known; known: Qwen2.5-0.5B"),
+        (("--config.model.path=Qwen9-1B",), "nor a published model whose sizes are known; known: Qwen2.5-0.5B"),
         (("--config.mesh.data=8",), "evaluate.batch=100 is not divisible by the mesh's data * fsdp = 8"),
     ],
 )

@@ -23,6 +23,7 @@ from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.distributed import AGAIN, LOST
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from mdrl_jax.preemption import STATUS
+from tests import compiled
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 10.0  # seconds after which a lost process ends the others
@@ -38,7 +39,7 @@ def start(commands: Sequence[Sequence[str]], logs: Path) -> list[subprocess.Pope
     """One process a command, of two devices each; what they say goes to `logs`-N.txt."""
     settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
     # A restart, and every other process, finds what one of them has compiled.
-    settings |= {"JAX_COMPILATION_CACHE_DIR": str(logs.parent / "cache"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    settings |= {"JAX_COMPILATION_CACHE_DIR": os.environ[compiled.FOLDER], "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     made = []
     for i, command in enumerate(commands):
         with open(f"{logs}-{i}.txt", "wb") as log:

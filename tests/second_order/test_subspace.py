@@ -78,18 +78,18 @@ def test_projection_is_idempotent_self_adjoint_and_that_of_the_leading_vectors()
         np.testing.assert_allclose(to_dense(leading), basis[:k].T @ (basis[:k] @ x), atol=2e-6)
 
 
-def test_orthonormal_basis_keeps_the_leading_spans_and_drops_what_depends():
+def test_an_orthonormal_basis_spans_the_block_and_drops_what_depends():
     rng = np.random.default_rng(0)
     block = rng.normal(size=(6, ROUTE))
     block[3] = block[0] - 2 * block[1]
-    block[4] = block[2] + 1e-3 * block[4]
-    q = to_dense(subspace.orthonormalize(to_tree(block)), 1)
-    kept = [0, 1, 2, 4, 5]
-    np.testing.assert_allclose(q[kept] @ q[kept].T, np.eye(5), atol=2e-6)
-    np.testing.assert_array_equal(q[3], 0)
-    for j in (1, 3, 6):
-        inside = q[:j].T @ (q[:j] @ block[:j].T)
-        np.testing.assert_allclose(inside, block[:j].T, atol=1e-4)
+    block[4] = block[2] + 1e-2 * block[4]
+    block *= np.array([1.0, 1e-6, 1e6, 1.0, 1e3, 1.0])[:, None]
+    q = to_dense(jax.jit(subspace.orthonormalize)(to_tree(block)), 1)
+    kept = np.linalg.norm(q, axis=1) > 0
+    assert kept.sum() == 5
+    np.testing.assert_allclose(q[kept] @ q[kept].T, np.eye(5), atol=3e-6)
+    size_N1 = np.linalg.norm(block, axis=1, keepdims=True)
+    np.testing.assert_allclose((block @ q.T) @ q / size_N1, block / size_N1, atol=1e-4)
 
 
 def test_principal_angles_are_those_planted():
@@ -142,13 +142,13 @@ def test_top_coordinates_keep_ties_and_need_no_more_than_there_is():
 
 
 def _everything(basis: Any, x: Any) -> list[Any]:
-    clean = subspace.orthonormalize(basis)
-    return [clean, subspace.project(clean, x, 3), subspace.coefficients(clean, x), subspace.top_coordinates(x, 9)]
+    drawn = subspace.random_basis(jax.random.key(0), x, 4)
+    return [drawn, subspace.project(basis, x, 3), subspace.coefficients(basis, x), subspace.top_coordinates(x, 9)]
 
 
 def test_eager_equals_jitted():
     rng = np.random.default_rng(0)
-    basis, x = to_tree(rng.normal(size=(4, ROUTE))), to_tree(rng.normal(size=ROUTE))
+    basis, x = to_tree(orthonormal(rng, 4)), to_tree(rng.normal(size=ROUTE))
     jitted = _everything(basis, x)
     with jax.disable_jit():
         eager = _everything(basis, x)
@@ -157,18 +157,15 @@ def test_eager_equals_jitted():
 
 def test_eight_devices_equal_one_and_keep_the_shardings(mesh8: Mesh):
     rng = np.random.default_rng(0)
-    basis, x = to_tree(rng.normal(size=(4, ROUTE))), to_tree(rng.normal(size=ROUTE))
+    basis, x = to_tree(orthonormal(rng, 4)), to_tree(rng.normal(size=ROUTE))
     axes = {"gate": (None, "embed", "mlp"), "up": (None, "embed", "mlp"), "down": (None, "mlp", "embed")}
     x8 = {name: jax.device_put(v, named(mesh8, *axes[name])) for name, v in x.items()}
     basis8 = {name: jax.device_put(v, named(mesh8, None, *axes[name])) for name, v in basis.items()}
     one, eight = _everything(basis, x), _everything(basis8, x8)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, eight)
-    angles = [
-        subspace.principal_angles(o[0], subspace.random_basis(jax.random.key(0), v, 4))
-        for o, v in ((one, x), (eight, x8))
-    ]
+    angles = [subspace.principal_angles(b, o[0]) for b, o in ((basis, one), (basis8, eight))]
     np.testing.assert_allclose(*angles, atol=1e-5)
-    for result in (eight[1], eight[3], subspace.random_basis(jax.random.key(0), x8, 4)):
+    for result in (eight[1], eight[3], eight[0]):
         lead = result["gate"].ndim - 3
         for name, leaf in result.items():
             assert leaf.sharding.is_equivalent_to(named(mesh8, *(None,) * lead, *axes[name]), leaf.ndim), name
@@ -255,7 +252,7 @@ def verdict(record: dict[str, Any]) -> dict[str, Any]:
     """C5 where everything but the subspace speaks for it."""
     figure = lambda x, low, high: {"estimate": x, "ci95": [low, high], "null": None, "n": 40, "unit": ""}  # noqa: E731
     damage = figure(0.2, 0.1, 0.3)
-    step = interference.Step(1.0, damage, figure(0.01, -0.02, 0.04), figure(0.8, 0.7, 0.9))
+    step = interference.CurveStep(1.0, damage, figure(0.01, -0.02, 0.04), figure(0.8, 0.7, 0.9))
     objectives = {"success NLL": interference.Objective([step], record)}
     return interference.c5([interference.DamagePair("math", "qa", damage, objectives)])
 
@@ -334,6 +331,12 @@ def test_directions_without_positive_curvature_are_dropped():
     assert record["captured"][-1]["share"]["estimate"] == 0
     assert "no positive eigenvalue" in record["angles"]["mean"]["reason"]
     json.dumps(record, allow_nan=False)
+
+
+def test_an_eigenvalue_is_positive_above_what_is_rounding_of_the_largest():
+    assert subspace.positive([3.0, 4e-5, 2e-5, 0.0, -1.0]).tolist() == [True, True, False, False, False]
+    assert subspace.positive([1.0, 1e-4, -20.0]).tolist() == [True, False, False]
+    assert not subspace.positive([0.0, 0.0]).any() and subspace.positive([]).size == 0
 
 
 def test_measured_dimension_counts_what_exceeds_the_null_and_zero():

@@ -19,7 +19,7 @@ from mdrl_jax.recovery.rollback import evidence
 from mdrl_jax.recovery.rollback.evidence import Ends
 from mdrl_jax.recovery.rollback.rules import SCORES, Evidence
 from mdrl_jax.second_order.fisher import _quadratic
-from mdrl_jax.stage import peak, plan
+from mdrl_jax.stage import peak, resolve_stages
 from mdrl_jax.stages import rollback
 from tests.told import Told
 
@@ -123,7 +123,7 @@ def test_samples_are_the_analysis_ones_where_it_has_them_and_kept_where_not(
 def test_a_stage_takes_back_what_its_record_says_and_is_remade_from_it(
     built: Any, points: Any, probe: Any, tmp_path: Path
 ):
-    stages = plan(built.config, tuple(DOMAINS))
+    stages = resolve_stages(built.config, tuple(DOMAINS))
     stage = stages[-1]
     ends = [peak(d, stage.start, stages[:-1]) for d in ("math", "qa")]
     assert stage.start == "cw" and all(ends)

@@ -1,1 +1,1 @@
-"""Forecasts of what every refresh, rollback and order of domains would do, and the choice among them."""
+"""Forecasts of the effect of every refresh, every rollback and every order of domains, and the choice among them."""

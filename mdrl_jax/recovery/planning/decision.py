@@ -1,7 +1,7 @@
-"""Candidate actions, their forecasts as a record, and the choice among them; pure functions of what is known.
+"""Turns what is known of candidate actions into forecasts, ranks the actions and picks one (definitions §10).
 
-Ranked by the expected mean over domains, those within the collateral limit first; equals go to the cheaper, then by
-name.
+`planner.py` measures the inputs; the functions here are pure. Actions within the collateral limit come first, by the
+expected mean score over domains. Of equal ones the cheaper comes first, then the one with the smaller name.
 """
 
 import dataclasses
@@ -29,7 +29,17 @@ Rewards = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """A candidate. `domain` is the one to win back; `donor`, `rule`, `fraction` and `strength` are a rollback's."""
+    """A candidate: do nothing, refresh a domain, or roll back a later stage's edit for a domain.
+
+    Attributes:
+      kind: "nothing", "refresh" or "rollback".
+      domain: the domain to win back; "" for nothing.
+      steps: steps of a refresh; 0 otherwise.
+      donor: the domain whose edit a rollback takes back; "" otherwise.
+      rule: a rollback's rule.
+      fraction: size of a rollback's set, as a share of all coordinates.
+      strength: β of a rollback.
+    """
 
     kind: str = "nothing"
     domain: str = ""
@@ -41,7 +51,7 @@ class Action:
 
     @property
     def name(self) -> str:
-        """`nothing`, `refresh-math-4`, `rollback-math-qa-removing-0.003-1`."""
+        """The name in records: `nothing`, `refresh-math-4`, `rollback-math-qa-removing-0.003-1`."""
         if self.kind == "nothing":
             return self.kind
         if self.kind == "refresh":
@@ -50,7 +60,7 @@ class Action:
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The action in plain words."""
         if self.kind == "nothing":
             return "do nothing"
         if self.kind == "refresh":
@@ -63,13 +73,15 @@ class Action:
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """What is known of an action before it is taken.
+    """The measurements that an action is forecast from, made before it is taken.
 
     Attributes:
-      shifts: of log-odds by domain, to first order.
-      size: of the change.
-      mover: the domain refreshed, or the donor of a rollback: its errors are told by those of its like in the past.
-      weighed: what weights say, by domain; empty where it was not asked.
+      action: the action.
+      shifts: shift of the log-odds of each domain, to first order.
+      size: size of the change (`forecast.py`).
+      mover: the domain refreshed, or the donor of a rollback. Its own forecasts and those of the other domains have
+        separate error models.
+      reweighted: importance-weighted shift of each domain (`importance.py`); empty if it was not computed.
     """
 
     action: Action
@@ -80,12 +92,18 @@ class Outlook:
 
 
 def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Sequence[Known], limit: float) -> Record:
-    """Forecasts of all actions, ranked, and the pick: the record of `recovery/plan.json`.
+    """Forecasts all actions, ranks them and picks the first.
 
     Args:
-      point: the stage whose end is θ_T.
-      current: rewards [P, k] at θ_T by domain.
-      limit: points that a domain other than the action's own may be expected to lose.
+      point: name of the stage whose end is θ_T.
+      current: rewards [P, k] of each domain at θ_T.
+      outlooks: the measurements of each action.
+      known: past changes whose outcome is known; the error models are fitted to them.
+      limit: points that each domain other than the action's own may be expected to lose.
+
+    Returns:
+      The record of `recovery/plan.json`: the actions with their forecasts from the first rank on, the error models, the
+      past, the "pick" and the "reason" for it.
     """
     domains = sorted(current)
     models = {
@@ -123,11 +141,22 @@ def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Seq
 
 
 def _said(outlook: Outlook, domain: str, model: Model, n: int) -> tuple[Shift, Model]:
-    """A domain's shift, with what is known of its error: by weights where they say, else to first order."""
+    """The shift to forecast a domain from, and the model of its error.
+
+    The shift is that of the importance weights if they have enough effective completions, and the first order
+    otherwise.
+
+    Args:
+      outlook: the measurements of the action.
+      domain: the domain.
+      model: error model of the first order.
+      n: number of prompts of the current score, the degrees of freedom plus 1 of a rollback's interval.
+    """
     by = outlook.reweighted.get(domain)
     if by is None or by.shift is None:
         return outlook.shifts[domain], model
-    if outlook.action.kind == "rollback":  # its parameters are known: there is nothing else to be wrong about
+    # The parameters after a rollback are known exactly, so only the sampling error of the weights remains.
+    if outlook.action.kind == "rollback":
         return by.shift, Model(0.0, 0.0, outlook.size, n)
     return by.shift, dataclasses.replace(model, bend=0.0)
 
@@ -138,14 +167,14 @@ def best(record: Record) -> Action:
 
 
 def promising(record: Record, n: int) -> list[Action]:
-    """The n actions of the highest expected mean, within the limit or not."""
+    """The n actions with the highest expected mean, whether or not they are within the limit; `nothing` is left out."""
     tried = [row for row in record["actions"] if row["kind"] != "nothing"]
     tried.sort(key=lambda row: (-row["average_change"]["estimate"], row["name"]))
     return [action_of(row) for row in tried[:n]]
 
 
 def action_of(row: Record) -> Action:
-    """The action of a row of a plan."""
+    """The action that a row of a plan's record describes."""
     return Action(**{field.name: row[field.name] for field in dataclasses.fields(Action)})
 
 
@@ -172,7 +201,7 @@ def _row(action: Action, changes: Mapping[str, Forecast], current: Rewards, limi
 
 
 def _risk(others: Sequence[Forecast], limit: float) -> float | None:
-    """The chance that some other domain loses more than the limit; None where a forecast has no interval."""
+    """The chance that at least one other domain loses more than the limit; None if a forecast has no interval."""
     if not others or any(f.change_R.size == 1 for f in others):
         return None
     lowest_R = np.min([f.change_R for f in others], axis=0)
@@ -180,13 +209,13 @@ def _risk(others: Sequence[Forecast], limit: float) -> float | None:
 
 
 def _order(row: Record) -> tuple[Any, ...]:
-    kinds = ("nothing", "rollback", "refresh")  # by what they cost
+    kinds = ("nothing", "rollback", "refresh")  # the cheapest first
     expected = round(row["average_change"]["estimate"], 6)
     return not row["allowed"], -expected, kinds.index(row["kind"]), row["steps"], row["name"]
 
 
 def reason(record: Record) -> str:
-    """Why the first of the ranked actions, in plain words."""
+    """Why the first of the ranked actions was picked, in plain words."""
     row, limit = record["actions"][0], record["limit"]
     average, change = row["average"], row["average_change"]
     if row["kind"] == "nothing":

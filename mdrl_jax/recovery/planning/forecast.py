@@ -1,24 +1,34 @@
-"""What a change of parameters will do to scores: one step of the expansion, a link, and errors told by the past.
+"""Forecasts a domain's score after a change of the parameters: a first order, corrected by the errors of the past.
 
-A domain's mean reward J is forecast on the scale of its log-odds η = ln J/(1 − J), which knows that scores end at 0 and
-1. Along a direction v the shift is, to first order, x = ∇J·v / (J(1 − J)), and the forecast is
+A domain's mean reward J is forecast through its log-odds η = ln J/(1 − J), so that no forecast leaves [0, 1]. For a
+change v of the parameters, the shift of η is to first order x = ∇J·v / (J(1 − J)). The forecast is
 
     η after = η now + c · x + error,    c = 1 + bend · size,    standard error² = (c · stderr of x)² + (size · spread)²
 
-with `bend` and `spread` fitted on the run's own past: changes of the same kind whose outcome is known. `size` is the
-length of the change in units in which past ones have lengths too (learning rate summed over steps; share of an edit's
-norm). A short change does what the first order says; what a long one does instead the past tells, and what lies between
-is taken to be on a line, as are the errors [chosen].
+`bend` and `spread` are fitted to the run's own past: changes of the same kind whose outcome is known (`fit`). `size` is
+the length of the change: for a refresh the learning rate summed over its steps, for a rollback the share of the edit's
+norm that is taken back. A short change has the effect that the first order predicts. For a long one, c corrects the
+first order by the error that past changes had. Between the two, c and the standard error are linear in the size
+[chosen].
 
-The second order was tried and left out [chosen]. Along the directions of an optimizer's first step its sampling error,
-times steps squared, is many times itself; along whole edits it added more error than it took away (a tuning seed of the
-quickstart, root mean square in log-odds over 16 known changes: 0.25 without it, 0.64 with it).
+The second order was tried and left out [chosen]. Along an optimizer's first step its sampling error, which grows with
+the square of the number of steps, is many times the second order itself. Along whole edits it made the forecasts worse:
+the root mean square error over 16 known changes was 0.25 in log-odds without it and 0.64 with it (a tuning seed of the
+quickstart).
 
-How good it is (two tuning seeds of the quickstart, after Creative Writing, 400 validation samples a domain): Spearman
-of forecast with outcome of the mean over domains 0.95 over 88 actions and 0.97 over 54, mean error 0.6 and 0.7 points;
-95 % intervals, widened by the outcome's own error, held 97 % and 91 % of the means and 99 % and 96 % of the domains'
-changes; regret of the pick 0.6 and 0.3 points. That c is 1 for short changes was settled on the first seed: with c from
-whole stages it was 0.89 over 42 actions, 1.8 points, and 64 % and 84 % held.
+Accuracy on two tuning seeds of the quickstart, after Creative Writing, with 400 validation samples for each domain:
+
+| | first seed | second seed |
+|---|---|---|
+| actions | 88 | 54 |
+| Spearman of forecast and outcome, mean over domains | 0.95 | 0.97 |
+| mean error of the mean over domains, points | 0.6 | 0.7 |
+| 95 % intervals, widened by the outcome's own error, that held the mean over domains | 97 % | 91 % |
+| the same for the changes of single domains | 99 % | 96 % |
+| regret of the pick, points | 0.6 | 0.3 |
+
+That c is 1 for short changes was decided on the first seed. With one c for all sizes, fitted to whole stages, the
+Spearman correlation was 0.89 over 42 actions, the mean error 1.8 points, and the intervals held 64 % and 84 %.
 """
 
 import dataclasses
@@ -38,7 +48,7 @@ N_DRAWS = 2000
 
 
 def log_odds(rewards: ArrayLike) -> float:
-    """ln J/(1 − J) of the mean reward, with half a success and half a failure added, so that it is finite.
+    """ln J/(1 − J) of the mean reward J. Half a success and half a failure are added, so that it is always finite.
 
     >>> round(log_odds([1, 1, 1, 0]), 3), round(log_odds([1, 1, 1, 1]), 3)
     (0.847, 2.197)
@@ -48,7 +58,7 @@ def log_odds(rewards: ArrayLike) -> float:
 
 
 def log_odds_of_sum(total: Any, n: Any) -> Any:
-    """`log_odds` of n rewards that sum to `total`; also of arrays of these.
+    """`log_odds` of n rewards that sum to `total`; works elementwise on arrays.
 
     >>> round(float(log_odds_of_sum(3.0, 4)), 3)
     0.847
@@ -58,19 +68,24 @@ def log_odds_of_sum(total: Any, n: Any) -> Any:
 
 
 def score(eta: Any) -> Any:
-    """The mean reward at log-odds η."""
+    """The mean reward J at log-odds η."""
     return 0.5 * (1 + np.tanh(0.5 * np.asarray(eta)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """x = ∇J·v / (J(1 − J)) along a direction v, in log-odds, with its sampling error over blocks of prompts."""
+    """The shift of a domain's log-odds by a change v, to first order x = ∇J·v / (J(1 − J)), with its sampling error.
+
+    Attributes:
+      value: the shift.
+      stderr: its standard error over prompts.
+    """
 
     value: float
     stderr: float
 
     def scaled(self, factor: float) -> "Shift":
-        """Along `factor` · v."""
+        """The shift to first order by `factor` · v."""
         return Shift(factor * self.value, abs(factor) * self.stderr)
 
 
@@ -78,11 +93,11 @@ NONE = Shift(0.0, 0.0)
 
 
 def shift(gain_M: ArrayLike, rewards_MB: ArrayLike) -> Shift:
-    """The shift from ∇J·v and the rewards of M blocks of prompts of equal size; the error leaves out one at a time.
+    """The first-order shift from M blocks of prompts of equal size. Its error is a jackknife over blocks.
 
     Args:
-      gain_M: ∇J·v of each block.
-      rewards_MB: rewards of each block.
+      gain_M: ∇J·v of each block, J in rewards.
+      rewards_MB: rewards of the B completions of each block.
     """
     gain, rewards = np.asarray(gain_M, float), np.asarray(rewards_MB, float)
 
@@ -97,14 +112,16 @@ def shift(gain_M: ArrayLike, rewards_MB: ArrayLike) -> Shift:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A change of the past: what would have been forecast of a domain's log-odds, and what was measured.
+    """A past change of the parameters, and its effect on one domain: the first-order forecast beside the outcome.
 
     Attributes:
       kind: "refresh" or "rollback".
-      own: whether the domain is the one trained, or the one whose edit is removed; others are apart.
-      stage, domain: which.
-      size: length of the change (module docstring).
-      forecast, measured: in log-odds.
+      own: whether `domain` is the one that was trained, or whose edit was removed. Others have a model of their own.
+      stage: name of the stage that trained, or whose edit was removed.
+      domain: the domain that the effect is on.
+      size: size of the change (module docstring).
+      forecast: x, the shift of the log-odds to first order.
+      measured: the measured change of the log-odds.
     """
 
     kind: str
@@ -118,13 +135,13 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What the past says of a kind of change.
+    """How the first order errs for one kind of change, as fitted to past changes of that kind.
 
     Attributes:
-      bend: change of c a unit of size.
-      spread: of errors, a unit of size.
-      longest: known change; c bends no further.
-      n: known changes behind it.
+      bend: how much c changes for each unit of size.
+      spread: standard deviation of the error in log-odds, for each unit of size; infinite if it is not known.
+      longest: size of the longest past change; c stays as it is beyond that size.
+      n: number of past changes.
     """
 
     bend: float
@@ -133,18 +150,20 @@ class Model:
     n: int
 
     def slope(self, size: float) -> float:
-        """c of a change of that size."""
+        """c, the factor on the first order, for a change of this size."""
         return 1.0 + self.bend * min(size, self.longest)
 
     def record(self) -> dict[str, Any]:
-        """As JSON; a spread that is not known is None."""
+        """The model as JSON, with None for an infinite spread."""
         return dataclasses.asdict(self) | {"spread": self.spread if math.isfinite(self.spread) else None}
 
 
 def fit(known: Sequence[Known]) -> Model:
-    """The bend by least squares, errors in proportion to size; the spread from errors with each change left out.
+    """Fits the error model to past changes of one kind.
 
-    Nothing is known of the error of fewer than two changes: the spread is infinite, and forecasts have no interval.
+    The bend minimises Σ (error / size)², because errors are taken to grow in proportion to size. The spread is the root
+    mean square of the errors that each change has under the bend fitted to the others. With fewer than two changes the
+    spread is infinite, and forecasts have no interval.
     """
     x = np.array([k.forecast for k in known])
     missed = np.array([(k.measured - k.forecast) / k.size for k in known])
@@ -163,18 +182,23 @@ def _bend(x: Floats, missed: Floats) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """The change of a domain's mean reward: equally likely draws of it, or one value where no error is known."""
+    """The forecast change of a domain's mean reward.
+
+    Attributes:
+      change_R: equally likely draws of the change, in rewards; a single value if its error is not known.
+      n: number of prompts behind it.
+    """
 
     change_R: NDArray[Any]
     n: int
 
     @property
     def value(self) -> float:
-        """The expected change."""
+        """The expected change, in rewards."""
         return float(self.change_R.mean())
 
     def estimate(self, base: float | None = None) -> Estimate:
-        """In points; on top of `base`, a score, which stays in 0..100."""
+        """The change in points with its interval; or, with a score `base` in points, the score after it, in 0..100."""
         values = POINTS * self.change_R if base is None else np.clip(base + POINTS * self.change_R, 0.0, POINTS)
         if values.size == 1:
             return Estimate(float(values[0]), -math.inf, math.inf, self.n, "points")
@@ -182,17 +206,24 @@ class Forecast:
 
 
 def unchanged(n: int) -> Forecast:
-    """No change, for certain."""
+    """The forecast of certainly no change; `n` is the number of prompts, for the record."""
     return Forecast(np.zeros(N_DRAWS), n)
 
 
 def forecast(now: float, by: Shift, size: float, model: Model, place: int, n: int) -> Forecast:
-    """A domain's change from its log-odds `now`.
+    """The forecast change of a domain's mean reward, by the equation in the module docstring.
+
+    Draws are Student's t with `model.n` − 1 degrees of freedom in log-odds.
 
     Args:
-      place: the domain's place among all; draws of different places are independent [chosen], those of one place have
-        the same order in every forecast, so that actions are compared on equal terms.
-      n: prompts behind it, for the record.
+      now: log-odds η at the present parameters.
+      by: the shift x.
+      size: size of the change.
+      model: error model.
+      place: the domain's position in the sorted list of domains, the seed of the order of its draws. Different domains
+        have independent draws [chosen]. The same domain has the same order for every action, so that actions are
+        compared on equal terms.
+      n: number of prompts behind it, for the record.
     """
     slope = model.slope(size)
     eta = now + slope * by.value
@@ -205,7 +236,7 @@ def forecast(now: float, by: Shift, size: float, model: Model, place: int, n: in
 
 
 def together(forecasts: Sequence[Forecast]) -> Forecast:
-    """The mean over domains; without an interval where one of them has none."""
+    """The forecast of the mean over domains; it has no interval if one of the domains has none."""
     n = sum(f.n for f in forecasts)
     if any(f.change_R.size == 1 for f in forecasts):
         return Forecast(np.array([np.mean([f.value for f in forecasts])]), n)

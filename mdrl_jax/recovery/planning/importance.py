@@ -1,12 +1,16 @@
-"""What a change of parameters does to a score, from completions drawn before it: importance weights.
+"""Forecasts a score after a change of the parameters by importance weights on completions sampled before it.
 
-A completion o of a prompt q that was drawn at θ has, at θ', the weight w = π_θ'(o | q) / π_θ(o | q) of the whole
-completion, and the score at θ' is Σ w r / Σ w (self-normalised; Owen, Monte Carlo theory, methods and examples, §9.2).
-Nothing is sampled at θ': a change costs one forward pass. It has no order: what bends on the way is in it, where the
-slope of `slopes` goes straight on. But it sees only what was drawn: with weights of few completions it knows little,
-and long completions whose every token changes have such weights. `effective` says how many there are.
+A completion o of a prompt q was sampled at θ. At the changed parameters θ' it has the weight
+w = π_θ'(o | q) / π_θ(o | q), the ratio for the whole completion. The score at θ' is estimated by Σ w r / Σ w
+(self-normalised; Owen, Monte Carlo theory, methods and examples, §9.2). Nothing is sampled at θ', so a change costs one
+forward pass.
 
-It foretells; damage is never measured so (definitions §1).
+Unlike the first order of `lookahead.py`, this forecast includes curvature of every order. Its weakness is that it
+only knows the completions that were sampled. If few of them carry most of the weight, the forecast is uncertain. This
+happens with long completions in which every token's probability changes. `effective` is the number of completions that
+count.
+
+Weights serve forecasts only. Damage is never measured with them (definitions §1).
 """
 
 import dataclasses
@@ -17,16 +21,17 @@ from numpy.typing import ArrayLike
 from mdrl_jax.recovery.planning.forecast import Floats, Shift, log_odds_of_sum
 from mdrl_jax.stats.bootstrap import jackknife
 
-ENOUGH = 32.0  # effective completions: with fewer a forecast is by slope [chosen]
+ENOUGH = 32.0  # with fewer effective completions, the first-order forecast is used instead [chosen]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reweighted:
-    """What weights say of one domain after a change.
+    """The effect of a change on one domain, as estimated by importance weights.
 
     Attributes:
-      effective: completions that count, (Σ w)² / Σ w² (Kong, 1992).
-      shift: of its log-odds, with the sampling error over prompts; None where fewer than `ENOUGH` count.
+      effective: effective number of completions, (Σ w)² / Σ w² (Kong, 1992).
+      shift: shift of the domain's log-odds, with its sampling error over prompts; None if `effective` is below
+        `ENOUGH`.
     """
 
     effective: float
@@ -34,11 +39,11 @@ class Reweighted:
 
 
 def reweighted(log_ratio_PG: ArrayLike, rewards_PG: ArrayLike) -> Reweighted:
-    """The shift of a domain's log-odds; its error leaves out one prompt at a time.
+    """The importance-weighted shift of a domain's log-odds. Its error is a jackknife over prompts.
 
     Args:
-      log_ratio_PG: ln π_θ'(o | q) − ln π_θ(o | q) of G completions of each of P prompts, drawn at θ.
-      rewards_PG: their rewards.
+      log_ratio_PG: ln π_θ'(o | q) − ln π_θ(o | q), in nats, of G completions of each of P prompts, sampled at θ.
+      rewards_PG: rewards of these completions.
 
     >>> reweighted([[0.0, 0.0]] * 50, [[1.0, 0.0]] * 50)
     Reweighted(effective=100.0, shift=Shift(value=0.0, stderr=0.0))
@@ -48,7 +53,7 @@ def reweighted(log_ratio_PG: ArrayLike, rewards_PG: ArrayLike) -> Reweighted:
     effective = float(w_PG.sum() ** 2 / np.sum(w_PG * w_PG))
     if effective < ENOUGH:
         return Reweighted(effective, None)
-    # Sums by prompt: those without it are those of all less its own.
+    # Sums of each prompt. The sums without a prompt are the total sums minus its own.
     sums_SP = np.stack([x.sum(axis=1) for x in (w_PG, w_PG * rewards_PG, rewards_PG, np.ones_like(w_PG))])
     total_S = sums_SP.sum(axis=1)
     without_P = _shift(*(total_S[:, None] - sums_SP))

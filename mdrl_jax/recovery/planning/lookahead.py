@@ -1,10 +1,14 @@
-"""First orders of every domain's mean reward along candidate changes of parameters, and along those of the past.
+"""Measures the effect of candidate changes, to first order, on every domain's mean reward, and rehearses refreshes.
 
-One gradient a block of prompts serves all directions, so a further candidate costs inner products only. A direction
-that was made from a domain's own completions (the first step of a refresh, the coordinates of a rollback that keeps it)
-fits their noise: its first order on them is up to several times too large. Every domain is therefore looked at on
-prompts that no direction has seen, and on more of them than directions are made from: what tells candidates apart is
-a small difference of first orders.
+A direction v is a change of the parameters. `measure` computes ∇J·v for many directions: one gradient for each block of
+prompts serves all of them, so another candidate costs only inner products. `OffPolicyLookahead` makes the directions of
+refreshes from stored completions.
+
+A direction that was made from completions of a domain fits their noise. This holds for the first step of a refresh, and
+for the coordinates of a rollback that are chosen to help the domain. On the same completions its first order is up to
+several times too large. Every domain is therefore measured on prompts that no direction was made from (`unseen`). There
+are more of these prompts than directions are made from, because candidates differ by small differences of their first
+orders.
 """
 
 import dataclasses
@@ -16,52 +20,60 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrl_jax import tree
 from mdrl_jax.analysis import samples
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.config import TrainSection
 from mdrl_jax.errors import UserError
-from mdrl_jax.parallel import distributed
-from mdrl_jax.parallel.programs import program
-from mdrl_jax.parallel.sharding import put
+from mdrl_jax.parallel import distributed, tree_programs
 from mdrl_jax.progress import Show
 from mdrl_jax.recovery.planning.forecast import Shift, shift
-from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig, group_advantages, loss_mask
-from mdrl_jax.rl.policy import PolicyBatch, join, make_grpo_loss
+from mdrl_jax.rl.grpo import GRPOConfig
+from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss, policy_batch
 from mdrl_jax.rl.trainer import (
     OptimizerConfig,
     init_state,
     make_optimizer,
     make_train_step,
-    micro_batches,
     state_shardings,
 )
 from mdrl_jax.runtime import Runtime
 
 Floats = NDArray[np.float64]
 Direction = Callable[[], Any]
-UNCLIPPED = 1e6  # of a ratio: more than one that is met
+UNCLIPPED = 1e6  # an upper clip that no ratio reaches
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a direction does to log-odds, by domain, and its norm."""
+    """The measured effect of a direction v.
+
+    Attributes:
+      shifts: shift of the log-odds of each domain, to first order.
+      norm: ‖v‖.
+    """
 
     shifts: dict[str, Shift]
     norm: float
 
 
 def at_hand(runtime: Runtime, stored: Sample) -> Sample:
-    """A stored set, its completions padded so that all sets share one program."""
+    """A stored sample with its completions padded to one length, so that all samples share one compiled program."""
     return stored.padded(runtime.config.rollout.completion_buckets[-1])
 
 
 def unseen(runtime: Runtime, params: Any, domain: str) -> Sample:
-    """Completions of the `recover.forecast_prompts` prompts that come after those of stored sets, drawn at `params`.
+    """Samples completions of prompts that no direction is made from.
+
+    These are the `recover.forecast_prompts` prompts that follow, in the same shuffle, those of the stored samples.
+
+    Args:
+      runtime: of the run.
+      params: the parameters to sample at.
+      domain: the domain to sample.
 
     Raises:
-      UserError: where the split has too few prompts.
+      UserError: if the split has too few prompts.
     """
     stored, split = runtime.config.analyze.prompts, runtime.config.analyze.split
     n, there = runtime.config.recover.forecast_prompts, len(runtime.prompts[domain, split])
@@ -80,14 +92,20 @@ def measure(
     directions: Sequence[Direction],
     show: Show,
 ) -> list[Found | None]:
-    """What each direction does to every domain at `params`; None where it cannot be made.
+    """Measures the effect of each direction on every domain, to first order.
 
-    Up to `analyze.held` directions are kept at a time; with more, gradients are computed in several `rounds`, each a
-    piece of what `show` is told.
+    At most `analyze.held` directions are in memory at a time. If there are more, the gradients are computed again for
+    each group of them (`rounds`).
 
     Args:
-      looked: completions of each domain drawn there (`unseen`).
-      directions: each gives its tree, or None where it cannot be made.
+      probe: computes the gradients.
+      params: the parameters from which the directions lead.
+      looked: completions of each domain sampled at `params` (`unseen`).
+      directions: functions that make the directions, trees like the parameters, or return None if that is impossible.
+      show: is told the number of finished rounds and the present work.
+
+    Returns:
+      The effect of each direction; None for a direction that could not be made.
     """
     held = probe.runtime.config.analyze.held
     found: list[Found | None] = [None] * len(directions)
@@ -105,59 +123,79 @@ def measure(
             for at in range(len(some)):
                 shifts[at][domain] = shift(gain_MV[:, at], rewards_MB)
         for at, i in enumerate(some):
-            found[i] = Found(shifts[at], float(length(trees[at])))
+            found[i] = Found(shifts[at], float(tree_programs.norm(trees[at])))
     return found
 
 
 def rounds(n_directions: int, held: int) -> int:
-    """How often `measure` computes the gradients."""
+    """The number of times that `measure` computes all gradients, with `held` directions in memory at a time."""
     return -(-n_directions // held)
 
 
 def _gains(probe: Probe, params: Any, sample: Sample, trees: list[Any], progress: Callable[[str], None]) -> Floats:
-    """∇J·v of each block of prompts: [blocks, directions]."""
+    """∇J·v, in rewards, for each block of prompts and each direction: [blocks, directions]."""
     blocks = probe.rows(sample)
     out = np.zeros((len(blocks), len(trees)))
     for m, rows in enumerate(blocks):
         progress(f"block {m + 1} of {len(blocks)}")
         gradient = probe.gradient(params, rows)
-        out[m] = [-float(x) for x in distributed.gather([_product(v, gradient) for v in trees])]
+        out[m] = [-float(x) for x in distributed.gather([tree_programs.vdot(v, gradient) for v in trees])]
     return out
 
 
 class OffPolicyLookahead:
-    """A refresh on completions at hand, by the trainer's own step from a fresh optimizer; nothing is sampled in it.
+    """Rehearses a refresh on stored completions: the trainer's own step from a fresh optimizer, without new samples.
 
-    What a stage adds to its optimizer so as to keep other domains is not in it: a refresh is plain training
-    (definitions §8).
+    A refresh is plain training (definitions §8). The transforms by which some stages keep other domains are therefore
+    left out.
     """
 
     def __init__(self, probe: Probe):
         self.probe, self.runtime = probe, probe.runtime
 
-    @functools.cache  # noqa: B019  (one lives as long as a plan is made)
+    @functools.cache  # noqa: B019  (the cache keeps the object alive, but a plan makes only one)
     def _program(self, grpo: GRPOConfig, optimizer: OptimizerConfig) -> tuple[Any, Any, Any]:
         config = self.runtime.config
         made = make_optimizer(optimizer)
         shardings = state_shardings(made, self.runtime.shapes, self.runtime.shardings, self.runtime.mesh)
         longest = config.rollout.completion_buckets[-1]
         temperature, chunk = config.rollout.sampling.temperature, config.model.logprob_chunk
-        # Where completions are used again and again, as here, clipping would end the rehearsal where a refresh goes on.
+        # A refresh samples anew at every step. The rehearsal uses the same completions again, so their ratios move
+        # away from 1, and clipping would stop it early.
         free = dataclasses.replace(grpo, clip_low=1.0, clip_high=UNCLIPPED)
         loss = make_grpo_loss(self.runtime.model, free, temperature, longest, chunk)
         return made, shardings, make_train_step("planner_step", loss, made, shardings, self.runtime.mesh)
 
     def first(self, params: Any, sample: Sample, train: TrainSection) -> Any:
-        """The direction of the first step at `params`, on completions drawn there; its length is that of rate 1."""
+        """The change of the parameters by the first step of a refresh with learning rate 1.
+
+        Args:
+          params: the parameters to start from.
+          sample: completions sampled there.
+          train: settings of the stage.
+
+        Returns:
+          The change, a tree like the parameters.
+        """
         optimizer, shardings, step = self._program(train.grpo, train.optimizer)
         batch = self._batch(params, sample, train)
         state, _ = step(init_state(optimizer, params, shardings), batch, jnp.float32(1), {})
         return self.probe.difference(state.params, params)
 
     def walk(self, params: Any, sample: Sample, train: TrainSection, steps: int) -> Iterator[Any]:
-        """Parameters after each of the first steps from `params`, on completions drawn there: each until the next.
+        """Rehearses the first steps of a refresh.
 
-        From the second step on the policy has left the completions: their tokens are weighted by its ratio.
+        All steps use the same completions. From the second step on the policy differs from the one that sampled them,
+        and the loss weights each token by its ratio.
+
+        Args:
+          params: the parameters to start from.
+          sample: completions sampled there.
+          train: settings of the stage.
+          steps: number of steps.
+
+        Yields:
+          The parameters after each step. They are valid only until the next ones are asked for.
         """
         optimizer, shardings, step = self._program(train.grpo, train.optimizer)
         batch, state = self._batch(params, sample, train), init_state(optimizer, params, shardings)
@@ -167,45 +205,18 @@ class OffPolicyLookahead:
             yield state.params
 
     def _batch(self, params: Any, sample: Sample, train: TrainSection) -> PolicyBatch:
-        grpo, (n, group) = train.grpo, sample.rewards_PG.shape
-        adv_PG, informative_P = distributed.gather(group_advantages(jnp.asarray(sample.rewards_PG), scale=grpo.scale))
-        flat = sample.mask_PGT.reshape(n * group, -1)
-        mask_BT = loss_mask(
-            jnp.asarray(flat),
-            jnp.asarray(np.repeat(informative_P, group)),
-            jnp.asarray(~sample.ended_PG.reshape(-1)),
-            grpo,
-        )
-        tokens_BT, valid_BT = join(sample.prompts_PT, sample.valid_PT, sample.tokens_PGT, sample.mask_PGT)
-        # Sampler, trainer and reference agree at the first step, so that every ratio is 1 and the KL is 0.
-        logp_BT = self.probe.log_probs(params, sample).reshape(n * group, -1).astype(np.float32)
-        arrays = {
-            "tokens": np.asarray(tokens_BT),
-            "valid": np.asarray(valid_BT),
-            "logp": logp_BT,
-            "adv": adv_PG.reshape(-1),
-            "mask": np.asarray(mask_BT),
-        }
-        arrays = micro_batches(arrays, n // self.runtime.config.analyze.batch)
-        arrays = put(arrays, self.runtime.mesh, None, "batch")
-        return PolicyBatch(
-            tokens_BT=arrays["tokens"],
-            valid_BT=arrays["valid"],
-            grpo=GRPOBatch(
-                old_logp_BT=arrays["logp"],
-                sampler_logp_BT=arrays["logp"],
-                ref_logp_BT=arrays["logp"] if grpo.kl_coef > 0 else None,
-                adv_B=arrays["adv"],
-                mask_BT=arrays["mask"],
-            ),
-        )
+        batch = policy_batch(
+            sample.prompts_PT, sample.valid_PT, sample.tokens_PGT, sample.mask_PGT,
+            self.probe.log_probs(params, sample).astype(np.float32), sample.trained(train.grpo),
+            sample.n_prompts // self.runtime.config.analyze.batch, self.runtime.mesh,
+        )  # fmt: skip
+        # At the first step the sampler, the trainer and the reference are the same policy: every ratio is 1, the KL 0.
+        logp = batch.grpo.sampler_logp_BT
+        ref = logp if train.grpo.kl_coef > 0 else None
+        return dataclasses.replace(batch, grpo=dataclasses.replace(batch.grpo, old_logp_BT=logp, ref_logp_BT=ref))
 
 
 def path_length(train: TrainSection, steps: int) -> float:
-    """Learning rate summed over the first steps of a stage, its warm-up included."""
+    """The learning rate summed over the first `steps` steps of a stage, with its warm-up: the size of a refresh."""
     total = sum(train.lr_scale(step) for step in range(steps))
     return train.learning_rate * total * train.grpo.updates_per_batch
-
-
-_product = program("planner_product", tree.vdot)
-length = program("planner_norm", tree.norm)

@@ -1,15 +1,19 @@
-"""Order effects foretold from solo edits: what each ordering of the sequence would do, before any of them is run.
+"""Forecasts the damage of every order of the domains from their solo edits, before any order is run (definitions §10).
 
-With the solo checkpoint θ°_i = θ_0 + δ°_i as domain i's peak, and the solo edits of the domains trained after i added
-to it, the damage of i in an ordering is, to second order,
+The solo checkpoint θ°_i = θ_0 + δ°_i stands for the peak of domain i. The solo edits of the domains that are trained
+after i are added to it. The damage of i is then, to second order,
 
     g_i · Σ_j δ°_j + ½ (Σ_j δ°_j)ᵀ H_i (Σ_j δ°_j),    j over the domains after i,
 
-with g_i and H_i of the loss L_i at θ°_i. The first order is linear and the second a quadratic form, so the m − 1 single
-edits and the (m − 1)(m − 2)/2 pairs of them give every subset by polarisation: 24 jets for the 4! orderings of four
-domains. What is left out: an edit that was learnt after others is not the solo edit. Both headline objectives of
-definitions §6 are given: expected reward in points, and the success NLL in nats a completion, which a saturated peak
-does not blind.
+with g_i and H_i the gradient and the Hessian of the loss L_i at θ°_i. The first order is linear in the edits, and the
+second is a quadratic form. The derivatives along the m − 1 single edits and the (m − 1)(m − 2)/2 sums of two edits
+therefore give those of every subset, by polarisation. For four domains these are 24 derivatives, which serve all 24
+orders.
+
+The approximation ignores that an edit learnt after other domains differs from the solo edit.
+
+Damage is forecast for both headline objectives of definitions §6: the expected reward in points, and the success NLL in
+nats a completion. The NLL is measurable also at a saturated peak, where rewards hardly differ.
 """
 
 import itertools
@@ -27,17 +31,17 @@ from mdrl_jax.second_order.objectives import DirectionalDerivatives
 from mdrl_jax.stats.estimate import POINTS, Record, independent_mean, paired_difference
 from mdrl_jax.stats.tests import rank_agreement
 
-OBJECTIVES = {"reward": (POINTS, "points"), "success_nll": (1.0, "nats")}  # factor to the unit of records
+OBJECTIVES = {"reward": (POINTS, "points"), "success_nll": (1.0, "nats")}  # (factor to the unit of records, unit)
 Rewards = Mapping[str, np.ndarray]
 Along = Callable[[tuple[str, ...]], DirectionalDerivatives]
 
 
 class OrderTerms:
-    """Damage of one domain by the summed edits of any set of others, by prompt, from single edits and pairs of them.
+    """The terms from which the damage of one domain by any set of other domains' edits is computed, by prompt.
 
     Args:
-      along: derivatives of the domain's loss along the sum of the edits that it is told the names of.
-      others: names of the edits.
+      along: names of one or two domains -> derivatives of the damaged domain's loss along the sum of their solo edits.
+      others: names of the other domains.
     """
 
     def __init__(self, along: Along, others: Sequence[str]):
@@ -52,7 +56,10 @@ class OrderTerms:
         }
 
     def damage(self, after: Sequence[str]) -> Floats:
-        """g·Σδ + ½ (Σδ)ᵀH(Σδ), summed over each prompt's completions: Σ over prompts / Σ count is the damage."""
+        """The damage g·Σδ + ½ (Σδ)ᵀH(Σδ) by the edits of the domains `after`, as a sum over each prompt's completions.
+
+        The damage is the sum of these values over prompts divided by the sum of `count_P`.
+        """
         total = np.zeros_like(self.count_P)
         for j in sorted(after):
             total = total + self.first[j] + 0.5 * self.own[j]
@@ -68,12 +75,17 @@ def expand(
     samples: Mapping[str, Sample],
     track: Track,
 ) -> dict[str, dict[str, OrderTerms]]:
-    """The terms of each of `OBJECTIVES`, by domain.
+    """Computes the derivatives along all single edits and pairs of edits.
 
     Args:
+      probe: computes the derivatives.
       solo: domain -> parameters of its solo checkpoint.
       base: θ_0.
-      samples: completions of each domain at its solo checkpoint.
+      samples: completions of each domain, sampled at its solo checkpoint.
+      track: reports progress.
+
+    Returns:
+      The terms, by objective (`OBJECTIVES`) and then by damaged domain.
     """
     domains = sorted(samples)
     others = {domain: [d for d in domains if d != domain] for domain in domains}
@@ -100,10 +112,18 @@ def expand(
 def forecast(
     terms: Mapping[str, OrderTerms], factor: float, unit: str, reasons: Mapping[str, str] | None = None
 ) -> list[Record]:
-    """Damage of every domain in every ordering, and its sum over domains; orderings from the least harmful on.
+    """Forecasts the damage of every domain in every order, and ranks the orders.
 
-    Orderings of equal sums are ranked by name. A domain in `reasons` has no figures, but that reason, and is not in the
-    sum, which is then of the others.
+    Args:
+      terms: the terms of one objective, by domain.
+      factor: factor from the unit of the objective to `unit`.
+      unit: of the figures.
+      reasons: domain -> why its damage cannot be measured. Such a domain has this reason in place of figures, and the
+        total is the sum over the others.
+
+    Returns:
+      One record for each order: "rank", "order", "total" damage over domains and "damage" by domain. The least harmful
+      order is first. Orders with equal totals are ranked by name.
     """
     domains, reasons = sorted(terms), dict(reasons or {})
     rows = []
@@ -116,7 +136,8 @@ def forecast(
             values_R = factor * draws.ratio(parts, own.count_P)
             damage[domain] = draws.figure(values_R, unit, reasons.get(domain, ""))
             if domain not in reasons:
-                # Prompts of different domains are drawn apart: `Draws` alone would draw the same rows of each.
+                # `Draws` has a fixed seed and would draw the same prompt numbers in every domain. Domains must be
+                # independent, so their draws are permuted; the first value is the sample itself.
                 apart = np.random.default_rng(place).permutation(len(values_R) - 1)
                 total_R, n = total_R + np.concatenate([values_R[:1], values_R[1:][apart]]), n + draws.n
         why = "" if n else "no domain's expansion is measurable"
@@ -127,12 +148,16 @@ def forecast(
 
 
 def compare(rows: Sequence[Record], runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]]) -> Record:
-    """Damage as foretold beside damage as measured, of the orders that were run; Spearman over (order, domain).
+    """Compares the forecast with the measured damage for the orders that were run.
 
     Args:
-      rows: of `forecast`.
-      runs: an order, and for the domain of each of its stages the rewards [P, k] by domain after it; the same prompts
-        throughout.
+      rows: the result of `forecast`.
+      runs: for each order that was run (the order, rewards): trained domain -> the rewards [P, k] of every domain after
+        its stage. All rewards are on the same prompts.
+
+    Returns:
+      "runs", the forecast and the measured damage of each order, in points if measured; and "spearman", their rank
+      correlation over all pairs (order, domain).
     """
     foretold = {tuple(row["order"]): row for row in rows}
     checked = []
@@ -162,7 +187,19 @@ def run(
     runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]],
     track: Track,
 ) -> Record:
-    """The record of `recovery/orders.json`: for each objective all orders ranked, and the check against those run."""
+    """Forecasts all orders and checks the forecasts against the orders that were run.
+
+    Args:
+      probe: computes the derivatives.
+      solo: domain -> parameters of its solo checkpoint.
+      base: θ_0.
+      samples: completions of each domain, sampled at its solo checkpoint.
+      runs: the orders that were run, as for `compare`.
+      track: reports progress.
+
+    Returns:
+      The record of `recovery/orders.json`: for each objective "orders" (`forecast`) and "checked" (`compare`).
+    """
     record: Record = {}
     for objective, terms in expand(probe, solo, base, samples, track).items():
         reasons = {d: r for d, s in samples.items() if (r := uninformative(s))} if objective == "reward" else {}

@@ -1,11 +1,14 @@
-"""How good a plan was: forecasts against what the actions did, on prompts that all of them share.
+"""Checks a plan: its forecasts against the outcomes of actions that were tried, on prompts that all of them share.
 
-Ranks (Spearman over actions), calibration of the intervals (share that hold the outcome), and the regret of the pick
-against the best action tried. `nothing`, known in advance, counts as an action to pick but not as a forecast.
+Three figures: the Spearman correlation of forecast and outcome over actions, the calibration of the intervals (the
+share that holds the outcome), and the regret of the pick against the best action tried. `nothing` may be picked, but it
+does not count as a forecast, because its outcome is known in advance.
 
-The best of some ninety outcomes, each with its sampling error, looks better than it is, and one within the limit there
-may not be. So the `FINALISTS` with the best outcomes within the limit on validation prompts are judged, with the pick,
-on test prompts; the best is the best of those that are within the limit there.
+The best of about ninety outcomes looks better than it is, because each has a sampling error. For the same reason an
+action that is within the limit on validation prompts may be over it on others. The best action is therefore found in
+two steps. The `FINALISTS` actions with the best outcomes within the limit on validation prompts are tried again,
+together with the pick, on test prompts. The best action is the best of those that are within the limit on the test
+prompts.
 """
 
 import math
@@ -31,17 +34,22 @@ FINALISTS = 8
 
 
 def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str, Rewards]) -> Record:
-    """A record of every action tried, and the figures of the module docstring.
+    """Compares a plan with the outcomes of the actions that were tried.
 
-    The interval of a forecast is of the expected score; the outcome has a sampling error of its own. `held` asks
-    whether the interval holds the outcome as measured, `held_with_error` whether one widened by the outcome's error
-    does. Cells (action × domain) are not independent: their share's interval takes them as if they were, so it is too
-    narrow.
+    The interval of a forecast is for the expected score, but the outcome has a sampling error of its own. Two shares
+    are therefore given: `held` counts the intervals that hold the measured outcome, and `held_with_error` those that
+    hold it after they are widened by the outcome's error. The intervals of these shares treat all pairs (action,
+    domain) as independent. They are not, so those intervals are too narrow.
 
     Args:
-      plan: of `decision.decide`.
-      measured: rewards [P, k] by domain after each action tried, by its name, all on the same prompts, with `nothing`.
-      judged: rewards on test prompts after `nothing`, the pick and the `finalists`.
+      plan: the record of `decision.decide`.
+      measured: name of an action -> rewards [P, k] by domain after it, for `nothing` and all actions that were tried,
+        on the same validation prompts.
+      judged: the same for the `finalists`, on the test prompts.
+
+    Returns:
+      A record: "actions", each with forecast and outcome; "spearman" over actions of the mean over domains, and
+      "spearman_by_domain" over pairs (action, domain); "calibration"; "mean_error" in points; and "regret".
     """
     before, rows, cells, averages = measured["nothing"], [], [], []
     for row in sorted(plan["actions"], key=lambda r: r["rank"]):
@@ -79,7 +87,10 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
 
 
 def finalists(plan: Record, measured: Mapping[str, Rewards]) -> list[str]:
-    """What is judged on test prompts: `nothing`, the pick, and the best outcomes within the limit, first ones first."""
+    """Names of the actions to try on the test prompts: `nothing`, the pick, and the best within the limit, best first.
+
+    `plan` and `measured` are those of `outcomes`.
+    """
     tried = [row for row in plan["actions"] if row["name"] in measured]
     within = _within(plan["limit"], tried, measured)
     best = sorted(within, key=lambda name: (-gain(measured["nothing"], measured[name]), name))
@@ -87,17 +98,24 @@ def finalists(plan: Record, measured: Mapping[str, Rewards]) -> list[str]:
 
 
 def gain(before: Rewards, after: Rewards) -> float:
-    """Points gained by the mean over domains."""
+    """The gain of the mean score over domains, in points."""
     return POINTS * float(np.mean([np.mean(after[d] - before[d]) for d in before]))
 
 
 def _within(limit: float, rows: list[Record], measured: Mapping[str, Rewards]) -> list[str]:
+    """Names of the actions whose collateral is at most the limit."""
     before = measured["nothing"]
     return [r["name"] for r in rows if collateral(before, measured[r["name"]], r["domain"]) <= limit]
 
 
 def collateral(before: Rewards, after: Rewards, domain: str) -> float:
-    """Points lost by the domain, other than the action's own, that lost most; below 0 where all gained."""
+    """The largest loss of any domain but the action's own, in points; below 0 if all of them gained.
+
+    Args:
+      before: rewards [P, k] by domain before the action.
+      after: the same after it, on the same prompts.
+      domain: the action's own domain.
+    """
     return max((POINTS * float(np.mean(before[d] - after[d])) for d in before if d != domain), default=0.0)
 
 
@@ -106,7 +124,10 @@ def _agreement(pairs: list[tuple[Record, Estimate]]) -> Record:
 
 
 def _share(pairs: list[tuple[Record, Estimate]], widened: bool) -> Record:
-    """Share of forecasts with an interval that holds the outcome."""
+    """The share of forecasts whose interval holds the outcome, of those that have one.
+
+    With `widened`, each half-width is √(its square + the square of the outcome's own half-width).
+    """
     held = []
     for figure, outcome in pairs:
         if figure["ci95"] is None:
@@ -129,10 +150,10 @@ def clopper_pearson(k: int, n: int) -> Estimate:
 
 
 def _regret(plan: Record, judged: Mapping[str, Rewards]) -> Record | None:
-    """What the best finalist gained on the pick, on test prompts, paired by prompt; None where that was not tried.
+    """The gain of the best finalist minus that of the pick, on test prompts, paired by prompt; None without the pick.
 
-    The best of a few is biased up, so the regret is too large rather than too small; below 0 where the pick itself
-    went over the limit, and gained by it.
+    The best of several is biased up, so the regret is too large rather than too small. It can be below 0 if the pick
+    went over the limit and gained more in this way.
     """
     pick = plan["pick"]
     if pick not in judged:

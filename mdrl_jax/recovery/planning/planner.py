@@ -1,4 +1,6 @@
-"""Which action to take at θ_T: forecasts of all domains' scores after each, ranked, without trying any of them.
+"""Plans the recovery at θ_T: forecasts every domain's score after every candidate action, without trying any of them.
+
+The candidates, and the direction v (a change of the parameters) that the forecast of each is made from:
 
 | action | direction v of its forecast at θ_T | size |
 |---|---|---|
@@ -7,19 +9,25 @@
 times the learning rate summed over n steps | that sum |
 | rollback of A from B by (rule, q, β) | −β m ⊙ δ_B | ‖v‖ / ‖δ_B‖ |
 
-A forecast is first order in log-odds with errors told by the run's own past (`forecast`): each stage on the way to θ_T
-is a refresh of its domain whose outcome is known, and taking its edit back from its end a rollback whose outcome is
-known. The `recover.n_reweighted` most promising are then looked at where they end, by importance weights of the same
-completions (`weights`), domain by domain where these say enough. A rollback's end is known, and its error that of the
-weights alone; a refresh is rehearsed on the completions that its first step is made from, and its error is also that of
-its like in the past. Nothing is sampled after a candidate, and its outcome is never used. On two tuning seeds of the
-quickstart weights brought the mean error of 88 forecasts from 0.67 and 0.78 points to 0.44 and 0.72; weights along the
-line of a refresh's first step, instead of a rehearsal, put Math 18 points too low on one of them (22 of 40 gained).
+Forecasts are made in two rounds.
 
-Actions are ranked by the expected mean over domains; one is allowed if no other domain (than the one refreshed, or
-kept) is expected to lose more than `recover.limit` points. The limit is held against the expected loss [chosen]; `risk`
-is the chance, by the forecast, that some other domain loses more. A score is limited by 1 alone, not by the domain's
-peak [chosen]: the gradient that is left at θ_T says whether there is more.
+1. All candidates: to first order in log-odds (`lookahead.py`), with errors estimated from the run's own past
+   (`forecast.py`). Each stage on the way to θ_T counts as a refresh of its domain with a known outcome. Taking the
+   whole edit of a stage back at its end counts as a rollback with a known outcome.
+2. The `recover.n_reweighted` most promising candidates: by importance weights at the parameters where the candidate
+   ends, on the same completions (`importance.py`). Domains with too few effective completions keep the first order. The
+   end of a rollback is known, so its error is only that of the weights. The end of a refresh is rehearsed on the
+   completions that its first step is made from, so the errors of past refreshes are added.
+
+Nothing is sampled after a candidate, and its outcome is never used. On two tuning seeds of the quickstart, the second
+round reduced the mean error of 88 forecasts from 0.67 and 0.78 points to 0.44 and 0.72. The rehearsal is needed: with
+weights on the straight line along a refresh's first step, one forecast of Math was 18 points too low on one of these
+seeds (it forecast 22 of the 40 points that Math gained).
+
+Actions are ranked by the expected mean over domains. An action is allowed if no domain but its own is expected to lose
+more than `recover.limit` points; a refresh or rollback's own domain is the one to win back. The limit applies to the
+expected loss [chosen]; `risk` is the forecast chance that another domain loses more. A forecast score may exceed the
+domain's peak and is limited only by 1 [chosen], because the gradient at θ_T shows whether there is more to gain.
 """
 
 import dataclasses
@@ -35,8 +43,10 @@ import numpy as np
 from mdrl_jax import tree
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.claims.published import BRIEF
 from mdrl_jax.config import RecoverSection
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.tree_programs import norm
 from mdrl_jax.progress import Track
 from mdrl_jax.recovery.planning.decision import Action, Outlook, decide, promising
 from mdrl_jax.recovery.planning.forecast import Known, Shift, log_odds
@@ -46,7 +56,6 @@ from mdrl_jax.recovery.planning.lookahead import (
     Found,
     OffPolicyLookahead,
     at_hand,
-    length,
     measure,
     path_length,
     rounds,
@@ -59,18 +68,25 @@ from mdrl_jax.recovery.rollback.selection import largest, support
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, way
 
-BUDGET = 0.2  # of a stage's steps: the longest refresh considered (definitions §13, C6)
-RULE = "removing"  # of rollbacks considered: the one that reads the kept domain's gradient at θ_T [chosen]
+BUDGET = BRIEF  # the longest refresh considered, as a share of the stage's steps (definitions §13, C6)
+RULE = "removing"  # the rule of all rollbacks considered, because it uses the lost domain's gradient at θ_T [chosen]
 Rewards = Mapping[str, np.ndarray]
 
 
 def trail(stages: Sequence[Stage], last: str) -> list[Stage]:
-    """The stages on the way to the end of `last` that trained one domain alone, first ones first."""
+    """The GRPO stages on the way to the end of stage `last` that trained one domain alone, earliest first."""
     return [s for s in way(last, stages) if s.kind == "grpo" and len(s.domains) == 1]
 
 
 def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:
-    """Nothing; refreshes of up to `BUDGET` of a stage's steps; rollbacks by `RULE` from every later donor."""
+    """All candidates: no action, refreshes of up to `BUDGET` of a stage's steps, and rollbacks by `RULE`.
+
+    A rollback takes the last edit of a domain back in favour of a domain whose last stage came before it.
+
+    Args:
+      settings: section `recover` of the config.
+      past: the stages of `trail`.
+    """
     found = [Action()]
     last = {s.domains[0]: s for s in past}
     for domain, own in last.items():
@@ -85,7 +101,7 @@ def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:
     return found
 
 
-def plan(
+def make_plan(
     runtime: Runtime,
     probe: Probe,
     folder: Path,
@@ -96,17 +112,24 @@ def plan(
     track: Track,
     actions: Sequence[Action] | None = None,
 ) -> dict[str, Any]:
-    """The record of a plan at the end of stage `last` (`decision.decide`).
+    """Plans the recovery at the end of stage `last`.
 
     Args:
-      folder: of the run, for samples that are kept.
+      runtime: of the run.
+      probe: computes gradients and log-probs.
+      folder: work folder of the run, for stored samples.
       stages: all stages before the plan.
-      params: stage name -> parameters at its end; "base" too.
-      current: validation rewards at θ_T of every scored domain.
-      actions: `candidates`, unless given.
+      last: name of the stage whose end is θ_T.
+      params: name of a stage, or "base" -> parameters at its end.
+      current: rewards [P, k] of every scored domain at θ_T, on validation prompts.
+      track: reports progress.
+      actions: the actions to forecast; None for `candidates`.
+
+    Returns:
+      The record of `decision.decide`, and "left_out": name of an action -> why it could not be forecast.
 
     Raises:
-      UserError: where no stage on the way trained a domain alone, or prompts are too few (`slopes.unseen`).
+      UserError: if no stage on the way trained a domain alone, or if there are too few prompts (`lookahead.unseen`).
     """
     past = trail(stages, last)
     if not past:
@@ -124,7 +147,11 @@ def plan(
 
 
 class Work:
-    """Samples and directions at every point of the past and at θ_T, one point at a time."""
+    """Makes the samples and directions that a plan needs at θ_T and at every point of the past, one point at a time.
+
+    A point is the base or the end of a stage, and has the stage's name. `left_out` collects the actions that could not
+    be forecast, with the reason.
+    """
 
     def __init__(
         self, runtime: Runtime, probe: Probe, folder: Path, past: Sequence[Stage], last: str,
@@ -135,23 +162,29 @@ class Work:
         self.rehearsal = OffPolicyLookahead(probe)
         self.domains = runtime.config.scored_domains
         self.left_out: dict[str, str] = {}
-        # A point stays while the ends of edits come and go; directions of one edit, and of one rule, follow each other.
+        # Three sets of parameters: the present point, and the two ends of the edit that is being made. Actions with the
+        # same edit follow each other, and so do those with the same rule, so one entry is enough for each of these.
         self.params = functools.lru_cache(maxsize=3)(params)
         self.back = functools.lru_cache(maxsize=1)(self._back)
         self.scores = functools.lru_cache(maxsize=1)(self._scores)
 
     def sample(self, point: str, domain: str) -> Sample:
-        """Completions at a point that are kept in the work folder."""
+        """Completions of a domain at a point, from the work folder if they are there (`evidence.kept_sample`)."""
         return at_hand(self.runtime, kept_sample(self.runtime, self.folder, point, domain, self.params))
 
     def rolled_back(self, action: Action) -> Any:
-        """θ_T after a rollback, as it was forecast; None where its rule has no evidence."""
+        """The parameters after a rollback at θ_T; None if the evidence for its rule cannot be measured."""
         back = self._taken(_key(action), [])
         params = self.params(self.last)
         return None if back is None else self.probe.along(params, back, np.float32(action.strength))
 
     def look(self, actions: Sequence[Action], track: Track) -> tuple[list[Outlook], list[Known], Mapping[str, Sample]]:
-        """What is known of the actions that can be looked at, and of the past; completions at θ_T it rests on."""
+        """Measures all actions and the run's own past to first order.
+
+        Returns:
+          (outlooks, known, now): the measurements of each action that is not left out; the past changes with their
+          outcomes; and the completions of each domain at θ_T that the measurements are made on.
+        """
         points = list(dict.fromkeys([s.start for s in self.past] + [s.name for s in self.past] + [self.last]))
         begun = {p: [s for s in self.past if s.start == p] for p in points}
         ended = {p: [s for s in self.past if s.name == p] for p in points}
@@ -184,7 +217,16 @@ class Work:
     def weigh(
         self, actions: Sequence[Action], now: Mapping[str, Sample], track: Track
     ) -> dict[Action, dict[str, Reweighted]]:
-        """What weights of completions `now`, drawn at θ_T, say of each domain where an action ends."""
+        """Reweights completions to the parameters where each action ends.
+
+        Args:
+          actions: the actions to look at.
+          now: completions of each domain, sampled at θ_T.
+          track: reports progress.
+
+        Returns:
+          The importance-weighted shift of each domain, by action.
+        """
         params, said = self.params(self.last), {}
         before = {d: self.probe.log_probs(params, sample).sum(axis=-1) for d, sample in now.items()}
         with track("plan: weights", len(actions)) as show:
@@ -197,8 +239,8 @@ class Work:
         return said
 
     def _ends(self, actions: Sequence[Action]) -> Iterator[tuple[Action, Any]]:
-        """Each action with θ_T after it: as it will be after a rollback, as it is rehearsed after a refresh."""
-        # Those of one coordinate set beside each other.
+        """Each action with the parameters where it ends: exact for a rollback, rehearsed for a refresh."""
+        # Sorted so that actions with the same edit, the same scores and the same set follow each other (caches).
         for action in sorted(actions, key=lambda a: (a.donor, a.domain, a.rule, a.fraction, a.strength)):
             if action.kind == "rollback":
                 yield action, self.rolled_back(action)
@@ -210,7 +252,7 @@ class Work:
                     yield steps[done], params
 
     def _unseen(self, points: Sequence[str], track: Track) -> dict[str, dict[str, Sample]]:
-        """Completions of every domain at every point, of prompts that no candidate is made from."""
+        """Completions of every domain at every point, on prompts that no direction is made from."""
         drawn: dict[str, dict[str, Sample]] = {p: {} for p in points}
         with track("plan: samples", len(points) * len(self.domains)) as show:
             for done, (point, domain) in enumerate(itertools.product(points, self.domains)):
@@ -230,6 +272,7 @@ class Work:
         ]
 
     def _directions(self, actions: Sequence[Action]) -> dict[Action, Direction]:
+        """The direction of each group of actions that share one, by `_key`."""
         found: dict[Action, Direction] = {}
         for key in dict.fromkeys(_key(a) for a in actions if a.domain):
             if key.kind == "refresh":
@@ -240,11 +283,11 @@ class Work:
         return found
 
     def _step(self, point: str, domain: str, stage: Stage) -> Any:
-        """The first step of a stage's optimizer at a point."""
+        """The first step of a stage's optimizer at a point, with learning rate 1."""
         return self.rehearsal.first(self.params(point), self.sample(point, domain), stage.train)
 
     def _back(self, stage: Stage) -> Any:
-        """−δ of a stage."""
+        """−δ of a stage, the change that takes its whole edit back."""
         return self.probe.difference(self.params(stage.start), self.params(stage.name))
 
     def _own(self, domain: str) -> Stage:
@@ -254,7 +297,11 @@ class Work:
         return stage
 
     def _taken(self, key: Action, names: Sequence[str]) -> Any:
-        """−m ⊙ δ_B of a rollback; None, with the reason noted, where its rule has no evidence."""
+        """The direction −m ⊙ δ_B of a rollback with strength 1.
+
+        If the evidence for its rule cannot be measured, the result is None, and the reason is noted in `left_out` for
+        the actions `names`.
+        """
         try:
             scores = self.scores(key.domain, key.donor, key.rule)
         except ValueError as e:
@@ -278,13 +325,13 @@ class Work:
             scale = size = path_length(self._own(action.domain).train, action.steps)
         else:
             scale = action.strength
-            size = scale * there.norm / float(length(self.back(self._own(action.donor))))
+            size = scale * there.norm / float(norm(self.back(self._own(action.donor))))
         mover = action.domain if action.kind == "refresh" else action.donor
         return Outlook(action, {d: s.scaled(scale) for d, s in there.shifts.items()}, size, mover)
 
 
 def _key(action: Action) -> Action:
-    """The action that shares the direction of this one: of one step, of strength 1."""
+    """The action that stands for all those with the same direction: a refresh of one step, a rollback of strength 1."""
     if action.kind == "refresh":
         return dataclasses.replace(action, steps=1)
     return dataclasses.replace(action, strength=1.0)

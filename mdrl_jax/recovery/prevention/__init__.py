@@ -1,1 +1,1 @@
-"""Transforms of the gradient and the update that keep earlier domains while a later one is trained."""
+"""Transforms of gradient and update that protect earlier domains while a later one is trained (definitions §10)."""

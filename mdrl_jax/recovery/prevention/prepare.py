@@ -1,19 +1,23 @@
-"""What a stage does so as not to lose the domains it keeps: EWC, A-GEM, PCGrad and protect (definitions §10).
+"""Prepares a stage that keeps earlier domains by EWC, A-GEM, PCGrad or protect (definitions §10).
 
-(Replay and the KL are the loop's.) A kept domain i is represented by completions of its own training prompts,
-`analyze.prompts` × `analyze.group_size` of them, sampled at θ*_i, the end of the stage that trained it. They are drawn
-once and with fixed keys: a resumed stage draws the same, so that checkpoints hold nothing of this.
+The transforms themselves are in `projections.py` and `protect.py`. This file samples the completions that represent the
+kept domains, and computes the extra arguments of the transforms at every step. Replay and the KL to a reference need
+nothing of this and are part of the training loop (`stages/grpo.py`).
+
+A kept domain i is represented by `analyze.prompts` × `analyze.group_size` completions of its own training prompts. They
+are sampled once, at its peak θ*_i, the end of the stage that trained it. Their sampling keys are fixed, so a resumed
+stage samples the same completions and checkpoints need not store them.
 
 - EWC: F_i is the Fisher diagonal of these completions at θ*_i (`second_order/fisher.py`).
-- A-GEM and PCGrad: the reference is the gradient of −log π of these completions at the parameters of the step, on one
-  micro-batch of `analyze.batch` prompts, the next one at every step, each completion weighted by its reward: where
-  rewards are 0 or 1, of those that succeeded [chosen: at θ*_i most prompts have equal rewards, which leaves advantages
-  hardly any gradient].
-- protect: S_i is spanned by gradients, at the parameters of the step, of `prevent.vectors` of these completions that
-  have a reward, the next ones at every step: first one of each prompt, then another of each.
+- A-GEM and PCGrad: the reference is the gradient of −log π at the parameters of the step, on one micro-batch of
+  `analyze.batch` prompts. Each step uses the next micro-batch. Each completion is weighted by its reward, so with
+  rewards of 0 and 1 only successes count. Advantages would leave hardly any gradient, because at θ*_i the completions
+  of most prompts have equal rewards [chosen].
+- protect: S_i is spanned by the gradients of log π at the parameters of the step, of `prevent.vectors` completions with
+  a reward above 0. Each step uses the next ones: first one completion of each prompt, then a second one of each.
 
-The large arrays are extra arguments of the step: stages with equal `PreventSection`s and numbers of kept domains share
-one compiled step.
+These large arrays are arguments of the compiled step. Stages with equal `PreventSection`s and equally many kept domains
+therefore share one compiled step.
 """
 
 import dataclasses
@@ -43,14 +47,23 @@ PROJECTIONS = {"agem": agem, "pcgrad": pcgrad}
 
 @dataclasses.dataclass(frozen=True)
 class Prevention:
-    """What a stage adds to the optimizer, and the extra arguments of a step by its number and parameters."""
+    """The additions of a stage to its optimizer.
+
+    Attributes:
+      transforms: the optax transforms.
+      extra: (number of the step, parameters) -> their extra arguments by name.
+    """
 
     transforms: Transforms = Transforms()
     extra: Callable[[int, Any], dict[str, Any]] = lambda step, params: {}
 
 
 def transforms(prevent: PreventSection) -> Transforms:
-    """EWC is part of the loss; conflicts are taken out of the gradient of that; protect has the last word on both."""
+    """The transforms that a stage asks for, in their order.
+
+    EWC comes first, because its penalty is part of the loss. A-GEM or PCGrad then acts on the gradient of the whole
+    loss. Protect comes last, on the gradient and again on the update, so that nothing moves either back into S_i.
+    """
     protected = (protect(prevent.protect),) if prevent.protect else ()
     gradient = [ewc(prevent.ewc)] if prevent.ewc else []
     if prevent.gradients != "none":
@@ -59,31 +72,38 @@ def transforms(prevent: PreventSection) -> Transforms:
 
 
 def check(runtime: Runtime, stage: Stage) -> None:
-    """Refuses a stage whose kept domains cannot be sampled.
+    """Refuses a stage whose kept domains cannot be sampled. A stage without transforms always passes.
 
     Raises:
-      UserError: for prompts that are not training prompts, too few of them, or batches that the mesh does not divide.
+      UserError: if `analyze.split` is not "train", a kept domain has too few prompts, or a batch is not divisible by
+        the mesh.
     """
     if not stage.train.prevent.transforms:
         return
     split = runtime.config.analyze.split
     if split != "train":
-        raise UserError(f"stage {stage.name} keeps domains by their training prompts, but analyze.split={split!r}")
+        raise UserError(
+            f"stage {stage.name}: analyze.split={split!r} must be 'train', because it keeps domains by training prompts"
+        )
     samples.check(runtime, stage.keeps, f"stage {stage.name}: ")
 
 
 def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callable[[str], Any]) -> Prevention:
-    """Samples the domains that a stage keeps, each at its θ*, and makes of that what the stage's transforms need.
+    """Samples the domains that a stage keeps, each at its θ*, and prepares the stage's transforms.
 
-    Nothing is done for a stage that asks for no transform.
+    Nothing is sampled for a stage that asks for no transform.
 
     Args:
-      probe: shared by the stages of a run, so that they share its programs.
-      stages: of the run, those before this one at least.
-      params: (name of a stage) -> the parameters at its end.
+      probe: of the run; its stages share one, so that they share its compiled programs.
+      stage: the stage to prepare.
+      stages: stages of the run, at least those before this one.
+      params: name of a stage -> the parameters at its end.
+
+    Returns:
+      The transforms, and the function that computes their extra arguments at every step.
 
     Raises:
-      UserError: if no completion of a kept domain has a reward.
+      UserError: if no completion of a kept domain has a reward above 0.
     """
     prevent = stage.train.prevent
     if not prevent.transforms:
@@ -118,22 +138,29 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
 
 
 def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:
-    """Completions of a domain at θ*, padded to one length, with rewards not below 0.
+    """Samples completions of a domain at θ*, padded to one length, with negative rewards set to 0.
 
-    With rewards for advantages, the gradient of the reward loss (`Probe.gradient`) on them is that of −mean r log π.
+    If their rewards r are passed as advantages, the gradient of the reward loss (`Probe.gradient`) is that of
+    −mean r log π.
+
+    Args:
+      runtime: of the run.
+      theta: θ*, the parameters to sample at.
+      domain: the domain to sample.
+      stage: name of the stage that keeps it, for the error message.
 
     Raises:
-      UserError: if all rewards are 0.
+      UserError: if no reward is above 0.
     """
     sample = samples.draw(runtime, theta, domain).padded(runtime.config.rollout.completion_buckets[-1])
     sample = dataclasses.replace(sample, rewards_PG=sample.rewards_PG.clip(0))
     if not sample.rewards_PG.any():
-        raise UserError(f"stage {stage} is to keep {domain}, but none of its completions before has a reward above 0")
+        raise UserError(f"stage {stage} cannot keep {domain}: none of its completions at its peak has a reward above 0")
     return sample
 
 
 def in_turn(sample: Sample) -> CompletionBatch:
-    """The completions that have a reward, as rows: the first of each prompt, then the second of each, and so on."""
+    """The completions with a reward above 0, as rows: the first of each prompt, then the second of each, and so on."""
     (rows,) = sample.rows(sample.n_prompts)
     order = np.arange(sample.rewards_PG.size).reshape(sample.rewards_PG.shape).T.ravel()
     order = order[sample.rewards_PG.T.ravel() > 0]
@@ -141,7 +168,10 @@ def in_turn(sample: Sample) -> CompletionBatch:
 
 
 def _next(rows: CompletionBatch, step: int, k: int) -> CompletionBatch:
-    """The k rows of a step, going round; never the same row twice: rows of weight 0 where there are fewer."""
+    """The k rows that a step uses. Successive steps go through all rows in turn and start again at the end.
+
+    No row is used twice in a step. If there are fewer than k rows, the rest of the k have weight 0.
+    """
     n = rows.weight_B.shape[0]
     at = step * min(k, n) + np.arange(k)
     taken = jax.tree.map(lambda x: x[at % n], rows)
@@ -150,11 +180,11 @@ def _next(rows: CompletionBatch, step: int, k: int) -> CompletionBatch:
 
 def _peak(domain: str, stage: Stage, stages: Sequence[Stage]) -> str:
     found = peak(domain, stage.start, tuple(stages))
-    assert found is not None, "stage.plan refuses a stage that keeps what was never trained alone"
+    assert found is not None, "stage.resolve_stages refuses a stage that keeps what was never trained alone"
     return found.name
 
 
 @functools.lru_cache(maxsize=1)
 def _gradients_of(probe: Probe) -> Callable[[Any, CompletionBatch], Any]:
-    """`protect.gradients` of the probe's model; compiled once a probe."""
+    """`protect.gradients` of the probe's model. The result is cached, so that one probe compiles it once."""
     return gradients(probe.row_log_probs, probe.runtime.shardings)

@@ -1,6 +1,7 @@
-"""Known transforms that keep earlier domains, which `protect` is compared with (definitions §10).
+"""Published methods against forgetting that `protect` is compared with: EWC, A-GEM and PCGrad (definitions §10).
 
-Optax transforms, which change the gradient before it is clipped; what they need beside it are extra arguments:
+Each is an optax transform that changes the gradient g before it is clipped. The other quantities in the formula are
+extra arguments of the transform's update:
 
 | transform | gradient | source |
 |---|---|---|
@@ -8,10 +9,15 @@ Optax transforms, which change the gradient before it is clipped; what they need
 | `agem` | g − (g·r / ‖r‖²) r where g·r < 0, r the mean of the references | A-GEM, arXiv 1812.00420 |
 | `pcgrad` | the same for each reference in turn | PCGrad, arXiv 2001.06782 |
 
-All are sums on each device and all-reduces of a few floats, computed in float32 or wider, each leaf returned in its own
-dtype. Deviations: in PCGrad every task's gradient is projected, against the others in random order, and all are summed;
-here one domain is trained, so only its gradient is, against the references in their order, which makes steps
-reproducible [chosen]. The references of A-GEM are gradients on stored examples; the stage that uses them says of what.
+A reference r is the gradient of a kept domain, computed at the current parameters from stored completions
+(`prepare.py`).
+
+Deviation from the PCGrad paper: there the gradient of every task is projected against those of the others in random
+order, and all of them are summed. Here a stage trains one domain, so only its gradient is projected. The references
+have a fixed order, which makes steps reproducible [chosen].
+
+The transforms are sums on each device and all-reduces of a few floats. They compute in float32 or wider, and each leaf
+keeps its dtype.
 """
 
 from collections.abc import Sequence
@@ -29,9 +35,10 @@ from mdrl_jax.tree import changed
 
 
 def ewc(weight: Any) -> optax.GradientTransformationExtraArgs:
-    """Adds the gradient of Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)², λ = `weight`; the update needs the parameters.
+    """Adds to the gradient that of the penalty Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)², with λ = `weight`.
 
-    Extra argument `anchors`: a tuple of (F_i, θ*_i), trees like the parameters.
+    The update needs the parameters θ, and the extra argument `anchors`: a tuple of (F_i, θ*_i) for each kept domain i,
+    both trees like the parameters. It raises ValueError without the parameters.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, anchors: Sequence[tuple[Any, Any]], **_: Any):
@@ -50,9 +57,10 @@ def ewc(weight: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def agem() -> optax.GradientTransformationExtraArgs:
-    """Takes out of the gradient what opposes the mean of the references.
+    """Removes from the gradient its component along the mean of the references, if the two point apart (g·r < 0).
 
-    Extra argument `references`: a tuple of gradients, one of each domain to keep, trees like the parameters.
+    The update needs the extra argument `references`: a tuple of gradients, one for each kept domain, as trees like the
+    parameters.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, references: Sequence[Any], **_: Any):
@@ -62,7 +70,10 @@ def agem() -> optax.GradientTransformationExtraArgs:
 
 
 def pcgrad() -> optax.GradientTransformationExtraArgs:
-    """Takes out of the gradient what opposes each reference in turn, in their order; extra argument as of `agem`."""
+    """Removes from the gradient its component along each reference in turn, if the two point apart (g·r < 0).
+
+    The update needs the extra argument `references`, as for `agem`.
+    """
 
     def update(updates: Any, state: Any, params: Any = None, *, references: Sequence[Any], **_: Any):
         for reference in references:

@@ -1,24 +1,33 @@
-"""Protect: updates kept out of the subspaces that earlier domains need (definitions §10).
+"""Protect: orthogonal gradient projection (OGD, arXiv 1910.07104) on fresh log-prob gradients (definitions §10).
 
-    g ← g − s P g,    u ← u − s P u,    P the projection onto the sum of the S_i, s the strength
+At every step of a later stage, the part of the gradient and of the update that would change the rewarded completions
+of earlier domains is removed:
 
-g is the gradient before it is clipped, u the finished update: Adam's division by coordinate takes even a projected
-gradient out of the complement of S_i, and the moments of one that was not projected belong to directions that are not
-taken.
+    g ← g − s P g,    u ← u − s P u
 
-S_i at the parameters θ_t of the step is spanned by the gradients ∇log π(y) of k completions y of domain i that were
-rewarded, of those drawn at θ*_i; every step takes the next k of them [chosen: the paper's protected subspaces are not
-public]. A step outside S_i leaves log π(y) as it is, to first order: this is orthogonal gradient descent (arXiv
-1910.07104) with its gradients taken anew at each step. They are the range of k terms of domain i's empirical Fisher
-matrix, whose damage δᵀF_iδ is so avoided step by step.
+g is the gradient before clipping, and u is the finished update before the learning rate. s is the strength
+(`prevent.protect`). P is the projection onto the sum of the subspaces S_i of the kept domains i.
 
-What did worse on the quickstart, where the damage is far from its first order at θ*_i: the 8 to 96 leading eigenvectors
-of that matrix at θ*_i, held fixed, which kept Math at the price of QA, or lost it where g was projected too; and bases
-of each layer's inputs (arXiv 2103.09762), which kept all of Math and let QA learn little. Eigenvectors of the Hessian
-on a route (`analysis/conflict.py`) were not tried: they span only MLP neurons and miss the first order.
+S_i is spanned by the gradients ∇log π(y) of k rewarded completions y of domain i. The completions were sampled at the
+domain's peak θ*_i, and each step uses the next k of them. OGD stores its gradients; here they are computed anew at the
+parameters of each step [chosen, because the paper's protected subspaces are not public]. An update orthogonal to S_i
+leaves log π(y) unchanged, to first order. These gradients also span the range of k terms of domain i's empirical Fisher
+matrix F_i, so at every step the update δ has no damage δᵀF_iδ from these terms.
 
-Memory is k trees like the parameters for each kept domain; where that is too much, few vectors or PCGrad
-(`prevent.gradients`), which needs one, are the choice.
+Both g and u are projected. Adam divides each coordinate by a different number, so the update from a projected gradient
+is no longer orthogonal to S_i, and u must be projected too. If only u were projected, Adam's moments would accumulate
+directions that are never taken.
+
+Alternatives did worse on the quickstart, where the damage is not well described by its first order at θ*_i:
+  * The 8 to 96 leading eigenvectors of F_i at θ*_i, held fixed, kept Math but at the price of QA. They lost Math if g
+    was projected too.
+  * Bases of each layer's inputs (arXiv 2103.09762) kept all of Math, but QA learned little.
+
+Eigenvectors of the Hessian on a route (`analysis/conflict.py`) were not tried, because they span only MLP neurons and
+ignore the first order.
+
+Memory: k trees like the parameters for each kept domain. If that is too much, use fewer vectors (`prevent.vectors`) or
+PCGrad (`prevent.gradients`), which needs one tree for each kept domain.
 """
 
 import functools
@@ -29,7 +38,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mdrl_jax import tree
 from mdrl_jax.model.transformer import at_least_float32
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import stacked
@@ -37,15 +45,13 @@ from mdrl_jax.second_order import subspace
 from mdrl_jax.second_order.fisher import LogProbs, completion_gradients, weighted
 from mdrl_jax.second_order.objectives import CompletionBatch
 
-# Share of the largest eigenvalue of a Gram matrix that float32 does not resolve.
-DEPENDENT = 1e-6
-
 
 def protect(strength: Any) -> optax.GradientTransformationExtraArgs:
-    """Removes from each update `strength` times its component in a protected subspace.
+    """An optax transform x ← x − s P x, which removes a share s of the component in a protected subspace.
 
-    Extra argument `protected`: an orthonormal basis, a tree like the parameters with a leading axis k; vectors of it
-    may be zero. Each leaf keeps its dtype; products are float32. Bitwise the identity at strength 0.
+    Its update needs the extra argument `protected`: an orthonormal basis, as a tree like the parameters with a leading
+    axis k; some of the vectors may be zero. Inner products are computed in float32, and each leaf keeps its dtype. At
+    strength 0 the transform is bitwise the identity.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, protected: Any, **_: Any):
@@ -53,7 +59,7 @@ def protect(strength: Any) -> optax.GradientTransformationExtraArgs:
             wide = at_least_float32(u.dtype)
             share = jnp.asarray(strength, wide)
             left = (u.astype(wide) - share * inside.astype(wide)).astype(u.dtype)
-            return jnp.where(share != 0, left, u)  # −0 − 0·x may be +0
+            return jnp.where(share != 0, left, u)  # at strength 0, `left` may be +0 where u is −0
 
         return jax.tree.map(one, updates, subspace.project(protected, updates)), state
 
@@ -61,18 +67,22 @@ def protect(strength: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
-    """The optax transform of `update(updates, state, params, **extra)` without a state; arguments may be required."""
+    """The optax transform with this `update(updates, state, params, **extra)` and no state.
+
+    `update` may require some of the extra arguments; optax's type allows only optional ones.
+    """
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), cast(Any, update))
 
 
 def gradients(log_probs: LogProbs, shardings: Any = None) -> Callable[[Any, CompletionBatch], Any]:
-    """(params, rows) -> w ∇log π(y) of each of k completions, float32: trees like the parameters, leading axis k.
+    """Makes the compiled function (params, rows) -> w ∇log π(y) for each of k completions y with weight w.
 
-    Compiled once for rows of one shape (`fisher.completion_gradients`).
+    Its result is a float32 tree like the parameters with a leading axis k (`fisher.completion_gradients`). It is
+    compiled once for each shape of the rows.
 
     Args:
       log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding.
-      shardings: of the parameters; each gradient lies as they do.
+      shardings: of the parameters; each gradient is sharded in the same way. None leaves the sharding to the compiler.
     """
     places = None if shardings is None else jax.tree.map(stacked, shardings)
     options = {} if places is None else {"out_shardings": places}
@@ -80,33 +90,21 @@ def gradients(log_probs: LogProbs, shardings: Any = None) -> Callable[[Any, Comp
 
 
 def basis(spans: Sequence[Any]) -> Any:
-    """An orthonormal basis of what trees of vectors [k_1, ...], [k_2, ...], ... span together: [k_1 + k_2 + ..., ...].
+    """An orthonormal basis of the sum of several subspaces.
 
-    As many vectors are zero as depend on others.
+    Args:
+      spans: for each subspace, k_i vectors that span it, as a tree like the parameters with a leading axis k_i.
+
+    Returns:
+      A float32 tree like the parameters with a leading axis Σ k_i. If vectors are linearly dependent, that many vectors
+      of the basis are zero.
     """
     return _basis_program(tuple(spans))
 
 
 def _basis(spans: tuple[Any, ...]) -> Any:
-    def unit(vector: Any) -> Any:
-        length = tree.norm(vector)
-        return tree.scale(jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0), vector)
-
     block = jax.tree.map(lambda *x: jnp.concatenate([v.astype(jnp.float32) for v in x]), *spans)
-    return _whitened(_whitened(jax.vmap(unit)(block)))  # the second pass removes what rounding left of the first
-
-
-def _whitened(block: Any) -> Any:
-    """Λ^(-½) Uᵀ X of vectors X with the Gram matrix X Xᵀ = U Λ Uᵀ, rows of 0 for what is small in Λ.
-
-    Two passes over the vectors; Gram–Schmidt would make as many as there are vectors.
-    """
-    gram = subspace.cross(block, block)
-    values, vectors = jnp.linalg.eigh(gram)
-    kept = values > DEPENDENT * values[-1]
-    factors = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)
-    weights = (vectors * factors[None, :]).T
-    return jax.tree.map(lambda x: jnp.tensordot(weights, x, axes=1, precision=subspace.EXACT), block)
+    return subspace.orthonormalize(block)
 
 
 def _gradients(log_probs: LogProbs, places: Any, params: Any, rows: CompletionBatch) -> Any:

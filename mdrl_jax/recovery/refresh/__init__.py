@@ -1,1 +1,1 @@
-"""Brief retraining of a lost domain: when it stops, which step it keeps, how the displacement contracts."""
+"""Brief retraining of a lost domain: when it stops, which step it keeps, and how the displacement contracts."""

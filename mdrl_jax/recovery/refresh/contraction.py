@@ -1,11 +1,16 @@
-"""How fast the displacement θ_t − θ* shrinks inside the conflict subspaces S and outside them (definitions §8, C6).
+"""How fast the displacement e_t = θ_t − θ* shrinks, inside the conflict subspaces S and outside (definitions §8, C6).
 
-Chosen where the definitions leave it open:
-  * S is spanned by the eigenvectors found on one half of the prompts whose eigenvalues are positive; each half, and
-    each objective, is a subspace of its own;
-  * P_S⊥ is taken over all parameters, and beside it within the route;
-  * the rate is the mean log factor a step, which is the log-linear slope through the ends: successive norms share the
-    noise of all earlier steps, so their residuals about a line are not independent; the factors of steps nearly are.
+θ* is the peak of the domain that is refreshed, and θ_t are the parameters after step t of the refresh. The analysis
+finds S before the refresh (`analysis/conflict.py`, definitions §7). `refresh/tracker.py` calls `lengths` at every step
+that it scores, and `contraction` on all steps scored so far.
+
+The choices behind the figures [chosen]:
+  * S is spanned by the eigenvectors with a positive eigenvalue that the analysis found on one half of the prompts. Each
+    half and each objective gives a subspace of its own.
+  * The part outside S, P_S⊥ e, is measured twice: over all parameters, and within the shared route only.
+  * The rate is the mean log factor a step, (log‖e_last‖ − log‖e_0‖) / steps. A line fitted to all norms would need
+    independent residuals, but successive norms share the noise of all earlier steps. The log factors of single steps
+    are nearly independent, so the standard error comes from them.
 """
 
 import dataclasses
@@ -31,15 +36,16 @@ N_RANDOM = 100  # random subspaces that each S is compared with
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Basis:
-    """A conflict subspace found by the analysis, of one half of the prompts.
+    """A conflict subspace S that the analysis found on one half of the prompts.
 
     Attributes:
-      objective: whose Hessian it comes from, "reward" or "success_nll".
-      half: 0 or 1.
-      stage: the later stage of the pair.
-      vectors: orthonormal, {"gate", "up"} [k, L, D, R] and {"down"} [k, L, R, D], in the space of the route's slices.
+      objective: the loss whose Hessian has these eigenvectors, "reward" or "success_nll".
+      half: the half of the prompts, 0 or 1.
+      stage: name of the later stage, whose edit does the damage.
+      vectors: orthonormal eigenvectors, as slices of the route: {"gate", "up"} [k, L, D, R] and {"down"} [k, L, R, D].
       values: their eigenvalues [k], descending.
-      index_LR, mask_LR: the route, as `decoder_parts.route_slice` takes it.
+      index_LR: the route's MLP neurons in each layer, as `decoder_parts.route_slice` takes them.
+      mask_LR: 1 for a neuron, 0 for padding (layers differ in their number of neurons).
     """
 
     objective: str
@@ -52,37 +58,41 @@ class Basis:
 
     @property
     def spanning(self) -> NDArray[np.bool_]:
-        """Which vectors span S: those with a positive eigenvalue."""
+        """Which vectors span S, [k]: those with a positive eigenvalue, up to rounding (`subspace.positive`)."""
         return subspace.positive(self.values)
 
     @property
     def k(self) -> int:
-        """Dimensions of S."""
+        """Dimension of S."""
         return int(self.spanning.sum())
 
     def head(self) -> Record:
-        """What tells it from the others."""
+        """The part of a record that identifies the subspace: objective, half, stage and dimension."""
         return {"objective": self.objective, "half": self.half, "stage": self.stage, "k": self.k}
 
 
 def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
-    """‖P_S e‖ and ‖P_S⊥ e‖ of each basis, and ‖P e‖ of random subspaces of as many dimensions in the same route.
+    """The norm of the displacement inside each S and outside it, and inside random subspaces of the same dimension.
 
-    Random subspaces are the same at every call with the same seed, so that each has its own path over steps.
+    The random subspaces lie in the same route as S. They depend only on the route, the dimensions and the seed, so each
+    of them can be followed over the steps of a refresh.
 
     Args:
+      bases: the conflict subspaces.
       error: e_t = θ_t − θ*, a tree like the parameters.
+      seed: of the random subspaces.
 
     Returns:
-      for each basis its head, "within" ‖P_S e‖, "route" ‖P_S⊥ e‖ within the route, "outside" ‖P_S⊥ e‖ over all
-      parameters, and "random", `N_RANDOM` of "within".
+      One record for each basis: its `head`, "within" ‖P_S e‖, "route" ‖P_S⊥ e‖ within the route, "outside" ‖P_S⊥ e‖
+      over all parameters, and "random", a list of ‖P e‖ for `N_RANDOM` random subspaces. All norms are in units of a
+      parameter. The list is empty if no S of the route has a positive eigenvalue.
     """
     total = float(tree_programs.norm(error))
     found: list[Record] = []
     widest: dict[bytes, tuple[Any, float, Any]] = {}
     for basis in bases:
         name = basis.index_LR.tobytes() + basis.mask_LR.tobytes()
-        if name not in widest:  # all S of one route share its slice and its random vectors
+        if name not in widest:  # subspaces of one route share its slice of the displacement and its random vectors
             k = max(b.k for b in bases if b.index_LR.tobytes() + b.mask_LR.tobytes() == name)
             part = _slice(error, basis.index_LR, basis.mask_LR)
             widest[name] = part, float(tree_programs.norm(part)), _draw(part, basis.mask_LR, k, seed) if k else None
@@ -103,13 +113,22 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
 
 
 def contraction(rows: Sequence[Record], bases: Sequence[Basis], learning_rate: float) -> list[Record]:
-    """Of each basis, how fast the rows' norms shrink a step, inside S and outside, and which shrinks faster.
+    """How fast the norms shrink a step inside each S and outside it, and which of the two shrinks faster.
 
-    Figures are factors a step (below 1: contraction) with Student's t over steps and the same of random subspaces as
-    null; "faster" is the difference of log factors, S less S⊥ over all parameters ("faster_in_route": in the route),
-    paired by step: below 0 where S contracts faster. The bound 1 − αμ holds for plain gradient descent on a quadratic
-    with S invariant under its Hessian; under Adam it is descriptive only. Intervals over steps say nothing of another
-    seed.
+    Intervals are Student's t over the steps of one refresh, so they say nothing about another seed.
+
+    Args:
+      rows: the scored steps of a refresh in order, each with "step" and "subspaces" (the result of `lengths`).
+      bases: the conflict subspaces, in the order of `lengths`.
+      learning_rate: α of the refresh, for the bound.
+
+    Returns:
+      One record for each basis: its `head` and these figures.
+      - "within", "route" and "outside": the factor exp(rate) a step of the norm of that name. Below 1 is contraction.
+      - "faster": rate of "within" − rate of "outside", paired by step, as a log factor a step. It is below 0 if S
+        contracts faster. "faster_in_route" subtracts the rate of "route".
+      - "bound": see `bound`.
+      "within" and the two differences have the random subspaces of `lengths` as their null.
     """
     steps = [row["step"] for row in rows]
     found = []
@@ -131,7 +150,15 @@ def contraction(rows: Sequence[Record], bases: Sequence[Basis], learning_rate: f
 
 
 def bound(basis: Basis, learning_rate: float) -> Record:
-    """1 − αμ with μ = λmin(H|_S), beside αλmax, which has to be at most 1 for it to hold."""
+    """The bound 1 − αμ on the factor by which one step of plain gradient descent changes the norm inside S.
+
+    It holds for a quadratic loss with minimum θ*, S invariant under its Hessian and αλmax ≤ 1. Under Adam it is
+    descriptive only.
+
+    Returns:
+      "factor" 1 − αμ, "alpha" the learning rate, "mu" the smallest positive eigenvalue μ on S, and "alpha_top" αλmax,
+      where λmax is the largest. "factor" is None, with a "reason", if no eigenvalue is positive.
+    """
     positive = np.asarray(basis.values, float)[basis.spanning].tolist()
     if not positive:
         return {"factor": None, "reason": "not applicable: no eigenvalue on S is positive"}
@@ -140,9 +167,15 @@ def bound(basis: Basis, learning_rate: float) -> Record:
 
 
 def _slope(steps: Sequence[int], y: Floats, null: Floats | None, unit: str) -> Record:
-    """Mean change a step of y [steps], Student's t over steps; of each column of `null` [steps, N] as its null.
+    """The mean change of y a step, (y_last − y_0) / steps, with Student's t over steps.
 
-    Looks that are g steps apart have g times the variance of one step.
+    Rows may be several steps apart. The change over g steps has g times the variance of the change over one step.
+
+    Args:
+      steps: step numbers of the rows.
+      y: one value for each row.
+      null: [rows, N], N paths whose mean changes are the null; None for no null.
+      unit: of the figure.
     """
     gaps = np.diff(np.asarray(steps, float))
     if gaps.size == 0:
@@ -161,7 +194,7 @@ def _slope(steps: Sequence[int], y: Floats, null: Floats | None, unit: str) -> R
 
 
 def _factor(steps: Sequence[int], y: Floats, null: Floats | None) -> Record:
-    """exp of `_slope` with its interval and null."""
+    """exp of `_slope`, and of its interval and null: the factor by which exp(y) changes a step."""
     record = _slope(steps, y, null, "factor a step")
     if record["estimate"] is None:
         return record
@@ -173,23 +206,24 @@ def _factor(steps: Sequence[int], y: Floats, null: Floats | None) -> Record:
 
 
 def _rest(whole: float, part: float) -> float:
+    """The norm that is left of a vector of norm `whole` without its orthogonal component of norm `part`."""
     return math.sqrt(max(whole**2 - part**2, 0.0))
 
 
 def _log(x: Any) -> Floats:
-    """log x; nan where there is none."""
+    """log x, and NaN where x is not above 0."""
     values = np.asarray(x, float)
     return np.log(np.where(values > 0, values, np.nan))
 
 
 def _support(part: Any, mask_LR: np.ndarray) -> Any:
-    """1 where a slice is not padding."""
+    """A tree like a slice of the route, 0 on padding and 1 elsewhere."""
     masks = {"gate": mask_LR[:, None, :], "up": mask_LR[:, None, :], "down": mask_LR[:, :, None]}
     return {name: np.broadcast_to(masks[name], x.shape) for name, x in part.items()}
 
 
 def _draw(part: Any, mask_LR: np.ndarray, k: int, seed: int) -> tuple[Floats, Floats]:
-    """Of `N_RANDOM` subspaces, each spanned by k Gaussian vectors of the route: [N, k, k] and [N, k] of `_gram`."""
+    """`_gram` for `N_RANDOM` subspaces, each spanned by k Gaussian vectors of the route: [N, k, k] and [N, k]."""
     support, key = _support(part, mask_LR), jax.random.key(seed)
     made = [_gram_program(random_block(jax.random.fold_in(key, i), part, k), part, support) for i in range(N_RANDOM)]
     gram_Nkk, weights_Nk = (np.stack([np.asarray(m[j], np.float64) for m in made]) for j in (0, 1))
@@ -197,13 +231,13 @@ def _draw(part: Any, mask_LR: np.ndarray, k: int, seed: int) -> tuple[Floats, Fl
 
 
 def _gram(block: Any, part: Any, support: Any) -> tuple[jax.Array, jax.Array]:
-    """⟨g_i, g_j⟩ [k, k] and ⟨g_j, e⟩ [k] of Gaussian vectors g_j, cut to the route."""
+    """⟨g_i, g_j⟩ [k, k] and ⟨g_j, e⟩ [k] of Gaussian vectors g_j that are set to 0 on padding of the route."""
     block = jax.tree.map(lambda x, s: x * s[None], block, support)
     return jax.vmap(lambda v: subspace.coefficients(block, v))(block), subspace.coefficients(block, part)
 
 
 def _random_lengths(gram_Nkk: np.ndarray, weights_Nk: np.ndarray, k: int) -> Floats:
-    """‖P e‖ = √(wᵀ G⁻¹ w) on the span of the first k vectors."""
+    """‖P e‖ = √(wᵀ G⁻¹ w) [N], P the projection onto the span of the first k vectors, G and w from `_gram`."""
     gram, weights = np.asarray(gram_Nkk, float)[:, :k, :k], np.asarray(weights_Nk, float)[:, :k]
     solved = np.linalg.solve(gram, weights[:, :, None])[:, :, 0]
     return np.sqrt(np.maximum(np.sum(weights * solved, axis=1), 0.0))

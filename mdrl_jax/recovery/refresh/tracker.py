@@ -1,6 +1,8 @@
-"""What a refresh did, step by step: scores, when to stop, which step to keep, θ_t − θ* (definitions §8).
+"""Scores a refresh step by step, stops it, and decides which step it keeps (definitions §8).
 
-A refresh is plain training of domain i from θ_T; the loop trains and hands each step's parameters to a `Tracker`:
+A refresh of domain i is plain GRPO training of i from θ_T, the end of the sequence. The training loop
+(`stages/train.py`) hands the parameters of each step to a `Tracker`, which scores them on validation prompts, measures
+the displacement θ_t − θ*_i, and says when to stop:
 
     tracker = Tracker(runtime, stage, file, peak_params, bases)
     tracker.look(0, start_params)
@@ -9,10 +11,10 @@ A refresh is plain training of domain i from θ_T; the loop trains and hands eac
             break
     tracker.best, tracker.record["chosen"]
 
-Chosen where the definitions leave it open:
-  * another domain's drop exceeds its limit when the lower bound of its paired interval does: the same sureness that
-    the return to the peak is asked for, as with some hundred prompts an estimate passes 2 points by chance;
-  * step 0, which is doing nothing, is a candidate; among steps of equal average the earliest is kept.
+The choices of the rule [chosen]:
+  * Another domain's drop is over its limit if the lower end of its paired interval is. The return to the peak must be
+    as certain. With about a hundred prompts, an estimate alone passes a limit of 2 points by chance.
+  * Step 0, which is no training, is a candidate. Among steps with equal averages the earliest is kept.
 """
 
 import math
@@ -36,12 +38,12 @@ from mdrl_jax.stats.estimate import Record, missing
 
 
 def chosen(record: Mapping[str, Any]) -> int:
-    """The step with the best validation average over all scored domains; the earliest of equals."""
+    """The number of the step with the best validation average over all scored domains, the earliest of equal ones."""
     return max(record["steps"], key=lambda row: (row["average"]["estimate"], -row["step"]))["step"]
 
 
 def stop(record: Mapping[str, Any]) -> str:
-    """Why the refresh ends at the last step looked at; "" where it goes on."""
+    """Why the refresh stops at the last step of its record, in words; "" if it goes on."""
     settings, row = record["settings"], record["steps"][-1]
     if row["step"] == 0:
         return ""
@@ -55,18 +57,25 @@ def stop(record: Mapping[str, Any]) -> str:
 
 
 class Tracker:
-    """The record of one refresh, written to `file` after every look.
+    """The record of one refresh, which is written to a file after every scored step.
 
-    A refresh that was killed is trained again from its start, as it is short; steps in the record are not scored
-    again. `best` are the parameters of the chosen step, a copy.
+    A refresh that was killed is trained again from its start, because it is short. Steps that are in the record already
+    are not scored again.
+
+    Attributes:
+      record: the record so far, as in the file.
+      best: a copy of the parameters of the chosen step; None before the first call of `look`.
 
     Args:
-      peak_params: reads θ*_i, which lie on the devices at a look alone; None where no stage on the way trained the
-        domain alone.
-      bases: conflict subspaces of domain i; none where there was no analysis.
+      runtime: of the run.
+      stage: the refresh; its first domain is the one refreshed.
+      file: where the record is read from, if the file exists, and written to.
+      peak_params: reads θ*_i. It is called at every scored step, so that θ*_i is not kept on the devices in between.
+        None if no stage on the way trained the domain alone.
+      bases: conflict subspaces of domain i; empty if there was no analysis.
 
     Raises:
-      UserError: where the file holds a refresh with other settings.
+      UserError: if the file holds a refresh with other settings.
     """
 
     def __init__(
@@ -86,15 +95,21 @@ class Tracker:
             before = records.read_json(file)
             if before["settings"] != settings:
                 name = next(k for k in settings if before["settings"].get(k) != settings[k])
-                raise UserError(f"{file} holds a refresh with another {name}; remove it or undo the change")
+                raise UserError(
+                    f"{file} holds a refresh with another {name}: delete the file to start over, or undo the change"
+                )
             self.record = before
         elif peak_params is not None:
             self.record["peak"] = validation_rewards(runtime, peak_params(), [self.domain])[self.domain].tolist()
 
     def look(self, step: int, params: Any) -> str:
-        """Scores, measures and records a step, and says why the refresh ends with it; "" where it goes on.
+        """Scores, measures and records a step, and decides whether the refresh stops with it.
 
-        Step 0 comes first; of the others each `recover.every`th and the last are looked at.
+        Call it with step 0, the start of the refresh, and then after every step. Only every `recover.every`th step and
+        the last one are scored.
+
+        Returns:
+          The reason to stop, in words; "" if the refresh goes on.
         """
         settings = self.record["settings"]
         if step % settings["every"] and step != settings["steps"]:
@@ -123,14 +138,20 @@ class Tracker:
 def scores(
     step: int, domain: str, rewards: Mapping[str, np.ndarray], start: Mapping[str, Any], peak: Any = None
 ) -> Record:
-    """The validation scores of a step, in points: mean, average, and paired differences to the start and the peak.
-
-    "to_peak" is S_t − S_peak of the refreshed domain, "fraction" what came back of its loss (Fieller), "drops"
-    S_start − S_t of each other domain: positive is harm.
+    """One row of the record: the validation scores of a step, and their differences to the start and to the peak.
 
     Args:
-      rewards, start: by prompt [P, k] of each scored domain, now and at θ_T.
-      peak: of the refreshed domain at θ*_i.
+      step: number of the step.
+      domain: the domain that is refreshed.
+      rewards: rewards [P, k] of each scored domain at θ_t, for P prompts with k completions each.
+      start: the same at θ_T, the start of the refresh, on the same prompts.
+      peak: rewards [P, k] of the refreshed domain at θ*_i, on the same prompts; None if θ*_i is not known.
+
+    Returns:
+      "step" and "rewards" as given; "scores" of each domain; "average", their mean over domains; "drops", S_start − S_t
+      of each other domain, positive if it lost; "to_peak", S_t − S_peak of the refreshed domain; and "fraction", the
+      share of its loss that it has won back, with Fieller's interval. Scores and differences are in points. The last
+      two are missing if `peak` is None, and the fraction also if the interval of the loss includes 0.
     """
     score = {name: estimate.clustered(x).in_points() for name, x in rewards.items()}
     differences = {d: estimate.paired_difference(start[d], rewards[d]).in_points() for d in rewards}
@@ -153,7 +174,7 @@ def scores(
 
 
 def _settings(runtime: Runtime, stage: Stage, bases: Sequence[Basis]) -> Record:
-    """What the record depends on besides the parameters."""
+    """The settings that the record depends on. A record with other settings must not be continued."""
     section = runtime.config.recover
     return {
         "prompts": section.prompts,
@@ -168,5 +189,5 @@ def _settings(runtime: Runtime, stage: Stage, bases: Sequence[Basis]) -> Record:
 
 
 def _low(figure: Mapping[str, Any]) -> float:
-    """The lower end of a figure's interval; −∞ where it has none."""
+    """The lower end of a figure's interval; −∞ if the figure has no interval."""
     return -math.inf if figure["ci95"] is None else figure["ci95"][0]

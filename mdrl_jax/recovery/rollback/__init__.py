@@ -1,1 +1,1 @@
-"""Training-free rollback: rules that score coordinates, the sweep over sets, evidence, and controls."""
+"""Training-free rollback: evidence about the lost domain, rules that score coordinates, the sweep, and its controls."""

@@ -1,10 +1,16 @@
 """A chosen conflict set against its controls, at equal loss of the donor (definitions §9, claim C7).
 
-Controls are tried on validation prompts along curves of growing size (the whole edit: of growing strength), outward
-from the chosen size until B loses as much as by the chosen set; random and matched sets of the chosen size also many
-times over, for the spread between draws. What is reported is of held-out test prompts: the chosen set, and of each
-control the one or two settings that its frontier rests on at that loss, the next smaller one, and larger ones as
-needed, so that no prompt serves both to choose a set and to judge it.
+A set of coordinates wins back more of A if it is larger, but it also costs B more. Sets are therefore compared at equal
+loss of B (`tradeoff.py`).
+
+1. On validation prompts each control is tried along a curve of settings. A setting is the size of the set, or the
+   strength for the control `whole`. The curve starts at the chosen size (`whole`: at strength 1/16) and goes outward,
+   to larger or to smaller settings, until it has passed the loss of B that the chosen set causes (`outward`).
+2. On validation prompts, many random and matched sets of the chosen size are tried. They show the spread between draws.
+3. On test prompts the chosen set is compared with a few settings of each control: the one or two settings that the
+   control's frontier rests on at that loss, the next smaller one, and larger ones as needed (`followed`).
+
+All reported comparisons are from step 3, so no prompt serves both to choose a set and to judge it.
 """
 
 import dataclasses
@@ -21,13 +27,21 @@ from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards, at_equal_loss,
 from mdrl_jax.stats.bootstrap import band
 from mdrl_jax.stats.estimate import POINTS, missing, paired_difference, ratio_of_means
 
-GROWTH, HALVINGS, SHRINKS = 4.0, 2, 4  # of a control's size, on validation prompts
+# The search along a control's curve: factor between settings, steps of bisection at the end, most steps downwards.
+GROWTH, HALVINGS, SHRINKS = 4.0, 2, 4
 MATCHED_SETS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """A curve of sets: `make(s)` is (mask, strength) of a size, or strength, s in [least, most]."""
+    """A control as a curve of settings s, each of them a number of coordinates, or a strength for the control `whole`.
+
+    Attributes:
+      make: s -> (mask, strength) of the rollback with this setting.
+      least: the smallest setting, 1 for sizes.
+      most: the largest setting.
+      start: the setting where the search begins.
+    """
 
     make: Callable[[float], tuple[Any, float]]
     least: float
@@ -35,12 +49,15 @@ class Control:
     start: float
 
     def clipped(self, s: float) -> float:
-        """A setting that there is: sizes are whole numbers."""
+        """The nearest setting that exists: within [least, most], and a whole number if it is a size."""
         return float(np.clip(round(s) if self.least == 1 else s, self.least, self.most))
 
 
 def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
-    """The curves of definitions §9 in the place and at the strength of the chosen setting."""
+    """The controls of definitions §9, by name, in the place and at the strength of the chosen setting.
+
+    A control is left out if it has no setting, for example `out_of_route` if no score outside the route is positive.
+    """
     within, everywhere, beta = trial.places[chosen.place], support(trial.edit), chosen.strength
     scores, sizes = trial.scores[chosen.rule], magnitude(trial.edit)
     room, n = size(within), float(chosen.size)
@@ -62,7 +79,17 @@ def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
 
 
 def outward(control: Control, loss_at: Callable[[float], float], target: float) -> Iterator[float]:
-    """Settings to try, from the control's start to where B's loss passes `target`, then in between, geometrically."""
+    """The settings of a control to try, in order, around the one at which B loses `target`.
+
+    From the start the setting grows by the factor `GROWTH` while B's loss is at most `target`; otherwise it shrinks, at
+    most `SHRINKS` times. Once settings on both sides of the target are known, bisection on a logarithmic scale adds up
+    to `HALVINGS` settings between them.
+
+    Args:
+      control: the curve.
+      loss_at: setting -> B's loss; only called with a setting that was yielded before.
+      target: a loss of B, in the unit of `loss_at`.
+    """
 
     clipped = control.clipped
     s = clipped(control.start)
@@ -90,11 +117,17 @@ def outward(control: Control, loss_at: Callable[[float], float], target: float) 
 
 
 def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[str, Any]:
-    """Controls of the chosen setting, on validation prompts, then those that matter on the test prompts.
+    """Compares the chosen setting with its controls: first on validation prompts, then on test prompts.
 
     Args:
-      before: rewards of the validation prompts at θ_T.
+      trial: the fixed part of the rollback.
+      before: rewards [P, k] by domain at θ_T on the validation prompts.
+      chosen: the setting that the sweep chose.
       peak: θ*_A.
+
+    Returns:
+      A record: "same_size", the `spread` of random and of matched sets of the chosen size; "curves", the settings of
+      each control that were tried on validation prompts, with their outcomes; "test", the result of `on_test`.
     """
     within, mask, beta = trial.places[chosen.place], trial.chosen_mask(chosen), chosen.strength
     draws: dict[str, tuple[int, Callable[[int], Any]]] = {
@@ -127,10 +160,24 @@ def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[s
 def on_test(
     trial: Trial, mask: Any, beta: float, peak: Any, kept: dict[str, tuple[Control, list[float], float]]
 ) -> dict[str, Any]:
-    """The chosen set and its controls on the test prompts; `kept`: each control, settings, and the largest tried.
+    """Compares the chosen set with its controls on the test prompts.
 
-    To the settings chosen on validation prompts come larger ones, until B loses the upper end of the interval of its
-    loss by the chosen set, so that no frontier ends before the loss at which it is read, and one before the last.
+    The loss of B by the chosen set is uncertain. So that no frontier ends before the loss at which it is read, each
+    control is followed to larger settings until B loses the upper end of the interval of that loss (`followed`).
+
+    Args:
+      trial: the fixed part of the rollback.
+      mask: the chosen set.
+      beta: its strength.
+      peak: θ*_A.
+      kept: for each control by name (the control, the settings to try, the largest setting tried on validation
+        prompts).
+
+    Returns:
+      A record: "prompts", their number; "lost", S_peak − S_before of A; "gain" of A and "loss" of B by the chosen set;
+      "recovery", gain / lost with Fieller's interval; and "at_equal_loss", for each control A's gain by the chosen set
+      minus the control's frontier, with the frontier itself ("control_gain") and its settings. The recovery is a
+      fraction; gains, losses and differences are in points.
     """
     with trial.track("test", 3) as show:
         show(0, "before")
@@ -164,7 +211,23 @@ def followed(
     trial: Trial, start: Rewards, control: Control, settings: list[float], largest_tried: float, reach: float,
     say: Callable[[float], None],
 ) -> dict[float, Outcome]:  # fmt: skip
-    """A control's settings on the test prompts, and what they did: those given, and on to where B loses `reach`."""
+    """Tries settings of a control on the test prompts: those given, larger ones, and one in between.
+
+    Larger settings are tried until B loses `reach` or the control ends. One more setting is then tried between the last
+    two, because the frontier is a straight line between neighbouring settings and too low if they are far apart.
+
+    Args:
+      trial: the fixed part of the rollback.
+      start: rewards [P, k] by domain at θ_T on the test prompts.
+      control: the curve.
+      settings: the settings that the validation prompts point to.
+      largest_tried: the largest setting tried on validation prompts; the first larger setting is at least this.
+      reach: a loss of B, in rewards.
+      say: is told each setting before it is tried.
+
+    Returns:
+      The outcome of each setting tried.
+    """
     found: dict[float, Outcome] = {}
 
     def attempt(s: float) -> None:
@@ -184,7 +247,16 @@ def followed(
 
 
 def spread(drawn: Sequence[Outcome], ours: Outcome) -> dict[str, Any]:
-    """Gains and losses of drawn sets: mean, 95 % of them, and the share whose gain, ours among them, is as large."""
+    """How the gains and losses of several drawn sets are spread, in points.
+
+    Args:
+      drawn: outcomes of the drawn sets.
+      ours: outcome of the chosen set.
+
+    Returns:
+      "n", the number of drawn sets; "gain" and "loss", each with the mean and the central 95 % of the sets; "p", which
+      is (1 + number of sets that gain at least as much as the chosen set) / (1 + n). Only "n" if there are no sets.
+    """
     gains = POINTS * np.array([o.gain for o in drawn])
     losses = POINTS * np.array([o.loss for o in drawn])
     if not len(drawn):

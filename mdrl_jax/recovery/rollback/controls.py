@@ -1,11 +1,12 @@
-"""What a conflict set has to beat: controls with as many coordinates (definitions §9, C7).
+"""The `matched` control of a rollback: for each chosen coordinate another one of nearly equal |δ| (definitions §9, C7).
 
-A control lies in the same support as the set, the coordinates that the edit changed in the set's route [chosen], but
-for `out_of_route`, which lies outside the route, and `whole`, which is all of the edit.
+It tests whether the chosen set helps because of which coordinates it holds, or only because of how far they moved.
+`comparison.controls` uses it beside the other controls. A control draws from the coordinates that the edit changed in
+the place of the chosen set, the shared route or the whole model [chosen]. There are two exceptions: `out_of_route` lies
+outside the route, and `whole` is all of the edit.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,57 +14,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax import tree
-from mdrl_jax.recovery.rollback.rules import magnitude
-from mdrl_jax.recovery.rollback.selection import complement, largest, random_set, size, support
 
-# Bits of |δ| that a match may differ in: bins are 2^-11 of |δ| wide or less.
+# Low bits of a float32 that a bin ignores. The 11 highest mantissa bits stay, so a bin is at most 2^-11 · |δ| wide.
 BLIND_BITS = 12
 N_BINS = 2 ** (31 - BLIND_BITS)
 Ints = NDArray[np.int64]
 
 
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """A chosen set `mask` of an `edit`, the scores it was chosen by, and the route it was chosen in (None: all)."""
-
-    edit: Any
-    scores: Any
-    mask: Any
-    route: Any = None
-
-
-def out_of_route(selection: Selection) -> Any:
-    """The same rule and size, outside the route. Raises ValueError for a set that was chosen among all coordinates."""
-    if selection.route is None:
-        raise ValueError("the set was chosen among all coordinates: nothing is out of its route")
-    return largest(selection.scores, size(selection.mask), complement(selection.route))
-
-
 def matched(edit: Any, mask: Any, within: Any, seed: int) -> Any:
-    """A partner for each coordinate of `mask`: another of `within`, not in `mask`, nearest in |δ|; none is used twice.
+    """A set of as many coordinates as `mask` has, disjoint from it, with nearly the same values of |δ|.
 
-    Exact: the size, that the sets are disjoint, and |δ| to the 2^-11 of itself that a bin is wide at most. Partners are
-    first sought in the coordinate's own bin; those that find none there, the largest first, take the nearest bin that
-    has any left, which is greedy, not the assignment of least total distance. Within a bin partners are drawn at
-    random over the whole tree, so that no tensor is favoured.
+    Each coordinate of the mask gets a partner from `within`, and none is used twice. Coordinates are binned by |δ|. A
+    partner comes from the coordinate's own bin if that has one left, and its |δ| then agrees to 2^-11. After that, the
+    coordinates without a partner, those with the largest |δ| first, take the nearest bin that has one left. This is
+    greedy and need not minimise the total distance. Within a bin partners are drawn at random over the whole tree, so
+    that no tensor is favoured.
 
-    Two passes on the host, one tensor (a layer's slice) at a time: memory is some 40 bytes an entry of the largest
-    tensor, some tens of MB for the bins, and one leaf of booleans.
+    The work is done on the host in two passes, one tensor (or one layer of a stacked tensor) at a time. It needs about
+    40 bytes for each entry of the largest tensor, some tens of MB for the bins, and one leaf of booleans.
 
     Args:
-      edit: δ, a tree.
-      mask, within: masks like it.
+      edit: δ, a tree like the parameters.
+      mask: booleans, a tree like the edit: the coordinates to be matched.
+      within: booleans, a tree like the edit: where partners may lie. Coordinates of `mask` are left out.
       seed: of the draws within bins.
 
+    Returns:
+      The partners, booleans, a tree like the edit with the shardings of `mask`.
+
     Raises:
-      ValueError: if fewer coordinates are left in `within` than `mask` has.
+      ValueError: if `within` has fewer coordinates outside `mask` than `mask` has.
     """
     taken, free = np.zeros(N_BINS, np.int64), np.zeros(N_BINS, np.int64)
     for _, bins, chosen, candidate in _tensors(edit, mask, within):
         taken += np.bincount(bins[chosen], minlength=N_BINS)
         free += np.bincount(bins[candidate], minlength=N_BINS)
     if free.sum() < taken.sum():
-        raise ValueError(f"{taken.sum()} coordinates have only {free.sum()} others to be matched with")
+        raise ValueError(f"{taken.sum()} coordinates cannot be matched: `within` has only {free.sum()} others")
     needed, rng = _partners(taken, free), np.random.default_rng(seed)
     leaves, structure = jax.tree.flatten(mask)
     made: list[Any] = []
@@ -77,19 +64,15 @@ def matched(edit: Any, mask: Any, within: Any, seed: int) -> Any:
     return structure.unflatten(made)
 
 
-CONTROLS: dict[str, Callable[[Selection, int], Any]] = {
-    "random": lambda s, seed: random_set(seed, size(s.mask), support(s.edit, s.route)),
-    "matched": lambda s, seed: matched(s.edit, s.mask, support(s.edit, s.route), seed),
-    "largest": lambda s, seed: largest(magnitude(s.edit), size(s.mask), s.route),
-    "out_of_route": lambda s, seed: out_of_route(s),
-    "whole": lambda s, seed: support(s.edit),
-}
-
-
 def _tensors(
     edit: Any, mask: Any, within: Any
 ) -> Iterator[tuple[tuple[int, int | None], NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]]:
-    """((leaf, layer), bin of |δ|, in the mask, free to be chosen) of the entries of each tensor, on the host."""
+    """The entries of each tensor in turn, flat, on the host.
+
+    Yields:
+      (leaf, layer), the tensor's place, with layer None for a leaf that is not stacked; the bin of each entry's |δ|;
+      whether the entry is in the mask; whether it may become a partner.
+    """
     masks, places = jax.tree.leaves(mask), jax.tree.leaves(within)
     for i, (keys, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(edit)):
         for layer in range(leaf.shape[0]) if tree.is_stacked(tree.path(keys)) else [None]:
@@ -101,12 +84,18 @@ def _tensors(
 
 
 def _partners(taken: Ints, free: Ints) -> Ints:
-    """How many partners each bin gives."""
+    """How many partners each bin gives [N_BINS].
+
+    Args:
+      taken: number of coordinates of the mask in each bin.
+      free: number of possible partners in each bin, in total at least as many.
+    """
     needed = np.minimum(taken, free)
     short, left = taken - needed, free - needed
     open_bins = np.flatnonzero(left)
     n, sizes = open_bins.size, _middle(open_bins)
-    # The nearest open bin that is not used up: downward of bin i from down[i + 1], where 0 is none; upward from up[i].
+    # Union-find over the open bins, so that used-up bins are skipped quickly. _root(down, i) − 1 is the nearest bin
+    # below i that has a partner left (−1: none), and _root(up, i) the nearest one from i upwards (n: none).
     down, up = np.arange(n + 1), np.arange(n + 1)
     for b in np.flatnonzero(short)[::-1]:
         value, at = _middle(b), int(np.searchsorted(open_bins, b))
@@ -129,6 +118,7 @@ def _middle(bins: NDArray[np.integer]) -> NDArray[np.float32]:
 
 
 def _root(parent: NDArray[np.integer], i: int) -> int:
+    """The end of the chain i → parent[i] → …, which is shortened on the way."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = int(parent[i])
@@ -138,9 +128,17 @@ def _root(parent: NDArray[np.integer], i: int) -> int:
 def _draw(
     bins: NDArray[np.int32], candidate: NDArray[np.bool_], needed: Ints, free: Ints, rng: np.random.Generator
 ) -> NDArray[np.integer]:
-    """Positions of one tensor's partners; what it gives and had is taken off `needed` and `free`.
+    """Draws one tensor's partners: for each bin in proportion to its candidates there, rounded at random.
 
-    Of each bin it gives its share of the candidates there, rounded up or down at random.
+    Args:
+      bins: bin of each entry of the tensor.
+      candidate: whether the entry may become a partner.
+      needed: partners that each bin still has to give; those drawn here are subtracted in place.
+      free: candidates of each bin in this tensor and the ones after it; those of this tensor are subtracted in place.
+      rng: generator of the draws.
+
+    Returns:
+      Flat positions of the partners.
     """
     at = np.flatnonzero(candidate & (needed[bins] > 0))
     at = at[np.lexsort((rng.random(at.size), bins[at]))]

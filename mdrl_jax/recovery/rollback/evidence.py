@@ -1,11 +1,14 @@
-"""What the rules of a rollback are told of domain A: gradients, Fisher diagonals, κ, shared route (definitions §9).
+"""Measures the quantities that the rules of a rollback need: gradients, Fisher diagonals, κ, the shared route.
 
-All of it is of A's training prompts, with completions drawn at the point where it is taken: θ*_A for rule "adding", θ_T
-for "removing". The loss is that of expected reward; where fewer than 20 % of the prompts have completions with
-different rewards, as at a saturated peak, its gradient is noise, and it is the negative log-likelihood of the own
-completions that succeeded [chosen], by the threshold that the analysis has for the reward's Hessian. κ takes the
-Fisher diagonal to that loss's curvature along D = θ_T − θ*_A; where it cannot be fitted the rule is first order only,
-and the record says so.
+Definitions §9. Everything is measured on prompts of A from `analyze.split` (the training prompts, by default). The
+completions are sampled at the point where the gradient is taken: θ*_A for rule `adding`, θ_T for rule `removing`.
+
+The loss is that of the expected reward. Its gradient is mostly noise if fewer than 20 % of the prompts have completions
+with different rewards, as at a saturated peak. In that case the loss is the negative log-likelihood of A's own
+completions that succeeded [chosen]. The analysis uses the same threshold for the reward's Hessian.
+
+κ scales the Fisher diagonal to the curvature of that loss along D = θ_T − θ*_A. If κ cannot be fitted, the rule uses
+the first order only, and the record says so.
 """
 
 import dataclasses
@@ -23,24 +26,25 @@ from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import put
-from mdrl_jax.recovery.rollback.rules import SCORES, Evidence, edit_between, route_mask
+from mdrl_jax.parallel.tree_programs import difference
+from mdrl_jax.recovery.rollback.rules import SCORES, Evidence, route_mask
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.second_order.fisher import fisher_diagonal, fit_kappa
 from mdrl_jax.second_order.objectives import CompletionBatch
 
 PEAK, NOW = "peak", "now"  # θ*_A, θ_T
-NEEDS_DATA = {"adding": PEAK, "removing": NOW}  # rules, and the point whose completions they need
+NEEDS_DATA = {"adding": PEAK, "removing": NOW}  # the rules that need completions, and the point to sample them at
 
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-    """Parameters and edits that a rollback is between.
+    """The parameters and edits of a rollback, as trees.
 
     Attributes:
-      now: θ_T, which the edit is taken out of.
+      now: θ_T, the parameters that the edit is taken out of.
       peak: θ*_A.
       edit: δ_B.
-      own_edit: δ_A, None where it is not known.
+      own_edit: δ_A; None if it is not known.
     """
 
     now: Any
@@ -50,16 +54,22 @@ class Ends:
 
 
 def scores(probe: Probe | None, rule: str, ends: Ends, sample: Callable[[str], Sample]) -> tuple[Any, dict[str, Any]]:
-    """The scores of a rule, a tree, and what went into them, as a record.
+    """The score of every coordinate by a rule, with a record of the evidence behind it.
 
     Args:
-      probe: None suffices for rules that need no data.
-      sample: "peak" or "now" -> A's completions drawn there.
+      probe: measures gradients and curvature; may be None for a rule that needs no completions (`NEEDS_DATA`).
+      rule: name of the rule, a key of `rules.SCORES`.
+      ends: the parameters and edits of the rollback.
+      sample: "peak" or "now" -> A's completions sampled at θ*_A or at θ_T. Only called for a rule that needs them.
+
+    Returns:
+      (scores, record): a tree like the parameters, and for a rule with completions its objective, `informative` share
+      of prompts, DᵀHD ("second") and κ, with a "reason" if the rule is first order only.
 
     Raises:
-      ValueError: where the rule's gradient is not measurable, or δ_A is needed and not known.
+      ValueError: if the rule's gradient is not measurable, or if the rule needs δ_A and it is not known.
     """
-    displacement = edit_between(ends.now, ends.peak)
+    displacement = difference(ends.now, ends.peak)
     evidence = Evidence(ends.edit, own_edit=ends.own_edit, displacement=displacement)
     record: dict[str, Any] = {}
     if rule in NEEDS_DATA:
@@ -74,7 +84,17 @@ def scores(probe: Probe | None, rule: str, ends: Ends, sample: Callable[[str], S
 def _of_domain(
     probe: Probe, params: Any, displacement: Any, sample: Sample
 ) -> tuple[tuple[Any, Any, float], dict[str, Any]]:
-    """(gradient, Fisher diagonal or None, κ) of A's loss at `params`, and what they are."""
+    """The evidence about A's loss at one point.
+
+    Args:
+      probe: measures gradients and curvature.
+      params: the point.
+      displacement: D = θ_T − θ*_A, the direction that κ is fitted along.
+      sample: A's completions sampled at the point.
+
+    Returns:
+      ((gradient, Fisher diagonal, κ), record). The Fisher diagonal is None and κ is 0 if κ cannot be fitted.
+    """
     objective = "success_nll" if uninformative(sample) else "reward"
     record: dict[str, Any] = {"objective": objective, "informative": sample.informative, "kappa": None}
     gradient = mean_gradient(probe, params, sample, objective)
@@ -92,12 +112,22 @@ def _of_domain(
 
 
 def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> Any:
-    """∇ of the loss "reward" or "success_nll" over all completions of a sample.
+    """The gradient of a loss, averaged over all completions of a sample.
 
-    The latter is the former with advantages of 1 / (share of successes) where a completion succeeded, and 0 elsewhere.
+    The gradient of "success_nll" is that of "reward" with other advantages: 1 / (share of successes) for a completion
+    that succeeded, and 0 for the others.
+
+    Args:
+      probe: computes the gradient of each micro-batch.
+      params: the point at which the gradient is taken.
+      sample: completions sampled there.
+      objective: "reward" or "success_nll".
+
+    Returns:
+      The gradient, a tree like the parameters.
 
     Raises:
-      ValueError: for "success_nll" where no completion succeeded.
+      ValueError: for "success_nll" if no completion succeeded.
     """
     adv_PG = None
     if objective == "success_nll":
@@ -114,14 +144,26 @@ def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> 
 
 @functools.lru_cache(maxsize=1)
 def fisher_of(probe: Probe) -> Callable[[Any, list[CompletionBatch]], Any]:
-    """`fisher_diagonal` of the probe's model; compiled once a probe."""
+    """`fisher.fisher_diagonal` of the probe's model. The result is cached, so that one probe compiles it once."""
     return fisher_diagonal(probe.fused, probe.runtime.shardings)
 
 
 def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params: Callable[[str], Any]) -> Sample:
-    """Completions of a domain's training prompts at a stage's end: the analysis's where it has them, else own ones.
+    """Completions of a domain at the end of a stage, reused from the work folder if possible.
 
-    Sets drawn with other settings than the run has now are drawn anew; own ones are kept in `recovery/samples/`.
+    Completions that the analysis sampled come first, then those in `recovery/samples/`. If neither has them, or only
+    with other settings than the run has now, they are sampled and saved in `recovery/samples/`. Completions with
+    outdated settings are deleted there.
+
+    Args:
+      runtime: of the run.
+      folder: work folder of the run.
+      point: name of the stage.
+      domain: the domain; its prompts are the first `analyze.prompts` of a shuffle of `analyze.split`.
+      params: stage name -> parameters at its end. Only called if completions must be sampled.
+
+    Returns:
+      The completions with their rewards.
     """
     settings = _settings(runtime)
     name = f"{point}-{domain}.npz"
@@ -142,12 +184,24 @@ def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params:
 
 
 def shared_route(probe: Probe, peak: Any, own: Sample, donor: Sample) -> tuple[Any, dict[str, Any]]:
-    """ℛ of both domains at θ*_A, as a mask of its neurons' weights, and its size in neurons."""
+    """The shared route ℛ of A and B at θ*_A.
+
+    Args:
+      probe: measures the activity of neurons.
+      peak: θ*_A.
+      own: completions of A at θ*_A.
+      donor: completions of B's domain at θ*_A.
+
+    Returns:
+      (mask, record): the weights of the route's neurons as a mask like the parameters, and {"neurons", "of"}, the
+      number of neurons in the route and in the model.
+    """
     route_LF = checkpoint_figures.shared_route(probe.activity(peak, own), probe.activity(peak, donor))
     return route_mask(peak, route_LF), {"neurons": int(route_LF.sum()), "of": int(route_LF.size)}
 
 
 def _settings(runtime: Runtime) -> dict[str, Any]:
+    """The settings that completions depend on."""
     config = runtime.config
     return {
         "seed": config.seed,

@@ -1,12 +1,15 @@
 """Training-free rollback θ' = θ_T − β · m ⊙ δ_B, and the scores that choose its coordinates m (definitions §9, C7).
 
-Pure transforms of trees, elementwise, so that nothing moves between devices; `taken_back`, `edit_between` and `masked`
-are compiled once for the sweep, the planner and the command. Domain A is the one that peaked and lost; stage B, which
-came later, gives its edit δ_B back. The construction of the paper's proxy conflict set is not public: the rules are
-ours [chosen].
+Domain A was trained first and then lost reward. The later stage B is the donor: a part of its edit δ_B is taken back.
+The mask m is the paper's proxy conflict set. How the paper constructs it is not public, so the rules here are ours
+[chosen].
 
-A score is positive where taking a coordinate of δ_B back should serve A; one that is 0 or negative is never chosen
-(`selection.largest`). Magnitude, which is blind to A, is positive on all that changed.
+A rule gives each coordinate a score. The score is positive if taking this coordinate of δ_B back should help A. A
+coordinate with a score of 0 or below is never chosen (`selection.largest`). `magnitude` knows nothing of A and is
+positive wherever B changed a coordinate.
+
+All functions are elementwise on trees like the parameters, so no data moves between devices. `taken_back` and `masked`
+are compiled programs that the sweep, the planner and the command `rollback` share.
 """
 
 from collections.abc import Callable
@@ -16,21 +19,21 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mdrl_jax import tree
 from mdrl_jax.model.transformer import at_least_float32
 from mdrl_jax.parallel.programs import program
 
 
 def rollback(params: Any, edit: Any, mask: Any, beta: Any) -> Any:
-    """θ − β · m ⊙ δ, each leaf in its own dtype, computed in float32 or wider.
+    """θ − β · m ⊙ δ: parameters with a part of an edit taken back.
 
-    Bitwise the identity where m is false, and everywhere at β = 0.
+    Sums are computed in float32 or wider, and each leaf keeps its dtype. The result is bitwise θ where m is false, and
+    everywhere at β = 0.
 
     Args:
-      params: θ, the parameters to take the edit out of; not necessarily the ones it led to.
+      params: θ, the parameters to take the edit out of; not necessarily the end of the stage that made the edit.
       edit: δ, a tree like θ.
-      mask: booleans, a tree like θ.
-      beta: scalar; 1 takes the edit back whole.
+      mask: m, booleans, a tree like θ.
+      beta: β, the strength, a scalar; 1 removes δ from the chosen coordinates in full.
 
     >>> theta, delta = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.25, 0.5])}
     >>> rollback(theta, delta, {"w": jnp.array([True, False])}, 1.0)["w"].tolist()
@@ -41,22 +44,23 @@ def rollback(params: Any, edit: Any, mask: Any, beta: Any) -> Any:
         wide = at_least_float32(theta.dtype)
         strength = jnp.asarray(beta, wide)
         moved = (theta.astype(wide) - strength * delta.astype(wide)).astype(theta.dtype)
-        return jnp.where(chosen & (strength != 0), moved, theta)  # −0 − 0·δ may be +0
+        return jnp.where(chosen & (strength != 0), moved, theta)  # `moved` may be +0 where θ is −0
 
     return jax.tree.map(one, params, edit, mask)
 
 
 @struct.dataclass
 class Evidence:
-    """What the rules score by: trees like the parameters. A rule needs only some of them; the others stay None.
+    """The quantities that the rules score with, as trees like the parameters. Those that a rule does not use stay None.
 
     Attributes:
       edit: δ_B.
       own_edit: δ_A.
-      peak_gradient: g_A(θ*_A), of A's loss.
-      gradient: g_A(θ_T), of A's loss.
-      fisher: F_A, the diagonal of the empirical Fisher matrix (`fisher.fisher_diagonal`); None: first order only.
-      kappa: κ, which turns F into A's loss's curvature (`fisher.fit_kappa`).
+      peak_gradient: g_A(θ*_A), the gradient of A's loss at A's peak.
+      gradient: g_A(θ_T), the gradient of A's loss at the end of the sequence.
+      fisher: F_A, the diagonal of the empirical Fisher matrix (`fisher.fisher_diagonal`); None leaves out the second
+        order.
+      kappa: κ, a scalar that scales F_A to the curvature of A's loss (`fisher.fit_kappa`).
       displacement: θ_T − θ*_A.
     """
 
@@ -69,43 +73,56 @@ class Evidence:
     displacement: Any = None
 
     def need(self, name: str) -> Any:
-        """A field that a rule cannot do without. Raises ValueError, by name, if it is None."""
+        """The field `name`, which a rule cannot do without. Raises ValueError if it is None."""
         if getattr(self, name) is None:
             raise ValueError(f"this rule needs {name}, which was not given")
         return getattr(self, name)
 
 
 taken_back = program("rollback", rollback)
-edit_between = program("rollback_difference", tree.sub)  # (after, before) -> δ
 masked = program("rollback_masked", lambda edit, mask: jax.tree.map(lambda d, m: d * m, edit, mask))
 
 
 def harm_of_adding(edit: Any, peak_gradient: Any, fisher: Any = None, kappa: Any = 0.0) -> Any:
-    """(a) g_A(θ*_A) δ_B + ½ κ F_A δ_B²: what each coordinate of δ_B, added at A's peak, adds to A's loss."""
+    """Rule `adding`, g_A(θ*_A) δ_B + ½ κ F_A δ_B²: the rise of A's loss if B moves one coordinate away from A's peak.
+
+    Args:
+      edit: δ_B.
+      peak_gradient: g_A(θ*_A).
+      fisher: F_A; None for the first order only.
+      kappa: κ.
+    """
     return _expansion(edit, peak_gradient, fisher, 0.5 * kappa)
 
 
 def gain_of_removing(edit: Any, gradient: Any, fisher: Any = None, kappa: Any = 0.0) -> Any:
-    """(b) g_A(θ_T) δ_B − ½ κ F_A δ_B²: what each coordinate of δ_B, removed from θ_T, takes off A's loss."""
+    """Rule `removing`, g_A(θ_T) δ_B − ½ κ F_A δ_B²: the fall of A's loss if one coordinate of δ_B is removed at θ_T.
+
+    Args:
+      edit: δ_B.
+      gradient: g_A(θ_T).
+      fisher: F_A; None for the first order only.
+      kappa: κ.
+    """
     return _expansion(edit, gradient, fisher, -0.5 * kappa)
 
 
 def opposition(edit: Any, own_edit: Any) -> Any:
-    """(c) −δ_A δ_B: positive where B moved a coordinate against A's own move."""
+    """Rule `opposition`, −δ_A δ_B: positive where B moved a coordinate against the direction that A had moved it in."""
     return jax.tree.map(lambda delta, own: -own * delta, edit, own_edit)
 
 
 def gain_of_return(edit: Any, displacement: Any) -> Any:
-    """δ_B (θ_T − θ*_A) − ½ δ_B²: what each coordinate of δ_B, removed from θ_T, takes off ½‖θ − θ*_A‖².
+    """Rule `displacement`, δ_B (θ_T − θ*_A) − ½ δ_B²: the fall of ½‖θ − θ*_A‖² if one coordinate of δ_B is removed.
 
-    Rule (b) without data, with a curvature of 1 everywhere around A's peak: g = θ_T − θ*_A and κF = 1. Positive only
-    where removing brings the coordinate nearer to the peak.
+    This is rule `removing` for a loss with curvature 1 everywhere around A's peak: g = θ_T − θ*_A and κF = 1. It needs
+    no data. It is positive only where the removal brings the coordinate nearer to the peak.
     """
     return jax.tree.map(lambda delta, moved: delta * moved - 0.5 * delta * delta, edit, displacement)
 
 
 def magnitude(edit: Any) -> Any:
-    """(d) |δ_B|."""
+    """Rule `magnitude`, |δ_B|."""
     return jax.tree.map(jnp.abs, edit)
 
 
@@ -119,11 +136,11 @@ SCORES: dict[str, Callable[[Evidence], Any]] = {
 
 
 def route_mask(like: Any, chosen_LF: Any) -> Any:
-    """The coordinates of MLP neurons (gate and up columns, down rows) as a mask; all others are false.
+    """The weights of some MLP neurons (gate and up columns, down rows), as a mask that is false on all other weights.
 
     Args:
       like: parameters, or another tree of their shapes and shardings.
-      chosen_LF: booleans, neurons of a route (`points.shared_route`).
+      chosen_LF: booleans, the neurons of a route (`checkpoint_figures.shared_route`).
     """
     mask = jax.tree.map(lambda x: jnp.zeros_like(x, bool), like)
     chosen_LF = jnp.asarray(chosen_LF, bool)

@@ -1,12 +1,12 @@
-"""Sets of coordinates of a parameter tree, as trees of booleans: the highest scores, and random ones (definitions §9).
+"""Chooses sets of coordinates of a parameter tree: those with the highest scores, or random ones (definitions §9).
 
-Thresholds are found by counting: of positive floats the bits, read as integers, have the same order, so halvings of
-their range end at the threshold exactly. A sharded tree is never sorted or gathered; each halving is a sum on each
-device and an all-reduce of a few integers. Sizes are arguments, not shapes: a sweep compiles nothing anew.
+A set is a mask: a tree of booleans like the parameters.
 
-Ties at the threshold are broken by a fixed scramble of positions, so that sets have their size to the coordinate and
-ties (edits of checkpoints kept in bfloat16 are full of them) favour no tensor; the order depends neither on the scores
-nor on how arrays are sharded. Any tree may have more than 2³¹ entries, none of its tensors may.
+The threshold of a set is found by counting (`parallel/counting.py`). A sharded tree is therefore never sorted or
+gathered, and a sweep over sizes compiles one program. Ties at the threshold are common, for example in edits of
+checkpoints that were stored in bfloat16. They are broken by a fixed pseudo-random order of positions. Every set
+therefore has exactly the size asked for, and no tensor is favoured. That order depends neither on the scores nor on the
+sharding.
 """
 
 import math
@@ -18,51 +18,67 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax import tree
-from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel import counting, distributed
+from mdrl_jax.parallel.counting import KEY_BITS, Count
 from mdrl_jax.parallel.programs import program
-
-KEY_BITS = 31
-LIMB = 15  # a count is (high, low) with low < 2^15: without 64-bit integers, of more than 2^31 entries
-LOW = 2**LIMB - 1
-
-Count = tuple[jax.Array, jax.Array]
 
 
 def largest(scores: Any, count: int, within: Any = None) -> Any:
-    """The `count` highest positive scores: a mask of exactly min(count, number of positive scores) coordinates.
+    """The coordinates with the `count` highest positive scores.
 
     Args:
-      scores: a tree; zeros, negative numbers and NaN are never chosen. Compared in float32.
-      count: how many, 0 or more.
-      within: a mask that the set must lie in; None: everywhere.
+      scores: a tree like the parameters, compared in float32. Zeros, negative numbers and NaN are never chosen.
+      count: number of coordinates, 0 or more.
+      within: a mask that the set must lie in; None for no restriction.
+
+    Returns:
+      A mask of exactly min(count, number of positive scores in `within`) coordinates.
+
+    Raises:
+      ValueError: if `count` is negative.
     """
-    return largest_program(scores, _split(count), within)
+    return largest_program(scores, counting.split(count), within)
 
 
 def top(scores: Any, share: float, within: Any = None) -> Any:
-    """The highest positive scores that make up `share` of all coordinates, or of those in `within` [chosen].
+    """The coordinates with the highest positive scores, as many as a share of all coordinates [chosen].
 
-    At least one, if any score is positive: `largest` of round(share · number of coordinates).
+    Args:
+      scores: as for `largest`.
+      share: share of all coordinates, or of those in `within` if it is given.
+      within: a mask that the set must lie in; None for no restriction.
+
+    Returns:
+      A mask of max(1, round(share · number of coordinates)) coordinates, or of all with a positive score if there are
+      fewer.
 
     Raises:
       ValueError: unless 0 < share ≤ 1.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"a share of coordinates is {share}; allowed: above 0, up to 1")
+        raise ValueError(f"the share of coordinates must be above 0 and at most 1, not {share}")
     n = sum(x.size for x in jax.tree.leaves(scores)) if within is None else size(within)
     return largest(scores, max(1, round(share * n)), within)
 
 
 def random_set(seed: int, count: int, within: Any) -> Any:
-    """`count` coordinates of a mask, all sets of that size equally likely.
+    """A random set of coordinates of a mask, drawn so that all sets of its size are equally likely.
+
+    Args:
+      seed: of the draw.
+      count: number of coordinates, 0 or more.
+      within: the mask to draw from.
+
+    Returns:
+      A mask of exactly `count` coordinates.
 
     Raises:
-      ValueError: if it has fewer.
+      ValueError: if `count` is negative or `within` has fewer coordinates.
     """
     available = size(within)
     if available < count:
-        raise ValueError(f"{count} coordinates were asked for out of {available}")
-    return _random_program(jax.random.key(seed), _split(count), within)
+        raise ValueError(f"cannot draw {count} coordinates: `within` has only {available}")
+    return _random_program(jax.random.key(seed), counting.split(count), within)
 
 
 def size(mask: Any) -> int:
@@ -71,50 +87,23 @@ def size(mask: Any) -> int:
 
 
 def support(edit: Any, within: Any = None) -> Any:
-    """The coordinates that an edit changed, in `within` if given: a mask."""
+    """The coordinates that an edit changed, as a mask; only those in `within` if that is given."""
     changed = jax.tree.map(lambda x: x != 0, edit)
     return changed if within is None else jax.tree.map(jnp.logical_and, changed, within)
 
 
 def complement(mask: Any) -> Any:
-    """The coordinates outside a mask."""
+    """The coordinates outside a mask, as a mask."""
     return jax.tree.map(jnp.logical_not, mask)
 
 
-def _split(count: int) -> tuple[np.int32, np.int32]:
-    if count < 0:
-        raise ValueError(f"a set cannot have {count} coordinates")
-    return np.int32(count >> LIMB), np.int32(count & LOW)
-
-
-def _sizes(mask: Any) -> dict[str, jax.Array]:
-    return tree.per_tensor(lambda x: jnp.sum(x, dtype=jnp.int32), mask)
-
-
-def _count(mask: Any) -> Count:
-    parts = list(_sizes(mask).values())
-    low = sum((jnp.sum(x & LOW) for x in parts), start=jnp.int32(0))
-    high = sum((jnp.sum(x >> LIMB) for x in parts), start=jnp.int32(0))
-    return high + (low >> LIMB), low & LOW
-
-
-def _reaches(a: Count, b: Count) -> jax.Array:
-    """a ≥ b."""
-    return (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] >= b[1]))
-
-
-def _minus(a: Count, b: Count) -> Count:
-    """a − b for a ≥ b."""
-    low = a[1] - b[1]  # >> of a negative number borrows
-    return a[0] - b[0] + (low >> LIMB), low & LOW
-
-
 def _names(like: Any) -> Iterator[tuple[str, jax.Array]]:
+    """Each leaf of a tree with its path."""
     return ((tree.path(keys), x) for keys, x in jax.tree_util.tree_leaves_with_path(like))
 
 
 def _tensor_numbers(like: Any) -> Any:
-    """The number of each entry's tensor among all of the tree's."""
+    """For each entry, the number of its tensor (a leaf, or one layer of a stacked leaf) within the tree."""
     first, out = 0, []
     for name, x in _names(like):
         n = x.shape[0] if tree.is_stacked(name) else 1
@@ -125,9 +114,10 @@ def _tensor_numbers(like: Any) -> Any:
 
 
 def _scrambled(like: Any) -> Any:
-    """31 pseudo-random bits of each entry's position, different for all entries of one tensor.
+    """31 pseudo-random bits for each entry, a function of its position. Entries of one tensor have different bits.
 
-    Each step is a bijection of 31-bit integers: an offset by tensor, odd multiples and shifts (as murmur3 ends).
+    They differ because each step of the mixing is a bijection of 31-bit integers: an offset that depends on the tensor,
+    then multiplications by odd numbers and xors with shifted copies, as in the last steps of the hash murmur3.
     """
     kept = np.uint32(2**KEY_BITS - 1)
 
@@ -147,32 +137,18 @@ def _scrambled(like: Any) -> Any:
     return jax.tree.structure(like).unflatten(mixed)
 
 
-def _at_least(keys: Any, among: Any, least: jax.Array) -> Any:
-    return jax.tree.map(lambda key, a: a & (key >= least), keys, among)
-
-
-def _threshold(keys: Any, among: Any, count: Count) -> jax.Array:
-    """A key that at least `count` entries reach: exactly `count` of them, or else it is the largest such key."""
-
-    def going(state: tuple[jax.Array, jax.Array, Count]) -> jax.Array:
-        low, high, reached = state  # `reached` ≥ count entries reach `low`, fewer than count reach `high`
-        return (high - low > 1) & ((reached[0] != count[0]) | (reached[1] != count[1]))
-
-    def halve(state: tuple[jax.Array, jax.Array, Count]) -> tuple[jax.Array, jax.Array, Count]:
-        low, high, reached = state
-        middle = low + (high - low) // 2
-        found = _count(_at_least(keys, among, middle))
-        enough = _reaches(found, count)
-        reached = jnp.where(enough, found[0], reached[0]), jnp.where(enough, found[1], reached[1])
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle), reached
-
-    return jax.lax.while_loop(going, halve, (jnp.uint32(0), jnp.uint32(2**KEY_BITS), _count(among)))[0]
-
-
 def _choose(keys: Any, among: Any, count: Count) -> Any:
-    """The `count` entries of `among` with the largest 31-bit keys, or all; ties by `_scrambled`, then by tensor."""
-    available = _count(among)
-    enough = _reaches(available, count)
+    """The `count` entries of `among` with the largest keys, or all of them if there are fewer.
+
+    Ties are broken by `_scrambled`, and then by the number of the tensor.
+
+    Args:
+      keys: a tree of 31-bit integers.
+      among: a mask of the entries that may be chosen.
+      count: number of entries.
+    """
+    available = counting.count(among)
+    enough = counting.reaches(available, count)
     left = jnp.where(enough, count[0], available[0]), jnp.where(enough, count[1], available[1])
     chosen = jax.tree.map(jnp.zeros_like, among)
     orders: tuple[Callable[[], Any], ...] = (
@@ -182,10 +158,10 @@ def _choose(keys: Any, among: Any, count: Count) -> Any:
     )
     for order in orders:
         now = order()
-        least = _threshold(now, among, left)
-        above = _at_least(now, among, least + 1)
+        least = counting.threshold(now, among, left)
+        above = counting.at_least(now, among, least + 1)
         chosen = jax.tree.map(jnp.logical_or, chosen, above)
-        left = _minus(left, _count(above))
+        left = counting.minus(left, counting.count(above))
         among = jax.tree.map(lambda key, a, t=least: a & (key == t), now, among)
     some = left[0] + left[1] > 0
     return jax.tree.map(lambda c, a: c | (a & some), chosen, among)
@@ -196,7 +172,7 @@ def _largest(scores: Any, count: Count, within: Any) -> Any:
     among = jax.tree.map(lambda x: x > 0, scores)
     if within is not None:
         among = jax.tree.map(jnp.logical_and, among, within)
-    keys = jax.tree.map(lambda x, a: jax.lax.bitcast_convert_type(jnp.where(a, x, 0.0), jnp.uint32), scores, among)
+    keys = counting.keys(jax.tree.map(lambda x, a: jnp.where(a, x, 0.0), scores, among))
     return _choose(keys, among, count)
 
 
@@ -208,4 +184,4 @@ def _random(key: jax.Array, count: Count, within: Any) -> Any:
 
 largest_program = program("rollback_largest", _largest)
 _random_program = program("rollback_random", _random)
-_sizes_program = program("rollback_sizes", _sizes)
+_sizes_program = program("rollback_sizes", counting.sizes)

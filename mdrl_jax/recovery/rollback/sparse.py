@@ -1,4 +1,7 @@
-"""Edits as they are stored: what changed and where, leaf by leaf, where that is smaller; the round trip is exact."""
+"""The stored form of an edit: each leaf is stored whole or as its nonzero entries, whichever is smaller.
+
+`expand` gives back exactly the edit that `compress` was given. Small edits change few entries, so most leaves shrink.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +16,10 @@ INDEX, VALUES, SHAPE = ":index", ":values", ":shape"
 
 
 def compress(edit: Any) -> dict[str, NDArray[Any]]:
-    """Arrays by name, on the host, ready for `numpy.savez`.
+    """The arrays to store, by name, on the host, ready for `numpy.savez`.
 
-    A leaf at path p is either `p` itself or `p:index`, flat positions in ascending order, `p:values` and `p:shape`,
-    whichever is smaller. A negative zero is a value.
+    A leaf at path p becomes either one array `p`, or three arrays: `p:index` with the flat positions of its nonzero
+    entries in ascending order, `p:values` and `p:shape`. A negative zero counts as nonzero, so that it survives.
     """
     stored: dict[str, NDArray[Any]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(edit):
@@ -34,10 +37,17 @@ def compress(edit: Any) -> dict[str, NDArray[Any]]:
 
 
 def expand(stored: Mapping[str, NDArray[Any]], like: Any) -> Any:
-    """The edit of `compress`, as a tree with the shapes, dtypes and shardings of `like` (arrays or abstract ones).
+    """The edit that `compress` stored.
+
+    Args:
+      stored: the arrays of `compress`, by name.
+      like: a tree of arrays, or of abstract arrays, with the shapes, dtypes and shardings that the edit must have.
+
+    Returns:
+      The edit, a tree like `like`.
 
     Raises:
-      ValueError: if a leaf of `like` is absent, or has another shape or dtype.
+      ValueError: if a leaf of `like` is not stored, or was stored with another shape or dtype.
     """
 
     def leaf(keys: Any, wanted: Any) -> jax.Array:

@@ -28,14 +28,23 @@ from mdrl_jax.stats.estimate import POINTS
 
 ROUTE, ALL = "route", "all"
 BLIND = "magnitude"
-OVERSHOOT = 3.0  # times the limit: a curve ends there
-DEAR = 3  # sets of a curve that are tried at lower strengths
+OVERSHOOT = 3.0  # a curve ends where B loses more than this multiple of the limit
+DEAR = 3  # number of sets over the limit that are tried at lower strengths, the smallest ones of a curve
 Score = Callable[[Any, Sequence[str]], Rewards]  # (params, domains) -> rewards [P, k] by domain
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting of the sweep, and its outcome on the validation prompts."""
+    """One setting of the sweep, and its outcome on the validation prompts.
+
+    Attributes:
+      rule: name of the rule.
+      place: `ROUTE` or `ALL`, where the coordinates were chosen.
+      fraction: size that was asked for, as a share of all coordinates of the model.
+      size: number of coordinates in the set; fewer than asked for if the rule has no more.
+      strength: β.
+      outcome: A's gain and B's loss.
+    """
 
     rule: str
     place: str
@@ -45,7 +54,7 @@ class Setting:
     outcome: Outcome
 
     def record(self) -> dict[str, Any]:
-        """As JSON, with the differences of each prompt."""
+        """The setting as JSON: gain and loss in points with intervals, and both for each prompt in rewards."""
         fields = {k: getattr(self, k) for k in ("rule", "place", "fraction", "size", "strength")}
         by_prompt = {"gains": rounded(self.outcome.gain_P), "losses": rounded(self.outcome.loss_P)}
         return fields | self.outcome.record() | by_prompt
@@ -53,12 +62,21 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """The fixed part of all settings: θ_T, δ_B, the places, the rules' scores, and how parameters are scored.
+    """The part of a rollback that is the same for all settings.
 
     Attributes:
-      places: masks of the coordinates that the edit changed, by place; ℛ is left out where it is empty.
-      scores: trees, by rule.
-      others: domains that must not lose more than the limit either.
+      domain: A, the domain to win back.
+      donor: B, whose edit is taken back.
+      others: further domains that must not lose more than the limit.
+      now: θ_T.
+      edit: δ_B.
+      places: masks of the coordinates that the edit changed, by place; `ROUTE` is left out if its mask is empty.
+      scores: the score of every coordinate, a tree, by rule.
+      n: number of coordinates of the model.
+      settings: section `recover` of the config.
+      validation: (parameters, domains) -> rewards on the validation prompts.
+      held_out: the same on the test prompts.
+      track: reports progress.
     """
 
     domain: str
@@ -75,21 +93,28 @@ class Trial:
     track: Track
 
     def moved(self, mask: Any, strength: float) -> Any:
-        """θ_T with the edit taken back on a mask."""
+        """θ_T − strength · m ⊙ δ_B: θ_T with the edit taken back on a mask."""
         return taken_back(self.now, self.edit, mask, np.float32(strength))
 
     def try_on(self, score: Score, before: Rewards, mask: Any, strength: float) -> Outcome:
-        """What taking the edit back on a mask does."""
+        """A's gain and B's loss if the edit is taken back on a mask.
+
+        Args:
+          score: `validation` or `held_out`.
+          before: rewards at θ_T on the same prompts.
+          mask: the coordinates.
+          strength: β.
+        """
         after = score(self.moved(mask, strength), (self.domain, self.donor))
         return outcome(before, after, self.domain, self.donor)
 
     def chosen_mask(self, setting: Setting) -> Any:
-        """The coordinates of a setting."""
+        """The coordinates of a setting, as a mask."""
         return largest(self.scores[setting.rule], setting.size, self.places[setting.place])
 
 
 def sweep(trial: Trial, before: Rewards) -> list[Setting]:
-    """Every setting of the scheme above."""
+    """Tries all settings of the module docstring on the validation prompts; `before` are their rewards at θ_T."""
     found: list[Setting] = []
     curves, most = list(itertools.product(trial.scores, trial.places)), longest(trial.settings)
     with trial.track("sweep", most * len(curves)) as show:
@@ -104,7 +129,7 @@ def longest(settings: RecoverSection) -> int:
 
 
 def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> list[Setting]:
-    """The settings of a rule in a place."""
+    """Tries the settings of one rule in one place."""
     found: list[Setting] = []
     limit = trial.settings.limit / POINTS
 
@@ -135,7 +160,12 @@ def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> 
 
 
 def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict[str, Any]]:
-    """The chosen setting, None if none within the limits gains anything, and the losses of the other domains there."""
+    """Chooses a setting as the module docstring says.
+
+    Returns:
+      (setting, losses): the chosen setting, or None if no setting within the limits gains anything; and what each of
+      the other domains loses at it, as records in points.
+    """
     limit = trial.settings.limit / POINTS
     sighted = [s for s in found if s.rule != BLIND] or list(found)
     affordable = [s for s in sighted if s.outcome.affordable(limit) and s.outcome.gain > 0]
@@ -145,7 +175,7 @@ def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict
     reference = trial.validation(trial.now, trial.others)
     with trial.track("choice", len(affordable)) as show:
         for done, setting in enumerate(affordable):
-            show(done, f"what {', '.join(trial.others)} would lose")
+            show(done, f"losses of {', '.join(trial.others)}")
             after = trial.validation(trial.moved(trial.chosen_mask(setting), setting.strength), trial.others)
             lost = {d: (reference[d] - after[d]).mean(axis=1, dtype=np.float64) for d in trial.others}
             if all(within(x, limit) for x in lost.values()):
@@ -154,5 +184,5 @@ def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict
 
 
 def rounded(values_P: np.ndarray) -> list[float]:
-    """For records."""
+    """Values of each prompt with four decimals, for records."""
     return np.round(values_P, 4).tolist()

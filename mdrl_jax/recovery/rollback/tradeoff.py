@@ -29,7 +29,12 @@ Rewards = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Differences to θ_T by prompt, in rewards: gains of A, and losses of B, each on its own prompts."""
+    """The effect of a rollback, by prompt.
+
+    Attributes:
+      gain_P: reward after − reward before on each prompt of A.
+      loss_P: reward before − reward after on each prompt of B.
+    """
 
     gain_P: Floats
     loss_P: Floats
@@ -54,13 +59,20 @@ class Outcome:
 
 
 def outcome(before: Rewards, after: Rewards, domain: str, donor: str) -> Outcome:
-    """Rewards [P, k] of both domains, before and after, on the same prompts with the same keys."""
+    """The outcome from the rewards before and after a rollback.
+
+    Args:
+      before: rewards [P, k] by domain at θ_T.
+      after: rewards after the rollback, on the same prompts with the same sampling keys.
+      domain: A.
+      donor: B.
+    """
     gain_PG, loss_PG = after[domain] - before[domain], before[donor] - after[donor]
     return Outcome(gain_PG.mean(axis=1, dtype=np.float64), loss_PG.mean(axis=1, dtype=np.float64))
 
 
 def within(loss_P: Floats, limit: float) -> bool:
-    """Whether a mean loss is within a limit; it may be just that, up to rounding."""
+    """Whether the mean of a loss is at most `limit`, in the same unit, up to rounding."""
     return float(loss_P.mean()) <= limit + 1e-9
 
 
@@ -70,9 +82,15 @@ def mean_in_points(difference_P: Floats) -> Record:
 
 
 def frontier(loss_RN: Floats, gain_RN: Floats, at_R: Floats) -> Floats:
-    """The frontier of N settings at a loss, for R draws of their losses and gains at once: [R].
+    """The frontier of N settings at a given loss, for R draws at once.
 
-    `at_R` has the loss of each draw; a loss below 0 counts as 0.
+    Args:
+      loss_RN: B's mean loss by each setting, in each draw.
+      gain_RN: A's mean gain by each setting, in each draw.
+      at_R: the loss at which the frontier of each draw is read; a loss below 0 counts as 0.
+
+    Returns:
+      The largest mean gain [R] of a mixture of the settings and of removing nothing whose mean loss is at most `at_R`.
     """
     nothing = np.zeros((loss_RN.shape[0], 1))
     loss_RN, gain_RN = np.concatenate([nothing, loss_RN], axis=1), np.concatenate([nothing, gain_RN], axis=1)
@@ -87,7 +105,15 @@ def frontier(loss_RN: Floats, gain_RN: Floats, at_R: Floats) -> Floats:
 
 
 def carriers(settings: Sequence[Outcome], at: float) -> list[int]:
-    """The one or two settings that the frontier rests on at a loss; of settings that gain nothing, the nearest."""
+    """The settings whose mixture reaches the frontier at a loss.
+
+    Args:
+      settings: outcomes of the settings.
+      at: B's loss, in rewards.
+
+    Returns:
+      Positions of one or two settings. If no mixture gains anything, the one setting whose loss is nearest to `at`.
+    """
     if not settings:
         return []
 
@@ -102,10 +128,17 @@ def carriers(settings: Sequence[Outcome], at: float) -> list[int]:
 
 
 def at_equal_loss(ours: Outcome, control: Sequence[Outcome]) -> tuple[Estimate, float]:
-    """A's gain minus the control's frontier at our loss of B, in points; and the frontier there.
+    """A's gain by the chosen set minus the control's frontier at the loss of B that the chosen set causes.
 
-    The interval is of a bootstrap that draws A's prompts and B's prompts, each with its group, and takes everything
-    anew: gains, losses and frontier. All outcomes are on the same prompts.
+    Interval: a bootstrap that draws A's prompts and B's prompts, each prompt with its completions. Gains, losses and
+    frontier are recomputed in each draw.
+
+    Args:
+      ours: outcome of the chosen set.
+      control: outcomes of the control's settings, on the same prompts.
+
+    Returns:
+      (difference, frontier): the difference with its interval, and the control's frontier at that loss, both in points.
     """
     everything = [ours, *control]
 
@@ -119,7 +152,7 @@ def at_equal_loss(ours: Outcome, control: Sequence[Outcome]) -> tuple[Estimate, 
 
     def drawn(values_NP: Floats) -> Floats:
         n = values_NP.shape[1]
-        # Without row 0: a matrix product rounds the sample's means differently from `_means`.
+        # Row 0 of the weights is the sample itself, which `_means` covers; a matrix product would round it differently.
         return prompt_weights(n, rng)[1:] @ values_NP.T / n
 
     gains, losses = (drawn(np.stack([getattr(o, name) for o in everything])) for name in ("gain_P", "loss_P"))

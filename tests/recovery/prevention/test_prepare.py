@@ -222,14 +222,14 @@ def test_a_domain_without_any_reward_is_refused(
     drawn = samples.draw
     monkeypatch.setattr(prevention.samples, "draw", nothing)
     stages = stages_of({"protect": 1.0})
-    with pytest.raises(UserError, match="stage qa is to keep code, but none of its completions"):
+    with pytest.raises(UserError, match="stage qa cannot keep code: none of its completions at its peak has a reward"):
         prepare(tools, stages[-1], stages, ends.__getitem__)
 
 
 @pytest.mark.parametrize(
     ("analyze", "message"),
     [
-        ({"split": "test"}, "analyze.split='test'"),
+        ({"split": "test"}, "analyze.split='test' must be 'train'"),
         ({"prompts": 80}, "analyze.prompts=80, but code has 64 train prompts"),
     ],
 )
@@ -242,5 +242,7 @@ def test_what_cannot_be_sampled_is_refused(built: runtime.Runtime, analyze: dict
 def test_batches_that_the_mesh_does_not_divide_are_refused(built: runtime.Runtime, mesh8: Any):
     odd = configured(ALL, batch=2, prompts=16, group_size=3)
     stage = resolve_stages(odd, DOMAINS)[-1]
-    with pytest.raises(UserError, match=r"stage qa: analyze.batch \* group_size = 6 is not divisible by the mesh's .* = 4"):
+    with pytest.raises(
+        UserError, match=r"stage qa: analyze.batch \* group_size = 6 is not divisible by the mesh's .* = 4"
+    ):
         check(dataclasses.replace(built, config=odd, mesh=mesh8), stage)

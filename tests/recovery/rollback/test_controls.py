@@ -88,7 +88,7 @@ def test_partners_among_equals_are_drawn_over_the_whole_tree():
 
 def test_too_few_to_match_with_is_refused():
     edit, chosen = np.ones(N, np.float32), np.arange(N) < 301
-    with pytest.raises(ValueError, match="301 coordinates have only 299 others"):
+    with pytest.raises(ValueError, match="301 coordinates cannot be matched: `within` has only 299 others"):
         matched(to_tree(edit), to_tree(chosen), to_tree(np.ones(N, bool)), 0)
     half = to_tree(np.arange(N) < 300)
     found = matched(to_tree(edit), half, to_tree(np.ones(N, bool)), 0)

@@ -91,7 +91,7 @@ def test_a_share_is_exact_to_the_coordinate(share: float):
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.001, float("nan")])
 def test_what_is_no_share_is_refused(share: float):
-    with pytest.raises(ValueError, match="a share of coordinates is"):
+    with pytest.raises(ValueError, match=f"the share of coordinates must be above 0 and at most 1, not {share}"):
         top(to_tree(numbers()), share)
 
 
@@ -170,7 +170,7 @@ def test_random_sets_have_their_size_and_are_uniform():
 def test_random_sets_are_the_whole_support_or_refused_where_it_is_short():
     inside = np.random.default_rng(6).random(N) < 0.5
     np.testing.assert_array_equal(flat(random_set(0, int(inside.sum()), to_tree(inside))), inside)
-    with pytest.raises(ValueError, match=f"{N} coordinates were asked for out of {inside.sum()}"):
+    with pytest.raises(ValueError, match=f"cannot draw {N} coordinates: `within` has only {inside.sum()}"):
         random_set(0, N, to_tree(inside))
     with pytest.raises(ValueError, match="-1 coordinates"):
         random_set(0, -1, to_tree(inside))
