@@ -8,27 +8,20 @@ may be killed at any moment: started again, it continues from the newest complet
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from mdrl_jax import preemption, records, runtime
-from mdrl_jax.analysis import interference
 from mdrl_jax.analysis.probe import build
-from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
-from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params, load_tree
+from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params
 from mdrl_jax.claims.recovery import Refreshed, c6, c7
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate
 from mdrl_jax.parallel import distributed
-from mdrl_jax.parallel.sharding import named
 from mdrl_jax.recovery.prevention import prepare
-from mdrl_jax.recovery.refresh.contraction import Basis
 from mdrl_jax.report import page, tensorboard
 from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.screen.console import Screen
@@ -38,7 +31,7 @@ from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, resolve_stages
-from mdrl_jax.stages import grpo, merge, rollback
+from mdrl_jax.stages import analyze, grpo, merge, rollback
 from mdrl_jax.stages.plan import Planning
 from mdrl_jax.stages.train import Trainer, costs, metered
 from mdrl_jax.workfolder import WorkFolder, flat, resolved
@@ -70,7 +63,7 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
             elif stage.kind == "rollback":
                 rollback.check(built)
             elif stage.kind == "analyze":
-                interference.check(built, sequence(earlier, lambda name: None))
+                analyze.check(built, earlier)
         distributed.check_shared(folder.root)
         folder.open(config)
         folder.open_data(built.data())
@@ -110,11 +103,13 @@ class Walk:
             self.stages,
             self.screen,
             self._params_after,
-            functools.partial(bases, self.folder, self.runtime.mesh),
+            functools.partial(analyze.conflict_bases, self.folder, self.runtime.mesh),
         )
         planning = Planning(self.runtime, self.folder, self.stages, self.screen, trainer, self._params_after)
         recorders = {
-            "analyze": self._analyze,
+            "analyze": lambda stage: analyze.run(
+                self.runtime, self.folder, stage, self.stages, self.screen, self._params_after
+            ),
             "plan": planning.plan,
             "trials": planning.trials,
             "orders": planning.orders,
@@ -182,21 +177,6 @@ class Walk:
         params, record = merge.merge(self.runtime, stage.name, base, solos, self.screen.steps)
         records.write_json(self.folder.root / "recovery" / f"{stage.name}.json", record)
         return params
-
-    def _analyze(self, stage: Stage) -> None:
-        """Runs the interference analysis of the stages before this one."""
-        started = time.monotonic()
-        earlier = self.stages[: self.stages.index(stage)]
-        found = interference.run(
-            self.runtime,
-            sequence(earlier, self._params_after),
-            self.folder.root,
-            self.runtime.config.train.grpo,
-            self.screen.steps,
-        )
-        self.screen.print(analysis.summary(found))
-        self.screen.event("claims", claims=found["claims"])
-        self.screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
 
     def _params_after(self, name: str) -> Any:
         """Loads the parameters at the end of an earlier stage, or those of the base model."""
@@ -297,61 +277,6 @@ class Walk:
         if refreshes or rollbacks:
             records.write_json(file, judged)
         return judged
-
-
-def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoints:
-    """Selects the stages of a run that the interference analysis compares.
-
-    These are the stages named after a domain that precede the first refresh, and all solo stages.
-
-    Args:
-      stages: the stages before the analysis, in order.
-      params: (name of a stage) -> the parameters at its end.
-
-    Returns:
-      The selected stages, with access to their parameters.
-    """
-    trained: list[Trained] = []
-    solos: list[Trained] = []
-    refreshed = False
-    for stage in stages:
-        refreshed = refreshed or stage.name.startswith("refresh-")
-        if stage.name in DOMAINS and not refreshed:
-            known = {BASE, *(t.name for t in trained)}
-            before = trained[-1].name if trained else BASE
-            trained.append(Trained(stage.name, stage.name, stage.start if stage.start in known else before))
-        elif stage.name.startswith("solo-"):
-            solos.append(Trained(stage.name, stage.domains[0], stage.start))
-    return Checkpoints(tuple(trained), tuple(solos), params)
-
-
-def bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:
-    """Reads the conflict subspaces that the analysis found for a domain.
-
-    Args:
-      folder: the work folder.
-      mesh: mesh on whose devices the vectors are placed.
-      domain: the domain that was damaged.
-
-    Returns:
-      One `Basis` for each objective, later stage and half of the prompts; empty if no analysis has run.
-    """
-    into, out_of = named(mesh, None, None, "embed", None), named(mesh, None, None, None, "embed")  # the MLP's neurons
-    found = []
-    for file in sorted((folder.root / "analysis" / "parts").glob(f"conflict-{domain}-*.json")):
-        record = records.read_json(file)
-        if "reason" in record:
-            continue
-        stage, objective = record["stage"], record["objective"]
-        kept = load_tree(
-            interference.subspace_folder(folder.root, domain, stage, objective),
-            {"gate": into, "up": into, "down": out_of},
-        )
-        for half, vectors in enumerate(kept["vectors"]):
-            values = np.asarray(record["halves"][half]["eigenvalues"])
-            index, mask = np.asarray(kept["index_LR"]), np.asarray(kept["mask_LR"])
-            found.append(Basis(objective, half, stage, vectors, values, index, mask))
-    return found
 
 
 def scores(folder: WorkFolder) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""The code of each kind of stage: training (GRPO, supervised), rollback, merge and planning."""
+"""The code of each kind of stage: training (GRPO, supervised), rollback, merge, planning and analysis."""

@@ -1,0 +1,117 @@
+"""A stage `analyze`: the interference analysis of the stages before it, and the conflict subspaces that it leaves.
+
+The stage makes no parameters. `analysis/interference.py` does the work; this file selects the checkpoints of a run that
+it compares, and reads its subspaces again for a later refresh (`recovery/refresh/`).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mdrl_jax import records
+from mdrl_jax.analysis import interference
+from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
+from mdrl_jax.checkpoints import load_tree
+from mdrl_jax.domains.registry import DOMAINS
+from mdrl_jax.parallel.sharding import named
+from mdrl_jax.recovery.refresh.contraction import Basis
+from mdrl_jax.report.screen import analysis
+from mdrl_jax.report.screen.console import Screen
+from mdrl_jax.runtime import Runtime
+from mdrl_jax.stage import Stage
+from mdrl_jax.workfolder import WorkFolder
+
+
+def check(runtime: Runtime, earlier: Sequence[Stage]) -> None:
+    """Refuses an analysis that cannot run, before any stage runs.
+
+    Raises:
+      UserError: if there is nothing to analyse, or a batch of the analysis does not fit (`interference.check`).
+    """
+    interference.check(runtime, sequence(earlier, lambda name: None))
+
+
+def run(
+    runtime: Runtime,
+    folder: WorkFolder,
+    stage: Stage,
+    stages: Sequence[Stage],
+    screen: Screen,
+    params_after: Callable[[str], Any],
+) -> None:
+    """Analyses the stages before `stage`, writes the records and the claims, and shows a summary.
+
+    Args:
+      runtime: model, devices, prompts and rewards of the run.
+      folder: the work folder.
+      stage: the analysis.
+      stages: all stages of the run, in order.
+      screen: shows progress and the summary.
+      params_after: (name of a stage) -> the parameters at its end.
+    """
+    started = time.monotonic()
+    earlier = stages[: stages.index(stage)]
+    found = interference.run(
+        runtime, sequence(earlier, params_after), folder.root, runtime.config.train.grpo, screen.steps
+    )
+    screen.print(analysis.summary(found))
+    screen.event("claims", claims=found["claims"])
+    screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
+
+
+def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoints:
+    """Selects the stages of a run that the interference analysis compares.
+
+    These are the stages named after a domain that precede the first refresh, and all solo stages.
+
+    Args:
+      stages: the stages before the analysis, in order.
+      params: (name of a stage) -> the parameters at its end.
+
+    Returns:
+      The selected stages, with access to their parameters.
+    """
+    trained: list[Trained] = []
+    solos: list[Trained] = []
+    refreshed = False
+    for stage in stages:
+        refreshed = refreshed or stage.name.startswith("refresh-")
+        if stage.name in DOMAINS and not refreshed:
+            known = {BASE, *(t.name for t in trained)}
+            before = trained[-1].name if trained else BASE
+            trained.append(Trained(stage.name, stage.name, stage.start if stage.start in known else before))
+        elif stage.name.startswith("solo-"):
+            solos.append(Trained(stage.name, stage.domains[0], stage.start))
+    return Checkpoints(tuple(trained), tuple(solos), params)
+
+
+def conflict_bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:
+    """Reads the conflict subspaces that the analysis found for a domain.
+
+    Args:
+      folder: the work folder.
+      mesh: mesh on whose devices the vectors are placed.
+      domain: the domain that was damaged.
+
+    Returns:
+      One `Basis` for each objective, later stage and half of the prompts; empty if no analysis has run.
+    """
+    into, out_of = named(mesh, None, None, "embed", None), named(mesh, None, None, None, "embed")  # the MLP's neurons
+    found = []
+    for file in sorted((folder.root / "analysis" / "parts").glob(f"conflict-{domain}-*.json")):
+        record = records.read_json(file)
+        if "reason" in record:
+            continue
+        stage, objective = record["stage"], record["objective"]
+        kept = load_tree(
+            interference.subspace_folder(folder.root, domain, stage, objective),
+            {"gate": into, "up": into, "down": out_of},
+        )
+        for half, vectors in enumerate(kept["vectors"]):
+            values = np.asarray(record["halves"][half]["eigenvalues"])
+            index, mask = np.asarray(kept["index_LR"]), np.asarray(kept["mask_LR"])
+            found.append(Basis(objective, half, stage, vectors, values, index, mask))
+    return found
