@@ -43,12 +43,16 @@ WRITE_SECONDS = 3600  # a background write that takes longer counts as failed
 class StageCheckpoints:
     """The checkpoints of one stage that is being trained.
 
-    Use it as a context manager: on leaving, it waits until everything is written.
+    Use it as a context manager: on leaving, it waits until everything is written. Making one removes the checkpoints
+    in `folder` that a killed run left unfinished.
 
     Args:
-      folder: folder of the stage's checkpoints.
-      keep: number of newest checkpoints that are kept; 2 leaves an older one if the newest is damaged.
-      tell: called with one line of text for each damaged checkpoint.
+      folder: folder of the stage's checkpoints; it need not exist yet.
+      keep: number of newest checkpoints that are kept, at least 1; 2 leaves an older one if the newest is damaged.
+      tell: called with one line of text for each damaged checkpoint that is found.
+
+    Raises:
+      UserError: on leaving the `with` block without another error, if the last checkpoint could not be written.
     """
 
     def __init__(self, folder: Path, keep: int = 2, tell: Callable[[str], None] = print):
@@ -72,7 +76,16 @@ class StageCheckpoints:
             self._writer.close()
 
     def latest(self) -> int | None:
-        """Step of the newest undamaged checkpoint, None if there is none; newer, damaged ones are renamed."""
+        """Finds the newest undamaged checkpoint; newer, damaged ones are renamed to `STEP.damaged` and told.
+
+        It first waits until the last checkpoint is on disk.
+
+        Returns:
+          The step of the checkpoint, i.e. the number of steps done; None if there is none.
+
+        Raises:
+          UserError: if the last checkpoint could not be written.
+        """
         self.wait()
         step, lines = distributed.agree(self._look() if distributed.is_first() else None)
         for line in lines:
@@ -82,12 +95,13 @@ class StageCheckpoints:
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Saves a training state from which the stage can continue.
 
-        It returns once the state is copied to the host, so the next step may overwrite the state's memory.
+        It returns once the state is copied to the host, so the next step may overwrite the state's memory. The writing
+        goes on in the background; its failure is raised by the next call that waits for it (`wait`).
 
         Args:
-          step: number of steps done.
+          step: number of steps done; it names the checkpoint.
           state: parameters and optimizer state.
-          meta: fields for `meta.json`.
+          meta: fields for `meta.json`, JSON-able, beside "step" and "updates".
 
         Raises:
           UserError: if the previous checkpoint could not be written.
@@ -96,12 +110,12 @@ class StageCheckpoints:
         self._write(step, items, {"updates": int(state.step), **meta})
 
     def save_params(self, step: int, params: Any, meta: dict[str, Any]) -> None:
-        """Saves the final parameters of a stage, without optimizer state.
+        """Saves the final parameters of a stage, without optimizer state, in the background like `save`.
 
         Args:
-          step: number of steps done.
+          step: number of steps done; it names the checkpoint.
           params: the parameters.
-          meta: fields for `meta.json`.
+          meta: fields for `meta.json`, JSON-able, beside "step" and "updates".
 
         Raises:
           UserError: if the previous checkpoint could not be written.
@@ -127,7 +141,13 @@ class StageCheckpoints:
         distributed.barrier("checkpoint")  # the rename is done by process 0 alone
 
     def meta(self) -> dict[str, Any]:
-        """`meta.json` of the newest undamaged checkpoint."""
+        """The content of `meta.json` of the newest undamaged checkpoint.
+
+        It has "step", "updates" (optimizer updates; 0 if only parameters were saved) and the fields given to `save`.
+
+        Raises:
+          FileNotFoundError: if there is no undamaged checkpoint.
+        """
         file = self.folder / str(self.latest()) / META
         return distributed.agree(json.loads(file.read_text()) if distributed.is_first() else None)
 
@@ -138,7 +158,10 @@ class StageCheckpoints:
           like: the same tree with shapes and shardings in place of arrays (`abstract`).
 
         Returns:
-          The training state, placed by these shardings; and the checkpoint's `meta.json`.
+          The training state, placed by these shardings; and the content of the checkpoint's `meta.json`.
+
+        Raises:
+          FileNotFoundError: if there is no undamaged checkpoint.
         """
         meta = self.meta()
         read = _read(self.folder / str(meta["step"]), params=like.params, opt_state=like.opt_state)
@@ -146,7 +169,17 @@ class StageCheckpoints:
         return TrainState(step=step, params=read["params"], opt_state=read["opt_state"]), meta
 
     def restore_params(self, like: Any) -> Any:
-        """Loads the newest undamaged parameters, without optimizer state; `like` as for `restore`."""
+        """Loads the parameters of the newest undamaged checkpoint, without optimizer state.
+
+        Args:
+          like: the parameter tree with shapes and shardings in place of arrays (`abstract`), not a `TrainState`.
+
+        Returns:
+          The parameters, placed by these shardings.
+
+        Raises:
+          FileNotFoundError: if there is no undamaged checkpoint.
+        """
         return _read(self.folder / str(self.latest()), params=like)["params"]
 
     def _write(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -190,7 +223,11 @@ class StageCheckpoints:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a stage's folder, in ascending order."""
+    """Steps of the complete checkpoints in a stage's folder, in ascending order; damage is not looked for.
+
+    Args:
+      folder: folder of the stage's checkpoints; if it does not exist, there are none.
+    """
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
@@ -221,7 +258,11 @@ def load_params(folder: Path, like: Any) -> Any:
 
 
 def keep_last(folder: Path) -> None:
-    """Removes all checkpoints of a finished stage but the last: nothing needs them any more."""
+    """Removes all checkpoints of a finished stage but the last: nothing needs them any more.
+
+    Args:
+      folder: folder of the stage's checkpoints. Damaged ones that were renamed stay.
+    """
     if distributed.is_first():
         for old in steps(folder)[:-1]:
             shutil.rmtree(folder / str(old))
@@ -254,7 +295,12 @@ def _read(folder: Path, **like: Any) -> Any:
 
 
 def save_tree(folder: Path, tree: Any) -> None:
-    """Writes a tree of arrays to a folder of its own and replaces an earlier one."""
+    """Writes a tree of arrays to a folder of its own and replaces an earlier one; it returns once all is on disk.
+
+    Args:
+      folder: the tree's folder; its parents are created.
+      tree: dictionaries and lists of arrays, on devices or on the host.
+    """
     if distributed.is_first():
         for left in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):  # left by a run that was killed
             shutil.rmtree(left)
@@ -266,8 +312,8 @@ def load_tree(folder: Path, shardings: Mapping[str, Any]) -> Any:
     """Reads a tree that `save_tree` wrote.
 
     Args:
-      folder: the tree's folder.
-      shardings: name of a leaf, i.e. its last key in the tree -> its sharding.
+      folder: the tree's folder, which must exist.
+      shardings: name of a leaf, i.e. the last dictionary key on its path -> its sharding; leaves in one list share it.
 
     Returns:
       The tree; leaves named in `shardings` lie on devices, all others are NumPy arrays on the host.
@@ -285,7 +331,15 @@ def load_tree(folder: Path, shardings: Mapping[str, Any]) -> Any:
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes with their shardings, which tells `restore` and `load_params` what to make."""
+    """A tree of shapes with their shardings, which tells `restore` and `load_params` what to make.
+
+    Args:
+      shapes: a tree of arrays, or of `jax.ShapeDtypeStruct`s; shapes and dtypes are read.
+      shardings: a tree of the same structure with a sharding for every leaf.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct`s with shape, dtype and sharding.
+    """
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )

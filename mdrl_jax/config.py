@@ -3,8 +3,10 @@
 A config file's `get_config()` starts from `default()` and changes fields. Flags such as `--config.seed=1` change them
 again. `parse` then turns the ConfigDict into a `Config`, or raises an error that names the wrong field in one line.
 
-Each section lists its fields under `Attributes:`. The sections `domains`, `mesh`, `rollout`, `grpo` and `optimizer` are
-declared in `domains/base.py`, `parallel/sharding.py`, `rl/rollouts.py`, `rl/grpo.py` and `rl/trainer.py`.
+Each section lists its fields under `Attributes:`. The limits stated there are checked by `parse`. A section that Python
+code makes directly checks only what its own docstring names under `Raises:`. The sections `domains`, `mesh`, `rollout`,
+`grpo` and `optimizer` are declared in `domains/base.py`, `parallel/sharding.py`, `rl/rollouts.py`, `rl/grpo.py` and
+`rl/trainer.py`.
 """
 
 import dataclasses
@@ -134,7 +136,11 @@ class TrainSection:
     prevent: PreventSection = PreventSection()
 
     def lr_scale(self, step: int) -> float:
-        """Factor on the learning rate at a step (from 0): rises linearly over `warmup_steps`, then 1."""
+        """Factor on the learning rate at a step, above 0 and at most 1.
+
+        Args:
+          step: number of the step, from 0. The factor is (step + 1) / `warmup_steps` until this reaches 1.
+        """
         return min(1.0, (step + 1) / self.warmup_steps if self.warmup_steps else 1.0)
 
 
@@ -368,7 +374,9 @@ RENAMED = {
 def renamed(path: str) -> str:
     """The present name of a field that was renamed, e.g. "train.group_size" for "train.group"; "" if it was not.
 
-    `path` is the dotted path of the field below the config. `stage_overrides.STAGE` has the fields of `train`.
+    Args:
+      path: dotted path of the field below the config, without "config.". `stage_overrides.STAGE` has the fields of
+        `train`: "stage_overrides.math.group" gives "stage_overrides.math.group_size".
     """
     stage = re.match(r"stage_overrides\.[^.]+\.", path)
     if not stage:
@@ -390,6 +398,13 @@ def from_file(path: str | Path) -> Config:
     """The result of `get_config()` of another config file, so that a config can change a few of its fields.
 
     It is annotated as `Config` for the same reason as that of `default`.
+
+    Args:
+      path: the other file, relative to the current folder, not to the file that calls this.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      KeyError: if it does not define `get_config`.
     """
     return runpy.run_path(str(path))["get_config"]()
 
@@ -456,6 +471,10 @@ def _fill(kind: Any, value: Any, name: str) -> Any:
 def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
     """The frozen, validated configuration.
 
+    Args:
+      config: a ConfigDict, such as `default()` returns, or nested mappings; fields that are absent have their defaults.
+        A configuration that was parsed before is refused.
+
     Raises:
       UserError: if a field is unknown or its value is not allowed; the message names the field and what is allowed.
     """
@@ -465,7 +484,16 @@ def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
 
 
 def stage_config(config: Config, stage: str) -> TrainSection:
-    """The training settings of one stage: `config.train`, changed by the stage's prefix, then by its overrides."""
+    """The training settings of one stage: `config.train`, changed by the stage's prefix, then by its overrides.
+
+    Args:
+      config: the whole configuration, parsed.
+      stage: name of the stage; it need not be in `config.stages`. Only prefixes in `METHODS` change fields.
+
+    Raises:
+      UserError: if an override names no field of `TrainSection` or has the wrong type, or if `GRPOConfig` or
+        `OptimizerConfig` refuses a value. All other limits are checked by `parse`.
+    """
     changes, name = config.stage_overrides.get(stage, {}), f"stage_overrides.{stage}"
     if not isinstance(changes, Mapping):
         raise UserError(f"{name}={changes!r} has the wrong type; it must be a section of fields")

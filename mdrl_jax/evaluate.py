@@ -25,9 +25,10 @@ class Evaluation:
     """The scores of one set of parameters.
 
     Attributes:
-      rewards: by domain, [P, k] for P prompts and k completions each, in [0, 1].
+      rewards: by domain, [P, k] for P prompts and k completions each, float32, in [0, 1].
       accuracy: as `rewards`, but without the parts of the reward that judge style.
-      samples: a few completions with their prompts and rewards, for people to read.
+      samples: a few completions for people to read, each a dictionary with "domain", "prompt", "completion" (texts),
+        "reward" and "accuracy".
     """
 
     rewards: dict[str, np.ndarray]
@@ -35,7 +36,10 @@ class Evaluation:
     samples: list[dict[str, Any]]
 
     def record(self) -> dict[str, Any]:
-        """Rewards and accuracy as JSON; the float32 values are kept exactly."""
+        """{"rewards": ..., "accuracy": ...} as JSON-able values: by domain, a list of k numbers for each prompt.
+
+        The float32 values are kept exactly.
+        """
         return {
             "rewards": {d: x.tolist() for d, x in self.rewards.items()},
             "accuracy": {d: x.tolist() for d, x in self.accuracy.items()},
@@ -49,13 +53,15 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
       runtime: model, prompts and rewards of the run.
       params: the parameters to score.
       label: name of this work in the progress bar.
-      track: shows the progress.
+      track: shows the progress over batches of `evaluate.batch` prompts.
 
     Returns:
-      Rewards and accuracy of every prompt, and samples.
+      Rewards and accuracy of every prompt of the scored domains, and the completions of the first `evaluate.shown`
+      prompts of each.
 
     Raises:
       UserError: if more than `rewards.max_error_share` of a batch's rewards fail.
+      Stopped: after a SIGTERM, if `track` is that of a `Screen`; nothing is saved.
     """
     config = runtime.config.evaluate
     total = sum(_parts(len(runtime.prompts[domain, config.split]), config) for domain in runtime.config.scored_domains)
@@ -84,16 +90,21 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
 def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Scores parameters for a decision: which step of a refresh, coordinate set or factor of a merge is best.
 
-    The first `recover.prompts` validation prompts are used. The scores of the choice are reported on other prompts, by
-    `evaluate` (with its default split) or by `held_out_rewards`.
+    The first `recover.prompts` validation prompts of each domain are used, or all if there are fewer. They are sampled
+    as `evaluate` samples (`evaluate.sampling`, the same keys). The scores of the choice are reported on other prompts,
+    by `evaluate` (with its default split) or by `held_out_rewards`.
 
     Args:
       runtime: model, prompts and rewards of the run.
       params: the parameters to score.
-      domains: domains to score; all scored domains by default.
+      domains: names of the domains to score; None or empty: all scored domains.
 
     Returns:
-      Rewards by domain, [P, k] in [0, 1] with k = `recover.samples`.
+      Rewards by domain, [P, k] in [0, 1] for P prompts, with k = `recover.samples`.
+
+    Raises:
+      UserError: if more than `rewards.max_error_share` of a batch's rewards fail.
+      Stopped: after a SIGTERM, between two batches.
     """
     return _rewards(runtime, params, domains, "validation", runtime.config.recover.prompts)
 
@@ -104,10 +115,14 @@ def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | Non
     Args:
       runtime: model, prompts and rewards of the run.
       params: the parameters to score.
-      domains: domains to score; all scored domains by default.
+      domains: names of the domains to score; None or empty: all scored domains.
 
     Returns:
-      Rewards by domain, [P, k] in [0, 1] with k = `recover.samples`.
+      Rewards by domain, [P, k] in [0, 1] for all P prompts, with k = `recover.samples`.
+
+    Raises:
+      UserError: if more than `rewards.max_error_share` of a batch's rewards fail.
+      Stopped: after a SIGTERM, between two batches.
     """
     return _rewards(runtime, params, domains, "test", None)
 

@@ -88,7 +88,14 @@ class Walk:
     screen: Screen
 
     def run(self) -> None:
-        """Runs every stage that is not finished, then writes and shows the summary."""
+        """Scores the base model, runs every stage that is not finished, then writes and shows the summary.
+
+        It must be called inside `jax.set_mesh(runtime.mesh)`, with an open `screen`.
+
+        Raises:
+          UserError: if the user can put the problem right; records written so far are kept.
+          Stopped: after a SIGTERM inside `preemption.watch()`; progress is saved.
+        """
         started = time.monotonic()
         n = sum(x.size for x in jax.tree.leaves(self.runtime.shapes))
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.runtime.mesh.shape.items())
@@ -280,6 +287,17 @@ class Walk:
 
 
 def scores(folder: WorkFolder) -> list[dict[str, Any]]:
-    """Rows of `scores.jsonl`, made from all evaluations on disk and sorted by stage index."""
+    """Rows of `scores.jsonl`, made from all evaluations on disk.
+
+    Args:
+      folder: the work folder.
+
+    Returns:
+      The rows of `report.tables.scores.score_rows`, one for each stage and domain, sorted by the stage's index; empty
+      if there is no evaluation.
+
+    Raises:
+      UserError: if a file is no valid JSON.
+    """
     evaluations = [records.read_json(file) for file in sorted((folder.root / "evaluations").glob("*.json"))]
     return sorted((row for record in evaluations for row in score_rows(record)), key=lambda row: row["index"])

@@ -406,7 +406,12 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
       The exit status: 0 done; 2 an error that the user can put right; 143 stopped by SIGTERM; 1 if `fit` finds a
-      program that does not fit, or if standard output was closed.
+      program that does not fit, or if standard output was closed. If an error ends a command that runs in several
+      processes, the function does not return: it ends the process with status 2 for such an error, 75 if another host
+      was lost, and 1 otherwise.
+
+    Raises:
+      Exception: any error of a command in a single process that is none of these is not caught.
     """
     argv = sys.argv if argv is None else argv
     # transformers warns if torch is missing, but only its tokenizers are used here.
@@ -464,7 +469,7 @@ def _together(execute: Callable[[], int | None]) -> int:
 
 
 def cli() -> None:
-    """The installed command `mdrl`."""
+    """The installed command `mdrl`: runs `main` with `sys.argv` and exits with its status."""
     sys.exit(main())
 
 

@@ -16,11 +16,15 @@ NAME = "manifest.json"
 
 
 class Damaged(Exception):
-    """A folder differs from its manifest; the message says how."""
+    """A folder differs from its manifest, or has no intact one; the message says how."""
 
 
 def write(folder: Path) -> None:
-    """Writes `manifest.json` for the files in a folder; they must not change afterwards."""
+    """Writes `manifest.json` for the files in a folder and its subfolders; they must not change afterwards.
+
+    Args:
+      folder: an existing folder that has no `manifest.json` yet; an old one would be listed as a file of the folder.
+    """
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     files = {name: [(folder / name).stat().st_size, found] for name, found in _hashes(folder, names).items()}
     with open(folder / NAME, "w") as f:
@@ -34,11 +38,12 @@ def check(folder: Path, without: str = "") -> None:
     """Compares a folder with its manifest; in each process, an undamaged folder is checked only once.
 
     Args:
-      folder: the folder.
-      without: a folder inside it whose files are not checked; "" checks all files.
+      folder: the folder. Files in it that the manifest does not name are ignored.
+      without: path, relative to `folder`, of a folder inside it whose files are not checked; "" checks all files.
 
     Raises:
-      Damaged: if a file is missing, has another size or was changed; the message names it.
+      Damaged: if a file is missing, cannot be read, has another size or was changed, or if this holds for
+        `manifest.json` itself; the message names the file.
     """
     files = _read(folder)
     wanted = {name: known for name, known in files.items() if not without or not name.startswith(f"{without}/")}

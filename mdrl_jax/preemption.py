@@ -29,6 +29,10 @@ class Stopped(BaseException):
     """Ends the run because of a SIGTERM; the message says where and what is saved.
 
     It is a BaseException so that no `except Exception` catches it.
+
+    Args:
+      where: the place in the work, such as "after step 3 of math".
+      saved: a clause that says what is saved, such as "what was finished is saved".
     """
 
     def __init__(self, where: str, saved: str):
@@ -37,7 +41,13 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def watch() -> Iterator[None]:
-    """Handles SIGTERM inside the `with` block, which must be entered in the main thread."""
+    """Makes `noticed` see a SIGTERM inside the `with` block; afterwards the signal has its earlier handler again.
+
+    With several processes it does nothing, because JAX's service receives the signal.
+
+    Raises:
+      ValueError: if the block is entered outside the main thread.
+    """
     global _told
     if distributed.count() > 1:
         yield
@@ -70,7 +80,10 @@ def _listen(read: int) -> None:
 
 
 def noticed() -> bool:
-    """Whether the run must end because of a SIGTERM; all processes must call this at the same place of the program."""
+    """Whether the run must end because of a SIGTERM; all processes must call this at the same place of the program.
+
+    Once it is True it stays True until `watch` ends. With one process and outside `watch` it is always False.
+    """
     global _told, _asked
     if distributed.count() > 1 and not _told:
         from jax.experimental import multihost_utils
@@ -83,6 +96,13 @@ def noticed() -> bool:
 
 
 def check(work: str) -> None:
-    """Raises `Stopped` if the run must end; `work` names in the message what was being done."""
+    """Ends the run between two pieces of work if a SIGTERM has come; like `noticed`, to be called by all processes.
+
+    Args:
+      work: what is being done, for the message "stopped by SIGTERM during WORK; ...".
+
+    Raises:
+      Stopped: if the run must end.
+    """
     if noticed():
         raise Stopped(f"during {work}", "what was finished is saved")

@@ -7,6 +7,9 @@ starts:
         for done, job in enumerate(jobs):
             show(done, job.name)
             ...
+
+The `Track` of a run (`Screen.steps`) checks at every report whether the run must end, and then raises
+`preemption.Stopped`.
 """
 
 import datetime
@@ -28,8 +31,14 @@ class Step:
 
     Args:
       label: name of the step.
-      total: number of pieces.
-      clock: gives the time in seconds.
+      total: number of pieces, those that were done before this run included.
+      clock: gives the time in seconds, from any start.
+
+    Attributes:
+      label: as given.
+      total: as given.
+      done: number of pieces done by the latest report; 0 before the first.
+      text: text of the latest report; "" before the first.
     """
 
     def __init__(self, label: str, total: int, clock: Callable[[], float] = time.monotonic):
@@ -39,13 +48,18 @@ class Step:
         self._reports: list[tuple[float, int]] = []
 
     def report(self, done: int, text: str) -> None:
-        """Notes the number of pieces done, and a text about the current piece."""
+        """Notes the progress; to be called at the start and whenever a piece is done or the text changes.
+
+        Args:
+          done: number of pieces done in all, not since the last report.
+          text: about the current piece.
+        """
         if not self._reports or done > self.done:
             self._reports = [*self._reports[:2], (self._clock(), done)]
         self.done, self.text = done, text
 
     def left(self) -> float | None:
-        """Estimated seconds until the step ends; None until a piece is done."""
+        """Estimated seconds until the step ends, at least 0; None until a piece is done after the first report."""
         if len(self._reports) < 2:
             return None
         (begun, before), (ended, done) = self._reports[-2:]
@@ -53,7 +67,7 @@ class Step:
         return max(0.0, needed - (self._clock() - ended))
 
     def left_text(self) -> str:
-        """The estimated time left as `0:03:20`, or `-:--:--` if there is no estimate yet."""
+        """The estimated time left as hours, minutes and seconds, `0:03:20`; `-:--:--` if there is no estimate yet."""
         left = self.left()
         return "-:--:--" if left is None else str(datetime.timedelta(seconds=round(left)))
 
@@ -62,7 +76,10 @@ class Step:
         return f"{self.label} {self.done}/{self.total}  {self.text}  {self.left_text()} left"
 
     def record(self) -> dict[str, Any]:
-        """The fields of a progress event for `--output=json`."""
+        """The fields of a progress event for `--output=json`: "label", "done", "total", "text" and "seconds_left".
+
+        The last one is None if there is no estimate yet.
+        """
         left = self.left()
         fields = {name: getattr(self, name) for name in ("label", "done", "total", "text")}
         return fields | {"seconds_left": None if left is None else round(left, 1)}

@@ -3,7 +3,9 @@
 A file is written under a temporary name, synchronised to disk (fsync) and then renamed.
 
 If a run has several processes, all of them must call the writing functions. They wait for each other, process 0 writes,
-and they wait again. So no process reads the old file after another has gone on with the new one.
+and they wait again. So no process reads the old file after another has gone on with the new one. If a process does not
+come within the time-out, they raise `distributed.HostLost`. All functions raise OSError if the system refuses to read
+or write a file.
 """
 
 import json
@@ -17,7 +19,7 @@ from mdrl_jax.parallel import distributed
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes `data` to `path` atomically; creates the folder if needed."""
+    """Writes `data` to the file `path` atomically, in place of an earlier one; creates its folders if needed."""
     path = Path(path)
     distributed.barrier(f"before {path.name}")
     if distributed.is_first():
@@ -36,17 +38,25 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` in UTF-8, atomically."""
+    """Writes `text` in UTF-8 to the file `path`, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes one indented JSON document, atomically."""
+    """Writes `value` as one indented JSON document, as `write_bytes` does; NaN and infinities as `NaN` and `Infinity`.
+
+    Raises:
+      TypeError: if the value, e.g. a NumPy array, is not JSON-able; no file is touched.
+    """
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes one JSON object per line, the whole file atomically."""
+    """Writes one JSON object per line, the whole file at once as `write_bytes` does; earlier rows are not kept.
+
+    Raises:
+      TypeError: if a row is not JSON-able; no file is touched.
+    """
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -68,7 +78,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; an empty list if the file does not exist.
 
     Raises:
-      UserError: if a line is not valid JSON; the message has its number.
+      UserError: if a line is not valid JSON, e.g. an empty one; the message has its number.
     """
     path = Path(path)
     if not path.exists():

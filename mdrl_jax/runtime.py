@@ -30,7 +30,11 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def model_folder(path: str) -> Path:
-    """The folder of a model path; "tiny" is the base model that comes with the package."""
+    """The folder of a model, which may not exist.
+
+    Args:
+      path: a Hugging Face folder, or "tiny" for the base model that comes with the package (`ModelSection.path`).
+    """
     return EMBEDDED_MODEL if path == "tiny" else Path(path)
 
 
@@ -43,10 +47,10 @@ class Runtime:
       mesh: the devices, as `data x fsdp x tensor`.
       model: the decoder, without parameters.
       tokenizer: the model's tokenizer.
-      shapes: tree of the parameters' shapes.
-      shardings: tree of the parameters' shardings.
-      domains: domains by name.
-      prompts: tokenized prompts by (domain, split).
+      shapes: tree of the parameters' shapes and dtypes (`jax.ShapeDtypeStruct`).
+      shardings: tree of the parameters' `NamedSharding`s.
+      domains: the scored domains by name.
+      prompts: tokenized prompts by (domain, split), for the splits "train", "validation" and "test".
       rollouts: samples and scores batches of prompts.
       notes: lines for the log, about the data sets and the attention that was chosen.
     """
@@ -63,7 +67,12 @@ class Runtime:
     notes: tuple[str, ...] = ()
 
     def data(self) -> dict[str, Any]:
-        """The record `data.json`: for each data set, the rows read and left out, and fingerprints of its prompts."""
+        """The record `data.json`: for each data set, the rows read and left out, and fingerprints of its prompts.
+
+        Returns:
+          Name of a domain -> `Data.record`, with the `PromptSet.record` of each split under "splits". Domains without
+          a data set are left out.
+        """
         return {
             name: {**domain.data.record, "splits": {split: self.prompts[name, split].record for split in SPLITS}}
             for name, domain in self.domains.items()
@@ -71,7 +80,14 @@ class Runtime:
         }
 
     def base_params(self) -> Any:
-        """Loads, or draws, the parameters that the first stage starts from."""
+        """Loads, or for `model.weights` "random" draws, the parameters of the base model; each call makes new arrays.
+
+        Returns:
+          A tree of float32 parameters on the devices, placed by `shardings`.
+
+        Raises:
+          UserError: if the model folder's weights cannot be read or do not fit its config.json.
+        """
         section = self.config.model
         if section.weights == "random":
             return huggingface.random_params(self.model, self.mesh, self.config.seed)
@@ -79,7 +95,14 @@ class Runtime:
 
 
 def make_pool(section: RewardSection) -> RewardPool:
-    """The reward workers of a config, to be used as a context manager."""
+    """Starts the reward workers of a config; use the pool as a context manager, which ends them.
+
+    Args:
+      section: section `rewards` of the configuration.
+
+    Raises:
+      UserError: if `rewards.sandbox` is "bwrap" and bubblewrap does not work here.
+    """
     s = section
     return RewardPool(s.workers, s.cpu_seconds, s.memory_mb, s.deadline_seconds, s.sandbox)
 
@@ -89,14 +112,15 @@ def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
 
     Args:
       config: the whole configuration.
-      sizes: sizes of the model.
+      sizes: sizes of the model, from `huggingface.read_config`.
       mesh: the devices.
 
     Returns:
       The decoder, without parameters.
 
     Raises:
-      UserError: if prompt and completion together may be longer than the model allows.
+      UserError: if prompt and completion together may be longer than the model allows, or if `rollout.cache_gib` has no
+        room for one prompt with one completion.
     """
     prompt, completion = config.rollout.prompt_buckets[-1], config.rollout.completion_buckets[-1]
     if prompt + completion > sizes.max_positions:
@@ -124,7 +148,7 @@ def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
 
 
 def build(config: Config, pool: RewardPool) -> Runtime:
-    """Builds a run, and refuses what cannot work before anything runs.
+    """Builds a run, and refuses what cannot work before anything runs. It reads no weights.
 
     Args:
       config: the whole configuration.
@@ -134,7 +158,9 @@ def build(config: Config, pool: RewardPool) -> Runtime:
       The parts that all stages share.
 
     Raises:
-      UserError: if the model is missing or not supported, prompts are too long, or the mesh does not divide a size.
+      UserError: if the model or its tokenizer is missing or not supported, a data set cannot be read, a domain has no
+        prompts, prompts are too long, the mesh does not match the devices or does not divide a size, or
+        `rollout.cache_gib` is too small.
     """
     folder = model_folder(config.model.path)
     sizes = huggingface.read_config(folder)

@@ -11,6 +11,14 @@ def section(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass whose fields a type checker accepts assignments to.
 
     A config file assigns to the fields of a `ConfigDict`. It is annotated with these classes (`config.default`), so
-    editors complete its fields and type checkers check them. The parsed configuration itself cannot be changed.
+    editors complete its fields and type checkers check them. The parsed configuration itself cannot be changed: an
+    assignment to a field raises `dataclasses.FrozenInstanceError`.
+
+    Args:
+      cls: a class with annotated fields, declared as for `dataclasses.dataclass`. Every field needs a default, because
+        `config.default` makes the sections without arguments.
+
+    Returns:
+      The same class, now a dataclass that compares and hashes by its fields.
     """
     return dataclasses.dataclass(frozen=True)(cls)

@@ -105,14 +105,15 @@ def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stag
     """The stages of a run in the order in which they run.
 
     Args:
-      config: the whole configuration; its `stages`, `scored_domains` and training settings are used.
+      config: the whole configuration, parsed; its `stages`, `scored_domains` and training settings are used.
       known_domains: names of all domains that exist.
 
     Returns:
       One `Stage` for each name in `config.stages`.
 
     Raises:
-      UserError: if a name is no valid stage name, or a stage lacks a domain or an earlier stage that it needs.
+      UserError: if a name is no valid stage name, a domain is unknown or not scored, a stage lacks a domain or an
+        earlier stage that it needs, or the prompts of a step cannot be shared out among its domains.
     """
     for domain in config.scored_domains:
         if domain not in known_domains:
@@ -188,7 +189,15 @@ def _keeps(stage: Stage, earlier: list[Stage]) -> tuple[str, ...]:
 
 
 def way(last: str, stages: Sequence[Stage]) -> list[Stage]:
-    """The chain of stages from the base model to the end of stage `last`, earliest first; `last` is included."""
+    """The chain of stages from the base model to the end of a stage: each one starts from the one before it.
+
+    Args:
+      last: name of the last stage of the chain, or "base".
+      stages: stages of the run, in which names are looked up.
+
+    Returns:
+      The stages, earliest first, with stage `last` at the end; empty for "base" or a name that is not in `stages`.
+    """
     by_name = {s.name: s for s in stages}
     found: list[Stage] = []
     while last in by_name:
@@ -198,7 +207,15 @@ def way(last: str, stages: Sequence[Stage]) -> list[Stage]:
 
 
 def trained_on_the_way(stage: Stage, earlier: Sequence[Stage]) -> tuple[str, ...]:
-    """Domains that GRPO trained on the way from the base model to a stage's start, earliest first."""
+    """Names of the domains that GRPO trained on the way from the base model to a stage's start.
+
+    Args:
+      stage: the stage; what it trains itself does not count.
+      earlier: stages of the run, at least those on the way.
+
+    Returns:
+      Each domain once, in the order in which it was first trained, alone or with others.
+    """
     return tuple(dict.fromkeys(d for s in way(stage.start, earlier) if s.kind == "grpo" for d in s.domains))
 
 

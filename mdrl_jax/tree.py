@@ -14,33 +14,47 @@ import jax.numpy as jnp
 
 
 def vdot(a: Any, b: Any) -> jax.Array:
-    """The inner product ⟨a, b⟩ over all leaves, a scalar; float32, or float64 if the leaves are."""
+    """The inner product ⟨a, b⟩ over all leaves together, a scalar; float32, or float64 if the leaves are.
+
+    The trees have one structure, and their leaves the same shapes.
+    """
     parts = jax.tree.map(lambda x, y: jnp.sum(_wide(x) * _wide(y)), a, b)
     return functools.reduce(jnp.add, jax.tree.leaves(parts), jnp.float32(0))
 
 
 def norm(a: Any) -> jax.Array:
-    """The norm ‖a‖₂ over all leaves, a scalar."""
+    """The norm ‖a‖₂ over all leaves together, a scalar; float32, or float64 if the leaves are."""
     return jnp.sqrt(vdot(a, a))
 
 
 def add(a: Any, b: Any) -> Any:
-    """a + b."""
+    """a + b, leaf by leaf, for two trees of one structure; the dtypes are promoted by JAX's rules."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def sub(a: Any, b: Any) -> Any:
-    """a − b."""
+    """a − b, leaf by leaf, for two trees of one structure; the dtypes are promoted by JAX's rules."""
     return jax.tree.map(jnp.subtract, a, b)
 
 
 def scale(alpha: Any, x: Any) -> Any:
-    """alpha · x; each leaf keeps its dtype."""
+    """alpha · x; each leaf keeps its dtype.
+
+    Args:
+      alpha: a scalar for all leaves: a number or an array without axes, traced or not.
+      x: a tree of arrays.
+    """
     return jax.tree.map(lambda leaf: (alpha * leaf).astype(leaf.dtype), x)
 
 
 def axpy(alpha: Any, x: Any, y: Any) -> Any:
-    """alpha · x + y, for a scalar alpha; each leaf has the dtype of y's leaf."""
+    """alpha · x + y; each leaf has the dtype of y's leaf.
+
+    Args:
+      alpha: a scalar for all leaves: a number or an array without axes, traced or not.
+      x: a tree of arrays.
+      y: a tree of the same structure and shapes.
+    """
     return jax.tree.map(lambda a, b: (alpha * a + b).astype(b.dtype), x, y)
 
 
@@ -50,7 +64,11 @@ def zeros_like(a: Any) -> Any:
 
 
 def path(keys: Any) -> str:
-    """The path of a leaf as text, such as `layers/gate/kernel`, from its key path in JAX."""
+    """The path of a leaf as text, such as `layers/gate/kernel`.
+
+    Args:
+      keys: the leaf's key path, as `jax.tree_util.tree_flatten_with_path` gives it.
+    """
     return "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys)
 
 
@@ -60,13 +78,22 @@ def is_stacked(name: str) -> bool:
 
 
 def kind(name: str) -> str:
-    """The kind of the tensor at a path: `gate` for `layers/gate/kernel`, `q_bias` for `layers/q/bias`."""
+    """The kind of the tensor at a path (`path`): the first part of the path, or the next one after `layers/`.
+
+    It is `gate` for `layers/gate/kernel`, `attn_norm` for `layers/attn_norm/scale`, `embedding` for `embedding`, and
+    `q_bias` for `layers/q/bias`.
+    """
     stem, _, last = name.removeprefix("layers/").partition("/")
     return f"{stem}_bias" if last == "bias" else stem
 
 
 def label(name: str, layer: int | None) -> str:
-    """The name of one tensor: `layers/gate/kernel[2]` for layer 2, or the path alone if `layer` is None."""
+    """The name of one tensor: `layers/gate/kernel[2]` for layer 2, or the path alone if `layer` is None.
+
+    Args:
+      name: the path of the leaf (`path`).
+      layer: number of the layer, from 0; None for a leaf that is not stacked by layer.
+    """
     return name if layer is None else f"{name}[{layer}]"
 
 
@@ -97,5 +124,10 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def changed(x: jax.Array, change: jax.Array) -> jax.Array:
-    """x + change, in x's dtype; where the change is 0, x stays as it is bit for bit (−0 + 0 would be +0)."""
+    """x + change, in x's dtype; where the change is 0, x stays as it is bit for bit (−0 + 0 would be +0).
+
+    Args:
+      x: an array.
+      change: the difference to add, of x's shape. The sum is computed in its dtype.
+    """
     return jnp.where(change == 0, x, (x.astype(change.dtype) + change).astype(x.dtype))

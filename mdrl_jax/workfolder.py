@@ -31,7 +31,7 @@ FREE = (
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """The whole configuration as nested dictionaries and lists that JSON can hold."""
+    """The whole parsed configuration as nested dictionaries and lists that JSON can hold; tuples become lists."""
     return _plain(dataclasses.asdict(config))
 
 
@@ -42,7 +42,12 @@ def _plain(value: Any) -> Any:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """The fields of nested dictionaries by their dotted paths, e.g. {"train": {"steps": 4}} -> {"train.steps": 4}."""
+    """The fields of nested dictionaries by their dotted paths, e.g. {"train": {"steps": 4}} -> {"train.steps": 4}.
+
+    Args:
+      value: nested dictionaries. Lists and tuples in them are fields as a whole; empty dictionaries have no fields.
+      name: path of `value` itself, which the paths begin with; "" for none.
+    """
     if not isinstance(value, dict):
         return {name: value}
     fields: dict[str, Any] = {}
@@ -53,7 +58,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class WorkFolder:
-    """The paths of one run's records, below the folder `root`."""
+    """The paths of one run's records, below the folder `root`, which need not exist until `open` is called."""
 
     root: Path
 
@@ -62,7 +67,11 @@ class WorkFolder:
         return self.root / "checkpoints" / stage.folder
 
     def evaluation(self, folder: str) -> Path:
-        """File with the rewards of every prompt after a stage; a stage is finished once this file exists."""
+        """File with the rewards of every prompt after a stage; a scored stage is finished once this file exists.
+
+        Args:
+          folder: `Stage.folder` of the stage, e.g. "02-math"; "00-base" for the base model.
+        """
         return self.root / "evaluations" / f"{folder}.json"
 
     def costs(self, stage: Stage) -> Path:
@@ -70,7 +79,11 @@ class WorkFolder:
         return self.root / "costs" / f"{stage.folder}.json"
 
     def samples(self, folder: str) -> Path:
-        """File with a few completions after a stage, for people to read."""
+        """File with a few completions after a stage, one JSON object a line, for people to read.
+
+        Args:
+          folder: as for `evaluation`.
+        """
         return self.root / "samples" / f"{folder}.jsonl"
 
     def recorded(self) -> dict[str, Any]:
@@ -88,10 +101,15 @@ class WorkFolder:
         """Writes `config.json`; if there is one, checks first that it belongs to the same experiment.
 
         A run may be continued with more stages at the end. Any other change that could change a result is refused, so
-        one folder never mixes two experiments.
+        one folder never mixes two experiments. The root is created if needed, and half-written records of a killed run
+        are removed. All processes must call it.
+
+        Args:
+          config: the whole configuration, parsed.
 
         Raises:
-          UserError: if a field differs (the message names the first one), or the folder holds something else.
+          UserError: if a field differs (the message names the first one), the folder holds something else, or its
+            `config.json` comes from a version of the package whose fields are no longer valid.
         """
         file = self.root / "config.json"
         now = resolved(config)
@@ -117,8 +135,10 @@ class WorkFolder:
     def open_data(self, data: Mapping[str, Any]) -> None:
         """Writes `data.json`; if there is one, checks first that the prompts are those that the run started with.
 
+        Nothing is written if `data` is empty, as in a run without data sets.
+
         Args:
-          data: domain -> its record, with the fingerprint of each split (`Runtime.data`).
+          data: name of a domain -> its record, with the fingerprint of each split (`Runtime.data`).
 
         Raises:
           UserError: if prompts differ, because a data file or the tokenizer was changed.

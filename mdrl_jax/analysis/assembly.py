@@ -35,6 +35,9 @@ def harmed(parts: Parts, most: int) -> list[tuple[str, str]]:
     Args:
       parts: the units so far, with all of damage.
       most: how many pairs at most. Only pairs whose interval of the damage lies above 0 count.
+
+    Returns:
+      (name of the domain, name of the later stage) of each pair.
     """
     found = []
     for _, part in starting(parts, "damage"):
@@ -95,8 +98,9 @@ def transfer(points: Parts, domain: str, stage: Record, stages: Sequence[Record]
       stages: all stages, as in the settings.
 
     Returns:
-      {"domain", "stage", "measured", "effect"}: "effect" is −g_A·δ_B on the shared route and on its complement; None if
-      it was not measured.
+      {"domain", "stage", "measured", "effect"}: "measured" is the mean reward after the stage minus that before it, in
+      rewards; "effect" is −g_A·δ_B on the shared route and on its complement, {"route", "complement"}, in rewards; None
+      if it was not measured.
     """
     after, before = (np.asarray(points[name]["rewards"][domain]) for name in (stage["name"], stage["start"]))
     own = next(s["name"] for s in reversed(stages) if s["domain"] == domain)
@@ -116,7 +120,8 @@ def predicted_against_measured(pairs: Sequence[Record]) -> dict[str, Any]:
       pairs: the units `damage-…`.
 
     Returns:
-      by objective: {"n", "points": [[predicted, measured]], "spearman", "r_squared"}. R² is that of the line
+      by objective (the keys of `AGAINST`): {"n": number of pairs with both figures, "points": [[predicted, measured]],
+      "spearman", "r_squared"}. Points are in the unit of the objective (`damage.UNITS`). R² is that of the line
       measured = predicted.
     """
     out = {}
@@ -138,8 +143,11 @@ def verdicts(found: Mapping[str, Any], stages: Sequence[Record]) -> list[Record]
     """The verdicts of C1 to C5, as records.
 
     Args:
-      found: the other contents made by `assemble`.
+      found: the other contents made by `assemble`, by file name.
       stages: all stages, as in the settings.
+
+    Returns:
+      one record for each claim, C1 first.
     """
     edits, damage = found["edits"], {(p["domain"], p["stage"]): p for p in found["damage"]["pairs"]}
     own = {s["domain"]: s["name"] for s in stages}

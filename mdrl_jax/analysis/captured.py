@@ -115,6 +115,9 @@ def measure(
       and "baselines" (definitions §7). If the interval of DᵀHD includes 0, shares are undefined: their estimate is None
       and they have a "reason". Shares are not cut to [0, 1]. If DᵀHD is below 0, D lowers the loss to second order, and
       a share is a share of that gain.
+
+    Raises:
+      ValueError: if a second-order term is not finite.
     """
     first, second = halves
 

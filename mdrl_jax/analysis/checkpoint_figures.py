@@ -63,7 +63,10 @@ def gradient_figures(
 
     Returns:
       the comparisons (`gradients.compare`) by pair "a-b", with "domains"; and for each later domain B the inner
-      products ⟨g_A, δ_B⟩ of each of A's M blocks on each neuron, [M, L, F].
+      products ⟨g_A, δ_B⟩ of each of A's M blocks on each neuron, [M, L, F], with g_A the gradient of the loss.
+
+    Raises:
+      ValueError: if a domain has fewer than four blocks of `analyze.batch` prompts.
     """
     names, batch = list(samples), probe.runtime.config.analyze.batch
     blocks = {name: probe.rows(sample) for name, sample in samples.items()}
@@ -96,6 +99,9 @@ def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, 
       a, b: activity of two domains in the same number of blocks.
       which: the completions, one of `routes.WHICH`.
       kind: "neurons" or "heads".
+
+    Returns:
+      the record. Its estimate is the Jaccard index; n counts blocks. It has no estimate if both routes are empty.
     """
     sets = [top_share(x.scores(which, kind), SHARE) for x in (a, b)]
     record = overlap(sets[0], sets[1])
@@ -130,7 +136,14 @@ def route_figures(activity: Mapping[str, Activity]) -> dict[str, Any]:
 
 
 def shared_route(a: Activity, b: Activity) -> NDArray[np.bool_]:
-    """The shared route ℛ = R_A ∩ R_B of MLP neurons, over all completions, [L, F]."""
+    """The shared route ℛ = R_A ∩ R_B of MLP neurons, over all completions.
+
+    Args:
+      a, b: activity of the two domains at the same parameters.
+
+    Returns:
+      booleans [L, F], true for neurons of ℛ.
+    """
     return top_share(a.scores("all", "neurons"), SHARE) & top_share(b.scores("all", "neurons"), SHARE)
 
 
@@ -139,7 +152,7 @@ def on_route(probe: Probe, route_LF: NDArray[np.bool_], later: Later, effect_MLF
 
     Args:
       probe: the compiled device programs.
-      route_LF: ℛ.
+      route_LF: ℛ, booleans [L, F].
       later: the later stage B.
       effect_MLF: ⟨g_A, δ_B⟩ of each of A's M blocks on each neuron.
 

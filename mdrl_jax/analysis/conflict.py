@@ -51,7 +51,7 @@ class Route:
 
 
 def route(chosen_LF: np.ndarray) -> Route:
-    """The route of the neurons that are true in `chosen_LF`."""
+    """The route of the neurons that are true in `chosen_LF`, booleans [L, F]; it may have no neuron in some layers."""
     width = round_up(max(int(chosen_LF.sum(axis=1).max()), 1))
     index = np.zeros((chosen_LF.shape[0], width), np.int32)
     mask = np.zeros((chosen_LF.shape[0], width), np.float32)
@@ -141,7 +141,7 @@ class Packed:
         """vᵀH_pv for each of the n prompts p, whose mean over prompts is vᵀHv: [..., n].
 
         Args:
-          jets: logp, u and w of every token along v, [3, ..., P, G, Tc] (`Probe.jets`).
+          jets: logp, u and w of every token of `sample` along v, [3, ..., P, G, Tc] (`Probe.jets`).
         """
         u_PG, w_PG = (np.where(self.sample.mask_PGT > 0, x, 0.0).sum(-1, dtype=np.float64) for x in jets[1:])
         terms = -w_PG if self.objective == "success_nll" else -self.sample.adv_PG * (u_PG**2 + w_PG)
@@ -155,7 +155,10 @@ class Packed:
         Args:
           probe: the compiled device programs.
           at: the point and the route.
-          adv_PG: advantages to use in place of those of the sample.
+          adv_PG: advantages [P, G] to use in place of those of the sample.
+
+        Returns:
+          the function, on trees of leaves [b, ...].
         """
         rows = probe.rows(self.sample, self.batch, adv_PG)
         if self.objective == "reward":
@@ -170,7 +173,10 @@ def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> P
       probe: gives the configuration.
       objective: "reward" or "success_nll".
       sample: completions of a domain at θ*_A.
-      prompts: indices of the prompts.
+      prompts: indices of the prompts [n].
+
+    Returns:
+      the completions. Their sample is empty if none of the prompts has a completion that the Hessian depends on.
     """
     config = probe.runtime.config.analyze
     half = sample.take(prompts).padded(probe.runtime.config.rollout.completion_buckets[-1])
@@ -201,6 +207,10 @@ def find(
       prompts, or B's sample, has no completion that the Hessian depends on.
 
       the vectors found on each half, as trees [k, ...] like `Place.point`; none with a "reason".
+
+    Raises:
+      UserError: if the Lanczos search fails (`lanczos.block_lanczos`).
+      ValueError: if a second-order term is not finite.
     """
     config = probe.runtime.config.analyze
     middle = sample.n_prompts // 2
@@ -271,7 +281,13 @@ def spectrum_of(
       number: folded into the seed, so that every search has its own start vectors.
       name: shown in the progress.
       progress: told each step.
-      adv_PG: permuted advantages, for the null. Only the top eigenpair is then returned.
+      adv_PG: permuted advantages [P, G], for the null. Only the top eigenpair is then returned.
+
+    Returns:
+      the `analyze.vectors` leading pairs, or all that the search has room for; the vectors are blocks of route trees.
+
+    Raises:
+      UserError: as in `lanczos.block_lanczos`.
     """
     config = probe.runtime.config.analyze
     product = packed.hessian(probe, at, adv_PG)
@@ -307,6 +323,12 @@ def null_values(probe: Probe, at: Place, packed: list[Packed], progress: Progres
       at: the point and the route.
       packed: the completions of both halves.
       progress: told each step.
+
+    Returns:
+      the top eigenvalues, in the order of the draws; empty without draws.
+
+    Raises:
+      UserError: as in `lanczos.block_lanczos`.
     """
     config = probe.runtime.config.analyze
     rng = np.random.default_rng(probe.runtime.config.seed)

@@ -174,7 +174,8 @@ def cross_terms(
       progress: told what is being computed.
 
     Returns:
-      for each pair and each headline objective: {"stages": [u, v], "objective", "product": record}.
+      for each pair and each headline objective: {"stages": [u, v], "objective", "product": record}, in the unit of the
+      objective (`UNITS`). Empty if there are fewer than two later stages.
     """
     few = np.arange(probe.runtime.config.analyze.path_prompts)
     sample, draws = sample.take(few), Draws(few.size)

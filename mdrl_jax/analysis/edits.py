@@ -69,7 +69,12 @@ def _with_kind(function: Callable[..., Any], kind: str) -> Callable[[tuple[jax.A
 
 
 def matrix(kind: str, x: jax.Array) -> jax.Array:
-    """A tensor in the shape in which it multiplies activations: q, k, v [D, H·h], o [H·h, D], others unchanged."""
+    """A tensor in the shape in which it multiplies activations: q, k, v [D, H·h], o [H·h, D], others unchanged.
+
+    Args:
+      kind: the kind of the tensor (`tree.kind`).
+      x: one tensor, a single layer of a stacked leaf: [D, H, h] for q, k, v and [H, h, D] for o.
+    """
     if x.ndim == 2:
         return x
     return x.reshape(-1, x.shape[-1]) if kind == "o" else x.reshape(x.shape[0], -1)
@@ -128,7 +133,12 @@ _sums_program = program("edit_sums", lambda before, after: by_tensor(_tensor_sum
 
 
 def effective_rank(spectrum: NDArray[np.floating]) -> float | None:
-    """exp(−Σ p log p), where p = squared singular values divided by their sum; None for the zero matrix."""
+    """The effective rank exp(−Σ p log p) of a matrix; None for the zero matrix.
+
+    Args:
+      spectrum: the squared singular values, in any order; p is these divided by their sum. Values below 0, which are
+        rounding errors, count as 0.
+    """
     values = np.clip(np.asarray(spectrum, float), 0.0, None)
     total = values.sum()
     if not total > 0:
@@ -288,5 +298,11 @@ def neuron_scores(edit: Any) -> NDArray[np.float32]:
     """The score of each MLP neuron c in an edit δ, [L, F]: how much the neuron changed.
 
     s_c = √(‖δW_gate[:,c]‖² + ‖δW_up[:,c]‖² + ‖δW_down[c,:]‖²) [chosen norm].
+
+    Args:
+      edit: δ, a difference of parameters, a tree like them.
+
+    Returns:
+      the scores on the host, 0 for a neuron that did not change.
     """
     return np.asarray(_neuron_program({name: edit["layers"][name]["kernel"] for name in ("gate", "up", "down")}))

@@ -29,6 +29,9 @@ class Draws:
     Attributes:
       n: P.
       weights_RP: how often each prompt counts in the sample (row 0) and in each draw.
+
+    Args:
+      n_prompts: P, at least 1.
     """
 
     def __init__(self, n_prompts: int):
@@ -111,7 +114,7 @@ def expansion(order: DirectionalDerivatives, draws: Draws, alpha: float, measure
       order: first and second orders of each prompt along D.
       draws: of the prompts.
       alpha: α, the part of D that is gone.
-      measured_R: the measured damage there, if there is one.
+      measured_R: the measured damage there, with the same draws; None if the objective has none.
     """
     first_R = draws.ratio(order.first_P, order.count_P)
     second_R = draws.ratio(order.second_P, order.count_P)
@@ -119,11 +122,14 @@ def expansion(order: DirectionalDerivatives, draws: Draws, alpha: float, measure
 
 
 def reward_loss(before: Sample, after: Sample, draws: Draws) -> Floats:
-    """Measured fall of the mean reward from `before` to `after`, paired by prompt, on the sample and each draw: [R].
+    """Measured fall of the mean reward from `before` to `after`, paired by prompt, on the sample and each draw.
 
     Args:
       before, after: completions of the same prompts, sampled at the two points.
       draws: of the prompts.
+
+    Returns:
+      the fall in rewards [R]; above 0 if `after` has lower rewards.
     """
     lost_P = before.rewards_PG.mean(axis=1, dtype=np.float64) - after.rewards_PG.mean(axis=1, dtype=np.float64)
     return draws.ratio(lost_P, np.ones_like(lost_P))
@@ -131,6 +137,8 @@ def reward_loss(before: Sample, after: Sample, draws: Draws) -> Floats:
 
 def nll_rise(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draws: Draws) -> Floats:
     """Measured rise of −log π of the completions that succeeded at θ*, in nats a completion, [R].
+
+    NaN where no completion succeeded, in the sample or in a draw.
 
     Args:
       sample: completions sampled at θ*.
@@ -194,6 +202,9 @@ def segment_records(
 
     Returns:
       for each n: {"segments": n, "predicted", "measured", "remainder"}.
+
+    Raises:
+      KeyError: if `orders` lacks an α that is needed.
     """
     rows = []
     for n in counts:
@@ -238,7 +249,12 @@ def breakdown(curve: Sequence[dict[str, Any]], share: float = 0.2) -> float | No
 
 
 def segments_needed(rows: Sequence[dict[str, Any]], share: float = 0.1) -> int | None:
-    """The smallest number of segments with |remainder| ≤ `share` · |measured|, by estimates; None if there is none."""
+    """The smallest number of segments with |remainder| ≤ `share` · |measured|, by estimates; None if there is none.
+
+    Args:
+      rows: records of `segment_records`, in ascending order of the number of segments.
+      share: the largest remainder that is tolerated, as a share of the measured damage.
+    """
     for row in rows:
         if row["measured"]["estimate"] is not None and row["predicted"]["estimate"] is not None:
             if abs(row["remainder"]["estimate"]) <= share * abs(row["measured"]["estimate"]):

@@ -79,7 +79,9 @@ def run(
       "subspace" and "claims" (`assembly.assemble`).
 
     Raises:
-      UserError: if `folder` holds an analysis with other settings or of other checkpoints.
+      UserError: if `folder` holds an analysis with other settings or of other checkpoints, if sampling fails
+        (`samples.draw`), or if a Lanczos search fails (`lanczos.block_lanczos`).
+      ValueError: if a second-order term of a conflict subspace is not finite.
     """
     analysis = Analysis(runtime, checkpoints, folder, build(runtime, grpo), dict(sources or {}))
     analysis.open()
@@ -104,6 +106,10 @@ def run(
 
 def check(runtime: Runtime, checkpoints: Checkpoints) -> None:
     """Checks, before anything runs, that the analysis can run on these checkpoints.
+
+    Args:
+      runtime: the prompts, the mesh and the configuration.
+      checkpoints: the checkpoints to analyse; their parameters are not read.
 
     Raises:
       UserError: if there is no stage to analyse, if a domain has too few prompts, or if the mesh does not divide the
@@ -191,7 +197,7 @@ class Analysis:
 
         Args:
           domain: the earlier domain A.
-          stage: the name of the later stage B.
+          stage: the name of the later stage, one of `checkpoints.stages`.
           objective: one of `OBJECTIVES`.
         """
         later = next(s for s in self.checkpoints.stages if s.name == stage)
@@ -206,7 +212,11 @@ class Analysis:
           point: the name of a checkpoint. With `params` it may be any name; the name is also that of the file.
           domain: whose prompts are sampled.
           progress: told before anything is sampled.
-          params: the parameters at the point; by default those of the checkpoint `point`.
+          params: the parameters at the point; by default those of the checkpoint `point`. They are not used if the
+            file exists.
+
+        Raises:
+          UserError: if sampling fails (`samples.draw`).
         """
         file = self.folder / "analysis" / "samples" / f"{point}-{domain}.npz"
         if not file.exists():
@@ -215,7 +225,7 @@ class Analysis:
         return samples.load(file)
 
     def edit(self, trained: Trained) -> Any:
-        """θ after a stage minus θ before it."""
+        """The edit of a stage, θ after it minus θ before it, a tree of parameters."""
         return self.probe.difference(self.params(trained.name), self.params(trained.start))
 
     def edits(self, progress: Progress) -> dict[str, Any]:
@@ -248,6 +258,10 @@ class Analysis:
 
         Gradients and routes (definitions §4, §5) are compared at the base model, among all domains, and at each θ*_A
         that has a later stage, among A and the later domains. Other checkpoints have no comparisons.
+
+        Args:
+          name: the name of the checkpoint; `BASE` for the base model.
+          progress: told what is being computed.
 
         Returns:
           "rewards": {domain: mean reward of each prompt}; "informative": {domain: share of prompts whose completions
@@ -291,8 +305,16 @@ class Analysis:
     def damage(self, domain: str, stage: Trained, progress: Progress) -> dict[str, Any]:
         """The unit `damage-<domain>-<stage>` (definitions §6): the damage of a domain at a later stage.
 
+        Args:
+          domain: the earlier domain.
+          stage: the later stage, one of `checkpoints.later(domain)`.
+          progress: told what is being computed.
+
         Returns:
-          {"domain", "stage", "objectives": the record of `damage.pair`}.
+          {"domain", "stage": its name, "objectives": the record of `damage.pair`}.
+
+        Raises:
+          UserError: if sampling fails (`samples.draw`).
         """
         start, displacement = self._displacement(domain, stage)
 
@@ -307,7 +329,15 @@ class Analysis:
         return {"domain": domain, "stage": stage.name, "objectives": record}
 
     def cross(self, domain: str, progress: Progress) -> dict[str, Any]:
-        """The unit `cross-<domain>`: δ_uᵀHδ_v for every two stages u, v after the domain's own (definitions §6)."""
+        """The unit `cross-<domain>`: δ_uᵀHδ_v for every two stages u, v after the domain's own (definitions §6).
+
+        Args:
+          domain: the earlier domain.
+          progress: told what is being computed.
+
+        Returns:
+          {"domain", "terms": the records of `damage.cross_terms`}.
+        """
         own = self.checkpoints.own(domain)
         later = {s.name: self.edit(s) for s in self.checkpoints.later(domain)}
         sample = self.sample(own.name, domain, progress)
@@ -323,13 +353,18 @@ class Analysis:
 
         Args:
           domain: the earlier domain A.
-          stage: the later stage, which trains B.
+          stage: the later stage, which trains B; one of `checkpoints.later(domain)`.
           objective: one of `OBJECTIVES`.
           progress: told what is being computed.
 
         Returns:
           {"domain", "stage", "other", "objective"} with the record of `conflict.find`, or with a "reason" why the
           subspace cannot be sought.
+
+        Raises:
+          UserError: if the unit `point-<checkpoint>` of the domain's peak is not written yet, if sampling fails
+            (`samples.draw`), or if the Lanczos search fails (`lanczos.block_lanczos`).
+          ValueError: if a second-order term is not finite.
         """
         head = {"domain": domain, "stage": stage.name, "other": stage.domain, "objective": objective}
         own = self.checkpoints.own(domain)

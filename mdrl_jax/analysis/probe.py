@@ -93,12 +93,15 @@ class Probe:
         Args:
           sample: the completions.
           batch: prompts per micro-batch; by default `analyze.batch`.
-          adv_PG: advantages to use in place of those of the sample.
+          adv_PG: advantages [P, G] to use in place of those of the sample.
+
+        Returns:
+          the micro-batches in order; the last is filled up with rows of weight 0.
         """
         return sample.rows(self.runtime.config.analyze.batch if batch is None else batch, adv_PG)
 
     def log_probs(self, params: Any, sample: Sample) -> np.ndarray:
-        """log π of the sample's tokens [P, G, Tc], 0 on padding."""
+        """log π of the sample's completion tokens at `params`, in nats [P, G, Tc], 0 on padding."""
         return self._stream(lambda micro: self.row_log_probs(params, micro), self.rows(sample), sample)
 
     def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, DirectionalDerivatives]:
@@ -146,11 +149,19 @@ class Probe:
         return self._stream(one, self.rows(sample, batch), sample)
 
     def gradient(self, params: Any, rows: CompletionBatch) -> Any:
-        """The gradient of the `reward` loss on one micro-batch, a tree of parameters on the devices."""
+        """The gradient of the `reward` loss on one micro-batch, averaged over its rows with weight.
+
+        Args:
+          params: the point, a tree of parameters.
+          rows: the micro-batch on the host, from `rows`. Its advantages decide the loss.
+
+        Returns:
+          a tree like `params`, on the devices.
+        """
         return self._gradient(params, self._put(rows))
 
     def activity(self, params: Any, sample: Sample) -> routes.Activity:
-        """Sums of neuron and head activity; each micro-batch is one block of prompts."""
+        """Sums of neuron and head activity at `params`; each micro-batch of `analyze.batch` prompts is one block."""
         made = distributed.gather([self._activity(params, self._put(micro)) for micro in self.rows(sample)])
         stacked = (np.stack([np.asarray(m[i], np.float64) for m in made]) for i in range(3))
         return routes.Activity(*stacked)

@@ -28,9 +28,9 @@ class Activity:
     """Sums of activity over tokens, for each of M blocks of prompts and each of `WHICH`.
 
     Attributes:
-      neurons: [M, 2, L, F].
-      heads: [M, 2, L, H].
-      tokens: the number of tokens, [M, 2].
+      neurons: Σ |h_c| · ‖W_down[c,:]‖ of each neuron, [M, 2, L, F].
+      heads: Σ ‖o_h W_O^h‖ of each head, [M, 2, L, H].
+      tokens: the number of tokens that the sums are over, [M, 2].
     """
 
     neurons: np.ndarray
@@ -43,7 +43,10 @@ class Activity:
         Args:
           which: the completions, one of `WHICH`.
           kind: "neurons" or "heads".
-          without: a block of prompts to leave out.
+          without: the index of a block of prompts to leave out; None for none.
+
+        Raises:
+          ValueError: if `which` is not one of `WHICH`.
         """
         keep = np.arange(self.tokens.shape[0]) != (-1 if without is None else without)
         w = WHICH.index(which)
@@ -104,6 +107,9 @@ def neuron_products(a: Any, b: Any) -> jax.Array:
     """⟨a, b⟩ of two trees of parameters over the weights of each MLP neuron, [L, F].
 
     The weights of a neuron are its columns of gate and up, and its row of down.
+
+    Args:
+      a, b: two trees like the parameters, such as a gradient and an edit.
     """
 
     def product(name: str, axis: int) -> jax.Array:

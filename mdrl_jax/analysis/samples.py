@@ -81,17 +81,25 @@ class Sample:
         return float((np.ptp(self.rewards_PG, axis=1) > 0).mean())
 
     def take(self, prompts: np.ndarray) -> "Sample":
-        """The sample of only the prompts with these indices."""
+        """The sample of only the prompts with these indices, in their order; an index may occur several times."""
         return Sample(*(getattr(self, f.name)[prompts] for f in dataclasses.fields(self)))
 
     def completions(self, chosen_P: np.ndarray) -> "Sample":
-        """The sample with one completion of each prompt (G = 1), the one with the index `chosen_P`."""
+        """The sample with one completion of each prompt (G = 1).
+
+        Args:
+          chosen_P: for each prompt, the index of its completion in the group, from 0.
+        """
         at = np.arange(self.n_prompts)
         grouped = ("tokens_PGT", "mask_PGT", "rewards_PG", "ended_PG")
         return dataclasses.replace(self, **{name: getattr(self, name)[at, chosen_P][:, None] for name in grouped})
 
     def padded(self, length: int) -> "Sample":
-        """The sample with completions padded to `length` tokens, so that several samples share one compiled program."""
+        """The sample with completions padded to `length` tokens, so that several samples share one compiled program.
+
+        Raises:
+          ValueError: if the completions are already longer.
+        """
         widths = ((0, 0), (0, 0), (0, length - self.mask_PGT.shape[2]))
         longer = {name: np.pad(getattr(self, name), widths) for name in ("tokens_PGT", "mask_PGT")}
         return dataclasses.replace(self, **longer)
@@ -101,7 +109,7 @@ class Sample:
 
         Args:
           batch: prompts per micro-batch.
-          adv_PG: advantages to use in place of `Sample.adv_PG`.
+          adv_PG: advantages [P, G] to use in place of `Sample.adv_PG`.
         """
         filled = np.arange(-(-self.n_prompts // batch) * batch)
         real = filled < self.n_prompts
@@ -131,12 +139,19 @@ class Sample:
         Args:
           u_PGT, w_PGT: first and second derivatives of the log-prob of each token along a direction.
           grpo: the settings of the trainer's loss, which give the advantages and the tokens of the objective `grpo`.
+
+        Returns:
+          name of the objective -> its orders.
         """
         kept, success_PG = self.trained(grpo), self.success_PG
         return dict(derivatives(u_PGT, w_PGT, self.mask_PGT, self.adv_PG, success_PG, kept.adv_PG, kept.mask_PGT))
 
     def trained(self, grpo: GRPOConfig) -> Trained:
-        """The advantages and the trained tokens that the trainer would use for these completions."""
+        """The advantages and the trained tokens that the trainer would use for these completions.
+
+        Args:
+          grpo: the settings of the trainer's loss.
+        """
         return trained(self.rewards_PG, self.mask_PGT, self.ended_PG, grpo)
 
 
@@ -175,6 +190,9 @@ def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = Non
       n_prompts: the number of prompts; by default `analyze.prompts`.
       first: how many prompts at the beginning of the shuffle are left out.
 
+    Returns:
+      the completions with their rewards, cut to the smallest bucket of lengths that holds them.
+
     Raises:
       UserError: if too many rewards fail (`Rollouts.sample`).
     """
@@ -204,6 +222,9 @@ def sampled_at_once(prompts: int, batch: int, most: int) -> int:
       prompts: the number of prompts, a multiple of `batch`.
       batch: prompts per micro-batch of the analysis. The result is never below it.
       most: how many prompts may be sampled at once.
+
+    Raises:
+      ValueError: if `prompts` is not a multiple of `batch`.
     """
     sizes = range(batch, max(most, batch) + 1, batch)
     return max(size for size in sizes if prompts % size == 0)

@@ -41,11 +41,15 @@ class Checkpoints:
     params: Callable[[str], Any]
 
     def own(self, domain: str) -> Trained:
-        """The last stage that trained a domain. Its end is the domain's peak θ*_i (definitions §1)."""
+        """The last stage of the sequence that trained a domain. Its end is the domain's peak θ*_i (definitions §1).
+
+        Raises:
+          StopIteration: if no stage of the sequence trained it.
+        """
         return next(s for s in reversed(self.stages) if s.domain == domain)
 
     def later(self, domain: str) -> tuple[Trained, ...]:
-        """The stages after `own(domain)`, in order."""
+        """The stages of the sequence after `own(domain)`, in order; raises StopIteration as it does."""
         return self.stages[self.stages.index(self.own(domain)) + 1 :]
 
     def edit(self, domain: str) -> tuple[str, Trained]:
@@ -53,6 +57,9 @@ class Checkpoints:
 
         Returns:
           ("solo", the domain's solo stage) if it has one, otherwise ("sequential", `own(domain)`).
+
+        Raises:
+          StopIteration: if no stage at all trained it.
         """
         solo = next((s for s in self.solos if s.domain == domain), None)
         return ("solo", solo) if solo else ("sequential", self.own(domain))

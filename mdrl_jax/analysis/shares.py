@@ -29,6 +29,13 @@ class Means:
       unit: of the loss.
       mean: the means of each column, [X], by name.
       defined: whether shares are defined: the interval of DᵀHD does not include 0.
+
+    Args:
+      columns: the terms of each prompt [P], by name; "total" must be among them.
+      unit: of the loss.
+
+    Raises:
+      ValueError: if a term is not finite.
     """
 
     def __init__(self, columns: dict[str, Floats], unit: str) -> None:
@@ -44,11 +51,16 @@ class Means:
         return percentile(float(values_X[0]), values_X[1:], self.n, unit)
 
     def figure(self, values_X: Floats) -> Record:
-        """The record of a figure in the unit of the loss."""
+        """The record of a figure in the unit of the loss, from its values on the sample and on each draw."""
         return self._estimate(values_X, self.unit).record()
 
     def share(self, values_X: Floats, null: Any = None) -> Record:
-        """The record of a term, or of a difference of two terms, divided by DᵀHD; missing if shares are undefined."""
+        """The record of a term, or of a difference of two terms, divided by DᵀHD; missing if shares are undefined.
+
+        Args:
+          values_X: the term, not yet divided, on the sample and on each draw.
+          null: the share by chance, for the record.
+        """
         if not self.defined:
             return missing(OPEN, "share of DᵀHD", self.n, null)
         return self._estimate(values_X / self.mean["total"], "share of DᵀHD").record(null)
@@ -60,6 +72,9 @@ class Means:
           label: the name of the rung in the record.
           name: the column of the projection.
           dimension: of the projection, for each half; None for the whole route.
+
+        Returns:
+          {"rung", "dimension", "within", "cross", "outside", "share": the share of "within"}.
         """
         within, outside = self.mean[name], self.mean[f"outside {name}"]
         return {
@@ -72,7 +87,7 @@ class Means:
         }
 
     def k90(self, ks: Sequence[int]) -> Record:
-        """The smallest k of `ks` from which on c is at least 0.9 at every k of `ks`.
+        """The smallest k of `ks`, which ascend, from which on c, the share of S, is at least 0.9 at every k of `ks`.
 
         If no k qualifies on the sample, the figure is missing. If that is so on too many draws, it has no interval.
         """
@@ -94,6 +109,9 @@ class Means:
         Args:
           name: the column of the baseline, without its k.
           ks: the dimensions, ascending.
+
+        Returns:
+          {"name", "k": the last, "strongest": c at the last k, "shares": [{"k", "share"}], "margin"}.
         """
         top = ks[-1]
         shares = [{"k": k, "share": self.share(self.mean[f"{name} {k}"])} for k in ks]
@@ -114,7 +132,11 @@ class Means:
         Args:
           name: the column of S at the dimension k.
           k: the dimension of the random subspaces.
-          n_random: their number.
+          n_random: their number, at least 1.
+
+        Returns:
+          {"name", "k", "n", "strongest": the largest c, "band95": the central 95 % of c, "shares": c of each subspace,
+          "margin"}. If shares are undefined, "shares" is empty, and "strongest" and "band95" are None.
         """
         terms_RX = np.array([self.mean[f"random {j}"] for j in range(n_random)])
         total_X = self.mean["total"]

@@ -44,8 +44,11 @@ class Sizes:
       width: embedding size, a multiple of 32. Heads have size 32, and the MLP is four times as wide.
       rows: sequences in the batch.
       length: tokens of a sequence.
-      completion: number of tokens at its end that are the completion; only these are in the loss.
+      completion: number of tokens at its end that are the completion, fewer than `length`; only these are in the loss.
       vocabulary: size of the vocabulary.
+
+    Raises:
+      UserError: if the width is not a multiple of 32.
     """
 
     layers: int = 6
@@ -87,16 +90,17 @@ class Problem:
         return jax.tree.map(lambda x: x[0], self.rows)
 
     def loss(self, parts: decoder_parts.DecoderParts | None = None) -> hvp.Loss:
-        """The loss (point, rows, fixed) -> (sum, count): −log π of the completions, in nats.
+        """The loss (point, rows, fixed) -> (sum, count): −log π of the completions, in nats (`success_nll`).
 
         Args:
-          parts: the pieces of the decoder, which decide what the point is; None: all parameters.
+          parts: the pieces of the decoder, which decide what the point is; None: the point is all parameters, and
+            `fixed` is ().
         """
         return success_nll(Forward(parts or decoder_parts.whole(self.model), temperature=1.0))
 
 
 def problem(sizes: Sizes, seed: int = 0) -> Problem:
-    """The problem of these sizes, with parameters, tokens and direction drawn from `seed`."""
+    """The problem of these sizes, with parameters, tokens and direction drawn from `seed`; on the first JAX device."""
     heads = sizes.width // HEAD_DIM
     config = ModelConfig("llama", sizes.vocabulary, sizes.layers, sizes.width, 4 * sizes.width, heads, heads, HEAD_DIM)
     model = Decoder(config)
@@ -116,7 +120,15 @@ def problem(sizes: Sizes, seed: int = 0) -> Problem:
 
 
 def logits(given: Problem) -> Callable[..., jax.Array]:
-    """The function (params, rows) -> logits of completion tokens [B, Tc, V], through the same layers as the loss."""
+    """The model of a problem as a function to its logits, through the same layers as the loss.
+
+    Args:
+      given: the problem.
+
+    Returns:
+      the function (params, rows) -> logits that predict the completion tokens, float32 [B, Tc, V]. Rows are a
+      micro-batch, leaves [B, ...].
+    """
     model, sizes = given.model, given.sizes
 
     def head(params: Any, fixed: Any, x_BCD: jax.Array, *_: Any) -> jax.Array:
@@ -132,7 +144,15 @@ def logits(given: Problem) -> Callable[..., jax.Array]:
 
 
 def second_order(given: Problem) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The function (params, v, rows) -> (v·∇L, vᵀ∇²L v), computed from (u, w) of every token (`jets.py`)."""
+    """The directional derivatives of the loss, computed from (u, w) of every token (`jets.py`).
+
+    Args:
+      given: the problem.
+
+    Returns:
+      the function (params, v, rows) -> (v·∇L, vᵀ∇²L v), two scalars in nats a completion; v is a tree like `params`,
+      and rows are a micro-batch, leaves [B, ...].
+    """
     parts, start = decoder_parts.whole(given.model), given.sizes.length - given.sizes.completion
 
     def derivatives(params: Any, v: Any, rows: CompletionBatch) -> tuple[jax.Array, jax.Array]:
@@ -143,7 +163,15 @@ def second_order(given: Problem) -> Callable[..., tuple[jax.Array, jax.Array]]:
 
 
 def whole_tasks(given: Problem) -> dict[str, Task]:
-    """The tasks on all parameters, by name: the gradient, products of one vector and of a block, and jets."""
+    """The tasks on all parameters, compiled.
+
+    Args:
+      given: the problem.
+
+    Returns:
+      by name: "gradient", "Hv" (a Hessian product), "Hv of a block" (of 4 vectors), "GGN product" (a Gauss–Newton
+      product) and "jets" (`second_order`).
+    """
     params, v, rows = given.params, given.v, given.rows
     block = random_block(jax.random.key(1), params, BLOCK)
     hessian = hvp.exact(given.loss())
@@ -179,7 +207,7 @@ class Route:
 
 
 def route(given: Problem, seed: int = 0) -> Route:
-    """The problem on a route drawn from `seed`."""
+    """The problem on a route whose neurons and start block are drawn from `seed`."""
     config = given.model.config
     width = max(1, round(SHARE * config.d_mlp))
     order = np.argsort(np.random.default_rng(seed).random((config.n_layers, config.d_mlp)), axis=1)
@@ -192,7 +220,16 @@ def route(given: Problem, seed: int = 0) -> Route:
 
 
 def route_tasks(given: Problem, on: Route) -> dict[str, Task]:
-    """The tasks on the route, by name: one Hessian product, and Lanczos with this product."""
+    """The tasks on the route, compiled.
+
+    Args:
+      given: the problem on all parameters.
+      on: the problem on the route.
+
+    Returns:
+      by name: "Hv on the route", one Hessian product, with its FLOPs and memory; and "Lanczos", 16 steps with this
+      product, of which only the time is known.
+    """
     operator = hvp.blocked(hvp.exact(on.loss))
     product, apply = compiled("bench route", operator, on.point, on.block, given.rows, on.fixed)
 

@@ -25,8 +25,8 @@ class Task:
 
     Attributes:
       call: runs it once and waits for its end.
-      flops: FLOPs of its matrix products; None: not known.
-      bytes: size of its temporary memory; None: not known.
+      flops: FLOPs of its matrix products in one call; None: not known.
+      bytes: size of its temporary memory in bytes; None: not known.
     """
 
     call: Callable[[], Any]
@@ -81,7 +81,7 @@ def rounds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) 
 
     Args:
       tasks: the tasks by name.
-      repeats: number of timed rounds.
+      repeats: number of timed rounds, at least 1.
       say: called with a line of text before each round.
 
     Returns:
@@ -109,11 +109,15 @@ def records(
       bench: name of the benchmark.
       lines: the lines of its table.
       tasks: the tasks by name.
-      seconds: from `rounds`.
+      seconds: name of a task -> seconds in each round, from `rounds`.
 
     Returns:
       one record for each line. "flops_ratio", "time_ratio" (with "time_ci95") and "memory_ratio" are `over` divided by
-      `under`. "seconds", "flops" and "bytes" are sums over the tasks in `over` alone. What is not known is None.
+      `under`; for memory each weight in `under` is 1, because repeated calls take no more of it. "seconds" (median over
+      rounds), "flops" and "bytes" are weighted sums over the tasks in `over` alone. What is not known is None.
+
+    Raises:
+      KeyError: if a line that has no `reason` names a task that is missing.
     """
     out = []
     for line in lines:

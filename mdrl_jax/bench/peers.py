@@ -27,7 +27,7 @@ TORCH_GRADIENT = "torch gradient"
 
 
 def installed(*packages: str) -> bool:
-    """Whether all these packages can be imported."""
+    """Whether all these top-level packages can be found; nothing is imported."""
     return all(importlib.util.find_spec(package) for package in packages)
 
 
@@ -135,13 +135,20 @@ def curvlinops(given: Problem) -> tuple[dict[str, Task], list[Line]]:
 
 
 def torch_network(given: Problem) -> tuple[Any, list[Any]]:
-    """The problem's decoder as a torch module.
+    """The problem's decoder as a torch module with the same weights, in evaluation mode on the CPU.
+
+    It needs torch and transformers. The module is a `transformers` model with plain attention, whose SiLU is replaced
+    by x·sigmoid(x).
 
     Args:
       given: the problem.
 
     Returns:
-      the module, which maps tokens [B, T] to logits of completion tokens [B · Tc, V]; and the list of its parameters.
+      the module, which maps token ids [B, T] to the logits that predict the completion tokens, float32 [B · Tc, V]; and
+      the list of its parameters, in the order of its `named_parameters()`.
+
+    Raises:
+      ImportError: if torch or transformers is not installed.
     """
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
@@ -175,15 +182,25 @@ def exported(vector: Any, names: list[str]) -> np.ndarray:
     """Concatenates a tree like the parameters into one vector.
 
     Args:
-      vector: the tree.
-      names: parameter names of the torch network, whose order the tensors have in the result.
+      vector: a tree like the parameters.
+      names: parameter names of the module of `torch_network`, whose order the tensors have in the result.
+
+    Returns:
+      the vector, on the host; as long as all named parameters together.
+
+    Raises:
+      KeyError: if the tree has no tensor of one of the names.
     """
     tensors = huggingface.to_tensors(vector)
     return np.concatenate([tensors[name.removeprefix("model.")]().reshape(-1) for name in names])
 
 
 def torch_flops(call: Callable[[], Any]) -> float:
-    """FLOPs of the matrix products that torch dispatches in one call, also of those inside `torch.func` transforms."""
+    """FLOPs of the matrix products that torch dispatches in one call, also of those inside `torch.func` transforms.
+
+    Args:
+      call: the function to count; it is called once, without arguments.
+    """
     dispatch = importlib.import_module("torch.utils._python_dispatch")
     formulas = importlib.import_module("torch.utils.flop_counter").flop_registry
     total = [0.0]
@@ -207,7 +224,7 @@ def flatten(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
       params: a tree of arrays.
 
     Returns:
-      the vector, and the function from such a vector to the tree.
+      the vector [N], its leaves one after the other; and the function from such a vector to a tree like `params`.
     """
     leaves, structure = jax.tree.flatten(params)
     ends = np.cumsum([x.size for x in leaves])

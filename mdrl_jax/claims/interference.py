@@ -77,7 +77,13 @@ class GradientPair:
 
 @dataclasses.dataclass(frozen=True)
 class RoutePair:
-    """The routes of two domains: their Jaccard and the 97.5th percentile of its null (random sets of equal sizes)."""
+    """The routes of two domains.
+
+    Attributes:
+      domains: names of the two.
+      jaccard: their Jaccard index.
+      null_high: the 97.5th percentile of its null, random sets of equal sizes.
+    """
 
     domains: tuple[str, str]
     jaccard: Record
@@ -135,7 +141,12 @@ class DamagePair:
 def c1(edits: Sequence[Edit]) -> Record:
     """Judges C1: the edit of every domain is sparse. The printed figure is the smallest `relative_share`.
 
-    Each domain has one edit: its solo edit, or its sequential one if there was no solo stage.
+    Args:
+      edits: one edit for each domain: its solo edit, or its sequential one if there was no solo stage. Without edits
+        the claim is undecided.
+
+    Returns:
+      The record of the claim (`verdicts.judge`), with one row for each domain.
     """
     rows, conditions = [], []
     for edit in edits:
@@ -151,17 +162,28 @@ def c1(edits: Sequence[Edit]) -> Record:
 
 
 def c2(mean: Record, pairs: Sequence[Record] = ()) -> Record:
-    """Judges C2: the most-changed neurons of two domains overlap weakly.
+    """Judges C2: the most-changed neurons of two domains overlap weakly. The printed figure is `mean`.
 
     Args:
       mean: mean Jaccard over the pairs of domains, with its chance value as null.
       pairs: records of the pairs, which become the `rows` as they are.
+
+    Returns:
+      The record of the claim (`verdicts.judge`).
     """
     return judge("C2", under(mean, WEAK_OVERLAP, "mean pairwise Jaccard"), mean, rows=list(pairs))
 
 
 def c3(pairs: Sequence[GradientPair]) -> Record:
-    """Judges C3: the full-model gradients are near-orthogonal, yet single tensors conflict or agree, and B harms A."""
+    """Judges C3: the full-model gradients are near-orthogonal, yet single tensors conflict or agree, and B harms A.
+
+    Args:
+      pairs: every pair of an earlier and a later domain.
+
+    Returns:
+      The record of the claim (`verdicts.headline`): verdict and cosine of the pair with the largest measured damage,
+      and a row for each pair.
+    """
     return headline("C3", [(p, _gradient_condition(p), p.cosine) for p in pairs])
 
 
@@ -183,9 +205,12 @@ def c4(pairs: Sequence[RoutePair], agreement: Record) -> Record:
     """Judges C4: domains share active routes, and the effect of an edit on the shared route predicts the transfer.
 
     Args:
-      pairs: the routes of every pair of an earlier and a later domain.
+      pairs: the routes of every pair of an earlier and a later domain. Without pairs the claim is not supported.
       agreement: Spearman correlation over these pairs of the first-order effect −g_A·δ_B on the shared route with the
         measured transfer, as made by `stats.tests.rank_agreement`.
+
+    Returns:
+      The record of the claim (`verdicts.judge`), with `agreement` as the printed figure and a row for each pair.
     """
     rows, conditions = [], []
     for pair in pairs:
@@ -203,6 +228,13 @@ def c5(pairs: Sequence[DamagePair]) -> Record:
     be above 0 is undecided. Otherwise both objectives must hold (AND); an objective that is not measurable is an
     undecided member. The printed figure is the smaller c(k) of the two objectives at the largest k
     (`analyze.vectors`).
+
+    Args:
+      pairs: every pair of an earlier and a later domain.
+
+    Returns:
+      The record of the claim (`verdicts.headline`). Each row also has "objectives": name, α of `local_step`, verdict
+      and reason of each.
     """
     judged = []
     for pair in pairs:

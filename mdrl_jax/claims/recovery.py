@@ -30,11 +30,11 @@ class Refreshed:
 
     Attributes:
       stage, domain: the refresh stage, and the domain that it refreshed.
-      fraction: the recovery fraction.
+      fraction: the recovery fraction, gain over loss.
       collateral: the largest drop of any other domain, in points.
       loss: what the domain had lost before the refresh, in points.
       steps: number of steps that the refresh trained, kept or not.
-      stage_steps: number of steps of the domain's own stage.
+      stage_steps: number of steps of the domain's own stage, above 0.
       contraction: one record for each conflict subspace, as made by `recovery.refresh.contraction.contraction`; empty
         if no subspace was found.
     """
@@ -52,8 +52,14 @@ class Refreshed:
 def c6(refreshes: Sequence[Refreshed]) -> Record:
     """Judges C6: a brief refresh recovers over half of the loss, costs others under 3 points, contracts faster in S.
 
-    The verdict and the printed recovery fraction are those of the refresh whose domain had lost most. All refreshes
-    are in `rows`. Without a refresh that has a measured loss the claim is undecided.
+    The verdict and the printed recovery fraction are those of the refresh whose domain had lost most. Without a refresh
+    that has a measured loss the claim is undecided.
+
+    Args:
+      refreshes: all refreshes of the run.
+
+    Returns:
+      The record of the claim (`verdicts.judge`), with all refreshes in `rows`.
     """
     judged = [(r, refresh_condition(r)) for r in refreshes]
     rows = [
@@ -105,10 +111,13 @@ def c7(rollbacks: Sequence[Record]) -> Record:
     """Judges C7: a rollback gains more of A than every control does at equal loss of B.
 
     The verdict is that of the rollback whose A had lost most, among those that chose a set if there is one. The printed
-    figure is its smallest difference to a control.
+    figure is its smallest difference to a control, in points; there is none if it chose no set.
 
     Args:
-      rollbacks: the records `recovery/rollback-A-B.json`; all of them become `rows`.
+      rollbacks: the records `recovery/rollback-A-B.json`.
+
+    Returns:
+      The record of the claim (`verdicts.judge`), with all rollbacks in `rows`. It is undecided without rollbacks.
     """
     judged = [(r, rollback_condition(r)) for r in rollbacks]
     rows = [_rollback_row(r, c) for r, c in judged]

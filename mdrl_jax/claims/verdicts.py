@@ -17,6 +17,10 @@ def exceeds(estimate: Estimate | None, bound: float) -> str:
     """Verdict on "x > bound": "supported" if the interval of x lies above the bound, "contradicted" if it lies below.
 
     If the interval includes the bound, or if x could not be measured, the verdict is "undecided".
+
+    Args:
+      estimate: x with its interval; None if it could not be measured.
+      bound: the bound, in the unit of x.
     """
     if estimate is None:
         return "undecided"
@@ -29,7 +33,12 @@ def below(estimate: Estimate | None, bound: float) -> str:
 
 
 def both(*verdicts: str) -> str:
-    """Verdict on all conditions at once: contradicted if any is, supported if all are, else undecided."""
+    """Verdict on all conditions at once: contradicted if any is, supported if all are, else undecided.
+
+    Args:
+      *verdicts: "supported", "contradicted" or "undecided" of any number of conditions. Without one the result is
+        "undecided".
+    """
     if "contradicted" in verdicts:
         return "contradicted"
     return "supported" if verdicts and set(verdicts) == {"supported"} else "undecided"
@@ -37,7 +46,12 @@ def both(*verdicts: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """One condition of a rule: its verdict, and the words that explain it."""
+    """One condition of a rule.
+
+    Attributes:
+      verdict: "supported", "contradicted" or "undecided".
+      words: the words that explain it.
+    """
 
     verdict: str
     words: str
@@ -113,7 +127,11 @@ def judge(claim: str, condition: Condition, figure: Record | None, rows: list[Re
       rows: a record for each case (domain, pair or stage).
 
     Returns:
-      "id", "claim", "verdict", "estimate", "ci95", "null", "published", "rule", "reason" and "rows".
+      "id", "claim" (its text), "verdict", "estimate", "ci95" and "null" of the figure (None without one), "published",
+      "rule", "reason" and "rows".
+
+    Raises:
+      KeyError: if `CLAIMS` has no such claim.
     """
     figure = figure or missing(condition.words)
     described = CLAIMS[claim]
@@ -132,7 +150,7 @@ def judge(claim: str, condition: Condition, figure: Record | None, rows: list[Re
 
 
 def row_of(condition: Condition) -> Record:
-    """The verdict and the reason of one case, for the `rows` of a claim."""
+    """The verdict and the reason of one case, for the `rows` of a claim: {"verdict", "reason"}."""
     return {"verdict": condition.verdict, "reason": condition.words}
 
 
@@ -141,10 +159,12 @@ def headline(claim: str, judged: Sequence[tuple[Any, Condition, Record | None]])
 
     Args:
       claim: its id, a key of `CLAIMS`.
-      judged: for each pair (the pair, its condition, its figure). The pair has `earlier`, `later` and `damage`.
+      judged: for each pair (the pair, its condition, its figure). The pair has the attributes `earlier`, `later` and
+        `damage` (a record).
 
     Returns:
-      The record of `judge`, with all pairs in `rows`. The claim is undecided if no pair has a measured damage.
+      The record of `judge`, with all pairs in `rows` ({"pair", "verdict", "reason", "damage"}). The claim is undecided
+      if no pair has a measured damage.
     """
     rows = [{"pair": [p.earlier, p.later], **row_of(c), "damage": p.damage} for p, c, _ in judged]
     known = [j for j in judged if j[0].damage["estimate"] is not None]

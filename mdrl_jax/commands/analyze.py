@@ -25,13 +25,15 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
     Args:
       base: Hugging Face folder that the first stage was trained from.
       stages: "DOMAIN:FOLDER" of each stage in the order of training, FOLDER being the model at its end;
-        "solo-DOMAIN:FOLDER" is a stage that was trained from `base` directly.
+        "solo-DOMAIN:FOLDER" is a stage that was trained from `base` directly. Each may occur once.
       config: configuration with the domains, their data and the settings of the analysis.
-      workdir: the work folder.
+      workdir: the work folder; a new one, or one of the same configuration.
       output: form of the standard output (`report/screen/console.py`).
 
     Raises:
-      UserError: if a stage has another form, or the model in a folder has other sizes than that in `base`.
+      UserError: if a stage has another form, its domain is not in `scored_domains`, or it occurs twice; if no stage but
+        solo stages is given; if a model is missing, or its config.json differs from that in `base`; if prompts or mesh
+        do not suit the analysis; or if the work folder belongs to another configuration.
     """
     started = time.monotonic()
     folders = {BASE: runtime.model_folder(base)}

@@ -24,7 +24,7 @@ def bench_curvature(sizes: curvature.Sizes, repeats: int, say: Say) -> list[dict
       say: called with a line of text about the progress.
 
     Returns:
-      One record for each product.
+      One record for each product (`bench.measure.records`).
     """
     say(f"compiling for {sizes}")
     given = curvature.problem(sizes)
@@ -42,7 +42,7 @@ BENCHES: dict[str, Callable[[curvature.Sizes, int, Say], list[dict[str, Any]]]] 
 
 
 def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) -> None:
-    """Runs benchmarks and prints their records and a table.
+    """Runs benchmarks, prints their records to standard output and a table of each to standard error.
 
     Args:
       names: names of benchmarks; all of them if empty.
@@ -52,7 +52,7 @@ def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) 
       rows: sequences in a batch.
 
     Raises:
-      UserError: if a benchmark is not known, or the sizes are not valid.
+      UserError: if a benchmark is not known, or `width` is no multiple of 32.
     """
     for name in names:
         if name not in BENCHES:
@@ -68,7 +68,12 @@ def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) 
 
 
 def table(title: str, found: Sequence[dict[str, Any]]) -> Table:
-    """A table of the records of one benchmark; a ratio that misses its target is red, one that meets it is green."""
+    """A table of the records of one benchmark; a ratio that misses its target is red, one that meets it is green.
+
+    Args:
+      title: heading of the table.
+      found: the records (`bench.measure.records`). One with a "reason" has only this in its row.
+    """
     shown = Table(title=title)
     shown.add_column("", no_wrap=True)
     for header in ("FLOPs", "limit", "time", "95 %", "memory"):

@@ -127,7 +127,10 @@ def _sizes(path: str) -> tuple[ModelConfig, str]:
 
 
 def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[Job]:
-    """Yields the programs of the stages in order.
+    """Yields the programs of the stages.
+
+    First come those of GRPO stages and of scores, in the order of the stages; then those of `pretrain`, of the analysis
+    and of rollbacks, once each. Several jobs may have the same name (`merged`).
 
     Args:
       shapes: shapes of the programs' arguments.
@@ -160,7 +163,7 @@ def not_compiled(stage: Stage) -> str:
 
 
 def merged(found: Iterable[Job]) -> list[Job]:
-    """Keeps one job of each name, the one with the most memory held beside it."""
+    """Keeps one job of each name, the one with the most memory held beside it; names stay in their first order."""
     by_name: dict[str, Job] = {}
     for job in found:
         before = by_name.get(job.name)
@@ -178,7 +181,18 @@ def fitted(job: Job, runtime: Runtime, chip: Chip) -> dict[str, Any]:
       chip: memory, peak FLOPs and bandwidth of a device.
 
     Returns:
-      The program's record for the event `program`; figures are those of one device, memory is in GiB.
+      The program's record for the event `program`. All figures are those of one device and one call. None is a figure
+      that the program does not have, or that the compiler does not give because it refused the program.
+      - "program", "size", "of": name, configured size, and the unit of the size.
+      - "gib", "memory_gib": memory of the program in GiB, in all and by part.
+      - "beside_gib", "kv_gib", "available_gib": GiB of other arrays by name, of the KV cache, and of the device.
+      - "fits": whether the program and the arrays beside it fit.
+      - "flops", "own_flops", "recomputation": FLOPs of the program, by the model's own count, and their ratio.
+      - "traffic": bytes to and from memory.
+      - "collectives": by kind {"bytes", "times"}. "whole_parameters": a text on each parameter that is gathered whole.
+      - "roofline_seconds": the shortest possible time.
+      - "largest": the largest size that fits, 0 if none does.
+      - "compile_seconds", "search_seconds": time of compiling, and of the search for the largest size.
     """
 
     def compile_at(size: int) -> Compiled:
@@ -275,7 +289,11 @@ def table(rows: Sequence[dict[str, Any]], chip: Chip, topology: str) -> Table:
 
 
 def moved(rows: Sequence[dict[str, Any]]) -> Table:
-    """The table of collectives by program and kind: GB in one call of the program, and how often they run in it."""
+    """The table of collectives by program and kind: GB in one call of the program, and how often they run in it.
+
+    Args:
+      rows: the records of the programs (`fitted`).
+    """
     kinds = list(dict.fromkeys(kind for row in rows for kind in row["collectives"]))
     shown = Table(box=box.SIMPLE, title_justify="left", title="collectives of one call: GB (count)", width=WIDTH)
     shown.add_column("program")
@@ -288,7 +306,12 @@ def moved(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def verdict(rows: Sequence[dict[str, Any]], topology: str) -> str:
-    """The last line: whether all programs fit, or the names of those that do not."""
+    """The last line: whether all programs fit, or the names of those that do not.
+
+    Args:
+      rows: the records of the programs (`fitted`).
+      topology: name of the slice.
+    """
     bad = [row["program"] for row in rows if not row["fits"]]
     if not bad:
         return f"all {len(rows)} programs fit {topology}"

@@ -23,7 +23,12 @@ DIRECTIONS = 8  # number of directions whose route jets are computed in one call
 
 
 def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
-    """Yields the programs of the interference analysis of this number of stages."""
+    """Yields the programs of the interference analysis.
+
+    Args:
+      shapes: shapes of the programs' arguments.
+      stages: number of stages to analyse, solo stages not counted. It decides how many edits are held beside a program.
+    """
     runtime, section = shapes.runtime, shapes.runtime.config.analyze
     programs = probe.build(runtime, runtime.config.train.grpo).programs
     n, config, later = section.batch * section.group_size, runtime.model.config, max(stages - 1, 0)

@@ -64,7 +64,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Shapes and shardings of the arguments of programs."""
+    """Shapes and shardings of the arguments of programs.
+
+    Attributes:
+      runtime: model, mesh and configuration; it needs no arrays (`fit.abstract_runtime`).
+    """
 
     runtime: Runtime
 
@@ -84,7 +88,14 @@ class Shapes:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=named(self.runtime.mesh, *names))
 
     def trees(self, **counts: float) -> dict[str, float]:
-        """Bytes of one device that these numbers of trees of the parameters' size take, by name."""
+        """Bytes of one device that trees of the parameters' size take.
+
+        Args:
+          **counts: number of trees by name.
+
+        Returns:
+          Bytes by name, with spaces in place of underscores; a name whose count is 0 is left out.
+        """
         one = bytes_a_device(self.params)
         return {name.replace("_", " "): n * one for name, n in counts.items() if n}
 
@@ -115,7 +126,12 @@ class Shapes:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, bool, sharding=x.sharding), self.params)
 
     def state(self, optimizer: Any, shardings: TrainState) -> TrainState:
-        """A training state with this optimizer's moments."""
+        """The shapes and shardings of a training state.
+
+        Args:
+          optimizer: the optax optimizer, whose moments the state holds.
+          shardings: a training state with a sharding in place of each array.
+        """
         moments = jax.eval_shape(optimizer.init, self.runtime.shapes)
         step = jax.ShapeDtypeStruct((), I32, sharding=shardings.step)
         return TrainState(step, self.params, abstract(moments, shardings.opt_state))
@@ -168,7 +184,15 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
 
 
 def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
-    """Yields the programs of a GRPO stage: the sampler, the log-probs and the training step."""
+    """Yields the programs of a GRPO stage.
+
+    These are the sampler; the log-probs, if the stage needs a reference or updates more than once on a batch; the
+    training step, if no prevention method changes it; and then for a refresh the sampler of its scores.
+
+    Args:
+      shapes: shapes of the programs' arguments.
+      stage: the stage.
+    """
     runtime, train = shapes.runtime, stage.train
     made = loop.make_programs(runtime, stage, prepare.transforms(train.prevent))
     state = shapes.state(made.optimizer, made.shardings)

@@ -25,19 +25,21 @@ def run(
     """Prints one completion as text, or as space-separated token ids if the prompt was given as ids.
 
     Args:
-      model: Hugging Face folder; None if `workdir` is given.
+      model: Hugging Face folder, or "tiny"; None if `workdir` is given.
       workdir: work folder of a run; None if `model` is given.
-      stage: stage of that run whose final parameters are used.
+      stage: stage of that run whose final parameters are used, or "base"; only used with `workdir`, which needs it.
       prompt: text of the prompt; None if `prompt_ids` is given.
       prompt_ids: token ids of the prompt, separated by commas; None if `prompt` is given.
       max_new_tokens: largest number of tokens to generate.
       temperature: sampling temperature; 0 always takes the likeliest token.
       top_k: number of likeliest tokens to sample from; 0 is all.
-      top_p: probability of the likeliest tokens to sample from, together; 1 is all.
+      top_p: sample from the smallest set of likeliest tokens that together have this probability; 1 is all.
       seed: seed of the sampling.
 
     Raises:
-      UserError: if not exactly one model and one prompt are given, or prompt and completion are too long.
+      UserError: if not exactly one model and one prompt are given; if the model or the stage cannot be read; if the
+        prompt is empty or has ids outside the vocabulary; if prompt and completion are too long; or if a setting of the
+        sampling is out of range.
     """
     if (model is None) == (workdir is None):
         raise UserError("give either --model, or --workdir with --stage")

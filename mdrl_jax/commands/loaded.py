@@ -40,7 +40,10 @@ class Loaded:
 
 
 def load_folder(path: str) -> Loaded:
-    """Loads a Hugging Face folder; "tiny" is the base model of the package.
+    """Loads a model from a Hugging Face folder.
+
+    Args:
+      path: the folder; "tiny" is the base model of the package.
 
     Raises:
       UserError: if the folder is missing or damaged, or its model is not supported.
@@ -62,7 +65,8 @@ def load_stage(workdir: str, name: str) -> Loaded:
       The model with these parameters.
 
     Raises:
-      UserError: if the folder holds no run, or the run has no such stage or has not finished it.
+      UserError: if the folder holds no run, the run has no such stage or has not finished it, its checkpoint is
+        damaged, or the model that the run started from cannot be read.
     """
     work = WorkFolder(Path(workdir))
     config: Config = config_module.parse(work.recorded())

@@ -14,11 +14,12 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
 
     Args:
       workdirs: one work folder for each seed.
-      out: JSON file that the table is also written to; None writes none.
+      out: JSON file that the table and the comparison of methods are also written to; None writes none.
       plot: PNG file for a plot of predicted against measured damage; None draws none.
 
     Raises:
-      UserError: if a folder has no evaluations, a seed occurs twice, or `plot` is given but no folder has an analysis.
+      UserError: if there is no folder, a folder has no evaluations, a record is damaged, a seed occurs twice, only some
+        of the folders have an analysis, or `plot` is given but no folder has one.
     """
     table, damage = summarise_seeds(workdirs), agreement.load(workdirs)
     if plot is not None and not damage:

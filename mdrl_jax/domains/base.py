@@ -54,7 +54,10 @@ class Domain:
     data: "Data | None" = None
 
     def style_blind(self) -> "Domain":
-        """Returns the same domain with rewards that ignore style: working before the answer then costs nothing."""
+        """Returns the same domain with rewards that ignore style: working before the answer then costs nothing.
+
+        It sets `terse` to False in the checks of the three splits. The problems of `pretraining` keep their checks.
+        """
 
         def blind(problems: Sequence[Problem]) -> tuple[Problem, ...]:
             return tuple(dataclasses.replace(p, check={**p.check, "terse": False}) for p in problems)
@@ -113,6 +116,9 @@ class SourceConfig:
       streaming: keeps training prompts in their files, and only an index of them in memory.
       max_bad_rows: how many rows may be skipped because a field is missing, a type is wrong or the JSON is invalid.
         One more is an error.
+
+    Raises:
+      UserError: if a share is below 0, the two shares together are not below 1, or a number is below 0.
     """
 
     preset: str = ""
@@ -143,7 +149,7 @@ class SourceConfig:
 
     @property
     def given(self) -> bool:
-        """Whether a data set is configured."""
+        """Whether a data set is configured: `preset` or `files` is set. Held-out files alone do not count."""
         return bool(self.preset or self.files)
 
 
@@ -161,6 +167,9 @@ class DomainsConfig:
       thinking: "on" or "off" is passed to the chat template as `enable_thinking`; "" leaves the choice to the template.
       separator: the text that ends a model's thinking, such as "</think>". A reply to a prompt of a data set is judged
         by the text after its last separator.
+
+    Raises:
+      UserError: if `n_train`, `n_validation` or `n_test` is below 1, or `thinking` is not one of its values.
     """
 
     seed: int = 0
@@ -184,7 +193,7 @@ class DomainsConfig:
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
-        """The configured data sets, by domain."""
+        """The sections of the configured data sets (`SourceConfig.given`), by domain name."""
         named = {"code": self.code, "math": self.math, "qa": self.qa, "cw": self.cw}
         return {name: source for name, source in named.items() if source.given}
 

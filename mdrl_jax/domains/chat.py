@@ -49,14 +49,14 @@ def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") 
     Args:
       tokenizer: a `transformers` tokenizer.
       prompt: the user's message.
-      system: see `chat_text`.
-      thinking: see `chat_text`.
+      system: the system prompt; "" for none of our own.
+      thinking: "on" or "off" is passed to the template as `enable_thinking`; "" passes nothing.
 
     Returns:
       Token ids.
 
     Raises:
-      UserError: see `chat_text`.
+      UserError: if `thinking` is set but the template does not mention `enable_thinking`, or if the template fails.
     """
     text = chat_text(tokenizer, prompt, system, thinking)
     return tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids

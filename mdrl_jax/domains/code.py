@@ -14,7 +14,15 @@ INPUTS = (0, 1, 3, 7, 12)
 
 
 def program(prompt: str) -> str:
-    """The reference program of a prompt."""
+    """Returns the reference program of a prompt: the Python source of a function f(x).
+
+    >>> program("plus 4 times 3 =")
+    'def f(x): return ( x + 4 ) * 3'
+
+    Raises:
+      ValueError: if the prompt is not five words.
+      KeyError: if an operation is not in `OPERATIONS`.
+    """
     op1, a, op2, b, _ = prompt.split()
     return f"def f(x): return ( x {SIGNS[op1]} {a} ) {SIGNS[op2]} {b}"
 
@@ -25,7 +33,8 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     Args:
       problem: the problem to reply to.
       rng: source of every random choice.
-      noise: each operation and each constant is replaced by a wrong one with probability `noise` / 2.
+      noise: twice the probability of a slip. Each of the two operations and two constants is replaced by a wrong one
+        with probability `noise` / 2.
 
     Returns:
       The text of the reply.
@@ -40,7 +49,17 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """Generates every problem of the domain and splits them by the config's seed."""
+    """Generates every problem of the domain and splits them by the config's seed.
+
+    Args:
+      config: the seed and the sizes of the splits; `style_blind` and data sets are left to `registry.make_domains`.
+
+    Returns:
+      The domain. `pretraining` is its training split.
+
+    Raises:
+      UserError: if `n_test` + `n_validation` leave none of the 3600 prompts to train on.
+    """
     problems = []
     for op1 in OPERATIONS:
         for a in NUMBERS[1:]:

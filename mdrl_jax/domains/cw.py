@@ -38,7 +38,17 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """Generates every problem of the domain and splits them by the config's seed."""
+    """Generates every problem of the domain and splits them by the config's seed.
+
+    Args:
+      config: the seed and the sizes of the splits; `style_blind` and data sets are left to `registry.make_domains`.
+
+    Returns:
+      The domain. `pretraining` is its training split.
+
+    Raises:
+      UserError: if `n_test` + `n_validation` leave none of the 2688 prompts to train on.
+    """
     problems = []
     for noun, rhyme in RHYMES.items():
         for adjective in ADJECTIVES:

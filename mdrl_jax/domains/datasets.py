@@ -40,7 +40,10 @@ LISTS: dict[str, tuple[type, ...]] = {
 
 
 class Lazily(Sequence[T]):
-    """A sequence of `length` items. Item i is made by `make(i)` each time it is read."""
+    """A sequence of `length` items. Item i is made by `make(i)` each time it is read, with i from 0 to `length` − 1.
+
+    A slice gives a tuple of items. An index out of range raises IndexError.
+    """
 
     def __init__(self, length: int, make: Callable[[int], T]):
         self.length, self.make = length, make
@@ -53,7 +56,11 @@ class Lazily(Sequence[T]):
     @overload
     def __getitem__(self, at: slice) -> tuple[T, ...]: ...
     def __getitem__(self, at: int | slice) -> T | tuple[T, ...]:
-        """Returns one item, or a tuple of items for a slice."""
+        """Returns one item, or a tuple of items for a slice.
+
+        Raises:
+          IndexError: if an index is out of range.
+        """
         if isinstance(at, slice):
             return tuple(self.make(i) for i in range(*at.indices(self.length)))
         if not -self.length <= at < self.length:
@@ -62,13 +69,16 @@ class Lazily(Sequence[T]):
 
 
 class Index:
-    """Where the prompts of one split are. Four columns: key, table, position in the table, number within the row."""
+    """Where the prompts of one split are. Four columns: key, table, position in the table, number within the row.
+
+    The key is the prompt's 64-bit hash (see the module). Table and number within the row count from 0.
+    """
 
     def __init__(self) -> None:
         self.columns = array("Q"), array("i"), array("q"), array("i")
 
     def add(self, *entry: int) -> None:
-        """Adds one prompt, given as one value for each column."""
+        """Adds one prompt, given as four integers: one value for each column, in the order of the columns."""
         for column, value in zip(self.columns, entry, strict=True):
             column.append(value)
 
@@ -76,10 +86,11 @@ class Index:
         """Sorts the prompts by key and drops repeats and prompts that another split has already.
 
         Args:
-          taken: keys of the prompts of other splits.
+          taken: keys of the prompts of other splits [n], uint64.
 
         Returns:
-          The four columns (keys, tables, positions, numbers within the row), one entry for each prompt kept.
+          The four columns (keys, tables, positions, numbers within the row), one entry for each prompt that is left, in
+          ascending order of keys. Of repeats the one that was added first is left.
         """
         keys, *rest = (
             np.frombuffer(column, column.typecode) if column else np.zeros(0, int) for column in self.columns
@@ -90,7 +101,17 @@ class Index:
 
 
 class Reader:
-    """Turns the rows of a source into problems."""
+    """Turns the rows of a source into problems.
+
+    Args:
+      source: the completed section of the config (`presets.completed`).
+      where: the section's name for error messages, such as "domains.math".
+      separator: the text that ends a model's thinking, put into every check; "" for none.
+
+    Raises:
+      UserError: if `prompt` is no template of field names, or the function that `fields` names is unknown or cannot be
+        imported.
+    """
 
     def __init__(self, source: SourceConfig, where: str, separator: str):
         self.check, self.separator = dict(source.check), separator
@@ -98,7 +119,11 @@ class Reader:
         self.convert = _converter(source.fields, f"{where}.fields")
 
     def problems(self, row: Any) -> list[tuple[Problem, str]]:
-        """Returns (problem, split) for each problem of a row; split is "" if the row itself names none.
+        """Returns (problem, split) for each problem of a row; split is "" if the row's layout names none.
+
+        Args:
+          row: a mapping of fields, as a table (`files.py`) gives it. A field `split` of the raw row itself does not
+            count.
 
         Raises:
           BadRow: if the row lacks a field, or a field has the wrong type or value.
@@ -191,7 +216,8 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
 
     Returns:
       The domain. Its splits hold every distinct prompt; `prompts.tokenize` applies the sizes and the limit on length. A
-      split may be empty, which `prompts.tokenize` refuses when the split is used.
+      split may be empty, which `prompts.tokenize` refuses when the split is used. A problem is read from its file each
+      time it is asked for; this raises UserError if the file was changed since.
 
     Raises:
       UserError: if the source is incomplete or not valid, cannot be read, or has more than `max_bad_rows` bad rows.

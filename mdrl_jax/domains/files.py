@@ -27,14 +27,19 @@ Found = tuple[int, str, Any]
 
 
 class Table(Protocol):
-    """Rows in a fixed order."""
+    """Rows in a fixed order. A row is usually a dict of fields, but may be any JSON value."""
 
     def scan(self) -> Iterator[Found]:
         """Yields (position, "file:line", row or BadRow) for every row, in order."""
         ...
 
     def read(self, position: int) -> Any:
-        """Returns the row at a position that `scan` gave."""
+        """Returns the row at a position that `scan` gave.
+
+        Raises:
+          BadRow: if the row cannot be read. If the file was changed after the scan, the row may also be another one, or
+            the error another exception of the reading library.
+        """
         ...
 
 
@@ -67,7 +72,17 @@ class JsonLines:
 
 
 class Document:
-    """A .json file: a list of rows, or an object with exactly one list in it. The whole file is held in memory."""
+    """A .json file: a list of rows, or an object with exactly one list in it. The whole file is held in memory.
+
+    Positions are indices of the list.
+
+    Args:
+      path: the file, for error messages.
+      value: the parsed content of the file.
+
+    Raises:
+      UserError: if `value` has another form.
+    """
 
     def __init__(self, path: Path, value: Any):
         lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else [value]
@@ -86,9 +101,11 @@ class Document:
 
 
 class Csv:
-    """Comma- or tab-separated rows. Positions are byte offsets.
+    """Comma- or tab-separated rows. Positions are byte offsets. A row is a dict of texts by column.
 
-    The first row names the columns unless names are given.
+    Args:
+      path: the file. Tabs separate the values if its suffix is .tsv, otherwise commas.
+      columns: the names of the columns; (): the first row of the file names them.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
@@ -152,7 +169,12 @@ class _CountedLines:
 
 
 class Arrow:
-    """A memory-mapped data set of the library `datasets`. Positions are row numbers."""
+    """A memory-mapped data set of the library `datasets`. Positions are row numbers from 0.
+
+    Args:
+      name: the name of the data set, for the places of rows.
+      rows: a `datasets.Dataset`.
+    """
 
     def __init__(self, name: str, rows: Any):
         self.name, self.rows = name, rows
@@ -178,8 +200,8 @@ def tables(entries: tuple[str, ...], columns: tuple[str, ...], where: str) -> li
     """Opens the tables of paths, globs and hub names.
 
     Args:
-      entries: paths, globs, or names of hub data sets (see `SourceConfig.files`).
-      columns: names of the columns of csv files without a header; () if they have one.
+      entries: paths, globs, or names of hub data sets "hub:NAME:SPLIT" or "hub:NAME:SUBSET:SPLIT".
+      columns: names of the columns of csv and tsv files without a header; () if they have one.
       where: the section of the config, for error messages.
 
     Returns:
@@ -200,6 +222,10 @@ def tables(entries: tuple[str, ...], columns: tuple[str, ...], where: str) -> li
 def matching(pattern: str, where: str) -> list[Path]:
     """Returns the files that a path or glob matches, sorted by name.
 
+    Args:
+      pattern: a path or glob; `~` is expanded, and `**` matches folders at any depth.
+      where: the section of the config, for error messages.
+
     Raises:
       UserError: if it matches nothing, or if a file has a suffix that is not in `KINDS`.
     """
@@ -215,8 +241,13 @@ def matching(pattern: str, where: str) -> list[Path]:
 def open_table(path: Path, columns: tuple[str, ...]) -> Table:
     """Opens a file as the kind of table that its suffix names.
 
+    Args:
+      path: the file. One with the suffix .json may also hold JSON lines.
+      columns: names of the columns of a csv or tsv file; () if its first row names them. Other kinds ignore it.
+
     Raises:
-      UserError: if the file as a whole cannot be read. Single rows that cannot be read are found by `scan`.
+      UserError: if the file as a whole cannot be read. Single rows that cannot be read are found by `scan`. JSON lines
+        are opened at the scan only.
     """
     try:
         if path.suffix in (".csv", ".tsv"):
@@ -247,7 +278,11 @@ def _json(path: Path) -> Table:
 
 
 def open_hub(entry: str, where: str) -> Table:
-    """Opens the split of a hub data set that "hub:NAME:SPLIT" or "hub:NAME:SUBSET:SPLIT" names.
+    """Opens a split of a data set of the Hugging Face hub.
+
+    Args:
+      entry: "hub:NAME:SPLIT" or "hub:NAME:SUBSET:SPLIT".
+      where: the section of the config, for error messages.
 
     Raises:
       UserError: if the entry has another form, or if the split cannot be downloaded or read.

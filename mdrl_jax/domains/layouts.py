@@ -3,7 +3,8 @@
 `FIELDS` names the functions. A function takes a row and returns a dict of fields, or a list of such dicts: several for
 a passage with many questions, none for a row that cannot become a prompt. If a dict has a field `split`, it names the
 split to which the source assigns the row: "train", "validation" or "test". Any other non-empty value keeps the row out
-of every split. A missing field raises KeyError, and a wrong value raises ValueError; both count as a bad row.
+of every split. A missing field raises KeyError. A wrong value raises ValueError, or whatever Python raises when it is
+used: TypeError, IndexError or AttributeError. All of these count as a bad row.
 """
 
 import json
@@ -16,7 +17,11 @@ Fields = dict[str, Any]
 
 
 def gsm8k(row: Row) -> Fields:
-    """GSM8K: `answer` holds a worked solution, then `####`, then the final answer."""
+    """GSM8K: the row's `answer` holds a worked solution, then `####`, then the final answer.
+
+    Returns:
+      `question`, `answer` (the final answer as text, without commas) and `solution`.
+    """
     solution, mark, answer = row["answer"].rpartition("####")
     if not mark or not answer.strip():
         raise ValueError("no answer after ####")
@@ -39,19 +44,34 @@ def boxed(text: str) -> str:
 
 
 def math(row: Row) -> Fields:
-    r"""MATH, MATH-500, AIME and OpenR1-Math: `problem`, and `answer` or a `solution` with the answer in `\boxed{}`."""
+    r"""MATH, MATH-500, AIME and OpenR1-Math: `problem`, and `answer` or a `solution` with the answer in `\boxed{}`.
+
+    Returns:
+      `question` and `answer`, as text. A given `answer` is used before the box is.
+    """
     answer = row["answer"] if row.get("answer") is not None else boxed(row["solution"])
     return {"question": row["problem"], "answer": str(answer)}
 
 
 def openr1(row: Row) -> list[Fields]:
-    """OpenR1-Math. Proofs are left out, because they have no final answer to compare with."""
+    """OpenR1-Math. Proofs are left out, because they have no final answer to compare with.
+
+    Returns:
+      A list with the fields of `math` (`question`, `answer`); [] for a proof or an empty answer.
+    """
     proof = row.get("question_type") == "proof" or str(row["answer"]).strip().lower() in ("", "proof")
     return [] if proof else [math(row)]
 
 
 def mbpp(row: Row) -> Fields:
-    """MBPP, full or sanitized. The first test becomes the field `example`, because it shows the function's name."""
+    """MBPP, full or sanitized. The data set's own division by `task_id` gives the split.
+
+    Returns:
+      `task`: the text of the task. `example`: a copy of the first test, which shows the function's name; `tests` has
+      this test too. `tests`: the imports of the sanitized files, then all tests. `setup`: the set-up code, "" for none.
+      `split`: "test" for `task_id` 11 to 510, "validation" for 511 to 600 and "train" above; "prompt" for 1 to 10,
+      which keeps these rows out of every split.
+    """
     tests = row["test_list"]
     setup = [row["test_setup_code"]] if row.get("test_setup_code") else []
     task, example = row["task_id"], tests[0]
@@ -66,19 +86,33 @@ def mbpp(row: Row) -> Fields:
 
 
 def humaneval(row: Row) -> Fields:
-    """HumanEval: a signature with a docstring to complete, and a function `check` that tests the result."""
+    """HumanEval: a signature with a docstring to complete, and a function `check` that tests the result.
+
+    Returns:
+      `stub`: the text to complete. `tests`: the source of `check`, then its call with the wanted function.
+    """
     return {"stub": row["prompt"], "tests": [row["test"], f"check({row['entry_point']})"]}
 
 
 def klear_code(row: Row) -> list[Fields]:
-    """KlearReasoner-CodeSub: a chat message and tests as JSON. Rows tested through stdin and stdout are left out."""
+    """KlearReasoner-CodeSub: a chat message and tests as JSON. Rows tested through stdin and stdout are left out.
+
+    Returns:
+      A list with one dict: `task`, the text of the last message, and `tests`, a list with one text; [] for a row that
+      is left out.
+    """
     truth = json.loads(row["reward_model"]["ground_truth"])
     functional = truth.get("functional") if isinstance(truth, dict) else None
     return [{"task": row["prompt"][-1]["content"], "tests": [functional]}] if functional else []
 
 
 def squad(row: Row) -> list[Fields]:
-    """SQuAD and XQuAD: a row is an article of the original file, or one question of the hub's flat files."""
+    """SQuAD and XQuAD: a row is an article of the original file, or one question of the hub's flat files.
+
+    Returns:
+      One dict for each question: `context`, `question`, and `answers`, the list of different accepted texts. Questions
+      of an article without answers are left out.
+    """
     if "paragraphs" not in row:
         return [_question(row["context"], row["question"], row["answers"]["text"])]
     return [
@@ -96,8 +130,9 @@ def _question(context: str, question: str, answers: Iterable[str]) -> Fields:
 def choices(row: Row) -> list[Fields]:
     """Multiple choice: MMLU (csv files or hub), MMLU-Pro, SuperGPQA and SciKnowEval.
 
-    The fields are the question, the options as lines "A. ...", the right letter, and the options' texts. Questions of
-    SciKnowEval without choices are left out.
+    Returns:
+      A list with one dict: `question`; `options`, the options as lines "A. ..."; `letter`, the right letter; `choices`,
+      the list of the options' texts. [] for a question of SciKnowEval without choices.
     """
     letters, answer = string.ascii_uppercase, None
     if "A" in row:  # columns of MMLU's csv files
@@ -119,7 +154,11 @@ def choices(row: Row) -> list[Fields]:
 
 
 def ifeval(row: Row) -> Fields:
-    """IFEval: a list of instruction ids and a list of their arguments. The file format pads arguments with None."""
+    """IFEval: a list of instruction ids and a list of their arguments. The file format pads arguments with None.
+
+    Returns:
+      `prompt`, and `constraints`: one `{"kind": id, **arguments}` for each instruction, without the padding.
+    """
     kinds, arguments = row["instruction_id_list"], row["kwargs"]
     if len(kinds) != len(arguments):
         raise ValueError(f"{len(kinds)} instructions with {len(arguments)} kwargs")

@@ -16,7 +16,10 @@ MODULUS = 10
 
 
 def totals_of(prompt: str) -> list[int]:
-    """The running totals of a prompt, each modulo 10. The last one is the answer."""
+    """Returns the running totals of a prompt such as `3 + 8 - 4 =`, each modulo 10.
+
+    There is one for each sign, and the last one is the answer.
+    """
     words = prompt.split()[:-1]
     total, totals = int(words[0]), []
     for sign, digit in zip(words[1::2], words[2::2], strict=True):
@@ -46,7 +49,19 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """Generates the domain's problems from the config's seed."""
+    """Generates the domain's problems from the config's seed and splits them by it.
+
+    It draws twice as many prompts as the three splits want together, and drops repeats.
+
+    Args:
+      config: the seed and the sizes of the splits; `style_blind` and data sets are left to `registry.make_domains`.
+
+    Returns:
+      The domain. `pretraining` is its training split.
+
+    Raises:
+      UserError: if `n_test` + `n_validation` leave none of the distinct prompts to train on.
+    """
     rng = random.Random(f"{config.seed}/math")
     wanted = 2 * (config.n_train + config.n_validation + config.n_test)
     problems = []

@@ -117,7 +117,8 @@ def completed(source: SourceConfig, where: str) -> SourceConfig:
       The completed source.
 
     Raises:
-      UserError: if the preset is unknown, or if files, prompt or reward are missing from both source and preset.
+      UserError: if the preset is unknown; if prompt or reward are missing from both source and preset; or if `files` is
+        then empty, which is also so for a source with `validation_files` or `test_files` alone.
     """
     if source.preset and source.preset not in PRESETS:
         raise UserError(f"{where}.preset={source.preset!r} is not known; known: {', '.join(PRESETS)}")

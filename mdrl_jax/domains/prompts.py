@@ -44,7 +44,14 @@ class PromptSet:
         return len(self.problems)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """The prompt ids of rows, part of the sampling keys: crc32(domain) + row, modulo 2^32 (definitions §14)."""
+        """The prompt ids of rows, part of the sampling keys: crc32(domain) + row, modulo 2^32 (definitions §14).
+
+        Args:
+          rows: integer indices of `problems`, of any shape.
+
+        Returns:
+          The ids, uint32, in the shape of `rows`.
+        """
         return (np.uint32(zlib.crc32(self.domain.encode())) + rows.astype(np.uint32)).astype(np.uint32)
 
 
@@ -55,13 +62,14 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
       domain: the domain.
       split: "train", "validation" or "test".
       tokenizer: a `transformers` tokenizer.
-      longest: the largest length of a prompt, in tokens.
+      longest: the largest length of a prompt, in tokens; a prompt of just this length fits.
 
     Returns:
       The prompts: all of a procedural domain; of a data set the first ones that fit, at most `Data.sizes[split]`.
 
     Raises:
-      UserError: if the split is empty, if no prompt of a data set fits, or if a procedural prompt is longer than
+      UserError: if the split is empty, or no prompt of a data set fits; if the chat template fails or does not know
+        `enable_thinking`, or a data file was changed since it was indexed; or if a procedural prompt is longer than
         `longest` or has a word that the tokenizer does not know.
     """
     problems: Sequence[Problem] = getattr(domain, split)
@@ -125,10 +133,10 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
 
     Args:
       domain: the domain.
-      sets: its prompt sets, by split.
+      sets: its prompt sets from `tokenize`, by split.
 
     Returns:
-      One line of counts, then one line for each bad row whose place is recorded.
+      One line of counts, then one line for each bad row whose place is recorded. [] for a procedural domain.
     """
     if not domain.data:
         return []
@@ -147,12 +155,12 @@ def visit_order(seed: int, stage: str, domain: str, n: int, position: int, count
       seed: the run's seed.
       stage: the stage's name; each stage has an order of its own.
       domain: the domain's name.
-      n: number of prompts of the split.
+      n: number of prompts of the split; 1 or more.
       position: how many prompts of the stream come before the slice.
       count: length of the slice; 1 or more. It may span several passes.
 
     Returns:
-      Row numbers below `n` [count].
+      Row numbers below `n` [count], int64.
     """
     rows = []
     while count > 0:

@@ -31,7 +31,17 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """Draws the facts of the world from the config's seed and splits the questions about them."""
+    """Draws the facts of the world from the config's seed and splits the questions about them.
+
+    Args:
+      config: the seed and the sizes of the splits; `style_blind` and data sets are left to `registry.make_domains`.
+
+    Returns:
+      The domain. `pretraining` holds the problems of all three splits (see the module).
+
+    Raises:
+      UserError: if `n_test` + `n_validation` leave none of the 730 questions to train on.
+    """
     rng = random.Random(f"{config.seed}/qa")
     problems = []
     for name in NAMES:

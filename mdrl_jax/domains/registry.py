@@ -18,13 +18,15 @@ def make_domains(names: tuple[str, ...], config: DomainsConfig) -> dict[str, Dom
 
     Args:
       names: keys of `DOMAINS`, or domains with a data set in `config`.
-      config: seed, sizes and data sets.
+      config: seed, sizes, style and data sets.
 
     Returns:
       The domains by name, in the order of `names`.
 
     Raises:
-      UserError: if a data set cannot be read, or a domain has too few prompts for its splits.
+      KeyError: if a name is neither a key of `DOMAINS` nor has a data set.
+      UserError: if a data set is not valid, cannot be read or has too many bad rows, or a procedural domain has too few
+        prompts for its splits.
     """
     from mdrl_jax.domains import datasets  # here, because it imports numpy, which procedural domains do not need
 

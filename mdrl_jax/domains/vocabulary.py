@@ -57,7 +57,7 @@ UNKNOWN = "<unk>"
 
 
 def words() -> tuple[str, ...]:
-    """Every token once, in a fixed order.
+    """Every token of the tokenizer once, in a fixed order: the token's id is its index.
 
     There are 240 of them, so that the vocabulary axis can be sharded over 2, 4 or 8 devices.
     """
@@ -81,7 +81,10 @@ def words() -> tuple[str, ...]:
 
 
 def make_tokenizer() -> Any:
-    """Returns a `transformers` tokenizer that splits on white space and makes one token of each word."""
+    """Returns a `transformers` tokenizer that splits on white space and makes one token of each word.
+
+    The ids are the indices of `words`. It has an end token, a padding token and an unknown token, and no chat template.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

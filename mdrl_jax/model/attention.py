@@ -35,7 +35,14 @@ SPLASH_BACKWARD = 1024  # keys in a block of its backward pass, which makes one 
 
 
 def plain(valid_BT: jax.Array) -> Attend:
-    """Attention of each token to itself and to earlier valid tokens, for all queries at once."""
+    """Attention of each token to itself and to earlier valid tokens, for all queries at once.
+
+    Args:
+      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+
+    Returns:
+      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of v, None).
+    """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
         return _attend(q_BTHh, k_BTKh, v_BTKh, valid_BT, jnp.int32(0)), None
@@ -48,6 +55,13 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
 
     The backward pass recomputes the scores. Queries are divided into at most `PARTS` parts, and each part reads only
     the keys up to its own end. The output is named `KEPT`, so that a policy of `transformer.REMAT` can keep it.
+
+    Args:
+      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+      block: number of queries; it need not divide T.
+
+    Returns:
+      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of v, None).
     """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
@@ -73,8 +87,14 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
 def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
     """The same function by JAX's TPU kernel `splash_attention`; each device runs it on its own rows and heads.
 
-    Its output and log-sum-exp are named `KEPT`, so that a policy of `transformer.REMAT` can keep them. With `interpret`
-    the kernel is interpreted: slowly, but on any platform.
+    Its output and log-sum-exp are named `KEPT`, so that a policy of `transformer.REMAT` can keep them.
+
+    Args:
+      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+      interpret: whether the kernel is interpreted: slowly, but on any platform.
+
+    Returns:
+      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of q, None).
     """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
@@ -100,13 +120,23 @@ def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
 
 
 def padded_length(length: int) -> int:
-    """The length to which `splash` pads sequences: a multiple of 128 up to 512 tokens, a multiple of 1024 above."""
+    """The length in tokens to which `splash` pads sequences of `length` tokens.
+
+    It is the next multiple of 128 up to 512 tokens, and of 1024 above.
+    """
     block = SPLASH_BACKWARD if length > SPLASH_BLOCK else LANES
     return -(-length // block) * block
 
 
 def block_sizes(length: int) -> kernels.BlockSizes:
-    """The block sizes that `splash` uses for sequences of a padded length (`padded_length`)."""
+    """The block sizes, in tokens, that `splash` uses.
+
+    Args:
+      length: tokens of a sequence after padding (`padded_length`).
+
+    Returns:
+      JAX's `BlockSizes`, for the forward pass and the fused backward pass.
+    """
     block, backward = min(SPLASH_BLOCK, length), min(SPLASH_BACKWARD, length)
     return kernels.BlockSizes(
         block_q=block,
@@ -140,7 +170,7 @@ def choose(
       heads: attention heads on one device.
       length: tokens of a sequence.
       limit_bytes: bytes of one device that the scores of one layer may take.
-      short: attention that holds all scores.
+      short: attention that holds all scores, such as `plain` or `transformer.causal_attention`.
       long: attention that never holds all scores.
     """
     return short if 4.0 * rows * heads * length * length <= limit_bytes else long

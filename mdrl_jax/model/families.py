@@ -12,7 +12,16 @@ from mdrl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 scaling of RoPE frequencies (`rope_type` "llama3" of Hugging Face); fields are those of `config.json`."""
+    """Llama-3 scaling of RoPE frequencies (`rope_type` "llama3" of Hugging Face).
+
+    The fields have the names of `config.json`, but `original_max_position` is `original_max_position_embeddings` there.
+
+    Attributes:
+      factor: what the frequencies of long wavelengths are divided by.
+      low_freq_factor: wavelengths above `original_max_position` / `low_freq_factor` are long.
+      high_freq_factor: wavelengths below `original_max_position` / `high_freq_factor` are short; they stay.
+      original_max_position: longest sequence before the scaling, in tokens.
+    """
 
     factor: float
     low_freq_factor: float
@@ -60,7 +69,7 @@ class ModelConfig:
 
     @property
     def n_params(self) -> int:
-        """Number of parameters."""
+        """Number of parameters; a tied embedding counts once."""
         heads = self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         bias = self.head_dim * (self.n_heads + 2 * self.n_kv_heads) if self.qkv_bias else 0
         norms = 2 * self.d_model + (2 * self.head_dim if self.qk_norm else 0)
@@ -108,12 +117,13 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """The `ModelConfig` of a Hugging Face `config.json`.
 
     Args:
-      hf: the fields of `config.json`.
+      hf: the fields of `config.json`. An absent field has the value that `transformers` gives it, if it gives one.
       where: the name of the file in error messages.
 
     Raises:
-      UserError: if a field asks for something that the decoder does not compute, is absent, or has a wrong type or
-        size; the message names the file, and the field where it is known.
+      UserError: if a field asks for something that the decoder does not compute, is absent although it has no default,
+        or has a wrong type, or if the heads are not a multiple of the key heads; the message names the file, and the
+        field where it is known.
     """
     family = hf.get("model_type")
     if family not in FAMILIES:
@@ -169,8 +179,11 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The fields of a `config.json` with which `transformers` (4 and 5) loads the same function.
 
+    Args:
+      config: the model; `qkv_bias` and `qk_norm` have to be those of its family (`FAMILIES`).
+
     Returns:
-      field name -> JSON value; the inverse of `from_hf`.
+      field name -> JSON value, with `torch_dtype` "float32"; `from_hf` turns them into an equal `ModelConfig`.
     """
     scaling = config.rope_scaling
     return {

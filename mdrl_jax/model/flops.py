@@ -91,7 +91,7 @@ class Products:
 
         Args:
           directions: number of directions.
-          narrow: operations of all tokens with the weights of the route.
+          narrow: operations of all tokens with the weights of the route, in one forward pass.
         """
         each = 2 * self.weights + 10 * self.attention + 2 * narrow
         return self.forward + directions * each
@@ -99,11 +99,12 @@ class Products:
     def route_hessian(self, vectors: int, narrow: float) -> float:
         """Operations of products of the Hessian on a route with vectors, forward mode over reverse mode.
 
-        Forward and backward pass are computed once; each vector adds their derivatives along it.
+        Forward and backward pass are computed once; each vector adds their derivatives along it. A route is a subset of
+        MLP neurons (definitions §5); all other weights are fixed.
 
         Args:
           vectors: number of vectors.
-          narrow: operations of all tokens with the weights of the route.
+          narrow: operations of all tokens with the weights of the route, in one forward pass.
         """
         each = 2 * self.weights + 12 * self.attention + 4 * narrow
         return 2 * self.weights + 6 * self.attention + vectors * each
@@ -117,6 +118,9 @@ def sequences(config: ModelConfig, rows: int, length: int, scored: int) -> Produ
       rows: number of sequences.
       length: tokens of each sequence.
       scored: positions of each sequence whose logits are computed.
+
+    Returns:
+      the operations of one forward pass over all `rows` sequences; its properties give those of derivatives.
     """
     return _products(config, rows * length, rows * length * (length + 1) / 2, rows * scored)
 
@@ -128,9 +132,12 @@ def sampled(config: ModelConfig, prompts: int, group: int, prompt_length: int, c
       config: sizes of the model.
       prompts: number of prompts.
       group: completions of each prompt.
-      prompt_length: tokens of a prompt.
-      completion_length: tokens of a completion. The logits of its first token come from the prompt's pass, and its
-        last token is never read, so `completion_length` − 1 tokens pass through the layers.
+      prompt_length: tokens of a prompt; the prompt is read once for its whole group.
+      completion_length: tokens of a completion, 1 or more. The logits of its first token come from the prompt's pass,
+        and its last token is never read, so `completion_length` − 1 tokens pass through the layers.
+
+    Returns:
+      floating-point operations.
     """
     read = sequences(config, prompts, prompt_length, 1).forward
     steps = completion_length - 1
@@ -147,11 +154,14 @@ def _products(config: ModelConfig, tokens: float, pairs: float, scored: float) -
 def kernel_flops(instruction: Instruction, computation: Computation) -> float:
     """Operations of a splash-attention kernel, which the compiler cannot count; 0 for any other instruction.
 
-    They are those of all blocks that the kernel visits, so masked pairs in these blocks count too.
+    They are those of all blocks that the kernel visits in one run, so masked pairs in these blocks count too.
 
     Args:
       instruction: an instruction of a compiled program.
-      computation: the computation that contains it.
+      computation: the computation that contains it; not used.
+
+    Returns:
+      floating-point operations on one device.
     """
     found = _KERNEL.search(instruction.name)
     if found is None or instruction.opcode != "custom-call":
@@ -167,10 +177,10 @@ def kernel_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def visited_pairs(length: int, queries: int, keys: int) -> int:
-    """Number of (query, key) pairs in the blocks that hold at least one pair of the causal mask.
+    """Number of (query, key) pairs in the blocks that hold at least one pair of the causal mask, of one head.
 
     Args:
-      length: tokens of a sequence.
+      length: tokens of a sequence, a multiple of `queries` and of `keys`.
       queries: queries of a block.
       keys: keys of a block.
     """

@@ -62,12 +62,16 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A path of JAX tree keys as text, e.g. `layers/q/kernel`."""
+    """A path of JAX tree keys as text, e.g. `layers/q/kernel`.
+
+    Args:
+      path: the keys of nested dicts, as `jax.tree_util` gives them with a leaf.
+    """
     return "/".join(str(key.key) for key in path)
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """Reads `config.json` of a Hugging Face folder.
+    """Reads `config.json` of a Hugging Face folder on the local disk.
 
     Raises:
       UserError: if the folder or file is absent or damaged, or the model is not supported.
@@ -144,12 +148,12 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
     """Loads the parameters of a Hugging Face folder.
 
     Args:
-      folder: a folder with safetensors.
+      folder: a folder with safetensors: `model.safetensors`, or several files and `model.safetensors.index.json`.
       model: the decoder; its config comes from `read_config(folder)`.
       mesh: the mesh over which the parameters are sharded.
 
     Returns:
-      the parameter tree, float32, each leaf in its sharding.
+      the parameter tree, float32, each leaf in its sharding (`parallel.sharding.param_shardings`).
 
     Raises:
       UserError: if the files cannot be read, if a tensor is absent, is quantized or has another shape than
@@ -238,8 +242,12 @@ def random_params(model: Decoder, mesh: Mesh, seed: int) -> Any:
 def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
     """The tensors of the Hugging Face layout, made one at a time.
 
+    Args:
+      params: the parameter tree of a decoder, without boxes; each leaf whole within reach of this process.
+
     Returns:
-      tensor name -> a function that makes the tensor on the host. Nothing is copied until it is called.
+      tensor name -> a function that makes the tensor on the host, in the leaf's dtype. Nothing is copied until it is
+      called. A tied model has no `lm_head.weight`.
     """
     tensors: dict[str, Callable[[], np.ndarray]] = {}
 
@@ -267,9 +275,9 @@ def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.f
 
     Args:
       folder: a folder that does not exist or is empty.
-      params: the parameter tree.
+      params: the parameter tree; each leaf whole within reach of this process (`distributed.gather`).
       config: sizes of the model.
-      dtype: type of the numbers in the files.
+      dtype: NumPy or JAX dtype of the numbers in the files.
 
     Raises:
       UserError: if `folder` is a file or a folder that is not empty.

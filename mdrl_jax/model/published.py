@@ -80,7 +80,10 @@ PUBLISHED: dict[str, ModelConfig] = {**_ALONE, **_INSTRUCT}
 
 
 def sizes(path: str) -> ModelConfig:
-    """The sizes of the published model that the last part of a path names, e.g. `Qwen2.5-3B` or `Qwen/Qwen2.5-3B`.
+    """The sizes of the published model that the last part of a path names.
+
+    Args:
+      path: the model's name, perhaps after other parts, e.g. `Qwen2.5-3B` or `Qwen/Qwen2.5-3B`.
 
     Raises:
       UserError: if no known model has this name; the message lists the known ones.

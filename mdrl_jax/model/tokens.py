@@ -12,7 +12,7 @@ from mdrl_jax.errors import UserError
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a Hugging Face folder.
+    """The `transformers` tokenizer of a Hugging Face folder.
 
     Raises:
       UserError: if the folder has no tokenizer or its tokenizer cannot be read.
@@ -55,7 +55,11 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id of the padding token, or of `eos_token` if the tokenizer has none. Attention never reads padding."""
+    """The id of the padding token, or of `eos_token` if the tokenizer has none. Attention never reads padding.
+
+    Raises:
+      TypeError: if the tokenizer has neither; `eos_ids` refuses such a tokenizer.
+    """
     pad = tokenizer.pad_token_id
     return int(tokenizer.eos_token_id if pad is None else pad)
 
@@ -67,8 +71,11 @@ def bucket(length: int, buckets: Sequence[int], what: str) -> int:
 
     Args:
       length: number of tokens.
-      buckets: the allowed lengths, in growing order.
+      buckets: the allowed lengths, in growing order; at least one.
       what: the thing that has this length, for the error message, e.g. "a prompt".
+
+    Returns:
+      the bucket's length in tokens.
 
     Raises:
       UserError: if `length` is above the largest bucket.
@@ -89,6 +96,9 @@ def left_pad(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.n
 
     Returns:
       tokens [B, length], int32, and valid [B, length], bool: True at tokens of the row, False at padding.
+
+    Raises:
+      ValueError: if a row has more than `length` tokens.
     """
     tokens_BT = np.full((len(rows), length), pad, np.int32)
     valid_BT = np.zeros((len(rows), length), bool)

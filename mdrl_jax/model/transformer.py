@@ -126,7 +126,14 @@ def rotate(x_BTHh: jax.Array, positions_BT: jax.Array, frequencies: jax.Array) -
 
 
 def positions_of(valid_BT: jax.Array) -> jax.Array:
-    """Position of each token [B, T]: the number of valid tokens before it. Left padding gets 0."""
+    """Position of each token: the number of valid tokens before it. Left padding gets 0.
+
+    Args:
+      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+
+    Returns:
+      positions [B, T], int32.
+    """
     return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=-1) - 1, 0)
 
 
@@ -134,6 +141,12 @@ def causal_attention(valid_BT: jax.Array) -> Attend:
     """Attention of each token to itself and to earlier valid tokens; all scores are held at once.
 
     It uses the XLA implementation because that can be differentiated twice (definitions §6).
+
+    Args:
+      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+
+    Returns:
+      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h], None).
     """
     length = valid_BT.shape[1]
     causal_TT = jnp.tril(jnp.ones((length, length), bool))
@@ -147,7 +160,7 @@ def causal_attention(valid_BT: jax.Array) -> Attend:
 
 
 def keeping(attend: Attend) -> Attend:
-    """The same attention, with the keys and values as the value to keep."""
+    """The same attention, but the value that it keeps is (k, v), the keys and values that it is called with."""
 
     def and_keep(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
         return attend(q_BTHh, k_BTKh, v_BTKh)[0], (k_BTKh, v_BTKh)
@@ -210,7 +223,14 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) * scale over the last axis, computed in float32 (arXiv 1910.07467)."""
+    """x / √(mean(x²) + eps) * scale over the last axis (arXiv 1910.07467).
+
+    It is computed in float32, and the result has the dtype of x.
+
+    Attributes:
+      eps: what is added to the mean square.
+      axes: logical axes of the parameter `scale`, which has one axis (`parallel/sharding.py`).
+    """
 
     eps: float
     axes: Axes
@@ -312,7 +332,7 @@ class Decoder(nn.Module):
 
     Attributes:
       config: sizes of the model.
-      dtype: dtype of matrix products and of the KV cache.
+      dtype: dtype of matrix products, hidden states and the KV cache.
       remat: the activations of `hidden` that are saved for its backward pass. "none": all. "full": the input of each
         layer, and the attention outputs named `KEPT`. "dots": also the results of matrix products without batch axes.
       attention: attention of whole sequences and of prompts.
@@ -368,11 +388,27 @@ class Decoder(nn.Module):
         return constrain(constrain(x_BTD, *BY_EMBED), *axes)
 
     def __call__(self, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-        """Logits [B, T, V] of the next token at every position."""
+        """Logits of the next token at every position of whole left-padded sequences.
+
+        Args:
+          tokens_BT: token ids [B, T].
+          valid_BT: mask [B, T]: True at real tokens, False at padding.
+
+        Returns:
+          logits [B, T, V], float32 (float64 if `dtype` is); those at padding have no meaning.
+        """
         return self.logits(self.hidden(tokens_BT, valid_BT))
 
     def hidden(self, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-        """Hidden states [B, T, D] after the final norm, of whole left-padded sequences."""
+        """Hidden states after the final norm, of whole left-padded sequences.
+
+        Args:
+          tokens_BT: token ids [B, T].
+          valid_BT: mask [B, T]: True at real tokens, False at padding.
+
+        Returns:
+          hidden states [B, T, D], in `dtype`; those at padding have no meaning.
+        """
         positions_BT = positions_of(valid_BT)
 
         def body(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -385,7 +421,10 @@ class Decoder(nn.Module):
         return self.norm(x_BTD)
 
     def lm_head(self) -> jax.Array:
-        """The unembedding matrix [D, V]. A caller that computes logits in a loop makes it once, before the loop."""
+        """The unembedding matrix [D, V], float32.
+
+        A caller that computes logits in a loop makes it once, before the loop.
+        """
         kernel_DV = self.embedding.T if self.config.tied else self.unembedding
         return constrain(kernel_DV, None, "vocab_split")
 
@@ -400,7 +439,7 @@ class Decoder(nn.Module):
           lm_head_DV: the matrix that `lm_head` made; None: it is made here.
 
         Returns:
-          logits [..., V], float32.
+          logits [..., V], float32 (float64 if `dtype` is).
         """
         kernel_DV = self.lm_head() if lm_head_DV is None else lm_head_DV
         whole = (None,) * (x_BTD.ndim - 1)
@@ -411,18 +450,25 @@ class Decoder(nn.Module):
         return constrain(logits_BTV, "rows", *whole[1:], "vocab_split")
 
     def normed_logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits [B, T, V] of the output of the last layer [B, T, D], before the final norm."""
+        """Logits of hidden states before the final norm.
+
+        Args:
+          x_BTD: the output of the last layer [B, T, D].
+
+        Returns:
+          logits [B, T, V], float32 (float64 if `dtype` is).
+        """
         return self.logits(self.norm(x_BTD))
 
     def prefill(self, tokens_PT: jax.Array, valid_PT: jax.Array) -> tuple[jax.Array, Prefix]:
         """Runs prompts.
 
         Args:
-          tokens_PT: left-padded prompts [P, Tp].
+          tokens_PT: left-padded prompts, token ids [P, Tp].
           valid_PT: True at real tokens [P, Tp].
 
         Returns:
-          the hidden state of the last token after the final norm [P, D], and the keys and values.
+          the hidden state of the last token after the final norm [P, D], and the keys and values (`Prefix`).
         """
         positions_PT = positions_of(valid_PT)
 
@@ -438,8 +484,9 @@ class Decoder(nn.Module):
         """Runs one token of every completion.
 
         Args:
-          tokens_B: the tokens [B]. A row's token has the index step − start in its completion, counted from 0.
-          step: the current step of the decoding loop, a scalar.
+          tokens_B: the token ids [B], by prompt: row b belongs to prompt b // G, with G = B / P. A row's token has the
+            index step − start in its completion, counted from 0.
+          step: the current step of the decoding loop, an int32 scalar.
           start_P: the step at which each prompt's completions began [P].
           prefix: keys and values of the prompts.
           cache: keys and values of the completions so far.
@@ -462,7 +509,12 @@ class Decoder(nn.Module):
         return self.norm(x_B1D[:, 0]), cache
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """A cache of zeros for `batch` completions of up to `length` tokens."""
+        """A cache of zeros, in `dtype`.
+
+        Args:
+          batch: number of completions B.
+          length: tokens of the longest completion Tc.
+        """
         c = self.config
         shape = (c.n_layers, batch, length, c.n_kv_heads, c.head_dim)
         zeros = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "kv_heads", None)
@@ -470,7 +522,12 @@ class Decoder(nn.Module):
 
 
 def param_shapes(model: Decoder) -> Any:
-    """Shapes of the parameters, each in a `LogicallyPartitioned` box with its logical axes; nothing is computed."""
+    """Shapes of the parameters; nothing is computed.
+
+    Returns:
+      the parameter tree of `jax.ShapeDtypeStruct`s, float32, each in a `LogicallyPartitioned` box with its logical
+      axes. `flax.linen.unbox` takes the boxes off.
+    """
     tokens = jnp.zeros((1, 1), jnp.int32)
     init = functools.partial(model.init, tokens_BT=tokens, valid_BT=tokens == 0)
     return jax.eval_shape(init, jax.random.key(0))["params"]

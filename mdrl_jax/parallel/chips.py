@@ -59,7 +59,10 @@ def compiler_alone() -> None:
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a slice such as v5e:4x4.
+    """The chip of a slice.
+
+    Args:
+      topology: a chip and the sides of a slice of them, such as v5e:4x4 or v5p:2x2x2.
 
     Raises:
       UserError: if the text does not have this form, or its chip is not in `CHIPS`.
@@ -76,8 +79,12 @@ def chip_of(topology: str) -> Chip:
 def devices(topology: str) -> list[Any]:
     """The devices of a slice: a mesh can be made of them and programs compiled for it, but nothing runs on them.
 
+    Args:
+      topology: a chip and the sides of a slice of them, such as v5e:4x4 or v5p:2x2x2.
+
     Raises:
-      UserError: if the compiler is not installed, or if the compiler does not know the slice.
+      UserError: if the text does not have this form, its chip is not in `CHIPS`, the compiler is not installed, or the
+        compiler does not know the slice.
     """
     chip = chip_of(topology)
     if importlib.util.find_spec("libtpu") is None:

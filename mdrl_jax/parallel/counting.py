@@ -40,6 +40,9 @@ def split(n: int) -> Count:
 def sizes(mask: Any) -> dict[str, jax.Array]:
     """Number of true entries of a mask in each tensor.
 
+    Args:
+      mask: a tree of boolean arrays with the structure of the parameters.
+
     Returns:
       path of a leaf -> counts, int32: [L] for leaves stacked by layer, [1] for others (`tree.per_tensor`).
     """
@@ -47,7 +50,14 @@ def sizes(mask: Any) -> dict[str, jax.Array]:
 
 
 def count(mask: Any) -> Count:
-    """Number of true entries of a mask, as (high, low)."""
+    """Number of true entries of a mask in all tensors together.
+
+    Args:
+      mask: a tree of boolean arrays.
+
+    Returns:
+      a `Count` of int32 scalars.
+    """
     parts = list(sizes(mask).values())
     low = sum((jnp.sum(x & LOW) for x in parts), start=jnp.int32(0))
     high = sum((jnp.sum(x >> LIMB) for x in parts), start=jnp.int32(0))
@@ -55,18 +65,25 @@ def count(mask: Any) -> Count:
 
 
 def reaches(a: Count, b: Count) -> jax.Array:
-    """Whether a ≥ b."""
+    """Whether a ≥ b, as a boolean scalar."""
     return (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] >= b[1]))
 
 
 def minus(a: Count, b: Count) -> Count:
-    """a − b, as (high, low); it requires a ≥ b."""
+    """a − b, as a `Count`; it requires a ≥ b."""
     low = a[1] - b[1]  # if it is negative, `low >> LIMB` is −1, the borrow
     return a[0] - b[0] + (low >> LIMB), low & LOW
 
 
 def keys(scores: Any) -> Any:
-    """31-bit integers, as uint32, that have the same order as the magnitudes of the scores in float32."""
+    """31-bit integers, as uint32, that have the same order as the magnitudes of the scores in float32.
+
+    Args:
+      scores: a tree of float arrays; wider ones are rounded to float32.
+
+    Returns:
+      a tree of the same structure and shapes.
+    """
     return jax.tree.map(lambda x: jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.uint32), scores)
 
 
@@ -75,8 +92,11 @@ def at_least(keys: Any, among: Any, least: jax.Array) -> Any:
 
     Args:
       keys: a tree of 31-bit integers (`keys`).
-      among: a mask; entries outside it are not taken.
+      among: a mask, a tree of boolean arrays; entries outside it are not taken.
       least: a key, a scalar.
+
+    Returns:
+      a tree of boolean arrays.
     """
     return jax.tree.map(lambda key, a: a & (key >= least), keys, among)
 
@@ -89,8 +109,8 @@ def threshold(keys: Any, among: Any, wanted: Count) -> jax.Array:
 
     Args:
       keys: a tree of 31-bit integers (`keys`).
-      among: a mask of the entries that are counted.
-      wanted: number of entries, as a `Count`.
+      among: a mask of the entries that are counted, a tree of boolean arrays.
+      wanted: number of entries, as a `Count` (`split`).
 
     Returns:
       the key t, a uint32 scalar; 0 if `among` has fewer than `wanted` entries.
@@ -112,7 +132,15 @@ def threshold(keys: Any, among: Any, wanted: Count) -> jax.Array:
 
 
 def highest(scores: Any, wanted: Count) -> Any:
-    """The mask of the `wanted` entries of largest magnitude, with all entries that tie with the smallest of them."""
+    """The mask of the `wanted` entries of largest magnitude, with all entries that tie with the smallest of them.
+
+    Args:
+      scores: a tree of float arrays; magnitudes are compared in float32 over all of them together.
+      wanted: number of entries, as a `Count` (`split`).
+
+    Returns:
+      a tree of boolean arrays; all true if there are fewer than `wanted` entries.
+    """
     found = keys(scores)
     everywhere = jax.tree.map(lambda key: jnp.ones_like(key, bool), found)
     return at_least(found, everywhere, threshold(found, everywhere, wanted))

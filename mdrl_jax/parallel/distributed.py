@@ -161,14 +161,18 @@ def is_first() -> bool:
 
 
 def part(n: int) -> range:
-    """This process's share of the indices 0 … n − 1: a contiguous range. The sizes of shares differ by at most 1."""
+    """This process's share of the indices 0 … n − 1: a contiguous range, empty if n is too small for all processes.
+
+    The sizes of shares differ by at most 1.
+    """
     return range(n * index() // count(), n * (index() + 1) // count())
 
 
 def barrier(name: str) -> None:
     """Waits until every process has reached this call; returns at once if there is only one process.
 
-    `name` is used in the message only.
+    Args:
+      name: the name of the barrier in the message. The calls of all processes are matched by their order, not by it.
 
     Raises:
       HostLost: if a process does not come within the time-out; the message names the absent ones.
@@ -189,13 +193,16 @@ def barrier(name: str) -> None:
 
 
 def share(value: Any) -> list[Any]:
-    """Collects one JSON-able value from each process.
+    """Collects one value from each process; every process has to call it.
+
+    Args:
+      value: a value that JSON can hold. With several processes tuples come back as lists.
 
     Returns:
       the values of all processes, in the order of their indices, on every process.
 
     Raises:
-      HostLost: as in `barrier`.
+      HostLost: if a process does not come within the time-out.
     """
     if _cluster is None:
         return [value]
@@ -211,12 +218,25 @@ def share(value: Any) -> list[Any]:
 
 
 def agree(value: Any) -> Any:
-    """The JSON-able value that process 0 passed, on every process; the values of the others are ignored."""
+    """The value that process 0 passed, on every process; the values of the others are ignored.
+
+    Every process has to call it.
+
+    Args:
+      value: on process 0, a value that JSON can hold. With several processes tuples come back as lists.
+
+    Raises:
+      HostLost: if a process does not come within the time-out.
+    """
     return share(value if is_first() else None)[0]
 
 
 def gather(tree: Any) -> Any:
-    """Copies a tree of arrays to the host of every process; arrays that span processes are gathered whole."""
+    """Copies a tree of arrays to the host of every process; every process has to call it.
+
+    Returns:
+      the tree with NumPy arrays, each whole also where the array spans processes. Leaves that are no JAX arrays stay.
+    """
     import jax
     from jax.experimental import multihost_utils
 
@@ -229,10 +249,13 @@ def gather(tree: Any) -> Any:
 
 
 def check_shared(folder: Path) -> None:
-    """Refuses a work folder that is not on a file system shared by all processes.
+    """Refuses a work folder that is not on a file system shared by all processes; every process has to call it.
+
+    Process 0 makes the folder if it does not exist. A process that is alone does nothing.
 
     Raises:
       UserError: if a process does not see the folder of process 0; the message names these processes and their hosts.
+      HostLost: if a process does not come within the time-out.
     """
     if _cluster is None:
         return

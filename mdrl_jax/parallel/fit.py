@@ -63,7 +63,7 @@ class Compiled:
         return m["program"] + m["arguments"] + m["temporaries"] + m["outputs"] - m["aliased"]
 
     def roofline(self, chip: Chip) -> float:
-        """The least time of a call in seconds: the larger of flops / peak and traffic / bandwidth."""
+        """The least time of a call in seconds: the larger of flops / peak and traffic / bandwidth; NaN if refused."""
         return max(self.flops / chip.flops, self.traffic / chip.bandwidth)
 
 
@@ -76,15 +76,17 @@ def compile_for(
 
     Args:
       lower: () -> `jax.jit(f).lower(...)`.
-      unknown_trips: as in `hlo.matmul_flops`.
-      kernels: as in `hlo.matmul_flops`.
+      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth of
+        such loops, the innermost first.
+      kernels: (instruction, its computation) -> operations of an instruction that is opaque to the compiler, such as
+        `flops.kernel_flops`.
 
     Returns:
       the cost; if the compiler ran out of memory, its `memory` is {"refused": bytes}.
 
     Raises:
       jax.errors.JaxRuntimeError: if compiling fails for another reason than memory.
-      ValueError: as in `hlo.matmul_flops`.
+      ValueError: if a loop with something to count has an unknown trip count, and `unknown_trips` has none for it.
     """
     started = time.monotonic()
     try:
@@ -120,13 +122,27 @@ def _planned(lowered: Any) -> tuple[Any, float]:
 
 
 def needed(message: str) -> float:
-    """Bytes that a refused program needs, read from the compiler's message; infinite if the message has no number."""
+    """Bytes that a refused program needs; infinite if the message has no number.
+
+    Args:
+      message: the text of the compiler's error RESOURCE_EXHAUSTED.
+    """
     found = REFUSED.search(message)
     return float(found[1]) * UNITS[found[2]] if found else math.inf
 
 
 def bytes_a_device(tree: Any) -> float:
-    """Bytes that a tree of arrays takes on each device; `jax.ShapeDtypeStruct`s with shardings serve as well."""
+    """Bytes that a tree of arrays takes on each device.
+
+    Args:
+      tree: a tree of JAX arrays or `jax.ShapeDtypeStruct`s. Every leaf must have a sharding that divides it evenly.
+
+    Returns:
+      the sum, over the leaves, of the bytes of one device's shard.
+
+    Raises:
+      AttributeError: if a leaf has no sharding, such as a NumPy array.
+    """
     leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves))
 
@@ -194,11 +210,11 @@ def largest(bytes_of: Callable[[int], float], room: float, unit: int, most: int,
     either compiled or follows from the line.
 
     Args:
-      bytes_of: size -> bytes of a device, by compiling the program at this size.
+      bytes_of: size -> bytes of a device, by compiling the program at this size. It may be infinite.
       room: bytes of a device that the program may take.
       unit: the step between sizes.
       most: the largest size of interest.
-      known: sizes that were compiled before, with their bytes.
+      known: sizes that were compiled before, multiples of `unit` up to `most`, with their bytes; it may be empty.
     """
     most -= most % unit
     seen = dict(known)

@@ -72,12 +72,21 @@ def matmul_flops(
 
 
 def collectives(text: str, unknown_trips: int | Sequence[int] | None = None) -> list[Collective]:
-    """The collectives that one call executes; arguments and errors are those of `matmul_flops`.
+    """The collectives that one call executes on one device.
 
     An asynchronous collective consists of a start and an end, and is listed once, at its start.
 
+    Args:
+      text: `jax.jit(f).lower(...).compile().as_text()`.
+      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth of
+        such loops, the innermost first.
+
     Returns:
       one entry for each instruction, in the order of the text; a called computation comes where it is called.
+
+    Raises:
+      ValueError: if a loop with collectives has an unknown trip count and `unknown_trips` has none for it, or if the
+        text is not that of a compiled HLO module.
     """
     runs = executed(text, _collective_bytes, unknown_trips)
     return [_collective(run) for run in runs]

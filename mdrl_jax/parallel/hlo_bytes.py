@@ -25,7 +25,17 @@ SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> float:
-    """Bytes read and written by one call on one device; arguments and errors are those of `hlo.matmul_flops`."""
+    """Bytes read and written by one call on one device.
+
+    Args:
+      text: `jax.jit(f).lower(...).compile().as_text()`.
+      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth of
+        such loops, the innermost first.
+
+    Raises:
+      ValueError: if a loop that moves bytes has an unknown trip count and `unknown_trips` has none for it, or if the
+        text is not that of a compiled HLO module.
+    """
     computations, _ = parse(text)
 
     def measure(instruction: Instruction, computation: Computation) -> float:
@@ -50,7 +60,11 @@ def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> floa
 
 
 def held(shape: str) -> float:
-    """Bytes of those arrays in the text of a shape that lie in the device's main memory, which is memory space 0."""
+    """Bytes of the arrays of a shape that lie in the device's main memory, which is memory space 0.
+
+    Args:
+      shape: text of an HLO shape, e.g. f32[8,4]{1,0}, or of a tuple of shapes.
+    """
     total = 0.0
     for match in _PLACED.finditer(shape):
         if "S(" not in (match[1] or ""):

@@ -37,7 +37,10 @@ class Instruction:
     is_root: bool
 
     def attribute(self, key: str) -> str:
-        """The text of the attribute `key=...`, up to the next comma outside braces; "" if it is absent."""
+        """The text of the attribute `key=...`, with its braces or quotation marks, if any; "" if it is absent.
+
+        It ends before the next comma or white space outside braces.
+        """
         found = re.search(rf"\b{key}=(\{{[^{{}}]*\}}|[^\s,{{}}]+)", self.attributes)
         return found[1] if found else ""
 
@@ -164,10 +167,11 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def arrays(shape: str) -> list[tuple[int, tuple[int, ...]]]:
-    """Parses the text of a shape.
+    """Parses the text of a shape, e.g. f32[8,4]{1,0}, or of a tuple of shapes.
 
     Returns:
-      (bytes per element, dimensions) of the array, or of each array if the shape is a tuple.
+      (bytes per element, dimensions) of the array, or of each array if the shape is a tuple. Types of less than 8 bits
+      count 1 byte, tokens 0. A dynamic dimension counts as its bound.
     """
     found = []
     for dtype, dims in _ARRAY.findall(shape):

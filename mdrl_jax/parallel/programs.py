@@ -19,9 +19,13 @@ def program(name: str, function: Callable[..., Any], **jit_options: Any) -> Call
     """`jax.jit(function, **jit_options)`, with a counter of its traces.
 
     Args:
-      name: the key in `compilations`.
+      name: the key in `compilations`; functions of one name are counted together.
       function: a function of JAX arrays.
       **jit_options: options of `jax.jit`.
+
+    Returns:
+      the jitted function. Each trace adds 1 to `compilations[name]`: the first call, and each call with new shapes,
+      dtypes or static values.
     """
 
     @functools.wraps(function)

@@ -41,7 +41,13 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 
 @section
 class MeshConfig:
-    """Number of devices along each mesh axis; one of them may be -1, which takes all devices that remain."""
+    """Number of devices along each mesh axis; one of them may be -1, which takes all devices that remain.
+
+    Attributes:
+      data: copies of the parameters, each of which takes a part of the batch.
+      fsdp: parts of the batch within a copy, and of the d_model axis of parameters.
+      tensor: parts of the heads, MLP channels and vocabulary.
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -49,13 +55,18 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The `data x fsdp x tensor` mesh over `devices` (default: all).
+    """The `data x fsdp x tensor` mesh over devices.
 
     If the devices are several TPU slices, the slices are consecutive parts of the `data` axis. Then only sums of
     gradients cross the slow network between slices (DCN), once per micro-batch.
 
+    Args:
+      config: number of devices along each axis.
+      devices: the devices, all of which are used; None: all devices of the program.
+
     Raises:
-      UserError: if the sizes do not multiply to the number of devices, or `data` is not divisible by the slices.
+      UserError: if a size is neither positive nor -1, if two are -1, if the sizes do not multiply to the number of
+        devices, or if `data` is not divisible by the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
@@ -85,7 +96,15 @@ _apart = contextvars.ContextVar("rows apart", default=False)
 
 
 def spec(*logical: str | None) -> PartitionSpec:
-    """The PartitionSpec of an array with these logical axes."""
+    """The PartitionSpec of an array.
+
+    Args:
+      *logical: for each axis of the array its logical axis, a key of `RULES`; None: not split. Further axes are not
+        split.
+
+    Raises:
+      KeyError: if a name is not in `RULES`.
+    """
     return PartitionSpec(*(_axes(name) for name in logical))
 
 
@@ -102,6 +121,12 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Each row may therefore have its own copy of the weights, for example for per-row gradients. Inside `function`
     logical axes do not map to `data` and `fsdp`, because the vmapped axis is split over them.
+
+    Args:
+      function: a function of the arrays of one row.
+
+    Returns:
+      the function of all rows: every argument, and every result, gets a leading axis of rows.
     """
 
     def alone(*args: Any) -> Any:
@@ -116,30 +141,56 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
-    """The NamedSharding of an array with these logical axes."""
+    """The NamedSharding of an array on a mesh.
+
+    Args:
+      mesh: the mesh.
+      *logical: for each axis of the array its logical axis, a key of `RULES`; None: not split. Further axes are not
+        split.
+
+    Raises:
+      KeyError: if a name is not in `RULES`.
+    """
     return NamedSharding(mesh, spec(*logical))
 
 
 def stacked(sharding: Any) -> Any:
-    """The sharding of a stack of arrays that each have `sharding`; the new leading axis is not split."""
+    """The sharding of a stack of arrays that each have `sharding`; the new leading axis is not split.
+
+    A sharding that is no NamedSharding is returned as it is.
+    """
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
     return sharding
 
 
 def replicated(sharding: Any) -> Any:
-    """The sharding in which every device of `sharding` holds the whole array."""
+    """The sharding in which every device of `sharding` holds the whole array.
+
+    A sharding that is no NamedSharding is returned as it is.
+    """
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
 def over_tensor(sharding: NamedSharding) -> NamedSharding:
-    """The sharding after a gather over all mesh axes but `tensor`, which a layer's weights have where they are used."""
+    """The sharding after a gather over all mesh axes but `tensor`, which a layer's weights have where they are used.
+
+    An axis that is split over `tensor` alone stays split; every other axis is whole.
+    """
     kept = [axes if axes == "tensor" else None for axes in sharding.spec]
     return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Fixes the sharding of an activation by its logical axes; outside a mesh it returns x unchanged."""
+    """Fixes the sharding of an activation by its logical axes; outside a mesh it returns x unchanged.
+
+    Args:
+      x: the activation.
+      *logical: for each axis of x its logical axis, a key of `RULES`; None: not split.
+
+    Raises:
+      KeyError: if a name is not in `RULES`.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(*logical))
@@ -157,7 +208,10 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def dividing(name: str, size: int) -> str | None:
-    """The logical axis `name` if the current mesh can split a dimension of this size along it, otherwise None."""
+    """The logical axis `name` if the current mesh can split a dimension of this size along it evenly, otherwise None.
+
+    Outside a mesh it is None.
+    """
     mesh: Any = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or size % divisor(mesh, name) else name
 
@@ -172,8 +226,11 @@ def by_device(function: Callable[..., jax.Array], inputs: tuple[Names, ...], out
 
     Args:
       function: a function of arrays that treats the split axes independently.
-      inputs: logical axes of each argument.
-      output: logical axes of the result.
+      inputs: for each argument the logical axis of each of its axes, a key of `RULES`; None: not split.
+      output: the same for the result.
+
+    Returns:
+      the function of the whole arrays.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
@@ -182,7 +239,11 @@ def by_device(function: Callable[..., jax.Array], inputs: tuple[Names, ...], out
 
 
 def divisor(mesh: Mesh, name: str) -> int:
-    """Number of parts into which the mesh splits a logical axis."""
+    """Number of parts into which the mesh splits a logical axis, a key of `RULES`; 1 if it does not split it.
+
+    Raises:
+      KeyError: if the name is not in `RULES`.
+    """
     axes = RULES[name] or ()
     return int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))
 
@@ -197,7 +258,7 @@ def check_divides(mesh: Mesh, shapes: Any, shardings: Any) -> None:
 
     Args:
       mesh: the mesh.
-      shapes: tree of the parameters' shapes.
+      shapes: tree of arrays or `jax.ShapeDtypeStruct`s, one for each parameter.
       shardings: tree of their `NamedSharding`s.
 
     Raises:
@@ -223,8 +284,9 @@ def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
 
     Args:
       tree: a tree of arrays on the host, equal on every process.
-      mesh: the mesh.
-      *logical: logical axes of the leading axes of every array; without any: "batch".
+      mesh: the mesh. It must divide every split axis evenly.
+      *logical: logical axes of the leading axes of every array, keys of `RULES`; without any: "batch". The other axes
+        are not split.
 
     Returns:
       the tree with device arrays.
@@ -245,6 +307,9 @@ def param_shardings(mesh: Mesh, boxed_shapes: Any) -> Any:
     Args:
       mesh: the mesh.
       boxed_shapes: shapes with logical axes, from `model.transformer.param_shapes`.
+
+    Returns:
+      a tree with one NamedSharding for each parameter, in the structure of the unboxed parameters.
 
     Raises:
       UserError: if a dimension is not divisible by its mesh axes.

@@ -14,7 +14,15 @@ vdot = program("vdot", tree.vdot)
 
 
 def difference(after: Any, before: Any) -> Any:
-    """after − before, leaf by leaf; each result has the sharding of the leaf of `after`."""
+    """after − before, leaf by leaf; each result has the sharding of the leaf of `after`.
+
+    Args:
+      after: a tree of arrays. For a leaf without a sharding (a NumPy array) the compiler chooses.
+      before: a tree of the same structure and shapes.
+
+    Returns:
+      the differences, a tree of device arrays.
+    """
     leaves, structure = jax.tree.flatten(after)
     return _difference(structure, tuple(getattr(x, "sharding", None) for x in leaves))(after, before)
 

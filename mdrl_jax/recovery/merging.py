@@ -24,7 +24,14 @@ from mdrl_jax.tree import changed
 
 
 def average(trees: Sequence[Any]) -> Any:
-    """The mean of trees of one structure, leaf by leaf."""
+    """The mean of trees, entry by entry.
+
+    Args:
+      trees: one tree or more, all with the same structure and shapes.
+
+    Returns:
+      a tree like the first one, with its dtypes.
+    """
 
     def one(*leaves: jax.Array) -> jax.Array:
         wide = at_least_float32(leaves[0].dtype)
@@ -37,9 +44,12 @@ def task_arithmetic(base: Any, edits: Sequence[Any], scale: Any) -> Any:
     """θ_0 + λ Σ_i τ_i (arXiv 2212.04089).
 
     Args:
-      base: θ_0.
-      edits: the τ_i, trees like the base.
+      base: θ_0, a tree of parameters.
+      edits: the τ_i = θ_i − θ_0, one or more, trees like the base.
       scale: λ, a scalar.
+
+    Returns:
+      the merged parameters, a tree like the base.
     """
 
     def one(theta: jax.Array, *deltas: jax.Array) -> jax.Array:
@@ -57,10 +67,14 @@ def ties(base: Any, edits: Sequence[Any], density: float, scale: Any) -> Any:
     this sign, and 0 if there are none.
 
     Args:
-      base: θ_0.
-      edits: the τ_i, trees like the base.
-      density: share of an edit's entries that it keeps.
+      base: θ_0, a tree of parameters.
+      edits: the τ_i = θ_i − θ_0, one or more, trees like the base.
+      density: share of all entries of an edit that it keeps. Entries that are 0 are never kept, so an edit with fewer
+        other entries keeps fewer.
       scale: λ, a scalar.
+
+    Returns:
+      the merged parameters, a tree like the base.
 
     Raises:
       ValueError: unless 0 < density ≤ 1.

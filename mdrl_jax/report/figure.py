@@ -101,7 +101,7 @@ class Figure:
         return vl_convert.vegalite_to_png(json.dumps(spec), scale=PNG_SCALE)
 
     def csv(self) -> str:
-        """The rows as CSV; an absent value is an empty cell."""
+        """The rows as CSV; an absent value is an empty cell. Columns are in the order in which the rows name them."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -131,7 +131,7 @@ class Table:
     numeric: Sequence[str] = ()
 
     def csv(self) -> str:
-        """The cells as CSV."""
+        """The cells as CSV, below a line with the heads of the columns."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
         return text.getvalue()
@@ -154,13 +154,21 @@ def ink_on(column: str, high: float, low: float = 0.0) -> Any:
       column: the column that colours the cell.
       high: the value at the upper end of the scale.
       low: the value at its lower end.
+
+    Returns:
+      A condition for the channel `color` of a text mark.
     """
     dark = alt.datum[column] < low + DARK_BELOW * (high - low)
     return alt.when(dark).then(alt.value("white")).otherwise(alt.value("black"))
 
 
 def signed(values: Sequence[float | None]) -> alt.Scale:
-    """A scale from blue (negative) to orange (positive), symmetric about 0; it ends at ± the largest magnitude."""
+    """A scale from blue (negative) to orange (positive), symmetric about 0; it ends at ± the largest magnitude.
+
+    Args:
+      values: the values on the scale; None and NaN do not count. If no other value than 0 is left, the scale ends at
+        ±1.
+    """
     largest = max((abs(v) for v in values if v is not None and v == v), default=0.0) or 1.0
     return alt.Scale(scheme=DIVERGING, domain=[-largest, largest], domainMid=0)
 

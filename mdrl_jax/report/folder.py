@@ -35,14 +35,19 @@ class Absent(Exception):
 class Records:
     """The records of one work folder. Each JSON document and the score matrix are read once and kept.
 
-    Every method raises Absent if the record is missing and UserError if it is damaged.
+    A later call returns the same object, so callers must not change it. Every method raises Absent if the record is
+    missing, and UserError if it is damaged or if no stage writes a record of this name (`MADE_BY`).
     """
 
     root: Path
     _read: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def json(self, path: str) -> Any:
-        """One JSON document, e.g. `analysis/damage.json`."""
+        """One JSON document.
+
+        Args:
+          path: its path in the folder, e.g. `analysis/damage.json`.
+        """
         if path not in self._read:
             if not (self.root / path).exists():
                 raise Absent(f"{path} is not there: {_made_by(path)}")
@@ -50,20 +55,36 @@ class Records:
         return self._read[path]
 
     def jsonl(self, path: str) -> list[dict[str, Any]]:
-        """The rows of a JSON-lines file."""
+        """The rows of a JSON-lines file, read anew in each call.
+
+        Args:
+          path: its path in the folder, e.g. `samples/01-math.jsonl`.
+        """
         if not (self.root / path).exists():
             raise Absent(f"{path} is not there: {_made_by(path)}")
         return records.read_jsonl(self.root / path)
 
     def files(self, pattern: str) -> list[str]:
-        """Paths that match a glob pattern, relative to the folder and sorted. Raises Absent if there is none."""
+        """Paths that match a glob pattern, relative to the folder and sorted; at least one.
+
+        Args:
+          pattern: the pattern, relative to the folder, e.g. `costs/*.json`.
+
+        Raises:
+          Absent: if no path matches.
+        """
         found = sorted(str(p.relative_to(self.root)) for p in self.root.glob(pattern))
         if not found:
             raise Absent(f"{pattern} is not there: {_made_by(pattern)}")
         return found
 
     def matrix(self) -> Matrix:
-        """The score matrix S[t, i] of the run (definitions §2)."""
+        """The score matrix S[t, i] of the run (definitions §2).
+
+        Raises:
+          Absent: if there are no evaluations.
+          UserError: if an evaluation is damaged or has another number of prompts than the others.
+        """
         return self._matrix
 
     @functools.cached_property

@@ -18,7 +18,7 @@ def columns(name: str, figure: Record, scale: float = 1.0) -> Row:
 
     Args:
       name: the figure's name, with which its columns start.
-      figure: its record.
+      figure: its record; only "estimate" and "ci95" are used.
       scale: a factor on the estimate and on both ends, for example 100 from reward to points.
 
     Returns:
@@ -42,7 +42,7 @@ def null_columns(figure: Record, scale: float = 1.0) -> Row:
 
     Returns:
       {"null": the null's value, or the mean of a drawn null; "null_low", "null_high": the central 95 % of a drawn
-      null, otherwise None}.
+      null, otherwise None}. All three are None if the figure has no null.
     """
     null = figure["null"]
     if isinstance(null, Mapping):
@@ -76,7 +76,12 @@ def span(
 
 
 def number(value: float, form: str = ".2f") -> str:
-    """A value as text with a typographic minus sign (−). A value that rounds to 0 has no minus sign."""
+    """A value as text with a typographic minus sign (−). A value that rounds to 0 has no minus sign.
+
+    Args:
+      value: the value.
+      form: its format, for example ".2f" or ".0%".
+    """
     text = f"{value:{form}}"
     return text.lstrip("-") if not text.strip("-0.%") else text.replace("-", "−")
 
@@ -85,8 +90,8 @@ def words(figure: Record, form: str = ".2f", scale: float = 1.0) -> str:
     """A figure as text, `0.94 [0.90, 0.96]`; the reason if it has no estimate.
 
     Args:
-      figure: its record.
-      form: the format of each number.
+      figure: its record. Without an interval the text is the value alone.
+      form: the format of each number, for example ".2f".
       scale: a factor on all numbers.
     """
     if figure["estimate"] is None:
@@ -122,5 +127,10 @@ def estimate_tips(names: Sequence[str], title: str, null: bool = False) -> list[
 
 
 def tooltips(titles: Mapping[str, str], form: str = ".2f") -> list[alt.Tooltip]:
-    """Tooltips of numeric columns under their titles."""
+    """Tooltips of numeric columns.
+
+    Args:
+      titles: the title of each column, by the column's name.
+      form: the format of each number, for example ".2f".
+    """
     return [alt.Tooltip(f"{column}:Q", title=text, format=form) for column, text in titles.items()]

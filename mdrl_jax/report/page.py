@@ -1,4 +1,4 @@
-"""Writes the report of a work folder: one HTML page that loads nothing from elsewhere, and PNG and CSV of each figure.
+"""Writes the report of a work folder: one HTML page that loads nothing from elsewhere, and the files of each figure.
 
 The report can be written at any moment of a run. If the record of a builder is missing or damaged, the page has a line
 that says so in place of the figure.
@@ -74,7 +74,12 @@ class Part:
 
 
 def write(workdir: str | Path) -> Path:
-    """Writes `report/index.html` and PNG and CSV of every figure. Each file is written whole or not at all.
+    """Writes `report/index.html`, the CSV of every figure and table, and the PNG of every figure.
+
+    Each file is written whole or not at all. Files of figures that can no longer be made stay as they are.
+
+    Args:
+      workdir: the work folder.
 
     Returns:
       The path of the page.
@@ -100,9 +105,13 @@ def write(workdir: str | Path) -> Path:
 def verdicts(found: Records) -> tuple[list[Verdict], str]:
     """The cards of the claims.
 
+    Args:
+      found: the records of the work folder.
+
     Returns:
-      (cards, note): a card for each claim that has a rule or a record, in order, and a line that is "" unless
-      `claims.json` is damaged.
+      (cards, note): a card for each claim that has a rule or a record, in the order of `CLAIMS`; and a line that says
+      how `claims.json` is damaged, "" if it is intact or missing. Without a record the verdict of a card is "not
+      judged".
     """
     note, known = "", {}
     try:

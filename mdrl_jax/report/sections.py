@@ -1,4 +1,9 @@
-"""The sections of the report, in the order of the page. A builder is a function from the records to figures."""
+"""The sections of the report, in the order of the page. A builder is a function from the records to figures.
+
+A builder returns one figure or table, or a list of them. It raises `folder.Absent` if a record is missing or holds
+nothing to show, and UserError if a record is no valid JSON. `page` shows both, and the errors in `page.DAMAGED`, as a
+line of text.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -33,7 +33,14 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def save_figures(workdir: Path) -> None:
-    """Writes every `report/NAME.png` of a work folder as the image `figures/NAME`, which replaces an earlier one."""
+    """Writes every `report/NAME.png` of a work folder as the image `figures/NAME` at step 0.
+
+    It replaces an earlier image of that name in TensorBoard. The event file goes to `tensorboard/figures` in the work
+    folder. Without such a PNG nothing is written.
+
+    Raises:
+      ValueError: if one of the files is not a PNG file.
+    """
     pictures = sorted((workdir / "report").glob("*.png"))
     if not pictures:
         return
@@ -46,10 +53,10 @@ class TensorBoard:
     """Writes one event file in `folder`; use as a context manager, or call `close`.
 
     A background thread writes the file at least every ten seconds; `flush` waits for it. If several processes run the
-    same program, only the first one writes.
+    same program, only the first one writes; in the others every method does nothing.
 
     Args:
-      folder: where the event file goes.
+      folder: where the event file goes; it is made if needed.
       resumed_at: the first step that is written again after an interruption, or None.
     """
 
@@ -66,7 +73,12 @@ class TensorBoard:
         self.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point at `step` to the curve of each tag; TensorBoard stores it in float32."""
+        """Adds a point to several curves; TensorBoard stores it in float32.
+
+        Args:
+          step: the step that the points belong to.
+          values: the value of each curve, by the curve's tag.
+        """
         points = [Summary.Value(tag=t, simple_value=float(v)) for t, v in values.items()]
         self._add(Event(summary=Summary(value=points)), step)
 
@@ -118,9 +130,13 @@ class TensorBoard:
         self._add(Event(summary=Summary(value=[Summary.Value(tag=tag, image=picture)])), step)
 
     def hparams(self, values: Mapping[str, Any]) -> None:
-        """Adds the settings of the run to TensorBoard's table of runs.
+        """Adds the settings of the run, at step 0, to TensorBoard's table of runs.
 
-        A value that is no string, number or bool is written as JSON.
+        Args:
+          values: the settings by name. A value that is no string, number or bool is written as JSON.
+
+        Raises:
+          TypeError: if a value cannot be written as JSON.
         """
         plain = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in values.items()}
         self._add(Event(summary=hparams_pb(plain)), 0)

@@ -42,12 +42,14 @@ class Score:
 
     @property
     def kind(self) -> str:
-        """The kind of the error, which is the text before its first colon; "" if there is none."""
+        """The kind of the error: its text before the first colon, such as "timeout"; "" if there is no error."""
         return (self.error or "").partition(":")[0]
 
 
 def without_working(completion: str, separator: str | None) -> str:
     """Returns the text after the last separator, or the whole reply if it has none; stripped of white space.
+
+    A `separator` of None or "" leaves the whole reply.
 
     >>> without_working("> 2 plus 2 ; 4", ";"), without_working("4", ";")
     ('4', '4')
@@ -87,7 +89,10 @@ def _valid(value: Any) -> float:
 
 
 def resolve(name: str) -> RewardFunction:
-    """Returns the reward function that `name` names: math, code, qa, cw or an import path `module:function`.
+    """Returns the reward function that a name means.
+
+    Args:
+      name: math, code, qa, cw or an import path `module:function`.
 
     Raises:
       UserError: if the name is unknown, cannot be imported, lies in the main script, or is no function.

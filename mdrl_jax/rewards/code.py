@@ -4,9 +4,9 @@ The program runs in a sandbox. The tests run outside it (`sandbox/tester.py` say
 program sees neither the tests nor the answers that they want.
 
 A program that fails, loops, runs out of memory or exits early scores 0.0. Two cases are errors instead, because they do
-not show that the program is wrong: tests that are missing or not valid Python (ValueError), and a program that reaches
-the wall-clock deadline before it has used its CPU time (TimeoutError). Such a program slept, or the machine is badly
-overloaded.
+not show that the program is wrong: an empty list of tests or a test that is not valid Python (ValueError), and a
+program that reaches the wall-clock deadline before it has used its CPU time (TimeoutError). Such a program slept, or
+the machine is badly overloaded.
 """
 
 import re
@@ -35,9 +35,16 @@ def passes_tests(completion: str, check: Mapping[str, Any]) -> float:
 
     The function forks, so call it from a reward worker (`pool.py`) and not from a process that runs JAX.
 
+    Args:
+      completion: the reply; `program` finds the program in it.
+      check: "tests", a list of Python sources, and perhaps "setup", one Python source.
+
     Raises:
-      ValueError: if there are no tests, or a test is not valid Python.
+      KeyError: if the check has no "tests".
+      ValueError: if the list of tests is empty, or a test or the set-up is not valid Python.
       TimeoutError: if the wall-clock deadline comes before the program has used its CPU time.
+      RuntimeError: if the sandbox could not be set up.
+      UserError: if no sandbox works here, or bubblewrap is demanded (`sandbox.run.configure`) and does not work.
     """
     tests = list(check["tests"])
     if not tests:

@@ -1,20 +1,22 @@
-r"""The 25 instruction kinds of IFEval (arXiv 2311.07911) under their published ids and parameters.
+"""The 25 instruction kinds of IFEval (arXiv 2311.07911) under their published ids and parameters.
 
-A check takes the reply and the parameters of the instruction, and returns whether the reply follows it.
+A check takes the reply and the parameters of the instruction, and returns whether the reply follows it. Called
+directly, a check raises TypeError for a parameter that is missing or unknown; `writing.satisfied` makes it a
+ValueError.
 
 Deviations from the published checker (google-research, instruction_following_eval):
 
 - Sentences: here, a sentence ends at `.`, `!` or `?` before white space, but not after an abbreviation, an initial or
   the number of a list item. The published checker uses NLTK's trained splitter, whose data would have to be downloaded.
-- Capital words: here, a word is a run of letters and digits, with hyphens, dots and apostrophes inside it. The
+- Capital words: here, a word is a run of letters and digits, with `-`, `.`, `&` and apostrophes inside it. The
   published checker uses NLTK's tokens, which split "DON'T" in two.
 - Keywords, markers and splitters: here, they are plain texts. The published checker reads them as regular expressions.
 - Language: here, a text whose language cannot be detected (no letters) is in no language. The published checker accepts
   it for every language.
-- Missing parameters: here, they are an error. The published checker draws them at random.
+- Missing parameters: here, they are an error (TypeError). The published checker draws them at random.
 - Bullets: here, a `*` alone on its line is one bullet. The published checker joins it with the next line.
 - Letters: here, a capital letter in the parameter `letter` counts like its small form, and more than one character is
-  an error.
+  an error (ValueError).
 
 The time of every check is linear in the length of the text. langdetect, with a fixed seed, detects languages.
 """
@@ -55,12 +57,20 @@ def _detector() -> Callable[[str], str | None]:
 
 
 def language_is(text: str, language: str) -> bool:
-    """Whether langdetect says that `text` is in `language` (ISO 639-1 code)."""
+    """Whether langdetect says that a text is in a language.
+
+    Args:
+      text: the text. One without letters is in no language.
+      language: langdetect's code: an ISO 639-1 code in lower case, but zh-cn or zh-tw for Chinese. Another text is
+        never found.
+    """
     return _detector()(text) == language
 
 
 def n_sentences(text: str) -> int:
     """Counts sentences by the rule in the module's docstring. Words after the last sentence's end count as one more.
+
+    A Chinese or Japanese sentence also ends without white space after it.
 
     >>> n_sentences("1. Mr. Doe came at 3.30 p.m. today. Why? Nobody knows")
     3
@@ -124,7 +134,12 @@ def letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation
 
 
 def response_language(text: str, *, language: str) -> bool:
-    """Whether the text is in `language` (ISO 639-1 code)."""
+    """Whether the text is in a language.
+
+    Args:
+      text: the reply.
+      language: langdetect's code: an ISO 639-1 code in lower case, but zh-cn or zh-tw for Chinese.
+    """
     return language_is(text, language)
 
 
@@ -171,8 +186,9 @@ def nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: i
     Args:
       text: the reply. Empty lines separate its paragraphs.
       num_paragraphs: the wanted number of paragraphs that are not blank.
-      nth_paragraph: the number n of the paragraph to look at, from 1. Blank paragraphs are counted here.
-      first_word: the word, in any case.
+      nth_paragraph: the number n of the paragraph to look at, from 1. Blank paragraphs are counted here. If n
+        is above the number of paragraphs that are not blank, the result is False.
+      first_word: the word, in any case. The paragraph's first word ends at `.`, `,`, `?`, `!` or a quotation mark.
     """
     parts = text.split("\n\n")
     count = sum(1 for part in parts if part.strip())
@@ -183,7 +199,10 @@ def nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: i
 
 
 def number_placeholders(text: str, *, num_placeholders: int) -> bool:
-    """Whether there are at least `num_placeholders` `[placeholders]`, each within one line."""
+    """Whether there are at least `num_placeholders` placeholders: texts in square brackets, each within one line.
+
+    An empty pair `[]` counts too.
+    """
     count = 0
     for line in text.split("\n"):
         end = 0
@@ -193,20 +212,25 @@ def number_placeholders(text: str, *, num_placeholders: int) -> bool:
 
 
 def postscript(text: str, *, postscript_marker: str) -> bool:
-    """Whether the marker of a postscript occurs, ignoring case. P.S. and P.P.S may have spaces after their periods."""
+    """Whether the marker of a postscript occurs anywhere, ignoring case.
+
+    Args:
+      text: the reply.
+      postscript_marker: "P.S.", "P.P.S" (both may have spaces after their periods in the text) or any other text.
+    """
     known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     marker = postscript_marker.strip()
     return re.search(known.get(marker, re.escape(marker.lower())), text.lower()) is not None
 
 
 def number_bullet_lists(text: str, *, num_bullets: int) -> bool:
-    """Whether exactly `num_bullets` lines begin with `-` or with a single `*`."""
+    """Whether exactly `num_bullets` lines begin with `-` or with a single `*`, after white space if any."""
     lines = [line.lstrip() for line in text.split("\n")]
     return sum(line[:1] == "-" or (line[:1] == "*" and line[1:2] != "*") for line in lines) == num_bullets
 
 
 def constrained_response(text: str) -> bool:
-    """Whether "My answer is yes.", "My answer is no." or "My answer is maybe." occurs."""
+    """Whether "My answer is yes.", "My answer is no." or "My answer is maybe." occurs, in this very spelling."""
     return any(option in text for option in _OPTIONS)
 
 
@@ -222,7 +246,8 @@ def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> 
 
     Args:
       text: the reply.
-      section_spliter: the word before the number, such as "Section" (spelled as in IFEval).
+      section_spliter: the word before the number, such as "Section" (spelled as in IFEval); upper and lower case
+        differ.
       num_sections: the smallest number of heads.
     """
     return len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", text)) >= num_sections
@@ -239,7 +264,7 @@ def json_format(text: str) -> bool:
 
 
 def title(text: str) -> bool:
-    """Whether some line has a `<<title>>`."""
+    """Whether some line has a title `<<...>>` that is not blank."""
     for line in text.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
         if start >= 0 and line[start : max(end, 0)].strip("<> "):
@@ -286,12 +311,12 @@ def capital_word_frequency(text: str, *, capital_frequency: int, capital_relatio
 
 
 def english_capital(text: str) -> bool:
-    """Whether the text is English and in capital letters throughout."""
+    """Whether langdetect takes the text for English, and it has letters, all of them capital."""
     return text.isupper() and language_is(text, "en")
 
 
 def english_lowercase(text: str) -> bool:
-    """Whether the text is English and has no capital letter."""
+    """Whether langdetect takes the text for English, and it has letters, none of them capital."""
     return text.islower() and language_is(text, "en")
 
 

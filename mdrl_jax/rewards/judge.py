@@ -64,6 +64,10 @@ class Settings:
       backoff_seconds: the wait before the n-th retry is drawn uniformly from half of `backoff_seconds` × 2^(n − 1) to
         all of it. A Retry-After header of the endpoint may make it longer.
       parameters: further fields of the request. None removes a default field (`temperature`, `max_tokens`).
+
+    Raises:
+      JudgeMisconfigured: if the URL is not one of http or https, a time is not above 0, or `retries` or
+        `backoff_seconds` is below 0.
     """
 
     url: str
@@ -86,8 +90,13 @@ class Settings:
 def settings(check: Mapping[str, Any]) -> Settings:
     """Makes the settings from a check and the environment.
 
+    Args:
+      check: its "judge", if it has one, maps names of fields of `Settings` to values, and "rubric" to a text that is
+        ignored here.
+
     Raises:
-      JudgeMisconfigured: if a setting is missing, unknown or not valid; the message names it.
+      JudgeMisconfigured: if a setting is missing, unknown or out of range; the message names it.
+      TypeError, ValueError: if `check["judge"]` is no mapping, or a number is of another type.
     """
     given = dict(check.get("judge") or {})
     allowed = {f.name for f in dataclasses.fields(Settings)} - {"url", "key"}
@@ -107,11 +116,21 @@ def settings(check: Mapping[str, Any]) -> Settings:
 def rubric(completion: str, check: Mapping[str, Any]) -> float:
     """The judge's score of the reply to `check["prompt"]`, from 0 to 10, divided by 10.
 
-    `check["judge"]["rubric"]` tells the judge what to look for. `check["reference"]`, if there is one, is shown to the
-    judge as a reference. An empty reply scores 0, and the judge is not asked.
+    `check["reference"]`, if there is one, is shown to the judge as a reference. An empty reply scores 0, and the judge
+    is not asked.
+
+    Args:
+      completion: the reply.
+      check: "prompt", a text; perhaps "reference", a text; perhaps "judge", with fields of `Settings` and "rubric", the
+        text that tells the judge what to look for.
+
+    Returns:
+      The reward, in [0, 1].
 
     Raises:
-      JudgeError: if the judge gives no verdict.
+      JudgeError: of the class that names its kind, if the judge gives no verdict; JudgeMisconfigured also if a text of
+        the check is missing.
+      OSError: if the cache cannot be written.
     """
     if not completion.strip():
         return 0.0
@@ -127,11 +146,20 @@ def pairwise(completion: str, check: Mapping[str, Any]) -> float:
     """Whether the judge prefers the reply to `check["reference"]`: 1 if so, 0 if not, 0.5 for a tie.
 
     The reward is the mean over two questions, with the reply in the first place and in the second. Judges tend to
-    favour one of the places, and the mean cancels that. `check["judge"]["rubric"]` tells the judge what to look for. An
-    empty reply scores 0, and the judge is not asked.
+    favour one of the places, and the mean cancels that. An empty reply scores 0, and the judge is not asked.
+
+    Args:
+      completion: the reply.
+      check: "prompt" and "reference", both texts; perhaps "judge", with fields of `Settings` and "rubric", the text
+        that tells the judge what to look for.
+
+    Returns:
+      The reward: 0, 0.25, 0.5, 0.75 or 1.
 
     Raises:
-      JudgeError: if the judge gives no verdict.
+      JudgeError: of the class that names its kind, if the judge gives no verdict on one of the questions;
+        JudgeMisconfigured also if a text of the check is missing.
+      OSError: if the cache cannot be written.
     """
     if not completion.strip():
         return 0.0

@@ -43,7 +43,10 @@ class JudgeServerError(JudgeError):
 
 
 class JudgeRefused(JudgeError):
-    """The endpoint answered any other status than 200, for example for a wrong key. Another attempt would not help."""
+    """The endpoint answered a status that is neither 200 nor 429 nor 5xx, such as one for a wrong key or a redirect.
+
+    Another attempt would not help.
+    """
 
 
 class JudgeBadAnswer(JudgeError):
@@ -56,7 +59,7 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
     Args:
       url: the base URL.
       key: the API key, or None.
-      payload: the body of the request; becomes JSON.
+      payload: the body of the request; sent as JSON.
       seconds: limit on the time to connect, on the wait for the headers, and on the time to the end of the answer. The
         last is checked only while the answer arrives, so one attempt may take longer than `seconds`.
 
@@ -64,7 +67,8 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
       The text of the first choice's message.
 
     Raises:
-      JudgeError: of the kind that fits. Its message never contains the key.
+      JudgeError: one of JudgeTimeout, JudgeUnreachable, JudgeRateLimited, JudgeServerError, JudgeRefused and
+        JudgeBadAnswer. Its message never contains the key.
     """
     import requests  # imported here, because most workers never ask a judge
     from urllib3.exceptions import HTTPError, ReadTimeoutError

@@ -44,7 +44,13 @@ _MAX_FORMULA = 1000  # characters; the parsing time grows faster than the length
 
 
 def final_answer(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the final answer of the reply equals `check["answer"]`, or one of its items if it is a list; else 0.0."""
+    """1.0 if the final answer of the reply equals `check["answer"]`, or one of its items if it is a list; else 0.0.
+
+    An answer may be a text or a number. An empty list gives 0.0.
+
+    Raises:
+      KeyError: if the check has no "answer".
+    """
     answers = check["answer"]
     wanted = [str(a) for a in (answers if isinstance(answers, list) else [answers])]
     return float(any(_right(completion, w) for w in wanted))
@@ -62,11 +68,14 @@ def _right(completion: str, wanted: str) -> bool:
 
 
 def extract(completion: str, number: bool) -> str:
-    """Returns the final answer of a reply, by the rules in the module's docstring; "" if it has none.
+    """Returns the final answer of a reply, by the rules in the module's docstring.
 
     Args:
       completion: the reply.
       number: whether the right answer is a number.
+
+    Returns:
+      The answer, as the reply writes it. "" if a number is wanted and the reply has none.
     """
     boxed = last_boxed(completion)
     if boxed is not None:
@@ -108,7 +117,12 @@ def last_span(text: str) -> str | None:
 
 
 def equal(answer: str, wanted: str) -> bool:
-    """Whether two answers are the same: compared as exact numbers if `wanted` is a number, else as normalized text."""
+    """Whether two answers are the same: compared as exact numbers if `wanted` is a number, else as normalized text.
+
+    Args:
+      answer: the final answer of a reply (`extract`).
+      wanted: the right answer. A blank one equals nothing.
+    """
     if is_number(wanted):
         return rational(answer) == rational(wanted)
     text = normalized(wanted)
@@ -127,7 +141,12 @@ def is_words(wanted: str) -> bool:
 
 
 def same_mathematics(answer: str, wanted: str) -> bool:
-    """Whether math-verify takes two formulas for the same. False if one cannot be parsed or is too long."""
+    """Whether math-verify takes two formulas for the same. False if one cannot be parsed or has over 1000 characters.
+
+    Args:
+      answer: the final answer of a reply, in LaTeX, with or without dollar signs around it.
+      wanted: the right answer, likewise.
+    """
     if max(len(answer), len(wanted)) > _MAX_FORMULA:
         return False
     parse, verify = _math_verify()
@@ -154,7 +173,13 @@ def _math_verify() -> tuple[Callable[[str], list[Any]], Callable[[list[Any], lis
 
 
 def rational(text: str) -> Fraction | None:
-    """Reads `text` as a number, ignoring a unit or remark after it; None if it is no number."""
+    r"""Reads a text as an exact number, ignoring a unit or remark after it.
+
+    Numbers are texts such as "3", "1,000.5 cm", "1/2" or "\frac{1}{2}".
+
+    Returns:
+      The number; None if the text is no number, divides by 0, or has over 1000 digits.
+    """
     text = _FRACTION.sub(r"\1/\2", _unwrapped(text))
     match = _NUMBER.match(text)
     if match is None or not _REMARK.fullmatch(text, match.end()):
@@ -169,7 +194,10 @@ def rational(text: str) -> Fraction | None:
 
 
 def normalized(text: str) -> str:
-    """Returns `text` in lower case, without spaces, LaTeX spacing, LaTeX text commands and a trailing period."""
+    """Returns `text` case-folded, without spaces, LaTeX spacing, LaTeX text commands and a trailing period.
+
+    Marks around the whole text (dollar signs, LaTeX brackets, asterisks) go too.
+    """
     text = _LATEX_SPACING.sub("", _LATEX_TEXT.sub(r"\1", _unwrapped(text)))
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     return re.sub(r"\s+", "", text).removesuffix(".").casefold()

@@ -115,16 +115,19 @@ class RewardPool:
         """Scores requests, each in some worker.
 
         Rewards are pure functions, so the pool remembers the scores of requests and does not compute them twice.
-        Requests that failed are tried again when they come again. If a reward function raises, or its worker dies or
-        does not answer in time, the request scores 0 with an error that says why. Other requests are not affected.
+        Requests that failed are tried again when they come again. If a reward cannot be found or raises, or its worker
+        dies or does not answer in time, the request scores 0 with an error that says why. Other requests are not
+        affected.
 
         Args:
-          requests: (reward name, completion, check) of each request.
+          requests: (reward name, completion, check) of each request. The name is a short name or "module:function", as
+            in `base.resolve`; the check has to be JSON-serialisable.
 
         Returns:
           The scores, in the order of the requests.
 
         Raises:
+          TypeError: if a request is not JSON-serialisable.
           RuntimeError: if workers do not start, or the pool is closed.
           UserError: at the first requests for the reward `code`, if no sandbox works here.
         """

@@ -51,15 +51,28 @@ def _answers(check: Mapping[str, Any]) -> list[str]:
 
 
 def exact_match(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the normalized reply equals one of the normalized answers in `check["answer"]`, else 0.0."""
+    """1.0 if the normalized reply equals one of the normalized answers in `check["answer"]`, else 0.0.
+
+    `check["answer"]` is one answer or a list of accepted ones, each a text or a number.
+
+    Raises:
+      KeyError: if the check has no "answer".
+      ValueError: if the list of answers is empty.
+    """
     reply = normalized(completion)
     return float(any(reply == normalized(answer) for answer in _answers(check)))
 
 
 def f1(completion: str, check: Mapping[str, Any]) -> float:
-    """F1 of the reply's words, best over the answers in `check["answer"]`.
+    """F1 of the normalized reply's words, best over the answers in `check["answer"]`; in [0, 1].
 
-    F1 is the harmonic mean of precision and recall: 2 × common words / (words of the reply + words of the answer).
+    F1 is the harmonic mean of precision and recall: 2 × common words / (words of the reply + words of the answer). A
+    word that is repeated counts as often as it occurs. `check["answer"]` is one answer or a list of accepted ones, each
+    a text or a number.
+
+    Raises:
+      KeyError: if the check has no "answer".
+      ValueError: if the list of answers is empty.
     """
     return max(_overlap(normalized(completion), normalized(a)) for a in _answers(check))
 
@@ -75,10 +88,12 @@ def _overlap(reply: str, answer: str) -> float:
 def choice(completion: str, check: Mapping[str, Any]) -> float:
     """1.0 if the reply chooses the right one of `check["choices"]`, else 0.0.
 
-    `check["answer"]` names the right choice by its letter ("B"), its index (0 is A) or its text.
+    `check["answer"]` names the right choice by its letter ("B"), its index (0 is A) or its text. A text of one capital
+    letter is read as a letter.
 
     Raises:
-      ValueError: if `check["answer"]` names none of the choices.
+      KeyError: if the check has no "answer" or no "choices".
+      ValueError: if `check["answer"]` names none of the choices, or is a text that several have.
     """
     choices = [str(c) for c in check["choices"]]
     return float(chosen(completion, choices) == _right_index(check["answer"], choices))

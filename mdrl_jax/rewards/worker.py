@@ -45,11 +45,11 @@ def judge(request: list[Any], limits: run.Limits, functions: dict[str, RewardFun
 
     Args:
       request: (reward name, completion, check).
-      limits: CPU time and deadline of the reward function.
+      limits: CPU time and deadline of the reward function. They end this process, not only the function.
       functions: the reward functions by name that were imported before; a new one is added.
 
     Returns:
-      The score.
+      The score; 0 with an error if the reward cannot be imported or its function raises.
 
     Raises:
       _Terminated: if the pool ends the worker meanwhile.

@@ -60,7 +60,7 @@ def no_repeats(text: str) -> bool:
 
 
 def order(text: str, *, words: Sequence[str]) -> bool:
-    """Whether all of `words` occur in this order; other words may stand between them."""
+    """Whether all of `words` occur in this order, a repeated one each time; other words may stand between them."""
     rest = iter(_WORD.findall(text.lower()))
     return all(word.lower() in rest for word in words)
 
@@ -88,6 +88,10 @@ def length(text: str, *, length: int) -> float:
 
     It is 1 at the wanted length. It is 0 from four times the wanted length up, and from a third of it down. As
     published, a word is a run of unaccented Latin letters or a single Chinese character.
+
+    Args:
+      text: the reply; one without words scores 0.
+      length: the wanted number of words.
 
     Raises:
       ValueError: if `length` is below 1.
@@ -122,33 +126,67 @@ def constraints(completion: str, check: Mapping[str, Any]) -> float:
     absent.
 
     Raises:
-      ValueError: if there are no constraints, a kind is unknown, or the parameters do not fit their kind.
+      KeyError: if the check has neither "constraints" nor both keys of IFEval.
+      ValueError: if there are no constraints, a kind is unknown, the names of the parameters do not fit their kind, or
+        a value is one that the kind refuses.
+      TypeError: if the value of a parameter has a wrong type.
     """
     return _mean([satisfied(completion, constraint) for constraint in listed(check)])
 
 
 def constraints_loose(completion: str, check: Mapping[str, Any]) -> float:
-    """The share of the constraints that the reply satisfies loosely (see the module); errors as in `constraints`."""
+    """The share of the constraints that the reply satisfies loosely (see the module), in [0, 1].
+
+    The layouts of the check are those of `constraints`.
+
+    Raises:
+      KeyError, ValueError, TypeError: as `constraints`, if the check has no constraints or one is not valid.
+    """
     return _mean(_loosely(completion, check))
 
 
 def all_strict(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the reply satisfies every constraint, else 0.0; errors as in `constraints`."""
+    """1.0 if the reply satisfies every constraint, else 0.0. The kind `length` counts only with the score 1.
+
+    The layouts of the check are those of `constraints`.
+
+    Raises:
+      KeyError, ValueError, TypeError: as `constraints`, if the check has no constraints or one is not valid.
+    """
     return float(constraints(completion, check) == 1.0)
 
 
 def all_loose(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the reply satisfies every constraint loosely, else 0.0; errors as in `constraints`."""
+    """1.0 if the reply satisfies every constraint loosely (see the module), else 0.0.
+
+    The layouts of the check are those of `constraints`.
+
+    Raises:
+      KeyError, ValueError, TypeError: as `constraints`, if the check has no constraints or one is not valid.
+    """
     return float(constraints_loose(completion, check) == 1.0)
 
 
 def wanted_length(completion: str, check: Mapping[str, Any]) -> float:
-    """The score of `length` for `check["length"]` words, as in a row of LongBench-Write."""
+    """The score of `length` for `check["length"]` words, as in a row of LongBench-Write; in [0, 1].
+
+    Raises:
+      KeyError: if the check has no "length".
+      ValueError: if it is below 1.
+    """
     return length(completion, length=check["length"])
 
 
 def listed(check: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Returns the constraints of a check, in either of the layouts that `constraints` accepts; errors as there."""
+    """Returns the constraints of a check, each as `{"kind": name, **parameters}`.
+
+    Args:
+      check: "constraints", or IFEval's "instruction_id_list" and "kwargs", whose null parameters are dropped.
+
+    Raises:
+      KeyError: if the check has neither "constraints" nor both keys of IFEval.
+      ValueError: if the list is empty, or IFEval's two lists differ in length.
+    """
     if "constraints" in check:
         found: list[Mapping[str, Any]] = list(check["constraints"])
     else:
@@ -163,7 +201,16 @@ def listed(check: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def satisfied(text: str, constraint: Mapping[str, Any]) -> float:
-    """How far `text` satisfies one constraint: 0 or 1, for `length` in [0, 1]. Errors as in `constraints`."""
+    """How far a text satisfies one constraint: 0 or 1, for `length` in [0, 1]; 0 for a blank text.
+
+    Args:
+      text: the reply.
+      constraint: `{"kind": name, **parameters}`.
+
+    Raises:
+      ValueError: if the kind is unknown, the names of the parameters do not fit it, or a value is one that it refuses.
+      TypeError: if the value of a parameter has a wrong type.
+    """
     parameters = dict(constraint)
     kind = parameters.pop("kind", None)
     if kind not in KINDS:

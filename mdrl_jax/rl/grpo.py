@@ -5,8 +5,9 @@ the log-probs that the model gives the completions' tokens (definitions §15).
 
 Letters of shapes: P prompts, G completions of each (its group), B = P * G sequences, T completion tokens. `mask_BT` is
 1 on the tokens that are trained (a completion with its end token, see `loss_mask`) and 0 elsewhere. Values at masked
-positions, even infinities and NaN, affect neither the loss nor its gradient nor the metrics. Log-probs are natural
-logarithms of the policy at the sampling temperature (definitions §1).
+positions (those with mask 0), even infinities and NaN, affect neither the loss nor its gradient nor the metrics.
+Log-probs are natural logarithms of the policy at the sampling temperature (definitions §1). Arguments that select a
+variant by name allow the names that `GRPOConfig` allows; another name raises KeyError.
 
 The loss of a token, with the advantage A of its sequence, the ratio r = π_θ / π_old, and the importance weight w of
 `truncated_importance`, is
@@ -116,21 +117,22 @@ class GRPOBatch:
 
 
 def group_advantages(rewards_PG: jax.Array, *, scale: str) -> tuple[jax.Array, jax.Array]:
-    """Advantages of completions: A = reward - mean of its group, divided by (std + 1e-4) if `scale` is "std".
+    """Advantages of completions: A = reward - mean of its group, and for scale "std" this / (std of the group + 1e-4).
 
     The standard deviation has ddof 1 (it divides by G - 1), as in TRL and torch (arXiv 2402.03300).
 
     Args:
-      rewards_PG: rewards of the completions.
-      scale: `GRPOConfig.scale`.
+      rewards_PG: rewards of the completions, on any scale.
+      scale: "std" or "none" (`GRPOConfig.scale`).
 
     Returns:
-      adv_PG: the advantages [P, G].
-      informative_P: True if the rewards of the group differ by more than float32 rounding [P]. If not, its advantages
-        are exactly 0.
+      adv_PG: the advantages [P, G], in the unit of the rewards, or in standard deviations for "std".
+      informative_P: True if the rewards of the group differ by more than float32 rounding, i.e. by more than 1e-6 times
+        the largest |reward| or 1, whichever is larger [P]. If not, its advantages are exactly 0.
 
     Raises:
       ValueError: if a group has fewer than two completions, because then there is nothing to compare them with.
+      KeyError: if `scale` is unknown.
     """
     if rewards_PG.shape[1] < 2:
         raise ValueError(f"a group has {rewards_PG.shape[1]} completion; allowed: 2 or more")
@@ -178,11 +180,11 @@ def kl_estimate(logp: jax.Array, ref_logp: jax.Array, kind: str) -> jax.Array:
 
     Args:
       logp: log π_θ of the sampled tokens, of any shape.
-      ref_logp: log π_ref of the same tokens.
-      kind: "k1", "k2" or "k3".
+      ref_logp: log π_ref of the same tokens, in the same shape.
+      kind: "k1", "k2" or "k3"; KeyError for any other.
 
     Returns:
-      the estimate of each token, in nats.
+      the estimate of each token, in nats, in the shape of `logp`.
     """
     return KL_ESTIMATES[kind](ref_logp - logp)
 
@@ -237,11 +239,11 @@ def truncated_importance(old_logp_BT: jax.Array, sampler_logp_BT: jax.Array, cap
 
     Args:
       old_logp_BT: log π_old of the tokens.
-      sampler_logp_BT: log-probs that the sampler recorded.
-      cap: `GRPOConfig.importance_cap`; 0: all weights are 1.
+      sampler_logp_BT: log-probs of the same tokens that the sampler recorded.
+      cap: upper limit of the weights (`GRPOConfig.importance_cap`); 0: all weights are 1.
 
     Returns:
-      the weights [B, T].
+      the weights [B, T]. There is no mask: at positions without a token they have no meaning.
     """
     if cap == 0:
         return jnp.ones_like(old_logp_BT)
@@ -310,11 +312,13 @@ def aggregate(value_BT: jax.Array, mask_BT: jax.Array, how: str, max_length: int
     Args:
       value_BT: a value of each token.
       mask_BT: 1 on the tokens that are trained.
-      how: `GRPOConfig.aggregation`.
+      how: "token", "sequence" or "constant" (`GRPOConfig.aggregation`); KeyError for any other.
       max_length: the longest completion allowed, in tokens; only "constant" reads it.
 
     Returns:
-      (sum, count), two scalars.
+      (sum, count), two scalars in the dtype of `value_BT`. The sum is over tokens, or for "sequence" over the means of
+      sequences. The count is the number of trained tokens ("token"), of sequences with a trained token ("sequence"), or
+      of these sequences times `max_length` ("constant"). Both are 0 if everything is masked.
     """
     keep_BT = mask_BT.astype(bool)
     value_BT = _only(value_BT, keep_BT)
@@ -343,14 +347,16 @@ def grpo_loss(
     The gradient of a batch is Σ ∇sum / max(Σ count, 1), with sums over its micro-batches.
 
     Args:
-      logp_BT: log-probs of the completions' tokens under the current policy.
+      logp_BT: log-probs of the completions' tokens under the current policy, in nats. The log-probs in
+        `batch` are treated as constants.
       batch: the other inputs.
-      config: options of the loss.
+      config: options of the loss. `scale`, `mask_overlong`, `drop_zero_variance` and `updates_per_batch` are not read
+        here.
       max_length: the longest completion allowed, in tokens.
 
     Returns:
-      sum: the sum of the loss.
-      count: the count that belongs to it.
+      sum: the sum of the loss, a scalar.
+      count: the count that belongs to it, a scalar; `aggregate` says what it counts.
       metrics: name -> (sum, count), whose quotient is a mean over tokens. `clip_low` and `clip_high` are the shares of
         tokens that are clipped with A < 0 and with A > 0. `importance` is the mean of w. `sampler_gap` is the mean of
         |log π_old - log π_sampler| in nats. `kl` is the mean KL estimate in nats; it is there if the batch has

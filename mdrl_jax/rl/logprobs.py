@@ -36,9 +36,9 @@ def token_log_probs(
     Args:
       model: the decoder.
       params: its parameters.
-      tokens_BT: token ids of left-padded rows.
-      valid_BT: True at real tokens, False at padding.
-      start: the first position t, at least 1.
+      tokens_BT: token ids of left-padded rows [B, T].
+      valid_BT: True at real tokens, False at padding [B, T].
+      start: the first position t, counted from 0 in the padded rows; at least 1.
       temperature: divides the logits.
       chunk: number of positions whose logits are computed at a time; the backward pass recomputes them. 0: all
         positions at once.
@@ -63,13 +63,14 @@ def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chu
     """Applies `function` to `chunk` positions at a time, so that its intermediate arrays are small.
 
     The backward pass recomputes each chunk. It reuses only the values that `function` names `SLOPE` with
-    `jax.ad_checkpoint.checkpoint_name`.
+    `jax.ad_checkpoint.checkpoint_name`. If one chunk holds all positions, `function` is called directly, and the
+    backward pass recomputes nothing.
 
     Args:
       function: a function of arrays [B, C, ...] for any number C of positions, which treats positions independently.
         It returns an array or a tree of arrays [B, C].
       arrays: its arguments for all positions, [B, T, ...].
-      chunk: C; the last chunk is padded with zeros. 0: all positions at once.
+      chunk: C; the last chunk is padded with zeros, whose results are dropped. 0, or T or more: all positions at once.
 
     Returns:
       the results for all positions, an array or a tree of arrays [B, T].

@@ -80,8 +80,9 @@ def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -
       chunk: positions whose logits are held at a time, as in `token_log_probs`.
 
     Returns:
-      the jitted function (params, tokens_MBT, valid_MBT, start) -> log-probs [M, B, T - start]. `start` is the length
-      of the padded prompts.
+      the jitted function (params, tokens_MBT, valid_MBT, start) -> log-probs in nats [M, B, T - start], where B is the
+      number of rows of a micro-batch. `start` is the length of the padded prompts, a Python int: another value compiles
+      anew. At padding the log-probs have no meaning.
     """
 
     def log_probs(params: Any, tokens_MBT: jax.Array, valid_MBT: jax.Array, start: int) -> jax.Array:
@@ -134,9 +135,15 @@ def trained(rewards_PG: Any, mask_PGT: Any, ended_PG: Any, config: GRPOConfig) -
 
     Args:
       rewards_PG: rewards of the completions.
-      mask_PGT: 1 on tokens of the completions.
-      ended_PG: False if the length limit cut the completion off.
-      config: options of the loss.
+      mask_PGT: 1 on tokens of the completions, 0 after their ends; a NumPy array.
+      ended_PG: False if the length limit cut the completion off; a NumPy array of bool.
+      config: `scale`, `drop_zero_variance` and `mask_overlong` are read.
+
+    Returns:
+      a `Trained` of NumPy arrays.
+
+    Raises:
+      ValueError: if a group has fewer than two completions.
     """
     adv_PG, informative_P = jax.device_get(group_advantages(jnp.asarray(rewards_PG), scale=config.scale))
     n_prompts, group, length = mask_PGT.shape
@@ -159,17 +166,18 @@ def policy_batch(
       prompts_PT: as in `join`.
       valid_PT: as in `join`.
       completions_PGT: as in `join`.
-      mask_PGT: as in `join`.
+      mask_PGT: as in `join`: all tokens of the completions, also those that are not trained.
       logp_PGT: log-probs of the completions that the sampler recorded, in nats.
-      trained: advantages and loss mask of the completions.
+      trained: advantages and loss mask of the completions, from the function `trained`.
       n: number of micro-batches, M.
-      mesh: the devices.
+      mesh: the devices; the rows of each micro-batch are split over its axes `data` and `fsdp`.
 
     Returns:
       the batch, every leaf [M, B / M, ...]. Its log-probs of the old and the reference policy are None.
 
     Raises:
       UserError: if the rows cannot be divided into n equal micro-batches.
+      ValueError: if the mesh cannot split the rows of a micro-batch evenly.
     """
     rows = trained.adv_PG.size
     tokens_BT, valid_BT = join(prompts_PT, valid_PT, completions_PGT, mask_PGT)

@@ -46,6 +46,9 @@ class SamplingConfig:
       temperature: divides the logits; 0: always take the most probable token.
       top_k: draw only from this many most probable tokens; 0: from all.
       top_p: draw only from the smallest set of most probable tokens whose mass reaches top_p; 1: from all.
+
+    Raises:
+      UserError: if temperature or top_k is below 0, or top_p is not above 0 and at most 1.
     """
 
     temperature: float = 1.0
@@ -63,12 +66,12 @@ class SamplingConfig:
 
 @struct.dataclass
 class Completions:
-    """G completions of each of P prompts.
+    """G completions of each of P prompts; arrays on the devices or on the host.
 
     Attributes:
-      tokens_PGT: token ids [P, G, T], with the end token; 0 after the end.
+      tokens_PGT: token ids [P, G, T], int32, with the end token; 0 after the end.
       logp_PGT: log-prob of each token under the distribution that it was drawn from, in nats; 0 after the end.
-      length_PG: number of tokens, the end token included.
+      length_PG: number of tokens, the end token included, if there is one.
       ended_PG: True if the completion ended by an end token, False if the length limit cut it off.
     """
 
@@ -110,11 +113,18 @@ class _State:
 
 
 def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Array:
-    """Log-probs [B, V] of the distribution that tokens are drawn from; excluded tokens get about -1e30.
+    """Log-probs of the distribution that tokens are drawn from.
 
     Temperature 0 puts all mass on the largest logit, on the first one if several are equal. Otherwise temperature,
     top-k and top-p apply in this order, as in vLLM and transformers. Tokens that tie with the last token kept by top-k
     or top-p are kept too.
+
+    Args:
+      logits_BV: logits of the model, before the temperature.
+      sampling: temperature, top-k and top-p.
+
+    Returns:
+      log-probs in nats [B, V]; excluded tokens get about -1e30, a finite number that stands for minus infinity.
     """
     vocab = logits_BV.shape[-1]
     if sampling.temperature == 0:
@@ -142,7 +152,10 @@ def stage_key(seed: int, stage: str, step: int) -> jax.Array:
     Args:
       seed: seed of the run.
       stage: name of the stage.
-      step: number of the step.
+      step: number of the step, from 0.
+
+    Returns:
+      one typed JAX key, a scalar.
     """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
     return jax.random.fold_in(key, step)
@@ -153,11 +166,13 @@ def row_keys(key: jax.Array, prompt_ids_P: jax.Array, group_size: int) -> jax.Ar
 
     Args:
       key: from `stage_key`.
-      prompt_ids_P: id of each prompt, from which its keys are folded (definitions §14).
-      group_size: G.
+      prompt_ids_P: id of each prompt, uint32, from which its keys are folded (definitions §14); `PromptSet.ids` makes
+        them. Prompts with equal ids get equal keys.
+      group_size: G, completions per prompt.
 
     Returns:
-      one key per completion [P * G], the G keys of a prompt in succession.
+      one typed JAX key per completion [P * G], the G keys of a prompt in succession. The key of a token is folded from
+      that of its completion.
     """
     fold = jax.random.fold_in
     keys_P = jax.vmap(fold, in_axes=(None, 0))(key, prompt_ids_P)
@@ -189,15 +204,15 @@ def decode_loop(
       prompts_NT: token ids of the left-padded prompts.
       valid_NT: True at real tokens, False at padding.
       key: the key of the step, from `stage_key`.
-      prompt_ids_N: id of each prompt, from which its keys are folded.
+      prompt_ids_N: id of each prompt, as in `row_keys`.
       group_size: G, completions per prompt.
       max_new_tokens: the largest number of tokens of a completion, the end token included.
       eos_ids: ids of the tokens that end a completion.
       sampling: temperature, top-k and top-p.
-      at_once: number of slots; 0: one for every prompt.
+      at_once: number of slots; 0, or more than there are prompts: one for every prompt.
 
     Returns:
-      the completions of all prompts, in the order of the prompts.
+      the completions of all prompts, in the order of the prompts; P is N, and T is `max_new_tokens`.
     """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     n_prompts = prompts_NT.shape[0]
@@ -363,6 +378,9 @@ def cache_bytes(model: Decoder, group_size: int, prompt_length: int, max_new_tok
       group_size: completions of the prompt.
       prompt_length: tokens of the padded prompt.
       max_new_tokens: tokens that each completion has room for.
+
+    Returns:
+      bytes of all layers and all key-value heads; the prompt counts once, not once for each completion.
     """
     c = model.config
     values = 2 * c.n_layers * c.n_kv_heads * c.head_dim * (prompt_length + group_size * max_new_tokens)
@@ -370,5 +388,13 @@ def cache_bytes(model: Decoder, group_size: int, prompt_length: int, max_new_tok
 
 
 def completion_mask(length_PG: np.ndarray, max_new_tokens: int) -> np.ndarray:
-    """The mask of completions of these lengths: 1 on their tokens, 0 after the end [P, G, T], float32."""
+    """The mask of completions: 1 on their tokens, the end token included, and 0 after the end.
+
+    Args:
+      length_PG: number of tokens of each completion.
+      max_new_tokens: T, the length of the mask.
+
+    Returns:
+      the mask [P, G, T], float32, on the host.
+    """
     return (np.arange(max_new_tokens) < length_PG[..., None]).astype(np.float32)

@@ -78,7 +78,17 @@ class ScoredRollouts:
     errors: Mapping[str, int]
 
     def cut(self, buckets: Sequence[int]) -> "ScoredRollouts":
-        """These rollouts with completions cut to the smallest of `buckets` that holds the longest completion."""
+        """These rollouts with the arrays of completions cut to a shorter T; no token of a completion is lost.
+
+        Args:
+          buckets: allowed values of T in tokens, ascending; the smallest that holds the longest completion is taken.
+
+        Returns:
+          new rollouts, whose `completions` and `mask_PGT` are shorter; this object does not change.
+
+        Raises:
+          UserError: if the longest completion is longer than the last bucket.
+        """
         done = self.completions
         length = tokens.bucket(int(done.length_PG.max()), buckets, "a completion")
         tokens_PGT, logp_PGT, mask_PGT = (x[:, :, :length] for x in (done.tokens_PGT, done.logp_PGT, self.mask_PGT))
@@ -122,9 +132,19 @@ class Rollouts:
 
     @functools.cache  # noqa: B019  (one object lives as long as the process)
     def sampler(self, group_size: int, sampling: SamplingConfig) -> Any:
-        """The compiled sampler for groups of this size.
+        """The compiled sampler for groups of this size; calls with equal arguments return the same one.
 
         It decodes as many prompts at once as `rollout.cache_gib` has room for.
+
+        Args:
+          group_size: completions per prompt.
+          sampling: temperature, top-k and top-p.
+
+        Returns:
+          the jitted function of `make_sampler`.
+
+        Raises:
+          UserError: if a device has no room for the completions of one prompt.
         """
         return make_sampler(
             self.model,
@@ -153,7 +173,8 @@ class Rollouts:
 
         Args:
           params: parameters of the policy.
-          sets: (prompt set, row numbers in it) of each domain; the batch is all these rows, in this order.
+          sets: (prompt set, row numbers in it, an integer array [n]) of each domain; the batch is all these rows, in
+            this order. P is their number, at least 1.
           key_path: (seed, stage name, step), which the sampling keys are folded from.
           group_size: completions per prompt.
           sampling: temperature, top-p and top-k.
@@ -164,8 +185,10 @@ class Rollouts:
           all completions with their rewards; prompts are padded to the smallest bucket that holds the longest one.
 
         Raises:
-          UserError: if more than `max_error_share` of a part's rewards fail, or a prompt is longer than the last
-            bucket.
+          UserError: if more than `max_error_share` of a part's rewards fail, a prompt is longer than the last bucket, a
+            device has no room for the completions of one prompt, or the reward `code` finds no sandbox that works.
+          AssertionError: if `parts` does not divide the number of prompts.
+          RuntimeError: if reward workers do not start, or the pool is closed.
         """
         rows = [prompts.tokens[i] for prompts, chosen in sets for i in chosen]
         problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
@@ -189,7 +212,13 @@ class Rollouts:
         return _joined([*scored, self._score(launched)])
 
     def text(self, done: Completions, prompt: int, sample: int) -> str:
-        """The text of one completion, without special tokens; `prompt` and `sample` are its indices."""
+        """The text of one completion, without special tokens.
+
+        Args:
+          done: completions on the host.
+          prompt: index of the prompt, from 0 to P - 1.
+          sample: index of the completion within the prompt's group, from 0 to G - 1.
+        """
         row = done.tokens_PGT[prompt, sample, : done.length_PG[prompt, sample]]
         return self.tokenizer.decode(row.tolist(), skip_special_tokens=True)
 
@@ -250,7 +279,9 @@ def _fields(scored: ScoredRollouts) -> dict[str, Any]:
 
 
 def prompts_at_once(config: RolloutConfig, model: Decoder, mesh: Mesh, group_size: int) -> int:
-    """Number of prompts whose keys and values fit on the devices of the mesh within `cache_gib`; 0: no limit.
+    """Number of prompts, on all devices together, whose keys and values fit in `cache_gib` per device; 0: no limit.
+
+    Every prompt and completion counts with the last bucket, i.e. with its largest length.
 
     Args:
       config: section `rollout` of the configuration.

@@ -31,11 +31,16 @@ class SFTBatch:
 
 
 def make_sft_loss(model: Decoder, chunk: int = 0) -> LossFn:
-    """The mean negative log-likelihood of reply tokens, in nats per token, as a function of parameters and a batch.
+    """The negative log-likelihood of reply tokens as a function of parameters and an `SFTBatch`, for `make_train_step`.
+
+    Args:
+      model: the decoder.
+      chunk: number of positions whose logits are held at a time, as in `token_log_probs`; 0: all at once.
 
     Returns:
-      (params, batch) -> (sum, (count, metrics)): the sum over the reply tokens, their number, and the metric "nll",
-      which is the same mean. `token_log_probs` explains `chunk`.
+      (params, batch) -> (sum, (count, metrics)): the sum of -log p over the reply tokens, in nats; the number of these
+      tokens; and {"nll": (sum, count)}, the same two without a gradient. The mean, sum / count, is in nats per token.
+      The first token of a row is never counted, because nothing predicts it.
     """
 
     def loss_fn(params: Any, batch: SFTBatch):

@@ -36,7 +36,10 @@ class OptimizerConfig:
       b2: decay rate of the mean of squared gradients.
       eps: added to the root of the mean of squared gradients.
       weight_decay: decoupled weight decay.
-      clip_norm: largest norm of the gradient, over all parameters; 0: no clipping.
+      clip_norm: largest norm of the gradient, over all parameters together; 0: no clipping.
+
+    Raises:
+      UserError: if b1 or b2 is not in [0, 1), or another value is below 0.
     """
 
     b1: float = 0.9
@@ -59,7 +62,7 @@ class TrainState:
     """The arrays that a step changes. Trees of their shardings or of their shapes have this class too.
 
     Attributes:
-      step: number of updates made.
+      step: number of updates made, an int32 scalar.
       params: parameters of the model.
       opt_state: state of the optimizer.
     """
@@ -89,9 +92,17 @@ class Transforms:
 def make_optimizer(
     config: OptimizerConfig, transforms: Transforms = Transforms()
 ) -> optax.GradientTransformationExtraArgs:
-    """The optax chain of a stage, without the learning rate.
+    """The optax chain of a stage, without the learning rate and without its minus sign.
 
-    The learning rate is an argument of the step, so that one compilation serves all its values.
+    The training step subtracts (learning rate × update) from the parameters. The learning rate is an argument of the
+    step, so that one compilation serves all its values.
+
+    Args:
+      config: constants of AdamW, and the clipping.
+      transforms: what the stage adds.
+
+    Returns:
+      the chain: `transforms.gradient`, clipping, Adam, weight decay, `transforms.update`.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
@@ -108,12 +119,12 @@ def state_shardings(optimizer: optax.GradientTransformation, shapes: Any, shardi
 
     Args:
       optimizer: from `make_optimizer`.
-      shapes: shapes of the parameters.
-      shardings: shardings of the parameters.
+      shapes: tree of the parameters' shapes and dtypes (`jax.ShapeDtypeStruct`, or arrays).
+      shardings: tree of the same structure with a sharding for every parameter.
       mesh: the devices; all other arrays are replicated over them.
 
     Returns:
-      a `TrainState` of shardings.
+      a `TrainState` with a sharding in place of every array.
     """
     replicated = named(mesh)
     opt_state = optax.tree_map_params(
@@ -133,8 +144,11 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
 
     Args:
       optimizer: from `make_optimizer`.
-      params: parameters to start from.
+      params: parameters to start from; they stay valid.
       shardings: from `state_shardings`.
+
+    Returns:
+      the state with step 0 and the optimizer's initial state, placed by `shardings`.
     """
 
     def init(params: Any) -> TrainState:
@@ -158,9 +172,11 @@ def make_train_step(
 
     Returns:
       the jitted function (state, batch, learning_rate, extra) -> (next state, metrics). The memory of the given state
-      is reused for the next one. Leaves of `batch` are [micro-batches, rows, ...]. `extra` holds the optimizer's extra
-      arguments by name. The metrics are scalars: the means of the loss function's metrics, "loss", and "grad_norm",
-      the norm of the gradient before transforms and clipping.
+      is reused for the next one, so the given state cannot be read afterwards. Leaves of `batch` are [micro-batches,
+      rows, ...] (`micro_batches`). `learning_rate` is a scalar. `extra` is a dictionary of the optimizer's extra
+      arguments by name, {} if it takes none. The metrics are scalars by name: the means of the loss function's metrics
+      over the whole batch, "loss" (the mean loss before the update), and "grad_norm", the norm of its gradient over all
+      parameters together, before transforms and clipping.
     """
     takes_extra = optax.with_extra_args_support(optimizer)
 
@@ -201,6 +217,13 @@ def make_train_step(
 
 def micro_batches(batch: Any, n: int) -> Any:
     """Divides a batch into n micro-batches: reshapes every leaf from [B, ...] to [n, B / n, ...].
+
+    Args:
+      batch: a tree of arrays whose first axis is that of rows; B is the same for all leaves.
+      n: number of micro-batches, at least 1. The first one gets the first B / n rows, and so on.
+
+    Returns:
+      the tree with the reshaped leaves.
 
     Raises:
       UserError: if B is not a multiple of n.

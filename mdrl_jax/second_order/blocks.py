@@ -51,7 +51,14 @@ class Programs:
 
 
 def programs(block: Block) -> Programs:
-    """The programs for blocks with the structure and the shardings of this one; they are made once a process."""
+    """The programs for blocks with the structure and the shardings of this one.
+
+    They are made once a process for each structure with its shardings.
+
+    Args:
+      block: b vectors, leaves [b, ...]. Every leaf must be a JAX array, because its sharding is read; its axis of
+        vectors must not be split.
+    """
     leaves, structure = jax.tree.flatten(block)
     return _programs(structure, tuple(x.sharding for x in leaves))
 
@@ -79,7 +86,10 @@ def drawing(shapes: tuple[Any, ...], shardings: tuple[Any, ...]) -> Callable[[ja
 
     Args:
       shapes: shape of each leaf.
-      shardings: sharding of each leaf.
+      shardings: sharding of each leaf; None for a leaf whose sharding the compiler chooses.
+
+    Returns:
+      the program; its result is the tuple of the leaves, float32, in the order of `shapes`.
     """
     return program("lanczos random block", lambda key: _normal(key, shapes), out_shardings=shardings)
 
@@ -158,7 +168,7 @@ def combine(basis: Any, y_MK: jax.Array) -> Any:
 
     Args:
       basis: m vectors, leaves [m, ...].
-      y_MK: coefficients.
+      y_MK: coefficients [m, k], one column for each result.
 
     Returns:
       k vectors, leaves [k, ...].

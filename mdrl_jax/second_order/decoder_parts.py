@@ -75,8 +75,11 @@ def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plai
 
     Args:
       model: the decoder; its `remat` decides what layers keep for the backward pass.
-      attend: attention of whole sequences. It must be differentiable twice if second derivatives are taken
-        (definitions §6).
+      attend: valid_BT -> the attention of whole sequences, for example `attention.plain`. It must be differentiable
+        twice if second derivatives are taken (definitions §6).
+
+    Returns:
+      the pieces. Their point is a tree like the parameters.
     """
     block = Block(model.config, model.dtype)
 
@@ -101,6 +104,9 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
     Args:
       model: the decoder; its `remat` decides what layers keep for the backward pass.
       attend: as in `whole`.
+
+    Returns:
+      the pieces.
     """
     block = Block(model.config, model.dtype)
 
@@ -162,7 +168,14 @@ def route_slice(tree: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
 
 
 def route_axes(width: int) -> dict[str, Names]:
-    """Logical axes of a `route_slice` with `width` neurons a layer; they are split if the current mesh divides them."""
+    """Logical axes of a `route_slice` with `width` neurons a layer.
+
+    The axis D is "embed". The axis R of the neurons is "mlp" if the current mesh divides `width`, otherwise it is not
+    split.
+
+    Returns:
+      "gate", "up" or "down" -> one logical axis for each of the tensor's three axes; None: not split.
+    """
     neurons = dividing("mlp", width)
     into = (None, "embed", neurons)
     return {"gate": into, "up": into, "down": (None, neurons, "embed")}
@@ -177,10 +190,10 @@ def lift(point: Tree, index_LR: jax.Array, mask_LR: jax.Array, like: Tree) -> Tr
       point: a tree like a `route_slice`.
       index_LR: as in `route_slice`.
       mask_LR: as in `route_slice`.
-      like: a tree with the shapes of the parameters.
+      like: a tree of arrays with the shapes and dtypes of the parameters; its values are not used.
 
     Returns:
-      a tree like `like`.
+      a tree like `like`: the slice at the weights of its neurons, and 0 everywhere else.
     """
     zeros = jax.tree.map(jnp.zeros_like, like)
     columns = jax.vmap(lambda x_DF, index_R, mask_R, z_DR: x_DF.at[:, index_R].add(z_DR * mask_R[None, :]))

@@ -49,8 +49,8 @@ def fisher_diagonal(forward: Forward, shardings: Any = None) -> Callable[[Any, I
       shardings: those of the parameters; None: the compiler chooses.
 
     Returns:
-      (params, micro-batches) -> F, a float32 tree like the parameters: the mean over rows, weighted by `weight_B`. It
-      raises ValueError if no row has weight.
+      (params, micro-batches) -> F, a float32 tree like the parameters: the mean over rows, weighted by `weight_B`. The
+      mesh must divide the rows of each micro-batch. It raises ValueError if no row has weight.
     """
     add = squares_program(forward, shardings)
 
@@ -89,12 +89,12 @@ def completion_gradients(log_probs: LogProbs, params: Any, rows: CompletionBatch
     and the sum is divided by n. Unlike in other functions, every device must have all rows.
 
     Args:
-      log_probs: (params, rows) -> log-probs of completion tokens [B, Tc].
+      log_probs: (params, rows) -> log-probs of completion tokens [B, Tc], 0 on padding.
       params: the parameters.
-      rows: completions.
+      rows: B completions. Their `weight_B` is not used, so rows that only fill up a batch get a gradient too.
 
     Returns:
-      a tree like the parameters, with a leading axis for the rows.
+      a tree like the parameters with their dtypes, leaves [B, ...].
     """
     mesh: Any = jax.sharding.get_abstract_mesh()
     copies = 1 if mesh.empty else batch_divisor(mesh)
@@ -113,6 +113,9 @@ def fit_kappa(displacement: Any, fisher: Any, second: float) -> float:
       displacement: D, a tree.
       fisher: the diagonal F, a tree like D.
       second: DᵀHD, without the ½, of A's loss on the same prompts, from `jets`.
+
+    Returns:
+      κ, a positive number without unit.
 
     Raises:
       ValueError: if κ is not measurable, because DᵀHD or DᵀFD is not finite or not above 0.
@@ -290,7 +293,7 @@ def _sum_of_squares(weight_B: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def weighted(weight_B: jax.Array, x: jax.Array) -> jax.Array:
-    """Each row of x times its weight, in float32."""
+    """Each row of x [B, ...] times its weight, a float32 array like x."""
     return _wide(weight_B).reshape((-1,) + (1,) * (x.ndim - 1)) * _wide(x)
 
 

@@ -127,6 +127,12 @@ def blocked(operator: Operator) -> Operator:
 
     `jax.vmap` computes what does not depend on v only once. A call therefore runs the loss and its gradient once, and
     the tangents b times. Tangents of activations take b times the memory of one. Nothing is kept between calls.
+
+    Args:
+      operator: an operator (module docstring) of a single vector.
+
+    Returns:
+      the operator of a block.
     """
 
     def block(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
@@ -145,9 +151,9 @@ def symmetry_defect(apply: Callable[[Any], Any], v: Any, w: Any) -> float:
     ‖v‖‖Hw‖/√n, for vectors with n entries.
 
     Args:
-      apply: v -> Hv. It is called twice.
-      v: a tree.
-      w: a tree like `v`.
+      apply: v -> Hv, for one vector. It is called twice, with `v` and with `w`.
+      v: a vector, as a tree.
+      w: another vector, a tree like `v`.
 
     Returns:
       the relative defect; 0 if both products are 0.

@@ -56,7 +56,7 @@ class Spectrum:
     Attributes:
       values: the Ritz values λ [k], float64.
       vectors: the Ritz vectors x, orthonormal, a tree of leaves [k, ...], float32.
-      residuals: ‖A x − λ x‖ [k], float64, computed from H.
+      residuals: an upper bound, up to rounding, of ‖A x − λ x‖ of each pair [k], float64, computed from H.
       scale: the largest |λ| among all m Ritz values, an estimate of ‖A‖.
       products: number of vectors that were multiplied with A.
       steps: number of block steps.
@@ -79,6 +79,9 @@ def random_block(key: jax.Array, like: Any, b: int) -> Block:
       key: a JAX random key. Each leaf uses a key folded from it, so values do not depend on the sharding.
       like: a tree of arrays, or of their shapes. The block has their shapes with a leading axis b, and their shardings.
       b: number of vectors.
+
+    Returns:
+      the block, leaves [b, ...]. Its vectors are not normalised.
     """
     leaves, structure = jax.tree.flatten(like)
     shapes = tuple((b, *x.shape) for x in leaves)
@@ -99,16 +102,21 @@ def block_lanczos(
     Args:
       operator: maps b vectors, leaves [b, ...], to their products with A. A must be the same at every call, so a loss
         must use the same batches.
-      start: the start block, from `random_block`.
-      n_steps: number of block steps n.
+      start: the start block of b vectors, leaves [b, ...], for example from `random_block`. The vectors need not be
+        orthonormal or independent: they are orthonormalised first.
+      n_steps: number of block steps n, at least 1.
       k: number of pairs to return, at most b · n.
       progress: called as progress(steps done, n_steps) after each step.
       repeatable: True if the operator is known to give the same products each time. Otherwise the first block is
         multiplied twice to check it, and the operator is called n + 1 times in place of n.
 
+    Returns:
+      the pairs in descending order of the eigenvalue, with bounds of their residuals (`Spectrum`).
+
     Raises:
-      UserError: if b · n is less than k or more than the dimension, if two products of the same block differ by more
-        than 1e-5 of their norm, if a product is not finite, or if no further orthogonal direction is found.
+      UserError: if b · n is less than k or more than the dimension; if the two products of the first block differ by
+        more than 1e-5 of the norm of one, each norm taken over all vectors of the block together; if a product is not
+        finite; or if 8 passes do not find a further orthogonal direction.
     """
     b = jax.tree.leaves(start)[0].shape[0]
     m, dimension = b * n_steps, sum(x.size for x in jax.tree.leaves(start)) // b

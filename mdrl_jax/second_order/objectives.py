@@ -47,7 +47,7 @@ class CompletionBatch:
       tokens_BT: left-padded prompts, each followed by a completion of padded length Tc.
       valid_BT: True at real tokens, False at padding.
       mask_BT: 1 on completion tokens [B, Tc].
-      adv_B: A, from `leave_one_out`.
+      adv_B: A, from `leave_one_out`, or other advantages that take its place.
       success_B: 1 where the completion succeeds, otherwise 0.
       weight_B: 0 on rows that only fill up the batch, otherwise 1.
     """
@@ -67,10 +67,10 @@ def leave_one_out(rewards_PG: np.ndarray) -> np.ndarray:
     baseline leaves out the completion's own reward, so it does not depend on the completion and adds no bias.
 
     Args:
-      rewards_PG: rewards of the completions of each prompt.
+      rewards_PG: rewards of the G completions of each of P prompts, floats. They are not changed.
 
     Returns:
-      A [P, G].
+      A [P, G], in rewards.
 
     Raises:
       ValueError: if there are fewer than two completions a prompt.
@@ -194,12 +194,12 @@ class DirectionalDerivatives:
 
     @property
     def first(self) -> float:
-        """v·∇L = Σ first_P / Σ count_P."""
+        """v·∇L = Σ first_P / Σ count_P, in the unit of the loss; NaN if the count is 0."""
         return float(self.first_P.sum() / self.count_P.sum())
 
     @property
     def second(self) -> float:
-        """vᵀ∇²L v = Σ second_P / Σ count_P, without the ½."""
+        """vᵀ∇²L v = Σ second_P / Σ count_P, without the ½, in the unit of the loss; NaN if the count is 0."""
         return float(self.second_P.sum() / self.count_P.sum())
 
 
@@ -212,7 +212,7 @@ def derivatives(
     Args:
       u_PGT: u of every completion token, from `jets`.
       w_PGT: w of every completion token, from `jets`.
-      mask_PGT: 1 on completion tokens.
+      mask_PGT: 1 on completion tokens, 0 on padding, where u and w are not used.
       adv_PG: A, from `leave_one_out`.
       success_PG: 1 where the completion succeeds, otherwise 0.
       trained_PG: A', the trainer's advantages.
@@ -220,7 +220,7 @@ def derivatives(
         trainer aggregates in another way.
 
     Returns:
-      name of the objective -> its derivatives.
+      name of the objective ("reward", "surrogate", "grpo", "success_nll" or "kl") -> its derivatives by prompt.
     """
     u, w = (np.where(mask_PGT > 0, x, 0.0).astype(np.float64) for x in (u_PGT, w_PGT))
     u_PG, w_PG = u.sum(-1), w.sum(-1)

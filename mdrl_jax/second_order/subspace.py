@@ -114,7 +114,15 @@ def size(basis: Any) -> int:
 
 
 def coefficients(basis: Any, x: Any) -> jax.Array:
-    """The inner products ⟨b_j, x⟩ with the k vectors of a basis, float32 [k]."""
+    """The inner products ⟨b_j, x⟩ with the k vectors of a basis.
+
+    Args:
+      basis: k vectors, leaves [k, ...]. They need not be orthonormal.
+      x: a vector, a tree like one of them.
+
+    Returns:
+      the products, float32 [k].
+    """
     return _coefficients_program(basis, x)
 
 
@@ -138,19 +146,31 @@ def random_basis(key: jax.Array, like: Any, k: int, support: Any = None) -> Any:
     Args:
       key: a JAX random key.
       like: a tree of arrays, or of their shapes, that gives the space.
-      k: number of dimensions.
+      k: number of dimensions. It must not exceed the number of coordinates that the subspace may use; this is not
+        checked.
       support: a tree like `like`, 1 at coordinates that the subspace may use and 0 elsewhere, such as at the padding of
         a route. None: all coordinates.
 
     Returns:
-      k vectors, leaves [k, ...].
+      k orthonormal vectors, leaves [k, ...], float32.
     """
     block = random_block(key, like, k)
     return _whiten_program(block if support is None else jax.tree.map(lambda x, s: x * s[None], block, support))
 
 
 def top_coordinates(x: Any, k: int) -> Any:
-    """x with all but its k entries of largest magnitude set to zero; entries that tie with the k-th are all kept."""
+    """x with all but its k entries of largest magnitude set to zero; entries that tie with the k-th are all kept.
+
+    Args:
+      x: a vector, as a tree. Magnitudes are compared over all leaves together, in float32.
+      k: number of entries, 0 or more.
+
+    Returns:
+      a tree like `x`, float32.
+
+    Raises:
+      ValueError: if k is negative.
+    """
     return _top_program(x, counting.split(k))
 
 
@@ -172,7 +192,14 @@ def principal_angles(a: Any, b: Any) -> NDArray[np.float64]:
 
 
 def positive(values: ArrayLike) -> NDArray[np.bool_]:
-    """True for eigenvalues that are positive by more than rounding: above 1e-5 times the largest magnitude of all."""
+    """True for eigenvalues that are positive by more than rounding: above 1e-5 times the largest magnitude of all.
+
+    Args:
+      values: eigenvalues [k], in any order.
+
+    Returns:
+      booleans [k], one for each eigenvalue.
+    """
     values = np.asarray(values, float)
     return values > TOLERANCE * np.max(np.abs(values), initial=0.0)
 
@@ -181,8 +208,11 @@ def measured_dimension(values: ArrayLike, null_top_values: ArrayLike) -> int:
     """Number of dimensions of S: of positive eigenvalues above the 95th percentile of the null (definitions §7).
 
     Args:
-      values: eigenvalues of the Hessian on the route.
-      null_top_values: the top eigenvalue in each draw of the null, which permutes advantages within groups.
+      values: eigenvalues of the Hessian on the route [k], in any order.
+      null_top_values: the top eigenvalue in each draw of the null [draws]; a draw permutes advantages within groups.
+
+    Returns:
+      the number, from 0 to k.
 
     Raises:
       ValueError: if the null has no draw.

@@ -28,8 +28,13 @@ from mdrl_jax.workfolder import WorkFolder
 def check(runtime: Runtime, earlier: Sequence[Stage]) -> None:
     """Refuses an analysis that cannot run, before any stage runs.
 
+    Args:
+      runtime: prompts, devices and configuration of the run.
+      earlier: the stages before the analysis, in order.
+
     Raises:
-      UserError: if there is nothing to analyse, or a batch of the analysis does not fit (`interference.check`).
+      UserError: if there is no stage to analyse, a domain has too few prompts, or the mesh does not divide the
+        micro-batches (`interference.check`).
     """
     interference.check(runtime, sequence(earlier, lambda name: None))
 
@@ -44,13 +49,19 @@ def run(
 ) -> None:
     """Analyses the stages before `stage`, writes the records and the claims, and shows a summary.
 
+    Parts that an earlier run finished are read from the work folder.
+
     Args:
       runtime: model, devices, prompts and rewards of the run.
       folder: the work folder.
       stage: the analysis.
       stages: all stages of the run, in order.
       screen: shows progress and the summary.
-      params_after: (name of a stage) -> the parameters at its end.
+      params_after: (name of a stage, or "base") -> the parameters at its end.
+
+    Raises:
+      UserError: if the folder holds an analysis with other settings or of other stages.
+      Stopped: after a SIGTERM; finished parts are saved.
     """
     started = time.monotonic()
     earlier = stages[: stages.index(stage)]
@@ -65,14 +76,15 @@ def run(
 def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoints:
     """Selects the stages of a run that the interference analysis compares.
 
-    These are the stages named after a domain that precede the first refresh, and all solo stages.
+    These are the stages named after a domain that precede the first refresh, and all solo stages. If a selected domain
+    stage starts from a stage that is not selected, its start is taken to be the selected stage before it, or "base".
 
     Args:
       stages: the stages before the analysis, in order.
-      params: (name of a stage) -> the parameters at its end.
+      params: (name of a stage, or "base") -> the parameters at its end.
 
     Returns:
-      The selected stages, with access to their parameters.
+      The selected stages, with `params` to read their parameters; nothing is read here.
     """
     trained: list[Trained] = []
     solos: list[Trained] = []
@@ -93,11 +105,15 @@ def conflict_bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:
 
     Args:
       folder: the work folder.
-      mesh: mesh on whose devices the vectors are placed.
-      domain: the domain that was damaged.
+      mesh: mesh on whose devices the vectors are placed, split along d_model.
+      domain: name of the domain that was damaged.
 
     Returns:
-      One `Basis` for each objective, later stage and half of the prompts; empty if no analysis has run.
+      One `Basis` for each objective, later stage and half of the prompts for which the analysis found a subspace; empty
+      if it found none, or if no analysis has run.
+
+    Raises:
+      UserError: if a record of the analysis is damaged.
     """
     into, out_of = named(mesh, None, None, "embed", None), named(mesh, None, None, None, "embed")  # the MLP's neurons
     found = []

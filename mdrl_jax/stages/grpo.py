@@ -45,8 +45,8 @@ class Programs:
     Attributes:
       optimizer: the optax optimizer, without the learning rate.
       shardings: shardings of the training state.
-      step: the training step, from `make_train_step`.
-      log_probs: log-probs of all rows of a batch, from `make_log_probs`.
+      step: the training step, from `make_train_step`: (state, batch, learning rate, extra) -> (next state, metrics).
+      log_probs: from `make_log_probs`: (params, tokens, valid, start) -> log-probs of all rows of a batch.
     """
 
     optimizer: Any
@@ -62,6 +62,9 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
       runtime: model, devices and configuration of the run.
       stage: the stage; its options of the loss and of the optimizer are read.
       transforms: gradient transformations that protect other domains (`recovery/prevention/`).
+
+    Returns:
+      New `Programs`, which are compiled when they are first called.
     """
     config, temperature = runtime.config, runtime.config.rollout.sampling.temperature
     chunk = config.model.logprob_chunk
@@ -100,7 +103,12 @@ def check_divides(runtime: Runtime, stage: Stage) -> None:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up over `warmup_steps`, then constant."""
+    """The learning rate of a step: linear warm-up over `train.warmup_steps`, then constant at `train.learning_rate`.
+
+    Args:
+      stage: a GRPO stage.
+      step: number of the step, from 0.
+    """
     return stage.train.learning_rate * stage.train.lr_scale(step)
 
 
@@ -116,11 +124,16 @@ def grpo_steps(
       state: the training state after `first` steps.
       reference: parameters of the reference policy of the KL; None if `needs_reference` is false.
       first: number of steps that were done before.
-      extra: (step, params) -> the optimizer's extra arguments for an update.
+      extra: (step, params) -> the optimizer's extra arguments by name for an update; the step is counted from 0.
 
     Yields:
-      after each step: the number of steps done, the training state, and the metrics. The next step reuses the memory of
-      the state, so a caller that keeps it must copy it first.
+      after each step: the number of steps done (those before `first` included), the training state, and the metrics.
+      The next step reuses the memory of the state, so a caller that keeps it must copy it first. The metrics are those
+      of `make_batch`; the means over the step's updates of those of the training step (`make_train_step` with
+      `grpo_loss`); and "seconds_sampling" (rewards included) and "seconds_training".
+
+    Raises:
+      UserError: if too many rewards of a step fail (`Rollouts.sample`).
     """
     train = stage.train
     for step in range(first, train.steps):
@@ -155,10 +168,14 @@ def grpo_steps(
 def shares(stage: Stage) -> dict[str, int]:
     """Number of prompts of each domain in a step.
 
-    The kept domains get the share `prevent.replay` of the prompts in equal parts, and the stage's own domains the rest.
+    The kept domains get the share `prevent.replay` of the prompts in equal parts, each rounded to a whole number. The
+    stage's own domains get the rest in equal parts.
+
+    Args:
+      stage: a GRPO stage.
 
     Returns:
-      domain -> number of prompts.
+      domain -> number of prompts; the stage's own domains first. Kept domains that get none are left out.
     """
     train = stage.train
     each = round(train.prompts_per_step * train.prevent.replay / len(stage.keeps)) if stage.keeps else 0
@@ -188,15 +205,27 @@ def make_batch(
       stage: the stage; its options of the loss are read.
       programs: its compiled programs.
       params: parameters that the completions were sampled with.
-      reference: parameters of the reference policy, or None.
+      reference: parameters of the reference policy; None if `needs_reference` is false.
       scored: the completions with their rewards.
-      step: number of the step, from 0.
+      step: number of the step, from 0; it decides whether the KL is measured (`train.kl_every`).
 
     Returns:
-      the micro-batches on the devices; and the metrics. "reward", "accuracy", "length" and "ended" are means over
-      completions. "tokens", "tokens_sampled", "dropped_groups" and "reward_errors" are counts. "entropy" is the mean of
-      −log π of a sampled token, in nats. "informative" is the share of prompts whose rewards differ. "kl", in nats a
-      token, is there only if this step measures it and the loss has no KL.
+      the micro-batches on the devices; and the metrics, numbers except "rewards":
+
+      - "rewards": all rewards, an array [P, G].
+      - "reward", "accuracy" (both in [0, 1]), "length" (tokens) and "ended" (share): means over completions.
+      - "tokens": tokens of all rows, in which a prompt counts once for each completion; "tokens_sampled": tokens of the
+        completions alone.
+      - "informative": share of prompts whose rewards differ; "dropped_groups": number of prompts that are left out of
+        the loss because theirs do not.
+      - "entropy": mean of −log p of a sampled token, in nats, under the distribution that it was drawn from.
+      - "reward_errors": number of rewards that failed; "reward_errors/KIND": the same for each kind of error that
+        occurred.
+      - "kl": mean k3 estimate of the KL to the reference, in nats a token; only if this step measures it and the loss
+        has no KL.
+
+    Raises:
+      UserError: if the completions cannot be divided into `train.grad_accum_steps` equal micro-batches.
     """
     train, grpo = stage.train, stage.train.grpo
     done, cut = scored.completions, scored.cut(runtime.config.rollout.completion_buckets)

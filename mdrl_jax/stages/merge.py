@@ -31,13 +31,18 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
     Args:
       runtime: configuration, model and prompts of the run.
       name: "average", "arithmetic" or "ties".
-      base: θ_0.
-      solos: domain -> parameters after its solo stage.
+      base: θ_0, a tree of parameters; "average" does not read it.
+      solos: domain -> parameters after its solo stage (the parameters themselves, not the edits); at least one.
       track: shows the progress over the values of λ.
 
     Returns:
-      the merged parameters; and the record: "method", "points" with the validation scores of each λ that was tried, and
-      "chosen", the λ, or None for "average".
+      the merged parameters; and the record. "method" is the name. "points" has a row for each λ in the order of
+      `recover.scales`: "scale", the validation scores by domain and their "average", in points (`Estimate.record`); it
+      is empty for "average". "chosen" is the λ with the best average, the first of equal ones; None for "average".
+
+    Raises:
+      UserError: if too many rewards fail (`Rollouts.sample`).
+      Stopped: after a SIGTERM; nothing of a merge is saved.
     """
     section = runtime.config.recover
     like = {"out_shardings": runtime.shardings}

@@ -55,7 +55,17 @@ class Planning:
     params_after: Callable[[str], Any]
 
     def plan(self, stage: Stage) -> None:
-        """Forecasts and ranks the actions at the parameters that the stage starts from; writes the plan."""
+        """Forecasts and ranks the actions at the parameters that the stage starts from; writes `recovery/plan.json`.
+
+        If that file exists, nothing is done.
+
+        Args:
+          stage: the stage `plan`.
+
+        Raises:
+          UserError: if there are too few prompts to forecast on, or if too many rewards fail.
+          Stopped: after a SIGTERM; samples of completions are saved, but no part of the plan.
+        """
         file = self.folder.root / "recovery" / "plan.json"
         if file.exists():
             self.screen.print(f"{stage.name}: finished before, skipped")
@@ -79,10 +89,18 @@ class Planning:
         self.screen.print(f"{stage.name}: {len(made['actions'])} actions in {made['seconds']:.0f} s")
 
     def recover(self, stage: Stage) -> tuple[Any, float]:
-        """Carries out the action that the plan picks.
+        """Carries out the action that the plan picks; saves nothing.
+
+        Args:
+          stage: the stage `recover`.
 
         Returns:
-          The parameters after the action; and the number of tokens that it trained on, 0 unless it is a refresh.
+          The parameters after the action; and the number of tokens of the batches that it trained on (prompts counted
+          once for each completion), 0 unless the action is a refresh.
+
+        Raises:
+          UserError: if `recovery/plan.json` is missing or damaged, or if too many rewards fail.
+          Stopped: after a SIGTERM; the action starts over in the next run.
         """
         action = decision.best(self._plan())
         self.screen.print(f"{stage.name}: {action.words}")
@@ -103,7 +121,15 @@ class Planning:
     def trials(self, stage: Stage) -> None:
         """Tries every action of the plan and compares the results with the forecasts.
 
-        The picked action and the best ones are scored on test prompts as well.
+        The picked action and those that did best are scored on test prompts as well. Results that are in
+        `recovery/trials.json` and `recovery/judged.json` already are not measured again.
+
+        Args:
+          stage: the stage `trials`.
+
+        Raises:
+          UserError: if `recovery/plan.json` is missing or damaged, or if too many rewards fail.
+          Stopped: after a SIGTERM; the results of finished actions are saved.
         """
         made = self._plan()
         actions = [decision.action_of(row) for row in made["actions"]]
@@ -154,7 +180,18 @@ class Planning:
                     yield steps[done], params
 
     def orders(self, stage: Stage) -> None:
-        """Forecasts the damage in every order of the domains, and compares it with the orders that this run trained."""
+        """Forecasts the damage in every order of the domains, and compares it with the orders that this run trained.
+
+        An order counts as trained if the plain domain stages, or the `reversed-` stages, before this stage are as many
+        as its domains. The result is written to `recovery/orders.json`, over an earlier one.
+
+        Args:
+          stage: the stage `orders`.
+
+        Raises:
+          UserError: if the record of an earlier stage's scores is damaged.
+          Stopped: after a SIGTERM; sampled completions are saved, but no forecast.
+        """
         solo = {d: self.params_after(f"solo-{d}") for d in stage.domains}
         drawn = {
             d: kept_sample(self.runtime, self.folder.root, f"solo-{d}", d, self.params_after) for d in stage.domains

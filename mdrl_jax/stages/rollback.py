@@ -40,6 +40,9 @@ from mdrl_jax.stats.estimate import figure_text
 def check(runtime: Runtime) -> None:
     """Refuses unknown names in `recover.rules` before anything runs.
 
+    Args:
+      runtime: its configuration is read.
+
     Raises:
       UserError: if a rule is not known; the message names it.
     """
@@ -63,15 +66,21 @@ def run(
     Args:
       runtime: model, prompts, rewards and configuration of the run.
       stage: the rollback stage.
-      peak: the stage that trained A last on the way to the rollback's start (`stage.peak`).
-      donor: the stage that trained B last on that way.
-      params: (name of a stage, or "base") -> the parameters at its end.
-      probe: compiled gradients and derivatives.
+      peak: the stage that trained A alone last on the way to the rollback's start (`stage.peak`); θ*_A is its end.
+      donor: the stage that trained B alone last on that way; δ_B is its end minus its start.
+      params: (name of a stage, or "base") -> the parameters at its end. It is called several times for the same name,
+        so a caller that reads from disk may want to cache the last one.
+      probe: compiled gradients and derivatives, from `analysis.probe.build`.
       folder: the work folder; records go to `folder`/recovery.
       track: shows the progress of each part.
 
     Returns:
       A tree of parameters; θ_T itself if no point of the sweep qualifies.
+
+    Raises:
+      UserError: if the record is damaged, or if too many rewards fail.
+      Stopped: after a SIGTERM; sampled completions are saved, but no point of the sweep.
+      ValueError, FileNotFoundError: as in `remade`.
     """
     file = folder / "recovery" / f"{stage.name}.json"
     if file.exists():
@@ -125,10 +134,15 @@ def remade(runtime: Runtime, now: Any, file: Path) -> Any:
     Args:
       runtime: shapes and shardings of the parameters.
       now: θ_T, the parameters at the rollback's start.
-      file: the JSON record; the edit lies beside it as `.npz`.
+      file: the JSON record; the edit m ⊙ δ_B lies beside it as `.npz`.
 
     Returns:
       θ_T minus the recorded strength times the recorded edit; θ_T itself if nothing was chosen.
+
+    Raises:
+      UserError: if the record is missing or damaged.
+      FileNotFoundError: if the edit is missing although something was chosen.
+      ValueError: if the edit does not have the shapes and dtypes of the parameters.
     """
     chosen = records.read_json(file)["chosen"]
     if chosen is None:
@@ -139,7 +153,11 @@ def remade(runtime: Runtime, now: Any, file: Path) -> Any:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """The result of a rollback in one line, for the terminal."""
+    """The result of a rollback in one line for the terminal; its differences are in points on test prompts.
+
+    Args:
+      record: the content of `recovery/rollback-A-B.json`, as `run` writes it.
+    """
     name, chosen = f"{record['stage']}: ", record["chosen"]
     if chosen is None:
         return (

@@ -1,6 +1,7 @@
 """Supervised training on the domains' demonstrations: the stage `pretrain`, which made the embedded base model.
 
-A batch has equally many replies of every domain. The loss is `rl/sft.py`; only tokens of the reply enter it.
+A batch has equally many replies of every domain, up to a remainder. The loss is `rl/sft.py`; only tokens of the reply
+enter it.
 """
 
 import random
@@ -24,8 +25,12 @@ from mdrl_jax.stages.grpo import Metrics
 def learning_rate(section: SFTSection, step: int) -> float:
     """The learning rate at a step.
 
-    It rises linearly over `warmup_steps`, stays constant, and falls linearly to 0 over the last share `decay` of the
-    steps.
+    It rises linearly over `warmup_steps`, stays constant at `learning_rate`, and falls linearly over the last share
+    `decay` of the steps. It would reach 0 one step after the last one.
+
+    Args:
+      section: section `sft` of the configuration.
+      step: number of the step, from 0.
     """
     rise = (step + 1) / section.warmup_steps if section.warmup_steps else 1.0
     fall = (section.steps - step) / (section.decay * section.steps) if section.decay else 1.0
@@ -33,7 +38,7 @@ def learning_rate(section: SFTSection, step: int) -> float:
 
 
 def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
-    """The batch of one step: equally many replies of each domain, drawn from (seed, stage, step) alone.
+    """The batch of one step: replies of all domains in turn, drawn from (seed, stage, step) alone.
 
     Args:
       runtime: domains, tokenizer and configuration of the run.
@@ -42,7 +47,8 @@ def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
         `sft.noise`.
 
     Returns:
-      Left-padded tokens [B, T] with B = `sft.batch_size` and T = `sft.length`; the mask is 1 on tokens of the reply.
+      An `SFTBatch` of NumPy arrays [B, T] with B = `sft.batch_size` and T = `sft.length`. Row i has a reply of domain
+      i modulo the number of domains, so the numbers of replies differ by at most 1.
 
     Raises:
       UserError: if a domain has no demonstrations, or a demonstration is longer than `sft.length` tokens.
@@ -74,10 +80,14 @@ def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
 
 
 def make_programs(runtime: Runtime) -> tuple[Any, TrainState, Any]:
-    """The programs of a supervised stage.
+    """The programs of a supervised stage; they depend on the configuration alone.
+
+    Args:
+      runtime: model, devices and configuration of the run.
 
     Returns:
-      The optimizer; the shardings of the training state; the jitted training step.
+      The optimizer, without the learning rate; the shardings of the training state; the jitted training step
+      (`make_train_step`).
     """
     optimizer = make_optimizer(runtime.config.sft.optimizer)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
@@ -94,14 +104,17 @@ def sft_steps(
       runtime: data, devices and configuration of the run.
       stage: the supervised stage.
       step_fn: the jitted step from `make_programs`.
-      state: training state to start from.
+      state: the training state after `first` steps.
       first: number of steps done before.
 
     Yields:
-      After each step: the number of steps done, the new state, and the step's metrics.
+      After each step: the number of steps done (those before `first` included), the new state, and the step's metrics
+      "loss", "nll" (both in nats a token) and "grad_norm". The next step reuses the memory of the state, so a caller
+      that keeps it must copy it first.
 
     Raises:
-      UserError: if the mesh does not divide the rows of a micro-batch.
+      UserError: if the mesh does not divide the rows of a micro-batch, or as in `demonstrations`; it is raised when the
+        first step, or the step concerned, is asked for.
     """
     section = runtime.config.sft
     rows = section.batch_size // section.grad_accum_steps

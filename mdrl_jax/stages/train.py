@@ -70,7 +70,7 @@ class Trainer:
       stages: all stages of the run in order.
       screen: shows and logs the output.
       params_after: (name of a stage, or "base") -> the parameters at its end.
-      bases: (domain) -> the conflict subspaces that the analysis found for it.
+      bases: (domain) -> the conflict subspaces that the analysis found for it, a list of `Basis`.
       programs: compiled programs; stages with the same loss, optimizer and transforms share them.
     """
 
@@ -83,7 +83,13 @@ class Trainer:
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def steps(self, stage: Stage) -> int:
-        """The number of steps that a finished stage took; 0 if it is no training stage."""
+        """The number of steps that a finished stage took; 0 if it is no training stage.
+
+        Of a refresh it is the step at which it stopped, not the step that it kept.
+
+        Raises:
+          UserError: if the stage is a refresh whose record `recovery/NAME.json` is missing or damaged.
+        """
         if not stage.trains:
             return 0
         if stage.prefix == "refresh":
@@ -97,10 +103,15 @@ class Trainer:
           stage: a stage of kind "grpo" or "sft".
 
         Returns:
-          The parameters at the stage's end; and what the stage cost: "seconds", "tokens_trained", "tokens_sampled" and
-          "tokens_read".
+          The parameters at the stage's end (of a refresh, those of the step that it kept); and what the stage cost,
+          that of earlier runs up to the checkpoint included: "seconds", "tokens_trained", "tokens_sampled" and
+          "tokens_read". A count of 0 may be absent. "tokens_trained" counts the tokens of every GRPO batch once,
+          whatever the number of updates on it, and nothing in a supervised stage.
 
         Raises:
+          UserError: if too many rewards of a step fail, a checkpoint cannot be written, a domain to be kept has no
+            completion with a reward, or a refresh continues a record with other settings; of a supervised stage as in
+            `sft_steps`.
           Stopped: after a SIGTERM; a checkpoint is saved first, or the scores so far if the stage is a refresh.
         """
         keep = self.runtime.config.checkpoints.keep
@@ -157,11 +168,16 @@ class Trainer:
     def walk(self, stage: Stage) -> Iterator[tuple[int, Any, grpo.Metrics]]:
         """Runs a GRPO stage from its start without saving anything, for trials and `recover`.
 
+        It neither scores nor stops early, not even a refresh, and does not react to SIGTERM.
+
         Args:
-          stage: the stage to run.
+          stage: the stage to run, of kind "grpo".
 
         Yields:
-          After each step: the number of steps done, a copy of the parameters, and the step's metrics.
+          After each step: the number of steps done, a copy of the parameters, and the metrics of `grpo_steps`.
+
+        Raises:
+          UserError: if too many rewards of a step fail.
         """
         recipe = self._grpo(stage)
         state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
@@ -225,7 +241,15 @@ class Trainer:
 
 
 def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
-    """Starts a meter; the returned function reads the seconds and the tokens read and sampled since the start."""
+    """Starts a meter of seconds and tokens.
+
+    Args:
+      runtime: the run whose `rollouts.spent` is read.
+
+    Returns:
+      A function without arguments that gives the amounts since the start: "seconds" of wall-clock time, "tokens_read"
+      and "tokens_sampled" (`Rollouts.spent`). The last two are absent if the process has sampled nothing yet.
+    """
     started, before = time.monotonic(), collections.Counter(runtime.rollouts.spent)
 
     def read() -> dict[str, float]:
@@ -236,7 +260,12 @@ def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
 
 
 def matmul_parameters(shapes: Any) -> int:
-    """Number of parameters that every token passes through: all but an untied embedding, which is only looked up."""
+    """Number of parameters that every token passes through: all but an untied embedding, which is only looked up.
+
+    Args:
+      shapes: the tree of parameters, or of their shapes (`Runtime.shapes`), a dictionary at its top. The embedding is
+        tied if there is no "unembedding".
+    """
     tied = "unembedding" not in shapes
     parts = {k: v for k, v in shapes.items() if k != "embedding" or tied}
     return sum(x.size for x in jax.tree.leaves(parts))
@@ -247,16 +276,19 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
 
     "flops" counts model FLOPs [chosen]: 2 per parameter and token read or sampled, 6 per parameter and token trained
     on. It leaves out log-probs of a reference, what prevention methods compute from kept completions, the evidence of a
-    rollback, and recomputation. "seconds" includes all of them.
+    rollback, recomputation, and all training of a supervised stage, whose tokens are not counted. "seconds" includes
+    all of them.
 
     Args:
       runtime: model of the run.
       stage: the finished stage.
       steps: training steps that it took.
-      found: what `Trainer.train` returned as its cost: seconds and numbers of tokens.
+      found: the cost that `Trainer.train` returned, or one of the same form for a stage that does not train: "seconds"
+        (required) and numbers of tokens (0 where absent).
 
     Returns:
-      The fields of the record; tokens and FLOPs are totals over the stage.
+      The fields of the record: "stage", "kind", "steps", "seconds", "tokens_sampled", "tokens_trained" (here every
+      optimizer update on a batch counts its tokens again) and "flops". All are totals over the stage.
     """
     n = matmul_parameters(runtime.shapes)
     sampled, read = found.get("tokens_sampled", 0), found.get("tokens_read", 0)

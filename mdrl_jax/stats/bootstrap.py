@@ -24,6 +24,10 @@ def prompt_weights(n_prompts: int, rng: np.random.Generator) -> NDArray[np.float
 
     Row 0 is the sample, in which every prompt counts once. In each other row P prompts are drawn with replacement.
     `prompt_weights(P, rng) @ values_P / P` is therefore the mean of the sample, followed by the means of the draws.
+
+    Args:
+      n_prompts: P, at least 1.
+      rng: of the draws; the call changes its state.
     """
     drawn = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), N_RESAMPLES)
     return np.concatenate([np.ones((1, n_prompts)), drawn.astype(float)])
@@ -47,6 +51,9 @@ def cluster_bootstrap(
       n_resamples: the number of draws.
       seed: of the draws.
       unit: of the statistic.
+
+    Returns:
+      The estimate, with the number of prompts as its `n`.
 
     Raises:
       ValueError: if the arrays differ in their number of prompts.
@@ -84,17 +91,21 @@ def hierarchical_bootstrap(
     seed: int = 0,
     unit: str = "",
 ) -> Estimate:
-    """Mean of a figure over N ≥ `HIERARCHICAL_FROM` seeds, with the percentile interval of two levels of draws.
+    """Mean of a figure over N seeds, with the percentile interval of two levels of draws.
 
     Each draw takes N seeds with replacement, and for each of them one of its R replicates at random, so that both the
-    seeds and the prompts within them vary.
+    seeds and the prompts within them vary. It is meant for N ≥ `HIERARCHICAL_FROM`, which is not checked.
 
     Args:
       values_N: the figure of each seed.
-      replicates_NR: for each seed, the same figure on R draws, with replacement, of the seed's prompts.
+      replicates_NR: for each seed, the same figure on R draws, with replacement, of the seed's prompts; R is the same
+        for all seeds.
       n_resamples: the number of draws.
       seed: of the draws.
       unit: of the figure.
+
+    Returns:
+      The estimate, with the number of seeds as its `n`.
     """
     values, replicates = np.asarray(values_N, float), np.asarray(replicates_NR, float)
     rng = np.random.default_rng(seed)
@@ -109,7 +120,7 @@ def percentile(value: float, draws: ArrayLike, n: int, unit: str = "") -> Estima
 
     Args:
       value: the figure on the sample.
-      draws: the figure on each draw.
+      draws: the figure on each draw, of any shape, with at least one entry.
       n: the number of independent units.
       unit: of the figure.
     """
@@ -118,7 +129,12 @@ def percentile(value: float, draws: ArrayLike, n: int, unit: str = "") -> Estima
 
 
 def band(values: ArrayLike, method: Literal["linear", "inverted_cdf"] = "linear") -> list[float]:
-    """The quantiles 0.025 and 0.975 of `values`, as records list the spread of drawn values."""
+    """[low, high], the quantiles 0.025 and 0.975 of `values`, as records list the spread of drawn values.
+
+    Args:
+      values: numbers of any shape, at least one.
+      method: how NumPy places a quantile between two values.
+    """
     # Not `TAILS`: rounding puts its lower end above 0.025, where "inverted_cdf" takes the next of 2,000 draws.
     return np.quantile(np.asarray(values), [0.025, 0.975], method=method).tolist()
 

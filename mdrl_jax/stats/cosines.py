@@ -88,7 +88,12 @@ class StackedEstimates:
     high: Array
 
     def estimate(self, t: int, n: int) -> Estimate | None:
-        """The t-th as an `Estimate` over n blocks; None if it is undefined."""
+        """One of the T estimates as an `Estimate`; None if it is undefined or its interval has no bounds.
+
+        Args:
+          t: its index.
+          n: number of blocks that it rests on; "block" becomes the unit.
+        """
         value, low, high = (float(x[t]) for x in (self.value, self.low, self.high))
         if not (math.isfinite(value) and math.isfinite(low) and math.isfinite(high)):
             return None
@@ -96,7 +101,14 @@ class StackedEstimates:
 
 
 def within(gram_Tnn: Array) -> Within:
-    """Moments of the Gram matrices of one domain. Raises ValueError below `FEWEST_BLOCKS` blocks."""
+    """Moments of the inner products among one domain's blocks.
+
+    Args:
+      gram_Tnn: for each of T tensors the inner products ⟨x_i, x_j⟩ of the domain's n blocks, [T, n, n].
+
+    Raises:
+      ValueError: if there are fewer than `FEWEST_BLOCKS` blocks.
+    """
     n = gram_Tnn.shape[-1]
     if n < FEWEST_BLOCKS:
         raise ValueError(f"the noise of a gradient can be estimated from at least {FEWEST_BLOCKS} blocks, not {n}")
@@ -110,7 +122,12 @@ def within(gram_Tnn: Array) -> Within:
 
 
 def between(gram_Tnm: Array) -> Between:
-    """Moments of the Gram matrices of A's blocks with B's."""
+    """Moments of the inner products of A's blocks with B's.
+
+    Args:
+      gram_Tnm: for each of T tensors the inner products ⟨x_i, y_j⟩ of A's n blocks with B's m blocks, [T, n, m]. Both
+        need at least two blocks.
+    """
     return _between(gram_Tnm.mean(-1), gram_Tnm.mean(-2), np.sum(gram_Tnm**2, axis=(-2, -1)))
 
 
@@ -168,9 +185,13 @@ def _student(value: Array, error: tuple[Array, Array]) -> StackedEstimates:
 
 
 def inner_product(ab: Between) -> tuple[StackedEstimates, Array]:
-    """⟨g_A, g_B⟩, and the two-sided p-value of its t test against 0; p = 1 where all products are 0.
+    """⟨g_A, g_B⟩, and the two-sided p-value of its t test against 0.
 
-    `ab` may have any leading axes.
+    Args:
+      ab: moments of the products of A's blocks with B's. They may have any leading axes in place of [T].
+
+    Returns:
+      (the inner products, the p-values), with the leading axes of `ab`; p = 1 where all products are 0.
     """
     n, m = ab.of_a.shape[-1], ab.of_b.shape[-1]
     excess = ab.pair / (n * m)
@@ -186,6 +207,9 @@ def raw_cosine(ab: Between, a: Within, b: Within) -> StackedEstimates:
     Args:
       ab: moments of the products of A's blocks with B's.
       a, b: moments of the products among A's blocks, and among B's.
+
+    Returns:
+      T cosines, with intervals that are cut at −1 and 1.
     """
     na, nb = a.squared_norm, b.squared_norm
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -217,6 +241,12 @@ def half_cosine(a: Within) -> StackedEstimates:
     """r, the cosine between the mean gradients of two halves of the blocks; nan where the gradient is 0.
 
     r increases with S/T, so its interval is that of S/T, mapped.
+
+    Args:
+      a: moments of the products among the domain's blocks.
+
+    Returns:
+      T values of r.
     """
     n = a.n
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -230,15 +260,29 @@ def half_cosine(a: Within) -> StackedEstimates:
 
 
 def reliability(half: StackedEstimates) -> StackedEstimates:
-    """ρ = 2r/(1 + r) of all blocks from r of `half_cosine` (Spearman–Brown formula), but at least −1."""
+    """ρ = 2r/(1 + r) of all blocks (Spearman–Brown formula), but at least −1.
+
+    Args:
+      half: r and its interval, as `half_cosine` returns them.
+
+    Returns:
+      T values of ρ.
+    """
     ends = (np.maximum(x, -1 / 3) for x in (half.value, half.low, half.high))
     return StackedEstimates(*(2 * r / (1 + r) for r in ends))
 
 
 def permuted_tests(gram_Tnm: Array, signs_Rn: Array) -> tuple[Array, Array]:
-    """Inner products and their p-values, [R, T] each, after each of R sign changes of A's blocks.
+    """Inner products and their p-values after each of R sign changes of A's blocks.
 
-    `signs_Rn` has ±1 for each block; a block changes sign in all tensors at once, so that the tensors stay correlated.
+    A block changes sign in all tensors at once, so that the tensors stay correlated.
+
+    Args:
+      gram_Tnm: inner products of A's blocks with B's, for each tensor.
+      signs_Rn: 1 or −1 for each block of A, in each of the R sign changes.
+
+    Returns:
+      (inner products, two-sided p-values as in `inner_product`), [R, T] each.
     """
     n, m = gram_Tnm.shape[-2:]
     of_a = signs_Rn[:, None, :] * gram_Tnm.mean(-1)[None]
@@ -249,7 +293,7 @@ def permuted_tests(gram_Tnm: Array, signs_Rn: Array) -> tuple[Array, Array]:
 
 
 def sums_by_sign(gram_Tnm: Array, rng: np.random.Generator, n_splits: int = 200) -> StackedEstimates:
-    """Sums over tensors of the positive inner products, of the negative ones, and of all of them: three estimates.
+    """Sums over tensors of the positive inner products, of the negative ones, and of all of them.
 
     If the sign of a tensor came from the same blocks as its inner product, pure noise would give two large sums.
     Therefore each product ⟨x_i, y_j⟩ counts as positive with a weight: among the random half splits that leave i and j
@@ -259,8 +303,11 @@ def sums_by_sign(gram_Tnm: Array, rng: np.random.Generator, n_splits: int = 200)
 
     Args:
       gram_Tnm: inner products of A's blocks with B's, for each tensor.
-      rng: of the half splits.
+      rng: of the half splits; the call changes its state.
       n_splits: number of half splits.
+
+    Returns:
+      Three estimates in this order: the positive sum, the negative sum, and the sum of both.
     """
     halves = [rng.permuted(np.tile(np.arange(k) % 2, (n_splits, 1)), axis=1) for k in gram_Tnm.shape[1:]]
     (a, b), (rest_a, rest_b) = halves, [1 - h for h in halves]

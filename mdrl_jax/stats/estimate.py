@@ -30,6 +30,7 @@ class Estimate:
     """A value with its 95 % interval [low, high].
 
     Attributes:
+      value, low, high: the value and the ends of its interval, which may be infinite.
       n: the number of independent units (prompts, seeds, …) that the value rests on. With a single unit the interval
         is the whole line.
       unit: of the value, for example "points"; or the name of the independent unit if the value has no unit.
@@ -58,9 +59,15 @@ class Estimate:
         return self.scaled(POINTS, "points")
 
     def record(self, null: Any = None) -> Record:
-        """The estimate as JSON, with the value `null` that it would have by chance or without any effect.
+        """The estimate as JSON.
 
-        An interval without bounds becomes None, because JSON has no infinity.
+        Args:
+          null: the value that it would have by chance or without any effect: a number, an interval, the record of a
+            drawn null (`stats.tests.null_record`), or None.
+
+        Returns:
+          {"estimate": the value, "ci95": [low, high], "null", "n", "unit"}. An interval without bounds becomes None,
+          because JSON has no infinity.
         """
         bounded = math.isfinite(self.low) and math.isfinite(self.high)
         ci95 = [self.low, self.high] if bounded else None
@@ -116,7 +123,15 @@ def clustered_mean(values_PG: ArrayLike) -> tuple[float, float]:
 
 
 def clustered(values_PG: ArrayLike, unit: str = "") -> Estimate:
-    """`clustered_mean` with its interval: Student's t with P − 1 degrees of freedom."""
+    """`clustered_mean` with its interval: Student's t with P − 1 degrees of freedom.
+
+    Args:
+      values_PG: rewards of P prompts with G samples each, or one value per prompt [P].
+      unit: of the values.
+
+    Raises:
+      ValueError: as in `clustered_mean`.
+    """
     mean, stderr = clustered_mean(values_PG)
     n = len(np.asarray(values_PG))
     return student(mean, stderr, n - 1, n, unit)
@@ -125,7 +140,16 @@ def clustered(values_PG: ArrayLike, unit: str = "") -> Estimate:
 def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
     """Mean of a − b over the same prompts in the same order: Student's t with P − 1 degrees of freedom.
 
-    a and b may have different numbers of samples per prompt. Raises ValueError if their numbers of prompts differ.
+    Args:
+      a_PG, b_PG: rewards of P prompts with any number of samples each, or one value per prompt [P]. a and b may have
+        different numbers of samples.
+
+    Returns:
+      The estimate in the unit of the rewards, without a name of the unit.
+
+    Raises:
+      ValueError: if their numbers of prompts differ, if there are no prompts, or if prompts of one of them have
+        different numbers of samples.
     """
     a_P, b_P = _per_prompt(a_PG), _per_prompt(b_PG)
     if a_P.size != b_P.size:
@@ -138,6 +162,9 @@ def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
 
     stderr = √(Σ se²) / m, with the degrees of freedom of Welch and Satterthwaite. `n` is the sum of their units. The
     interval is the whole line if one of them has no finite standard error.
+
+    Args:
+      estimates: at least one, all in one unit, which the mean gets too.
     """
     se2 = np.array([math.inf if e.stderr is None else e.stderr**2 for e in estimates])
     n = np.array([e.n for e in estimates])
@@ -178,7 +205,16 @@ def fieller(
 
 
 def ratio_of_means(num_P: ArrayLike, den_P: ArrayLike, unit: str = "") -> Estimate | None:
-    """mean(num) / mean(den) over the same units with its Fieller interval; None if that interval is unbounded."""
+    """mean(num) / mean(den) over the same units with its Fieller interval.
+
+    Args:
+      num_P, den_P: one value for each of P units, in the same order.
+      unit: of the ratio.
+
+    Returns:
+      The estimate; None if there are fewer than two units, or if the interval is unbounded, because that of the
+      denominator includes 0.
+    """
     num, den = np.asarray(num_P, float), np.asarray(den_P, float)
     n = num.size
     if n < 2:
@@ -194,6 +230,13 @@ def over_seeds(values: ArrayLike, unit: str = "") -> Estimate:
     """Mean of one value per seed with Student's t, n − 1 degrees of freedom: for fewer than eight seeds.
 
     The interval of a single seed is the whole line. From eight seeds on use `bootstrap.hierarchical_bootstrap`.
+
+    Args:
+      values: one value for each seed.
+      unit: of the values.
+
+    Raises:
+      ValueError: if there are no values.
     """
     return clustered(values, unit)
 

@@ -16,9 +16,17 @@ from mdrl_jax.stats.tests import null_record, permutation_p
 
 
 def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
-    """The round(share · C) channels with the largest scores of each layer, at least one.
+    """The round(share · C) channels, or one if that is 0, with the largest scores of each layer.
 
-    A channel with score 0 is never in the set [chosen]; otherwise the index would decide among unchanged channels.
+    A channel with a score of 0 or less is never in the set [chosen]; otherwise the index would decide among unchanged
+    channels. So a layer may have fewer channels in the set, or none. Of equal scores the lower index comes first.
+
+    Args:
+      scores_LC: the scores.
+      share: share of the channels of a layer, in [0, 1].
+
+    Returns:
+      The set, a boolean array [L, C].
     """
     scores = np.asarray(scores_LC, float)
     k = max(1, round(share * scores.shape[1]))
@@ -33,7 +41,11 @@ def top_share_global(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.boo
 
 
 def jaccard(a_LC: ArrayLike, b_LC: ArrayLike) -> float:
-    """Jaccard index |A ∩ B| / |A ∪ B| of two sets; nan if both are empty."""
+    """Jaccard index |A ∩ B| / |A ∪ B| of two sets; nan if both are empty.
+
+    Args:
+      a_LC, b_LC: the two sets, boolean arrays of one shape.
+    """
     a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
     union = int(np.sum(a | b))
     return int(np.sum(a & b)) / union if union else math.nan
@@ -80,7 +92,12 @@ def overlap(
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n trials; it has a width also at the shares 0 and 1."""
+    """Wilson's 95 % interval (low, high) of a share of n trials; it has a width also at the shares 0 and 1.
+
+    Args:
+      share: the share, in [0, 1].
+      n: number of trials, above 0; it need not be whole.
+    """
     z2 = t_quantile(math.inf) ** 2 / n
     middle = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
@@ -95,7 +112,8 @@ def mean_jaccard(pairs: Mapping[tuple[str, str], Sequence[float]]) -> Estimate:
     The jackknife needs three domains; with fewer, the interval is the whole line.
 
     Args:
-      pairs: by pair of domains, its Jaccard index in each seed; the same number of seeds for every pair.
+      pairs: by pair of domains, its Jaccard index in each seed; the same number of seeds for every pair. The jackknife
+        needs every pair of the domains that occur.
 
     Raises:
       ValueError: if there are no pairs, or if they differ in their number of seeds.

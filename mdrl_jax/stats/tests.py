@@ -28,6 +28,10 @@ def permutation_p(value: float, draws: ArrayLike) -> float:
     """One-sided p-value of the hypothesis that `value` is no larger than chance gives, from draws of chance.
 
     p = (1 + number of draws at or above the value) / (1 + number of draws), which is never 0.
+
+    Args:
+      value: the figure.
+      draws: the figure under chance alone, of any shape.
     """
     draws_R = np.asarray(draws, float)
     return (1 + int(np.sum(draws_R >= value))) / (1 + draws_R.size)
@@ -76,6 +80,12 @@ def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None, **optio
 
     Args:
       x, y, seeds, options: as in `paired_statistic`.
+
+    Returns:
+      The estimate; None if x or y is constant, in all pairs or within one of the seeds.
+
+    Raises:
+      ValueError: if x and y are not two vectors of the same length.
     """
     return paired_statistic(spearman_rho, x, y, seeds, **options)
 
@@ -87,6 +97,12 @@ def r_squared(
 
     Args:
       predicted, measured, seeds, options: as x, y, seeds and options in `paired_statistic`.
+
+    Returns:
+      The estimate; None if the measured values are constant, in all pairs or within one of the seeds.
+
+    Raises:
+      ValueError: if predicted and measured values are not two vectors of the same length.
     """
     return paired_statistic(explained, predicted, measured, seeds, **options)
 
@@ -101,10 +117,11 @@ def paired_statistic(
 ) -> Estimate | None:
     """A statistic of N pairs (x, y) with its interval.
 
-    Without `seeds` the pairs are the independent units, and they are resampled. With `seeds` the statistic is taken
-    within each training seed and averaged over them: below `HIERARCHICAL_FROM` seeds the interval is Student's t over
-    the seeds, from there on seeds are resampled, and pairs within each of them (definitions §12). A resample on which
-    the statistic is undefined is dropped.
+    Without `seeds`, or if they are all the same, the pairs are the independent units, and they are resampled; with
+    fewer than three pairs the interval is the whole line. With several seeds the statistic is taken within each
+    training seed and averaged over them: below `HIERARCHICAL_FROM` seeds the interval is Student's t over the seeds,
+    from there on seeds are resampled, and pairs within each of them (definitions §12). A resample on which the
+    statistic is undefined is dropped.
 
     Args:
       statistic: of two arrays [..., N], over the last axis; nan where it is undefined.
@@ -114,7 +131,8 @@ def paired_statistic(
       seed: of the resampling.
 
     Returns:
-      the estimate, or None if the statistic is undefined on the pairs or on one of the seeds.
+      the estimate, with the number of pairs or of seeds as its `n` and "point" or "seed" as its unit; None if the
+      statistic is undefined on the pairs or on one of the seeds.
 
     Raises:
       ValueError: if x and y are not two vectors of the same length.
@@ -154,7 +172,14 @@ def rank_agreement(effects: ArrayLike, transfers: ArrayLike) -> Record:
     z has the variance (1 + r²/2)/(n − 3) (Bonett and Wright, 2000), with Student's t of n − 3 degrees of freedom in
     place of the normal [chosen], because n is small. Pairs are not resampled, because resampling would give every
     perfect order, of however few pairs, the interval [1, 1]. For the interval, |r| is cut at 1 − 6/(n³ − n), which is
-    halfway between a perfect order and one with a swap of neighbours. Pairs in which a figure is None are left out.
+    halfway between a perfect order and one with a swap of neighbours.
+
+    Args:
+      effects, transfers: the two figures of each pair, vectors of one length. A pair in which one is None is left out.
+
+    Returns:
+      The record, with the null 0 and n. It has no estimate with fewer than five pairs, or if all values of one of the
+      two are equal.
     """
     x, y = np.asarray(effects, float), np.asarray(transfers, float)
     known = np.isfinite(x) & np.isfinite(y)

@@ -77,7 +77,7 @@ class Outlook:
 
     Attributes:
       action: the action.
-      shifts: shift of the log-odds of each domain, to first order.
+      shifts: shift of the log-odds of each scored domain, to first order.
       size: size of the change (`forecast.py`).
       mover: the domain refreshed, or the donor of a rollback. Its own forecasts and those of the other domains have
         separate error models.
@@ -96,14 +96,15 @@ def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Seq
 
     Args:
       point: name of the stage whose end is θ_T.
-      current: rewards [P, k] of each domain at θ_T.
-      outlooks: the measurements of each action.
+      current: rewards [P, k] of each domain at θ_T. Every outlook must have shifts of these domains.
+      outlooks: the measurements of each action, one or more.
       known: past changes whose outcome is known; the error models are fitted to them.
       limit: points that each domain other than the action's own may be expected to lose.
 
     Returns:
-      The record of `recovery/plan.json`: the actions with their forecasts from the first rank on, the error models, the
-      past, the "pick" and the "reason" for it.
+      The record of `recovery/plan.json`: "actions", with their forecasts in points, from the first rank on; "models",
+      the error models; "history", the past changes; "pick", the name of the first action; and "reason", why it was
+      picked. "point", "limit" and "current" (scores in points) repeat what was given.
     """
     domains = sorted(current)
     models = {
@@ -162,19 +163,27 @@ def _said(outlook: Outlook, domain: str, model: Model, n: int) -> tuple[Shift, M
 
 
 def best(record: Record) -> Action:
-    """The action that a plan picks."""
+    """The action that a plan, the record of `decide`, picks."""
     return action_of(record["actions"][0])
 
 
 def promising(record: Record, n: int) -> list[Action]:
-    """The n actions with the highest expected mean, whether or not they are within the limit; `nothing` is left out."""
+    """The actions with the highest expected mean over domains, whether or not they are within the limit.
+
+    Args:
+      record: a plan, the record of `decide`.
+      n: number of actions, 0 or more; fewer are returned if the plan has fewer.
+
+    Returns:
+      The actions, the best first. `nothing` is left out.
+    """
     tried = [row for row in record["actions"] if row["kind"] != "nothing"]
     tried.sort(key=lambda row: (-row["average_change"]["estimate"], row["name"]))
     return [action_of(row) for row in tried[:n]]
 
 
 def action_of(row: Record) -> Action:
-    """The action that a row of a plan's record describes."""
+    """The action that a row describes, one of "actions" in the record of `decide`."""
     return Action(**{field.name: row[field.name] for field in dataclasses.fields(Action)})
 
 
@@ -215,7 +224,11 @@ def _order(row: Record) -> tuple[Any, ...]:
 
 
 def reason(record: Record) -> str:
-    """Why the first of the ranked actions was picked, in plain words."""
+    """Why the first of the ranked actions was picked, in plain words.
+
+    Args:
+      record: a plan, the record of `decide`; only "actions" (ranked) and "limit" are read.
+    """
     row, limit = record["actions"][0], record["limit"]
     average, change = row["average"], row["average_change"]
     if row["kind"] == "nothing":

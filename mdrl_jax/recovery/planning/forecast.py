@@ -50,6 +50,9 @@ N_DRAWS = 2000
 def log_odds(rewards: ArrayLike) -> float:
     """ln J/(1 − J) of the mean reward J. Half a success and half a failure are added, so that it is always finite.
 
+    Args:
+      rewards: rewards in [0, 1], of any shape; the mean is over all of them.
+
     >>> round(log_odds([1, 1, 1, 0]), 3), round(log_odds([1, 1, 1, 1]), 3)
     (0.847, 2.197)
     """
@@ -58,7 +61,7 @@ def log_odds(rewards: ArrayLike) -> float:
 
 
 def log_odds_of_sum(total: Any, n: Any) -> Any:
-    """`log_odds` of n rewards that sum to `total`; works elementwise on arrays.
+    """`log_odds` of n rewards in [0, 1] that sum to `total`; works elementwise on arrays.
 
     >>> round(float(log_odds_of_sum(3.0, 4)), 3)
     0.847
@@ -68,7 +71,7 @@ def log_odds_of_sum(total: Any, n: Any) -> Any:
 
 
 def score(eta: Any) -> Any:
-    """The mean reward J at log-odds η."""
+    """The mean reward J = 1 / (1 + exp(−η)) at log-odds η, in [0, 1]; works elementwise on arrays."""
     return 0.5 * (1 + np.tanh(0.5 * np.asarray(eta)))
 
 
@@ -97,7 +100,10 @@ def shift(gain_M: ArrayLike, rewards_MB: ArrayLike) -> Shift:
 
     Args:
       gain_M: ∇J·v of each block, J in rewards.
-      rewards_MB: rewards of the B completions of each block.
+      rewards_MB: rewards in [0, 1] of the B completions of each block, at the parameters where the change starts.
+
+    Returns:
+      The shift and its standard error, in log-odds. The error is infinite if there is only one block.
     """
     gain, rewards = np.asarray(gain_M, float), np.asarray(rewards_MB, float)
 
@@ -163,7 +169,13 @@ def fit(known: Sequence[Known]) -> Model:
 
     The bend minimises Σ (error / size)², because errors are taken to grow in proportion to size. The spread is the root
     mean square of the errors that each change has under the bend fitted to the others. With fewer than two changes the
-    spread is infinite, and forecasts have no interval.
+    spread is infinite, and forecasts have no interval. Without any change the bend is 0.
+
+    Args:
+      known: past changes that share `kind` and `own`, with sizes above 0. May be empty.
+
+    Returns:
+      The error model.
     """
     x = np.array([k.forecast for k in known])
     missed = np.array([(k.measured - k.forecast) / k.size for k in known])
@@ -198,7 +210,14 @@ class Forecast:
         return float(self.change_R.mean())
 
     def estimate(self, base: float | None = None) -> Estimate:
-        """The change in points with its interval; or, with a score `base` in points, the score after it, in 0..100."""
+        """The change in points with its interval; or the score after it, cut to 0..100 points.
+
+        Args:
+          base: the score before the change, in points; None for the change itself.
+
+        Returns:
+          The estimate. Its interval is the whole line if the error of the forecast is not known.
+        """
         values = POINTS * self.change_R if base is None else np.clip(base + POINTS * self.change_R, 0.0, POINTS)
         if values.size == 1:
             return Estimate(float(values[0]), -math.inf, math.inf, self.n, "points")
@@ -217,13 +236,16 @@ def forecast(now: float, by: Shift, size: float, model: Model, place: int, n: in
 
     Args:
       now: log-odds η at the present parameters.
-      by: the shift x.
-      size: size of the change.
-      model: error model.
+      by: the shift x of the log-odds, of the whole change, with its sampling error.
+      size: size of the change (module docstring).
+      model: error model of changes of this kind.
       place: the domain's position in the sorted list of domains, the seed of the order of its draws. Different domains
         have independent draws [chosen]. The same domain has the same order for every action, so that actions are
         compared on equal terms.
       n: number of prompts behind it, for the record.
+
+    Returns:
+      The forecast in rewards: 2,000 draws, or a single value if the standard error is not finite.
     """
     slope = model.slope(size)
     eta = now + slope * by.value
@@ -236,7 +258,14 @@ def forecast(now: float, by: Shift, size: float, model: Model, place: int, n: in
 
 
 def together(forecasts: Sequence[Forecast]) -> Forecast:
-    """The forecast of the mean over domains; it has no interval if one of the domains has none."""
+    """The forecast of the mean over domains; it has no interval if one of the domains has none.
+
+    Args:
+      forecasts: one for each domain, at least one. Their draws are paired by position.
+
+    Returns:
+      The forecast; its number of prompts is the sum over domains.
+    """
     n = sum(f.n for f in forecasts)
     if any(f.change_R.size == 1 for f in forecasts):
         return Forecast(np.array([np.mean([f.value for f in forecasts])]), n)

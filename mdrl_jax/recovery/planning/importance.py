@@ -43,7 +43,10 @@ def reweighted(log_ratio_PG: ArrayLike, rewards_PG: ArrayLike) -> Reweighted:
 
     Args:
       log_ratio_PG: ln π_θ'(o | q) − ln π_θ(o | q), in nats, of G completions of each of P prompts, sampled at θ.
-      rewards_PG: rewards of these completions.
+      rewards_PG: rewards in [0, 1] of these completions.
+
+    Returns:
+      The shift, with the effective number of completions. The standard error is infinite if there is only one prompt.
 
     >>> reweighted([[0.0, 0.0]] * 50, [[1.0, 0.0]] * 50)
     Reweighted(effective=100.0, shift=Shift(value=0.0, stderr=0.0))

@@ -58,7 +58,12 @@ class Found:
 
 
 def at_hand(runtime: Runtime, stored: Sample) -> Sample:
-    """A stored sample with its completions padded to one length, so that all samples share one compiled program."""
+    """A sample with its completions padded to one length, so that all samples share one compiled program.
+
+    Args:
+      runtime: of the run. The length is the last, longest one of `rollout.completion_buckets`.
+      stored: the completions, at most that long. They are not changed.
+    """
     return stored.padded(runtime.config.rollout.completion_buckets[-1])
 
 
@@ -72,8 +77,11 @@ def unseen(runtime: Runtime, params: Any, domain: str) -> Sample:
       params: the parameters to sample at.
       domain: the domain to sample.
 
+    Returns:
+      The completions with their rewards, padded as by `at_hand`.
+
     Raises:
-      UserError: if the split has too few prompts.
+      UserError: if the split has too few prompts, or if sampling fails (`samples.draw`).
     """
     stored, split = runtime.config.analyze.prompts, runtime.config.analyze.split
     n, there = runtime.config.recover.forecast_prompts, len(runtime.prompts[domain, split])
@@ -128,7 +136,12 @@ def measure(
 
 
 def rounds(n_directions: int, held: int) -> int:
-    """The number of times that `measure` computes all gradients, with `held` directions in memory at a time."""
+    """The number of times that `measure` computes all gradients: n_directions / held, rounded up.
+
+    Args:
+      n_directions: number of directions to measure.
+      held: number of directions in memory at a time, at least 1.
+    """
     return -(-n_directions // held)
 
 
@@ -148,6 +161,9 @@ class OffPolicyLookahead:
 
     A refresh is plain training (definitions §8). The transforms by which some stages keep other domains are therefore
     left out.
+
+    Args:
+      probe: of the run; it gives the model, and the log-probs of the stored completions.
     """
 
     def __init__(self, probe: Probe):
@@ -171,11 +187,11 @@ class OffPolicyLookahead:
 
         Args:
           params: the parameters to start from.
-          sample: completions sampled there.
-          train: settings of the stage.
+          sample: completions of the domain sampled there.
+          train: settings of the stage; its loss and optimizer are used, its learning rate is not.
 
         Returns:
-          The change, a tree like the parameters.
+          The change by a single update, parameters after − before, a tree like the parameters.
         """
         optimizer, shardings, step = self._program(train.grpo, train.optimizer)
         batch = self._batch(params, sample, train)
@@ -189,13 +205,13 @@ class OffPolicyLookahead:
         and the loss weights each token by its ratio.
 
         Args:
-          params: the parameters to start from.
-          sample: completions sampled there.
-          train: settings of the stage.
+          params: the parameters to start from. They are not changed.
+          sample: completions of the domain sampled there.
+          train: settings of the stage: loss, optimizer, learning rate with warm-up, and updates of each step.
           steps: number of steps.
 
         Yields:
-          The parameters after each step. They are valid only until the next ones are asked for.
+          The parameters after each step, the first one included. They are valid only until the next ones are asked for.
         """
         optimizer, shardings, step = self._program(train.grpo, train.optimizer)
         batch, state = self._batch(params, sample, train), init_state(optimizer, params, shardings)
@@ -217,6 +233,11 @@ class OffPolicyLookahead:
 
 
 def path_length(train: TrainSection, steps: int) -> float:
-    """The learning rate summed over the first `steps` steps of a stage, with its warm-up: the size of a refresh."""
+    """The learning rate summed over all updates of the first steps of a stage, with its warm-up: the size of a refresh.
+
+    Args:
+      train: settings of the stage. Each step counts once for each of its `grpo.updates_per_batch` updates.
+      steps: number of steps.
+    """
     total = sum(train.lr_scale(step) for step in range(steps))
     return train.learning_rate * total * train.grpo.updates_per_batch

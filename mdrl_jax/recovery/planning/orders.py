@@ -41,7 +41,13 @@ class OrderTerms:
 
     Args:
       along: names of one or two domains -> derivatives of the damaged domain's loss along the sum of their solo edits.
-      others: names of the other domains.
+      others: names of the other domains, at least one.
+
+    Attributes:
+      count_P: number of completions, or of successes, of each prompt, which the sums over prompts are divided by.
+      first: other domain j -> g·δ_j, as a sum over each prompt's completions [P].
+      own: other domain j -> δ_jᵀHδ_j, in the same form.
+      crossed: (j, k), in alphabetical order -> δ_jᵀHδ_k, in the same form.
     """
 
     def __init__(self, along: Along, others: Sequence[str]):
@@ -56,9 +62,15 @@ class OrderTerms:
         }
 
     def damage(self, after: Sequence[str]) -> Floats:
-        """The damage g·Σδ + ½ (Σδ)ᵀH(Σδ) by the edits of the domains `after`, as a sum over each prompt's completions.
+        """The damage g·Σδ + ½ (Σδ)ᵀH(Σδ) by the edits of some domains, as a sum over each prompt's completions.
 
         The damage is the sum of these values over prompts divided by the sum of `count_P`.
+
+        Args:
+          after: the domains, each once, in any order; all of them must be in `others`. None of them: no damage.
+
+        Returns:
+          the sums [P], in rewards or nats.
         """
         total = np.zeros_like(self.count_P)
         for j in sorted(after):
@@ -80,8 +92,8 @@ def expand(
     Args:
       probe: computes the derivatives.
       solo: domain -> parameters of its solo checkpoint.
-      base: θ_0.
-      samples: completions of each domain, sampled at its solo checkpoint.
+      base: θ_0, the parameters that every solo checkpoint was trained from.
+      samples: completions of each domain, at least two, sampled at its solo checkpoint.
       track: reports progress.
 
     Returns:
@@ -116,7 +128,7 @@ def forecast(
 
     Args:
       terms: the terms of one objective, by domain.
-      factor: factor from the unit of the objective to `unit`.
+      factor: factor from the unit of the objective to `unit`, for example 100 from rewards to points.
       unit: of the figures.
       reasons: domain -> why its damage cannot be measured. Such a domain has this reason in place of figures, and the
         total is the sum over the others.
@@ -156,8 +168,12 @@ def compare(rows: Sequence[Record], runs: Sequence[tuple[Sequence[str], Mapping[
         its stage. All rewards are on the same prompts.
 
     Returns:
-      "runs", the forecast and the measured damage of each order, in points if measured; and "spearman", their rank
-      correlation over all pairs (order, domain).
+      "runs", the forecast and the measured damage of each order (the forecast in its own unit, the measured damage in
+      points), in total and for each domain but the last; and "spearman", their rank correlation over all pairs (order,
+      domain) whose damage was forecast.
+
+    Raises:
+      KeyError: if an order has other domains than the forecast, or a reward is missing.
     """
     foretold = {tuple(row["order"]): row for row in rows}
     checked = []
@@ -192,13 +208,16 @@ def run(
     Args:
       probe: computes the derivatives.
       solo: domain -> parameters of its solo checkpoint.
-      base: θ_0.
+      base: θ_0, the parameters that every solo checkpoint was trained from.
       samples: completions of each domain, sampled at its solo checkpoint.
       runs: the orders that were run, as for `compare`.
       track: reports progress.
 
     Returns:
       The record of `recovery/orders.json`: for each objective "orders" (`forecast`) and "checked" (`compare`).
+
+    Raises:
+      KeyError: as in `compare`.
     """
     record: Record = {}
     for objective, terms in expand(probe, solo, base, samples, track).items():

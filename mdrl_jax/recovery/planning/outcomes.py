@@ -49,7 +49,11 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
 
     Returns:
       A record: "actions", each with forecast and outcome; "spearman" over actions of the mean over domains, and
-      "spearman_by_domain" over pairs (action, domain); "calibration"; "mean_error" in points; and "regret".
+      "spearman_by_domain" over pairs (action, domain); "calibration"; "mean_error", the mean of |forecast − outcome| in
+      points, None without any action but `nothing`; and "regret" in points, None if `judged` lacks the pick.
+
+    Raises:
+      KeyError: if `measured`, or `judged` where it has the pick, lacks `nothing`.
     """
     before, rows, cells, averages = measured["nothing"], [], [], []
     for row in sorted(plan["actions"], key=lambda r: r["rank"]):
@@ -87,9 +91,18 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
 
 
 def finalists(plan: Record, measured: Mapping[str, Rewards]) -> list[str]:
-    """Names of the actions to try on the test prompts: `nothing`, the pick, and the best within the limit, best first.
+    """Names of the actions to try on the test prompts.
 
-    `plan` and `measured` are those of `outcomes`.
+    Args:
+      plan: as in `outcomes`.
+      measured: as in `outcomes`.
+
+    Returns:
+      `nothing`, the pick, and the `FINALISTS` actions with the largest measured gain within the limit, the best first;
+      each name once.
+
+    Raises:
+      KeyError: if `measured` lacks `nothing`.
     """
     tried = [row for row in plan["actions"] if row["name"] in measured]
     within = _within(plan["limit"], tried, measured)
@@ -98,7 +111,12 @@ def finalists(plan: Record, measured: Mapping[str, Rewards]) -> list[str]:
 
 
 def gain(before: Rewards, after: Rewards) -> float:
-    """The gain of the mean score over domains, in points."""
+    """The gain of the mean score over domains, in points.
+
+    Args:
+      before: rewards [P, k] by domain before the action.
+      after: the same after it, on the same prompts.
+    """
     return POINTS * float(np.mean([np.mean(after[d] - before[d]) for d in before]))
 
 
@@ -109,12 +127,14 @@ def _within(limit: float, rows: list[Record], measured: Mapping[str, Rewards]) -
 
 
 def collateral(before: Rewards, after: Rewards, domain: str) -> float:
-    """The largest loss of any domain but the action's own, in points; below 0 if all of them gained.
+    """The largest loss of any domain but the action's own, in points.
+
+    It is below 0 if all of these domains gained, and 0 if there is no other domain.
 
     Args:
       before: rewards [P, k] by domain before the action.
       after: the same after it, on the same prompts.
-      domain: the action's own domain.
+      domain: the action's own domain; "" for `nothing`, which has none.
     """
     return max((POINTS * float(np.mean(before[d] - after[d])) for d in before if d != domain), default=0.0)
 
@@ -142,7 +162,7 @@ def _share(pairs: list[tuple[Record, Estimate]], widened: bool) -> Record:
 
 
 def clopper_pearson(k: int, n: int) -> Estimate:
-    """The share k/n with its exact binomial interval (Clopper and Pearson, 1934)."""
+    """The share k/n with its exact binomial interval (Clopper and Pearson, 1934), for k of n cases, n at least 1."""
     tail = 0.5 * (1 - LEVEL)
     low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
     high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0

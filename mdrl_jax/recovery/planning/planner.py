@@ -86,6 +86,9 @@ def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:
     Args:
       settings: section `recover` of the config.
       past: the stages of `trail`.
+
+    Returns:
+      The actions, each once; `nothing` is the first.
     """
     found = [Action()]
     last = {s.domains[0]: s for s in past}
@@ -123,13 +126,14 @@ def make_plan(
       params: name of a stage, or "base" -> parameters at its end.
       current: rewards [P, k] of every scored domain at θ_T, on validation prompts.
       track: reports progress.
-      actions: the actions to forecast; None for `candidates`.
+      actions: the actions to forecast, at least one of which can be, as `nothing` always can; None for `candidates`.
 
     Returns:
       The record of `decision.decide`, and "left_out": name of an action -> why it could not be forecast.
 
     Raises:
-      UserError: if no stage on the way trained a domain alone, or if there are too few prompts (`lookahead.unseen`).
+      UserError: if no stage on the way trained a domain alone, or none did so for a domain or donor of an action; if
+        there are too few prompts (`lookahead.unseen`); or if sampling fails (`samples.draw`).
     """
     past = trail(stages, last)
     if not past:
@@ -149,8 +153,18 @@ def make_plan(
 class Work:
     """Makes the samples and directions that a plan needs at θ_T and at every point of the past, one point at a time.
 
-    A point is the base or the end of a stage, and has the stage's name. `left_out` collects the actions that could not
-    be forecast, with the reason.
+    A point is the base or the end of a stage, and has the stage's name.
+
+    Args:
+      runtime: of the run.
+      probe: computes gradients and log-probs.
+      folder: work folder of the run, for stored samples.
+      past: the stages of `trail`.
+      last: name of the stage whose end is θ_T.
+      params: name of a stage, or "base" -> parameters at its end.
+
+    Attributes:
+      left_out: name of an action that `look` could not measure -> the reason.
     """
 
     def __init__(
@@ -169,11 +183,29 @@ class Work:
         self.scores = functools.lru_cache(maxsize=1)(self._scores)
 
     def sample(self, point: str, domain: str) -> Sample:
-        """Completions of a domain at a point, from the work folder if they are there (`evidence.kept_sample`)."""
+        """Completions of a domain at a point, from the work folder if they are there (`evidence.kept_sample`).
+
+        Args:
+          point: name of a stage, or "base".
+          domain: the domain.
+
+        Returns:
+          The completions with their rewards, padded as by `lookahead.at_hand`.
+
+        Raises:
+          UserError: if completions must be sampled and that fails (`samples.draw`).
+        """
         return at_hand(self.runtime, kept_sample(self.runtime, self.folder, point, domain, self.params))
 
     def rolled_back(self, action: Action) -> Any:
-        """The parameters after a rollback at θ_T; None if the evidence for its rule cannot be measured."""
+        """The parameters after a rollback at θ_T; None if the evidence for its rule cannot be measured.
+
+        Args:
+          action: an action of kind "rollback".
+
+        Raises:
+          UserError: if no stage on the way trained the action's domain, or its donor, alone.
+        """
         back = self._taken(_key(action), [])
         params = self.params(self.last)
         return None if back is None else self.probe.along(params, back, np.float32(action.strength))
@@ -181,9 +213,16 @@ class Work:
     def look(self, actions: Sequence[Action], track: Track) -> tuple[list[Outlook], list[Known], Mapping[str, Sample]]:
         """Measures all actions and the run's own past to first order.
 
+        Args:
+          actions: the actions. Those that cannot be measured are noted in `left_out`.
+          track: reports progress.
+
         Returns:
           (outlooks, known, now): the measurements of each action that is not left out; the past changes with their
           outcomes; and the completions of each domain at θ_T that the measurements are made on.
+
+        Raises:
+          UserError: as in `make_plan`.
         """
         points = list(dict.fromkeys([s.start for s in self.past] + [s.name for s in self.past] + [self.last]))
         begun = {p: [s for s in self.past if s.start == p] for p in points}
@@ -220,7 +259,7 @@ class Work:
         """Reweights completions to the parameters where each action ends.
 
         Args:
-          actions: the actions to look at.
+          actions: refreshes and rollbacks that `look` could measure.
           now: completions of each domain, sampled at θ_T.
           track: reports progress.
 

@@ -51,7 +51,8 @@ class Prevention:
 
     Attributes:
       transforms: the optax transforms.
-      extra: (number of the step, parameters) -> their extra arguments by name.
+      extra: (number of the step, parameters at its start) -> the extra arguments of the transforms, by name: "anchors"
+        for EWC, "references" for A-GEM and PCGrad, "protected" for protect; only those that the stage needs.
     """
 
     transforms: Transforms = Transforms()
@@ -63,6 +64,12 @@ def transforms(prevent: PreventSection) -> Transforms:
 
     EWC comes first, because its penalty is part of the loss. A-GEM or PCGrad then acts on the gradient of the whole
     loss. Protect comes last, on the gradient and again on the update, so that nothing moves either back into S_i.
+
+    Args:
+      prevent: settings of the stage.
+
+    Returns:
+      The transforms of the gradient and of the update; empty if the settings ask for none.
     """
     protected = (protect(prevent.protect),) if prevent.protect else ()
     gradient = [ewc(prevent.ewc)] if prevent.ewc else []
@@ -103,7 +110,7 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
       The transforms, and the function that computes their extra arguments at every step.
 
     Raises:
-      UserError: if no completion of a kept domain has a reward above 0.
+      UserError: if no completion of a kept domain has a reward above 0, or if sampling fails (`samples.draw`).
     """
     prevent = stage.train.prevent
     if not prevent.transforms:
@@ -149,8 +156,11 @@ def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:
       domain: the domain to sample.
       stage: name of the stage that keeps it, for the error message.
 
+    Returns:
+      The completions with their rewards, all at least 0.
+
     Raises:
-      UserError: if no reward is above 0.
+      UserError: if no reward is above 0, or if sampling fails (`samples.draw`).
     """
     sample = samples.draw(runtime, theta, domain).padded(runtime.config.rollout.completion_buckets[-1])
     sample = dataclasses.replace(sample, rewards_PG=sample.rewards_PG.clip(0))
@@ -160,7 +170,10 @@ def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:
 
 
 def in_turn(sample: Sample) -> CompletionBatch:
-    """The completions with a reward above 0, as rows: the first of each prompt, then the second of each, and so on."""
+    """The completions with a reward above 0, as rows on the host, all of weight 1.
+
+    The first completion of each prompt comes first, then the second of each, and so on.
+    """
     (rows,) = sample.rows(sample.n_prompts)
     order = np.arange(sample.rewards_PG.size).reshape(sample.rewards_PG.shape).T.ravel()
     order = order[sample.rewards_PG.T.ravel() > 0]

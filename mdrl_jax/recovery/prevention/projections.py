@@ -35,10 +35,13 @@ from mdrl_jax.tree import changed
 
 
 def ewc(weight: Any) -> optax.GradientTransformationExtraArgs:
-    """Adds to the gradient that of the penalty Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)², with λ = `weight`.
+    """Adds to the gradient that of the penalty Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)².
 
     The update needs the parameters θ, and the extra argument `anchors`: a tuple of (F_i, θ*_i) for each kept domain i,
-    both trees like the parameters. It raises ValueError without the parameters.
+    both trees like the parameters. It raises ValueError without the parameters, and TypeError without the anchors.
+
+    Args:
+      weight: λ, a scalar.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, anchors: Sequence[tuple[Any, Any]], **_: Any):
@@ -59,8 +62,8 @@ def ewc(weight: Any) -> optax.GradientTransformationExtraArgs:
 def agem() -> optax.GradientTransformationExtraArgs:
     """Removes from the gradient its component along the mean of the references, if the two point apart (g·r < 0).
 
-    The update needs the extra argument `references`: a tuple of gradients, one for each kept domain, as trees like the
-    parameters.
+    The update needs the extra argument `references`: a tuple of gradients, one for each kept domain, at least one, as
+    trees like the parameters. It raises TypeError without them.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, references: Sequence[Any], **_: Any):

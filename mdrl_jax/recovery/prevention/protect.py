@@ -47,11 +47,20 @@ from mdrl_jax.second_order.objectives import CompletionBatch
 
 
 def protect(strength: Any) -> optax.GradientTransformationExtraArgs:
-    """An optax transform x ← x − s P x, which removes a share s of the component in a protected subspace.
+    """Makes the transform x ← x − s P x, which removes a share s of x's component in a protected subspace.
 
-    Its update needs the extra argument `protected`: an orthonormal basis, as a tree like the parameters with a leading
-    axis k; some of the vectors may be zero. Inner products are computed in float32, and each leaf keeps its dtype. At
-    strength 0 the transform is bitwise the identity.
+    x is a gradient or an update, a tree like the parameters. P is the orthogonal projection onto the subspace. Inner
+    products are computed in float32, and each leaf of x keeps its dtype. At strength 0 the transform is bitwise the
+    identity.
+
+    Args:
+      strength: s, a scalar: 0 removes nothing, 1 the whole component.
+
+    Returns:
+      The optax transform. It has no state and ignores the parameters. Its update is called as
+      `update(x, state, protected=basis)`, and raises TypeError without `protected`. This is an orthonormal basis of the
+      subspace, for example from `basis`: a tree like the parameters whose leaves have a leading axis k, one entry for
+      each vector. Vectors that are zero are allowed, and change nothing.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, protected: Any, **_: Any):
@@ -67,9 +76,11 @@ def protect(strength: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
-    """The optax transform with this `update(updates, state, params, **extra)` and no state.
+    """The optax transform with a given update function and without a state.
 
-    `update` may require some of the extra arguments; optax's type allows only optional ones.
+    Args:
+      update: (updates, state, params, **extra) -> (new updates, the state as given). It may require some of the extra
+        arguments; optax's type allows only optional ones.
     """
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), cast(Any, update))
 
@@ -93,11 +104,12 @@ def basis(spans: Sequence[Any]) -> Any:
     """An orthonormal basis of the sum of several subspaces.
 
     Args:
-      spans: for each subspace, k_i vectors that span it, as a tree like the parameters with a leading axis k_i.
+      spans: for each of one or more subspaces, k_i vectors that span it, as a tree like the parameters with a leading
+        axis k_i. The vectors need not be orthonormal or independent.
 
     Returns:
-      A float32 tree like the parameters with a leading axis Σ k_i. If vectors are linearly dependent, that many vectors
-      of the basis are zero.
+      A float32 tree like the parameters with a leading axis Σ k_i. If only r of the Σ k_i vectors are independent, the
+      other Σ k_i − r vectors of the basis are zero.
     """
     return _basis_program(tuple(spans))
 

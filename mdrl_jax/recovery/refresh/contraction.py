@@ -85,7 +85,7 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
     Returns:
       One record for each basis: its `head`, "within" ‖P_S e‖, "route" ‖P_S⊥ e‖ within the route, "outside" ‖P_S⊥ e‖
       over all parameters, and "random", a list of ‖P e‖ for `N_RANDOM` random subspaces. All norms are in units of a
-      parameter. The list is empty if no S of the route has a positive eigenvalue.
+      parameter. "random" is empty if no S of the route has a positive eigenvalue.
     """
     total = float(tree_programs.norm(error))
     found: list[Record] = []
@@ -155,9 +155,13 @@ def bound(basis: Basis, learning_rate: float) -> Record:
     It holds for a quadratic loss with minimum θ*, S invariant under its Hessian and αλmax ≤ 1. Under Adam it is
     descriptive only.
 
+    Args:
+      basis: S and its eigenvalues.
+      learning_rate: α of the refresh.
+
     Returns:
       "factor" 1 − αμ, "alpha" the learning rate, "mu" the smallest positive eigenvalue μ on S, and "alpha_top" αλmax,
-      where λmax is the largest. "factor" is None, with a "reason", if no eigenvalue is positive.
+      where λmax is the largest. If no eigenvalue is positive: only "factor", which is None, and a "reason".
     """
     positive = np.asarray(basis.values, float)[basis.spanning].tolist()
     if not positive:

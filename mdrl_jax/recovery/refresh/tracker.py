@@ -38,12 +38,20 @@ from mdrl_jax.stats.estimate import Record, missing
 
 
 def chosen(record: Mapping[str, Any]) -> int:
-    """The number of the step with the best validation average over all scored domains, the earliest of equal ones."""
+    """The number of the step with the best validation average over all scored domains, the earliest of equal ones.
+
+    Args:
+      record: a record of `Tracker` with at least one scored step.
+    """
     return max(record["steps"], key=lambda row: (row["average"]["estimate"], -row["step"]))["step"]
 
 
 def stop(record: Mapping[str, Any]) -> str:
-    """Why the refresh stops at the last step of its record, in words; "" if it goes on."""
+    """Why the refresh stops at the last step of its record, in words; "" if it goes on.
+
+    Args:
+      record: a record of `Tracker` with at least one scored step.
+    """
     settings, row = record["settings"], record["steps"][-1]
     if row["step"] == 0:
         return ""
@@ -64,7 +72,7 @@ class Tracker:
 
     Attributes:
       record: the record so far, as in the file.
-      best: a copy of the parameters of the chosen step; None before the first call of `look`.
+      best: a copy of the parameters of the step record["chosen"]; None until `look` was called with that step.
 
     Args:
       runtime: of the run.
@@ -75,7 +83,7 @@ class Tracker:
       bases: conflict subspaces of domain i; empty if there was no analysis.
 
     Raises:
-      UserError: if the file holds a refresh with other settings.
+      UserError: if the file holds a refresh with other settings, or if θ*_i is scored and too many rewards fail.
     """
 
     def __init__(
@@ -108,8 +116,15 @@ class Tracker:
         Call it with step 0, the start of the refresh, and then after every step. Only every `recover.every`th step and
         the last one are scored.
 
+        Args:
+          step: number of the step.
+          params: θ_t, the parameters after it.
+
         Returns:
           The reason to stop, in words; "" if the refresh goes on.
+
+        Raises:
+          UserError: if too many rewards of the validation prompts fail.
         """
         settings = self.record["settings"]
         if step % settings["every"] and step != settings["steps"]:

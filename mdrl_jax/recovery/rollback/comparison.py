@@ -54,9 +54,17 @@ class Control:
 
 
 def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
-    """The controls of definitions §9, by name, in the place and at the strength of the chosen setting.
+    """The controls of definitions §9, in the place and at the strength of the chosen setting.
 
     A control is left out if it has no setting, for example `out_of_route` if no score outside the route is positive.
+
+    Args:
+      trial: the fixed part of the rollback.
+      chosen: the setting that the sweep chose.
+
+    Returns:
+      The curve of each control, by name: "random", "matched", "largest", "whole", and "out_of_route" if the chosen set
+      lies in the shared route.
     """
     within, everywhere, beta = trial.places[chosen.place], support(trial.edit), chosen.strength
     scores, sizes = trial.scores[chosen.rule], magnitude(trial.edit)
@@ -89,6 +97,9 @@ def outward(control: Control, loss_at: Callable[[float], float], target: float) 
       control: the curve.
       loss_at: setting -> B's loss; only called with a setting that was yielded before.
       target: a loss of B, in the unit of `loss_at`.
+
+    Yields:
+      The settings, all different.
     """
 
     clipped = control.clipped
@@ -121,9 +132,9 @@ def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[s
 
     Args:
       trial: the fixed part of the rollback.
-      before: rewards [P, k] by domain at θ_T on the validation prompts.
+      before: rewards [P, k] of A and of B, by domain, at θ_T on the validation prompts.
       chosen: the setting that the sweep chose.
-      peak: θ*_A.
+      peak: θ*_A, a tree of parameters.
 
     Returns:
       A record: "same_size", the `spread` of random and of matched sets of the chosen size; "curves", the settings of
@@ -167,9 +178,9 @@ def on_test(
 
     Args:
       trial: the fixed part of the rollback.
-      mask: the chosen set.
-      beta: its strength.
-      peak: θ*_A.
+      mask: the chosen set, a tree of booleans like the parameters.
+      beta: its strength β.
+      peak: θ*_A, a tree of parameters.
       kept: for each control by name (the control, the settings to try, the largest setting tried on validation
         prompts).
 

@@ -42,9 +42,9 @@ class Ends:
 
     Attributes:
       now: θ_T, the parameters that the edit is taken out of.
-      peak: θ*_A.
-      edit: δ_B.
-      own_edit: δ_A; None if it is not known.
+      peak: θ*_A, the parameters at A's peak.
+      edit: δ_B, the parameters after stage B minus those before it.
+      own_edit: δ_A, the same for A's stage; None if it is not known.
     """
 
     now: Any
@@ -63,11 +63,14 @@ def scores(probe: Probe | None, rule: str, ends: Ends, sample: Callable[[str], S
       sample: "peak" or "now" -> A's completions sampled at θ*_A or at θ_T. Only called for a rule that needs them.
 
     Returns:
-      (scores, record): a tree like the parameters, and for a rule with completions its objective, `informative` share
-      of prompts, DᵀHD ("second") and κ, with a "reason" if the rule is first order only.
+      (scores, record). The scores are a tree like the parameters. The record of a rule with completions has "objective"
+      ("reward" or "success_nll"), "informative" (the share of prompts whose completions have different rewards),
+      "second" (DᵀHD) and "kappa" (κ, or None), with a "reason" if the rule is first order only. Otherwise it is empty.
 
     Raises:
-      ValueError: if the rule's gradient is not measurable, or if the rule needs δ_A and it is not known.
+      ValueError: if the rule's gradient is not measurable (`mean_gradient`), or if the rule needs δ_A and it is not
+        known.
+      KeyError: if no rule has this name.
     """
     displacement = difference(ends.now, ends.peak)
     evidence = Evidence(ends.edit, own_edit=ends.own_edit, displacement=displacement)
@@ -124,7 +127,7 @@ def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> 
       objective: "reward" or "success_nll".
 
     Returns:
-      The gradient, a tree like the parameters.
+      The gradient of the loss, a tree like the parameters. A step against it helps the domain.
 
     Raises:
       ValueError: for "success_nll" if no completion succeeded.
@@ -144,7 +147,10 @@ def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> 
 
 @functools.lru_cache(maxsize=1)
 def fisher_of(probe: Probe) -> Callable[[Any, list[CompletionBatch]], Any]:
-    """`fisher.fisher_diagonal` of the probe's model. The result is cached, so that one probe compiles it once."""
+    """The function (params, micro-batches on the devices) -> Fisher diagonal of the probe's model.
+
+    It is that of `fisher.fisher_diagonal`, with its ValueError. It is cached, so that one probe compiles it once.
+    """
     return fisher_diagonal(probe.fused, probe.runtime.shardings)
 
 
@@ -164,6 +170,9 @@ def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params:
 
     Returns:
       The completions with their rewards.
+
+    Raises:
+      UserError: if completions must be sampled and that fails (`samples.draw`).
     """
     settings = _settings(runtime)
     name = f"{point}-{domain}.npz"
@@ -193,8 +202,8 @@ def shared_route(probe: Probe, peak: Any, own: Sample, donor: Sample) -> tuple[A
       donor: completions of B's domain at θ*_A.
 
     Returns:
-      (mask, record): the weights of the route's neurons as a mask like the parameters, and {"neurons", "of"}, the
-      number of neurons in the route and in the model.
+      (mask, record): a tree of booleans like the parameters, true on the weights of the route's MLP neurons; and
+      {"neurons", "of"}, the number of neurons in the route and in the model.
     """
     route_LF = checkpoint_figures.shared_route(probe.activity(peak, own), probe.activity(peak, donor))
     return route_mask(peak, route_LF), {"neurons": int(route_LF.sum()), "of": int(route_LF.size)}

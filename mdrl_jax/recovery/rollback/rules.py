@@ -35,6 +35,9 @@ def rollback(params: Any, edit: Any, mask: Any, beta: Any) -> Any:
       mask: m, booleans, a tree like θ.
       beta: β, the strength, a scalar; 1 removes δ from the chosen coordinates in full.
 
+    Returns:
+      A tree like θ; the arguments are not changed.
+
     >>> theta, delta = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.25, 0.5])}
     >>> rollback(theta, delta, {"w": jnp.array([True, False])}, 1.0)["w"].tolist()
     [0.75, 2.0]
@@ -73,7 +76,7 @@ class Evidence:
     displacement: Any = None
 
     def need(self, name: str) -> Any:
-        """The field `name`, which a rule cannot do without. Raises ValueError if it is None."""
+        """The value of the field `name`, which a rule cannot do without. Raises ValueError if it is None."""
         if getattr(self, name) is None:
             raise ValueError(f"this rule needs {name}, which was not given")
         return getattr(self, name)
@@ -87,10 +90,13 @@ def harm_of_adding(edit: Any, peak_gradient: Any, fisher: Any = None, kappa: Any
     """Rule `adding`, g_A(θ*_A) δ_B + ½ κ F_A δ_B²: the rise of A's loss if B moves one coordinate away from A's peak.
 
     Args:
-      edit: δ_B.
-      peak_gradient: g_A(θ*_A).
-      fisher: F_A; None for the first order only.
-      kappa: κ.
+      edit: δ_B, a tree like the parameters.
+      peak_gradient: g_A(θ*_A), a tree like it.
+      fisher: F_A, a tree like it; None for the first order only.
+      kappa: κ, a scalar.
+
+    Returns:
+      The score of every coordinate, a tree like the edit.
     """
     return _expansion(edit, peak_gradient, fisher, 0.5 * kappa)
 
@@ -99,16 +105,27 @@ def gain_of_removing(edit: Any, gradient: Any, fisher: Any = None, kappa: Any = 
     """Rule `removing`, g_A(θ_T) δ_B − ½ κ F_A δ_B²: the fall of A's loss if one coordinate of δ_B is removed at θ_T.
 
     Args:
-      edit: δ_B.
-      gradient: g_A(θ_T).
-      fisher: F_A; None for the first order only.
-      kappa: κ.
+      edit: δ_B, a tree like the parameters.
+      gradient: g_A(θ_T), a tree like it.
+      fisher: F_A, a tree like it; None for the first order only.
+      kappa: κ, a scalar.
+
+    Returns:
+      The score of every coordinate, a tree like the edit.
     """
     return _expansion(edit, gradient, fisher, -0.5 * kappa)
 
 
 def opposition(edit: Any, own_edit: Any) -> Any:
-    """Rule `opposition`, −δ_A δ_B: positive where B moved a coordinate against the direction that A had moved it in."""
+    """Rule `opposition`, −δ_A δ_B: positive where B moved a coordinate against the direction that A had moved it in.
+
+    Args:
+      edit: δ_B, a tree like the parameters.
+      own_edit: δ_A, a tree like it.
+
+    Returns:
+      The score of every coordinate, a tree like the edit.
+    """
     return jax.tree.map(lambda delta, own: -own * delta, edit, own_edit)
 
 
@@ -117,12 +134,19 @@ def gain_of_return(edit: Any, displacement: Any) -> Any:
 
     This is rule `removing` for a loss with curvature 1 everywhere around A's peak: g = θ_T − θ*_A and κF = 1. It needs
     no data. It is positive only where the removal brings the coordinate nearer to the peak.
+
+    Args:
+      edit: δ_B, a tree like the parameters.
+      displacement: θ_T − θ*_A, a tree like it.
+
+    Returns:
+      The score of every coordinate, a tree like the edit.
     """
     return jax.tree.map(lambda delta, moved: delta * moved - 0.5 * delta * delta, edit, displacement)
 
 
 def magnitude(edit: Any) -> Any:
-    """Rule `magnitude`, |δ_B|."""
+    """Rule `magnitude`: |δ_B| of every coordinate, a tree like the edit δ_B."""
     return jax.tree.map(jnp.abs, edit)
 
 
@@ -140,7 +164,10 @@ def route_mask(like: Any, chosen_LF: Any) -> Any:
 
     Args:
       like: parameters, or another tree of their shapes and shardings.
-      chosen_LF: booleans, the neurons of a route (`checkpoint_figures.shared_route`).
+      chosen_LF: booleans [L, F], true for the neurons of a route (`checkpoint_figures.shared_route`).
+
+    Returns:
+      A tree of booleans like `like`.
     """
     mask = jax.tree.map(lambda x: jnp.zeros_like(x, bool), like)
     chosen_LF = jnp.asarray(chosen_LF, bool)

@@ -45,7 +45,7 @@ def top(scores: Any, share: float, within: Any = None) -> Any:
 
     Args:
       scores: as for `largest`.
-      share: share of all coordinates, or of those in `within` if it is given.
+      share: share of all coordinates, or of those in `within` if it is given, whether or not their scores are positive.
       within: a mask that the set must lie in; None for no restriction.
 
     Returns:
@@ -67,10 +67,10 @@ def random_set(seed: int, count: int, within: Any) -> Any:
     Args:
       seed: of the draw.
       count: number of coordinates, 0 or more.
-      within: the mask to draw from.
+      within: the mask to draw from, a tree of booleans.
 
     Returns:
-      A mask of exactly `count` coordinates.
+      A mask of exactly `count` coordinates, a tree of booleans like `within`.
 
     Raises:
       ValueError: if `count` is negative or `within` has fewer coordinates.
@@ -82,18 +82,26 @@ def random_set(seed: int, count: int, within: Any) -> Any:
 
 
 def size(mask: Any) -> int:
-    """Number of coordinates in a mask."""
+    """Number of coordinates in a mask, those that are true in all its leaves together."""
     return sum(int(x.sum(dtype=np.int64)) for x in distributed.gather(_sizes_program(mask)).values())
 
 
 def support(edit: Any, within: Any = None) -> Any:
-    """The coordinates that an edit changed, as a mask; only those in `within` if that is given."""
+    """The coordinates that an edit changed: those where it is not 0.
+
+    Args:
+      edit: δ, a difference of parameters, a tree like them.
+      within: a mask, a tree of booleans like the edit, that the result must lie in; None for no restriction.
+
+    Returns:
+      A mask, a tree of booleans like the edit.
+    """
     changed = jax.tree.map(lambda x: x != 0, edit)
     return changed if within is None else jax.tree.map(jnp.logical_and, changed, within)
 
 
 def complement(mask: Any) -> Any:
-    """The coordinates outside a mask, as a mask."""
+    """The coordinates outside a mask, as a mask: true where `mask`, a tree of booleans, is false."""
     return jax.tree.map(jnp.logical_not, mask)
 
 

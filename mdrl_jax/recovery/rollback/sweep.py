@@ -93,7 +93,12 @@ class Trial:
     track: Track
 
     def moved(self, mask: Any, strength: float) -> Any:
-        """θ_T − strength · m ⊙ δ_B: θ_T with the edit taken back on a mask."""
+        """θ_T − strength · m ⊙ δ_B, the parameters with the edit taken back on a mask.
+
+        Args:
+          mask: m, a tree of booleans like the parameters.
+          strength: β.
+        """
         return taken_back(self.now, self.edit, mask, np.float32(strength))
 
     def try_on(self, score: Score, before: Rewards, mask: Any, strength: float) -> Outcome:
@@ -101,20 +106,31 @@ class Trial:
 
         Args:
           score: `validation` or `held_out`.
-          before: rewards at θ_T on the same prompts.
-          mask: the coordinates.
+          before: rewards [P, k] of A and of B, by domain, at θ_T on the same prompts.
+          mask: the coordinates, a tree of booleans like the parameters.
           strength: β.
+
+        Returns:
+          Gain and loss of each prompt, in rewards.
         """
         after = score(self.moved(mask, strength), (self.domain, self.donor))
         return outcome(before, after, self.domain, self.donor)
 
     def chosen_mask(self, setting: Setting) -> Any:
-        """The coordinates of a setting, as a mask."""
+        """The coordinates of a setting, as a tree of booleans like the parameters."""
         return largest(self.scores[setting.rule], setting.size, self.places[setting.place])
 
 
 def sweep(trial: Trial, before: Rewards) -> list[Setting]:
-    """Tries all settings of the module docstring on the validation prompts; `before` are their rewards at θ_T."""
+    """Tries all settings of the module docstring on the validation prompts.
+
+    Args:
+      trial: the fixed part of the rollback.
+      before: rewards [P, k] of A and of B, by domain, at θ_T on the validation prompts.
+
+    Returns:
+      The settings with their outcomes, in the order in which they were tried.
+    """
     found: list[Setting] = []
     curves, most = list(itertools.product(trial.scores, trial.places)), longest(trial.settings)
     with trial.track("sweep", most * len(curves)) as show:
@@ -124,7 +140,11 @@ def sweep(trial: Trial, before: Rewards) -> list[Setting]:
 
 
 def longest(settings: RecoverSection) -> int:
-    """The largest possible number of settings of a curve, including those at other strengths."""
+    """The largest possible number of settings of a curve, including those at other strengths.
+
+    Args:
+      settings: section `recover` of the config.
+    """
     return len(settings.fractions) + sum(DEAR if s < 1 else s > 1 for s in settings.strengths)
 
 
@@ -162,9 +182,14 @@ def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> 
 def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict[str, Any]]:
     """Chooses a setting as the module docstring says.
 
+    Args:
+      trial: the fixed part of the rollback.
+      found: the settings that `sweep` tried.
+
     Returns:
       (setting, losses): the chosen setting, or None if no setting within the limits gains anything; and what each of
-      the other domains loses at it, as records in points.
+      the other domains loses at it, by domain, as records in points. The losses are empty if there is no setting or no
+      other domain.
     """
     limit = trial.settings.limit / POINTS
     sighted = [s for s in found if s.rule != BLIND] or list(found)
@@ -184,5 +209,5 @@ def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict
 
 
 def rounded(values_P: np.ndarray) -> list[float]:
-    """Values of each prompt with four decimals, for records."""
+    """One value for each prompt [P], rounded to four decimals, as a list for records."""
     return np.round(values_P, 4).tolist()

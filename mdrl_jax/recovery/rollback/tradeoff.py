@@ -50,7 +50,7 @@ class Outcome:
         return float(self.loss_P.mean())
 
     def affordable(self, limit: float) -> bool:
-        """Whether B's mean loss is within a limit, in rewards."""
+        """Whether B's mean loss is at most `limit`, in rewards, up to rounding."""
         return within(self.loss_P, limit)
 
     def record(self) -> dict[str, Any]:
@@ -63,21 +63,27 @@ def outcome(before: Rewards, after: Rewards, domain: str, donor: str) -> Outcome
 
     Args:
       before: rewards [P, k] by domain at θ_T.
-      after: rewards after the rollback, on the same prompts with the same sampling keys.
+      after: rewards [P, k] by domain after the rollback, on the same prompts with the same sampling keys.
       domain: A.
       donor: B.
+
+    Returns:
+      Gain and loss of each prompt, in rewards.
+
+    Raises:
+      KeyError: if the rewards of A or of B are missing.
     """
     gain_PG, loss_PG = after[domain] - before[domain], before[donor] - after[donor]
     return Outcome(gain_PG.mean(axis=1, dtype=np.float64), loss_PG.mean(axis=1, dtype=np.float64))
 
 
 def within(loss_P: Floats, limit: float) -> bool:
-    """Whether the mean of a loss is at most `limit`, in the same unit, up to rounding."""
+    """Whether the mean of a loss over prompts [P] is at most `limit`, in the same unit, up to rounding."""
     return float(loss_P.mean()) <= limit + 1e-9
 
 
 def mean_in_points(difference_P: Floats) -> Record:
-    """The mean of paired differences in rewards, as a record in points."""
+    """The mean of one paired difference for each prompt [P], in rewards, as a record in points with its interval."""
     return paired_difference(difference_P, np.zeros_like(difference_P)).in_points().record(0.0)
 
 
@@ -112,7 +118,8 @@ def carriers(settings: Sequence[Outcome], at: float) -> list[int]:
       at: B's loss, in rewards.
 
     Returns:
-      Positions of one or two settings. If no mixture gains anything, the one setting whose loss is nearest to `at`.
+      Positions in `settings` of one or two settings. If no mixture gains anything, the position of the setting whose
+      loss is nearest to `at`. Empty if there are no settings.
     """
     if not settings:
         return []

@@ -27,13 +27,16 @@ def cascade(
 
     Args:
       rows: one row for each bar, with "term", "start", the column `group` and the columns of `estimate_columns`. Start
-        and estimate are None if the term was not measured.
+        and estimate are None if the term was not measured. All values have the unit that `title` names.
       colours: the colour of each term, in the order of the bars.
       title: what the bars show, with the unit.
       group: the column that tells the small charts apart.
       order: its values, in the order of the charts.
       count: number of charts in a line.
       width: px of each chart.
+
+    Returns:
+      The chart, which holds its own data.
     """
     labelled = [
         row | {"shown": "not measurable" if (x := row["estimate"]) is None else number(x, "+.3g")} for row in rows

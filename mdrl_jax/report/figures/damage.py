@@ -24,7 +24,16 @@ WIDTH = 720  # px of all panels, axes apart
 
 
 def waterfall(records: Records) -> list[Figure]:
-    """First order, second order and remainder of every pair, beside the measured damage; a figure per objective."""
+    """First order, second order and remainder of the damage of every pair, beside the measured damage.
+
+    Returns:
+      One figure for each objective that was measured: `damage-reward` in points, `damage-success-nll` in nats per
+      completion. It has one small chart for each pair of an earlier domain and a later stage.
+
+    Raises:
+      Absent: if `analysis/damage.json` is missing, has no pairs, or has none of the two objectives.
+      UserError: if the record is damaged.
+    """
     pairs, figures = _pairs(records), []
     for objective in _objectives(pairs):
         label, unit, scale = OBJECTIVES[objective]
@@ -43,7 +52,17 @@ def waterfall(records: Records) -> list[Figure]:
 
 
 def agreement(records: Records) -> Figure:
-    """Predicted against measured damage over pairs, by the number of segments in which the path was expanded."""
+    """Predicted against measured damage, a point for each pair of an earlier domain and a later stage.
+
+    Returns:
+      The figure `damage-agreement`, with one line of charts for each objective (the reward in points, the success NLL
+      in nats) and one chart in it for each number of segments in which the path was expanded.
+
+    Raises:
+      Absent: if `analysis/damage.json` is missing, has no pairs, or has no pair with both a prediction and a measured
+        damage.
+      UserError: if the record is damaged.
+    """
     pairs = _pairs(records)
     rows = [r for objective in _objectives(pairs) for pair in pairs for r in _expansions(pair, objective)]
     rows = [r for r in rows if r["predicted"] is not None and r["measured"] is not None]
@@ -68,7 +87,16 @@ def agreement(records: Records) -> Figure:
 
 
 def alphas(records: Records) -> Figure:
-    """Predicted and measured damage along θ* + αD, and the α from which on the prediction fails."""
+    """Predicted and measured damage along θ* + αD, and the α from which on the prediction fails.
+
+    Returns:
+      The figure `damage-path`: one chart for each objective and pair, with α from 0 to 1 on the horizontal axis. The
+      reward is in points, the success NLL in nats.
+
+    Raises:
+      Absent: if `analysis/damage.json` is missing, has no pairs, or has no such curves.
+      UserError: if the record is damaged.
+    """
     pairs = _pairs(records)
     rows = [r for objective in _objectives(pairs) for pair in pairs for r in _curve(pair, objective)]
     if not rows:

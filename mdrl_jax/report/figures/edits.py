@@ -19,7 +19,16 @@ MOST_NUMBERS = 8  # layers; with more, cells are too narrow for a number
 
 
 def histogram(records: Records) -> Figure:
-    """The distribution of the changes of single entries on a log scale, with the share that did not change at all."""
+    """The distribution of |δ| of single entries on a log scale, with the share of entries that did not change at all.
+
+    Returns:
+      The figure `edit-sizes`: a curve for each trained domain, in % of entries for each half decade of |δ|; one chart
+      for fp32 and one after a bf16 cast, if the record has it.
+
+    Raises:
+      Absent: if `analysis/edits.json` is missing, has no domains, or has no histogram.
+      UserError: if the record is damaged.
+    """
     domains = _domains(records)
     rows = _within([r for name, edit in domains.items() for r in _bins(name, edit)])
     casts = distinct(rows, "values")
@@ -62,7 +71,16 @@ def histogram(records: Records) -> Figure:
 
 
 def sparsity(records: Records) -> Figure:
-    """Shares of entries that hardly changed by each rule, fp32 beside bf16, and the participation ratio."""
+    """Shares of entries that hardly changed by each rule, fp32 beside bf16, and the participation ratio.
+
+    Returns:
+      The figure `edit-sparsity`: one chart for each rule (|δ| below a threshold, |δ|/|θ| < 1e-3, both) and one for the
+      participation ratio; every figure is in %.
+
+    Raises:
+      Absent: if `analysis/edits.json` is missing or has no domains.
+      UserError: if the record is damaged.
+    """
     domains = _domains(records)
     rows = [r for name, edit in domains.items() for r in _shares(name, edit)]
     order = distinct(rows, "rule")
@@ -96,7 +114,16 @@ def sparsity(records: Records) -> Figure:
 
 
 def ranks(records: Records) -> Figure:
-    """Effective rank of every matrix's edit, and the share of its entries that hardly changed, by kind and layer."""
+    """Effective rank of every tensor's edit, and the share of its entries that hardly changed, by kind and layer.
+
+    Returns:
+      The figure `edit-modules`: one map of kinds by layers for each domain and figure. The share is that of entries
+      with |δ|/|θ| < 1e-3, in %. A tensor that is no matrix has no rank.
+
+    Raises:
+      Absent: if `analysis/edits.json` is missing, has no domains, or has no figures by layer.
+      UserError: if the record is damaged.
+    """
     domains = _domains(records)
     rows = [r for name, edit in domains.items() for r in _modules(name, edit)]
     if not rows:
@@ -119,7 +146,16 @@ def ranks(records: Records) -> Figure:
 
 
 def neurons(records: Records) -> Figure:
-    """Overlap of the most-changed neurons of every two domains beside chance, and their sign conflict."""
+    """Overlap of the most-changed neurons of every two domains beside chance, and their sign conflict.
+
+    Returns:
+      The figure `edit-neurons`: the Jaccard index as a matrix and with its intervals, and the sign conflict in %, which
+      is the share of opposite signs among the entries in the top 20 % of both edits.
+
+    Raises:
+      Absent: if `analysis/edits.json` is missing, or has no domains or no pairs of domains.
+      UserError: if the record is damaged.
+    """
     record, domains = records.json("analysis/edits.json"), list(_domains(records))
     rows = [r for pair in record["pairs"] for r in _overlaps(pair)]
     if not rows:

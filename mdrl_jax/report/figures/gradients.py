@@ -21,7 +21,15 @@ LONG = 8  # layers; with more, cells are too narrow for a sign
 
 
 def cosines(records: Records) -> Figure:
-    """Cosine of the gradients of every two domains, plain and corrected for noise, at the base and at the peak."""
+    """Cosine of the gradients of every two domains, plain and corrected for noise, at the base and at each peak.
+
+    Returns:
+      The figure `gradient-cosines`. At a peak it shows only the pairs that include the domain of the peak.
+
+    Raises:
+      Absent: if `analysis/gradients.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.
+      UserError: if a record is damaged.
+    """
     rows = [r for place, pair in _pairs(records) for r in _cosines(place, pair)]
     order, pairs = distinct(rows, "place"), distinct(rows, "pair")
     count, width = panels(len(order), 2, WIDTH - 100)
@@ -61,7 +69,16 @@ def cosines(records: Records) -> Figure:
 
 
 def modules(records: Records) -> Figure:
-    """Cosine of the gradients by kind of tensor and layer, with the tensors that measurably conflict or agree."""
+    """Cosine of the gradients by kind of tensor and layer, with the tensors that measurably conflict or agree.
+
+    Returns:
+      The figure `gradient-modules`: one map of kinds by layers for each place (base or peak) and pair. At a peak it
+      shows only the pairs that include the domain of the peak.
+
+    Raises:
+      Absent: if `analysis/gradients.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.
+      UserError: if a record is damaged.
+    """
     found = list(_pairs(records))
     rows = [r for place, pair in found for r in _tensors(place, pair)]
     order = distinct(rows, "place")
@@ -79,7 +96,16 @@ def modules(records: Records) -> Figure:
 
 
 def cancellation(records: Records) -> Figure:
-    """Sums of the positive and of the negative inner products over tensors, and their net."""
+    """Sums of the positive and of the negative inner products over tensors, and their net.
+
+    Returns:
+      The figure `gradient-cancellation`: three bars for each pair, at the base and at each peak, in (loss per unit of
+      parameter)². At a peak it shows only the pairs that include the domain of the peak.
+
+    Raises:
+      Absent: if `analysis/gradients.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.
+      UserError: if a record is damaged.
+    """
     rows = [r for place, pair in _pairs(records) for r in _sums(place, pair)]
     order, pairs = distinct(rows, "place"), distinct(rows, "pair")
     count, width = panels(len(order), 2, WIDTH + 60)

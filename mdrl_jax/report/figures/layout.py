@@ -44,6 +44,9 @@ def side_by_side(chart: Layers, column: str, order: Sequence[str], count: int, *
       order: the values, in the order of the small charts.
       count: number of small charts in a line.
       **more: further arguments of Altair's `facet`.
+
+    Returns:
+      One chart that holds the small charts, each under its value of the column.
     """
     header = alt.Header(title=None, labelFontWeight=600, labelAnchor="start")
     return chart.facet(facet=alt.Facet(f"{column}:N", sort=list(order), header=header), columns=count, **more)
@@ -53,10 +56,12 @@ def tensor_axes(rows: Sequence[Row]) -> tuple[alt.X, alt.Y, int, int]:
     """The axes of a map of tensors.
 
     Args:
-      rows: the data of the map, with the columns "layer" and "kind".
+      rows: the data of the map, with the columns "layer" (the number of the layer as text, or `NO_LAYER`) and "kind"
+        (the kind of tensor, for example "gate").
 
     Returns:
-      (x axis of layers, y axis of kinds, number of layers, number of kinds).
+      (x axis of layers, y axis of kinds, number of layers, number of kinds). `NO_LAYER` counts as a layer, the first
+      one.
     """
     layers = sorted(distinct(rows, "layer"), key=lambda x: -1 if x == NO_LAYER else int(x))
     kinds = by_module(distinct(rows, "kind"))
@@ -65,7 +70,10 @@ def tensor_axes(rows: Sequence[Row]) -> tuple[alt.X, alt.Y, int, int]:
 
 
 def by_module(kinds: Iterable[str]) -> list[str]:
-    """Sorts kinds of tensors in the order of `MODULES`; the bias or norm of a projection comes right after it."""
+    """Sorts kinds of tensors in the order of `MODULES`, each once; a projection's bias or norm comes right after it.
+
+    Kinds that `MODULES` does not have come last, in the order of the alphabet.
+    """
 
     def place(kind: str) -> tuple[int, str]:
         known = kind if kind in MODULES else kind.split("_")[0]

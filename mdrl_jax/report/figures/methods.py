@@ -30,7 +30,16 @@ UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)
 
 
 def frontier(records: Records) -> Figure:
-    """The gain of each method on the domain that lost most, against its worst collateral."""
+    """The gain of each method on the domain that lost most, against its worst collateral, in points.
+
+    Returns:
+      The figure `methods`: a point for each method that has both figures, and the plain sequence at 0. Gain and
+      collateral are differences from the end of the plain sequence, paired over test prompts.
+
+    Raises:
+      Absent: if there are no evaluations, if only the plain sequence was run, or if no domain fell in it.
+      UserError: if a record is damaged.
+    """
     run, table = _compared(records)
     focus = table.focus
     if focus is None:
@@ -58,7 +67,16 @@ def frontier(records: Records) -> Figure:
 
 
 def comparison(records: Records) -> Table:
-    """Average, the domain that lost most, the worst collateral, and the cost beyond the plain sequence."""
+    """Average, the domain that lost most, the worst collateral, and the cost beyond the plain sequence.
+
+    Returns:
+      The table `methods-table`, a row for each method. Scores and collateral are in points; costs are optimizer steps,
+      FLOPs and seconds. A figure that is not known is "–".
+
+    Raises:
+      Absent: if there are no evaluations, or if only the plain sequence was run.
+      UserError: if a record is damaged.
+    """
     _, table = _compared(records)
     most = max((abs(_value(row, "flops") or 0.0) for row in table.rows), default=0.0)
     prefix, size = next((u for u in UNITS if most >= u[1]), UNITS[-1])
@@ -125,12 +143,19 @@ def _cost(row: Method, what: str, size: float = 1.0) -> str:
 
 
 def symlog(x: float) -> float:
-    """The symmetric log scale of Vega: linear near 0, logarithmic away from it."""
+    """The symmetric log scale of Vega: linear near 0, logarithmic away from it.
+
+    Args:
+      x: a value in points.
+
+    Returns:
+      sign(x) · log(1 + |x| / `SYMLOG`), the position on the axis up to a factor.
+    """
     return math.copysign(math.log1p(abs(x) / SYMLOG), x)
 
 
 def unsymlog(t: float) -> float:
-    """The inverse of `symlog`."""
+    """The inverse of `symlog`: the value in points at a position that `symlog` returned."""
     return math.copysign(SYMLOG * math.expm1(abs(t)), t)
 
 

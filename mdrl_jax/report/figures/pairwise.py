@@ -30,6 +30,10 @@ def places(records: Records, path: str) -> Iterator[tuple[str, str, Any]]:
 
     Yields:
       For each point: `BASE` or `PEAK`; the domain whose peak the point is, "" at the base; and the entry.
+
+    Raises:
+      Absent: on the first step, if the record or `analysis/settings.json` is missing.
+      UserError: on the first step, if one of them is damaged.
     """
     points = records.json(path)
     own = {s["name"]: s["domain"] for s in records.json("analysis/settings.json")["stages"]}
@@ -58,9 +62,13 @@ def matrix(rows: Sequence[Row], domains: Sequence[str], title: str) -> alt.Layer
     """The estimates as the upper half of a matrix.
 
     Args:
-      rows: the data, with the columns of `estimate_columns` and "a" and "b", where a comes before b in `domains`.
+      rows: the data, with the columns of `estimate_columns` and `null_columns`, and "a" and "b", where a comes before b
+        in `domains`. No estimate is negative: the colours start at 0.
       domains: names of the domains, in the order of the matrix.
       title: what the estimates are.
+
+    Returns:
+      The chart, which holds its own data.
     """
     known = [r["estimate"] for r in rows if r["estimate"] is not None]
     high = max(known, default=0.0) or 1.0
@@ -104,7 +112,10 @@ def beside_chance(
       series: the values of this column, in order.
       labels: whether pairs and colours are named; without labels, a chart beside it names them.
       height: px of each pair.
-      dashed: a value to compare with, drawn as a dashed line.
+      dashed: a value to compare with, in the unit of the estimates, drawn as a dashed line; None draws no line.
+
+    Returns:
+      The chart, which holds its own data.
     """
     shown = estimate_tips(["pair", by] if by else ["pair"], title, null=True)
     axis = alt.Axis(grid=True) if labels else alt.Axis(labels=False, ticks=False, grid=True)

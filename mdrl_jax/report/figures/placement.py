@@ -91,7 +91,8 @@ def around(x: float, y: float, width: float) -> list[Box]:
       width: width of the boxes.
 
     Returns:
-      For each of `DISTANCES` a box in each of `DIRECTIONS` directions; the edge of the box has that distance.
+      For each of `DISTANCES` a box in each of `DIRECTIONS` directions. The distance is from the point to the nearest
+      edge of the box, in this direction. Boxes may lie outside the chart (`inside`).
     """
     boxes = []
     for distance in DISTANCES:

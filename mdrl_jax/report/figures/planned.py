@@ -23,7 +23,15 @@ SIDE = 330  # px
 
 
 def plan(records: Records) -> Figure:
-    """The most promising actions: forecast change of the mean over domains, and of the worst other domain."""
+    """The most promising actions: forecast change of the mean over domains, and of the worst other domain, in points.
+
+    Returns:
+      The figure `plan`, with the `TOP` actions of the largest forecast mean, the pick, and doing nothing.
+
+    Raises:
+      Absent: if `recovery/plan.json` is missing.
+      UserError: if the record is damaged.
+    """
     record = records.json("recovery/plan.json")
     ranked = sorted(record["actions"], key=lambda a: (-a["average_change"]["estimate"], a["rank"]))
     kept = {a["name"]: a for a in ranked[:TOP]}
@@ -47,7 +55,12 @@ def plan(records: Records) -> Figure:
 
 
 def short(action: Record) -> str:
-    """An action in a few words."""
+    """An action in a few words, for example "refresh math, 5 steps".
+
+    Args:
+      action: one entry of the "actions" of `recovery/plan.json`. Its "kind" is "nothing", "refresh" (with "domain" and
+        "steps") or "rollback" (with "domain", "donor", "fraction", "strength" and "rule").
+    """
     if action["kind"] == "nothing":
         return "do nothing"
     if action["kind"] == "refresh":
@@ -89,7 +102,15 @@ def _panel(rows: Sequence[Record], name: str, title: str, mark: float) -> Any:
 
 
 def outcomes(records: Records) -> Figure:
-    """Forecast against outcome of every action that was tried: for the mean over domains and for each domain."""
+    """Forecast against outcome of every action that was tried, in points: the mean over domains, and each domain.
+
+    Returns:
+      The figure `outcomes`: one chart of the mean over domains, and one of the single domains.
+
+    Raises:
+      Absent: if `recovery/outcomes.json` is missing or holds no action.
+      UserError: if a record is damaged.
+    """
     record = records.json("recovery/outcomes.json")
     means, cells = [], []
     pick, best = ((record["regret"] or {}).get(key) for key in ("pick", "best"))
@@ -166,7 +187,17 @@ def _scatter(rows: Sequence[Record], by: str, scale: alt.Scale, title: str, bars
 
 
 def orders(records: Records) -> list[Figure]:
-    """Total damage of every order of the domains, forecast from the solo edits, and measured where an order was run."""
+    """Total damage of every order of the domains, forecast from the solo edits, and measured where an order was run.
+
+    Returns:
+      One figure for each objective that has a forecast: `orders` for the reward and `orders-success-nll` for the
+      success NLL. The forecast has the unit of its record; the measured total loss is in points. Only the best, the
+      worst and those that were run are shown if there are more than `ORDERS` orders.
+
+    Raises:
+      Absent: if `recovery/orders.json` is missing, or no order has a forecast.
+      UserError: if the record is damaged.
+    """
     record = records.json("recovery/orders.json")
     ranked = {
         name: [r for r in found["orders"] if r["total"]["estimate"] is not None] for name, found in record.items()

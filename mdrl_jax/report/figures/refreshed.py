@@ -21,12 +21,30 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 
 
 
 def curves(records: Records) -> list[Figure]:
-    """Scores of all domains and the recovery fraction against the step of each refresh."""
+    """Scores of all domains and the recovery fraction against the step of each refresh.
+
+    Returns:
+      One figure for each refresh, with the name of its stage. Scores are in points, on validation prompts. The recovery
+      fraction is 1 at the score of the peak; it is not drawn if no step has one.
+
+    Raises:
+      Absent: if there is no `recovery/refresh-*.json`.
+      UserError: if a record is damaged.
+    """
     return [_curves(records.json(path)) for path in records.files("recovery/refresh-*.json")]
 
 
 def contraction(records: Records) -> list[Figure | Table]:
-    """The distance to the peak in each conflict subspace S and outside it, and its mean factor per step."""
+    """The distance to the peak in each conflict subspace S and outside it, step by step, and its mean factor per step.
+
+    Returns:
+      For each refresh that followed conflict subspaces: the figure `STAGE-contraction`, with distances relative to step
+      0, and the table `STAGE-factors`.
+
+    Raises:
+      Absent: if there is no `recovery/refresh-*.json`, or no refresh followed a conflict subspace.
+      UserError: if a record is damaged.
+    """
     found: list[Figure | Table] = []
     refreshes = [records.json(path) for path in records.files("recovery/refresh-*.json")]
     for record in refreshes:

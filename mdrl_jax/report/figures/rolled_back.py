@@ -24,12 +24,32 @@ CONTROLS = {
 
 
 def sweep(records: Records) -> list[Figure]:
-    """Gain against loss of every set that was tried, on validation prompts."""
+    """Gain of the domain against loss of the donor for every set of coordinates that was tried, in points.
+
+    Each point is a set, scored on validation prompts. Lines are the controls. The chosen set, if there is one, is
+    marked twice: with its figures on validation prompts, and with those on test prompts.
+
+    Returns:
+      One figure for each record `recovery/rollback-*.json`, with the name of its stage.
+
+    Raises:
+      Absent: if there is no such record.
+      UserError: if a record is damaged.
+    """
     return [_sweep(r) for r in _rollbacks(records)]
 
 
 def at_equal_loss(records: Records) -> list[Figure]:
-    """The chosen set's gain minus each control's at the same loss of the donor, on test prompts."""
+    """The chosen set's gain minus each control's at the same loss of the donor, in points, on test prompts.
+
+    Returns:
+      One figure `STAGE-controls` for each record `recovery/rollback-*.json` in which a set was chosen; a line for each
+      control.
+
+    Raises:
+      Absent: if there is no such record, or if no rollback chose a set.
+      UserError: if a record is damaged.
+    """
     found = [_at_equal_loss(r) for r in _rollbacks(records) if "test" in r]
     if not found:
         raise Absent("no rollback found a set that gains anything within the limit, so none was compared with controls")
@@ -37,7 +57,17 @@ def at_equal_loss(records: Records) -> list[Figure]:
 
 
 def fractions(records: Records) -> list[Figure]:
-    """Gain and loss against the share of coordinates taken back, for each rule and place, at strength 1."""
+    """Gain and loss, in points, against the share of all coordinates that is taken back, for each rule and place.
+
+    It shows the sets of strength 1, scored on validation prompts. A place is all coordinates or the shared route.
+
+    Returns:
+      One figure `STAGE-fractions` for each record `recovery/rollback-*.json`.
+
+    Raises:
+      Absent: if there is no such record.
+      UserError: if a record is damaged.
+    """
     return [_fractions(r) for r in _rollbacks(records)]
 
 

@@ -28,7 +28,16 @@ ROOM = 0.04  # room beyond the intervals, as a share of the range
 
 
 def overlap(records: Records) -> Figure:
-    """Jaccard of the routes of every two domains, at the base and at each peak, beside its value by chance."""
+    """Jaccard of the routes of every two domains, at the base and at each peak, beside its value by chance.
+
+    Returns:
+      The figure `route-overlap`, for MLP neurons and for attention heads. At a peak it shows only the pairs that
+      include the domain of the peak.
+
+    Raises:
+      Absent: if `analysis/routes.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.
+      UserError: if a record is damaged.
+    """
     found = pairwise.places(records, "analysis/routes.json")
     rows = [
         r
@@ -60,7 +69,16 @@ def overlap(records: Records) -> Figure:
 
 
 def effects(records: Records) -> Figure:
-    """First-order effect of a later edit, on the shared route and outside it, against the measured transfer."""
+    """First-order effect of a later edit, on the shared route and outside it, against the measured transfer.
+
+    Returns:
+      The figure `route-effects`, a point for each pair of an earlier domain and a later stage. The effect is −g·δ; both
+      axes are in points.
+
+    Raises:
+      Absent: if `analysis/damage.json` is missing, or has no effects on a shared route.
+      UserError: if the record is damaged.
+    """
     transfers = [t for t in records.json("analysis/damage.json")["transfers"] if t["effect"]]
     rows = [r for t in transfers for r in _effects(t)]
     if not rows:
@@ -103,7 +121,15 @@ def effects(records: Records) -> Figure:
 
 
 def edit_cosines(records: Records) -> Figure:
-    """Cosine of two domains' edits on the neurons that both routes share, and on all others."""
+    """Cosine of two domains' edits on the neurons that both routes share, and on all others.
+
+    Returns:
+      The figure `route-edit-cosines`, with two estimates for each pair, beside their values by chance.
+
+    Raises:
+      Absent: if `analysis/routes.json` or `analysis/settings.json` is missing, or the first has no shared routes.
+      UserError: if a record is damaged.
+    """
     rows = [
         {"pair": pairwise.name((own, other)), "where": where, "neurons": sum(map(len, shared["neurons"]))}
         | estimate_columns(shared["edit_cosine"][key])

@@ -20,7 +20,16 @@ KINDS = {
 
 
 def costs(records: Records) -> Figure:
-    """The time of every stage; tooltips add its steps, tokens and FLOPs."""
+    """The time of every stage in seconds; tooltips add its steps, tokens and FLOPs.
+
+    Returns:
+      The figure `costs`, a bar for each record `costs/*.json`. FLOPs count the model only; scoring and analysis are
+      left out.
+
+    Raises:
+      Absent: if there is no such record.
+      UserError: if a record is damaged.
+    """
     found = [records.json(path) for path in records.files("costs/*.json")]
     rows = [
         {
@@ -64,7 +73,15 @@ def costs(records: Records) -> Figure:
 
 
 def versions(records: Records) -> Table:
-    """Versions of packages, devices, and the revision of the source."""
+    """Versions of packages, devices, and the revision of the source, from `config.json`.
+
+    Returns:
+      The table `versions`.
+
+    Raises:
+      Absent: if `config.json` is missing.
+      UserError: if it is damaged.
+    """
     record = records.json("config.json")
     rows = [(name, str(value)) for name, value in record["versions"].items() if value]
     devices = [f"{len(list(group))} × {kind}" for kind, group in itertools.groupby(record["devices"], _kind)]
@@ -73,7 +90,15 @@ def versions(records: Records) -> Table:
 
 
 def configuration(records: Records) -> Table:
-    """The whole resolved configuration, one row for each field."""
+    """The whole resolved configuration from `config.json`, one row for each field.
+
+    Returns:
+      The table `configuration`. A field in a section has its path with dots as its name, for example "train.steps".
+
+    Raises:
+      Absent: if `config.json` is missing.
+      UserError: if it is damaged.
+    """
     rows = list(_flat(records.json("config.json")["config"]))
     return Table("configuration", "Configuration", ("field", "value"), rows, "`--config.FIELD=VALUE` sets a field.")
 
@@ -92,7 +117,12 @@ def _flat(value: Any, name: str = "") -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """One prompt of a domain with the first completion after each stage: (stage, completion, reward)."""
+    """One prompt of a domain with the first completion after each stage.
+
+    Attributes:
+      domain, prompt: name of the domain, and text of the prompt.
+      replies: (stage, text of the completion, reward in [0, 1]) of each stage, in the order of the stages.
+    """
 
     domain: str
     prompt: str
@@ -104,10 +134,14 @@ def samples(records: Records, prompts: int = 3) -> list[Reading]:
 
     Args:
       records: the work folder.
-      prompts: number of prompts of each domain.
+      prompts: largest number of prompts of each domain.
+
+    Returns:
+      The readings, domain by domain; none of a domain if no prompt of it has a completion of every stage.
 
     Raises:
       Absent: if there are no completions yet.
+      UserError: if a file is damaged.
     """
     stages: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for path in records.files("samples/*.jsonl"):

@@ -17,7 +17,15 @@ ROW_HEIGHT, CELL_WIDTH = 30, 118
 
 
 def matrix(records: Records) -> Figure:
-    """The score of every domain after every stage, as a heat map."""
+    """The score of every domain after every stage, in points, as a heat map.
+
+    Returns:
+      The figure `scores`, whose cells have the standard error over prompts.
+
+    Raises:
+      Absent: if no stage has been scored yet.
+      UserError: if an evaluation is damaged or does not fit the others.
+    """
     found = records.matrix()
     rows = _cells(found)
     scored = [r["score"] for r in rows if r["score"] is not None]
@@ -49,7 +57,15 @@ def matrix(records: Records) -> Figure:
 
 
 def paths(records: Records) -> Figure:
-    """Each domain's score along the sequence from the base, and after refreshes and rollbacks."""
+    """Each domain's score along the sequence from the base, and after refreshes and rollbacks, in points.
+
+    Returns:
+      The figure `paths`.
+
+    Raises:
+      Absent: if fewer than two stages of the path have been scored.
+      UserError: if an evaluation is damaged or does not fit the others.
+    """
     found = records.matrix()
     along = path_rows(found)
     end = along[-1] if along else 0
@@ -92,7 +108,16 @@ def paths(records: Records) -> Figure:
 
 
 def transfer(records: Records) -> Table:
-    """Backward and forward transfer, forgetting, and the gain and cost of each recovery stage."""
+    """Backward and forward transfer, forgetting, and the gain and cost of each recovery stage.
+
+    Returns:
+      The table `transfer`, a row for each figure of `tables.transfer.quantities`. A figure that the run cannot give is
+      "–", with the reason as its remark.
+
+    Raises:
+      Absent: if no stage has been scored yet.
+      UserError: if an evaluation is damaged or does not fit the others.
+    """
     found = quantities(records.matrix())
     return Table(
         "transfer",

@@ -21,7 +21,15 @@ UNITS = {"reward": ("points", 100.0)}
 
 
 def captured(records: Records) -> Figure:
-    """The share c(k) of the second-order damage in S, beside that of baseline subspaces of equal dimension."""
+    """The share c(k) of the second-order damage in S, beside that of baseline subspaces of equal dimension.
+
+    Returns:
+      The figure `captured`: one chart for each pair and objective, with the dimension k on the horizontal axis.
+
+    Raises:
+      Absent: if `analysis/subspace.json` is missing, has no pair with a subspace, or no share could be measured.
+      UserError: if the record is damaged.
+    """
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _shares(pair)]
     if all(r["estimate"] is None for r in rows):
@@ -52,7 +60,16 @@ def captured(records: Records) -> Figure:
 
 
 def spectrum(records: Records) -> Figure:
-    """Leading eigenvalues of P_ℛHP_ℛ from each half of the prompts, and the null of the largest one."""
+    """Leading eigenvalues of P_ℛHP_ℛ from each half of the prompts, and the null of the largest one.
+
+    Returns:
+      The figure `spectrum`: one column of charts for each objective, one chart for each pair. Eigenvalues of the reward
+      are in points per unit², others in the unit of the record per unit².
+
+    Raises:
+      Absent: if `analysis/subspace.json` is missing, or has no pair with a subspace.
+      UserError: if the record is damaged.
+    """
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _eigenvalues(pair)]
     objectives = distinct(rows, "objective")
@@ -76,7 +93,16 @@ def spectrum(records: Records) -> Figure:
 
 
 def ladder(records: Records) -> Figure:
-    """½DᵀHD split on the route and on S into the parts inside and outside and the cross term."""
+    """½DᵀHD split on the route and on S into the parts inside and outside and the cross term.
+
+    Returns:
+      The figure `ladder`: one column of waterfall charts for each objective, one chart for each pair. Damage of the
+      reward is in points, other damage in the unit of the record.
+
+    Raises:
+      Absent: if `analysis/subspace.json` is missing, or has no pair with a subspace.
+      UserError: if the record is damaged.
+    """
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _rungs(pair)]
     objectives = distinct(rows, "objective")

@@ -14,7 +14,11 @@ COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
 def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Each claim in three lines: the verdict; its figure, interval, null and published figure; the reason."""
+    """Each claim in three lines: the verdict; its figure, interval, null and published figure; the reason.
+
+    Args:
+      claims: the records of `claims.json` (`claims.verdicts.judge`).
+    """
     lines = ["claims"]
     for claim in claims:
         colour = COLOURS[claim["verdict"]]
@@ -26,7 +30,11 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """A line for each claim: the verdict, its figure with interval, and the null."""
+    """A line for each claim: the verdict, its figure with interval, and the null.
+
+    Args:
+      claims: the records of `claims.json` (`claims.verdicts.judge`).
+    """
     table = Table(box=box.SIMPLE, title_justify="left", title="claims (reasons are in claims.json)")
     for heading, justify in (("", "left"), ("verdict", "left"), ("value", "right"), ("95 % interval", "left")):
         table.add_column(heading, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
@@ -41,7 +49,10 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
     """For every domain and later stage: first and second order, prediction, measured damage and remainder.
 
-    The reward is in points and the success NLL in nats.
+    The reward is in points and the success NLL in nats. The 95 % interval is that of the measured damage.
+
+    Args:
+      pairs: the "pairs" of `analysis/damage.json`.
     """
     table = Table(box=box.SIMPLE, title_justify="left", title="damage: reward in points, success NLL in nats")
     table.add_column("domain", no_wrap=True)
@@ -61,7 +72,11 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def summary(found: Mapping[str, Any]) -> RenderableType:
-    """The table of damage, the agreement of prediction and measurement over pairs, and the verdicts."""
+    """The table of damage, the agreement of prediction and measurement over pairs, and the verdicts.
+
+    Args:
+      found: {"damage": the content of `analysis/damage.json`, "claims": the records of `claims.json`}.
+    """
     lines = []
     for name, figures in found["damage"]["agreement"].items():
         spearman, r2 = figures["spearman"], figures["r_squared"]
@@ -74,12 +89,16 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
 
 
 def number(value: float | None, scale: float = 1.0) -> str:
-    """A figure times `scale` with three significant digits, as plain text."""
+    """A figure times `scale` with three significant digits, as plain text; "–" for None."""
     return "–" if value is None else f"{scale * value:.3g}"
 
 
 def null_text(null: Any) -> str:
-    """A claim's null as plain text: a number, an interval, or the mean and central 95 % of a drawn null."""
+    """A claim's null as plain text.
+
+    Args:
+      null: a number, an interval [low, high], {"mean", "low", "high"} of a drawn null, or None, which gives "–".
+    """
     if isinstance(null, Mapping):
         return figure_text(null["mean"], [null["low"], null["high"]], ".3g")
     if isinstance(null, Sequence):

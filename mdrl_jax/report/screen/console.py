@@ -31,6 +31,9 @@ class Screen:
     Args:
       log: path of the log file, to which lines are added; None for no log.
       output: the mode, a key of `outputs.OUTPUTS`.
+
+    Raises:
+      KeyError: if `output` is no mode.
     """
 
     def __init__(self, log: Path | None, output: str = "screen"):
@@ -50,17 +53,27 @@ class Screen:
             self._log.file.close()
 
     def print(self, *renderables: Any, final: bool = False) -> None:
-        """Prints text or rich renderables in both places. `final` marks the final lines, which mode quiet shows too."""
+        """Prints to standard output and to the log file.
+
+        Args:
+          *renderables: text with the markup of rich, or rich renderables.
+          final: marks the final lines, which mode quiet shows too.
+        """
         self._output.show(*renderables, final=final)
         self._note(*renderables)
 
     def warn(self, text: str) -> None:
-        """Prints one line that every mode shows."""
+        """Prints one line of plain text, after "warning: ", in every mode and to the log file."""
         self._output.warn(text)
         self._note(Text(f"warning: {text}"))
 
     def event(self, name: str, **fields: Any) -> None:
-        """Emits an event for programs; only mode json prints it."""
+        """Emits an event for programs; only mode json prints it, and the log file does not have it.
+
+        Args:
+          name: name of the event.
+          **fields: its fields, which JSON can hold (the docstring of `outputs` lists them).
+        """
         self._output.event(name, fields)
 
     def track(self, label: str, total: int, done: int, items: Iterable[tuple[int, str, Any]]) -> Iterator[Any]:
@@ -70,7 +83,7 @@ class Screen:
           label: name of the step.
           total: number of pieces in all.
           done: pieces that were done before.
-          items: (pieces done, text beside the bar, value) of each item.
+          items: (pieces done with this item, text beside the bar, value) of each item.
         """
         with self._watched(Step(label, total)) as show:
             show(done, "compiling")
@@ -82,9 +95,16 @@ class Screen:
     def steps(self, label: str, total: int) -> Iterator[Show]:
         """Shows a bar for work that reports its own progress.
 
-        Yields a function that takes (pieces done, what is being done). The first report may start above 0, if pieces
-        were done before this run. If the work ends without an error, the bar ends at `total`. A report raises
-        `preemption.Stopped` if the run was asked to stop.
+        Args:
+          label: name of the step.
+          total: number of pieces; if it is 0, nothing is shown and no report raises.
+
+        Yields:
+          A function to call with (pieces done, what is being done). The first report may start above 0, if pieces were
+          done before this run. If the work ends without an error, the bar ends at `total`.
+
+        Raises:
+          preemption.Stopped: in a report, if the run was asked to stop.
         """
         step = Step(label, total)
         if not total:

@@ -1,8 +1,8 @@
 """Where a command's text, events and progress go: a terminal, plain lines, the final lines only, or JSON lines.
 
 The events and their fields: message {text}; progress {label, done, total, text, seconds_left}; scores {rows}; claims
-{claims}; program {the row of a program that the command `fit` compiled}; done {seconds, and fields of the command such
-as the folder that it wrote}. A number that is not finite becomes null.
+{claims}; program {topology, model, and the record of a program that the command `fit` compiled}; done {seconds, and
+fields of the command such as the folder that it wrote}. A number that is not finite becomes null.
 """
 
 import contextlib
@@ -33,15 +33,25 @@ class Output(Protocol):
     """Where text, events and progress go."""
 
     def show(self, *renderables: Any, final: bool) -> None:
-        """Shows text or rich renderables. `final` marks the final lines of a command."""
+        """Shows text or rich renderables.
+
+        Args:
+          *renderables: text with the markup of rich, or rich renderables.
+          final: marks the final lines of a command.
+        """
         ...
 
     def warn(self, text: str) -> None:
-        """Shows one line that must not be missed."""
+        """Shows one line of plain text that must not be missed, after "warning: "."""
         ...
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        """Emits an event for programs."""
+        """Emits an event for programs; only `JsonLines` writes it.
+
+        Args:
+          name: name of the event.
+          fields: its fields, which JSON can hold.
+        """
         ...
 
     def watch(self, step: Step) -> contextlib.AbstractContextManager[Callable[[], None]]:
@@ -158,7 +168,7 @@ class JsonLines:
 
 
 def screen() -> Output:
-    """Bars on a terminal, plain lines elsewhere."""
+    """The output of the mode screen: bars if standard output is a terminal, otherwise plain lines."""
     return Terminal() if stdout_console().is_interactive else Lines()
 
 
@@ -173,7 +183,10 @@ def stdout_console() -> Console:
 
 
 def write(console: Console, *renderables: Any) -> None:
-    """Prints to a console. If it is not a terminal, text is not wrapped, so a line stays one line, however long."""
+    """Prints text with the markup of rich, or rich renderables, to a console.
+
+    If the console is not a terminal, text is not wrapped, so a line stays one line, however long.
+    """
     whole = not console.is_terminal and all(isinstance(x, str | Text) for x in renderables)
     console.print(*renderables, highlight=False, crop=False, soft_wrap=whole)
 

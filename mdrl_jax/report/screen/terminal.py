@@ -20,7 +20,8 @@ def score_table(matrix: Matrix) -> RenderableType:
     """Stages by domains: score ± standard error in points, and the plain mean over domains.
 
     An asterisk marks the domain that a stage trained. The accuracy judges the same replies regardless of style. If it
-    differs from the score, it follows as a dim block.
+    differs from the score, a second block shows it, dim and in the same form. A score that is not known is "–"; so is
+    the mean of a stage that lacks one.
     """
     scores = _block("score", matrix, matrix.score_SD, matrix.stderr_SD, "")
     if not np.isfinite(matrix.accuracy_SD).any() or np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True):
@@ -51,7 +52,12 @@ def summary(matrix: Matrix) -> RenderableType:
 
 
 def places(root: Path, seconds: float) -> RenderableType:
-    """How long a command took, and where the files are that it wrote. A long path is not wrapped."""
+    """How long a command took, and where the files are that it wrote. A long path is not wrapped.
+
+    Args:
+      root: the work folder. The page and the TensorBoard folder are named only if they exist.
+      seconds: how long the command took.
+    """
     page, board = root / "report" / "index.html", root / "tensorboard"
     where: dict[str, object] = {"page": page} if page.exists() else {}
     where["work folder"] = root

@@ -26,12 +26,15 @@ SIDE = 330  # px of a panel
 def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Reads the analysis of each work folder.
 
+    Args:
+      workdirs: work folders, one for each seed.
+
     Returns:
       For each folder the content of its `analysis/damage.json`, with that of `claims.json` under "claims". The list is
-      empty if no folder has an analysis.
+      empty if no folder has a `claims.json`.
 
     Raises:
-      UserError: if only some of the folders have an analysis.
+      UserError: if only some of the folders have a `claims.json`, or a record is missing or damaged.
     """
     have = [w for w in workdirs if (Path(w) / "claims.json").exists()]
     if not have:
@@ -46,10 +49,13 @@ def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def text(damage: Sequence[dict[str, Any]]) -> str:
-    """The table as text, from what `load` returns.
+    """The table as text.
 
-    It has the agreement by objective and number of segments, the α at which the second-order prediction fails, and the
-    verdicts of each seed.
+    It has the agreement by objective and number of segments, the α at which the second-order prediction of the success
+    NLL fails, and the verdicts of each seed.
+
+    Args:
+      damage: what `load` returns, not empty.
     """
     lines = ["predicted against measured damage: Spearman and R², means over seeds [95 %]"]
     for name, (label, _) in SHOWN.items():
@@ -81,19 +87,27 @@ def agreement(points: Sequence[dict[str, Any]]) -> dict[str, Estimate | None]:
     """Agreement of predicted with measured damage, with intervals over seeds.
 
     Args:
-      points: as `_points` yields them.
+      points: for each pair and seed {"predicted", "measured", "seed"}: predicted and measured damage in one unit, and
+        the seed of the run. More keys do no harm.
 
     Returns:
-      {"Spearman", "R²"}; None for a figure that cannot be measured.
+      {"Spearman", "R²"}: means over seeds; None for a figure that cannot be measured. If all points have one seed, they
+      are the figures of that seed, with intervals over its pairs.
     """
     x, y, seeds = ([p[k] for p in points] for k in ("predicted", "measured", "seed"))
     return {"Spearman": spearman(x, y, seeds), "R²": r_squared(x, y, seeds)}
 
 
 def picture(damage: Sequence[dict[str, Any]]) -> Figure:
-    """Predicted against measured damage, one panel for each objective.
+    """Predicted against measured damage, one panel for each objective: the reward in points, the success NLL in nats.
 
     A hollow point is the expansion in one segment, a filled point the one in the largest number of segments.
+
+    Args:
+      damage: what `load` returns, not empty.
+
+    Returns:
+      The figure `damage-over-seeds`; its rows are the points.
     """
     pairs = list(dict.fromkeys(f"{p['domain']} after {p['stage']}" for d in damage for p in d["pairs"]))
     rows, panels = [], []
@@ -115,7 +129,12 @@ def picture(damage: Sequence[dict[str, Any]]) -> Figure:
 
 
 def save_plot(path: str | Path, damage: Sequence[dict[str, Any]]) -> None:
-    """Writes the picture as PNG."""
+    """Writes the picture as PNG.
+
+    Args:
+      path: the PNG file, which is replaced if it exists.
+      damage: what `load` returns, not empty.
+    """
     write_bytes(path, picture(damage).png())
 
 

@@ -38,9 +38,10 @@ class Matrix:
       rewards: for each stage the rewards by domain, [prompts, samples] in [0, 1]. A domain that was not evaluated after
         a stage is absent there.
       accuracy: the same replies judged regardless of style, in the form of `rewards`.
-      seed: seed of the run.
+      seed: seed of the run; None if the records do not say.
       score_SD, accuracy_SD: means in points [S, D], NaN where a domain was not evaluated.
-      stderr_SD, accuracy_stderr_SD: their standard errors [S, D], with the prompt as the cluster.
+      stderr_SD, accuracy_stderr_SD: their standard errors in points [S, D], with the prompt as the cluster; NaN where a
+        domain was not evaluated, infinite if it has a single prompt.
     """
 
     stages: tuple[str, ...]
@@ -71,7 +72,7 @@ class Quantity:
     detail: str = ""
 
     def record(self) -> dict[str, Any]:
-        """The figure as JSON (`Estimate.record`); without an estimate it has the reason."""
+        """The figure as JSON (`Estimate.record`); without an estimate it has the reason (`stats.estimate.missing`)."""
         return statistics.missing(self.reason) if self.estimate is None else self.estimate.record()
 
 
@@ -79,7 +80,7 @@ def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
     """The matrix of a work folder, from its `evaluations/*.json`; arguments and errors also as in `build`.
 
     Raises:
-      UserError: if the folder has no evaluations.
+      UserError: if the folder has no evaluations, or one of them is damaged.
     """
     paths = sorted(Path(workdir).glob("evaluations/*.json"))
     if not paths:
@@ -107,7 +108,12 @@ def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None
 
 
 def resample(matrix: Matrix, rng: np.random.Generator) -> Matrix:
-    """The matrix of prompts drawn with replacement. Each domain has one draw, which all stages share."""
+    """The matrix of prompts drawn with replacement, as many as each domain has. All stages share the draw of a domain.
+
+    Args:
+      matrix: the scores.
+      rng: of the draws; the call changes its state.
+    """
     sizes = {d: row[d].shape[0] for row in matrix.rewards for d in row}
     rows = {d: rng.integers(0, n, n) for d, n in sizes.items()}
 
@@ -203,7 +209,15 @@ def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, det
 
 
 def average(name: str, terms: Sequence[Quantity]) -> Quantity:
-    """The plain average over domains. If one domain has no estimate, the average has none, for the same reason."""
+    """The plain average over domains. If one domain has no estimate, the average has none, for the same reason.
+
+    Args:
+      name: name of the resulting figure.
+      terms: one figure for each domain, at least one, all in one unit.
+
+    Returns:
+      The average in the unit of the terms (`stats.estimate.independent_mean`).
+    """
     missing = [q.reason for q in terms if q.estimate is None]
     if missing:
         return Quantity(name, None, missing[0])

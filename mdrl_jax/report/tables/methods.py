@@ -71,8 +71,8 @@ class Method:
 
     Attributes:
       name: the stage, or `PLAIN`.
-      cells: a figure for each of `SCORES` and `COSTS`.
-      worst: the domain of the collateral in each seed.
+      cells: a figure for each of `SCORES` (in points) and `COSTS` (steps, FLOPs, seconds).
+      worst: the domain of the collateral in each seed that has one, in the order of the seeds.
     """
 
     name: str
@@ -118,7 +118,12 @@ class MethodsTable:
         return "\n".join(line.rstrip() for line in lines if line.strip()) + "\n"
 
     def record(self) -> dict[str, Any]:
-        """The same as a JSON document."""
+        """The same as a JSON document.
+
+        Returns:
+          {"seeds", "focus", "methods"}: for each method {"method": its name, and the record of each cell by its name}.
+          The record of the collateral also has "domains", the row's `worst`.
+        """
         rows = []
         for row in self.rows:
             rows.append({"method": row.name, **{name: x.record() for name, x in row.cells.items()}})
@@ -127,7 +132,11 @@ class MethodsTable:
 
 
 def load(workdir: str | Path) -> Run:
-    """Reads a work folder. Raises UserError if it has no evaluations."""
+    """Reads a work folder.
+
+    Raises:
+      UserError: if it has no evaluations, or if an evaluation, a cost or `config.json` is damaged.
+    """
     folder = WorkFolder(Path(workdir))
     matrix = matrices.load(workdir)
     configured = (folder.root / "config.json").exists()
@@ -137,13 +146,20 @@ def load(workdir: str | Path) -> Run:
 
 
 def compare(workdirs: Sequence[str | Path]) -> MethodsTable | None:
-    """The comparison over one work folder per seed; None if only the plain sequence was run."""
+    """The comparison over one work folder per seed; None if only the plain sequence was run.
+
+    Raises:
+      UserError: as in `load`.
+    """
     table = summarise([load(w) for w in workdirs])
     return table if len(table.rows) > 1 else None
 
 
 def summarise(runs: Sequence[Run]) -> MethodsTable:
-    """The comparison over runs of one experiment. A method has a row if any of the runs has it."""
+    """The comparison over runs of one experiment, one for each seed. A method has a row if any of the runs has it.
+
+    From `HIERARCHICAL_FROM` runs on, the intervals of scores come from a bootstrap with a fixed seed.
+    """
     focus = most_lost([r.matrix for r in runs])
     found = [_figures(r, focus) for r in runs]
     rng = np.random.default_rng(0)
@@ -161,7 +177,11 @@ def summarise(runs: Sequence[Run]) -> MethodsTable:
 
 
 def most_lost(runs: Sequence[Matrix]) -> str | None:
-    """The domain with the largest mean fall over seeds in the plain sequence; None if no domain fell."""
+    """The domain with the largest mean fall over seeds in the plain sequence; None if no domain fell.
+
+    Args:
+      runs: the score matrix of each seed. A seed in which a domain has no fall does not enter the domain's mean.
+    """
     falls: dict[str, list[float]] = {}
     for m in runs:
         for domain in m.domains:

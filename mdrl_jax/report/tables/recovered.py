@@ -37,7 +37,11 @@ class Recovery:
 
 
 def recoveries(matrix: Matrix) -> list[Recovery]:
-    """The recovery of each `refresh-*` and `rollback-*` row, in order."""
+    """The recovery of each `refresh-*` and `rollback-*` row, in order.
+
+    A row whose name has no domain of the matrix is left out. A row whose domain no earlier stage trained has figures
+    without estimates.
+    """
     rows = [s for s, name in enumerate(matrix.stages) if name.startswith(("refresh-", "rollback-"))]
     return [r for r in (_recovery(matrix, s) for s in rows) if r is not None]
 
@@ -45,8 +49,16 @@ def recoveries(matrix: Matrix) -> list[Recovery]:
 def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
     """Numerator and denominator of the recovery fraction of a stage.
 
+    Args:
+      matrix: the scores.
+      stage: name of a refresh or rollback stage.
+
     Returns:
-      (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown.
+      (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown, or if
+      no earlier stage trained the domain.
+
+    Raises:
+      ValueError: if the matrix has no such stage.
     """
     after = matrix.stages.index(stage)
     domain = trained_domain(stage, matrix.domains)
@@ -108,11 +120,12 @@ def collateral(matrix: Matrix, name: str, domain: str, before: int, after: int) 
     Args:
       matrix: the scores.
       name: name of the resulting figure.
-      domain: the domain that does not count.
+      domain: the domain that does not count; "" if all count.
       before, after: the two rows.
 
     Returns:
-      The drop in points, paired over prompts, with the domain that dropped most as its `detail`.
+      The drop in points, paired over prompts, with the domain that dropped most as its `detail`; without an estimate if
+      no other domain was evaluated in both rows.
     """
     drops = [
         difference(matrix, name, d, before, after, d)

@@ -15,7 +15,12 @@ def score_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
       evaluation: the content of `evaluations/NN-stage.json`.
 
     Returns:
-      A row of `scores.jsonl` for each domain; scores, accuracies and their standard errors are in points.
+      A row of `scores.jsonl` for each domain: "stage", "index", "domain", "score", "stderr", "n_prompts", "k" (samples
+      of a prompt), "step", "seed", "accuracy" and "accuracy_stderr". Scores, accuracies and their standard errors are
+      in points; the standard error of a single prompt is infinite.
+
+    Raises:
+      ValueError: if a domain has no prompts, or its prompts differ in their number of samples.
     """
     rows = []
     for domain, rewards in evaluation["rewards"].items():

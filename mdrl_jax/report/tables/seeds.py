@@ -46,7 +46,10 @@ class Line:
     reason: str = ""
 
     def record(self) -> dict[str, Any]:
-        """The figure as JSON (`Estimate.record`), with the figures of the seeds under "per_seed"."""
+        """The figure as JSON, with the fields of `Estimate.record`, "per_seed" and "reason".
+
+        "per_seed" has the figure of each seed, None for a seed without it. "reason" is "" if there is an estimate.
+        """
         figure = statistics.missing(self.reason) if self.estimate is None else self.estimate.record()
         return figure | {"per_seed": list(self.per_seed), "reason": self.reason}
 
@@ -58,8 +61,8 @@ class SeedTable:
     Attributes:
       seeds: seed of each run; None if its records do not say.
       stages, domains: all that any run has.
-      scores: the score of each (stage, domain).
-      lines: the figures of `transfer.quantities`.
+      scores: the score of each (stage, domain), in points.
+      lines: the figures of `transfer.quantities`, in points; a recovery fraction has no unit.
     """
 
     seeds: tuple[int | None, ...]
@@ -73,7 +76,12 @@ class SeedTable:
         return "\n".join([*_score_lines(self), "", *_figure_lines(self)]) + "\n"
 
     def record(self) -> dict[str, Any]:
-        """The same as a JSON document."""
+        """The same as a JSON document.
+
+        Returns:
+          {"seeds", "scores", "quantities"}: for each score {"stage", "domain"} and for each figure {"name"}, together
+          with the fields of `Line.record`.
+        """
         scores = [{"stage": s, "domain": d, **x.record()} for (s, d), x in self.scores.items()]
         figures = [{"name": x.name, **x.record()} for x in self.lines]
         return {"seeds": list(self.seeds), "scores": scores, "quantities": figures}
@@ -83,7 +91,7 @@ def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
     """The table over work folders, one for each seed.
 
     Raises:
-      UserError: if there is no work folder, if one has no evaluations, or if two have the same seed.
+      UserError: if there is no work folder, if one has no evaluations or a damaged one, or if two have the same seed.
     """
     if not workdirs:
         raise UserError("seeds needs at least one work folder")

@@ -1,8 +1,9 @@
 """Transfer and forgetting: the effects of the stages on each other's domains (definitions §2).
 
-All functions are pure functions of the score matrix. Every difference is paired over prompts and in points. The maximum
-in forgetting includes the base model **[chosen]** but never the stage T itself. The interval of forgetting is the
-paired one at the stage that the maximum has selected; it does not account for this selection.
+All functions are pure functions of the score matrix. Every score and difference is in points, and every difference is
+paired over prompts. A figure that the run cannot give is a `Quantity` with a reason and without an estimate. The
+maximum in forgetting includes the base model **[chosen]** but never the stage T itself. The interval of forgetting is
+the paired one at the stage that the maximum has selected; it does not account for this selection.
 """
 
 import numpy as np
@@ -23,7 +24,13 @@ from mdrl_jax.report.tables.recovered import recoveries
 
 
 def quantities(matrix: Matrix) -> list[Quantity]:
-    """Every figure that a run with these stages should give. If the stages have unique names, so have the figures."""
+    """Every figure that a run with these stages should give. If the stages have unique names, so have the figures.
+
+    Returns:
+      In this order: lift and peak of each trained domain; fall and forgetting of each but the last; BWT, FWT and mean
+      forgetting; intransigence of each trained domain, if there is a stage `joint`; gain, fraction and collateral of
+      each refresh and rollback.
+    """
     own = own_rows(matrix)
     found = [f(matrix, d) for d in own for f in (lift, peak)]
     found += [f(matrix, d) for d in list(own)[:-1] for f in (fall, forgetting)]

@@ -47,7 +47,15 @@ def _next(iterator: Any) -> list[Any]:
 
 
 def confine(settings: dict[str, Any]) -> list[str]:
-    """Sets the limits of this process, and without bwrap confines it. Returns what could not be confined."""
+    """Sets the limits of this process, and without bwrap confines it for good.
+
+    Args:
+      settings: the first line from the parent (`isolation.settings`): "cpu_seconds", "memory_mb" (MiB),
+        "deadline_seconds", "bare" (whether there is no bwrap) and "readable" (the folders and files that may be read).
+
+    Returns:
+      What could not be confined: some of "network", "files", "processes", "signals"; [] with bwrap.
+    """
     seconds = math.ceil(settings["cpu_seconds"])
     _limit(resource.RLIMIT_CPU, seconds, seconds + 1)  # a program can ignore SIGXCPU, but not the kill a second later
     _limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
@@ -84,7 +92,10 @@ def _redirect() -> tuple[int, int]:
 
 
 def main() -> NoReturn:
-    """Confines this process as the first line says, reports that it is ready, and answers until it is killed."""
+    """Confines this process, reports that it is ready, and answers requests until it is killed or the other end leaves.
+
+    The first line of its input says how to confine it (`isolation.settings`). If that fails, it reports why and ends.
+    """
     program = types.ModuleType("__main__")
 
     def serve(op: str, args: list[Any], kwargs: dict[str, Any]) -> Any:

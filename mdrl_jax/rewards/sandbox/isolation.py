@@ -75,7 +75,7 @@ def settings(limits: Mapping[str, float], bare: bool) -> bytes:
     """Returns the first line that a guest reads: JSON with its limits, its import path and the folders it may read.
 
     Args:
-      limits: "cpu_seconds", "memory_mb" and "deadline_seconds".
+      limits: "cpu_seconds", "memory_mb" (MiB) and "deadline_seconds".
       bare: whether the guest has to confine itself.
     """
     site = [sysconfig.get_paths()[k] for k in ("purelib", "platlib")]
@@ -198,6 +198,9 @@ def _try(kind: str) -> tuple[list[str] | None, str]:
 def choose(sandbox: str) -> Isolation:
     """Returns the isolation to use for a value of `rewards.sandbox`.
 
+    Args:
+      sandbox: "best", which takes what works here, or "bwrap".
+
     Raises:
       UserError: if `sandbox` is "bwrap" and bubblewrap does not work here, or if no sandbox works here.
     """
@@ -211,7 +214,7 @@ def choose(sandbox: str) -> Isolation:
 
 
 def warn(found: Isolation) -> None:
-    """Logs a warning about what is not isolated, if anything."""
+    """Logs a warning about what the isolation that `choose` found lacks; nothing for the kind "bwrap"."""
     if found.kind != "bwrap":
         logging.getLogger(__name__).warning(
             "code reward: %s; programs run with limits but without isolation of: %s",

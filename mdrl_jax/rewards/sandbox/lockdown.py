@@ -52,6 +52,9 @@ def seccomp_filter(bare: bool = False) -> bytes | None:
 
     Args:
       bare: whether to forbid also what only a sandbox without bwrap needs to forbid.
+
+    Returns:
+      Instructions of 8 bytes (struct sock_filter), as prctl(2) and `bwrap --seccomp` take them.
     """
     if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
         return None

@@ -42,6 +42,9 @@ class Limits:
         kernel's limit.
       memory_mb: address space in MiB, of which the interpreter takes about 30. Not enforced on macOS.
       deadline_seconds: wall-clock time; None is 20 times the CPU time, and at least 10 s.
+
+    Raises:
+      ValueError: if a limit is not above 0.
     """
 
     cpu_seconds: float = 5.0
@@ -64,7 +67,14 @@ _sandbox = "best"
 
 
 def configure(limits: Limits, sandbox: str = "best") -> None:
-    """Sets the limits and the sandbox for the runs of this process. A reward worker calls it once, when it starts."""
+    """Sets the limits and the sandbox for the later runs of this process.
+
+    A reward worker calls it once, when it starts.
+
+    Args:
+      limits: what a run may use.
+      sandbox: "best" or "bwrap"; it is checked when a program runs.
+    """
     global _limits, _sandbox
     _limits, _sandbox = limits, sandbox
 

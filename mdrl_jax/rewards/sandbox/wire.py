@@ -38,7 +38,14 @@ class Gone(BaseException):
 
 
 class Foreign:
-    """Stands for an object that stayed at the other end. Calling it makes the call there."""
+    """Stands for an object that stayed at the other end.
+
+    Calling it makes the call there; it returns and raises what `Peer.ask` does.
+
+    Args:
+      peer: this end of the connection.
+      number: the object's number at the other end.
+    """
 
     _peer: "Peer"
     _number: int
@@ -73,15 +80,19 @@ class Peer:
         self._unread = b""
 
     def ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
-        """Sends a request and returns the answer of the other end.
+        """Sends a request and returns the answer of the other end, serving its requests in the meantime.
 
         Args:
           op: the operation, such as "call" or "getattr".
           *args: its arguments.
           **kwargs: its keyword arguments.
 
+        Returns:
+          Plain data, or what `foreign` makes of an object that stays there.
+
         Raises:
-          Exception: the builtin exception that the other end reports.
+          Exception: the builtin exception that the other end reports; RuntimeError or ValueError in place of one that
+            would end the tests early or cannot be made from a text.
           Gone: if the other end has left or broken the protocol.
         """
         self.send([op, [self.encode(a) for a in args], {k: self.encode(v) for k, v in kwargs.items()}])
@@ -95,7 +106,11 @@ class Peer:
                     self._answer(message)
 
     def serve_forever(self) -> None:
-        """Answers requests until the other end leaves, which raises Gone."""
+        """Answers requests until the other end leaves.
+
+        Raises:
+          Gone: always, when the other end has left or broken the protocol.
+        """
         while True:
             self._answer(self.receive())
 
@@ -114,7 +129,14 @@ class Peer:
         self._write(reply)
 
     def send(self, message: Any) -> None:
-        """Writes a message as one line. Raises Gone if the other end no longer reads."""
+        """Writes a message as one line.
+
+        Args:
+          message: a JSON value. Other values have to be turned into JSON by `encode` before.
+
+        Raises:
+          Gone: if the other end no longer reads.
+        """
         self._write(json.dumps(message))
 
     def _write(self, line: str) -> None:
@@ -126,7 +148,11 @@ class Peer:
             raise Gone("the other end no longer reads") from e
 
     def receive(self) -> Any:
-        """Reads one message. Raises Gone if the other end has closed its pipe, or the line is too long or not JSON."""
+        """Reads one message and returns its JSON value, in which encoded values are not decoded.
+
+        Raises:
+          Gone: if the other end has closed its pipe, or the line is too long or not JSON.
+        """
         line = [self._unread]
         size = len(self._unread)
         while b"\n" not in line[-1]:
@@ -145,7 +171,11 @@ class Peer:
             raise Gone("a line is not JSON") from e
 
     def encode(self, value: Any) -> Any:
-        """Turns a value into JSON. Plain scalars stay as they are; all else becomes a list that begins with a name."""
+        """Turns a value into JSON. Plain scalars stay as they are; all else becomes a list that begins with a name.
+
+        An object that is no plain data becomes ["mine", its number], and this end keeps it for the rest of the
+        connection.
+        """
         match value:
             case None | bool():
                 return value
