@@ -68,8 +68,8 @@ def mbpp(row: Row) -> Fields:
 
     Returns:
       `task`: the text of the task. `example`: a copy of the first test, which shows the function's name; `tests` has
-      this test too. `tests`: the imports of the sanitized files, then all tests. `setup`: the set-up code, "" for none.
-      `split`: "test" for `task_id` 11 to 510, "validation" for 511 to 600 and "train" above; "prompt" for 1 to 10,
+      this test too. `tests`: a list, the imports of the sanitized files and then all tests. `setup`: the set-up code,
+      "" for none. `split`: "test" for `task_id` 11 to 510, "validation" for 511 to 600 and "train" above; "prompt" for 1 to 10,
       which keeps these rows out of every split.
     """
     tests = row["test_list"]
@@ -89,7 +89,8 @@ def humaneval(row: Row) -> Fields:
     """HumanEval: a signature with a docstring to complete, and a function `check` that tests the result.
 
     Returns:
-      `stub`: the text to complete. `tests`: the source of `check`, then its call with the wanted function.
+      `stub`: the text to complete (`prompt` of the row). `tests`: a list of two texts, the source of `check` (`test`)
+      and its call with the wanted function (`entry_point`).
     """
     return {"stub": row["prompt"], "tests": [row["test"], f"check({row['entry_point']})"]}
 

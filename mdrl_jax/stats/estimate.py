@@ -281,7 +281,9 @@ def figure_text(
 
     Args:
       value: the figure.
-      ci95, none, number: as in `interval_text`.
+      ci95: both ends of the interval, or None.
+      none: the text after the value if there is no interval; "" leaves the value alone.
+      number: writes a number in a format, as in `interval_text`.
       form: the format of the numbers. A plus sign in it applies to the value only.
     """
     interval = interval_text(ci95, form.removeprefix("+"), none, number)

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.report.figure import INK, SEQUENTIAL, Row, by_category, data, ink_on
-from mdrl_jax.report.figures.layout import LEGEND, distinct
+from mdrl_jax.report.figures.layout import LEGEND, Layers, distinct
 from mdrl_jax.report.folder import Records
 from mdrl_jax.report.intervals import estimate_tips
 
@@ -68,7 +68,7 @@ def matrix(rows: Sequence[Row], domains: Sequence[str], title: str) -> alt.Layer
       title: what the estimates are.
 
     Returns:
-      The chart, which holds its own data.
+      The layered chart, which holds its own data.
     """
     known = [r["estimate"] for r in rows if r["estimate"] is not None]
     high = max(known, default=0.0) or 1.0
@@ -99,8 +99,11 @@ def beside_chance(
     labels: bool = True,
     height: int = 34,
     dashed: float | None = None,
-) -> alt.LayerChart | alt.FacetChart:
-    """Estimates of pairs with their intervals, on a grey band that shows the values by chance.
+) -> Layers:
+    """Estimates of pairs with their intervals, one row for each pair, beside the values by chance.
+
+    A grey tick marks the value by chance. If the null is drawn, a grey band shows its central 95 %, and the tick its
+    mean.
 
     Args:
       rows: the data, with "pair" and the columns of `estimate_columns` and `null_columns`.
@@ -108,7 +111,8 @@ def beside_chance(
       title: what the estimates are, with the unit.
       width: px of the chart.
       scale: scale of the estimates.
-      by: the column that tells several estimates of a pair apart; "" if there is one.
+      by: the column that tells several estimates of a pair apart, by colour and by height within the pair's row; "" if
+        there is one.
       series: the values of this column, in order.
       labels: whether pairs and colours are named; without labels, a chart beside it names them.
       height: px of each pair.

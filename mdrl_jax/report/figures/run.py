@@ -20,11 +20,12 @@ KINDS = {
 
 
 def costs(records: Records) -> Figure:
-    """The time of every stage in seconds; tooltips add its steps, tokens and FLOPs.
+    """The time in seconds of every stage that makes parameters; tooltips add its steps, tokens and FLOPs.
 
     Returns:
-      The figure `costs`, a bar for each record `costs/*.json`. FLOPs count the model only; scoring and analysis are
-      left out.
+      The figure `costs`, a bar for each record `costs/*.json`, coloured by the kind of stage. Time and FLOPs leave out
+      the scoring after a stage and the stages that only record (`analyze`, `plan`, …). Validation scores that a stage
+      itself needs are included. `stages.train.costs` says which FLOPs are counted.
 
     Raises:
       Absent: if there is no such record.
@@ -66,7 +67,7 @@ def costs(records: Records) -> Figure:
     total = sum(r["seconds"] for r in rows)
     flops = sum(r["flops"] for r in rows)
     caption = (
-        f"{total:.0f} s and {flops:.3g} FLOPs in all, without scoring and analysis. FLOPs count the model only: 2 per "
+        f"{total:.0f} s and {flops:.3g} FLOPs in all, without the scoring after each stage and the analysis. FLOPs count the model only: 2 per "
         "parameter and token that is read or sampled, 6 per parameter and token that is trained on."
     )
     return Figure("costs", "Time of each stage", chart, rows, caption)

@@ -93,11 +93,14 @@ def spectrum(records: Records) -> Figure:
 
 
 def ladder(records: Records) -> Figure:
-    """½DᵀHD split on the route and on S into the parts inside and outside and the cross term.
+    """The second-order damage ½DᵀHD, and its splits into inside + cross + outside (definitions §7).
+
+    It is split by the route, by S and, if the measured dimension is known, by S cut at that dimension.
 
     Returns:
-      The figure `ladder`: one column of waterfall charts for each objective, one chart for each pair. Damage of the
-      reward is in points, other damage in the unit of the record.
+      The figure `ladder`: one column of waterfall charts for each objective, one chart for each pair. The first bar of
+      a chart is the whole damage; the bars of each split start at 0 and add up to it. Damage of the reward is in
+      points, other damage in the unit of the record.
 
     Raises:
       Absent: if `analysis/subspace.json` is missing, or has no pair with a subspace.

@@ -52,11 +52,12 @@ def summary(matrix: Matrix) -> RenderableType:
 
 
 def places(root: Path, seconds: float) -> RenderableType:
-    """How long a command took, and where the files are that it wrote. A long path is not wrapped.
+    """The last lines of a command: its time, and the places of the page, the work folder and TensorBoard.
 
     Args:
-      root: the work folder. The page and the TensorBoard folder are named only if they exist.
-      seconds: how long the command took.
+      root: the work folder, which is always named. The page, and the command that shows the TensorBoard folder, are
+        named only if they exist. A long line is not wrapped.
+      seconds: how long the command took; shown in whole seconds.
     """
     page, board = root / "report" / "index.html", root / "tensorboard"
     where: dict[str, object] = {"page": page} if page.exists() else {}
