@@ -69,8 +69,8 @@ def mbpp(row: Row) -> Fields:
     Returns:
       `task`: the text of the task. `example`: a copy of the first test, which shows the function's name; `tests` has
       this test too. `tests`: a list, the imports of the sanitized files and then all tests. `setup`: the set-up code,
-      "" for none. `split`: "test" for `task_id` 11 to 510, "validation" for 511 to 600 and "train" above; "prompt" for 1 to 10,
-      which keeps these rows out of every split.
+      "" for none. `split`: "test" for `task_id` 11 to 510, "validation" for 511 to 600 and "train" above; "prompt" for
+      1 to 10, which keeps these rows out of every split.
     """
     tests = row["test_list"]
     setup = [row["test_setup_code"]] if row.get("test_setup_code") else []
