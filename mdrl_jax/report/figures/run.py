@@ -68,7 +68,8 @@ def costs(records: Records) -> Figure:
     flops = sum(r["flops"] for r in rows)
     caption = (
         f"{total:.0f} s and {flops:.3g} FLOPs in all, without the scoring after each stage and the analysis. FLOPs "
-        "count the model only: 2 per parameter and token that is read or sampled, 6 per parameter and token that is trained on."
+        "count the model only: 2 per parameter and token that is read or sampled, 6 per parameter and token that is "
+        "trained on."
     )
     return Figure("costs", "Time of each stage", chart, rows, caption)
 
