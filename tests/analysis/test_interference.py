@@ -279,7 +279,7 @@ def runtime_config(file: Path, model: Path) -> Any:
         (["--base={base}", "--stage=code"], "DOMAIN:FOLDER"),
         (["--base={base}", "--stage=poetry:{base}"], "DOMAIN one of code, math"),
         (["--base={base}", "--stage=code:{base}", "--stage=code:{base}"], "names code twice"),
-        (["--base={base}", "--stage=code:{tiny}"], "another config.json"),
+        (["--base={base}", "--stage=code:{tiny}"], "a different config.json"),
     ],
 )
 def test_a_wrong_call_is_one_line(flags, message, shared, tmp_path, capsys):

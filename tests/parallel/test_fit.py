@@ -37,7 +37,7 @@ def test_a_slice_names_its_chip():
         # As published, all need some hundreds of operations a byte to be busy.
         assert 150 < chip.flops / chip.bandwidth < 600
     for wrong in ("v9:2x2", "v5e", "v5e:16", "v5e:4x4x", "4x4"):
-        with pytest.raises(UserError, match="it is a chip .v4, v5e, v5p, v6e."):
+        with pytest.raises(UserError, match="give a chip .v4, v5e, v5p, v6e."):
             chips.chip_of(wrong)
 
 
@@ -377,7 +377,7 @@ def test_the_table_shows_what_does_not_fit(slice_of_cpus, monkeypatch, capsys):
 
     Console(width=160).print(fit.table([row], chip, "v5e:4x4"))
     shown = capsys.readouterr().out
-    assert "15.75 of 16 GiB a device" in shown and "20.00" in shown and " NO " in shown
+    assert "15.75 of the 16 GiB of a device" in shown and "20.00" in shown and " NO " in shown
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def start(kind: str, folder: str) -> subprocess.Popen[bytes]:
       The process, with pipes for standard input, output and errors.
     """
     if kind == "bare":
-        command = [*_python(), "-c", _START.format(root=str(_HERE.parents[1]))]
+        command = [*_python(), "-c", _START.format(root=str(_HERE.parents[2]))]
         return _popen(command, folder, (), {"PYTHONHASHSEED": "0"})
     fd = _filter_file()
     extra = ["--seccomp", str(fd)] if fd is not None else []
