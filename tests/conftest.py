@@ -38,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
     compiled.make(config.add_cleanup)
+    # Programs that take long to compile are compiled once, also where several tests of this process make them anew.
+    jax.config.update("jax_compilation_cache_dir", os.environ[compiled.FOLDER])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
