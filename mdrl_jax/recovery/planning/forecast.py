@@ -92,9 +92,6 @@ class Shift:
         return Shift(factor * self.value, abs(factor) * self.stderr)
 
 
-NONE = Shift(0.0, 0.0)
-
-
 def shift(gain_M: ArrayLike, rewards_MB: ArrayLike) -> Shift:
     """The first-order shift from M blocks of prompts of equal size. Its error is a jackknife over blocks.
 

@@ -12,7 +12,6 @@ from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
 
 LABELS = {"reward": "mean reward", "success_nll": "success NLL"}
-RANDOM = "random subspaces"
 WIDTH = 760  # px of all panels, axes apart
 COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": "#8C8C8C"}
 SHARE = "share of the second-order damage"

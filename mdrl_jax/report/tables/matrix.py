@@ -184,7 +184,7 @@ def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
     rewards_PG = matrix.rewards[row].get(domain)
     if rewards_PG is None:
         return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[row]}")
-    return Quantity(name, statistics.clustered(rewards_PG).scaled(100, POINTS))
+    return Quantity(name, statistics.clustered(rewards_PG).in_points())
 
 
 def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, detail: str = "") -> Quantity:
@@ -205,7 +205,7 @@ def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, det
         if domain not in matrix.rewards[s]:
             return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[s]}")
     paired = statistics.paired_difference(matrix.rewards[row][domain], matrix.rewards[minus][domain])
-    return Quantity(name, paired.scaled(100, POINTS), detail=detail)
+    return Quantity(name, paired.in_points(), detail=detail)
 
 
 def average(name: str, terms: Sequence[Quantity]) -> Quantity:
