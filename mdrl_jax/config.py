@@ -219,8 +219,10 @@ class RewardSection:
       cpu_seconds: CPU time, in seconds, of one call of a reward function and of one sandboxed program; above 0.
       memory_mb: address space of one sandboxed program, in MB, at least 128.
       deadline_seconds: wall-clock time, in seconds, after which a program is killed in any case; above 0.
-      sandbox: "best" runs programs in bubblewrap if that works here, and otherwise logs what is not isolated; "bwrap"
-        refuses to run programs without bubblewrap.
+      sandbox: "best" runs programs in bubblewrap if that works here, and otherwise logs what is not isolated; it
+        refuses to run programs where files are not isolated. "bwrap" refuses to run programs without bubblewrap. "none"
+        runs them in any case.
+      packages: the installed distributions whose modules programs and tests may import, with what these require.
       max_error_share: share of a batch's rewards that may fail with an error, above 0 and at most 1; the run ends if
         more fail. A failed reward counts as 0 and is logged.
     """
@@ -230,6 +232,7 @@ class RewardSection:
     memory_mb: int = 512
     deadline_seconds: float = 60.0
     sandbox: str = "best"
+    packages: tuple[str, ...] = ("numpy", "scipy", "pandas", "sympy", "networkx", "sortedcontainers")
     max_error_share: float = 0.2
 
 
@@ -597,7 +600,7 @@ def _check(config: Config) -> None:
     )
     found = a.lanczos_block * a.lanczos_steps
     _require(a.vectors <= found, f"analyze.vectors={a.vectors} is more than lanczos_block * lanczos_steps = {found}")
-    sandboxes = ("best", "bwrap")
+    sandboxes = ("best", "bwrap", "none")
     _require(c.rewards.sandbox in sandboxes, f"rewards.sandbox={c.rewards.sandbox!r} is not one of {sandboxes}")
     _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share must be above 0 and at most 1")
     _require(c.sft.batch_size % c.sft.grad_accum_steps == 0, "sft.batch_size must be divisible by sft.grad_accum_steps")

@@ -104,7 +104,7 @@ def make_pool(section: RewardSection) -> RewardPool:
       UserError: if `rewards.sandbox` is "bwrap" and bubblewrap does not work here.
     """
     s = section
-    return RewardPool(s.workers, s.cpu_seconds, s.memory_mb, s.deadline_seconds, s.sandbox)
+    return RewardPool(s.workers, s.cpu_seconds, s.memory_mb, s.deadline_seconds, s.sandbox, s.packages)
 
 
 def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:

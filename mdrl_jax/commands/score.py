@@ -3,11 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.rewards.outputs import case_error
 from mdrl_jax.rewards.pool import RewardPool
 
 
@@ -27,10 +28,22 @@ def _is_answer(value: Any) -> bool:
     return isinstance(value, str) or _is_texts(value)
 
 
+def _are_tests(value: Any) -> bool:
+    """Whether a row's "tests" or "cases" are of the right form; the row gives one of them as {"tests"} or {"cases"}."""
+    if isinstance(value, Mapping):
+        cases = value.get("cases")
+        return isinstance(cases, list) and cases != [] and not any(map(case_error, cases))
+    return _is_texts(value)
+
+
 # domain -> (the key of a line that the reward checks against, the test of its value's form, that form in words)
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "math": ("answer", _is_answer, "a text or a list of texts"),
-    "code": ("tests", _is_texts, "a list of Python sources"),
+    "code": (
+        "tests",
+        _are_tests,
+        'a list of Python sources; or give "cases", a list of {"stdin": text, "stdout": text}',
+    ),
     "qa": ("answer", _is_answer, "a text or a list of texts"),
     "cw": ("constraints", _is_constraints, 'a list of {"kind": name, ...}'),
 }
@@ -39,8 +52,9 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
 def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | None = None) -> None:
     """Writes `{"reward", "error"}` for each line of a file, in the same order.
 
-    A line holds a "completion" and the value that it is checked against: "answer" (math, qa), "tests" (code) or
-    "constraints" (cw). If a qa line has "choices" (a list of texts), the completion has to choose the one that
+    A line holds a "completion" and the value that it is checked against: "answer" (math, qa), "tests" or "cases" (code)
+    or "constraints" (cw). A line of code may also hold the other keys of `rewards.code.passes_tests`, such as "prefix".
+    If a qa line has "choices" (a list of texts), the completion has to choose the one that
     "answer" names by its letter, its index or its text. "reward" is in [0, 1]; "error" says why a completion could not
     be judged, and is null if it was judged.
 
@@ -61,9 +75,9 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers} must be at least 1")
     with RewardPool(n_workers) as pool:
-        scores = pool.score(requests)
-    for score in scores:
-        print(json.dumps({"reward": score.reward, "error": score.error}), file=out or sys.stdout)
+        for score in pool.score(requests):
+            print(json.dumps({"reward": score.reward, "error": score.error}), file=out or sys.stdout)
+        (out or sys.stdout).flush()
 
 
 def _reward(domain: str, check: dict[str, Any]) -> str:
@@ -91,7 +105,8 @@ def _parse(domain: str, line: str, where: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f'{where} is not a JSON object; give {{"completion", "{key}"}}')
     if not isinstance(row.get("completion"), str):
         raise UserError(f'{where}: "completion" is missing or not a text')
-    if not well_formed(row.get(key)):
+    value = {"cases": row["cases"]} if domain == "code" and "cases" in row else row.get(key)
+    if not well_formed(value):
         raise UserError(f'{where}: "{key}" is missing or not {form} (domain {domain})')
     if domain == "qa" and not _is_texts(row.get("choices", ["any"])):
         raise UserError(f'{where}: "choices" must be a list of texts')

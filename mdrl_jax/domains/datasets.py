@@ -34,9 +34,13 @@ VALUES: dict[str, tuple[type, ...]] = {"answer": (str, int, float), "length": (i
 LISTS: dict[str, tuple[type, ...]] = {
     "answer": (str, int, float),
     "tests": (str,),
+    "cases": (dict,),
     "choices": (str,),
     "constraints": (dict,),
 }
+
+
+ALTERNATIVES = {"tests", "cases"}  # keys of which one is enough, if a source names several of them
 
 
 class Lazily(Sequence[T]):
@@ -143,7 +147,9 @@ class Reader:
         prompt = "".join(text + (_text(fields, name) if name else "") for text, name in self.pieces)
         if not prompt.strip():
             raise BadRow("the prompt is empty")
-        check = {key: _checked(fields, name, key) for key, name in self.check.items()}
+        given = {key for key in ALTERNATIVES & self.check.keys() if fields.get(self.check[key]) is not None}
+        spared = ALTERNATIVES - given if given else set[str]()
+        check = {key: _checked(fields, name, key) for key, name in self.check.items() if key not in spared}
         if self.separator:
             check["separator"] = self.separator
         try:

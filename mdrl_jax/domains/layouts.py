@@ -95,16 +95,68 @@ def humaneval(row: Row) -> Fields:
     return {"stub": row["prompt"], "tests": [row["test"], f"check({row['entry_point']})"]}
 
 
-def klear_code(row: Row) -> list[Fields]:
-    """KlearReasoner-CodeSub: a chat message and tests as JSON. Rows tested through stdin and stdout are left out.
+def klear_code(row: Row) -> Fields:
+    """KlearReasoner-CodeSub: a chat message, and tests or cases of standard input and output as JSON.
 
     Returns:
-      A list with one dict: `task`, the text of the last message, and `tests`, a list with one text; [] for a row that
-      is left out.
+      `task`, the text of the last message, and one of `tests`, a list with one text, and `cases` (see `cases`).
     """
     truth = json.loads(row["reward_model"]["ground_truth"])
     functional = truth.get("functional") if isinstance(truth, dict) else None
-    return [{"task": row["prompt"][-1]["content"], "tests": [functional]}] if functional else []
+    checked = {"tests": [functional]} if functional else {"cases": cases(truth)}
+    return {"task": row["prompt"][-1]["content"], **checked}
+
+
+def contest(row: Row) -> list[Fields]:
+    """Problems judged by standard input and output: APPS, TACO, LiveCodeBench and Codeforces.
+
+    The task is the first of `question`, `question_content`, `description` and `problem` that the row has. The cases are
+    those of `input_output`, of `public_test_cases` and `private_test_cases`, of `official_tests`, or of `test_cases`;
+    each is a JSON text or a value that `cases` reads.
+
+    Returns:
+      A list with one dict: `task` and `cases`; [] for a problem that is judged by calling a function.
+    """
+    task = next(row[key] for key in ("question", "question_content", "description", "problem") if row.get(key))
+    found: list[dict[str, str]] = []
+    for key in ("input_output", "public_test_cases", "private_test_cases", "official_tests", "test_cases"):
+        value = row.get(key)
+        if not value:
+            continue
+        value = json.loads(value) if isinstance(value, str) else value
+        if isinstance(value, Mapping) and value.get("fn_name"):
+            return []
+        if isinstance(value, list) and any(isinstance(v, Mapping) and v.get("testtype") == "functional" for v in value):
+            return []
+        found += cases(value)
+    if not found:
+        raise ValueError("no cases of standard input and output")
+    return [{"task": task, "cases": found}]
+
+
+def cases(value: Any) -> list[dict[str, str]]:
+    """Reads cases of standard input and output in any of the forms of public data sets.
+
+    Args:
+      value: {"inputs": list, "outputs": list}, or a list of {"input", "output"} or {"stdin", "stdout"}. Each text may
+        also be a list of lines.
+
+    Returns:
+      [{"stdin": text, "stdout": text}, ...].
+    """
+    if isinstance(value, Mapping):
+        pairs = list(zip(value["inputs"], value["outputs"], strict=True))
+    else:
+        pairs = [(v["stdin"], v["stdout"]) if "stdin" in v else (v["input"], v["output"]) for v in value]
+    return [{"stdin": _lines(given), "stdout": _lines(wanted)} for given, wanted in pairs]
+
+
+def _lines(text: Any) -> str:
+    if isinstance(text, list):
+        return "\n".join(map(_lines, text))
+    if not isinstance(text, str):
+        raise ValueError(f"{str(text)[:40]!r} is no text of a standard input or output")
+    return text
 
 
 def squad(row: Row) -> list[Fields]:
@@ -129,29 +181,37 @@ def _question(context: str, question: str, answers: Iterable[str]) -> Fields:
 
 
 def choices(row: Row) -> list[Fields]:
-    """Multiple choice: MMLU (csv files or hub), MMLU-Pro, SuperGPQA and SciKnowEval.
+    """Multiple choice: MMLU (csv files or hub), MMLU-Pro, SuperGPQA, ARC and SciKnowEval.
+
+    The options are always lettered from A. Other labels of the row, such as ARC's "1" to "4", only say which option is
+    right.
 
     Returns:
       A list with one dict: `question`; `options`, the options as lines "A. ..."; `letter`, the right letter; `choices`,
       the list of the options' texts. [] for a question of SciKnowEval without choices.
     """
-    letters, answer = string.ascii_uppercase, None
+    letters = list(string.ascii_uppercase)
+    labels, answer = letters, None
     if "A" in row:  # columns of MMLU's csv files
         options, answer = [row[letter] for letter in "ABCD"], row["answer"]
     elif "options" in row:
         options, answer = row["options"], row.get("answer_letter") or row["answer"]
     elif isinstance(row["choices"], Mapping):
-        options, letters = row["choices"]["text"], row["choices"]["label"]
-        answer = row.get("answerKey")
+        options, labels = row["choices"]["text"], [str(label) for label in row["choices"]["label"]]
+        answer = str(row.get("answerKey"))
         if not options:
             return []
+        if len(labels) != len(options) or len(set(labels)) != len(labels):
+            raise ValueError(f"labels {labels} do not name {len(options)} options")
     else:
         options, answer = row["choices"], letters[row["answer"]]
-    if len(options) < 2 or answer not in list(letters)[: len(options)]:
+    labels = labels[: len(options)]
+    if not 2 <= len(options) <= len(letters) or answer not in labels:
         raise ValueError(f"answer {answer!r} is none of the {len(options)} options")
     texts = [str(option).strip() for option in options]
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=False))
-    return [{"question": row["question"].strip(), "options": listed, "letter": answer, "choices": texts}]
+    letter = letters[labels.index(answer)]
+    return [{"question": row["question"].strip(), "options": listed, "letter": letter, "choices": texts}]
 
 
 def ifeval(row: Row) -> Fields:
@@ -177,6 +237,7 @@ FIELDS: dict[str, Callable[[Any], Fields | list[Fields]]] = {
     "mbpp": mbpp,
     "humaneval": humaneval,
     "klear_code": klear_code,
+    "contest": contest,
     "squad": squad,
     "choices": choices,
     "ifeval": ifeval,

@@ -13,6 +13,10 @@ from mdrl_jax.errors import UserError
 MATH = "{question}\n\nReason step by step, and put the final answer within \\boxed{{}}."
 CODE = "{task}\n\nWrite it in Python, in one ```python block. It has to pass tests such as this one:\n{example}"
 CHOICE = "{question}\n\n{options}\n\nReply with the letter of the right option, and nothing else."
+CONTEST = (
+    "{task}\n\nWrite a Python program that reads from standard input and prints to standard output, in one ```python "
+    "block."
+)
 STUB = (
     "Complete this Python program. Reply with the whole of it, the given part included, in one ```python block."
     "\n\n```python\n{stub}```"
@@ -53,14 +57,22 @@ PRESETS: dict[str, SourceConfig] = {
         files=("hub:openai/openai_humaneval:test",),
         fields="humaneval",
         prompt=STUB,
-        check={"tests": "tests"},
+        check={"tests": "tests", "prefix": "stub"},
         reward="code",
     ),
     "klear_code": SourceConfig(
         files=("hub:Kwai-Klear/KlearReasoner-CodeSub-15K:train",),
         fields="klear_code",
         prompt="{task}",
-        check={"tests": "tests"},
+        check={"tests": "tests", "cases": "cases"},
+        reward="code",
+    ),
+    "apps": SourceConfig(
+        files=("hub:codeparrot/apps:train",),
+        test_files=("hub:codeparrot/apps:test",),
+        fields="contest",
+        prompt=CONTEST,
+        check={"cases": "cases"},
         reward="code",
     ),
     "squad": SourceConfig(

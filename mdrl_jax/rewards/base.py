@@ -72,9 +72,11 @@ def score(fn: RewardFunction, completion: str, check: Mapping[str, Any]) -> Scor
       ValueError: if `fn` returns anything but a number in [0, 1].
       Exception: whatever `fn` raises.
     """
-    plain = without_working(completion, check.get("separator"))
+    # A reply that goes on with a given beginning of a program keeps its indentation.
+    whole = completion if check.get("prefix") else completion.strip()
+    plain = without_working(completion, check["separator"]) if check.get("separator") else whole
     accuracy = _valid(fn(plain, check))
-    graded = completion.strip() if check.get("terse") else plain
+    graded = whole if check.get("terse") else plain
     return Score(accuracy if graded == plain else _valid(fn(graded, check)), accuracy)
 
 

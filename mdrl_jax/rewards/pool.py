@@ -55,7 +55,9 @@ class RewardPool:
         CPU time, and at least 10 s. A sandboxed program is killed at the deadline, a worker that does not answer at
         1.25 times the deadline.
       sandbox: "best" runs programs in bubblewrap (bwrap) where it works. Elsewhere it runs them with less isolation,
-        and the log says so once. "bwrap" runs no programs without bubblewrap.
+        and the log says so once, but not where files are not isolated. "bwrap" runs no programs without bubblewrap.
+        "none" runs them in any case.
+      packages: the installed distributions whose modules programs and tests may import, beside what these require.
 
     Attributes:
       errors: how often each kind of error came back, over the life of the pool.
@@ -72,6 +74,7 @@ class RewardPool:
         memory_mb: int = 1024,
         deadline_seconds: float | None = None,
         sandbox: str = "best",
+        packages: Sequence[str] = isolation.PACKAGES,
     ) -> None:
         if n_workers < 1:
             raise ValueError(f"n_workers={n_workers} is not valid; it must be >= 1")
@@ -79,14 +82,14 @@ class RewardPool:
             raise ValueError(f"sandbox={sandbox!r} is not known; known: {', '.join(isolation.CHOICES)}")
         if sandbox == "bwrap":
             isolation.choose(sandbox)
-        self._sandbox = sandbox
+        self._sandbox, self._packages = sandbox, list(packages)
         self._warned = False
         self.errors: Counter[str] = Counter()
         self._known: dict[bytes, Score] = {}
         self._limits = Limits(cpu_seconds, memory_mb, deadline_seconds)
         self._failed_starts = 0
         self._lock = threading.Lock()
-        self._folder = tempfile.TemporaryDirectory(prefix="mdrl-rewards-")
+        self._folder = tempfile.mkdtemp(prefix="mdrl-rewards-")
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         try:
@@ -109,7 +112,7 @@ class RewardPool:
         for worker in list(self._workers):
             self._end(worker)
         self._selector.close()
-        self._folder.cleanup()
+        isolation.remove_later(self._folder)
 
     def score(self, requests: Sequence[Request]) -> list[Score]:
         """Scores requests, each in some worker.
@@ -260,7 +263,8 @@ class RewardPool:
             "memory_mb": self._limits.memory_mb,
             "deadline_seconds": self._limits.deadline,
             "sandbox": self._sandbox,
-            "folder": self._folder.name,
+            "packages": self._packages,
+            "folder": self._folder,
         }
         with contextlib.suppress(BrokenPipeError):  # the worker has died; `_receive` finds the end of its output
             _write(process, json.dumps(settings))

@@ -1,7 +1,8 @@
 """A reward worker: the process `python -m mdrl_jax.rewards.worker`, which the pool (`pool.py`) starts and talks to.
 
 Pool and worker exchange JSON lines over the worker's standard input and output. The first line holds the settings
-`{"path", "cpu_seconds", "memory_mb", "deadline_seconds", "sandbox", "folder"}`, where `folder` is for temporary files;
+`{"path", "cpu_seconds", "memory_mb", "deadline_seconds", "sandbox", "packages", "folder"}`, where `folder` is for
+temporary files;
 the worker answers `{"ready": true}`. Every further line is a request `[reward name, completion, check]`, and the worker
 answers `{"reward", "accuracy", "error"}`. The worker ends when its input ends.
 
@@ -12,7 +13,6 @@ function that is stuck in C code is ended too.
 
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,7 +20,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mdrl_jax.rewards.base import RewardFunction, Score, resolve, score
-from mdrl_jax.rewards.sandbox import run
+from mdrl_jax.rewards.sandbox import isolation, run
 
 _ERROR_CHARACTERS = 500
 
@@ -92,9 +92,9 @@ def main() -> None:
     settings = json.loads(requests.readline())
     sys.path[:] = settings.pop("path")
     tempfile.tempdir = os.environ["TMPDIR"] = settings.pop("folder")
-    wanted = settings.pop("sandbox")
+    isolated = {"sandbox": settings.pop("sandbox"), "packages": tuple(settings.pop("packages"))}
     limits = run.Limits(**settings)
-    run.configure(limits, wanted)
+    run.configure(run.Settings(limits, **isolated))
     functions: dict[str, RewardFunction] = {}
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
@@ -103,7 +103,7 @@ def main() -> None:
         run.prepare()
     run.close()
     # The input ended without END, so the pool was killed and cannot remove its folder.
-    shutil.rmtree(tempfile.tempdir, ignore_errors=True)
+    isolation.remove_later(tempfile.tempdir)
 
 
 if __name__ == "__main__":

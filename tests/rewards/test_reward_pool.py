@@ -145,14 +145,15 @@ def test_a_hang_ends_at_the_deadline(name) -> None:
     assert time.monotonic() - begun < 15
 
 
-def test_a_sleeping_program_is_an_error_and_a_looping_one_only_wrong() -> None:
-    with RewardPool(2, cpu_seconds=1, deadline_seconds=6) as pool:
+def test_sleeping_and_looping_programs_are_wrong_and_a_slow_one_is_an_error() -> None:
+    with RewardPool(3, cpu_seconds=1, deadline_seconds=6) as pool:
         tests = {"tests": ["pass"]}
-        slept, looped = pool.score(
-            [("code", "import time; time.sleep(100)", tests), ("code", "while True: pass", tests)]
-        )
-        assert slept.error and slept.error.startswith("timeout:")
-        assert looped.reward == 0 and looped.error is None
+        slow = "import time\nwhile True:\n    time.sleep(0.4)\n    sum(range(10**5))"
+        programs = ["import time; time.sleep(100)", "while True: pass", slow]
+        slept, looped, slowed = pool.score([("code", program, tests) for program in programs])
+        assert [s.reward for s in (slept, looped, slowed)] == [0, 0, 0]
+        assert slept.error is None and looped.error is None
+        assert slowed.error and slowed.error.startswith("timeout:")
 
 
 def test_workers_run_at_the_same_time(name) -> None:
@@ -225,7 +226,7 @@ def test_a_worker_that_is_ended_ends_its_program() -> None:
 def test_close_ends_the_workers() -> None:
     with RewardPool(2) as pool:
         pids = [worker.process.pid for worker in pool._workers]
-        folder = Path(pool._folder.name)
+        folder = Path(pool._folder)
         assert all(alive(pid) for pid in pids) and folder.exists()
     assert not any(alive(pid) for pid in pids) and not folder.exists()
     with pytest.raises(RuntimeError, match="closed"):
@@ -239,7 +240,7 @@ def test_workers_end_when_their_parent_is_killed(as_main: str, tmp_path: Path) -
         "import time\n"
         "pool = RewardPool(2)\n"
         "assert pool.score([('math', '4', {'answer': '4'})])[0].reward == 1\n"
-        "print(pool._folder.name, *(w.process.pid for w in pool._workers), flush=True)\n"
+        "print(pool._folder, *(w.process.pid for w in pool._workers), flush=True)\n"
         "time.sleep(60)\n"
     )
     (tmp_path / "main.py").write_text(code)

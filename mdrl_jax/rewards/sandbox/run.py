@@ -1,36 +1,46 @@
-"""Runs an untrusted Python program against tests that it must not see.
+"""Runs an untrusted Python program against tests that it must not see, or on inputs whose outputs it must not see.
 
-Each program takes two processes. The guest (`guest.py`) holds the program. It runs in a sandbox of its own
-(`isolation.py`) with limits on CPU time, address space, file size, open files and threads. The tester (`tester.py`) is
-a fork of this process. It holds the tests and asks the guest for values over a pipe.
+A program with tests takes two sandboxes (`isolation.py`). One holds the program (`guest.py`). The other holds the tests
+(`tester.py`), which ask the first for values over a socket and compare plain data. A data set's tests are programs of
+a stranger too, so both sandboxes are isolated alike. The verdict leaves the tests' sandbox through a pipe that the
+program does not have. A program that exits early, prints, patches its interpreter or searches its memory therefore
+finds no verdict that it could change.
 
-The tester compares plain data outside the sandbox. A program that exits early, prints, patches its interpreter or
-searches its memory therefore finds no verdict that it could change. The main limit is on CPU time, so that the verdict
-does not depend on how loaded the machine is. A generous wall-clock deadline ends programs that wait.
+A program that reads standard input runs once for each input, in a process of its own. This process compares the outputs
+(`rewards/outputs.py`).
+
+The sandbox of a program is new for each request. The sandbox of the tests stays, because its first process runs no
+test: each request gets a child of it. The main limit is on CPU time, so that the verdict does not depend on how loaded
+the machine is. Programs that wait without using CPU time end after `Limits.idle_seconds`.
 
 Three weaknesses remain: tests that ask the program itself for a verdict (see `tester.py`), defects of the kernel, and,
 without bubblewrap (bwrap), the kinds of isolation that `isolation.warn` reports as missing.
 """
 
-import math
+import contextlib
+import hashlib
+import json
 import os
-import resource
 import select
-import shutil
 import signal
-import subprocess
-import sys
+import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Any, Literal
 
-from mdrl_jax.rewards.sandbox import isolation, tester
+from mdrl_jax.rewards.sandbox import isolation, server
+from mdrl_jax.rewards.sandbox.isolation import Sandbox
 
-Outcome = Literal["ok", "failed", "timeout", "memory", "deadline", "crashed"]
+Outcome = Literal["ok", "failed", "timeout", "memory", "deadline", "idle", "crashed"]
 
-_REAP_SECONDS = 5.0
+_MOST_OUTPUT = 16 << 20  # bytes of standard output that are read
+_MEMORY_STATUS, _SETUP_STATUS = 77, 78  # exit statuses of `guest.run_once` and `server._child`
+
+
+class UnsupportedTest(Exception):
+    """The tests cannot be decided by plain data. This says nothing about the program."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Limits:
         kernel's limit.
       memory_mb: address space in MiB, of which the interpreter takes about 30. Not enforced on macOS.
       deadline_seconds: wall-clock time; None is 20 times the CPU time, and at least 10 s.
+      idle_seconds: wall-clock time that may pass while program and tests use no CPU time; None is twice the CPU time,
+        at least 3 s, and at most the deadline.
 
     Raises:
       ValueError: if a limit is not above 0.
@@ -50,9 +62,10 @@ class Limits:
     cpu_seconds: float = 5.0
     memory_mb: int = 1024
     deadline_seconds: float | None = None
+    idle_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if min(self.cpu_seconds, self.memory_mb, self.deadline) <= 0:
+        if min(self.cpu_seconds, self.memory_mb, self.deadline, self.idle) <= 0:
             raise ValueError(f"every limit must be above 0: {self}")
 
     @property
@@ -61,200 +74,268 @@ class Limits:
         default = max(10.0, 20 * self.cpu_seconds)
         return default if self.deadline_seconds is None else self.deadline_seconds
 
+    @property
+    def idle(self) -> float:
+        """The wall-clock limit in seconds while no CPU time is used."""
+        default = min(self.deadline, max(3.0, 2 * self.cpu_seconds))
+        return default if self.idle_seconds is None else self.idle_seconds
 
-_limits = Limits()
-_sandbox = "best"
 
+@dataclass(frozen=True)
+class Settings:
+    """How the runs of this process are isolated and limited.
 
-def configure(limits: Limits, sandbox: str = "best") -> None:
-    """Sets the limits and the sandbox for the later runs of this process.
-
-    A reward worker calls it once, when it starts.
-
-    Args:
-      limits: what a run may use.
-      sandbox: "best" or "bwrap"; it is checked when a program runs.
+    Attributes:
+      limits: what one run may use.
+      sandbox: "best", "bwrap" or "none" (`isolation.choose`).
+      packages: the distributions whose modules programs and tests may import.
     """
-    global _limits, _sandbox
-    _limits, _sandbox = limits, sandbox
+
+    limits: Limits = Limits()
+    sandbox: str = "best"
+    packages: tuple[str, ...] = isolation.PACKAGES
 
 
-def run(program: str, tests: Sequence[str], limits: Limits | None = None, sandbox: str | None = None) -> Outcome:
-    """Runs a program as `__main__` in a new sandbox, and the tests against it outside the sandbox.
+_settings = Settings()
+_spare: Sandbox | None = None  # started ahead of the next program
+_tests: Sandbox | None = None  # holds the tests, one request after another
+
+
+def configure(settings: Settings) -> None:
+    """Sets how the later runs of this process are isolated and limited. A reward worker calls it once."""
+    global _settings
+    _settings = settings
+
+
+def run(program: str, tests: Sequence[str], entry_point: str = "", settings: Settings | None = None) -> Outcome:
+    """Runs a program as `__main__` in a new sandbox, and the tests against it in another one.
 
     Args:
       program: Python source.
       tests: Python sources, run in this order in one namespace.
-      limits: what the run may use; None takes those of `configure`.
-      sandbox: "best" or "bwrap"; None takes that of `configure`.
+      entry_point: the name of the function under test; needed only where it is a builtin's (`tester.py`).
+      settings: isolation and limits; None takes those of `configure`.
 
     Returns:
       "ok" if the program and every test ran without an exception; "failed" if one of them raised, was not valid Python
       or exited early; "timeout" if the CPU time was used up; "memory" if there was not enough memory; "deadline" if the
-      wall-clock deadline came first; "crashed" if a signal ended the program or the tests.
+      wall-clock deadline came first; "idle" if neither program nor tests used CPU time for too long; "crashed" if a
+      signal ended the program or the tests.
+
+    Raises:
+      UnsupportedTest: if the tests ask for what plain data cannot decide.
+      RuntimeError: if a sandbox could not be set up.
+      UserError: if the demanded isolation does not work here (`isolation.choose`).
+    """
+    chosen = settings or _settings
+    with _program_sandbox(chosen) as guest:
+        tester = _tests_sandbox(chosen)
+        ours, theirs = socket.socketpair()
+        read_fd, write_fd = os.pipe()
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, read_fd)
+            try:
+                with ours, theirs:
+                    _start(guest, {"role": "guest", "seed": _seed(program)}, [theirs.fileno()], chosen.limits)
+                    request = {"role": "tester", "program": program, "tests": list(tests), "entry_point": entry_point}
+                    request["seed"] = _seed([program, list(tests)])  # the program does not know it
+                    _start(tester, request, [ours.fileno(), write_fd], chosen.limits)
+            finally:
+                os.close(write_fd)
+            return _verdict(guest, tester, read_fd, chosen.limits)
+
+
+def run_script(program: str, inputs: Sequence[str], settings: Settings | None = None) -> Iterator[tuple[Outcome, str]]:
+    """Runs a program as a script on several standard inputs, each in a new process with the whole CPU time.
+
+    Args:
+      program: Python source.
+      inputs: the texts that the program reads from its standard input.
+      settings: isolation and limits; None takes those of `configure`.
+
+    Yields:
+      For each input (outcome, the standard output); outcomes are as those of `run`. Output beyond 16 MiB is "failed".
 
     Raises:
       RuntimeError: if the sandbox could not be set up.
-      UserError: if `sandbox` is "bwrap" and bubblewrap does not work here, or if no sandbox works here.
+      UserError: if the demanded isolation does not work here (`isolation.choose`).
     """
-    guest = _take(isolation.choose(sandbox or _sandbox).kind)
-    try:
-        return _watch(guest, program, tests, limits or _limits)
-    finally:
-        guest.end()
+    chosen = settings or _settings
+    with _program_sandbox(chosen) as sandbox:
+        for text in inputs:
+            with tempfile.TemporaryFile() as stdin:
+                stdin.write(text.encode(errors="surrogatepass"))
+                stdin.flush()
+                stdin.seek(0)
+                read_fd, write_fd = os.pipe()
+                try:
+                    request = {"role": "script", "seed": _seed(program), "program": program}
+                    try:
+                        _start(sandbox, request, [stdin.fileno(), write_fd], chosen.limits)
+                    finally:
+                        os.close(write_fd)
+                    yield _output(sandbox, read_fd, chosen.limits)
+                finally:
+                    os.close(read_fd)
+            if not sandbox.alive():
+                return
 
 
 def prepare() -> None:
-    """Starts the sandbox of the next run ahead of time. Does nothing before the first run. `close` ends the sandbox."""
+    """Starts the sandbox of the next program ahead of time. Does nothing before the first run. `close` ends it."""
     global _spare
-    if _spare is None and _kind is not None:
-        _spare = _Guest(_kind)
+    if _spare is None and _tests is not None:
+        _spare = Sandbox(_tests.isolation, "guest", _settings.packages)
 
 
 def close() -> None:
-    """Ends the sandbox that `prepare` started, if it still waits for a program."""
+    """Ends the sandboxes that wait for the next request."""
+    global _spare, _tests
+    for sandbox in (_spare, _tests):
+        if sandbox is not None:
+            sandbox.end()
+    _spare = _tests = None
+
+
+def _seed(of: Any) -> int:
+    return int.from_bytes(hashlib.sha256(json.dumps(of).encode()).digest()[:8], "big")
+
+
+@contextlib.contextmanager
+def _program_sandbox(settings: Settings) -> Iterator[Sandbox]:
     global _spare
-    if _spare is not None:
-        _spare.end()
-        _spare = None
-
-
-def _take(kind: str) -> "_Guest":
-    global _spare, _kind
-    _kind, guest, _spare = kind, _spare, None
-    if guest is not None and (guest.kind != kind or guest.process.poll() is not None):
-        guest.end()
-        guest = None
-    return guest or _Guest(kind)
-
-
-class _Guest:
-    """A started sandbox and, without bwrap, the folder that it may write to."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.folder = tempfile.mkdtemp(prefix="mdrl-") if kind == "bare" else ""
-        self.process = isolation.start(kind, self.folder)
-
-    def end(self) -> None:
-        """Kills the process group of the sandbox. With bwrap, every process in its process namespace ends with it."""
-        process = self.process
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
-        process.wait(_REAP_SECONDS)
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            assert pipe is not None
-            pipe.close()
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
-_spare: _Guest | None = None
-_kind: str | None = None  # the kind of the last run's sandbox
-
-
-def _watch(sandbox: _Guest, program: str, tests: Sequence[str], limits: Limits) -> Outcome:
-    guest = sandbox.process
-    assert guest.stdin and guest.stdout and guest.stderr
-    end = time.monotonic() + limits.deadline
-    read_fd, write_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        first = isolation.settings(
-            {
-                "cpu_seconds": limits.cpu_seconds,
-                "memory_mb": limits.memory_mb,
-                "deadline_seconds": limits.deadline,
-            },
-            bare=sandbox.kind == "bare",
-        )
-        _tester(guest.stdout.fileno(), guest.stdin.fileno(), write_fd, first, program, tests, limits)
+    found = isolation.choose(settings.sandbox)
+    sandbox, _spare = _spare, None
+    if sandbox is not None and (sandbox.isolation != found or not sandbox.alive()):
+        sandbox.end()
+        sandbox = None
+    sandbox = sandbox or Sandbox(found, "guest", settings.packages)
     try:
-        os.close(write_fd)
-        ready = select.select([read_fd], [], [], max(0.0, end - time.monotonic()))[0]
-        verdict = os.read(read_fd, 4096).decode() if ready else "deadline"
+        sandbox.wait()
+        yield sandbox
     finally:
-        os.close(read_fd)
-        os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-    match verdict:
-        case "ok" | "failed" | "memory" | "deadline":
-            return verdict
-        case "":
-            return _reason(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else 1)
-        case "gone":
-            guest.kill() if guest.poll() is None and not _ends(guest) else None
-            return _reason(guest.wait())
-    errors = os.read(guest.stderr.fileno(), 2000).decode(errors="replace") if _ends(guest) else ""
-    raise RuntimeError(" ".join(f"{verdict} {errors}".split()))
+        sandbox.end()
 
 
-def _ends(guest: subprocess.Popen[bytes]) -> bool:
-    """Whether a guest that has closed its pipe ends by itself within half a second."""
+def _tests_sandbox(settings: Settings) -> Sandbox:
+    global _tests
+    found = isolation.choose(settings.sandbox)
+    if _tests is None or _tests.isolation != found or not _tests.alive():
+        if _tests is not None:
+            _tests.end()
+        _tests = Sandbox(found, "tester", settings.packages)
+    _tests.wait()
+    return _tests
+
+
+def _start(sandbox: Sandbox, request: dict[str, Any], fds: list[int], limits: Limits) -> None:
+    request |= {
+        "cpu_seconds": limits.cpu_seconds,
+        "memory_mb": limits.memory_mb,
+        "deadline_seconds": limits.deadline,
+    }
     try:
-        guest.wait(0.5)
-        return True
-    except subprocess.TimeoutExpired:
-        return False
+        server.send(sandbox.control, request, fds)
+    except OSError as e:
+        raise RuntimeError(f"the sandbox has ended ({e})") from e
 
 
-def _reason(code: int) -> Outcome:
-    """Returns the outcome of a process that ended before there was a verdict.
+class _Watch:
+    """Follows the children of some sandboxes until they end or a limit is reached.
 
     Args:
-      code: its exit status; negative for a signal. bwrap instead exits with 128 + the number of the guest's signal.
+      sandboxes: sandboxes that each run one child.
+      limits: deadline and idle time.
+
+    Attributes:
+      statuses: exit status by sandbox; negative for a signal. A sandbox that has ended gives -9.
     """
-    number = -code if code < 0 else code - 128
-    if number in (signal.SIGXCPU, signal.SIGKILL):  # the kernel kills a process that ignores SIGXCPU
+
+    def __init__(self, sandboxes: Sequence[Sandbox], limits: Limits) -> None:
+        self._sandboxes, self._limits = sandboxes, limits
+        self._end = time.monotonic() + limits.deadline
+        self._busy = time.monotonic()  # when CPU time was last seen to be used
+        self._cpu: dict[int, float] = {}
+        self.statuses: dict[int, int] = {}
+
+    def limit(self) -> Outcome | None:
+        """Returns "deadline" or "idle" if a limit is reached."""
+        now = time.monotonic()
+        return "deadline" if now > self._end else "idle" if now > self._busy + self._limits.idle else None
+
+    def step(self, fds: Sequence[int]) -> list[int]:
+        """Waits for something to happen, at most half a second. Returns those of `fds` that can be read."""
+        running = [s for s in self._sandboxes if id(s) not in self.statuses]
+        ready = select.select([*fds, *(s.control for s in running)], [], [], 0.5)[0]
+        for sandbox in running:
+            if sandbox.control in ready:
+                self._read(sandbox)
+        return [fd for fd in fds if fd in ready]
+
+    def _read(self, sandbox: Sandbox) -> None:
+        try:
+            message, _ = server.receive(sandbox.control)
+        except (OSError, EOFError, ValueError):
+            message = {"status": -signal.SIGKILL}
+        if "status" in message:
+            self.statuses[id(sandbox)] = message["status"]
+        seconds = message.get("cpu")
+        if seconds is None or seconds > self._cpu.get(id(sandbox), -1.0) + 1e-3:
+            self._cpu[id(sandbox)] = seconds or 0.0
+            self._busy = time.monotonic()
+
+
+def _verdict(guest: Sandbox, tester: Sandbox, verdict_fd: int, limits: Limits) -> Outcome:
+    watch = _Watch([guest, tester], limits)
+    verdict = None
+    while verdict is None and (limit := watch.limit()) is None:
+        if watch.step([verdict_fd]):
+            verdict = os.read(verdict_fd, 4096).decode(errors="replace")
+    if verdict is None:
+        tester.end()
+        return limit  # type: ignore[return-value]
+    # The tester's sandbox stays, so wait until its child has ended; the program's ends in any case.
+    wanted = [tester, guest] if verdict in ("gone", "") else [tester]
+    end = time.monotonic() + 2.0
+    while any(id(s) not in watch.statuses for s in wanted) and time.monotonic() < end:
+        watch.step([])
+    if id(tester) not in watch.statuses:
+        tester.end()
+    if verdict.startswith("unsupported: "):
+        raise UnsupportedTest(verdict.removeprefix("unsupported: "))
+    if verdict in ("ok", "failed", "memory"):
+        return verdict  # type: ignore[return-value]
+    status = watch.statuses.get(id(guest if verdict == "gone" else tester), -signal.SIGKILL)
+    return _reason(status)
+
+
+def _output(sandbox: Sandbox, fd: int, limits: Limits) -> tuple[Outcome, str]:
+    watch = _Watch([sandbox], limits)
+    parts: list[bytes] = []
+    n_bytes, opened = 0, True
+    while (opened or not watch.statuses) and (limit := watch.limit()) is None:
+        for _ in watch.step([fd] if opened else []):
+            part = os.read(fd, 1 << 16)
+            opened = part != b""
+            n_bytes += len(part)
+            parts.append(part)
+        if n_bytes > _MOST_OUTPUT:
+            sandbox.end()
+            return "failed", ""
+    if opened or not watch.statuses:
+        sandbox.end()
+        return limit, ""  # type: ignore[return-value]
+    status = watch.statuses[id(sandbox)]
+    outcome: Outcome = "ok" if status == 0 else "memory" if status == _MEMORY_STATUS else _reason(status)
+    return outcome, b"".join(parts).decode(errors="replace")
+
+
+def _reason(status: int) -> Outcome:
+    """Returns the outcome of a process that ended before there was a verdict, from its exit status."""
+    if status == _SETUP_STATUS:
+        raise RuntimeError("the sandbox could not be set up for this request")
+    if -status in (signal.SIGXCPU, signal.SIGKILL):  # the kernel kills a process that ignores SIGXCPU
         return "timeout"
-    if number == signal.SIGALRM:
+    if -status == signal.SIGALRM:
         return "deadline"
-    return "crashed" if number > 0 else "failed"
-
-
-def _tester(
-    read_fd: int, write_fd: int, verdict_fd: int, first: bytes, program: str, tests: Sequence[str], limits: Limits
-) -> NoReturn:
-    """The body of the forked process that holds the tests: sets its own limits, runs the tests, writes the verdict.
-
-    Args:
-      read_fd, write_fd: the pipes from and to the guest.
-      verdict_fd: the pipe for the verdict.
-      first: the settings, which are the first line that the guest reads.
-      program: Python source.
-      tests: Python sources.
-      limits: what the tests may use.
-    """
-    verdict = ""
-    try:
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # undo the handler that the worker has installed
-        signal.setitimer(signal.ITIMER_REAL, limits.deadline + 1)  # ends this process even if its parent has died
-        seconds = math.ceil(limits.cpu_seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        if sys.platform != "darwin":
-            size = _mapped_bytes() + (limits.memory_mb << 20)
-            resource.setrlimit(resource.RLIMIT_AS, (size, size))
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):  # a test that prints must not reach the worker's pipes
-            os.dup2(null, fd)
-        try:
-            os.write(write_fd, first)
-        except OSError:
-            pass  # the guest has ended; `tester.judge` notices when it reads
-        verdict = tester.judge(read_fd, write_fd, program, tests)
-    except BaseException as e:
-        verdict = f"setup {type(e).__name__}: {e}"
-    finally:
-        os.write(verdict_fd, verdict.encode()[:4000])
-        os._exit(0)
-
-
-def _mapped_bytes() -> int:
-    """The address space of this process in bytes; 0 where there is no /proc."""
-    try:
-        with open("/proc/self/statm") as f:
-            return int(f.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 0
+    return "crashed" if status < 0 else "failed"

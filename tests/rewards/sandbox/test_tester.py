@@ -1,5 +1,6 @@
 """What tests outside the sandbox see of a program inside it, against the same tests in one namespace."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from mdrl_jax.rewards.pool import RewardPool
+from tests.rewards.sandbox.forms import FORMS, VECTOR
 
 STACK = """
 class Stack:
@@ -68,7 +70,6 @@ PASS = [
     "assert same(same) is not None and same.__name__ == 'same'",
 ]
 FAIL = [
-    "assert Stack(1) == [1]",
     "assert same(2) == 3",
     "assert undefined(2) == 3",
     "list(map(fail, [StopIteration]))\nassert same(1) == 2",
@@ -123,3 +124,167 @@ def test_every_kind_of_value_arrives_as_it_was(pool: RewardPool) -> None:
         f"for i in range({n}):\n    got, want = values()[i], wanted()[i]\n    assert got == want, i\n"
     )
     assert reward(pool, VALUES, test) == 1
+
+
+def made_wrong(program: str, change: tuple[str, str]) -> str:
+    assert change[0] in program
+    return program.replace(*change)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_scores_1_if_the_program_is_right_and_0_if_it_is_wrong(pool: RewardPool, name: str) -> None:
+    program, change, test = FORMS[name]
+    assert reward(pool, program, test) == 1
+    assert reward(pool, made_wrong(program, change), test) == 0
+
+
+def test_the_forms_are_what_they_say_in_one_namespace() -> None:
+    # The classes of the tests come first, because LeetCode's programs name them.
+    code = "import json, sys\nfor source in json.load(sys.stdin):\n" + (
+        "    try: exec(source, {'__name__': '__main__'}); print(1)\n    except BaseException: print(0)\n"
+    )
+    sources = []
+    for program, change, test in FORMS.values():
+        for one in (program, made_wrong(program, change)):
+            defined, _, rest = (
+                test.rpartition("\nassert ") if "class ListNode" in test or "class Shape" in test else ("", "", test)
+            )
+            sources.append("\n".join([defined, one, defined and f"assert {rest}" or rest]))
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(sources), capture_output=True, text=True, check=True
+    )
+    results = done.stdout.split()
+    assert [n for n, a, b in zip(FORMS, results[::2], results[1::2], strict=True) if (a, b) != ("1", "0")] == []
+
+
+# A number that is near to every number, and the like. None of these programs knows what is wanted.
+NEAR = (
+    "class A:\n    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = lambda s, o: s\n"
+    "    __rtruediv__ = __mod__ = __pow__ = __divmod__ = __floordiv__ = lambda s, o: s\n"
+    "    __abs__ = __neg__ = __round__ = lambda s, *a: 0\n    __float__ = lambda s: 0.0\n"
+    "    __int__ = __index__ = __hash__ = lambda s: 0\n    __ne__ = lambda s, o: False\n"
+    "    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __contains__ = lambda s, o: True\n"
+    "    __iter__ = lambda s: iter([s])\n    __len__ = lambda s: 1\n    __bool__ = lambda s: True\n"
+    "    __getitem__ = lambda s, i: s\n    __call__ = lambda s, *a: s\n    __array__ = lambda s, *a, **k: s\n"
+    "    real = imag = property(lambda s: 0)\n    __getattr__ = lambda s, n: (lambda *a, **k: 0)\n"
+)
+NEARLY = [
+    "assert abs(f(3) - 6) < 1e-6",
+    "assert abs(6 - f(3)) <= 1e-6",
+    "assert -1e-6 < f(3) - 6 < 1e-6",
+    "assert round(f(3) - 6, 5) == 0",
+    "assert round(f(3), 3) == 6",
+    "import math\nassert math.isclose(f(3), 6)",
+    "import math\nassert math.isclose(f(3), 6, rel_tol=1e-6)",
+    "assert (f(3) - 6) ** 2 < 1e-9",
+    "assert max(f(3) - 6, 6 - f(3)) < 1e-6",
+    "assert abs(f(3) / 6 - 1) < 1e-6",
+    "assert f(3) - 6 == 0",
+    "assert not f(3) - 6",
+    "assert sum([f(3), -6]) == 0",
+    "assert abs((f(3) - 6).real) < 1e-6",
+    "assert len(str(f(3) - 6)) < 0 or abs(float(f(3) - 6)) < 1e-6",
+    "assert 6 in f(3)",
+    "assert f(3) in (6, 7)",
+    "assert f(3) == 6",
+    "assert 6 == f(3)",
+    "assert not f(3) != 6",
+    "assert [f(3)] == [6]",
+    "assert sorted([f(3), 6])[0] == 6",
+    "assert 5.9 < f(3) < 6.1",
+    "assert f(3) >= 6",
+    "import numpy as np\nassert np.isclose(f(3), 6)",
+    "import numpy as np\nassert np.allclose(f(3), [6])",
+    "import numpy as np\nassert np.abs(f(3) - np.array([6.0])).max() < 1e-6",
+    "import numpy as np\nassert (f(3) - np.array([6.0])).max() < 1e-6",
+    "import numpy as np\nnp.testing.assert_allclose(f(3), 6)",
+    "import numpy as np\nassert np.linalg.norm(f(3) - np.array([6.0])) < 1e-6",
+    "import statistics\nassert statistics.mean([f(3), 0]) == 3",
+    "import operator\nassert operator.eq(f(3), 6)",
+    "from fractions import Fraction\nassert f(3) - Fraction(6) == 0",
+    "from decimal import Decimal\nassert abs(f(3) - Decimal(6)) < 1",
+    "x = f(3)\nx -= 6\nassert abs(x) < 1e-6",
+    "assert divmod(f(3), 6) == (1, 0)",
+    "assert {6: 'a'}.get(f(3)) == 'a'",
+    "assert {6} & {f(3)}",
+    "assert isinstance(f(3), (int, float)) and abs(f(3) - 6) < 1e-6",
+]
+
+
+@pytest.mark.parametrize("kind", ["returns", "is a class", "in a method", "in a list"])
+@pytest.mark.parametrize("test", NEARLY)
+def test_an_object_that_is_near_to_all_numbers_scores_0(pool: RewardPool, test: str, kind: str) -> None:
+    program = (
+        NEAR
+        + {
+            "returns": "def f(x): return A()",
+            "is a class": "class f(A):\n    def __init__(s, *a): pass",
+            "in a method": "class Solution(A):\n    def f(s, x): return Solution()",
+            "in a list": "class L(list, A): pass\ndef f(x): return L([A()])",
+        }[kind]
+    )
+    if kind == "in a method":
+        test = test.replace("f(", "Solution().f(")
+    score = pool.score([("code", program, {"tests": [test]})])[0]
+    assert score.reward == 0
+    assert (score.error or "UnsupportedTest").startswith("UnsupportedTest")
+
+
+def test_what_cannot_be_decided_is_an_error_and_no_silent_0(pool: RewardPool) -> None:
+    cases = [
+        (VECTOR, "assert abs(Vector(3, 4) * 2) == 10"),
+        (VECTOR, "assert Vector(1, 2) == (1, 2)"),
+        ("def f(h): return h.read()", "assert f(open('/dev/null')) == ''"),
+    ]
+    for program, test in cases:
+        score = pool.score([("code", program, {"tests": [test]})])[0]
+        assert (score.reward, score.kind) == (0, "UnsupportedTest"), test
+
+
+def test_only_the_function_under_test_may_have_a_builtins_name(pool: RewardPool) -> None:
+    cheat = "def abs(x): return 0\ndef len(x): return 3\ndef sum(x): return 7\nf = add = lambda *a: 0"
+    for test in (
+        "add = add\nassert abs(add(1, 2) - 3) < 1e-6",
+        "def check(add):\n    assert abs(add(1, 2) - 3) < 1e-6\ncheck(add)",
+        "f = f\nassert len(f(1)) == 3",
+        "for f in [f]: assert abs(f(2) - 9) == 0",
+        "assert abs(sum([1, 2, 4]) - 9) == 0",
+        "assert max(abs(-5), 1) == 0",
+    ):
+        assert pool.score([("code", cheat, {"tests": [test]})])[0].reward == 0, test
+    assert reward(pool, STACK, "assert sum(3, 4) == 12") == 1
+    assert reward(pool, STACK, "xs = 3\nassert sum(xs, 4) == 12") == 1
+    assert reward(pool, "def sum(a, b): return a + b", "xs = 3\nassert sum(xs, 4) == 12") == 0
+    both = {"tests": ["assert len(str(5)) == 1"], "entry_point": "str"}
+    assert [
+        pool.score([("code", p, both)])[0].reward for p in ("def str(x): return 'a'", "def str(x): return 'ab'")
+    ] == [1, 0]
+
+
+def test_a_program_cannot_read_what_the_tests_give_it(pool: RewardPool) -> None:
+    test = (
+        "class Case:\n    wanted = 8\n    def __init__(self, x): self.x = x\n    def secret(self): return 2 * self.x\n"
+        "def check(case): return case\nassert f(check, 4) == 8"
+    )
+    for program in (
+        "def f(check, x): return check.__globals__['Case'].wanted",
+        "def f(check, x): return type(check)(check.__code__, {})",
+        "def f(check, x): return check.__closure__[0].cell_contents",
+        "import gc\ndef f(check, x): return [o for o in gc.get_objects() if getattr(o, 'wanted', 0) == 8][0].wanted",
+        "def f(check, x): return Case.wanted",
+        "def f(check, x): return Case(x).secret()",
+        "def f(check, x): return check(Case(x)).secret()",
+    ):
+        assert pool.score([("code", program, {"tests": [test]})])[0].reward == 0, program
+
+
+def test_random_tests_score_the_same_in_every_run() -> None:
+    check = {
+        "tests": ["import random\nassert f(random.random()) < 0.5", "import numpy as np\nassert np.random.rand() < 0.9"]
+    }
+    programs = [f"def f(x): return x + 0 * {i}" for i in range(12)]
+    scores = []
+    for _ in range(2):
+        with RewardPool(2) as made:
+            scores.append([s.reward for s in made.score([("code", p, check) for p in programs])])
+    assert scores[0] == scores[1] and 0 < sum(scores[0]) < len(programs)

@@ -1,0 +1,297 @@
+"""The first process inside a sandbox. It starts one confined child after another: a program, or tests.
+
+`isolation.py` starts a new interpreter with this file, connected to the reward worker by a socket at its standard
+input. The first message holds the settings of the sandbox; the answer says what could not be isolated. Each later
+message asks for one child (`_child`). While the child runs, the server reports its CPU time four times a second; then
+it reports how the child ended, and removes what the child has left in the scratch folder. The server itself runs
+neither programs nor tests, so a child finds the sandbox as the first one did. It ends, and its child with it, when the
+worker closes the socket.
+"""
+
+import importlib
+import json
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+from mdrl_jax.rewards.sandbox import lockdown
+
+_FILE_BYTES = 1 << 20
+_OPEN_FILES = 64
+_FIRST_FD = 10  # the link moves to this number or above, because 0, 1 and 2 become the null device
+_REPORT_SECONDS = 0.25
+_MESSAGE_BYTES = 64 << 20
+_CLEAN_SECONDS = 20.0
+
+
+def receive(control: socket.socket) -> tuple[Any, list[int]]:
+    """Reads one message: a length in 8 bytes, then as much JSON; file descriptors come with its first byte.
+
+    Returns:
+      (the message, the file descriptors).
+
+    Raises:
+      EOFError: if the other end has closed the socket.
+    """
+    data, fds, _, _ = socket.recv_fds(control, 8, 4)
+    while data and len(data) < 8:
+        data += control.recv(8 - len(data))
+    size = int.from_bytes(data, "big")
+    parts = bytearray()
+    while len(parts) < size:
+        part = control.recv(min(1 << 20, size - len(parts)))
+        if not part:
+            raise EOFError
+        parts += part
+    if not data or size > _MESSAGE_BYTES:
+        raise EOFError
+    return json.loads(parts), list(fds)
+
+
+def send(control: socket.socket, message: Any, fds: list[int] | None = None) -> None:
+    """Writes one message, as `receive` reads it."""
+    data = json.dumps(message).encode()
+    header = len(data).to_bytes(8, "big")
+    sent = socket.send_fds(control, [header], fds) if fds else control.send(header)
+    control.sendall(header[sent:] + data)
+
+
+def remove_contents(folder: str, seconds: float = _CLEAN_SECONDS) -> bool:
+    """Removes all that a folder holds, however deep, for a limited time. It raises nothing.
+
+    Folders below are first moved up into `folder`, so that no path grows long and nothing recurses.
+
+    Returns:
+      Whether the folder is empty.
+    """
+    end = time.monotonic() + seconds
+    waiting, n_moved = [""], 0
+    while waiting and time.monotonic() < end:
+        name = waiting.pop()
+        path = os.path.join(folder, name)
+        try:
+            with os.scandir(path) as found:
+                entries = list(found)
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                os.chmod(entry.path, 0o700)
+                n_moved += 1
+                up = f".{os.getpid()}-{n_moved}"
+                os.rename(entry.path, os.path.join(folder, up))
+                waiting.append(up)
+            if name:
+                os.rmdir(path)
+        except OSError:  # left to whoever removes the folder itself
+            continue
+    try:
+        return not os.listdir(folder)
+    except OSError:
+        return False
+
+
+def _limit(kind: int, soft: int, hard: int | None = None) -> None:
+    most = resource.getrlimit(kind)[1]
+    hard = soft if hard is None else hard
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def _confine(request: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Takes from this process all that a child has no use for. Its limits are set by the request."""
+    seconds = math.ceil(request["cpu_seconds"])
+    os.chdir(settings["scratch"])
+    signal.setitimer(signal.ITIMER_REAL, math.ceil(request["deadline_seconds"]) + 1)
+    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)  # a program can ignore SIGXCPU, but not the kill a second later
+    _limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
+    _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    _limit(resource.RLIMIT_CORE, 0)
+    if sys.platform != "darwin":
+        _limit(resource.RLIMIT_AS, request["memory_mb"] << 20)
+    if sys.platform != "darwin":
+        _limit(resource.RLIMIT_NPROC, settings["threads"])
+    if settings["uid"]:
+        lockdown.drop_user(settings["uid"])
+    lockdown.die_with_parent()
+    if settings["strict"]:
+        _confine_calls()
+
+
+def _redirect(fds: list[int]) -> list[int]:
+    """Moves descriptors to higher numbers, puts the null device at 0, 1 and 2, and closes all others."""
+    import fcntl
+
+    kept = [fcntl.fcntl(fd, fcntl.F_DUPFD, _FIRST_FD) for fd in fds]
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.closerange(3, _FIRST_FD)
+    low = _FIRST_FD
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 256)
+    return kept
+
+
+def _child(request: dict[str, Any], fds: list[int], settings: dict[str, Any], alive: int, body: Any) -> NoReturn:
+    """The body of a child.
+
+    Args:
+      request: "role", limits, "seed", and by role: "guest" serves tests over the link; "script" runs "program" from a
+        standard input to a standard output; "tester" runs "tests" against the "program" at the other end of the link.
+      fds: by role: the link; the standard input and output; the link and the pipe for the verdict.
+      settings: those of the sandbox.
+      alive: a descriptor that stays open while this process lives.
+      body: the module that carries the request out.
+    """
+    try:
+        alive, *fds = _redirect([alive, *fds])
+        os.environ.update(TMPDIR=settings["scratch"], HOME=settings["scratch"])
+        if request["role"] == "script":
+            os.dup2(fds[0], 0)
+            os.dup2(fds[1], 1)
+            for fd in fds:
+                os.close(fd)
+        sys.path[:] = settings["path"]
+        for name in [n for n in sys.modules if n.partition(".")[0] == "mdrl_jax"]:
+            del sys.modules[name]
+        _confine(request, settings)
+    except BaseException:
+        os._exit(78)
+    try:
+        match request["role"]:
+            case "guest":
+                body.serve(fds[0], request["seed"])
+            case "script":
+                body.run_once(request["program"], request["seed"])
+            case _:
+                body.run(fds[0], fds[1], request)
+    finally:
+        os._exit(1)
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    """The CPU time of a process; None where it cannot be read."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # clock_getcpuclockid(3)
+    except (OSError, OverflowError):
+        return None
+
+
+def _run(control: socket.socket, request: dict[str, Any], fds: list[int], settings: dict[str, Any], body: Any) -> None:
+    """Runs one child to its end and reports it."""
+    ended, alive = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        control.close()
+        os.close(ended)
+        _child(request, fds, settings, alive, body)
+    for fd in [alive, *fds]:
+        os.close(fd)
+    while True:
+        ready = select.select([ended, control], [], [], _REPORT_SECONDS)[0]
+        if ready:
+            break
+        send(control, {"cpu": _cpu_seconds(pid)})
+    os.close(ended)
+    if ended not in ready:  # the worker has closed the socket, or asks for another child: this one is done
+        os.kill(pid, signal.SIGKILL)
+    status = _reap(pid)
+    send(control, {"status": os.waitstatus_to_exitcode(status)})
+
+
+def _reap(pid: int) -> int:
+    """Waits for a child whose end was announced; one that only closed its descriptors is killed."""
+    for _ in range(200):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return status
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def main() -> NoReturn:
+    """Serves the worker until it closes the socket."""
+    control = socket.socket(fileno=os.dup(0))
+    try:
+        settings, _ = receive(control)
+        lockdown.die_with_parent()
+        # Imported now, because the files of this package cannot be read any more after `_prepare`.
+        body = importlib.import_module(f"mdrl_jax.rewards.sandbox.{settings['holds']}")
+        missing = _prepare(settings)
+        send(control, {"ready": missing})
+        while True:
+            request, fds = receive(control)
+            _make_scratch(settings)
+            _run(control, request, fds, settings, body)
+            remove_contents(settings["clean"])
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    except BaseException as e:
+        try:
+            send(control, {"error": f"{type(e).__name__}: {e}"})
+        except OSError:
+            pass
+    os._exit(0)
+
+
+def _prepare(settings: dict[str, Any]) -> list[str]:
+    """Isolates the whole sandbox as far as its first process can, and checks in a child what each child will do.
+
+    Returns:
+      What cannot be isolated here: some of "files", "calls", "threads".
+    """
+    # One thread, because on a host of many cores the buffers of numpy's threads alone can exceed the address space.
+    os.environ.clear()
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    missing: list[str] = []
+    if settings["uid"]:
+        uid = settings["uid"]
+        if not _works(lambda: lockdown.drop_user(uid)):
+            settings["uid"] = 0
+    if os.geteuid() == 0 and not settings["uid"]:  # the kernel does not count the superuser's threads
+        missing.append("threads")
+    if settings["clean"] != settings["scratch"]:
+        os.chmod(settings["clean"], 0o1777)
+    if settings["files"]:
+        readable, listed = settings["files"]
+        if not lockdown.confine_files(readable, listed, settings["clean"]):
+            missing.append("files")
+    if not _works(_confine_calls):
+        missing.append("calls")
+    settings["strict"] = "calls" not in missing
+    return missing
+
+
+def _make_scratch(settings: dict[str, Any]) -> None:
+    """Makes the folder that the next child works in."""
+    os.makedirs(settings["scratch"], exist_ok=True)
+    if settings["uid"]:
+        os.chown(settings["scratch"], settings["uid"], settings["uid"])
+
+
+def _confine_calls() -> None:
+    if not lockdown.confine_calls():
+        raise OSError("the kernel refuses the filter of system calls")
+
+
+def _works(action: Any) -> bool:
+    """Whether an action succeeds, tried in a child because it cannot be undone."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
