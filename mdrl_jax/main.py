@@ -443,7 +443,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tell(error: UserError | str) -> None:
-    print(f"mdrl: error: {' '.join(str(error).split())}", file=sys.stderr)
+    from mdrl_jax.progress import printable
+
+    print(printable(f"mdrl: error: {' '.join(str(error).split())}"), file=sys.stderr)
 
 
 def _together(execute: Callable[[], int | None]) -> int:

@@ -1,4 +1,4 @@
-"""Progress reports of long computations, independent of how they are shown.
+"""Progress reports of long computations, independent of how they are shown, and texts that are safe to show.
 
 A computation receives a `Track`. It opens a step with a label and a number of pieces, and reports each piece when it
 starts:
@@ -14,12 +14,33 @@ The `Track` of a run (`Screen.steps`) checks at every report whether the run mus
 
 import datetime
 import time
+import unicodedata
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 Show = Callable[[int, str], None]  # (number of pieces done, text about the current piece)
 Track = Callable[[str, int], AbstractContextManager[Show]]  # (label, total number of pieces)
+
+
+_JOINERS = "\u200c\u200d"  # of category Cf, but scripts and emoji need them
+
+
+def printable(text: str) -> str:
+    r"""Returns a text in which a terminal finds no command: control characters become escapes such as `\x1b`.
+
+    Texts of data, completions and file names of others must pass through it on their way to a terminal. Otherwise they
+    could move the cursor, set colours, hide links or reverse the direction of writing. Line breaks and tabs stay.
+
+    >>> printable("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _harmless(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return character in "\n\t" or character in _JOINERS or kind not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class Step:
@@ -72,8 +93,14 @@ class Step:
         return "-:--:--" if left is None else str(datetime.timedelta(seconds=round(left)))
 
     def line(self) -> str:
-        """Label, pieces, text and time left as one line of plain text."""
-        return f"{self.label} {self.done}/{self.total}  {self.text}  {self.left_text()} left"
+        """Label, pieces, text and time left as one line of plain text (`printable`)."""
+        label, text = self.shown()
+        return f"{label} {self.done}/{self.total}  {text}  {self.left_text()} left"
+
+    def shown(self) -> tuple[str, str]:
+        """Label and text in the form in which a terminal may show them: on one line, and `printable`."""
+        label, text = (printable(" ".join(x.splitlines())) for x in (self.label, self.text))
+        return label, text
 
     def record(self) -> dict[str, Any]:
         """The fields of a progress event for `--output=json`: "label", "done", "total", "text" and "seconds_left".

@@ -10,12 +10,39 @@ or write a file.
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import distributed
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def regular(path: str | Path) -> Path:
+    """Returns `path` if it is a regular file, a link to one, or does not exist.
+
+    To open a pipe waits for a writer, perhaps forever, and a device may never end.
+
+    Raises:
+      UserError: if it is anything else; the message says what.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # absent, or not to be reached: whoever opens the file says so
+        return path
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'of an unknown kind')}; it must be a regular file")
+    return path
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -64,10 +91,10 @@ def read_json(path: str | Path) -> Any:
     """The JSON document at `path`.
 
     Raises:
-      UserError: if the file does not exist or is not valid JSON.
+      UserError: if the file does not exist, is no regular file or is not valid JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(regular(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except ValueError as e:
@@ -78,9 +105,10 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; an empty list if the file does not exist.
 
     Raises:
-      UserError: if a line is not valid JSON, e.g. an empty one; the message has its number.
+      UserError: if the file is no regular file, or a line is not valid JSON, e.g. an empty one; the message then has
+        its number.
     """
-    path = Path(path)
+    path = regular(path)
     if not path.exists():
         return []
     rows = []

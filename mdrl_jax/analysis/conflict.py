@@ -11,7 +11,8 @@ neurons.
    (`null_values`).
 3. Judge the vectors of each half on the other half (`captured.measure`).
 
-The search sees neither the displacement D nor the prompts that scores are reported on.
+The search sees neither the displacement D = θ_t − θ*_A (θ_t: the end of the later stage), which only step 3 uses, nor
+the prompts that scores are reported on.
 """
 
 import dataclasses
@@ -92,13 +93,18 @@ class Place:
 
 
 def place(probe: Probe, start: Any, displacement: Any, route: Route) -> Place:
-    """The `Place` of a route.
+    """Makes the `Place` of a route: it takes the weights of the route's neurons out of θ*_A and D.
 
     Args:
       probe: the compiled device programs.
-      start: θ*_A.
-      displacement: D, a tree like `start`.
-      route: the neurons of the shared route.
+      start: θ*_A, the parameters at A's peak, a tree on the devices.
+      displacement: D = θ_t − θ*_A, a tree like `start`; θ_t are the parameters at the end of the later stage. The
+        search does not use it; `find` measures on it what S captures.
+      route: the neurons of the shared route, [L, R].
+
+    Returns:
+      The arguments `start`, `displacement` and `route` themselves; what derivatives hold fixed (`fixed`); and three
+      route trees (see `Place`), all 0 on padding: θ*_A (`point`), D (`displacement_on_route`) and ones (`support`).
     """
     index, mask = route.index_LR, route.mask_LR
     point, moved = (probe.slice(x, index, mask) for x in (start, displacement))

@@ -155,7 +155,7 @@ def torch_network(given: Problem) -> tuple[Any, list[Any]]:
     with tempfile.TemporaryDirectory() as folder:
         huggingface.save(Path(folder) / "model", given.params, given.model.config)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "model", dtype=torch.float32, attn_implementation="eager"
+            Path(folder) / "model", dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
         )
 
     class Silu(torch.nn.Module):

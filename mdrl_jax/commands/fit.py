@@ -84,17 +84,23 @@ def run(config: Config, topology: str, everything: bool = False, output: str = "
 
 
 def abstract_runtime(config: Config, devices: Sequence[Any]) -> tuple[Runtime, str]:
-    """A runtime that has shapes but no arrays, prompts or rewards.
+    """Makes a runtime that has shapes but no arrays, to compile with.
 
     Args:
-      config: the whole configuration.
-      devices: the devices of the slice.
+      config: the whole configuration. `model.path` is "tiny", a Hugging Face folder, or, if there is no such folder,
+        the name of a published model (`published.sizes`).
+      devices: the devices of the slice. The mesh takes all of them; none of them runs anything.
 
     Returns:
-      The runtime; and a text that says where the model's sizes come from.
+      (runtime, source). The runtime has config, mesh, model, `shapes`, `shardings` and one note, about the attention.
+      Its tokenizer and its reward pool are None, `domains` and `prompts` are empty, so it can neither sample nor score.
+      The source of the model's sizes is a text: "sizes of FOLDER" or "sizes as published".
 
     Raises:
-      UserError: if the model is not known, or the mesh does not match the devices or divide `evaluate.batch`.
+      UserError: if `model.path` is neither a folder nor a known published model; if the folder's config.json is absent,
+        damaged or not supported; if the mesh does not match the devices; if it does not divide `evaluate.batch` or a
+        parameter; if prompt and completion together may be longer than the model allows; or if `rollout.cache_gib` has
+        no room for one prompt with one completion.
     """
     mesh = make_mesh(config.mesh, list(devices))
     sizes, source = _sizes(config.model.path)

@@ -1,11 +1,14 @@
 """The command `generate`: prints one completion of a prompt, sampled as in training."""
 
+import sys
+
 import jax
 import numpy as np
 
 from mdrl_jax.commands.loaded import Loaded, load_folder, load_stage
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import tokens
+from mdrl_jax.progress import printable
 from mdrl_jax.rl.rollout import SamplingConfig, make_sampler, stage_key
 
 
@@ -23,6 +26,9 @@ def run(
     seed: int,
 ) -> None:
     """Prints one completion as text, or as space-separated token ids if the prompt was given as ids.
+
+    On a terminal, control characters of the text are shown as escapes such as `\\x1b`. A file or a pipe gets the text
+    unchanged.
 
     Args:
       model: Hugging Face folder, or "tiny"; None if `workdir` is given.
@@ -72,7 +78,8 @@ def run(
     if prompt_ids is not None:
         print(" ".join(map(str, new)))
     else:
-        print(loaded.tokenizer.decode(new, skip_special_tokens=True))
+        text = loaded.tokenizer.decode(new, skip_special_tokens=True)
+        print(printable(text) if sys.stdout.isatty() else text)
 
 
 def _ids(loaded: Loaded, prompt: str | None, prompt_ids: str | None) -> list[int]:

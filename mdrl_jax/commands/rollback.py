@@ -29,6 +29,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.tree_programs import difference
+from mdrl_jax.records import regular
 from mdrl_jax.recovery.rollback import evidence
 from mdrl_jax.recovery.rollback.evidence import NEEDS_DATA, Ends
 from mdrl_jax.recovery.rollback.rules import SCORES, taken_back
@@ -114,7 +115,7 @@ def run(
             huggingface.save(out, made, architecture, _dtype(loaded.folder))
             for name in KEPT:
                 if (loaded.folder / name).exists():
-                    shutil.copyfile(loaded.folder / name, Path(out) / name)
+                    shutil.copyfile(regular(loaded.folder / name), Path(out) / name)
             loaded.tokenizer.save_pretrained(out)
         removed, whole = (float(jnp.sqrt(_square(ends.edit, m))) for m in (mask, changed))
         screen.print(
@@ -190,7 +191,7 @@ def _dtype(folder: Path) -> Any:
     """The number format of a folder's weights; float32 if there are several, because it can hold all their values."""
     found = set()
     for file in folder.glob("*.safetensors"):
-        with safe_open(str(file), framework="numpy") as handle:
+        with safe_open(str(regular(file)), framework="numpy") as handle:
             found |= {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
     names = {"BF16": jnp.bfloat16, "F16": np.float16}
     return names.get(found.pop(), np.float32) if len(found) == 1 else np.float32

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.progress import printable
 from mdrl_jax.records import write_json
 from mdrl_jax.report.tables import agreement, methods
 from mdrl_jax.report.tables.seeds import summarise_seeds
@@ -25,11 +26,8 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
     if plot is not None and not damage:
         raise UserError("--plot needs work folders with an analysis; run their stage analyze first")
     compared = methods.compare(workdirs)
-    print(table.text(), end="")
-    if compared:
-        print("\n" + compared.text(), end="")
-    if damage:
-        print("\n" + agreement.text(damage), end="")
+    texts = [table.text(), *([compared.text()] if compared else []), *([agreement.text(damage)] if damage else [])]
+    print(printable("\n".join(texts)), end="")
     if plot is not None:
         agreement.save_plot(plot, damage)
     if out is not None:

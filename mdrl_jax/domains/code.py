@@ -49,16 +49,18 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """Generates every problem of the domain and splits them by the config's seed.
+    """Generates all 3600 problems of the domain and shuffles them into three splits by the config's seed.
 
     Args:
-      config: the seed and the sizes of the splits; `style_blind` and data sets are left to `registry.make_domains`.
+      config: the seed and the sizes `n_train`, `n_validation` and `n_test`; `style_blind` and data sets are left to
+        `registry.make_domains`.
 
     Returns:
-      The domain. `pretraining` is its training split.
+      The domain. Validation and test have exactly their sizes. Training has at most `n_train` of the other problems;
+      what is left is in no split. `pretraining` is the training split.
 
     Raises:
-      UserError: if `n_test` + `n_validation` leave none of the 3600 prompts to train on.
+      UserError: if `n_test` + `n_validation` leave none of the 3600 problems to train on.
     """
     problems = []
     for op1 in OPERATIONS:

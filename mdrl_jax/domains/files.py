@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.records import regular
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
@@ -233,6 +234,7 @@ def matching(pattern: str, where: str) -> list[Path]:
     if not found:
         raise UserError(f"{where}: no file {pattern!r}; give an existing path, a matching glob, or hub:NAME:SPLIT")
     for path in found:
+        regular(path)
         if path.suffix not in KINDS:
             raise UserError(f"{where}: {path} is of no known kind; known: {', '.join(KINDS)}")
     return found

@@ -24,6 +24,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.model.families import ModelConfig, from_hf, to_hf
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import param_shardings
+from mdrl_jax.records import regular
 
 SHARD_BYTES = 4 * 2**30
 READABLE = ("F32", "BF16", "F16")  # other types (integers, float8) hold quantized weights, useless without their scales
@@ -74,7 +75,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     """Reads `config.json` of a Hugging Face folder on the local disk.
 
     Raises:
-      UserError: if the folder or file is absent or damaged, or the model is not supported.
+      UserError: if the folder or file is absent, damaged or no regular file, or the model is not supported.
     """
     file = Path(folder) / "config.json"
     if not Path(folder).is_dir():
@@ -82,7 +83,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     if not file.exists():
         raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     try:
-        fields = json.loads(file.read_text())
+        fields = json.loads(regular(file).read_text())
     except ValueError as e:
         raise UserError(f"{file} is not valid JSON ({e})") from e
     if not isinstance(fields, dict):
@@ -98,8 +99,10 @@ class _Files:
         self.handles: dict[str, Any] = {}
         try:
             if index.exists():
-                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                files = [folder / name for name in files]
+                names = sorted(set(json.loads(regular(index).read_text())["weight_map"].values()))
+                if outside := [name for name in names if Path(name).name != name or name == ".."]:
+                    raise UserError(f"{index} names {outside[0]!r}; it may only name files of its own folder")
+                files = [folder / name for name in names]
             elif single.exists():
                 files = [single]
             else:
@@ -107,7 +110,7 @@ class _Files:
             for file in files:
                 if not file.exists():
                     raise UserError(f"{index} names {file.name}, which is absent")
-                handle = safe_open(str(file), framework="numpy")
+                handle = safe_open(str(regular(file)), framework="numpy")
                 self.handles.update(dict.fromkeys(handle.keys(), handle))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as e:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from e

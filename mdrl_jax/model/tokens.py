@@ -9,18 +9,30 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.records import regular
+
+FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*chat_templates/*")  # what a tokenizer may consist of
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The `transformers` tokenizer of a Hugging Face folder.
+    """The `transformers` tokenizer of a Hugging Face folder. Code in the folder never runs.
 
     Raises:
-      UserError: if the folder has no tokenizer or its tokenizer cannot be read.
+      UserError: if the folder has no tokenizer, its tokenizer cannot be read or needs the folder's own code, or a file
+        of the tokenizer is no regular file.
     """
+    for pattern in FILES:
+        for file in Path(folder).glob(pattern):
+            regular(file)
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{folder} has no tokenizer that can be read: {str(e).splitlines()[0]}") from e
+        if "trust_remote_code" in str(e):
+            raise UserError(
+                f"the tokenizer in {folder} needs the folder's own Python code, which is never run; give a folder with "
+                "a tokenizer that transformers itself has"
+            ) from e
+        raise UserError(f"{folder} has no tokenizer that can be read: {(str(e).splitlines() or [''])[0]}") from e
 
 
 def eos_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -10,11 +10,14 @@ import dataclasses
 import functools
 import io
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import vl_convert
+
+from mdrl_jax.errors import UserError
 
 INK = "currentColor"
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -57,6 +60,8 @@ THEME: dict[str, Any] = {
     "line": {"strokeWidth": 2},
     "range": {"category": list(CATEGORIES)},
 }
+# Names become file names and links. No name can leave the folder or be the address of something else.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 Row = dict[str, Any]  # the data of one mark: {column: value}
 
 
@@ -70,6 +75,9 @@ class Figure:
       chart: the Altair chart; it holds its own data.
       rows: the data behind the chart, for the CSV.
       caption: how to read it: units, the meaning of the interval and of the null, the number of prompts or pairs.
+
+    Raises:
+      UserError: if the name, which may come from a record, does not match `NAME`.
     """
 
     name: str
@@ -77,6 +85,9 @@ class Figure:
     chart: alt.TopLevelMixin
     rows: Sequence[Row]
     caption: str
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
 
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification under the report's theme."""
@@ -121,6 +132,9 @@ class Table:
       rows: one text for each column.
       caption: how to read it.
       numeric: heads of the columns that are aligned to the right.
+
+    Raises:
+      UserError: if the name, which may come from a record, does not match `NAME`.
     """
 
     name: str
@@ -129,6 +143,9 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     numeric: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
 
     def csv(self) -> str:
         """The cells as CSV, below a line with the heads of the columns."""
@@ -171,6 +188,11 @@ def signed(values: Sequence[float | None]) -> alt.Scale:
     """
     largest = max((abs(v) for v in values if v is not None and v == v), default=0.0) or 1.0
     return alt.Scale(scheme=DIVERGING, domain=[-largest, largest], domainMid=0)
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{name!r} is no name of a figure: it may have letters, digits, -, _ and . after the first one")
 
 
 def _finite(value: Any) -> Any:

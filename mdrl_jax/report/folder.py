@@ -7,6 +7,7 @@ from typing import Any
 
 from mdrl_jax import records
 from mdrl_jax.errors import UserError
+from mdrl_jax.records import regular
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.matrix import Matrix
 
@@ -36,7 +37,7 @@ class Records:
     """The records of one work folder. Each JSON document and the score matrix are read once and kept.
 
     A later call returns the same object, so callers must not change it. Every method raises Absent if the record is
-    missing, and UserError if it is damaged or if no stage writes a record of this name (`MADE_BY`).
+    missing, and UserError if it is damaged or no regular file, or if no stage writes a record of this name (`MADE_BY`).
     """
 
     root: Path
@@ -51,7 +52,7 @@ class Records:
         if path not in self._read:
             if not (self.root / path).exists():
                 raise Absent(f"{path} is not there: {_made_by(path)}")
-            self._read[path] = records.read_json(self.root / path)
+            self._read[path] = records.read_json(regular(self.root / path))
         return self._read[path]
 
     def jsonl(self, path: str) -> list[dict[str, Any]]:
@@ -62,7 +63,7 @@ class Records:
         """
         if not (self.root / path).exists():
             raise Absent(f"{path} is not there: {_made_by(path)}")
-        return records.read_jsonl(self.root / path)
+        return records.read_jsonl(regular(self.root / path))
 
     def files(self, pattern: str) -> list[str]:
         """Paths that match a glob pattern, relative to the folder and sorted; at least one.

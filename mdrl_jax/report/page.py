@@ -139,7 +139,8 @@ def _verdict(claim: dict[str, Any]) -> Verdict:
         ("published", claim["published"]),
         ("rule", claim["rule"]),
     ]
-    return Verdict(claim["id"], claim["claim"], claim["verdict"], claim["reason"], figures)
+    name, text, verdict, reason = (str(claim[field]) for field in ("id", "claim", "verdict", "reason"))
+    return Verdict(name, text, verdict, reason, figures)
 
 
 def _part(section: Any, found: Records) -> Part:

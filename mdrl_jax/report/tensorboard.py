@@ -28,6 +28,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from mdrl_jax.parallel import distributed
+from mdrl_jax.records import regular
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -40,13 +41,14 @@ def save_figures(workdir: Path) -> None:
 
     Raises:
       ValueError: if one of the files is not a PNG file.
+      UserError: if one of them is no regular file.
     """
     pictures = sorted((workdir / "report").glob("*.png"))
     if not pictures:
         return
     with TensorBoard(workdir / "tensorboard" / "figures", resumed_at=0) as board:
         for picture in pictures:
-            board.image(f"figures/{picture.stem}", picture.read_bytes(), 0)
+            board.image(f"figures/{picture.stem}", regular(picture).read_bytes(), 0)
 
 
 class TensorBoard:
@@ -83,14 +85,17 @@ class TensorBoard:
         self._add(Event(summary=Summary(value=points)), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """Adds a text, which TensorBoard shows as Markdown.
+        """Adds a text, which TensorBoard shows as Markdown without links, images and HTML.
+
+        Prompts and completions are part of such texts. An image in them would be fetched from its server whenever the
+        text is looked at, so the characters that begin links, images and tags become the entities of HTML.
 
         Args:
           tag: its name in TensorBoard.
           text: the Markdown.
           step: the step that it belongs to.
         """
-        self._add(Event(summary=text_pb(tag, text)), step)
+        self._add(Event(summary=text_pb(tag, text.replace("[", "&#91;").replace("<", "&lt;"))), step)
 
     def histogram(self, tag: str, values: ArrayLike, step: int, bins: int = 30) -> None:
         """Adds the distribution of the finite entries of `values`; nothing if there are none.

@@ -64,7 +64,7 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
         last is checked only while the answer arrives, so one attempt may take longer than `seconds`.
 
     Returns:
-      The text of the first choice's message.
+      The text of the first choice's message; *** stands for the key where the endpoint repeats it.
 
     Raises:
       JudgeError: one of JudgeTimeout, JudgeUnreachable, JudgeRateLimited, JudgeServerError, JudgeRefused and
@@ -102,14 +102,14 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
                 if len(body) > _MOST_BYTES:
                     raise JudgeBadAnswer(f"the judge at {host} sent more than {_MOST_BYTES} bytes")
             status, wanted_wait = response.status_code, response.headers.get("Retry-After")
-    except (requests.RequestException, HTTPError) as e:
+    except (requests.RequestException, HTTPError, ValueError, OSError) as e:  # their texts may contain the key
         if isinstance(e, requests.Timeout | ReadTimeoutError):
             raise JudgeTimeout(late) from None
         raise JudgeUnreachable(f"the judge at {host} cannot be reached or broke off ({type(e).__name__})") from None
     if status != 200:
         kind = JudgeRateLimited if status == 429 else JudgeServerError if status >= 500 else JudgeRefused
         said = body.decode(errors="replace")  # some endpoints repeat a wrong key in their answer
-        said = " ".join((said.replace(key, "***") if key else said).split())[:200]
+        said = " ".join(_without(key, said).split())[:200]
         error = kind(f"the judge at {host} answered HTTP {status}: {said}")
         error.retry_after = _seconds(wanted_wait)
         raise error
@@ -119,7 +119,12 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
         text = None
     if not isinstance(text, str):
         raise JudgeBadAnswer(f"the judge at {host} sent no chat completion")
-    return text
+    return _without(key, text)
+
+
+def _without(key: str | None, text: str) -> str:
+    """Returns a text of the endpoint without the key, also where JSON writes its slashes as `\\/`."""
+    return text.replace(key, "***").replace(key.replace("/", "\\/"), "***") if key else text
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -1,8 +1,11 @@
 """`generate` against torch's greedy text, and one line for every way in which it can be called wrongly."""
 
+import sys
+
 import pytest
 
 from mdrl_jax.main import main
+from mdrl_jax.model import tokens
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -47,6 +50,16 @@ def test_prompt_ids_print_ids(model, greedy, capsys):
     flags = [f"--model={model}", f"--prompt_ids={','.join(map(str, ids))}", "--temperature=0", "--max_new_tokens=60"]
     status, out, err = call(capsys, "generate", *flags)
     assert (status, out.split(), err) == (0, [str(i) for i in new], "")
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a\\x1b[31mb\\u202e\n"), (False, "a\x1b[31mb\u202e\n")])
+def test_only_a_terminal_gets_escapes_for_control_characters(model, terminal, shown, capsys, monkeypatch):
+    tokenizer = tokens.load_tokenizer(model)
+    monkeypatch.setattr(tokenizer, "decode", lambda *_, **__: "a\x1b[31mb\u202e")
+    monkeypatch.setattr(tokens, "load_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    status, out, err = call(capsys, "generate", f"--model={model}", "--prompt=a", "--max_new_tokens=1")
+    assert (status, out, err) == (0, shown, "")
 
 
 def test_seed_decides_the_draw(model, capsys):

@@ -180,7 +180,7 @@ OTHERS: list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = [
     (
         "humaneval",
         {"prompt": "def f():\n", "test": "def check(g):\n  assert g() == 1", "entry_point": "f", "task_id": "x"},
-        [("Complete this", {"tests": ["def check(g):\n  assert g() == 1", "check(f)"]})],
+        [("Complete this", {"tests": ["def check(g):\n  assert g() == 1", "check(f)"], "prefix": "def f():\n"})],
     ),
     (
         "klear_code",
@@ -196,7 +196,7 @@ OTHERS: list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = [
             "prompt": [{"role": "user", "content": "Do it."}],
             "reward_model": {"ground_truth": '{"inputs": ["1"], "outputs": ["2"]}', "style": "rule"},
         },
-        [],
+        [("Do it.", {"cases": [{"stdin": "1", "stdout": "2"}]})],
     ),
     (
         "squad",
@@ -222,6 +222,11 @@ OTHERS: list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = [
         "sciknoweval",
         {"question": "Q?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B", "answer": ""},
         [("Q?\n\nA. x\nB. y\n\nReply", {"answer": "B", "choices": ["x", "y"]})],
+    ),
+    (
+        "sciknoweval",  # a row of ARC, whose labels are numbers
+        {"question": "Q?", "choices": {"text": ["1 m", "2 m", "3 m"], "label": ["1", "2", "3"]}, "answerKey": "2"},
+        [("Q?\n\nA. 1 m\nB. 2 m\nC. 3 m\n\nReply", {"answer": "B", "choices": ["1 m", "2 m", "3 m"]})],
     ),
     (
         "sciknoweval",
@@ -254,6 +259,11 @@ WRONG = [
     ("gsm8k", {"question": "Q", "answer": "no mark"}, "no answer after ####"),
     ("math", {"problem": "Q", "solution": r"\boxed{1"}, r"no whole \boxed{}"),
     ("mmlu_pro", {"question": "Q", "options": ["x", "y"], "answer": "C"}, "answer 'C' is none of the 2 options"),
+    (
+        "sciknoweval",
+        {"question": "Q", "choices": {"text": ["x", "y"], "label": ["1", "1"]}, "answerKey": "1"},
+        "labels ['1', '1'] do not name 2 options",
+    ),
     ("ifeval", {"prompt": "P", "instruction_id_list": ["a", "b"], "kwargs": [{}]}, "2 instructions with 1 kwargs"),
     ("longbench_write", {"prompt": "P", "length": "100"}, "of the wrong type for 'length'"),
     ("mbpp", {"text": "T", "test_list": [], "task_id": 5}, "list index out of range"),

@@ -1,5 +1,6 @@
 """Event files read back by TensorBoard's own reader."""
 
+import re
 import subprocess
 import sys
 from io import BytesIO
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mdrl_jax.report.tensorboard import TensorBoard, save_figures
@@ -54,6 +56,19 @@ def test_text_image_and_hparams_come_back(tmp_path: Path) -> None:
     (image,) = found.Images("scores")
     assert (image.width, image.height, image.encoded_image_string) == (7, 5, buffer.getvalue())
     assert found.PluginTagToContent("hparams").keys() == {"_hparams_/session_start_info"}
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["![a](http://x/p.png)", "![a][b]\n\n[b]: http://x/p.png", "<img src=http://x/p.png>", "<a href=http://x>y</a>",
+     "[y](javascript:alert(1))", r"\![a](http://x/p.png)", "<http://x>", '<iframe src="http://x">', "<svg/onload=x>"],
+)  # fmt: skip
+def test_a_text_fetches_nothing_when_it_is_shown(completion: str, tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        board.text("samples/math", f"2 + 2 = **{completion}** (1)\n\n{completion}", 1)
+    (text,) = read(tmp_path).Tensors("samples/math")
+    html = str(markdown_to_safe_html(text.tensor_proto.string_val[0]))
+    assert "<p>" in html and not re.search(r"<(?!/?(?:p|strong|em)>)", html)
 
 
 def hparams(folder: Path) -> dict[str, bool | float | str]:

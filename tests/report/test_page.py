@@ -1,20 +1,25 @@
 """The page of a work folder: of a whole run (in tests/test_recovery_stages.py), of a part of one, of a damaged one."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pytest
 
 from mdrl_jax import config, main, records
 from mdrl_jax.claims.published import CLAIMS
 from mdrl_jax.claims.verdicts import Condition, judge
+from mdrl_jax.errors import UserError
 from mdrl_jax.report import page
+from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.folder import Records
 from mdrl_jax.workfolder import resolved
 from tests.report import browser
+from tests.report.figures.test_refreshed_figures import record as refresh
 
 DOMAINS = ("math", "qa")
 
@@ -111,6 +116,54 @@ def test_text_of_a_completion_is_text(tmp_path: Path) -> None:
     html = page.write(started(tmp_path)).read_text()
     assert "&lt;/script&gt; math" in html and "</script> math" not in html
     assert "math &lt;b&gt; =" in html
+
+
+BAD_NAMES = ("../../x", "/tmp/x", "a/b", "..", ".x", "javascript:alert(1)//", "x\n", 'a" onclick="x', "", "x" * 200, 5)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_is_no_plain_file_name_is_refused(name: Any) -> None:
+    with pytest.raises(UserError, match="no name of a figure") as e:
+        Table(name, "t", ("a",), ())
+    assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="no name of a figure"):
+        Figure(name, "t", alt.Chart(), (), "c")
+
+
+@pytest.mark.parametrize("name", ["../../x", "javascript:alert(1)//"])
+def test_a_name_in_a_record_neither_leaves_the_folder_nor_becomes_a_link(name: str, tmp_path: Path) -> None:
+    root = started(tmp_path / "deep" / "run")
+    before = {p for p in tmp_path.rglob("*") if p.is_file()}
+    records.write_json(root / "recovery" / "refresh-math.json", refresh() | {"stage": name})
+    html = without_library(page.write(root))
+    made = {p for p in tmp_path.rglob("*") if p.is_file()} - before
+    assert all(p.is_relative_to(root / "report") or p.name == "refresh-math.json" for p in made)
+    links = re.findall(r'href="([^"]*)"', html)
+    assert links and all(re.fullmatch(r"#[a-z]+|data:,|[A-Za-z0-9_-]+\.(?:png|csv)", link) for link in links)
+    assert "no name of a figure" in html
+
+
+def without_library(file: Path) -> str:
+    """The page up to the source of the library that draws the charts."""
+    return file.read_text().partition("<script>")[0]
+
+
+def test_text_of_a_claim_is_text_in_attributes_too(tmp_path: Path) -> None:
+    root, evil = started(tmp_path), '"><b>x</b><a href="javascript:x" onclick=\'x\''
+    claim = {"id": "C1", "claim": evil, "verdict": evil, "estimate": 1.0, "ci95": [0.0, 2.0], "null": None}
+    claim |= {"published": evil, "rule": evil, "reason": evil}
+    records.write_json(root / "claims.json", [claim])
+    html = without_library(page.write(root))
+    assert html.count("onclick") >= 5 and "<b>x" not in html and 'javascript:x"' not in html
+
+
+def test_a_pipe_among_the_records_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    root = started(tmp_path)
+    os.mkfifo(root / "claims.json")
+    (root / "costs" / "01-math.json").unlink()
+    os.mkfifo(root / "costs" / "01-math.json")
+    html = page.write(root).read_text()
+    assert "claims.json is a named pipe" in html and "01-math.json is a named pipe" in html
 
 
 def test_csv_has_the_scores(tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ PROBLEMS: dict[str, Contest] = {
     ),
     "brackets": Contest(
         "stack, good = [], True\nfor c in input():\n    if c in '([': stack.append(c)\n"
-        "    else: good = good and bool(stack) and stack.pop() + c in ('()', '[]')\nprint('ok' if good and not stack else 'bad')",
+        "    else: good = good and bool(stack) and stack.pop() + c in ('()', '[]')\n"
+        "print('ok' if good and not stack else 'bad')",
         ["s = input()\nprint('ok' if s.count('(') == s.count(')') else 'bad')"],
         [("()[]", "ok"), ("([)]", "bad"), (")(", "bad"), ("((", "bad")],
     ),

@@ -53,7 +53,8 @@ def test_programs_that_loop_sleep_fail_or_print_without_end_score_0(pool: Reward
 
 
 def test_a_case_sees_nothing_of_the_one_before(pool: RewardPool) -> None:
-    keep = "import os, math\nn = input()\nprint(os.listdir('.'), hasattr(math, 'left'))\nopen('left', 'w').write(n); math.left = n"
+    keep = "import os, math\nn = input()\nprint(os.listdir('.'), hasattr(math, 'left'))\n"
+    keep += "open('left', 'w').write(n); math.left = n"
     cases = [{"stdin": str(i), "stdout": "[] False"} for i in range(3)]
     assert pool.score([("code", keep, {"cases": cases})])[0].reward == 1
 

@@ -137,17 +137,106 @@ CHOICES = ["red fox", "blue cat", "A dog", "vitamin C"]
         ("The answer is A or B.", None),
         ("The answer is (A), (B), (C) or (D).", None),
         ("The answer is A) red fox, B) blue cat", None),
+        ("Option B is correct.", "B"),
+        ("**B** is the right answer.", "B"),
+        ("[B]", "B"),
+        ("Answer: [B]", "B"),
+        (r"$\text{B}$", "B"),
+        (r"\(B\)", "B"),
+        (r"\boxed{B. blue cat}", "B"),
+        ("the answer is b", "B"),
+        ("b) blue cat", "B"),
+        ("B - blue cat", "B"),
+        ("Option B, because cats are blue.", "B"),
+        ("the answer is a.", "A"),
+        ("the answer is a dog", "C"),
+        ("B is wrong, so A.", "A"),
+        ("(B) is wrong. (A).", "A"),
+        ("A is wrong and B is correct.", "B"),
+        ("The answer is B, not A.", "B"),
+        ("The answer is blue cat, not red fox.", "B"),
+        ("not B", None),
+        ("Not (B).", None),
+        ("(B) is wrong.", None),
+        ("The answer is not B.", None),
+        ("The answer isn't B.", None),
+        ("The answer is A. No, the answer is not A.", None),
+        ("I would not pick B.", None),
+        ("The wrong answer is B.", None),
+        ("A or B", None),
+        ("(A) or maybe (B)", None),
+        ("(A) seems plausible but (B) too", None),
+        ("The answer is either A or B", None),
+        ("the answer is a, b or c", None),
+        ("The answer is A + B", None),
+        ("A or B is correct.", None),
+        ("A is correct. C is correct.", None),
+        ("Neither A nor B is correct.", None),
+        ("Either the answer is A or the answer is B.", None),
+        ("The answer is blue cat or red fox", None),
+        ("The answer is blue cat. Or red fox.", None),
+        ("The answer is\nA. red fox\nB. blue cat", None),
+        ("Option A. Option B. Option C. Option D.", None),
+        (r"\boxed{A, B}", None),
+        ("blue cat red fox", None),
     ],
 )
 def test_the_chosen_letter(reply: str, letter: str | None) -> None:
     assert chosen(reply, CHOICES) == (None if letter is None else "ABCD".index(letter))
 
 
+@pytest.mark.parametrize(
+    ("choices", "reply", "index"),
+    [
+        (["4", "-4", "8", "-8"], "-4", 1),
+        (["4", "-4", "8", "-8"], "−4", 1),
+        (["4", "-4", "8", "-8"], "The answer is -4.", 1),
+        (["4", "-4", "8", "-8"], r"\boxed{-4}", 1),
+        (["4", "-4", "8", "-8"], "4", 0),
+        (["4", "-4", "8", "-8"], "±4", None),
+        (["4", "-4", "8", "-8"], "4 or -4", None),
+        (["4", "8"], "-4", None),
+        (["42 ns", "420 ns"], "4.2 ns", None),
+        (["42 ns", "4.2 ns"], "the answer is 4.2 ns", 1),
+        (["1,000", "10"], "1000", 0),
+        (["23", "6"], "2*3", None),
+        (["5", "0.05"], "5%", None),
+        (["f", "f'"], "f'", 1),
+        (["x > 2", "x < 2"], "x < 2", 1),
+        (["(a, b)", "[a, b]", "(a, b]"], "The answer is [a, b].", 1),
+        (["BB Bb", "Bb Bb", "bb bb"], "The answer is Bb Bb.", 1),
+        (["BB Bb", "Bb bB"], "bb bb", None),
+        (["yes", "yes!"], "yes!", 1),
+        (["true, false", "true; false"], "The answer is true; false.", 1),
+        (["cat", "cat dog"], "The answer is cat.", 0),
+        (["cat", "cat dog"], "The answer is cat dog.", 1),
+        (["vitamin A", "iron"], "vitamin", None),
+        (["I only", "I, II and III"], "The answer is I, II, and III.", 1),
+        (["2d", "3d", "d", "4d"], "d", 2),
+        (["B", "A"], "B", 1),
+        (["1", "2"], "2", 1),
+        (["E. coli lives there. It is harmless.", "yes"], "The answer is A. E. coli lives there. It is harmless.", 0),
+    ],
+)
+def test_a_text_is_told_from_texts_that_look_like_it(choices: list[str], reply: str, index: int | None) -> None:
+    assert chosen(reply, choices) == index
+
+
+def test_equal_texts_are_equally_right() -> None:
+    for answer, reward in (("A", 1.0), ("B", 1.0), ("C", 0.0)):
+        assert choice("0.16 N", {"answer": answer, "choices": ["0.16 N", "0.16 N", "0.32 N"]}) == reward
+
+
+def test_choices_must_be_a_list() -> None:
+    with pytest.raises(ValueError, match="list of texts"):
+        choice("B", {"answer": "B", "choices": "AB"})
+
+
 def test_an_answer_is_a_letter_an_index_or_a_text() -> None:
     for answer in ("B", "(B)", 1, "blue cat"):
         assert choice("B", {"answer": answer, "choices": CHOICES}) == 1.0
         assert choice("A", {"answer": answer, "choices": CHOICES}) == 0.0
-    wrong: list[Any] = ["E", 4, -1, "green hat", None]
+    wrong: list[Any] = ["E", 4, -1, "green hat", None, True]
     for answer in wrong:
         with pytest.raises(ValueError, match="no letter, index or text"):
             choice("B", {"answer": answer, "choices": CHOICES})
@@ -157,20 +246,28 @@ def test_mmlu(shared: Path) -> None:
     files = sorted((shared / "data/qa/mmlu").glob("*_test.csv"))
     rows = [row for file in files for row in csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))]
     assert len(rows) == 732
+    replies = (
+        "{0}", "({0})", "[{0}]", "**{0}**", "The answer is {0}.", "Option {0} is correct.", "{0}. {1}", "{1}",
+        "The answer is {1}.", "The answer is {0}. {1}", r"\boxed{{\text{{{0}}}}}", r"\boxed{{{1}}}",
+    )  # fmt: skip
+    earned = dict.fromkeys(replies, 0.0)
     for _, *choices, letter in rows:
         check = {"answer": letter, "choices": choices}
-        texts = [normalized(c) for c in choices]
         for other, text in zip("ABCD", choices, strict=True):
-            right = float(other == letter)
-            for reply in (other, f"({other})", f"The answer is {other}.", f"**{other}**", f"{other}. {text}"):
-                assert choice(reply, check) == right, reply
-            if texts.count(normalized(text)) == 1 and not re.fullmatch(r"\W*[A-Za-z]\W*", text):
-                assert choice(text, check) == right, text
+            for reply in replies:
+                reward = choice(reply.format(other, text), check)
+                earned[reply] += reward
+                assert reward == (other == letter), reply.format(other, text)
         listing = "\n".join(f"{other}. {text}" for other, text in zip("ABCD", choices, strict=True))
         assert choice(listing, check) == 0.0
+    assert set(earned.values()) == {732.0}
 
 
-@pytest.mark.parametrize("reply", ["answer is " * 20_000, "the " * 50_000, " " * 200_000 + "x", "(A" * 50_000])
+SLOW = ["answer is " * 20_000, "the " * 50_000, " " * 200_000 + "x", "(A" * 50_000, "answer is " + "the " * 50_000,
+        "A\n" * 25_000, "(B) " * 25_000, "*" * 200_000, "a" + "*" * 100_000 + "b", "B" + " " * 200_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", SLOW, ids=range(len(SLOW)))
 def test_no_reply_is_slow_to_judge(reply: str) -> None:
     import time
 

@@ -47,10 +47,19 @@ def chosen(record: Mapping[str, Any]) -> int:
 
 
 def stop(record: Mapping[str, Any]) -> str:
-    """Why the refresh stops at the last step of its record, in words; "" if it goes on.
+    """Why the refresh stops at the last scored step of its record, in words; "" if it goes on.
+
+    The first of these conditions that holds is the reason:
+
+    - the refreshed domain is near its peak: the lower end of the interval of "to_peak" is above −"margin";
+    - another domain lost too much: the lower end of the interval of its drop is above "limit";
+    - the step is the last one, "steps" of the settings.
+
+    Step 0 never stops a refresh. A figure without an interval meets neither of the first two conditions.
 
     Args:
-      record: a record of `Tracker` with at least one scored step.
+      record: a record of `Tracker` with at least one scored step. "margin" and "limit" of its settings, "to_peak" and
+        "drops" are in points.
     """
     settings, row = record["settings"], record["steps"][-1]
     if row["step"] == 0:

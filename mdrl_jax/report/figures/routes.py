@@ -69,15 +69,24 @@ def overlap(records: Records) -> Figure:
 
 
 def effects(records: Records) -> Figure:
-    """First-order effect of a later edit, on the shared route and outside it, against the measured transfer.
+    """First-order effect of a later stage's edit on an earlier domain, against the measured transfer.
+
+    The effect is −g·δ: g is the gradient of the earlier domain's loss at that domain's peak, δ the later stage's edit.
+    Above 0 the edit helps the earlier domain. The transfer is the change of that domain's mean reward through the
+    stage. Both are in points (100 times the reward).
+
+    Args:
+      records: the work folder; `analysis/damage.json` is read.
 
     Returns:
-      The figure `route-effects`, a point for each pair of an earlier domain and a later stage. The effect is −g·δ; both
-      axes are in points.
+      The figure `route-effects`. It has two panels, on the shared route and outside it, each with a point for each pair
+      of an earlier domain and a later stage: the effect is horizontal, the transfer vertical. Its rows are one for each
+      pair and panel.
 
     Raises:
       Absent: if `analysis/damage.json` is missing, or has no effects on a shared route.
-      UserError: if the record is damaged.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     transfers = [t for t in records.json("analysis/damage.json")["transfers"] if t["effect"]]
     rows = [r for t in transfers for r in _effects(t)]

@@ -156,6 +156,7 @@ def samples(records: Records, prompts: int = 3) -> list[Reading]:
     readings = []
     for domain, keys in itertools.groupby(shared, lambda key: key[0]):
         for key in itertools.islice(keys, prompts):
-            replies = tuple((s, found[key]["completion"], found[key]["reward"]) for s, found in stages.items())
-            readings.append(Reading(domain, key[1], replies))
+            rows = [(stage, found[key]) for stage, found in stages.items()]
+            replies = tuple((stage, str(row["completion"]), float(row["reward"])) for stage, row in rows)
+            readings.append(Reading(str(domain), str(key[1]), replies))
     return readings

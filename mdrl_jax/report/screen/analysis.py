@@ -5,9 +5,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from mdrl_jax.report.screen.outputs import shown
 from mdrl_jax.stats.estimate import figure_text, interval_text
 
 COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
@@ -19,14 +20,14 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
     Args:
       claims: the records of `claims.json` (`claims.verdicts.judge`).
     """
-    lines = ["claims"]
+    lines = [Text("claims")]
     for claim in claims:
-        colour = COLOURS[claim["verdict"]]
-        figure = f"{number(claim['estimate'])} {_interval(claim['ci95'])}, null {_null(claim['null'])}"
-        lines.append(f"  {claim['id']} [{colour}]{claim['verdict']}[/{colour}]: {claim['claim']}")
-        lines.append(f"     {figure}; published: {claim['published']}")
-        lines.append(f"     {claim['reason'].replace('[', chr(92) + '[')}")
-    return "\n".join(lines)
+        figure = f"{number(claim['estimate'])} {_interval(claim['ci95'])}, null {null_text(claim['null'])}"
+        verdict = shown(claim["verdict"], style=COLOURS[claim["verdict"]])
+        lines.append(Text.assemble(shown(f"  {claim['id']} "), verdict, shown(f": {claim['claim']}")))
+        lines.append(shown(f"     {figure}; published: {claim['published']}"))
+        lines.append(shown(f"     {claim['reason']}"))
+    return Text("\n").join(lines)
 
 
 def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -40,9 +41,9 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
         table.add_column(heading, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
     table.add_column("null", no_wrap=True)
     for claim in claims:
-        verdict = f"[{COLOURS[claim['verdict']]}]{claim['verdict']}[/]"
-        figures = number(claim["estimate"]), _interval(claim["ci95"]), _null(claim["null"])
-        table.add_row(claim["id"], verdict, *figures)
+        verdict = shown(claim["verdict"], style=COLOURS[claim["verdict"]])
+        figures = number(claim["estimate"]), _interval(claim["ci95"]), null_text(claim["null"])
+        table.add_row(shown(claim["id"]), verdict, *map(shown, figures))
     return table
 
 
@@ -67,7 +68,7 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
                 _interval(figures["measured"]["ci95"], scale),
                 number(figures["remainder"]["estimate"], scale),
             ]
-            table.add_row(pair["domain"], pair["stage"], label, *cells)
+            table.add_row(*map(shown, (pair["domain"], pair["stage"], label, *cells)))
     return table
 
 
@@ -85,7 +86,7 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
             f"{number(spearman['estimate'])} {_interval(spearman['ci95'])}, R² "
             f"{number(r2['estimate'])} {_interval(r2['ci95'])}"
         )
-    return Group(damage_table(found["damage"]["pairs"]), *lines, verdicts(found["claims"]))
+    return Group(damage_table(found["damage"]["pairs"]), *map(shown, lines), verdicts(found["claims"]))
 
 
 def number(value: float | None, scale: float = 1.0) -> str:
@@ -94,10 +95,17 @@ def number(value: float | None, scale: float = 1.0) -> str:
 
 
 def null_text(null: Any) -> str:
-    """A claim's null as plain text.
+    """A claim's null as plain text: three significant digits, without a unit.
+
+    Its square brackets are not escaped for rich (`rich.markup.escape`).
 
     Args:
-      null: a number, an interval [low, high], {"mean", "low", "high"} of a drawn null, or None, which gives "–".
+      null: in the unit of the claim's figure: a number, an interval [low, high], {"mean", "low", "high"} of a drawn
+        null, or None.
+
+    Returns:
+      "0.123" for a number, "[0.1, 0.25]" for an interval, "0.123 [0.1, 0.25]" (mean, low and high) for a drawn null,
+      "–" for None.
     """
     if isinstance(null, Mapping):
         return figure_text(null["mean"], [null["low"], null["high"]], ".3g")
@@ -107,8 +115,4 @@ def null_text(null: Any) -> str:
 
 
 def _interval(ci95: Sequence[float] | None, scale: float = 1.0) -> str:
-    return escape(interval_text(ci95 and [scale * x for x in ci95], ".3g"))
-
-
-def _null(null: Any) -> str:
-    return escape(null_text(null))
+    return interval_text(ci95 and [scale * x for x in ci95], ".3g")

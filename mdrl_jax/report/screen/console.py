@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from mdrl_jax import preemption
 from mdrl_jax.parallel import distributed
 from mdrl_jax.progress import Show, Step
-from mdrl_jax.report.screen.outputs import OUTPUTS, WIDTH, Silent, write
+from mdrl_jax.report.screen.outputs import OUTPUTS, WIDTH, Silent, shown, write
 
 
 class Screen:
@@ -56,16 +55,17 @@ class Screen:
         """Prints to standard output and to the log file.
 
         Args:
-          *renderables: text with the markup of rich, or rich renderables.
+          *renderables: text, which is shown as it is (`outputs.shown`), or rich renderables.
           final: marks the final lines, which mode quiet shows too.
         """
+        renderables = tuple(shown(x) if isinstance(x, str) else x for x in renderables)
         self._output.show(*renderables, final=final)
         self._note(*renderables)
 
     def warn(self, text: str) -> None:
         """Prints one line of plain text, after "warning: ", in every mode and to the log file."""
         self._output.warn(text)
-        self._note(Text(f"warning: {text}"))
+        self._note(shown(f"warning: {text}"))
 
     def event(self, name: str, **fields: Any) -> None:
         """Emits an event for programs; only mode json prints it, and the log file does not have it.

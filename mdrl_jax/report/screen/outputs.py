@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from mdrl_jax.progress import Step
+from mdrl_jax.progress import Step, printable
 
 WIDTH = 100  # columns of text that does not go to a terminal
 LINE_SECONDS = 30.0  # between lines on a long step
@@ -69,7 +69,7 @@ class Terminal:
         write(self.console, *renderables)
 
     def warn(self, text: str) -> None:
-        write(self.console, Text(f"warning: {text}", style="yellow"))
+        write(self.console, shown(f"warning: {text}", style="yellow"))
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         pass
@@ -86,8 +86,9 @@ class Terminal:
             TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         )
         with Progress(*columns, console=self.console, transient=True, expand=True) as bars:
-            bar = bars.add_task(step.label, total=step.total, completed=step.done, text=step.text)
-            yield lambda: bars.update(bar, completed=step.done, text=step.text)
+            label, text = step.shown()
+            bar = bars.add_task(label, total=step.total, completed=step.done, text=text)
+            yield lambda: bars.update(bar, completed=step.done, text=step.shown()[1])
 
 
 class Lines(Terminal):
@@ -121,7 +122,7 @@ class Quiet(Terminal):
             super().show(*renderables, final=final)
 
     def warn(self, text: str) -> None:
-        print(f"warning: {text}", file=sys.stderr)
+        print(printable(f"warning: {text}"), file=sys.stderr)
 
     @contextlib.contextmanager
     def watch(self, step: Step) -> Iterator[Callable[[], None]]:
@@ -145,7 +146,7 @@ class JsonLines:
         self.event("message", {"text": plain(*renderables)})
 
     def warn(self, text: str) -> None:
-        self.event("message", {"text": f"warning: {text}"})
+        self.event("message", {"text": printable(f"warning: {text}")})
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         line = {"event": name, "time": time.time(), **_finite(fields)}
@@ -180,6 +181,14 @@ def stdout_console() -> Console:
     if sys.stdout.isatty():
         return Console()
     return Console(width=WIDTH, color_system=None, force_terminal=False, force_interactive=False, force_jupyter=False)
+
+
+def shown(text: str, style: str = "") -> Text:
+    """A text without markup and without commands to the terminal (`printable`), in a style of rich.
+
+    Every text that may come from data, from a completion or from a record is shown in this form.
+    """
+    return Text(printable(text), style=style)
 
 
 def write(console: Console, *renderables: Any) -> None:

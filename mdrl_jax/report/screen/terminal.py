@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mdrl_jax.report.screen.outputs import shown
 from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, own_rows
 from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.transfer import backward_transfer, forgetting, forward_transfer, mean_forgetting
@@ -64,8 +65,10 @@ def places(root: Path, seconds: float) -> RenderableType:
     where["work folder"] = root
     if board.exists():
         where["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(board))}"
-    lines = [f"done in {seconds:.0f} s", *(f"  {name:13}{place}" for name, place in where.items())]
-    return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
+    lines = [shown(f"done in {seconds:.0f} s"), *(shown(f"  {name:13}{place}") for name, place in where.items())]
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ignore"
+    return Group(*lines)
 
 
 def _headings(table: Table) -> None:
@@ -77,10 +80,11 @@ def _headings(table: Table) -> None:
 def _row(table: Table, label: str, quantity: Quantity, digits: int = 2) -> None:
     estimate = quantity.estimate
     if estimate is None:
-        table.add_row(label, "–", "", quantity.reason)
+        table.add_row(shown(label), "–", "", shown(quantity.reason))
         return
     form = f".{digits}f"
-    table.add_row(label, f"{estimate.value:{form}}", interval_text(estimate.record()["ci95"], form), quantity.detail)
+    interval = shown(interval_text(estimate.record()["ci95"], form))
+    table.add_row(shown(label), f"{estimate.value:{form}}", interval, shown(quantity.detail))
 
 
 def _block(
@@ -93,13 +97,13 @@ def _block(
     table = Table(box=box.SIMPLE, title_justify="left", title=f"{title}, points", style=style)
     table.add_column("after stage", no_wrap=True)
     for domain in (*matrix.domains, "mean"):
-        table.add_column(domain, justify="right", no_wrap=True)
+        table.add_column(shown(domain), justify="right", no_wrap=True)
     framed = set(framed_cells(matrix))
     for s, stage in enumerate(matrix.stages):
         cells = [_cell(mean_SD[s, d], stderr_SD[s, d], (s, d) in framed) for d in range(len(matrix.domains))]
         finite = np.isfinite(mean_SD[s]).all() and mean_SD.shape[1] > 0
         mean = Text(f"{mean_SD[s].mean():.1f}" if finite else "–")
-        table.add_row(Text(stage), *cells, mean, style=style)
+        table.add_row(shown(stage), *cells, mean, style=style)
     return table
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.records import read_json, write_bytes
+from mdrl_jax.records import read_json, regular, write_bytes
 from mdrl_jax.report.figure import INK, Figure, by_category, data
 from mdrl_jax.report.intervals import columns, span, tips
 from mdrl_jax.stats.estimate import Estimate, figure_text, over_seeds
@@ -43,7 +43,8 @@ def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
         missing = next(w for w in workdirs if w not in have)
         raise UserError(f"{missing} has no claims.json, the other folders have one; run its stage analyze first")
     return [
-        read_json(Path(w) / "analysis" / "damage.json") | {"claims": read_json(Path(w) / "claims.json")}
+        read_json(regular(Path(w) / "analysis" / "damage.json"))
+        | {"claims": read_json(regular(Path(w) / "claims.json"))}
         for w in workdirs
     ]
 

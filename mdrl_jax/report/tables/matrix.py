@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.records import read_json
+from mdrl_jax.records import read_json, regular
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.estimate import Estimate
 
@@ -85,7 +85,7 @@ def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
     paths = sorted(Path(workdir).glob("evaluations/*.json"))
     if not paths:
         raise UserError(f"{workdir} has no evaluations/*.json; run an experiment there first")
-    return build([read_json(path) for path in paths], stages)
+    return build([read_json(regular(path)) for path in paths], stages)
 
 
 def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None = None) -> Matrix:

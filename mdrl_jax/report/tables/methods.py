@@ -27,10 +27,12 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mdrl_jax.config import METHODS, parse
 from mdrl_jax.domains.registry import DOMAINS
-from mdrl_jax.records import read_json
+from mdrl_jax.progress import printable
+from mdrl_jax.records import read_json, regular
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.matrix import Matrix, Quantity
 from mdrl_jax.report.tables.recovered import collateral
@@ -101,13 +103,13 @@ class MethodsTable:
         table = Table(box=box.SIMPLE, title_justify="left", title=title)
         table.add_column("", no_wrap=True)
         for heading in ("average", self.focus or "–", "worst collateral", "steps", "FLOPs", "seconds"):
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(Text(printable(heading)), justify="right", no_wrap=True)
         for row in self.rows:
             domains = "/".join(dict.fromkeys(row.worst))
             cells = [_shown(row.cells[c], ".1f") for c in SCORES]
             cells[2] += f" {domains}" if domains else ""
             costs = [_shown(row.cells[c], form) for c, form in zip(COSTS, ("+.0f", "+.2g", "+.0f"), strict=True)]
-            table.add_row(row.name, *cells, *costs)
+            table.add_row(*(Text(printable(cell)) for cell in (row.name, *cells, *costs)))
         return table
 
     def text(self, width: int = 120) -> str:
@@ -141,7 +143,7 @@ def load(workdir: str | Path) -> Run:
     matrix = matrices.load(workdir)
     configured = (folder.root / "config.json").exists()
     stages = resolve_stages(parse(folder.recorded()), tuple(DOMAINS)) if configured else ()
-    costs = [read_json(file) for file in sorted((folder.root / "costs").glob("*.json"))]
+    costs = [read_json(regular(file)) for file in sorted((folder.root / "costs").glob("*.json"))]
     return Run(matrix, stages, {c["stage"]: c for c in costs})
 
 

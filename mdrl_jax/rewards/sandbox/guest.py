@@ -110,7 +110,7 @@ class Guest(wire.Peer):
                 case "aenter":
                     return await type(value).__aenter__(value)
                 case "aexit":
-                    return await type(value).__aexit__(value, None, None, None)
+                    return await type(value).__aexit__(value, *args, None)
             return await value
 
         return self._loop.run_until_complete(wait())
@@ -119,7 +119,7 @@ class Guest(wire.Peer):
         kind = value if isinstance(value, type) else type(value)
         if issubclass(kind, BaseException):
             chain = [[self.number(c), c.__name__] for c in kind.__mro__ if c.__module__ != "builtins"]
-            return ["errors" if isinstance(value, type) else "error", wire._builtin_name(kind.__new__(kind)), chain]
+            return ["errors" if isinstance(value, type) else "error", wire.builtin_name(kind), chain]
         traits = [name for name, method in _COMPARED.items() if getattr(kind, method, None) is not _default(method)]
         traits += [name for name, method in _PROTOCOLS.items() if hasattr(kind, method)]
         return ["class" if isinstance(value, type) else "object", kind.__name__, traits]

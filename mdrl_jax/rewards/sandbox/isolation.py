@@ -25,6 +25,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +143,21 @@ class Sandbox:
             pass
         self.control.close()
         self.process.wait()
+        end = time.monotonic() + 0.05  # longer would wait for zombies where nobody collects them
+        while _group_exists(self.process.pid) and time.monotonic() < end:
+            time.sleep(0.001)
         assert self.process.stderr
         self.process.stderr.close()
         if self.folder:
             remove_later(self.folder)
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def remove_later(folder: str) -> None:

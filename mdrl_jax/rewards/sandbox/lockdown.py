@@ -5,8 +5,8 @@ a scratch folder. `confine_calls` loads a filter of system calls (seccomp) into 
 
 - Calls that computing, threads, pipes and one's own files need are allowed (`_ALLOWED`).
 - Calls with a harmful use are allowed for the arguments that programs need (`seccomp_filter`): `clone` starts threads
-  and no processes, `fcntl` and `ioctl` name no receiver of signals, `prctl` does not change the signal that ends the
-  process with its parent, `setitimer` does not move the deadline, `sendto` names no address.
+  that share their files, and no processes, `fcntl` and `ioctl` name no receiver of signals, `prctl` does not change the
+  signal that ends the process with its parent, `setitimer` does not move the deadline, `sendto` names no address.
 - Calls that were reviewed and refused fail with EPERM (`_REFUSED`).
 - Every other call fails with ENOSYS, as on a kernel that does not have it. The kernel may thus grow new calls.
 
@@ -29,7 +29,7 @@ _ALLOWED = {  # the frequent ones first: the filter is searched in this order
     "fstat": (5, 80), "newfstatat": (262, 79), "lseek": (8, 62), "clock_gettime": (228, 113), "getpid": (39, 172),
     "gettid": (186, 178), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
     "access": (21, None), "arch_prctl": (158, None), "capget": (125, 90), "chdir": (80, 49),
-    "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "close_range": (436, 436),
+    "clock_getres": (229, 114), "clock_nanosleep": (230, 115),
     "copy_file_range": (326, 285), "creat": (85, None), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24),
     "epoll_create": (213, None), "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_pwait": (281, 22),
     "epoll_pwait2": (441, 441), "epoll_wait": (232, None), "eventfd": (284, None), "eventfd2": (290, 19),
@@ -42,7 +42,7 @@ _ALLOWED = {  # the frequent ones first: the filter is searched in this order
     "getrandom": (318, 278), "getresgid": (120, 150), "getresuid": (118, 148), "getrlimit": (97, 163),
     "get_robust_list": (274, 100), "getrusage": (98, 165), "getsid": (124, 156), "getsockname": (51, 204),
     "getsockopt": (55, 209), "gettimeofday": (96, 169), "getuid": (102, 174), "link": (86, None),
-    "linkat": (265, 37), "lstat": (6, None), "membarrier": (324, 283), "memfd_create": (319, 279),
+    "linkat": (265, 37), "lstat": (6, None), "membarrier": (324, 283),
     "mincore": (27, 232), "mkdir": (83, None), "mkdirat": (258, 34), "mremap": (25, 216), "msync": (26, 227),
     "nanosleep": (35, 101), "open": (2, None), "openat2": (437, 437), "pause": (34, None), "pipe": (22, None),
     "pipe2": (293, 59), "poll": (7, None), "ppoll": (271, 73), "pread64": (17, 67), "preadv": (295, 69),
@@ -79,11 +79,11 @@ _REFUSED = {
     "sched_setscheduler": (144, 119), "alarm": (37, None),
 }  # fmt: skip
 _FILTERED = {
-    "clone": (56, 220), "clone3": (435, 435), "prctl": (157, 167), "fcntl": (72, 25), "ioctl": (16, 29),
-    "setitimer": (38, 103), "prlimit64": (302, 261), "socketpair": (53, 199), "sendto": (44, 206),
+    "clone": (56, 220), "clone3": (435, 435), "close_range": (436, 436), "prctl": (157, 167), "fcntl": (72, 25),
+    "ioctl": (16, 29), "setitimer": (38, 103), "prlimit64": (302, 261), "socketpair": (53, 199), "sendto": (44, 206),
 }  # fmt: skip
 _CAPSET = (126, 91)
-_CLONE_THREAD = 0x10000
+_CLONE_THREAD, _CLONE_FILES = 0x10000, 0x400
 _FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1033, 1034)  # duplicates, flags, locks, sizes and seals
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # is it a terminal, its size, bytes waiting, flags
 _PRCTL = (2, 3, 15, 16, 21, 39, 0x53564D41)  # read settings; name a thread or a mapping
@@ -93,9 +93,9 @@ _ALLOW, _EPERM, _ENOTTY, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050019, 0x0005002
 _LOAD, _AND, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 
-# Landlock rights. _READ: read files, list folders. _LIST: list folders. _WRITE: every right of version 1 except to
+# Landlock rights. _READ: read files, list folders. _LIST: list folders. _WRITE: every right of version 3 except to
 # execute files.
-_READ, _LIST, _WRITE = 0b1100, 0b1000, (1 << 13) - 1 - 0b1
+_READ, _LIST, _WRITE = 0b1100, 0b1000, (1 << 15) - 1 - 0b1
 
 Instruction = tuple[int, int, int, int]
 
@@ -121,11 +121,12 @@ def seccomp_filter() -> bytes:
     code, column = _ARCHITECTURES[platform.machine()]
     bodies: dict[str, list[Instruction]] = {
         "clone": [
-            (_LOAD, 0, 0, _argument(0)), (_JUMP_SET, 0, 1, _CLONE_THREAD), (_RETURN, 0, 0, _ALLOW),
-            (_RETURN, 0, 0, _EPERM),
+            (_LOAD, 0, 0, _argument(0)), (_JUMP_SET, 0, 2, _CLONE_THREAD), (_JUMP_SET, 0, 1, _CLONE_FILES),
+            (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _EPERM),
         ],
         # A filter cannot see the flags of clone3. ENOSYS makes the C library call clone instead.
         "clone3": [(_RETURN, 0, 0, _ENOSYS)],
+        "close_range": _only(2, (0, 4), _EPERM),  # not a table of descriptors of its own, which would not count
         "prctl": _only(0, _PRCTL, _EPERM),
         "fcntl": _only(1, _FCNTL, _EPERM),
         "ioctl": _only(1, _IOCTL, _ENOTTY),
@@ -236,7 +237,7 @@ def confine_files(readable: Sequence[str], listed: Sequence[str], writable: str)
     rights = [
         *((p, _READ) for p in readable),
         *((p, _LIST) for p in listed),
-        (writable, _WRITE | 1 << 14),
+        (writable, _WRITE),
         (null, 0b110),
     ]
     for path, allowed in rights:

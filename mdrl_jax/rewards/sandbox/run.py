@@ -161,24 +161,28 @@ def run_script(program: str, inputs: Sequence[str], settings: Settings | None = 
       UserError: if the demanded isolation does not work here (`isolation.choose`).
     """
     chosen = settings or _settings
-    with _program_sandbox(chosen) as sandbox:
-        for text in inputs:
-            with tempfile.TemporaryFile() as stdin:
-                stdin.write(text.encode(errors="surrogatepass"))
-                stdin.flush()
-                stdin.seek(0)
-                read_fd, write_fd = os.pipe()
-                try:
-                    request = {"role": "script", "seed": _seed(program), "program": program}
-                    try:
-                        _start(sandbox, request, [stdin.fileno(), write_fd], chosen.limits)
-                    finally:
-                        os.close(write_fd)
-                    yield _output(sandbox, read_fd, chosen.limits)
-                finally:
-                    os.close(read_fd)
-            if not sandbox.alive():
-                return
+    waiting = list(inputs)
+    while waiting:
+        with _program_sandbox(chosen) as sandbox:  # a new one if the last case has ended it
+            while waiting and sandbox.alive():
+                yield _run_case(sandbox, program, waiting.pop(0), chosen.limits)
+
+
+def _run_case(sandbox: Sandbox, program: str, text: str, limits: Limits) -> tuple[Outcome, str]:
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(text.encode(errors="surrogatepass"))
+        stdin.flush()
+        stdin.seek(0)
+        read_fd, write_fd = os.pipe()
+        try:
+            request = {"role": "script", "seed": _seed(program), "program": program}
+            try:
+                _start(sandbox, request, [stdin.fileno(), write_fd], limits)
+            finally:
+                os.close(write_fd)
+            return _output(sandbox, read_fd, limits)
+        finally:
+            os.close(read_fd)
 
 
 def prepare() -> None:

@@ -3,9 +3,9 @@
 `isolation.py` starts a new interpreter with this file, connected to the reward worker by a socket at its standard
 input. The first message holds the settings of the sandbox; the answer says what could not be isolated. Each later
 message asks for one child (`_child`). While the child runs, the server reports its CPU time four times a second; then
-it reports how the child ended, and removes what the child has left in the scratch folder. The server itself runs
-neither programs nor tests, so a child finds the sandbox as the first one did. It ends, and its child with it, when the
-worker closes the socket.
+it removes what the child has left in the scratch folder and reports how the child ended. The server itself runs neither
+programs nor tests, so a child finds the sandbox as the first one did; if something cannot be removed, the server ends.
+It ends, and its child with it, when the worker closes the socket.
 """
 
 import importlib
@@ -27,7 +27,7 @@ _OPEN_FILES = 64
 _FIRST_FD = 10  # the link moves to this number or above, because 0, 1 and 2 become the null device
 _REPORT_SECONDS = 0.25
 _MESSAGE_BYTES = 64 << 20
-_CLEAN_SECONDS = 20.0
+_CLEAN_SECONDS = 1.0
 
 
 def receive(control: socket.socket) -> tuple[Any, list[int]]:
@@ -62,39 +62,48 @@ def send(control: socket.socket, message: Any, fds: list[int] | None = None) -> 
     control.sendall(header[sent:] + data)
 
 
-def remove_contents(folder: str, seconds: float = _CLEAN_SECONDS) -> bool:
-    """Removes all that a folder holds, however deep, for a limited time. It raises nothing.
+def remove_contents(folder: str, seconds: float) -> bool:
+    """Removes all that a folder holds, however deep, for a limited time. It raises nothing and follows no links.
 
-    Folders below are first moved up into `folder`, so that no path grows long and nothing recurses.
+    Folders below are first moved up into `folder` under random names, so that no path grows long and nothing recurses.
 
     Returns:
       Whether the folder is empty.
     """
     end = time.monotonic() + seconds
-    waiting, n_moved = [""], 0
-    while waiting and time.monotonic() < end:
-        name = waiting.pop()
-        path = os.path.join(folder, name)
-        try:
-            with os.scandir(path) as found:
-                entries = list(found)
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                    continue
-                os.chmod(entry.path, 0o700)
-                n_moved += 1
-                up = f".{os.getpid()}-{n_moved}"
-                os.rename(entry.path, os.path.join(folder, up))
-                waiting.append(up)
-            if name:
-                os.rmdir(path)
-        except OSError:  # left to whoever removes the folder itself
-            continue
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return not os.listdir(folder)
+        top = os.open(folder, flags)
     except OSError:
         return False
+    waiting = ["."]
+    while waiting and time.monotonic() < end:
+        name = waiting.pop()
+        try:
+            fd = os.open(name, flags, dir_fd=top)
+            try:
+                with os.scandir(fd) as entries:
+                    for entry in list(entries):
+                        if not entry.is_dir(follow_symlinks=False):
+                            os.unlink(entry.name, dir_fd=fd)
+                            continue
+                        os.chmod(entry.name, 0o700, dir_fd=fd)
+                        waiting.append(os.urandom(8).hex())
+                        os.rename(entry.name, waiting[-1], src_dir_fd=fd, dst_dir_fd=top)
+                        if time.monotonic() > end:
+                            break
+            finally:
+                os.close(fd)
+            if name != ".":
+                os.rmdir(name, dir_fd=top)
+        except OSError:
+            continue
+    try:
+        return not os.listdir(top)
+    except OSError:
+        return False
+    finally:
+        os.close(top)
 
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:
@@ -187,8 +196,8 @@ def _cpu_seconds(pid: int) -> float | None:
         return None
 
 
-def _run(control: socket.socket, request: dict[str, Any], fds: list[int], settings: dict[str, Any], body: Any) -> None:
-    """Runs one child to its end and reports it."""
+def _run(control: socket.socket, request: dict[str, Any], fds: list[int], settings: dict[str, Any], body: Any) -> int:
+    """Runs one child to its end. Returns its exit status, negative for a signal."""
     ended, alive = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -205,8 +214,7 @@ def _run(control: socket.socket, request: dict[str, Any], fds: list[int], settin
     os.close(ended)
     if ended not in ready:  # the worker has closed the socket, or asks for another child: this one is done
         os.kill(pid, signal.SIGKILL)
-    status = _reap(pid)
-    send(control, {"status": os.waitstatus_to_exitcode(status)})
+    return os.waitstatus_to_exitcode(_reap(pid))
 
 
 def _reap(pid: int) -> int:
@@ -233,8 +241,11 @@ def main() -> NoReturn:
         while True:
             request, fds = receive(control)
             _make_scratch(settings)
-            _run(control, request, fds, settings, body)
-            remove_contents(settings["clean"])
+            status = _run(control, request, fds, settings, body)
+            clean = remove_contents(settings["clean"], _CLEAN_SECONDS)
+            send(control, {"status": status})
+            if not clean:  # a later child must find nothing of this one: the worker starts another sandbox
+                break
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except BaseException as e:

@@ -31,7 +31,7 @@ import importlib
 import os
 import symtable
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from mdrl_jax.rewards.sandbox import wire
@@ -43,12 +43,39 @@ _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "i
              "ilshift", "irshift")  # fmt: skip
 _TO_DATA = ("int", "float", "complex", "index", "round", "abs", "bool", "len", "hash")
 _OTHERS = ("getitem", "setitem", "delitem", "str", "repr", "format", "neg", "pos", "invert", "enter", "dir")
+_SPECIAL = ("__name__", "__qualname__", "__doc__", "__module__", "__dict__", "__annotations__", "__defaults__",
+            "__kwdefaults__", "__wrapped__", "__mro__", "__bases__", "__members__", "__class__")  # fmt: skip
 _KINDS = {"method": "method", "staticmethod": "static", "classmethod": "class", "property": "property"}
-_SAFE_MODULES = {"builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "numpy", "uuid"}
-_SAFE_BUILTINS = {"bytearray", "complex", "dict", "frozenset", "int", "list", "object", "range", "set", "slice", "str"}
+# Names under which tests use packages that they do not import.
+_PACKAGES = {"np": "numpy", "numpy": "numpy", "pd": "pandas", "pandas": "pandas", "scipy": "scipy", "sympy": "sympy",
+             "nx": "networkx", "networkx": "networkx"}  # fmt: skip
+# What may be unpickled: (module, name) of classes and functions that make plain data.
+_UNPICKLED = {
+    *(("builtins", n) for n in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list")),
+    *(("builtins", n) for n in ("object", "range", "set", "slice", "str", "tuple")),
+    *(("collections", n) for n in ("Counter", "OrderedDict", "defaultdict", "deque")),
+    *(("datetime", n) for n in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(("numpy", n) for n in ("ndarray", "dtype")),
+    *((f"numpy.{core}.multiarray", n) for core in ("core", "_core") for n in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    ("copyreg", "_reconstructor"), ("_codecs", "encode"), ("decimal", "Decimal"), ("fractions", "Fraction"),
+    ("uuid", "UUID"),
+}  # fmt: skip
+# Modules that make code from names that they check, and run it.
+_MAKERS = {"collections", "dataclasses", "enum", "scipy.stats._distn_infrastructure"}
 
 
-class Remote(Foreign):
+def _special(name: str) -> Any:
+    return property(lambda self: self._mdrl_ask("getattr", name))
+
+
+# A class cannot be given some of these names after it is made, so the stand-ins inherit them.
+_Special: Any = type(
+    "_Special", (Foreign,), {"__slots__": ()} | {n: _special(n) for n in _SPECIAL if n != "__qualname__"}
+)
+
+
+class Remote(_Special):
     """Stands for an object that only the program has. The program's sandbox carries out every operation on it.
 
     Args:
@@ -59,157 +86,179 @@ class Remote(Foreign):
       traits: what its class defines: some of "eq", "order", "contains", "iter" and protocols of asyncio.
     """
 
+    # tested: whether the tests name it as a class. own: whether they made it by calling such a class. mixed: whether an
+    # operator has combined it with data.
+    __slots__ = ("_mdrl_kind", "_mdrl_name", "_mdrl_traits", "_mdrl_tested", "_mdrl_own", "_mdrl_mixed")
+    _mdrl_peer: "Tester"
+    _mdrl_kind: str
+    _mdrl_name: str
+    _mdrl_traits: frozenset[str]
+    _mdrl_tested: bool
+    _mdrl_own: bool
+    _mdrl_mixed: bool
+
     def __init__(self, peer: "Tester", number: int, kind: str, name: str, traits: Sequence[str]) -> None:
         super().__init__(peer, number)
-        # own: whether the tests made it by calling a class. mixed: whether an operator has combined it with data.
-        self.__dict__.update(_kind=kind, _name=name, _traits=frozenset(traits), _own=False, _mixed=False)
+        self._mdrl_set(kind=kind, name=name, traits=frozenset(traits), tested=False, own=False, mixed=False)
 
-    def _ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
-        result = self._peer.ask(op, self, *args, **kwargs)
-        if self._mixed and op not in ("setattr", "delattr", "setitem", "delitem", "exit", "next"):
-            if not self._own or op in _TO_DATA:
-                return self._still_mixed(result)
+    def _mdrl_set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, f"_mdrl_{name}", value)
+
+    def _mdrl_ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
+        result = self._mdrl_peer.ask(op, self, *args, **kwargs)
+        if self._mdrl_mixed and op not in ("setattr", "delattr", "setitem", "delitem", "exit", "next"):
+            if not self._mdrl_own or op in _TO_DATA:
+                return self._mdrl_still_mixed(result)
         return result
 
-    def _still_mixed(self, result: Any) -> Any:
+    def _mdrl_still_mixed(self, result: Any) -> Any:
         if not isinstance(result, Remote):
-            self._refuse("turns an object of the program that an operator has combined with data into data")
-        result.__dict__["_mixed"] = True
+            self._mdrl_refuse("turns an object of the program that an operator has combined with data into data")
+        result._mdrl_set(mixed=True)
         return result
 
-    def _refuse(self, what: str) -> NoReturn:
-        assert isinstance(self._peer, Tester)
-        self._peer.refuse(f"the test {what} (class {self._name}); let the test compare plain data")
+    def _mdrl_refuse(self, what: str) -> NoReturn:
+        self._mdrl_peer.refuse(f"the test {what} (class {self._mdrl_name}); let the test compare plain data")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._kind != "class":
-            return self._ask("call", *args, **kwargs)
-        if not self._name.lstrip("_")[:1].isupper():
-            return self._ask("call", *args, **kwargs)
-        made = self._ask("new", *args, **kwargs)
+        if self._mdrl_kind != "class" or not self._mdrl_tested:
+            return self._mdrl_ask("call", *args, **kwargs)
+        made = self._mdrl_ask("new", *args, **kwargs)
         if isinstance(made, Remote):
-            made.__dict__["_own"] = True
+            made._mdrl_set(own=True)
         return made
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__") and name not in ("__name__", "__doc__", "__dict__"):
-            known = self._peer.ask("getattr", self, name) if self._kind == "class" else None
-            if known is None:
-                raise AttributeError(name)
-            return known
-        return self._ask("getattr", name)
+        # Python and libraries ask for special names to find out what an object can do; a stand-in has its own methods.
+        if name.startswith("__") and name.endswith("__") and name not in _SPECIAL:
+            raise AttributeError(name)
+        return named(self._mdrl_ask("getattr", name), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("setattr", name, value)
+        self._mdrl_ask("setattr", name, value)
 
     def __delattr__(self, name: str) -> None:
-        self._ask("delattr", name)
+        self._mdrl_ask("delattr", name)
 
     def __iter__(self) -> Iterator[Any]:
-        iterator = self._ask("iter")
+        iterator = self._mdrl_ask("iter")
         if not isinstance(iterator, Remote):
             return iter(iterator)
-        return iterator._items()
+        return iterator._mdrl_items()
 
-    def _items(self) -> Generator[Any, Any, None]:
-        while item := self._peer.ask("next", self):
-            if self._mixed:
-                self._still_mixed(item[0])
+    def _mdrl_items(self) -> Generator[Any, Any, None]:
+        while item := self._mdrl_peer.ask("next", self):
+            if self._mdrl_mixed:
+                self._mdrl_still_mixed(item[0])
             yield item[0]
 
     def __next__(self) -> Any:
-        for item in self._peer.ask("next", self):
+        for item in self._mdrl_peer.ask("next", self):
             return item
         raise StopIteration
 
     def __reversed__(self) -> Iterator[Any]:
-        return self._ask("reversed")._items()
+        return self._mdrl_ask("reversed")._mdrl_items()
 
     def __contains__(self, item: Any) -> bool:
-        if self._own:
-            return bool(self._ask("contains", item))
-        if "contains" in self._traits and not self._is_data():
-            self._refuse("asks with `in` what the program decides")
+        if self._mdrl_own:
+            return bool(self._mdrl_ask("contains", item))
+        if "contains" in self._mdrl_traits and not self._mdrl_is_data():
+            self._mdrl_refuse("asks with `in` what the program decides")
         return any(item is found or item == found for found in self)
 
-    def _is_data(self) -> bool:
-        return not isinstance(self._peer.ask("plain", self), Remote)
+    def _mdrl_is_data(self) -> bool:
+        return not isinstance(self._mdrl_peer.ask("plain", self), Remote)
 
     def __eq__(self, other: object) -> Any:
-        return self._equal(other)
+        return self._mdrl_equal(other)
 
     def __ne__(self, other: object) -> Any:
-        equal = self._equal(other)
+        equal = self._mdrl_equal(other)
         return equal if equal is NotImplemented else not equal
 
-    def _equal(self, other: object) -> Any:
+    def _mdrl_equal(self, other: object) -> Any:
         if isinstance(other, Remote):
-            return self is other or bool(self._peer.ask("eq", self, other))
-        plain = self._peer.ask("plain", self)
-        if self._mixed or "eq" in self._traits and isinstance(plain, Remote):
-            self._refuse("compares an object of the program with data")
+            return self is other or bool(self._mdrl_peer.ask("eq", self, other))
+        plain = self._mdrl_peer.ask("plain", self)
+        if self._mdrl_mixed or "eq" in self._mdrl_traits and isinstance(plain, Remote):
+            self._mdrl_refuse("compares an object of the program with data")
         return NotImplemented if isinstance(plain, Remote) else plain == other
 
-    def _ordered(self, op: str, other: object) -> Any:
+    def _mdrl_ordered(self, op: str, other: object) -> Any:
         if isinstance(other, Remote):
-            return bool(self._peer.ask(op, self, other))
-        if self._mixed or "order" in self._traits:
-            self._refuse("compares an object of the program with data")
+            return bool(self._mdrl_peer.ask(op, self, other))
+        if self._mdrl_mixed or "order" in self._mdrl_traits:
+            self._mdrl_refuse("compares an object of the program with data")
         return NotImplemented
 
     def __lt__(self, other: object) -> Any:
-        return self._ordered("lt", other)
+        return self._mdrl_ordered("lt", other)
 
     def __le__(self, other: object) -> Any:
-        return self._ordered("le", other)
+        return self._mdrl_ordered("le", other)
 
     def __gt__(self, other: object) -> Any:
-        return self._ordered("gt", other)
+        return self._mdrl_ordered("gt", other)
 
     def __ge__(self, other: object) -> Any:
-        return self._ordered("ge", other)
+        return self._mdrl_ordered("ge", other)
 
     def __hash__(self) -> int:
-        return int(self._peer.ask("hash", self))
+        return int(self._mdrl_peer.ask("hash", self))
 
     def __instancecheck__(self, instance: Any) -> bool:
-        return isinstance(instance, Remote) and bool(instance._peer.ask("isinstance", instance, self))
+        return isinstance(instance, Remote) and bool(instance._mdrl_peer.ask("isinstance", instance, self))
 
     def __subclasscheck__(self, kind: Any) -> bool:
-        return isinstance(kind, Remote) and bool(kind._peer.ask("issubclass", kind, self))
+        return isinstance(kind, Remote) and bool(kind._mdrl_peer.ask("issubclass", kind, self))
 
-    def __exit__(self, *exc: object) -> bool:
-        return bool(self._ask("exit", None, None, None))
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        swallowed = bool(self._mdrl_ask("exit", kind, error, None))
+        return swallowed and _may_be_swallowed(kind)
 
     def __copy__(self) -> Any:
-        return self._ask("copy")
+        return self._mdrl_ask("copy")
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self._ask("deepcopy")
+        return self._mdrl_ask("deepcopy")
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        self._refuse("pickles an object of the program")
+        self._mdrl_refuse("pickles an object of the program")
 
-    def _combine(self, op: str, left: Any, right: Any, *rest: Any) -> Any:
-        result = self._peer.ask(op, left, right, *rest)
+    def _mdrl_combine(self, op: str, left: Any, right: Any, *rest: Any) -> Any:
+        result = self._mdrl_peer.ask(op, left, right, *rest)
         others = [value for value in (left, right) if value is not self]
-        mixed = any(not isinstance(value, Remote) or value._mixed for value in [self, *others])
-        if not mixed or self._own and op in _IN_PLACE:
+        mixed = any(not isinstance(value, Remote) or value._mdrl_mixed for value in [self, *others])
+        if not mixed or self._mdrl_own and op in _IN_PLACE:
             return result
         if not isinstance(result, Remote):
-            self._refuse("combines an object of the program with data to give data")
-        result.__dict__.update(_mixed=True, _own=self._own)
+            self._mdrl_refuse("combines an object of the program with data to give data")
+        result._mdrl_set(mixed=True, own=self._mdrl_own)
         return result
 
 
+def _may_be_swallowed(kind: Any) -> bool:
+    """Whether a context manager of the program may swallow an exception: not that the test fails or cannot go on."""
+    return kind is not None and issubclass(kind, Exception) and not issubclass(kind, AssertionError)
+
+
+def named(value: Any, name: str) -> Any:
+    """Marks a class of the program that the tests name in CapWords: they test it as a class."""
+    if isinstance(value, Remote) and value._mdrl_kind == "class" and name.lstrip("_")[:1].isupper():
+        value._mdrl_set(tested=True)
+    return value
+
+
 def _unary(op: str) -> Any:
-    return lambda self, *args: self._ask(op, *args)
+    return lambda self, *args: self._mdrl_ask(op, *args)
 
 
 def _binary(op: str, swapped: bool = False) -> Any:
     if swapped:
-        return lambda self, other, *rest: self._combine(op, other, self, *rest)
-    return lambda self, other, *rest: self._combine(op, self, other, *rest)
+        return lambda self, other, *rest: self._mdrl_combine(op, other, self, *rest)
+    return lambda self, other, *rest: self._mdrl_combine(op, self, other, *rest)
 
 
 for _op in (
@@ -238,12 +287,14 @@ for _op in _IN_PLACE:
 class RemoteCoroutine(Remote):
     """A coroutine of the program. The program's event loop runs it to its end when it is awaited here."""
 
+    __class__ = property(type)  # asyncio asks for it  # type: ignore[assignment]
+
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self._ask("await")
+        return self._mdrl_ask("await")
         yield
 
     def send(self, value: Any = None) -> NoReturn:
-        raise StopIteration(self._ask("await"))
+        raise StopIteration(self._mdrl_ask("await"))
 
     __next__ = send  # asyncio calls one or the other
 
@@ -251,21 +302,27 @@ class RemoteCoroutine(Remote):
         raise exc[0]
 
     def close(self) -> None:
-        self._peer.ask("close", self)
+        self._mdrl_peer.ask("close", self)
 
     def __aiter__(self) -> "RemoteCoroutine":
         return self
 
     async def __anext__(self) -> Any:
-        for item in self._ask("anext"):
+        for item in self._mdrl_ask("anext"):
             return item
         raise StopAsyncIteration
 
     async def __aenter__(self) -> Any:
-        return self._ask("aenter")
+        return self._mdrl_ask("aenter")
 
-    async def __aexit__(self, *exc: object) -> bool:
-        return bool(self._ask("aexit"))
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        swallowed = bool(self._mdrl_ask("aexit", kind, error))
+        return swallowed and _may_be_swallowed(kind)
+
+
+for _kind in (Remote, RemoteCoroutine):
+    for _attribute in ("__doc__", "__module__", "__annotations__"):
+        setattr(_kind, _attribute, _special(_attribute))
 
 
 class Tester(wire.Peer):
@@ -336,6 +393,8 @@ class Tester(wire.Peer):
 
     def _error_class(self, base: str, chain: list[list[Any]]) -> Any:
         made: Any = wire.builtin_exception(base)
+        if not chain and issubclass(AssertionError, made):  # `except Bad` would catch the failure of an assertion
+            self.refuse(f"the test catches {made.__name__} by a name of the program")
         for number, name in reversed(chain):
             if number not in self._errors:
                 members = {"__module__": "__main__", "_mdrl_number": number, "_mdrl_peer": self}
@@ -351,11 +410,12 @@ class Tester(wire.Peer):
         return made
 
     def _error(self, name: str, text: str, stranger: Any) -> BaseException:
-        if isinstance(stranger, type):
-            return stranger(text)
-        if isinstance(stranger, BaseException):
+        if isinstance(stranger, _ProgramError):
             stranger.args = (text,)
             return stranger
+        if isinstance(stranger, type) and stranger in self._class_numbers and issubclass(stranger, Exception):
+            if not issubclass(stranger, StopIteration | StopAsyncIteration):  # they would end a loop of the tests
+                return stranger(text)
         return super()._error(name, text, stranger)
 
     def _theirs(self, value: Any) -> int | None:
@@ -369,6 +429,10 @@ class Tester(wire.Peer):
 
     def _class_number(self, kind: type) -> int | None:
         return self._class_numbers.get(kind)
+
+    def _stranger_class(self, kind: type) -> list[Any] | None:
+        known = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+        return ["import", kind.__module__, kind.__qualname__] if known else None
 
     def _give(self, kind: type) -> int | None:
         if kind.__module__ != "__main__" or issubclass(kind, Foreign):
@@ -416,6 +480,10 @@ class Tester(wire.Peer):
     def _class_of(self, number: int) -> Any:
         return self._classes[number]
 
+    def _may_set(self, value: Any, name: str) -> bool:
+        defined = {n: v for kind in reversed(type(value).__mro__) for n, v in kind.__dict__.items()}.get(name)
+        return _method_kind(defined) is None and not (name.startswith("__") and name.endswith("__"))
+
 
 class _ProgramError(Exception):
     """Base of the stand-ins for exceptions of the program's own classes."""
@@ -446,25 +514,25 @@ def _is_scalar(value: Any) -> bool:
 class _Names(dict[str, Any]):
     """The global names of the tests: their own first, then those of Python and of the program (see the module)."""
 
-    def __init__(self, peer: Tester, free: set[str], shadowed: str, modules: set[str]) -> None:
+    def __init__(self, peer: Tester, shadowed: str, modules: Mapping[str, str]) -> None:
         super().__init__(__name__="__main__", __builtins__=_builtins(peer))
-        self._peer, self._free, self._shadowed, self._modules = peer, free, shadowed, modules
+        self._peer, self._shadowed, self._modules = peer, shadowed, modules
 
     def __missing__(self, name: str) -> Any:
         if name in self._modules:
-            return importlib.import_module(name)
+            return importlib.import_module(self._modules[name])
         if hasattr(builtins, name) and name != self._shadowed:
             raise KeyError(name)  # Python then looks among the builtins
         if not self._peer.ask("has", name):
             raise KeyError(name)
-        return self._peer.ask("get", name)
+        return named(self._peer.ask("get", name), name)
 
 
 def _builtins(peer: Tester) -> dict[str, Any]:
     """The builtins of the tests: those that ask for a class or run a text know the program's objects."""
 
     def is_instance(value: Any, kinds: Any) -> bool:
-        if isinstance(kinds, tuple):
+        if type(kinds) is tuple:
             return any(is_instance(value, kind) for kind in kinds)
         if isinstance(value, Remote) and not isinstance(kinds, Remote):
             return bool(peer.ask("isinstance", value, kinds))
@@ -472,7 +540,7 @@ def _builtins(peer: Tester) -> dict[str, Any]:
         return isinstance(value, kind)
 
     def is_subclass(kind: Any, kinds: Any) -> bool:
-        if isinstance(kinds, tuple):
+        if type(kinds) is tuple:
             return any(is_subclass(kind, one) for one in kinds)
         if isinstance(kind, Remote) and not isinstance(kinds, Remote):
             return bool(peer.ask("issubclass", kind, kinds))
@@ -638,16 +706,17 @@ def names_of(peer: Tester, tests: Sequence[str], entry_point: str) -> _Names:
     free = free_names(tests)
     trees = [ast.parse(test) for test in tests]
     everything: set[str] = set().union(*free)
-    modules = {n for n in everything if n in sys.stdlib_module_names and _uses_as_module(n, trees)}
+    known = {n: n for n in sys.stdlib_module_names} | _PACKAGES
+    modules = {n: known[n] for n in everything if n in known and _uses_as_module(n, trees)}
     shadowed = entry_point if hasattr(builtins, entry_point or "?") else ""
     if not shadowed and all(hasattr(builtins, n) or n in modules for n in everything):
-        testing = [names - modules for names in free if names - modules]
+        testing = [names - modules.keys() for names in free if names - modules.keys()]
         called = {n for t in trees for c in ast.walk(t) if isinstance(c, ast.Call) for n in _name(c.func)}
         common = set.intersection(*testing) & called if testing else set()
         if len(common) > 1:
             peer.refuse(f"the tests call only builtins ({', '.join(sorted(common))}); give the check an entry_point")
         shadowed = next(iter(common), "")
-    return _Names(peer, everything, shadowed, modules)
+    return _Names(peer, shadowed, modules)
 
 
 def _name(node: ast.expr) -> list[str]:
@@ -715,15 +784,25 @@ def _shared_classes(program: str, trees: list[ast.Module]) -> list[ast.ClassDef]
     return [n for t in trees for n in t.body if isinstance(n, ast.ClassDef) and n.name in wanted]
 
 
+def _makes_code(caller: Any) -> bool:
+    """Whether code that a frame runs is no text of the program: the frame belongs to a maker or to an import."""
+    if caller.f_globals.get("__name__") in _MAKERS:
+        return True
+    while caller is not None and not caller.f_code.co_filename.startswith("<frozen importlib"):
+        caller = caller.f_back
+    return caller is not None
+
+
 def _guard(peer: Tester) -> None:
-    """Keeps this process from executing what it unpickles."""
+    """Keeps this process from executing what it unpickles, and texts that a library evaluates."""
 
     def hook(event: str, args: Any) -> None:
-        if event == "pickle.find_class":
-            module, name = args
-            top = module.partition(".")[0]
-            if top not in _SAFE_MODULES or top == "builtins" and name not in _SAFE_BUILTINS:
-                peer.refuse(f"the test unpickles {module}.{name}")
+        if event == "pickle.find_class" and tuple(args) not in _UNPICKLED:
+            peer.refuse(f"the test unpickles {args[0]}.{args[1]}")
+        elif event == "exec":
+            file, caller = args[0].co_filename, sys._getframe(1)
+            if file != "<test>" and not file.startswith(("/", "<frozen ")) and not _makes_code(caller):
+                peer.refuse(f"the test runs code that {caller.f_globals.get('__name__')} makes of a text")
         elif event == "marshal.loads" and sys._getframe(1).f_code.co_filename == "<test>":
             peer.refuse("the test unmarshals code")
 

@@ -93,16 +93,20 @@ class Shared:
 class Foreign:
     """Stands for an object that stayed at the other end.
 
+    Its own attributes have names that no program uses, since all others are the object's.
+
     Args:
       peer: this end of the connection.
       number: the object's number at the other end.
     """
 
-    _peer: "Peer"
-    _number: int
+    __slots__ = ("_mdrl_peer", "_mdrl_number")
+    _mdrl_peer: "Peer"
+    _mdrl_number: int
 
     def __init__(self, peer: "Peer", number: int) -> None:
-        self.__dict__.update(_peer=peer, _number=number)
+        object.__setattr__(self, "_mdrl_peer", peer)
+        object.__setattr__(self, "_mdrl_number", number)
 
 
 class Peer:
@@ -145,13 +149,20 @@ class Peer:
         """Returns the class of that number that both ends have."""
         raise ValueError(number)
 
+    def _stranger_class(self, kind: type) -> list[Any] | None:
+        """Encodes a class of the standard library by its name; None for a class that stays here."""
+
     def _import(self, module: str, name: str) -> Any:
         """Returns a class of the standard library that the other end names."""
         raise ValueError(module)
 
+    def _may_set(self, value: Any, name: str) -> bool:
+        """Whether the other end may set this attribute of an object of a class that both ends have."""
+        return True
+
     def _theirs(self, value: Any) -> int | None:
         """Returns the number that an object has at the other end; None for an object of this end."""
-        return value.__dict__["_number"] if isinstance(value, Foreign) else None
+        return value._mdrl_number if isinstance(value, Foreign) else None
 
     def _error(self, name: str, text: str, stranger: Any) -> BaseException:
         """Makes the exception that the other end reports."""
@@ -213,7 +224,7 @@ class Peer:
             raise
         except BaseException as e:
             table = _Table(self, reader.objects, nodes)
-            answer = ["raise", _builtin_name(e), _text(e), self._own_error(e, table)]
+            answer = ["raise", builtin_name(type(e)), _text(e), self._own_error(e, table)]
             reply = json.dumps([answer, table.contents()])
         self._write(reply)
 
@@ -288,6 +299,8 @@ class _Table:
 
     def encode(self, value: Any) -> Any:
         """Turns a value into JSON. Plain scalars stay as they are; all else becomes a list that begins with a name."""
+        if issubclass(type(value), Foreign):  # `isinstance` would ask the other end for the object's class
+            return ["yours", value._mdrl_number]
         match value:
             case None | bool():
                 return value
@@ -341,6 +354,8 @@ class _Table:
             return ["type", _BUILTIN_TYPES[value]]
         if value is Ellipsis:
             return ["ellipsis"]
+        if issubclass(kind, BaseException) and kind in _BUILTIN_TYPES:
+            return ["exception", kind.__name__, *map(self.encode, BaseException.args.__get__(value))]  # type: ignore[attr-defined]
         name = kind.__name__
         if kind is getattr(sys.modules.get(_MODULES.get(name, "datetime")), name, None):
             if name in _FIELDS and getattr(value, "tzinfo", None) is None:
@@ -364,8 +379,7 @@ class _Table:
             number = self._peer._give(value)
             if number is not None:
                 return ["class", number]
-            known = value.__module__.partition(".")[0] in sys.stdlib_module_names
-            return ["import", value.__module__, value.__qualname__] if known else self._mine(value)
+            return self._peer._stranger_class(value) or self._mine(value)
         if id(value) in self._places:
             return self.place(value)
         number = self._peer._give(kind)
@@ -498,6 +512,8 @@ class _Reader:
                 return complex(real, imag)
             case "ellipsis", []:
                 return Ellipsis
+            case "exception", [str(name), *args] if issubclass(getattr(builtins, name), BaseException):
+                return getattr(builtins, name)(*self._all(args))
             case "type", [str(name)] if getattr(builtins, name) in _BUILTIN_TYPES:
                 return getattr(builtins, name)
             case "of", [str(name), *fields] if name in _FIELDS or name in _MODULES:
@@ -562,6 +578,8 @@ class _Reader:
                 for name in list(getattr(value, "__dict__", {})):
                     object.__delattr__(value, name)
                 for name, part in pairs:
+                    if not self._peer._may_set(value, str(name)):
+                        raise Unsupported(f"the program gives an object of the tests another {name}")
                     object.__setattr__(value, str(name), self.decode(part))
             case [("dict" | "Counter" | "OrderedDict" | "defaultdict"), _, *pairs]:
                 dict.clear(value)
@@ -584,12 +602,12 @@ def _plain_dtype(text: str) -> Any:
     return dtype
 
 
-def _builtin_name(error: BaseException) -> str:
-    """Returns the name of the nearest builtin class of an error that is an Exception; else "RuntimeError".
+def builtin_name(error: type[BaseException]) -> str:
+    """Returns the name of the nearest builtin base of an exception that is an Exception; else "RuntimeError".
 
     SystemExit and KeyboardInterrupt thus travel as RuntimeError.
     """
-    for kind in type(error).__mro__:
+    for kind in error.__mro__:
         if kind is StopIteration or (issubclass(kind, Exception) and getattr(builtins, kind.__name__, None) is kind):
             return kind.__name__
     return "RuntimeError"

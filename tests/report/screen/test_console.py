@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mdrl_jax import main as main_module
-from mdrl_jax.progress import Step
+from mdrl_jax.progress import Step, printable
 from mdrl_jax.report.screen import analysis, outputs, terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.screen.outputs import OUTPUTS, WIDTH, JsonLines, Lines, Quiet, Terminal, plain, screen
@@ -94,7 +95,7 @@ def show_all(log: Path | None, output: str) -> None:
     table.add_column("stage")
     table.add_row("code [1]")
     with Screen(log, output) as seen:
-        seen.print("[bold]begun[/bold] [1, 2]")
+        seen.print(Text("begun [1, 2]", style="bold"))
         seen.warn("rule [x] left out")
         seen.print(table)
         with seen.steps("nothing to do", 0) as show:
@@ -236,6 +237,53 @@ def test_plain_text_of_tables_has_no_lines_and_no_markup():
     table.add_row("[green]supported[/green]")
     assert plain("[bold]x[/bold]", table).split() == ["x", "transfer", "a", "supported"]
     assert plain("y" * 500) == "y" * 500
+
+
+# --- texts of others --------------------------------------------------------------------------------------------------
+
+# Colour, title of the window, link (OSC 8), 8-bit CSI, carriage return, bell, delete, backwards writing, half a pair.
+COMMANDS = ("\x1b[31m", "\x1b]0;t\x07", "\x1b]8;;http://x\x1b\\", "\x9b31m", "\r", "\x08", "\x7f", "\u202e", "\u2066",
+            "\ud800")  # fmt: skip
+MARKUP = ("[/bold]", "[bold]", "[link=http://x]", "[/]", "[red]x", "\\[")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_to_the_terminal_become_text(command: str):
+    text = printable(f"a{command}b")
+    assert text.isprintable() and text.startswith("a\\") and text.endswith("b") and len(text) > len(command) + 2
+
+
+def test_ordinary_text_is_shown_as_it_is():
+    for text in ("a\tb\nc", "ü ✓ 数学 🙂", "\U0001f468\u200d\U0001f469", "می\u200cخواهم", "[bold]"):
+        assert printable(text) == text
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("text", [*COMMANDS, *MARKUP])
+def test_text_of_data_is_shown_as_text_everywhere(
+    output: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    row = f"row {text} end"
+    claim = CLAIM | {"id": row, "claim": row, "published": row, "reason": row}
+    record = {"stage": row, "index": 0, "seed": 0, "rewards": {row: [[0.5, 1.0], [0.0, 0.25]]}}
+    with Screen(tmp_path / "log.txt", output) as seen:
+        seen.print(row, final=True)
+        seen.warn(row)
+        seen.print(terminal.summary(build([record])), final=True)
+        seen.print(analysis.verdicts([claim]), analysis.verdict_table([claim]), final=True)
+        seen.print(terminal.places(tmp_path / row, 1.0), final=True)
+        with seen.steps(row, 2) as show:
+            show(1, row)
+    whole = printable(row)
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    if output == "json":
+        assert shown.isascii() and not re.search(r"[^\n -~]", shown)
+        events = [json.loads(line) for line in shown.splitlines()]
+        shown = "\n".join(event["text"] for event in events if event["event"] == "message")
+    for found in (shown, (tmp_path / "log.txt").read_text()):
+        assert whole in found and "warning: " + whole in found
+        assert not ESCAPES.search(found) and all(c == "\n" or c.isprintable() for c in found)
 
 
 # --- the final screen -------------------------------------------------------------------------------------------------

@@ -331,3 +331,53 @@ FORMS: dict[str, Form] = {
         "import random\na = [random.random() for _ in range(9)]\nassert f(a) == sorted(a)",
     ),
 }
+
+
+PRIVATE = (
+    "class Box:\n    '''A box.'''\n    def __init__(self, n):\n"
+    "        self._name, self._items, self._peer, self._kind = n, [n], n, n\n"
+    "    def _ask(self): return self._name\n"
+)
+FORMS |= {
+    "private attributes and methods": (
+        PRIVATE,
+        ("return self._name", "return 0"),
+        "b = Box(3)\nassert (b._name, b._items, b._peer, b._kind, b._ask()) == (3, [3], 3, 3, 3)",
+    ),
+    "__dict__ and vars": (
+        PRIVATE,
+        ("self._kind = n, [n], n, n", "self._kind = n, [n], n, 0"),
+        "assert vars(Box(1)) == Box(1).__dict__ == {'_name': 1, '_items': [1], '_peer': 1, '_kind': 1}",
+    ),
+    "__doc__": (PRIVATE, ("A box.", "A can."), "assert Box.__doc__ == Box(1).__doc__ == 'A box.'"),
+    "__class__": (
+        ZOO,
+        ("class Cat", "class Cow"),
+        "assert Cat().__class__.__name__ == 'Cat' and Cat().__class__ is Cat",
+    ),
+    "annotations": (
+        "def f(x: int) -> str: return ''",
+        ("-> str", "-> int"),
+        "assert f.__annotations__ == {'x': int, 'return': str}",
+    ),
+    "context manager that swallows": (
+        "class Quiet:\n    def __enter__(self): return self\n    def __exit__(self, kind, error, trace):\n"
+        "        self.seen = str(error)\n        return kind is KeyError or kind is ValueError",
+        ("kind is KeyError or kind is ValueError", "kind is KeyError"),
+        "with Quiet() as q: raise ValueError('x')\nassert q.seen == 'x'",
+    ),
+    "exception as a value": ("def f(): return ValueError('a', 2)", ("2", "3"), "assert f().args == ('a', 2)"),
+    "class within a class": (
+        "class Outer:\n    class Inner:\n        def __init__(self, x): self.x = x\n"
+        "        def __mul__(self, k): return Outer.Inner(self.x * k)",
+        ("self.x * k", "self.x"),
+        "assert (Outer.Inner(2) * 4).x == 8",
+    ),
+    "exception that takes several arguments": (
+        "class Bad(Exception):\n    def __new__(cls, a, b): return super().__new__(cls)\n"
+        "    def __init__(self, a, b): self.a = a\n"
+        "def f(): raise Bad(1, 2)",
+        ("self.a = a", "self.a = b"),
+        "try: f()\nexcept Bad as e: assert e.a == 1\nelse: assert False",
+    ),
+}
