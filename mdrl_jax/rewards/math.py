@@ -1,46 +1,59 @@
-r"""Reward for problems with one right final answer.
+r"""Reward for problems with one right final answer: numbers, formulas, sets, words.
 
-The final answer of a reply is the first of these that it has: the content of its last `\boxed{...}`; the rest of the
-line after its last `####` (GSM8K, arXiv 2110.14168); the rest of the line after its last "answer is". Otherwise, if a
-number is wanted, it is the last number of the reply. If no number is wanted, it is the last formula, or the whole reply
-if there is none.
+`answers.py` finds the final answer of a reply, `formulas.py` reads it and the right answer into typed values, and this
+module compares the two. Where it is in doubt, it gives 0: a reward that pays for wrong answers trains a model to give
+them.
 
-Two numbers are compared exactly, as rationals: 0.5 equals 1/2 and 1,000 equals 1000, but 0.3333 does not equal 1/3.
-Dollar and percent signs, a leading plus, a trailing period and a unit or remark after the number of a reply are
-ignored. Other answers are first compared as text, ignoring spaces, case and LaTeX spacing. If the texts differ,
-math-verify decides whether the two formulas mean the same (fractions, roots, sets, intervals, equations, matrices,
-units). It is asked only where the answer is marked as mathematics by a box, a formula or a LaTeX command, so an
-unmarked "3 + 4" does not equal 7. It is not asked where the right answer is prose, because it reads words as products
-of letters and takes Paris and Pairs for the same.
+Numbers
+- are compared exactly, as rationals. No tolerance is allowed: 0.3333 is not 1/3, and 3.14 is not pi.
+- may be written as an integer, a decimal (also a repeating one, `0.\overline{3}`), a percentage, scientific notation
+  (`1.2 \times 10^5`, `1.2e5`), a mixed number (`1\frac{1}{2}`, `1 1/2`) or, if it is no integer, a fraction of two
+  integers, reduced or not. "3 million" is 3000000.
+- Nothing else is a number: `17 \cdot 23` for 391, `\frac{782}{2}` for 391, `\sqrt{144}` for 12, `10^5` for 100000 and
+  `5!` for 120 leave an operation to do, and earn 0. They count only where the right answer is written with the same
+  operation. A power of ten alone is no scientific notation.
+- A calculation or label before the answer is fine if every part of it is true: `x = 5`, `5 + 7 = 12`. `3 = 4` earns 0.
+- `50\%` equals 50 as well as 0.5. A number below 1 equals a percentage only by value: 0.5 is not 0.5%.
 
-math-verify is imported at its first use, so checks of numbers never wait for the import. Its own time limits are
-switched off, because they use signals and fail outside the main thread. The limits of the reward worker end a formula
-that takes too long to evaluate, such as a tower of powers.
+Units
+- A unit or remark after a number is ignored if the right answer has none: "18 dollars", `5\text{ cm}`, `74^\circ`. If
+  the right answer has a unit, the reply has the same one or none.
+- Letters of mathematics (`2x`, `3i`), number words and words that leave the number open ("5 or more", "5 to 7") are no
+  units.
+
+Formulas
+- must be equal as mathematics, which sympy proves. `m` and `M` are different.
+- may leave undone only what the right answer leaves undone too (`forms.py`). Irrational numbers are simplified:
+  `\sqrt{50}` is not `5\sqrt{2}`; `\frac{1}{\sqrt{2}}` is fine for `\frac{\sqrt{2}}{2}`, and `2^{3/2}` for
+  `2\sqrt{2}`. A polynomial is multiplied out if the right answer is, and factored as far as the right answer is.
+  Integrals, derivatives, sums, limits, determinants and the like are never evaluated; they equal only the same text.
+- An equation equals its multiples by constants. If the right answer is solved for a variable, so must be the reply;
+  `2x+1` may stand for `y=2x+1`. Different variables before the sign are different answers.
+
+Several values
+- Lists `1, 2`, "1 or 2", `\pm 1` and sets in braces are compared without order; repeats count in lists.
+- Pairs, intervals and matrices are compared in order, brackets included. `(1,2)` is not `1,2`, and not `[1,2]`.
+  `0 \le x < 1` is `[0,1)`. A ratio `3:4` equals `\frac{3}{4}`; a time such as `3:30` equals only itself.
+- A number with a base, `1011_2`, equals only the same digits in the same base.
+
+Texts
+- Everything else is compared as text. Words are compared without case; letters of formulas keep theirs.
+
+Numbers never wait for sympy, which is imported at its first use. Formulas of over 1000 characters are texts. The limits
+of the reward worker end a comparison that takes too long.
 """
 
-import functools
-import logging
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-# A comma between thousands must be followed by three digits; otherwise the pair "2,3" would be the number 23.
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_SIGNED = rf"[-+]?\s?\$?\s?[-+]?(?:{_DIGITS})"
-_NUMBER = re.compile(rf"({_SIGNED})(?:\s?/\s?\$?({_DIGITS}))?")
-_IN_TEXT = re.compile(rf"(?:(?<![\w.)])[-+])?\$?(?:(?<!\w)-)?(?:{_DIGITS})(?:/(?:{_DIGITS}))?")
-# Text that may follow a number: the next sentence, or a unit or remark without digits. "5 or 6" is thus no number.
-_REMARK = re.compile(r"[$%*]*(?:[.!?]?$|[.!?]\s.*|[,;]?\s+(?:[^\W\d_]|\()[^0-9]*)", re.DOTALL)
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}")
-_ANSWER_IS = re.compile(r"answer\s+is\b\s*:?", re.IGNORECASE)
-_LATEX_SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|[!,;: ])")
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
-_LATEX_COMMAND = re.compile(r"\\(?:begin|end|operatorname)\s*\{[a-zA-Z*]*\}|\\[a-zA-Z]+")
-_FUNCTIONS = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|exp|sqrt|inf(?:ty)?", re.IGNORECASE)
-_SPANS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_MAX_DIGITS = 1000  # longer numbers are compared as text, so that a reply cannot cause slow integer arithmetic
-_MAX_FORMULA = 1000  # characters; the parsing time grows faster than the length
+from mdrl_jax.rewards import algebra
+from mdrl_jax.rewards.answers import after_thinking, extract
+from mdrl_jax.rewards.answers import last_boxed as last_boxed
+from mdrl_jax.rewards.forms import exact, factors, work
+from mdrl_jax.rewards.formulas import Node, any_node, children, parse, plain
+
+_CONSTANTS = ("\\pi", "e", "i", "\\infty", "\\emptyset")
 
 
 def final_answer(completion: str, check: Mapping[str, Any]) -> float:
@@ -57,158 +70,343 @@ def final_answer(completion: str, check: Mapping[str, Any]) -> float:
 
 
 def _right(completion: str, wanted: str) -> bool:
-    number = is_number(wanted)
-    answer = extract(completion, number)
-    if equal(answer, wanted):
-        return True
-    if number and rational(answer) is not None:  # both are numbers, and the exact comparison has decided
+    text = plain(wanted)
+    if not text:
         return False
-    marked = "\\" in answer or last_boxed(completion) is not None or (not number and last_span(completion) is not None)
-    return marked and not is_words(wanted) and same_mathematics(answer, wanted)
+    gold = parse(wanted)
+    whole = after_thinking(completion).strip()
+    if len(whole) <= 2 * len(wanted) + 20 and plain(whole) == text:
+        return True
+    # Beside an unmarked number, a unit is not looked for; where one is wanted, the whole reply is compared.
+    number = exact(_bare(gold)) is not None and not (gold.kind == "unit" and gold.name not in ("degree", "dollar"))
+    found = extract(completion, number)
+    if any(plain(f) == text for f in found if len(f) <= 4 * len(wanted) + 100):
+        return True
+    return bool(found) and equal(parse(found[0]), gold)
 
 
-def extract(completion: str, number: bool) -> str:
-    """Returns the final answer of a reply, by the rules in the module's docstring.
+def equal(answer: Node, wanted: Node) -> bool:
+    """Whether the answer of a reply equals the right one, by the rules in the module's docstring.
 
     Args:
-      completion: the reply.
-      number: whether the right answer is a number.
+      answer: what `formulas.parse` read in the reply.
+      wanted: what it read in the right answer.
+    """
+    answer, wanted = _as_word(answer, wanted), _as_word(wanted, answer)
+    if "text" in (answer.kind, wanted.kind):
+        return answer.kind == wanted.kind and answer.name == wanted.name != ""
+    if (gaps := _intervals(wanted)) is not None and (found := _intervals(answer)) is not None:
+        names = {name for name in (_variable(answer), _variable(wanted)) if name}
+        return len(names) < 2 and _same_intervals(found, gaps)
+    if answer.kind == "list" and answer.name == "or" and wanted.kind not in ("list", "set", "plusminus", "relation"):
+        if all(equal(a, wanted) for a in answer.args):  # "1/2 or 0.5"
+            return True
+    label, value = _settled(answer)
+    gold_label, gold = _settled(wanted)
+    if gold is None or (gold_label is not None and gold_label.kind not in ("symbol", "call", "text")):
+        return _same_relation(answer, wanted)  # an equation such as x + y = 2
+    if value is None or not _labels_agree(label, gold_label):
+        return False
+    many, gold_many = _members(value), _members(gold)
+    if gold_many is not None or many is not None:
+        return _same_members(many or [value], gold_many or [gold], value.kind == gold.kind == "set")
+    return _same_value(value, gold)
+
+
+def _as_word(node: Node, other: Node) -> Node:
+    """A single letter as a text, if the other answer is a text: the choice `\\text{(B)}`."""
+    return Node("text", name=node.name) if node.kind == "symbol" and other.kind == "text" else node
+
+
+def _bare(node: Node) -> Node:
+    """The value without label and unit."""
+    value = _settled(node)[1] or node
+    return value.args[0] if value.kind == "unit" else value
+
+
+# Relations: labels before an answer, equations, inequalities.
+
+
+def _is_fixed(node: Node) -> bool:
+    """Whether a value has no variables, texts or unknown functions."""
+    return not any_node(node, lambda n: n.kind in ("text", "call") or (n.kind == "symbol" and n.name not in _CONSTANTS))
+
+
+def _is_label(node: Node) -> bool:
+    """Whether a formula may stand before an answer as its name.
+
+    It has no numbers but exponents and subscripts; `x^2 - 9 = 0` is a question and no answer.
+    """
+    if node.kind in ("text", "call", "symbol"):
+        return True
+    if node.kind == "power":
+        return _is_label(node.args[0]) and (exact(node.args[1]) or 0) > 1
+    if node.kind in ("number", "negative") or node.name == "!":
+        return False
+    terms = [a.args[0] if node.kind == "sum" and a.kind == "negative" else a for a in node.args]
+    return len(terms) > 0 and all(_is_label(t) for t in terms)
+
+
+def _settled(node: Node) -> tuple[Node | None, Node | None]:
+    """Splits `x = 5` into label and value.
 
     Returns:
-      The answer, as the reply writes it. "" if a number is wanted and the reply has none.
+      (label, value). The label is None if there is none. The value is None if the relation is an equation or inequality
+      that names no value, or if it is false, such as 3 = 4.
     """
-    boxed = last_boxed(completion)
-    if boxed is not None:
-        return boxed
-    answer_is = [match.end() for match in _ANSWER_IS.finditer(completion)]
-    hashes = completion.rfind("####")
-    for start in ([hashes + 4] if hashes >= 0 else []) + answer_is[-1:]:
-        line = completion[start:].strip().partition("\n")[0]
-        if line:
-            return line
-    if not number:
-        span = last_span(completion)
-        return completion if span is None else span
-    return (_IN_TEXT.findall(completion.replace("−", "-")) or [""])[-1]
+    if node.kind != "relation":
+        return None, node
+    signs = node.name.split()
+    sides = list(node.args)
+    if signs == ["in"]:
+        is_set = sides[1].kind in ("group", "set", "union", "difference", "intersection", "symbol")
+        return (sides[0], sides[1]) if _is_label(sides[0]) and is_set else (None, None)
+    if set(signs) - {"=", "~"}:
+        return None, None
+    if "~" in signs:  # what is exact counts, not its approximation
+        cut = signs.index("~") + 1
+        head = sides[:cut]
+        sides = head if any(_is_fixed(s) for s in head) else [*head, *sides[cut : cut + 1]]
+    fixed = [s for s in sides if _is_fixed(s)]
+    names = [s for s in sides if not _is_fixed(s)]
+    if fixed:
+        true = all(_same_number(s, fixed[-1]) for s in fixed[:-1])
+        return (names[0] if names else None, fixed[-1]) if true and all(_is_label(n) for n in names) else (None, None)
+    first, last = sides[0], sides[-1]
+    if last.kind == "symbol" and first.kind != "symbol":
+        first, last = last, first
+    alone = first.kind in ("symbol", "call", "text") and len(sides) == 2
+    if alone and not any_node(last, lambda n: n.name == first.name or n.kind == "text"):
+        return first, last
+    return None, None
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Returns the content of the last `\boxed{...}` whose braces balance; None if there is none."""
-    end = len(text)
-    while (start := text.rfind("\\boxed{", 0, end)) >= 0:
-        depth = 0
-        for i in range(start + len("\\boxed"), end):
-            depth += (text[i] == "{") - (text[i] == "}")
-            if depth == 0:
-                return text[start + len("\\boxed{") : i]
-        end = start
+def _labels_agree(a: Node | None, b: Node | None) -> bool:
+    """Whether two labels may name the same thing: two different variables do not."""
+    if a is None or b is None or a.kind != "symbol" or b.kind != "symbol":
+        return True
+    return a.name.partition("_")[0] == b.name.partition("_")[0]
+
+
+def _same_number(a: Node, b: Node) -> bool:
+    """Whether two values are equal, in whatever form."""
+    if a.kind == "unit" or b.kind == "unit":
+        a, b = (n.args[0] if n.kind == "unit" else n for n in (a, b))
+    x, y = exact(a), exact(b)
+    if x is not None and y is not None:
+        return x == y
+    if a.kind == b.kind and a.kind in ("group", "set", "matrix", "row", "list", "plusminus") and a.name == b.name:
+        return len(a.args) == len(b.args) and all(_same_number(*pair) for pair in zip(a.args, b.args, strict=True))
+    return algebra.same(a, b)
+
+
+def _same_relation(a: Node, b: Node) -> bool:
+    signs = a.name.split()
+    if a.kind != "relation" or b.kind != "relation" or len(signs) != 1:
+        return False
+    if signs == b.name.split() == ["="]:
+        if not all(_allowed(s, b) for s in a.args) or ("product of sums" in work(b)) > ("product of sums" in work(a)):
+            return False
+        return algebra.same_equation((a.args[0], a.args[1]), (b.args[0], b.args[1]))
+    turned = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+    if a.name != b.name:
+        a = Node("relation", a.args[::-1], turned.get(a.name, ""))
+    return a.name == b.name and all(_same_value(*pair) for pair in zip(a.args, b.args, strict=True))
+
+
+# Intervals: (left bracket, left end, right end, right bracket).
+_Interval = tuple[str, Node, Node, str]
+_INFINITY = Node("symbol", (), "\\infty")
+_MINUS_INFINITY = Node("negative", (_INFINITY,))
+
+
+def _intervals(node: Node) -> list[_Interval] | None:
+    """The intervals of a set of numbers; None if the node is none. The pair (1,2) is also an interval."""
+    if node.kind == "relation":
+        return _from_inequality(node)
+    if node.kind == "group" and len(node.args) == 2:
+        return [(node.name[0], node.args[0], node.args[1], node.name[1])]
+    if node == Node("symbol", (), "\\mathbb{R}"):
+        return [("(", _MINUS_INFINITY, _INFINITY, ")")]
+    if node.kind == "difference" and node.args[0] == Node("symbol", (), "\\mathbb{R}") and node.args[1].kind == "set":
+        return _without(list(node.args[1].args))
+    if node.kind == "union" or (node.kind == "list" and node.name == "or"):
+        parts = [_intervals(arg) for arg in node.args]
+        variables = {_variable(arg) for arg in node.args} if node.kind == "list" else set[str]()
+        if any(p is None for p in parts) or len(variables) > 1 or "" in variables:
+            return None
+        return [i for p in parts for i in p or []]
     return None
 
 
-def last_span(text: str) -> str | None:
-    """Returns the content of the formula (`$...$` or LaTeX brackets) that ends last; None if there is none."""
-    best: tuple[int, int] | None = None
-    for left, right in _SPANS:
-        end = text.rfind(right)
-        start = text.rfind(left, 0, max(end, 0))
-        if start >= 0 and text[start + len(left) : end].strip() and (best is None or end > best[1]):
-            best = start + len(left), end
-    return None if best is None else text[slice(*best)]
+def _variable(node: Node) -> str:
+    """The variable of an inequality, or of several with "or" between them; "" if there is none, or several."""
+    if node.kind == "list":
+        names = [_variable(a) for a in node.args]
+        return names[0] if len(set(names)) == 1 else ""
+    names = [a.name for a in node.args if a.kind == "symbol" and a.name not in _CONSTANTS]
+    return names[0] if node.kind == "relation" and len(names) == 1 else ""
 
 
-def equal(answer: str, wanted: str) -> bool:
-    """Whether two answers are the same: compared as exact numbers if `wanted` is a number, else as normalized text.
+def _from_inequality(node: Node) -> list[_Interval] | None:
+    signs, sides = node.name.split(), list(node.args)
+    if signs == ["in"] and sides[0].kind == "symbol":
+        return _intervals(sides[1])
+    if not _variable(node) or any(not _is_fixed(s) for s in sides if s.kind != "symbol" or s.name in _CONSTANTS):
+        return None
+    if signs == ["!="] and sides[0].kind == "symbol":
+        return _without([sides[1]])
+    if all(s in (">", ">=") for s in signs):
+        signs = [{">": "<", ">=": "<="}[s] for s in reversed(signs)]
+        sides.reverse()
+    if not all(s in ("<", "<=") for s in signs):
+        return None
+    at = next(i for i, s in enumerate(sides) if s.kind == "symbol" and s.name not in _CONSTANTS)
+    if len(sides) == 2:
+        if at == 0:
+            return [("(", _MINUS_INFINITY, sides[1], ")" if signs[0] == "<" else "]")]
+        return [("(" if signs[0] == "<" else "[", sides[0], _INFINITY, ")")]
+    if len(sides) == 3 and at == 1:
+        return [("(" if signs[0] == "<" else "[", sides[0], sides[2], ")" if signs[1] == "<" else "]")]
+    return None
 
-    Args:
-      answer: the final answer of a reply (`extract`).
-      wanted: the right answer. A blank one equals nothing.
-    """
-    if is_number(wanted):
-        return rational(answer) == rational(wanted)
-    text = normalized(wanted)
-    return text != "" and normalized(answer) == text
+
+def _without(points: list[Node]) -> list[_Interval] | None:
+    """The real numbers without some points, given as rationals."""
+    values = [exact(p) for p in points]
+    if any(v is None for v in values):
+        if len(points) != 1:
+            return None
+    else:
+        points = sorted(points, key=lambda p: exact(p) or Fraction(0))
+    ends = [_MINUS_INFINITY, *points, _INFINITY]
+    return [("(", a, b, ")") for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def is_number(wanted: str) -> bool:
-    """Whether a right answer is a number that no word follows. "3 apples and a pear" is text."""
-    return re.search(r"\w\s+[^\W\d]", wanted) is None and rational(wanted) is not None
+def _same_intervals(a: list[_Interval], b: list[_Interval]) -> bool:
+    def same(x: _Interval, y: _Interval) -> bool:
+        return x[0] == y[0] and x[3] == y[3] and equal(x[1], y[1]) and equal(x[2], y[2])
+
+    left = list(b)
+    for interval in a:
+        match = next((i for i, other in enumerate(left) if same(interval, other)), None)
+        if match is None:
+            return False
+        left.pop(match)
+    return not left
 
 
-def is_words(wanted: str) -> bool:
-    """Whether a right answer is prose: it has a word of three or more letters that is no function or LaTeX command."""
-    text = _LATEX_COMMAND.sub(" ", _LATEX_TEXT.sub(" ", wanted))
-    return any(not _FUNCTIONS.fullmatch(word) for word in re.findall(r"[^\W\d_]{3,}", text))
+# Several values.
 
 
-def same_mathematics(answer: str, wanted: str) -> bool:
-    """Whether math-verify takes two formulas for the same. False if one cannot be parsed or has over 1000 characters.
+def _members(node: Node) -> list[Node] | None:
+    """The values of a list, a set or a formula with plus-minus, in any order; None for a single value."""
+    if node.kind in ("list", "set"):
+        parts = [(_members(value) if (value := _settled(arg)[1]) else None, arg) for arg in node.args]
+        return [m for many, arg in parts for m in (many if many is not None else [arg])]
+    if any_node(node, lambda n: n.kind == "plusminus") and node.kind not in ("group", "matrix", "relation"):
+        return [_chosen(node, "+"), _chosen(node, "-")]
+    return None
 
-    Args:
-      answer: the final answer of a reply, in LaTeX, with or without dollar signs around it.
-      wanted: the right answer, likewise.
-    """
-    if max(len(answer), len(wanted)) > _MAX_FORMULA:
+
+def _chosen(node: Node, sign: str) -> Node:
+    if node.kind == "plusminus":
+        inner = _chosen(node.args[0], sign)
+        if sign == node.name:
+            return inner
+        negative = inner.kind == "number" and inner.value > 0
+        return Node("number", (), inner.name, -inner.value) if negative else Node("negative", (inner,))
+    return Node(node.kind, tuple(_chosen(a, sign) for a in node.args), node.name, node.value)
+
+
+def _same_members(a: Sequence[Node], b: Sequence[Node], as_sets: bool) -> bool:
+    left, items = (_distinct(b), _distinct(a)) if as_sets else (list(b), list(a))
+    for item in items:
+        match = next((i for i, other in enumerate(left) if equal(item, other)), None)
+        if match is None:
+            return False
+        left.pop(match)
+    return not left
+
+
+def _distinct(items: Sequence[Node]) -> list[Node]:
+    found: list[Node] = []
+    for item in items:
+        if not any(_same_number(item, other) for other in found):
+            found.append(item)
+    return found
+
+
+# Single values.
+
+
+def _same_value(a: Node, b: Node) -> bool:
+    if a.kind == "unit" or b.kind == "unit":
+        if a.kind == b.kind and a.name != b.name:
+            return False
+        if a.kind != "unit" and not _is_fixed(a):
+            return False
+        a, b = (n.args[0] if n.kind == "unit" else n for n in (a, b))
+    if a.kind == b.kind == "number":
+        return _same_literal(a, b)
+    if "ratio" in (a.kind, b.kind):
+        return _same_ratio(a, b)
+    if a.kind in ("group", "matrix", "row", "union", "difference", "intersection"):
+        parts = list(zip(a.args, b.args, strict=False))
+        return (a.kind, a.name, len(a.args)) == (b.kind, b.name, len(b.args)) and all(equal(*p) for p in parts)
+    if a.kind == "based" or b.kind == "based":
+        return a.kind == b.kind and a.name.upper() == b.name.upper()
+    if b.kind == "number":
+        return False  # the reply is no number yet, whatever its value is
+    if a.kind == "number" and (value := exact(b)) is not None:
+        return a.value == value and a.name != "scaled" and (a.name != "fraction" or value.denominator > 1)
+    return _allowed(a, b) and _same_shape(a, b) and _same_number(a, b) and not _reducible(a, b)
+
+
+def _same_literal(a: Node, b: Node) -> bool:
+    """Whether two numbers are the same, as values or as percentages, and the first is in a form that counts."""
+    if a.name == "fraction" and a.value.denominator == 1 and not (b.name == "fraction" and b.value.denominator == 1):
         return False
-    parse, verify = _math_verify()
-    gold = parse(wanted)
-    return bool(gold) and verify(gold, parse(answer))
+    if a.name == "scaled" and b.name not in ("scaled", "scientific"):
+        return False
+    if a.value == b.value:
+        return True
+    if a.name == "percent" and b.name != "percent":
+        return 100 * a.value == b.value and abs(b.value) >= 1
+    return b.name == "percent" and a.name != "percent" and a.value == 100 * b.value
 
 
-@functools.cache
-def _math_verify() -> tuple[Callable[[str], list[Any]], Callable[[list[Any], list[Any]], bool]]:
-    import math_verify
-
-    # Otherwise every worker logs a warning that the time limits are off.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    config = [math_verify.LatexExtractionConfig()]
-
-    def parse(text: str) -> list[Any]:
-        formula = " ".join(_unwrapped(text).replace("$", "").replace("%", "\\%").split())
-        return math_verify.parse(f"${formula}$", config, fallback_mode="no_fallback", parsing_timeout=0)
-
-    def verify(gold: list[Any], answer: list[Any]) -> bool:
-        return math_verify.verify(gold, answer, timeout_seconds=0)
-
-    return parse, verify
+def _same_ratio(a: Node, b: Node) -> bool:
+    if a.kind == b.kind:
+        return a.name == b.name and [n.value for n in a.args] == [n.value for n in b.args]
+    ratio, other = (a, b) if a.kind == "ratio" else (b, a)
+    parts = [n.value for n in ratio.args]
+    if ratio.name == "time" or len(parts) != 2 or not parts[1] or other.kind != "number" or other.name != "fraction":
+        return False
+    return parts[0] / parts[1] == other.value and other.value.denominator > 1
 
 
-def rational(text: str) -> Fraction | None:
-    r"""Reads a text as an exact number, ignoring a unit or remark after it.
-
-    Numbers are texts such as "3", "1,000.5 cm", "1/2" or "\frac{1}{2}".
-
-    Returns:
-      The number; None if the text is no number, divides by 0, or has over 1000 digits.
-    """
-    text = _FRACTION.sub(r"\1/\2", _unwrapped(text))
-    match = _NUMBER.match(text)
-    if match is None or not _REMARK.fullmatch(text, match.end()):
-        return None
-    top, bottom = (re.sub(r"[\s$,]", "", part or "1") for part in match.groups())
-    if len(top) + len(bottom) > _MAX_DIGITS:
-        return None
-    try:
-        return Fraction(top) / Fraction(bottom)
-    except (ValueError, ZeroDivisionError):
-        return None
+def _allowed(a: Node, b: Node) -> bool:
+    """Whether a reply leaves undone no more than the right answer does."""
+    return work(a) <= work(b)
 
 
-def normalized(text: str) -> str:
-    """Returns `text` case-folded, without spaces, LaTeX spacing, LaTeX text commands and a trailing period.
+def _same_shape(a: Node, b: Node) -> bool:
+    """Whether a reply is factored, or split into fractions, as far as the right answer is."""
+    done, wanted = work(a), work(b)
+    if ("sum of fractions" in wanted) != ("sum of fractions" in done):
+        return False
+    if "product of sums" not in wanted or b.kind == "sum" or not _is_polynomial(b):
+        return True
+    (count, scaled), (gold_count, gold_scaled) = factors(a), factors(b)
+    return "product of sums" in done and count >= gold_count and scaled >= gold_scaled
 
-    Marks around the whole text (dollar signs, LaTeX brackets, asterisks) go too.
-    """
-    text = _LATEX_SPACING.sub("", _LATEX_TEXT.sub(r"\1", _unwrapped(text)))
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return re.sub(r"\s+", "", text).removesuffix(".").casefold()
+
+def _is_polynomial(node: Node) -> bool:
+    """Whether a formula with variables is built by sums, products and whole powers alone."""
+    kinds = {n.kind for n in children(node)}
+    return kinds <= {"sum", "product", "power", "negative", "number", "symbol"} and not _is_fixed(node)
 
 
-def _unwrapped(text: str) -> str:
-    """Returns `text` without the marks that writers put around it: $...$, **...**, LaTeX brackets."""
-    text = text.replace("−", "-").replace("\\$", "$").replace("\\%", "%").strip()
-    for _ in range(3):
-        text = text.strip("*_` \t\r\n").removesuffix(".")
-        for left, right in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-            if len(text) > len(left + right) and text.startswith(left) and text.endswith(right):
-                text = text[len(left) : -len(right)]
-    return text.strip()
+def _reducible(a: Node, b: Node) -> bool:
+    return "division" in work(a) and algebra.reduces(a) and not algebra.reduces(b)

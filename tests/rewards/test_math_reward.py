@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mdrl_jax.rewards.answers import last_boxed, last_span
 from mdrl_jax.rewards.base import Score
-from mdrl_jax.rewards.math import final_answer, last_boxed, last_span, rational
+from mdrl_jax.rewards.math import final_answer
 from mdrl_jax.rewards.pool import RewardPool
 
 SAME = [
@@ -27,7 +28,7 @@ SAME = [
     ("The answer is $5$. I hope this helps with 3 others.", "5"),
     ("The answer is $-5.50 today", "-11/2"),
     ("5 + 3 = 8", "8"),
-    ("she pays 10-3", "3"),
+    ("she pays 10-3 = 7", "7"),
     ("x=−3", "-3"),
     ("it is 50%.", "50"),
     ("42", "42"),
@@ -77,7 +78,10 @@ def test_every_rational_equals_itself_and_no_other() -> None:
     numbers = [Fraction(a, b) for a in range(-6, 7) for b in range(1, 5)]
     for x in numbers:
         for y in numbers:
-            assert (rational(str(x)) == rational(f"+{y}".replace("+-", "-"))) == (x == y)
+            whole = y.denominator == 1
+            for form in (f"{y}", f"+{y}".replace("+-", "-"), rf"\frac{{{y.numerator}}}{{{y.denominator}}}"):
+                counts = "frac" not in form or not whole  # 4/1 is a division left to do
+                assert final_answer(rf"\boxed{{{form}}}", {"answer": str(x)}) == float(x == y and counts), (form, x)
 
 
 def test_braces_balance() -> None:
@@ -99,9 +103,7 @@ def test_gsm8k_golds_and_changed_golds(shared: Path) -> None:
 
 
 FORMULAS_SAME = [
-    (r"\boxed{\frac{\sqrt{4}}{4}}", "1/2"),
     (r"\boxed{x=5}", "5"),
-    (r"\boxed{2^{10}}", "1024"),
     (r"\boxed{5\text{ cm}}", "5"),
     (r"\boxed{2\sqrt{2}}", r"\sqrt{8}"),
     (r"\boxed{\pi/2}", r"\frac{\pi}{2}"),
@@ -127,7 +129,9 @@ FORMULAS_DIFFERENT = [
     (r"\boxed{Pairs}", "Paris"),  # to math-verify both are the product of a, i, p, r and s
     (r"\boxed{\frac{1}{0}}", r"\sqrt{2}"),
     (r"\boxed{\frac{}{}\left(}", r"\sqrt{2}"),
-    ("The answer is 3 + 4", "7"),  # no mark of mathematics: a copied question must not score
+    ("The answer is 3 + 4", "7"),  # a copied question must not score
+    (r"\boxed{\frac{\sqrt{4}}{4}}", "1/2"),
+    (r"\boxed{2^{10}}", "1024"),
 ]
 
 
@@ -147,7 +151,7 @@ def test_formulas_in_text() -> None:
 
 
 def test_it_works_off_the_main_thread() -> None:
-    """Where math-verify's own time limits, which rest on signals, would raise."""
+    """No time limit rests on signals, which only the main thread may set."""
     found: list[float] = []
     thread = threading.Thread(target=lambda: found.append(final_answer(r"\boxed{1+x}", {"answer": "x+1"})))
     thread.start()
@@ -166,28 +170,46 @@ def test_numbers_never_load_the_algebra() -> None:
 
 
 STALLING = [
-    r"\boxed{9^{9^{9^{9}}}}",
-    r"\boxed{(10^9)!}",
-    r"\boxed{\binom{10^9}{5\cdot 10^8}}",
-    r"\boxed{(x+1)^{100000}}",
-    r"\boxed{" + "(" * 450 + "1" + ")" * 450 + "}",
-    r"\boxed{" + r"\sqrt{" * 100 + "2" + "}" * 100 + "}",
-    r"\boxed{" + r"\frac{1}{" * 100 + "2" + "}" * 100 + "}",
+    r"9^{9^{9^{9}}}",
+    r"(10^9)!",
+    r"\binom{10^9}{5\cdot 10^8}",
+    r"(x+1)^{100000}",
+    r"(x+y+z)^{60}-(z+y+x)^{60}+\sqrt{3}",
+    "(" * 450 + "1" + ")" * 450,
+    r"\sqrt{" * 100 + "2" + "}" * 100,
+    r"\frac{1}{" * 100 + "2" + "}" * 100,
+    "+".join(["x"] * 450),
+    r"e^{e^{e^{e^{e^{e}}}}}",
     r"\boxed{" * 20_000,
     "$" * 100_000,
     "answer is " * 20_000,
+    "answer is 5. No, " * 10_000,
+    r"\(" * 50_000,
+    "1+" * 50_000,
+    "1" * 100_000 + "!",
+    " or ".join(r"\boxed{1}" for _ in range(10_000)),
+    "{" * 100_000,
 ]
 
 
-def test_no_reply_stalls_the_pool() -> None:
-    """What takes too long ends with its worker, scores 0 and says so; the pool judges on."""
-    with RewardPool(2, cpu_seconds=1.0) as pool:
-        pool.score([("math", "5", {"answer": "5"})])  # the workers have started
-        start = time.monotonic()
-        scores = pool.score([("math", reply, {"answer": r"\sqrt{2}"}) for reply in STALLING])
-        assert time.monotonic() - start < 60
-        assert {score.reward for score in scores} == {0.0}
-        assert {score.error for score in scores} == {None, "timeout: CPU time used up"}
-        assert scores[0].error and pool.score([("math", r"\boxed{\sqrt{8}/2}", {"answer": r"\sqrt{2}"})]) == [
-            Score(1, 1)
-        ]
+@pytest.mark.parametrize("gold", [r"\sqrt{2}", "7", r"2^{x}+y", r"(x+y+z)^{60}"])
+def test_no_reply_takes_long(gold: str) -> None:
+    final_answer(r"\boxed{\sqrt{8}/2}", {"answer": r"\sqrt{2}"})  # sympy is there
+    for reply in STALLING:
+        start = time.process_time()
+        assert final_answer(rf"\boxed{{{reply}}}", {"answer": gold}) == final_answer(reply, {"answer": gold}) == 0.0
+        assert time.process_time() - start < 2.0, reply[:40]
+
+
+def test_what_stalls_ends_with_its_worker() -> None:
+    """Such a reply scores 0 and says so; the pool judges on."""
+    with RewardPool(1, cpu_seconds=1.0) as pool:
+        good = ("math", r"\boxed{1+x}", {"answer": "x+1"})
+        assert pool.score([good, ("tests.rewards.test_math_reward:never", "", {}), good]) == [
+            Score(1, 1), Score(0, 0, "timeout: CPU time used up"), Score(1, 1)
+        ]  # fmt: skip
+
+
+def never(completion: str, check: object) -> float:
+    while True:
+        pass

@@ -45,10 +45,14 @@ _TO_DATA = ("int", "float", "complex", "index", "round", "abs", "bool", "len", "
 _OTHERS = ("getitem", "setitem", "delitem", "str", "repr", "format", "neg", "pos", "invert", "enter", "dir")
 _SPECIAL = ("__name__", "__qualname__", "__doc__", "__module__", "__dict__", "__annotations__", "__defaults__",
             "__kwdefaults__", "__wrapped__", "__mro__", "__bases__", "__members__", "__class__")  # fmt: skip
+# Methods of builtin types that compare with an argument. A test asks them of data.
+_QUERIES = {"count", "index", "find", "rfind", "startswith", "endswith", "issubset", "issuperset", "isdisjoint",
+            "equals"}  # fmt: skip
 _KINDS = {"method": "method", "staticmethod": "static", "classmethod": "class", "property": "property"}
 # Names under which tests use packages that they do not import.
 _PACKAGES = {"np": "numpy", "numpy": "numpy", "pd": "pandas", "pandas": "pandas", "scipy": "scipy", "sympy": "sympy",
              "nx": "networkx", "networkx": "networkx"}  # fmt: skip
+_STANDARD = ("math", "collections", "itertools", "functools", "statistics", "operator", "copy", "fractions", "decimal")
 # What may be unpickled: (module, name) of classes and functions that make plain data.
 _UNPICKLED = {
     *(("builtins", n) for n in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list")),
@@ -61,6 +65,7 @@ _UNPICKLED = {
     ("copyreg", "_reconstructor"), ("_codecs", "encode"), ("decimal", "Decimal"), ("fractions", "Fraction"),
     ("uuid", "UUID"),
 }  # fmt: skip
+_CODE_EVENTS = {"marshal.load", "marshal.loads", "code.__new__", "function.__new__"}
 # Modules that make code from names that they check, and run it.
 _MAKERS = {"collections", "dataclasses", "enum", "scipy.stats._distn_infrastructure"}
 
@@ -133,6 +138,8 @@ class Remote(_Special):
         # Python and libraries ask for special names to find out what an object can do; a stand-in has its own methods.
         if name.startswith("__") and name.endswith("__") and name not in _SPECIAL:
             raise AttributeError(name)
+        if name in _QUERIES and not self._mdrl_own and self._mdrl_kind == "object":
+            self._mdrl_refuse(f"asks by {name}() what the program decides")
         return named(self._mdrl_ask("getattr", name), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -155,7 +162,7 @@ class Remote(_Special):
 
     def __next__(self) -> Any:
         for item in self._mdrl_peer.ask("next", self):
-            return item
+            return self._mdrl_still_mixed(item) if self._mdrl_mixed else item
         raise StopIteration
 
     def __reversed__(self) -> Iterator[Any]:
@@ -514,8 +521,8 @@ def _is_scalar(value: Any) -> bool:
 class _Names(dict[str, Any]):
     """The global names of the tests: their own first, then those of Python and of the program (see the module)."""
 
-    def __init__(self, peer: Tester, shadowed: str, modules: Mapping[str, str]) -> None:
-        super().__init__(__name__="__main__", __builtins__=_builtins(peer))
+    def __init__(self, peer: Tester, shadowed: str, modules: Mapping[str, str], functions: Mapping[str, Any]) -> None:
+        super().__init__(functions, __name__="__main__", __builtins__=_builtins(peer))
         self._peer, self._shadowed, self._modules = peer, shadowed, modules
 
     def __missing__(self, name: str) -> Any:
@@ -563,17 +570,36 @@ def _builtins(peer: Tester) -> dict[str, Any]:
             return peer.ask("type", args[0])
         return type(*args)
 
+    def caught(kinds: Any) -> Any:
+        for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+            if isinstance(kind, tuple):
+                caught(kind)
+            elif isinstance(kind, type) and issubclass(AssertionError, kind):
+                peer.refuse(f"the test catches {kind.__name__}, a failed assertion too, by a name of the program")
+        return kinds
+
     own = {"isinstance": is_instance, "issubclass": is_subclass, "eval": evaluate, "exec": execute}
-    return vars(builtins) | own | {"__type__": type_of}
+    return vars(builtins) | own | {"__type__": type_of, "__caught__": caught}
 
 
 class _Types(ast.NodeTransformer):
-    """Replaces `type(x)` by a call that knows the program's objects; elsewhere `type` stays the class."""
+    """Rewrites what the builtins of the tests cannot do.
+
+    `type(x)` becomes a call that knows the program's objects; elsewhere `type` stays the class. `except X` checks X.
+    """
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.func, ast.Name) and node.func.id == "type" and len(node.args) == 1 and not node.keywords:
             node.func = ast.copy_location(ast.Name("__type__", ast.Load()), node.func)
+        return node
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        self.generic_visit(node)
+        names = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+        if not all(n is None or isinstance(n, ast.Name) and hasattr(builtins, n.id) for n in names):
+            assert node.type is not None
+            node.type = ast.copy_location(ast.Call(ast.Name("__caught__", ast.Load()), [node.type], []), node.type)
         return node
 
 
@@ -716,7 +742,26 @@ def names_of(peer: Tester, tests: Sequence[str], entry_point: str) -> _Names:
         if len(common) > 1:
             peer.refuse(f"the tests call only builtins ({', '.join(sorted(common))}); give the check an entry_point")
         shadowed = next(iter(common), "")
-    return _Names(peer, shadowed, modules)
+    candidates = {n for n in everything if n not in modules and not hasattr(builtins, n)} - {entry_point}
+    return _Names(peer, shadowed, modules, _standard_functions(candidates, trees))
+
+
+def _standard_functions(names: set[str], trees: list[ast.Module]) -> dict[str, Any]:
+    """The functions of the standard library that tests apply to the program's results and have not imported.
+
+    Such a test is `assert isclose(f(3), 6)`: `isclose` judges, so it must not be the program's.
+    """
+    calls = [n for t in trees for n in ast.walk(t) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    found: dict[str, Any] = {}
+    for call in calls:
+        name = call.func.id  # type: ignore[attr-defined]
+        inner = {n.id for a in call.args for n in ast.walk(a) if isinstance(n, ast.Name)} & names - {name}
+        if name in names and name not in found and inner:
+            for module in _STANDARD:
+                if hasattr(importlib.import_module(module), name) and not name.startswith("_"):
+                    found[name] = getattr(importlib.import_module(module), name)
+                    break
+    return {name: value for name, value in found.items() if names - found.keys()}
 
 
 def _name(node: ast.expr) -> list[str]:
@@ -803,8 +848,8 @@ def _guard(peer: Tester) -> None:
             file, caller = args[0].co_filename, sys._getframe(1)
             if file != "<test>" and not file.startswith(("/", "<frozen ")) and not _makes_code(caller):
                 peer.refuse(f"the test runs code that {caller.f_globals.get('__name__')} makes of a text")
-        elif event == "marshal.loads" and sys._getframe(1).f_code.co_filename == "<test>":
-            peer.refuse("the test unmarshals code")
+        elif event in _CODE_EVENTS and sys._getframe(1).f_code.co_filename == "<test>":
+            peer.refuse("the test makes code of data")
 
     sys.addaudithook(hook)
 

@@ -498,6 +498,8 @@ class _Reader:
             case "frozenset", _:
                 return frozenset(self._all(parts))
             case "named", [str(name), list(fields), list(items)]:
+                if {"count", "index"} & set(fields):  # they would hide the methods that compare
+                    return tuple(self._all(items))
                 return collections.namedtuple(name, fields)(*self._all(items))  # type: ignore[misc]
             case "member", [plain, str(name)]:
                 value = self.decode(plain)
