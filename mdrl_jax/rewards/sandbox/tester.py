@@ -526,6 +526,8 @@ class _Names(dict[str, Any]):
         self._peer, self._shadowed, self._modules = peer, shadowed, modules
 
     def __missing__(self, name: str) -> Any:
+        if name in ("__type__", "__caught__"):  # `_Types` writes them; the program's mean nothing
+            raise KeyError(name)
         if name in self._modules:
             return importlib.import_module(self._modules[name])
         if hasattr(builtins, name) and name != self._shadowed:

@@ -1,12 +1,29 @@
 """Programs that want a reward without solving `f(x) == 2 * x`, or to do harm; data of test_hostile.py.
 
 Each sets `won` if its attack worked and then doubles, so that a success shows as a reward. {outside} is an
-existing folder of the user's with a file `secret`, {project} a source file, {pid} the test's own process. No
-attack does lasting harm where it works: signal 0 stands for the others, and a fork bomb is a small one.
+existing folder of the user's with a file `secret`, {home} another one with `.bashrc` and `.local`, {project} a source
+file, {pid} the test's own process. No attack does lasting harm where it works: signal 0 stands for the others, and a
+fork bomb is a small one.
 """
+
+from typing import NamedTuple
 
 WRONG = "\ndef f(x): return 0\n"  # for attacks on the judge itself
 GAIN = "\ndef f(x): return 2 * x if won else 0\n"
+
+
+class Attack(NamedTuple):
+    """A hostile program.
+
+    Attributes:
+      program: its source, a template as above.
+      needs: what must be isolated for the attack to fail: limits, judge, files, network, processes, signals or disk.
+      tests: the tests that it attacks, each alone; empty for those that fit `f(x) == 2 * x`.
+    """
+
+    program: str
+    needs: str
+    tests: tuple[str, ...] = ()
 
 
 def attempt(action: str, wins: str = "True") -> str:
@@ -15,9 +32,7 @@ def attempt(action: str, wins: str = "True") -> str:
     return f"import os, sys\nwon = False\ntry:\n{lines}    won = bool({wins})\nexcept BaseException: pass{GAIN}"
 
 
-# name -> (program, what must be isolated for the attack to fail: limits, judge, files, network, processes,
-# signals or disk)
-PROGRAMS: dict[str, tuple[str, str]] = {
+_PROGRAMS: dict[str, tuple[str, str]] = {  # name -> (program, needs)
     # -- resources
     "infinite loop": ("while True: pass", "limits"),
     "infinite loop in a call": ("def f(x):\n while True: pass", "limits"),
@@ -271,3 +286,5 @@ PROGRAMS: dict[str, tuple[str, str]] = {
         "judge",
     ),
 }
+
+PROGRAMS: dict[str, Attack] = {name: Attack(*attack) for name, attack in _PROGRAMS.items()}
