@@ -80,18 +80,18 @@ class Sandbox:
       packages: the distributions whose modules programs may import.
 
     Attributes:
-      isolation: the first argument.
+      isolation, packages: those of the arguments.
       process: the first process of the sandbox.
       control: the socket to it (`server.py`).
       missing: what the server cannot isolate: some of "files", "calls", "threads".
     """
 
     def __init__(self, isolation: Isolation, holds: str = "guest", packages: Sequence[str] = PACKAGES) -> None:
-        self.isolation = isolation
+        self.isolation, self.packages = isolation, tuple(packages)
         self.missing: list[str] | None = None
         self.folder = "" if isolation.kind == "bwrap" else tempfile.mkdtemp(prefix="mdrl-")
         self.control, theirs = socket.socketpair()
-        command, env = _command(isolation, tuple(packages))
+        command, env = _command(isolation, self.packages)
         with theirs:
             self.process = subprocess.Popen(
                 command,
@@ -103,7 +103,7 @@ class Sandbox:
                 start_new_session=True,
             )
         try:
-            server.send(self.control, _settings(isolation, holds, tuple(packages), self.folder))
+            server.send(self.control, _settings(isolation, holds, self.packages, self.folder))
         except OSError:  # it has ended; `wait` says why
             pass
 

@@ -9,9 +9,10 @@ finds no verdict that it could change.
 A program that reads standard input runs once for each input, in a process of its own. This process compares the outputs
 (`rewards/outputs.py`).
 
-The sandbox of a program is new for each request. The sandbox of the tests stays, because its first process runs no
-test: each request gets a child of it. The main limit is on CPU time, so that the verdict does not depend on how loaded
-the machine is. Programs that wait without using CPU time end after `Limits.idle_seconds`.
+A sandbox stays for many requests, because its first process runs neither programs nor tests: each request gets a new
+child of it, and what a child leaves behind is removed before the next one, or the sandbox is ended. The main limit is
+on CPU time, so that the verdict does not depend on how loaded the machine is. Programs that wait without using CPU time
+end after `Limits.idle_seconds`.
 
 Three weaknesses remain: tests that ask the program itself for a verdict (see `tester.py`), defects of the kernel, and,
 without bubblewrap (bwrap), the kinds of isolation that `isolation.warn` reports as missing.
@@ -36,6 +37,7 @@ from mdrl_jax.rewards.sandbox.isolation import Sandbox
 Outcome = Literal["ok", "failed", "timeout", "memory", "deadline", "idle", "crashed"]
 
 _MOST_OUTPUT = 16 << 20  # bytes of standard output that are read
+_STOP_SECONDS = 2.0  # for a child to end and for its sandbox to be cleaned
 _MEMORY_STATUS, _SETUP_STATUS = 77, 78  # exit statuses of `guest.run_once` and `server._child`
 
 
@@ -97,8 +99,7 @@ class Settings:
 
 
 _settings = Settings()
-_spare: Sandbox | None = None  # started ahead of the next program
-_tests: Sandbox | None = None  # holds the tests, one request after another
+_sandboxes: dict[str, Sandbox] = {}  # by what they hold, "guest" for programs and "tester" for tests
 
 
 def configure(settings: Settings) -> None:
@@ -128,21 +129,24 @@ def run(program: str, tests: Sequence[str], entry_point: str = "", settings: Set
       UserError: if the demanded isolation does not work here (`isolation.choose`).
     """
     chosen = settings or _settings
-    with _program_sandbox(chosen) as guest:
-        tester = _tests_sandbox(chosen)
-        ours, theirs = socket.socketpair()
-        read_fd, write_fd = os.pipe()
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, read_fd)
-            try:
-                with ours, theirs:
-                    _start(guest, {"role": "guest", "seed": _seed(program)}, [theirs.fileno()], chosen.limits)
-                    request = {"role": "tester", "program": program, "tests": list(tests), "entry_point": entry_point}
-                    request["seed"] = _seed([program, list(tests)])  # the program does not know it
-                    _start(tester, request, [ours.fileno(), write_fd], chosen.limits)
-            finally:
-                os.close(write_fd)
-            return _verdict(guest, tester, read_fd, chosen.limits)
+    guest, tester = _sandbox("guest", chosen), _sandbox("tester", chosen)
+    ours, theirs = socket.socketpair()
+    read_fd, write_fd = os.pipe()
+    try:
+        try:
+            with ours, theirs:
+                _start(guest, {"role": "guest", "seed": _seed(program)}, [theirs.fileno()], chosen.limits)
+                request = {
+                    "role": "tester",
+                    "seed": _seed([program, list(tests)]),
+                }  # the program does not know the seed
+                rest = {"program": program, "tests": list(tests), "entry_point": entry_point}
+                _start(tester, request, [ours.fileno(), write_fd], chosen.limits, rest)
+        finally:
+            os.close(write_fd)
+        return _verdict(guest, tester, read_fd, chosen.limits)
+    finally:
+        os.close(read_fd)
 
 
 def run_script(program: str, inputs: Sequence[str], settings: Settings | None = None) -> Iterator[tuple[Outcome, str]]:
@@ -161,11 +165,8 @@ def run_script(program: str, inputs: Sequence[str], settings: Settings | None = 
       UserError: if the demanded isolation does not work here (`isolation.choose`).
     """
     chosen = settings or _settings
-    waiting = list(inputs)
-    while waiting:
-        with _program_sandbox(chosen) as sandbox:  # a new one if the last case has ended it
-            while waiting and sandbox.alive():
-                yield _run_case(sandbox, program, waiting.pop(0), chosen.limits)
+    for text in inputs:
+        yield _run_case(_sandbox("guest", chosen), program, text, chosen.limits)
 
 
 def _run_case(sandbox: Sandbox, program: str, text: str, limits: Limits) -> tuple[Outcome, str]:
@@ -175,9 +176,9 @@ def _run_case(sandbox: Sandbox, program: str, text: str, limits: Limits) -> tupl
         stdin.seek(0)
         read_fd, write_fd = os.pipe()
         try:
-            request = {"role": "script", "seed": _seed(program), "program": program}
+            request = {"role": "script", "seed": _seed(program)}
             try:
-                _start(sandbox, request, [stdin.fileno(), write_fd], limits)
+                _start(sandbox, request, [stdin.fileno(), write_fd], limits, {"program": program})
             finally:
                 os.close(write_fd)
             return _output(sandbox, read_fd, limits)
@@ -186,62 +187,52 @@ def _run_case(sandbox: Sandbox, program: str, text: str, limits: Limits) -> tupl
 
 
 def prepare() -> None:
-    """Starts the sandbox of the next program ahead of time. Does nothing before the first run. `close` ends it."""
-    global _spare
-    if _spare is None and _tests is not None:
-        _spare = Sandbox(_tests.isolation, "guest", _settings.packages)
+    """Starts anew the sandboxes that the last request has ended. `close` ends them all."""
+    for holds, sandbox in list(_sandboxes.items()):
+        if not sandbox.alive():
+            sandbox.end()
+            _sandboxes[holds] = Sandbox(sandbox.isolation, holds, _settings.packages)
 
 
 def close() -> None:
     """Ends the sandboxes that wait for the next request."""
-    global _spare, _tests
-    for sandbox in (_spare, _tests):
-        if sandbox is not None:
-            sandbox.end()
-    _spare = _tests = None
+    while _sandboxes:
+        _sandboxes.popitem()[1].end()
 
 
 def _seed(of: Any) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(of).encode()).digest()[:8], "big")
 
 
-@contextlib.contextmanager
-def _program_sandbox(settings: Settings) -> Iterator[Sandbox]:
-    global _spare
+def _sandbox(holds: str, settings: Settings) -> Sandbox:
+    """Returns the sandbox for programs or tests; starts it if it does not run."""
     found = isolation.choose(settings.sandbox)
-    sandbox, _spare = _spare, None
-    if sandbox is not None and (sandbox.isolation != found or not sandbox.alive()):
-        sandbox.end()
-        sandbox = None
-    sandbox = sandbox or Sandbox(found, "guest", settings.packages)
-    try:
-        sandbox.wait()
-        yield sandbox
-    finally:
-        sandbox.end()
+    sandbox = _sandboxes.get(holds)
+    if sandbox is None or sandbox.isolation != found or sandbox.packages != settings.packages or not sandbox.alive():
+        if sandbox is not None:
+            sandbox.end()
+        sandbox = _sandboxes[holds] = Sandbox(found, holds, settings.packages)
+    sandbox.wait()
+    return sandbox
 
 
-def _tests_sandbox(settings: Settings) -> Sandbox:
-    global _tests
-    found = isolation.choose(settings.sandbox)
-    if _tests is None or _tests.isolation != found or not _tests.alive():
-        if _tests is not None:
-            _tests.end()
-        _tests = Sandbox(found, "tester", settings.packages)
-    _tests.wait()
-    return _tests
-
-
-def _start(sandbox: Sandbox, request: dict[str, Any], fds: list[int], limits: Limits) -> None:
+def _start(
+    sandbox: Sandbox, request: dict[str, Any], fds: list[int], limits: Limits, rest: dict[str, Any] | None = None
+) -> None:
+    """Asks a sandbox for a child; `rest` is the part of the request that only the child reads."""
     request |= {
         "cpu_seconds": limits.cpu_seconds,
         "memory_mb": limits.memory_mb,
         "deadline_seconds": limits.deadline,
     }
-    try:
-        server.send(sandbox.control, request, fds)
-    except OSError as e:
-        raise RuntimeError(f"the sandbox has ended ({e})") from e
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        json.dump(rest or {}, file)
+        file.seek(0)
+        try:
+            server.send(sandbox.control, request, [*fds, file.fileno()])
+        except OSError as e:
+            sandbox.end()
+            raise RuntimeError(f"the sandbox has ended ({e})") from e
 
 
 class _Watch:
@@ -267,6 +258,19 @@ class _Watch:
         now = time.monotonic()
         return "deadline" if now > self._end else "idle" if now > self._busy + self._limits.idle else None
 
+    def stop(self) -> None:
+        """Ends the children that still run, and waits for that; a sandbox that does not react is ended."""
+        running = [s for s in self._sandboxes if id(s) not in self.statuses]
+        for sandbox in running:
+            with contextlib.suppress(OSError):
+                server.send(sandbox.control, {"stop": True})
+        end = time.monotonic() + _STOP_SECONDS
+        while any(id(s) not in self.statuses for s in running) and time.monotonic() < end:
+            self.step([])
+        for sandbox in running:
+            if id(sandbox) not in self.statuses:
+                sandbox.end()
+
     def step(self, fds: Sequence[int]) -> list[int]:
         """Waits for something to happen, at most half a second. Returns those of `fds` that can be read."""
         running = [s for s in self._sandboxes if id(s) not in self.statuses]
@@ -291,45 +295,40 @@ class _Watch:
 
 def _verdict(guest: Sandbox, tester: Sandbox, verdict_fd: int, limits: Limits) -> Outcome:
     watch = _Watch([guest, tester], limits)
-    verdict = None
+    verdict, limit = None, None
     while verdict is None and (limit := watch.limit()) is None:
         if watch.step([verdict_fd]):
             verdict = os.read(verdict_fd, 4096).decode(errors="replace")
-    if verdict is None:
-        tester.end()
-        return limit  # type: ignore[return-value]
-    # The tester's sandbox stays, so wait until its child has ended; the program's ends in any case.
-    wanted = [tester, guest] if verdict in ("gone", "") else [tester]
-    end = time.monotonic() + 2.0
-    while any(id(s) not in watch.statuses for s in wanted) and time.monotonic() < end:
+    # Who has ended by itself says why; that may take a moment.
+    ended = None if verdict is None else {"gone": guest, "": tester}.get(verdict)
+    end = time.monotonic() + _STOP_SECONDS
+    while ended is not None and id(ended) not in watch.statuses and time.monotonic() < end:
         watch.step([])
-    if id(tester) not in watch.statuses:
-        tester.end()
+    watch.stop()
+    if limit is not None:
+        return limit
+    assert verdict is not None
     if verdict.startswith("unsupported: "):
         raise UnsupportedTest(verdict.removeprefix("unsupported: "))
-    if verdict in ("ok", "failed", "memory"):
+    if ended is None:
         return verdict  # type: ignore[return-value]
-    status = watch.statuses.get(id(guest if verdict == "gone" else tester), -signal.SIGKILL)
-    return _reason(status)
+    return _reason(watch.statuses.get(id(ended), -signal.SIGKILL))
 
 
 def _output(sandbox: Sandbox, fd: int, limits: Limits) -> tuple[Outcome, str]:
     watch = _Watch([sandbox], limits)
     parts: list[bytes] = []
-    n_bytes, opened = 0, True
-    while (opened or not watch.statuses) and (limit := watch.limit()) is None:
+    n_bytes, opened, limit = 0, True, None
+    while (opened or not watch.statuses) and n_bytes <= _MOST_OUTPUT and (limit := watch.limit()) is None:
         for _ in watch.step([fd] if opened else []):
             part = os.read(fd, 1 << 16)
             opened = part != b""
             n_bytes += len(part)
             parts.append(part)
-        if n_bytes > _MOST_OUTPUT:
-            sandbox.end()
-            return "failed", ""
-    if opened or not watch.statuses:
-        sandbox.end()
-        return limit, ""  # type: ignore[return-value]
-    status = watch.statuses[id(sandbox)]
+    watch.stop()
+    if limit is not None or n_bytes > _MOST_OUTPUT:
+        return limit or "failed", ""
+    status = watch.statuses.get(id(sandbox), -signal.SIGKILL)
     outcome: Outcome = "ok" if status == 0 else "memory" if status == _MEMORY_STATUS else _reason(status)
     return outcome, b"".join(parts).decode(errors="replace")
 

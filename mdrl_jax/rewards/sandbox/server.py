@@ -87,7 +87,8 @@ def remove_contents(folder: str, seconds: float) -> bool:
                         if not entry.is_dir(follow_symlinks=False):
                             os.unlink(entry.name, dir_fd=fd)
                             continue
-                        os.chmod(entry.name, 0o700, dir_fd=fd)
+                        if not entry.stat(follow_symlinks=False).st_mode & 0o700 == 0o700:
+                            _open_up(entry.name, fd)
                         waiting.append(os.urandom(8).hex())
                         os.rename(entry.name, waiting[-1], src_dir_fd=fd, dst_dir_fd=top)
                         if time.monotonic() > end:
@@ -104,6 +105,24 @@ def remove_contents(folder: str, seconds: float) -> bool:
         return False
     finally:
         os.close(top)
+
+
+def _open_up(name: str, fd: int) -> None:
+    """Gives the owner every right to a folder; follows no link.
+
+    Args:
+      name: the folder.
+      fd: the folder that holds it.
+    """
+    found = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+    try:
+        path = f"/proc/self/fd/{found}"
+        if os.path.isdir(path):
+            os.chmod(path, 0o700)
+        else:  # in a sandbox, where nothing else runs that could put a link in the folder's place
+            os.chmod(name, 0o700, dir_fd=fd)
+    finally:
+        os.close(found)
 
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:
@@ -155,14 +174,18 @@ def _child(request: dict[str, Any], fds: list[int], settings: dict[str, Any], al
     """The body of a child.
 
     Args:
-      request: "role", limits, "seed", and by role: "guest" serves tests over the link; "script" runs "program" from a
-        standard input to a standard output; "tester" runs "tests" against the "program" at the other end of the link.
-      fds: by role: the link; the standard input and output; the link and the pipe for the verdict.
+      request: limits, "seed" and "role": "guest" serves tests over the link; "script" runs a program from a standard
+        input to a standard output; "tester" runs tests against the program at the other end of the link.
+      fds: by role: the link; the standard input and output; the link and the pipe for the verdict. The last one is a
+        file with the rest of the request, JSON, so that the server's memory, of which each child has a copy, never
+        holds another request's program.
       settings: those of the sandbox.
       alive: a descriptor that stays open while this process lives.
       body: the module that carries the request out.
     """
     try:
+        with open(fds.pop(), encoding="utf-8") as file:
+            request |= json.load(file)
         alive, *fds = _redirect([alive, *fds])
         os.environ.update(TMPDIR=settings["scratch"], HOME=settings["scratch"])
         if request["role"] == "script":
@@ -212,7 +235,7 @@ def _run(control: socket.socket, request: dict[str, Any], fds: list[int], settin
             break
         send(control, {"cpu": _cpu_seconds(pid)})
     os.close(ended)
-    if ended not in ready:  # the worker has closed the socket, or asks for another child: this one is done
+    if ended not in ready:  # the worker has closed the socket or says {"stop": true}
         os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(_reap(pid))
 
@@ -240,6 +263,8 @@ def main() -> NoReturn:
         send(control, {"ready": missing})
         while True:
             request, fds = receive(control)
+            if "stop" in request:  # the child has ended by itself meanwhile
+                continue
             _make_scratch(settings)
             status = _run(control, request, fds, settings, body)
             clean = remove_contents(settings["clean"], _CLEAN_SECONDS)
