@@ -77,7 +77,12 @@ def remove_contents(folder: str, seconds: float) -> bool:
     except OSError:
         return False
     waiting = ["."]
-    while waiting and time.monotonic() < end:
+    while time.monotonic() < end:
+        if not waiting:
+            if not os.listdir(top):
+                break
+            time.sleep(0.01)  # another process may be removing a folder below
+            waiting = ["."]
         name = waiting.pop()
         try:
             fd = os.open(name, flags, dir_fd=top)

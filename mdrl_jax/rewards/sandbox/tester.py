@@ -21,8 +21,9 @@ use no other free name, they test a function that has a builtin's name: the one 
 builtin that every test uses. `eval` and `exec` of a text run in the program's sandbox, and unpickling makes plain data
 only, so no output of the program is executed among the tests.
 
-One weakness remains. A test that compares two objects of the program's own classes, or only asks whether such an object
-or a result of its methods is true, lets the program decide the verdict.
+A few weaknesses remain. A test that compares two objects of the program's own classes, that only asks whether such an
+object or a result of its methods is true, that writes the wanted value into such an object and reads it back, or that
+lets pandas evaluate a text of the program among its own names, lets the program decide the verdict.
 """
 
 import ast
