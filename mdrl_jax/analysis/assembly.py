@@ -56,6 +56,9 @@ def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
 
     Returns:
       by file name without ending: "edits", "gradients", "routes", "damage", "subspace" and "claims".
+
+    Raises:
+      KeyError: if the unit `edits` or that of a checkpoint is missing, or a unit lacks a field.
     """
     points = dict(starting(parts, "point"))
     pairs = [part for _, part in starting(parts, "damage")]
@@ -99,8 +102,12 @@ def transfer(points: Parts, domain: str, stage: Record, stages: Sequence[Record]
 
     Returns:
       {"domain", "stage", "measured", "effect"}: "measured" is the mean reward after the stage minus that before it, in
-      rewards; "effect" is −g_A·δ_B on the shared route and on its complement, {"route", "complement"}, in rewards; None
-      if it was not measured.
+      rewards, as a record with Student's t over prompts; "effect" is −g_A·δ_B on the shared route and on its
+      complement, {"route", "complement"}, in rewards; None if it was not measured. Both are above 0 if the stage helps
+      A.
+
+    Raises:
+      KeyError: if the unit of the stage, of its start or of the domain's peak is missing.
     """
     after, before = (np.asarray(points[name]["rewards"][domain]) for name in (stage["name"], stage["start"]))
     own = next(s["name"] for s in reversed(stages) if s["domain"] == domain)

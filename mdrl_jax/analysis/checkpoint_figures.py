@@ -58,7 +58,7 @@ def gradient_figures(
       params: the parameters at the point.
       samples: completions of each domain, sampled at the point, with the same number of prompts.
       own: the domain A that peaks at the point; None at the base model.
-      later: the later stages.
+      later: the later stages whose edits δ_B are multiplied with A's gradient; empty at the base model.
       progress: told what is being computed.
 
     Returns:
@@ -158,8 +158,10 @@ def on_route(probe: Probe, route_LF: NDArray[np.bool_], later: Later, effect_MLF
 
     Returns:
       {"neurons": indices by layer of the neurons of ℛ, "edit_cosine": {"route", "complement"}, "effect": {"route",
-      "complement"}, "effect_by_neuron": −g_A·δ_B of each neuron of ℛ, by layer}. The figures on the route have a null
-      of random sets with as many neurons in each layer as ℛ.
+      "complement"}, "effect_by_neuron": −g_A·δ_B of each neuron of ℛ, by layer}. Effects are in rewards, above 0 if
+      they raise A's reward. Intervals are a jackknife over layers for cosines, and Student's t over A's blocks for
+      effects. The figures on the route have a null of random sets with as many neurons in each layer as ℛ, those on the
+      complement none.
     """
     ab, aa, bb = (
         np.asarray(probe.neuron_products(x, y), np.float64)

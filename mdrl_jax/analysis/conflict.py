@@ -203,14 +203,14 @@ def find(
       probe: the compiled device programs.
       at: the point, the displacement and the route.
       objective: "reward" or "success_nll".
-      sample: completions of domain A, sampled at θ*_A.
-      other: the name of domain B, and its completions sampled at θ*_A. The leading eigenvectors of B's loss are a
-        baseline.
+      sample: completions of domain A, sampled at θ*_A. Its halves are the first P // 2 of its P prompts, and the rest.
+      other: the name of domain B, and its completions sampled at θ*_A. The leading eigenvectors of B's loss, on the
+        first P // 2 of these prompts, are a baseline.
       progress: told what is being computed.
 
     Returns:
       the record: that of `captured.measure` with "route_neurons" and "solver"; or only a "reason", if one half of A's
-      prompts, or B's sample, has no completion that the Hessian depends on.
+      prompts, or the first half of B's, has no completion that the Hessian depends on.
 
       the vectors found on each half, as trees [k, ...] like `Place.point`; none with a "reason".
 
@@ -310,7 +310,16 @@ def spectrum_of(
 
 
 def defect(probe: Probe, at: Place, packed: Packed) -> float:
-    """How far the Hessian products on `packed` are from symmetric, on two random vectors (`hvp.symmetry_defect`)."""
+    """How far the Hessian products on `packed` are from symmetric, on two random vectors (`hvp.symmetry_defect`).
+
+    Args:
+      probe: the compiled device programs and the configuration, with `analyze.lanczos_block` of at least 2.
+      at: the point and the route.
+      packed: the completions that define the loss.
+
+    Returns:
+      The relative difference of wᵀHv and vᵀHw, without a unit: about 1e-5 or less for correct products in float32.
+    """
     start = random_block(
         jax.random.key(probe.runtime.config.seed), at.point, probe.runtime.config.analyze.lanczos_block
     )

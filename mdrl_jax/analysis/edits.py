@@ -164,7 +164,8 @@ def edit_figures(before: Any, after: Any) -> dict[str, Any]:
         |δ| < τ; with |δ|/|θ_before| < 1e-3; with |δ|/|θ_before| < 1e-3 and |δ| < 1e-7; with δ = 0.
       - "participation": (Σδ²)²/(nΣδ⁴). "norm": ‖δ‖. "relative_norm": ‖δ‖/‖θ_before‖.
       - "effective_rank", for kinds of matrices: the mean over layers.
-      - "layers", for stacked kinds: {"relative", "norm", "effective_rank"}, a list with one value per layer each.
+      - "layers", for stacked kinds: {"relative", "norm", "effective_rank"}, a list with one value per layer each. The
+        effective rank is None for a layer that did not change, and for kinds of vectors in place of the list.
 
       "histogram" is {"log10_edges", "counts", "unchanged", "bf16": {"counts", "unchanged"}}: numbers of entries by
       log10 |δ|. "counts" is one longer than "log10_edges": below the first edge, between edges, above the last edge.

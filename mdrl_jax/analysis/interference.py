@@ -79,9 +79,10 @@ def run(
       "subspace" and "claims" (`assembly.assemble`).
 
     Raises:
-      UserError: if `folder` holds an analysis with other settings or of other checkpoints, if sampling fails
-        (`samples.draw`), or if a Lanczos search fails (`lanczos.block_lanczos`).
+      UserError: if `folder` holds an analysis with other settings or of other checkpoints, or its settings or a unit
+        are not valid JSON; if sampling fails (`samples.draw`); or if a Lanczos search fails (`lanczos.block_lanczos`).
       ValueError: if a second-order term of a conflict subspace is not finite.
+      Stopped: after a SIGTERM, if `track` is that of a `Screen`; finished units are saved.
     """
     analysis = Analysis(runtime, checkpoints, folder, build(runtime, grpo), dict(sources or {}))
     analysis.open()

@@ -231,7 +231,12 @@ def sampled_at_once(prompts: int, batch: int, most: int) -> int:
 
 
 def load(file: Path) -> Sample:
-    """Reads a sample that `save` wrote."""
+    """Reads a sample that `save` wrote.
+
+    Raises:
+      OSError: if the file cannot be read.
+      KeyError: if it lacks an array of a sample.
+    """
     with np.load(file) as arrays:
         return Sample(**{f.name: arrays[f.name] for f in dataclasses.fields(Sample)})
 

@@ -32,8 +32,12 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
 
     Raises:
       UserError: if a stage has another form, its domain is not in `scored_domains`, or it occurs twice; if no stage but
-        solo stages is given; if a model is missing, or its config.json differs from that in `base`; if prompts or mesh
-        do not suit the analysis; or if the work folder belongs to another configuration.
+        solo stages is given; if a model or the tokenizer in `base` is missing, damaged or not supported, or a
+        config.json differs from that in `base`; if data, prompts or mesh do not suit the analysis; if the work folder
+        belongs to another configuration or holds another analysis; or if sampling or a Lanczos search fails
+        (`interference.run`).
+      ValueError: if a second-order term of a conflict subspace is not finite.
+      Stopped: with several processes, after a SIGTERM (`preemption.noticed`); finished units are saved.
     """
     started = time.monotonic()
     folders = {BASE: runtime.model_folder(base)}

@@ -70,6 +70,9 @@ def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) 
 def table(title: str, found: Sequence[dict[str, Any]]) -> Table:
     """A table of the records of one benchmark; a ratio that misses its target is red, one that meets it is green.
 
+    Its columns are the ratio of FLOPs, the limit that theory gives for it, the ratio of times with its 95 % interval,
+    and the ratio of memory. All have two decimals; the target stands behind a ratio that has one.
+
     Args:
       title: heading of the table.
       found: the records (`bench.measure.records`). One with a "reason" has only this in its row.

@@ -15,7 +15,7 @@ from mdrl_jax.report.tables.scores import score_rows
 
 
 def run(model: str, config: Config, output: str = "screen") -> None:
-    """Scores a model and prints a table of the scores, in points, with standard errors.
+    """Scores a model and prints a table of the scores, in points, with standard errors over prompts.
 
     Args:
       model: Hugging Face folder of the model.
@@ -23,7 +23,10 @@ def run(model: str, config: Config, output: str = "screen") -> None:
       output: form of the standard output (`report/screen/console.py`).
 
     Raises:
-      UserError: if the model, the domains and the configuration do not fit together.
+      UserError: if the model or its tokenizer is missing, damaged or not supported; if the data of a domain cannot be
+        read or are too few; if the mesh does not divide the batch or a parameter; if prompt and completion together may
+        be longer than the model allows; or if too many rewards fail (`evaluate.evaluate`).
+      Stopped: with several processes, after a SIGTERM (`preemption.noticed`); no score is printed.
     """
     started = time.monotonic()
     section = dataclasses.replace(config.model, path=model, weights="load")

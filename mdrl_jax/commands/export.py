@@ -5,7 +5,7 @@ from mdrl_jax.model import huggingface
 
 
 def run(workdir: str, stage: str, out: str) -> None:
-    """Writes config.json, the weights (safetensors, float32) and the tokenizer.
+    """Writes config.json, the weights (safetensors, float32) and the tokenizer to a new folder.
 
     Args:
       workdir: work folder of a run.
@@ -13,7 +13,7 @@ def run(workdir: str, stage: str, out: str) -> None:
       out: the new folder.
 
     Raises:
-      UserError: if the stage cannot be read, or `out` cannot be written.
+      UserError: if the stage cannot be read (`loaded.load_stage`), or `out` is a file or a folder that is not empty.
     """
     loaded = load_stage(workdir, stage)
     huggingface.save(out, loaded.params, loaded.model.config)

@@ -53,8 +53,8 @@ def run(config: Config, topology: str, everything: bool = False, output: str = "
       Whether all programs fit.
 
     Raises:
-      UserError: if the compiler is not installed, the slice or the model is not known, or the mesh does not match the
-        slice.
+      UserError: if the compiler is not installed or the slice is not known; if the stages of the config are not valid
+        (`stage.resolve_stages`); or if model, mesh and slice do not fit together (`abstract_runtime`).
     """
     started, chip = time.monotonic(), chips.chip_of(topology)
     stages = resolve_stages(config, tuple(DOMAINS))

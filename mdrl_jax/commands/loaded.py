@@ -45,8 +45,11 @@ def load_folder(path: str) -> Loaded:
     Args:
       path: the folder; "tiny" is the base model of the package.
 
+    Returns:
+      The model with the parameters of the folder, in float32.
+
     Raises:
-      UserError: if the folder is missing or damaged, or its model is not supported.
+      UserError: if the folder, its weights or its tokenizer are missing or damaged, or its model is not supported.
     """
     folder = model_folder(path)
     model = Decoder(huggingface.read_config(folder))
@@ -65,8 +68,8 @@ def load_stage(workdir: str, name: str) -> Loaded:
       The model with these parameters.
 
     Raises:
-      UserError: if the folder holds no run, the run has no such stage or has not finished it, its checkpoint is
-        damaged, or the model that the run started from cannot be read.
+      UserError: if the folder holds no run, or one whose config this version cannot read; if the run has no such stage
+        or has not finished it; if its checkpoint is damaged; or if the model that the run started from cannot be read.
     """
     work = WorkFolder(Path(workdir))
     config: Config = config_module.parse(work.recorded())

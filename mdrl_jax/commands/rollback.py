@@ -72,8 +72,11 @@ def run(
       output: form of the standard output (`report/screen/console.py`).
 
     Raises:
-      UserError: if `out` is not empty, the folders hold different models, a number is out of range, or the rule needs
-        an argument that is not given.
+      UserError: if `out` is a file or not empty; if a model is missing, damaged or not supported, or the folders hold
+        different models; if a number is out of range; if the rule is not known, or needs an argument that is not given;
+        if no changed coordinate has a positive score; or, for "adding" and "removing", if the domain is not in
+        `scored_domains`, if the configuration does not fit model or data, if sampling fails (`samples.draw`), or if the
+        gradient is not measurable.
     """
     _check(out, fraction, strength, rule, base, config, domain)
     places = {"model": model, "before": before, "after": after, "keep": keep} | ({"base": base} if base else {})

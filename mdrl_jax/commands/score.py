@@ -54,9 +54,9 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
 
     A line holds a "completion" and the value that it is checked against: "answer" (math, qa), "tests" or "cases" (code)
     or "constraints" (cw). A line of code may also hold the other keys of `rewards.code.passes_tests`, such as "prefix".
-    If a qa line has "choices" (a list of texts), the completion has to choose the one that
-    "answer" names by its letter, its index or its text. "reward" is in [0, 1]; "error" says why a completion could not
-    be judged, and is null if it was judged.
+    If a qa line has "choices" (a list of texts), the completion has to choose the one that "answer" names by its
+    letter, its index or its text. "reward" is in [0, 1]; "error" says why a completion could not be judged, and is null
+    if it was judged.
 
     Args:
       domain: "math", "code", "qa" or "cw".
@@ -65,8 +65,9 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
       workers: number of worker processes, at least 1; one per core by default, and never more than lines.
 
     Raises:
-      UserError: if the domain is not known, the file cannot be read, `workers` is below 1, or a line is damaged or
-        incomplete; then the message names the first such line. Nothing has been written.
+      UserError: if the domain is not known, the file cannot be read, `workers` is below 1, or a line is no JSON object
+        or lacks one of these values in the right form; then the message names the first such line. Nothing has been
+        written.
     """
     if domain not in _CHECKS:
         raise UserError(f"--domain={domain} is not known; give one of {', '.join(_CHECKS)}")

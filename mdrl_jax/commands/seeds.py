@@ -19,8 +19,10 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
       plot: PNG file for a plot of predicted against measured damage; None draws none.
 
     Raises:
-      UserError: if there is no folder, a folder has no evaluations, a record is damaged, a seed occurs twice, only some
-        of the folders have an analysis, or `plot` is given but no folder has one.
+      UserError: if there is no folder, a folder has no evaluations, a record is not valid JSON, the evaluations of a
+        folder do not fit together, a seed occurs twice, only some of the folders have an analysis, or `plot` is given
+        but no folder has one.
+      KeyError, ValueError: if a record lacks a field or a domain has no prompts.
     """
     table, damage = summarise_seeds(workdirs), agreement.load(workdirs)
     if plot is not None and not damage:

@@ -37,7 +37,8 @@ class Records:
     """The records of one work folder. Each JSON document and the score matrix are read once and kept.
 
     A later call returns the same object, so callers must not change it. Every method raises Absent if the record is
-    missing, and UserError if it is damaged or no regular file, or if no stage writes a record of this name (`MADE_BY`).
+    missing, and UserError if it is not valid JSON or no regular file, or if it is missing and no stage writes a record
+    of this name (`MADE_BY`). No method checks which fields a record has.
     """
 
     root: Path
@@ -84,7 +85,7 @@ class Records:
 
         Raises:
           Absent: if there are no evaluations.
-          UserError: if an evaluation is damaged or has another number of prompts than the others.
+          UserError, KeyError, ValueError: as in `tables.matrix.load`.
         """
         return self._matrix
 

@@ -18,11 +18,12 @@ def columns(name: str, figure: Record, scale: float = 1.0) -> Row:
 
     Args:
       name: the figure's name, with which its columns start.
-      figure: its record; only "estimate" and "ci95" are used.
+      figure: its record; only "estimate" and "ci95" are used, and both must be there.
       scale: a factor on the estimate and on both ends, for example 100 from reward to points.
 
     Returns:
-      {`name`: estimate, `name`_low, `name`_high: ends of the 95 % interval}. A value that the record lacks is None.
+      {`name`: estimate, `name`_low, `name`_high: ends of the 95 % interval}. Without an estimate or an interval, the
+      value is None.
     """
     return dict(zip((name, f"{name}_low", f"{name}_high"), _ends(figure, scale), strict=True))
 
@@ -61,13 +62,16 @@ def span(
     """The range of an axis that holds all values and intervals of some columns.
 
     Args:
-      rows: the data of the chart.
+      rows: the data of the chart. A value that is None or absent does not count.
       names: the columns; their intervals `name`_low and `name`_high count too.
-      also: further values that the range holds.
-      margin: room on each side, as a share of the range.
+      also: further values that the range holds; by default 0.
+      margin: room on each side, as a share of the range; of 1 if all values are equal.
 
     Returns:
       (low, high) in the unit of the columns.
+
+    Raises:
+      ValueError: if there is no value at all.
     """
     values = [row.get(f"{name}{end}") for row in rows for name in names for end in ("", "_low", "_high")]
     known = [*also, *(x for x in values if x is not None)]
@@ -87,12 +91,15 @@ def number(value: float, form: str = ".2f") -> str:
 
 
 def words(figure: Record, form: str = ".2f", scale: float = 1.0) -> str:
-    """A figure as text, `0.94 [0.90, 0.96]`; the reason if it has no estimate.
+    """A figure as text, `0.94 [0.90, 0.96]`.
 
     Args:
       figure: its record. Without an interval the text is the value alone.
       form: the format of each number, for example ".2f".
       scale: a factor on all numbers.
+
+    Returns:
+      The text; for a figure without an estimate the record's reason, or "not measured" if it has none.
     """
     if figure["estimate"] is None:
         return figure.get("reason") or "not measured"
@@ -112,12 +119,15 @@ def tips(name: str, title: str, form: str = ".2f") -> list[alt.Tooltip]:
 
 
 def estimate_tips(names: Sequence[str], title: str, null: bool = False) -> list[alt.Tooltip]:
-    """Tooltips of rows that hold one figure (`estimate_columns`).
+    """Tooltips of rows that hold one figure (`estimate_columns`), with three significant digits.
 
     Args:
       names: text columns that say which figure it is, for example ("domain", "stage").
       title: the title of the estimate, with the unit.
       null: whether the rows have the columns of a null (`null_columns`).
+
+    Returns:
+      Tooltips of these columns, the estimate, its interval, the null if there is one, n and the reason.
     """
     titles = {"estimate": title, "low": "95 % from", "high": "95 % to"}
     if null:

@@ -76,7 +76,8 @@ class Part:
 def write(workdir: str | Path) -> Path:
     """Writes `report/index.html`, the CSV of every figure and table, and the PNG of every figure.
 
-    Each file is written whole or not at all. Files of figures that can no longer be made stay as they are.
+    Each file is written whole or not at all. Files of figures that can no longer be made stay as they are. If a builder
+    raises `Absent` or one of `DAMAGED`, the page says so in place of the figure.
 
     Args:
       workdir: the work folder.

@@ -105,6 +105,9 @@ def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Seq
       The record of `recovery/plan.json`: "actions", with their forecasts in points, from the first rank on; "models",
       the error models; "history", the past changes; "pick", the name of the first action; and "reason", why it was
       picked. "point", "limit" and "current" (scores in points) repeat what was given.
+
+    Raises:
+      KeyError: if an outlook lacks the shift of a domain.
     """
     domains = sorted(current)
     models = {

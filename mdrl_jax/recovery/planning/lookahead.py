@@ -63,6 +63,9 @@ def at_hand(runtime: Runtime, stored: Sample) -> Sample:
     Args:
       runtime: of the run. The length is the last, longest one of `rollout.completion_buckets`.
       stored: the completions, at most that long. They are not changed.
+
+    Raises:
+      ValueError: if the completions are longer.
     """
     return stored.padded(runtime.config.rollout.completion_buckets[-1])
 

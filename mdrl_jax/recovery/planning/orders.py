@@ -209,15 +209,17 @@ def run(
       probe: computes the derivatives.
       solo: domain -> parameters of its solo checkpoint.
       base: θ_0, the parameters that every solo checkpoint was trained from.
-      samples: completions of each domain, sampled at its solo checkpoint.
+      samples: completions of each domain, at least two, sampled at its solo checkpoint.
       runs: the orders that were run, as for `compare`.
       track: reports progress.
 
     Returns:
       The record of `recovery/orders.json`: for each objective "orders" (`forecast`) and "checked" (`compare`).
+      Forecasts of "reward" are in points, those of "success_nll" in nats a completion; above 0 is harm.
 
     Raises:
       KeyError: as in `compare`.
+      Stopped: after a SIGTERM, if `track` is that of a `Screen`.
     """
     record: Record = {}
     for objective, terms in expand(probe, solo, base, samples, track).items():

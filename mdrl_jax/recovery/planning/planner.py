@@ -133,7 +133,8 @@ def make_plan(
 
     Raises:
       UserError: if no stage on the way trained a domain alone, or none did so for a domain or donor of an action; if
-        there are too few prompts (`lookahead.unseen`); or if sampling fails (`samples.draw`).
+        there are too few prompts (`lookahead.unseen`); or if sampling fails (`samples.draw`, `evidence.kept_sample`).
+      Stopped: after a SIGTERM, if `track` is that of a `Screen`.
     """
     past = trail(stages, last)
     if not past:

@@ -176,6 +176,10 @@ def scores(
       of each other domain, positive if it lost; "to_peak", S_t − S_peak of the refreshed domain; and "fraction", the
       share of its loss that it has won back, with Fieller's interval. Scores and differences are in points. The last
       two are missing if `peak` is None, and the fraction also if the interval of the loss includes 0.
+
+    Raises:
+      KeyError: if `start` lacks a domain.
+      ValueError: if the numbers of prompts of a domain differ.
     """
     score = {name: estimate.clustered(x).in_points() for name, x in rewards.items()}
     differences = {d: estimate.paired_difference(start[d], rewards[d]).in_points() for d in rewards}

@@ -139,6 +139,10 @@ def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[s
     Returns:
       A record: "same_size", the `spread` of random and of matched sets of the chosen size; "curves", the settings of
       each control that were tried on validation prompts, with their outcomes; "test", the result of `on_test`.
+
+    Raises:
+      ValueError: if too few coordinates are left for the matched sets (`controls.matched`).
+      UserError, Stopped: as in `sweep.sweep`.
     """
     within, mask, beta = trial.places[chosen.place], trial.chosen_mask(chosen), chosen.strength
     draws: dict[str, tuple[int, Callable[[int], Any]]] = {
@@ -189,6 +193,9 @@ def on_test(
       "recovery", gain / lost with Fieller's interval; and "at_equal_loss", for each control A's gain by the chosen set
       minus the control's frontier, with the frontier itself ("control_gain") and its settings. The recovery is a
       fraction; gains, losses and differences are in points.
+
+    Raises:
+      UserError, Stopped: as in `sweep.sweep`.
     """
     with trial.track("test", 3) as show:
         show(0, "before")
@@ -231,13 +238,16 @@ def followed(
       trial: the fixed part of the rollback.
       start: rewards [P, k] by domain at θ_T on the test prompts.
       control: the curve.
-      settings: the settings that the validation prompts point to.
+      settings: the settings that the validation prompts point to, at least one.
       largest_tried: the largest setting tried on validation prompts; the first larger setting is at least this.
       reach: a loss of B, in rewards.
       say: is told each setting before it is tried.
 
     Returns:
       The outcome of each setting tried.
+
+    Raises:
+      UserError: if too many rewards of the test prompts fail.
     """
     found: dict[float, Outcome] = {}
 

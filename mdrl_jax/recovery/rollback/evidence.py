@@ -172,7 +172,8 @@ def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params:
       The completions with their rewards.
 
     Raises:
-      UserError: if completions must be sampled and that fails (`samples.draw`).
+      UserError: if the `settings.json` of one of the two is not valid JSON, or if completions must be sampled and that
+        fails (`samples.draw`).
     """
     settings = _settings(runtime)
     name = f"{point}-{domain}.npz"

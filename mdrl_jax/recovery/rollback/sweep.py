@@ -130,6 +130,10 @@ def sweep(trial: Trial, before: Rewards) -> list[Setting]:
 
     Returns:
       The settings with their outcomes, in the order in which they were tried.
+
+    Raises:
+      UserError: if too many rewards fail in `trial.validation`.
+      Stopped: after a SIGTERM, if `trial.track` is that of a `Screen`.
     """
     found: list[Setting] = []
     curves, most = list(itertools.product(trial.scores, trial.places)), longest(trial.settings)
@@ -190,6 +194,9 @@ def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict
       (setting, losses): the chosen setting, or None if no setting within the limits gains anything; and what each of
       the other domains loses at it, by domain, as records in points. The losses are empty if there is no setting or no
       other domain.
+
+    Raises:
+      UserError, Stopped: as in `sweep`.
     """
     limit = trial.settings.limit / POINTS
     sighted = [s for s in found if s.rule != BLIND] or list(found)

@@ -23,7 +23,8 @@ def cascade(
 ) -> alt.FacetChart:
     """Small waterfall charts side by side, with one scale.
 
-    A bar starts at "start" and has the length "estimate". The line at its end is the interval of the estimate.
+    Bars are horizontal, one below the other. A bar starts at "start" and has the length "estimate". The line at its end
+    is the interval of the estimate. Its number has three significant digits and a sign.
 
     Args:
       rows: one row for each bar, with "term", "start", the column `group` and the columns of `estimate_columns`. Start

@@ -24,15 +24,21 @@ WIDTH = 720  # px of all panels, axes apart
 
 
 def waterfall(records: Records) -> list[Figure]:
-    """First order, second order and remainder of the damage of every pair, beside the measured damage.
+    """Damage of every pair by first order, second order and remainder, beside the measured damage; positive is harm.
+
+    With D the displacement from the earlier domain's peak to the end of the later stage, and g and H the gradient and
+    the Hessian of its loss at the peak, the first order is g·D, the second ½DᵀHD, and the remainder is the
+    measured damage minus both.
 
     Returns:
       One figure for each objective that was measured: `damage-reward` in points, `damage-success-nll` in nats per
-      completion. It has one small chart for each pair of an earlier domain and a later stage.
+      completion. It has one small chart for each pair of an earlier domain and a later stage. Its bars are horizontal:
+      the three terms, each from where the one before it ended, and the measured damage, from 0.
 
     Raises:
       Absent: if `analysis/damage.json` is missing, has no pairs, or has none of the two objectives.
-      UserError: if the record is damaged.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     pairs, figures = _pairs(records), []
     for objective in _objectives(pairs):
@@ -52,16 +58,19 @@ def waterfall(records: Records) -> list[Figure]:
 
 
 def agreement(records: Records) -> Figure:
-    """Predicted against measured damage, a point for each pair of an earlier domain and a later stage.
+    """Predicted against measured damage of every pair of an earlier domain and a later stage; positive is harm.
 
     Returns:
-      The figure `damage-agreement`, with one line of charts for each objective (the reward in points, the success NLL
-      in nats) and one chart in it for each number of segments in which the path was expanded.
+      The figure `damage-agreement`: predicted damage is horizontal and measured damage vertical, with a point for each
+      pair that has both. There is one line of charts for each objective (the reward in points, the success NLL in nats
+      per completion). It has one chart for each number of segments in which the path was expanded and each number n of
+      prompts: an expansion in one segment on all prompts, and those on the first `analyze.path_prompts`.
 
     Raises:
-      Absent: if `analysis/damage.json` is missing, has no pairs, or has no pair with both a prediction and a measured
-        damage.
-      UserError: if the record is damaged.
+      Absent: if `analysis/damage.json` is missing, has no pairs, has none of the two objectives, or has no pair with
+        both a prediction and a measured damage.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     pairs = _pairs(records)
     rows = [r for objective in _objectives(pairs) for pair in pairs for r in _expansions(pair, objective)]
@@ -87,15 +96,20 @@ def agreement(records: Records) -> Figure:
 
 
 def alphas(records: Records) -> Figure:
-    """Predicted and measured damage along θ* + αD, and the α from which on the prediction fails.
+    """Predicted and measured damage at θ* + αD, and the α from which on the prediction fails; positive is harm.
+
+    θ* is the earlier domain's peak (α = 0), and D leads from there to the end of the later stage (α = 1). The
+    prediction fails where it is measurably off by more than 20 % of the measured damage
+    (`analysis.expansion.breakdown`).
 
     Returns:
-      The figure `damage-path`: one chart for each objective and pair, with α from 0 to 1 on the horizontal axis. The
-      reward is in points, the success NLL in nats.
+      The figure `damage-path`: one chart for each objective and pair, with α from 0 to 1 on the horizontal and the
+      damage on the vertical axis. The reward is in points, the success NLL in nats per completion.
 
     Raises:
-      Absent: if `analysis/damage.json` is missing, has no pairs, or has no such curves.
-      UserError: if the record is damaged.
+      Absent: if `analysis/damage.json` is missing, has no pairs, has none of the two objectives, or has no such curves.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     pairs = _pairs(records)
     rows = [r for objective in _objectives(pairs) for pair in pairs for r in _curve(pair, objective)]

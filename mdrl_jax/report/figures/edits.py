@@ -19,15 +19,17 @@ MOST_NUMBERS = 8  # layers; with more, cells are too narrow for a number
 
 
 def histogram(records: Records) -> Figure:
-    """The distribution of |δ| of single entries on a log scale, with the share of entries that did not change at all.
+    """The distribution of |δ| over the entries of each domain's edit δ, with the share of entries that did not change.
 
     Returns:
-      The figure `edit-sizes`: a curve for each trained domain, in % of entries for each half decade of |δ|; one chart
-      for fp32 and one after a bf16 cast, if the record has it.
+      The figure `edit-sizes`: one chart for fp32 and one after a bf16 cast, if the record has it. A curve for each
+      trained domain has the share of all entries, in % (vertical), in each half decade of |δ| (horizontal, log scale).
+      A point at "0", left of the curve, is the share of unchanged entries.
 
     Raises:
       Absent: if `analysis/edits.json` is missing, has no domains, or has no histogram.
-      UserError: if the record is damaged.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     domains = _domains(records)
     rows = _within([r for name, edit in domains.items() for r in _bins(name, edit)])
@@ -71,15 +73,18 @@ def histogram(records: Records) -> Figure:
 
 
 def sparsity(records: Records) -> Figure:
-    """Shares of entries that hardly changed by each rule, fp32 beside bf16, and the participation ratio.
+    """Shares of the entries of each domain's edit δ that hardly changed, by several rules, and its participation ratio.
 
     Returns:
-      The figure `edit-sparsity`: one chart for each rule (|δ| below a threshold, |δ|/|θ| < 1e-3, both) and one for the
-      participation ratio; every figure is in %.
+      The figure `edit-sparsity`: one chart for each rule, with the figure in % on the horizontal axis and a line for
+      each domain. The rules are |δ| below each threshold of the record, |δ|/|θ| < 1e-3 with θ the parameter before the
+      edit, and |δ| < 1e-7 together with |δ|/|θ| < 1e-3; each for fp32 and after a bf16 cast. The last chart has the
+      participation ratio (Σδ²)²/(nΣδ⁴) of the n entries, for fp32.
 
     Raises:
       Absent: if `analysis/edits.json` is missing or has no domains.
-      UserError: if the record is damaged.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     domains = _domains(records)
     rows = [r for name, edit in domains.items() for r in _shares(name, edit)]
@@ -114,15 +119,18 @@ def sparsity(records: Records) -> Figure:
 
 
 def ranks(records: Records) -> Figure:
-    """Effective rank of every tensor's edit, and the share of its entries that hardly changed, by kind and layer.
+    """Effective rank of every tensor's edit δ, and the share of its entries that hardly changed, by kind and layer.
 
     Returns:
-      The figure `edit-modules`: one map of kinds by layers for each domain and figure. The share is that of entries
-      with |δ|/|θ| < 1e-3, in %. A tensor that is no matrix has no rank.
+      The figure `edit-modules`: for each of the two figures a map for each domain, with layers on the horizontal and
+      kinds of tensors on the vertical axis. The effective rank is exp(−Σ p log p), p the squared singular values of the
+      tensor's edit over their sum; a tensor that is no matrix has none. The share is that of entries with |δ|/|θ| <
+      1e-3, θ the parameter before the edit, in %.
 
     Raises:
       Absent: if `analysis/edits.json` is missing, has no domains, or has no figures by layer.
-      UserError: if the record is damaged.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     domains = _domains(records)
     rows = [r for name, edit in domains.items() for r in _modules(name, edit)]
@@ -146,15 +154,18 @@ def ranks(records: Records) -> Figure:
 
 
 def neurons(records: Records) -> Figure:
-    """Overlap of the most-changed neurons of every two domains beside chance, and their sign conflict.
+    """Overlap of the most-changed MLP neurons of every two domains beside chance, and the sign conflict of their edits.
 
     Returns:
-      The figure `edit-neurons`: the Jaccard index as a matrix and with its intervals, and the sign conflict in %, which
-      is the share of opposite signs among the entries in the top 20 % of both edits.
+      The figure `edit-neurons`, with three charts. Left: the Jaccard index of the top 10 % of each layer, as a matrix
+      of domains. Middle: two Jaccard indices with intervals for each pair, of the top 10 % of each layer and of the
+      whole model. Right: the sign conflict of each pair in %, which is the share of opposite signs among the entries in
+      the top 20 % by size of both edits. In the last two, figures are horizontal and pairs are lines.
 
     Raises:
       Absent: if `analysis/edits.json` is missing, or has no domains or no pairs of domains.
-      UserError: if the record is damaged.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     record, domains = records.json("analysis/edits.json"), list(_domains(records))
     rows = [r for pair in record["pairs"] for r in _overlaps(pair)]

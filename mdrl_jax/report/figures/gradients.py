@@ -21,14 +21,19 @@ LONG = 8  # layers; with more, cells are too narrow for a sign
 
 
 def cosines(records: Records) -> Figure:
-    """Cosine of the gradients of every two domains, plain and corrected for noise, at the base and at each peak.
+    """Cosine of the gradients of every two domains' losses, plain and corrected for noise, by point of the run.
+
+    Above 0 a step down one gradient lowers the other loss (synergy); below 0 it raises it (conflict).
 
     Returns:
-      The figure `gradient-cosines`. At a peak it shows only the pairs that include the domain of the peak.
+      The figure `gradient-cosines`: one chart at the base, with all pairs of domains, and one at the peaks. The cosine
+      is horizontal, and each pair is a line with two estimates. At a peak it shows only the pairs that include the
+      domain of the peak.
 
     Raises:
       Absent: if `analysis/gradients.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.
-      UserError: if a record is damaged.
+      UserError: if one of them is not valid JSON.
+      KeyError: if one of them lacks a field.
     """
     rows = [r for place, pair in _pairs(records) for r in _cosines(place, pair)]
     order, pairs = distinct(rows, "place"), distinct(rows, "pair")
@@ -69,15 +74,18 @@ def cosines(records: Records) -> Figure:
 
 
 def modules(records: Records) -> Figure:
-    """Cosine of the gradients by kind of tensor and layer, with the tensors that measurably conflict or agree.
+    """Cosine of two domains' gradients by kind of tensor and layer, with the tensors that measurably conflict or agree.
 
     Returns:
-      The figure `gradient-modules`: one map of kinds by layers for each place (base or peak) and pair. At a peak it
-      shows only the pairs that include the domain of the peak.
+      The figure `gradient-modules`: one map for each place (base or peak) and pair of domains, with layers on the
+      horizontal and kinds of tensors on the vertical axis. Cosines below 0 (conflict) are blue, those above 0 (synergy)
+      orange. A mark is on the tensors whose inner product differs from 0 by Benjamini–Hochberg at q = 0.05 within the
+      pair. At a peak it shows only the pairs that include the domain of the peak.
 
     Raises:
       Absent: if `analysis/gradients.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.
-      UserError: if a record is damaged.
+      UserError: if one of them is not valid JSON.
+      KeyError: if one of them lacks a field.
     """
     found = list(_pairs(records))
     rows = [r for place, pair in found for r in _tensors(place, pair)]
@@ -96,15 +104,17 @@ def modules(records: Records) -> Figure:
 
 
 def cancellation(records: Records) -> Figure:
-    """Sums of the positive and of the negative inner products over tensors, and their net.
+    """Sums over tensors of the positive and of the negative inner products of two domains' gradients, and their net.
 
     Returns:
-      The figure `gradient-cancellation`: three bars for each pair, at the base and at each peak, in (loss per unit of
-      parameter)². At a peak it shows only the pairs that include the domain of the peak.
+      The figure `gradient-cancellation`: one chart at the base and one at the peaks. Each pair of domains has three
+      horizontal bars, in (loss per unit of parameter)². At a peak it shows only the pairs that include the domain of
+      the peak.
 
     Raises:
       Absent: if `analysis/gradients.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.
-      UserError: if a record is damaged.
+      UserError: if one of them is not valid JSON.
+      KeyError: if one of them lacks a field.
     """
     rows = [r for place, pair in _pairs(records) for r in _sums(place, pair)]
     order, pairs = distinct(rows, "place"), distinct(rows, "pair")

@@ -33,12 +33,15 @@ def frontier(records: Records) -> Figure:
     """The gain of each method on the domain that lost most, against its worst collateral, in points.
 
     Returns:
-      The figure `methods`: a point for each method that has both figures, and the plain sequence at 0. Gain and
-      collateral are differences from the end of the plain sequence, paired over test prompts.
+      The figure `methods`: a point for each method that has both figures, and the plain sequence at (0, 0). Vertical:
+      the gain, the domain's score with the method minus that at the end of the plain sequence. Horizontal, on a
+      symmetric log scale (`symlog`): the collateral, the largest drop of any other domain, negative if all rose; for a
+      refresh or rollback, of any domain but the one that it recovers. Both are paired over test prompts.
 
     Raises:
       Absent: if there are no evaluations, if only the plain sequence was run, or if no domain fell in it.
-      UserError: if a record is damaged.
+      UserError: as in `tables.methods.load`.
+      KeyError, ValueError: if a record lacks a field or an evaluation has no prompts.
     """
     run, table = _compared(records)
     focus = table.focus
@@ -70,12 +73,16 @@ def comparison(records: Records) -> Table:
     """Average, the domain that lost most, the worst collateral, and the cost beyond the plain sequence.
 
     Returns:
-      The table `methods-table`, a row for each method. Scores and collateral are in points; costs are optimizer steps,
-      FLOPs and seconds. A figure that is not known is "–".
+      The table `methods-table`, a row for each method. Its columns: the method; the average over domains; the score of
+      the domain that lost most (no such column if none lost); the worst collateral, which is the largest drop of any
+      other domain, with this domain's name; extra optimizer steps, FLOPs and seconds. Scores and collateral are in
+      points, with one decimal and 95 % intervals over prompts. Costs have a sign; the prefix of FLOPs is in the
+      heading. A figure that is not known is "–".
 
     Raises:
       Absent: if there are no evaluations, or if only the plain sequence was run.
-      UserError: if a record is damaged.
+      UserError: as in `tables.methods.load`.
+      KeyError, ValueError: if a record lacks a field or an evaluation has no prompts.
     """
     _, table = _compared(records)
     most = max((abs(_value(row, "flops") or 0.0) for row in table.rows), default=0.0)

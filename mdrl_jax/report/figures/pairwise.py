@@ -33,7 +33,8 @@ def places(records: Records, path: str) -> Iterator[tuple[str, str, Any]]:
 
     Raises:
       Absent: on the first step, if the record or `analysis/settings.json` is missing.
-      UserError: on the first step, if one of them is damaged.
+      UserError: on the first step, if one of them is not valid JSON.
+      KeyError: if `analysis/settings.json` lacks a field, or a stage that the record has a point for.
     """
     points = records.json(path)
     own = {s["name"]: s["domain"] for s in records.json("analysis/settings.json")["stages"]}
@@ -59,16 +60,16 @@ def marks(rows: Sequence[Row]) -> tuple[alt.Color, alt.Shape]:
 
 
 def matrix(rows: Sequence[Row], domains: Sequence[str], title: str) -> alt.LayerChart | alt.FacetChart:
-    """The estimates as the upper half of a matrix.
+    """The estimates as the upper half of a matrix, by colour and as numbers with two decimals.
 
     Args:
-      rows: the data, with the columns of `estimate_columns` and `null_columns`, and "a" and "b", where a comes before b
-        in `domains`. No estimate is negative: the colours start at 0.
+      rows: the data, one row for each pair, with the columns of `estimate_columns` and `null_columns`, and "a" and "b",
+        where a comes before b in `domains`. No estimate is negative: the colours go from 0 to the largest estimate.
       domains: names of the domains, in the order of the matrix.
       title: what the estimates are.
 
     Returns:
-      The layered chart, which holds its own data.
+      The layered chart, which holds its own data. Domain a is the row of the matrix and b the column.
     """
     known = [r["estimate"] for r in rows if r["estimate"] is not None]
     high = max(known, default=0.0) or 1.0
@@ -100,7 +101,7 @@ def beside_chance(
     height: int = 34,
     dashed: float | None = None,
 ) -> Layers:
-    """Estimates of pairs with their intervals, one row for each pair, beside the values by chance.
+    """Estimates of pairs (horizontal) with their intervals, one line for each pair, beside the values by chance.
 
     A grey tick marks the value by chance. If the null is drawn, a grey band shows its central 95 %, and the tick its
     mean.
@@ -111,7 +112,7 @@ def beside_chance(
       title: what the estimates are, with the unit.
       width: px of the chart.
       scale: scale of the estimates.
-      by: the column that tells several estimates of a pair apart, by colour and by height within the pair's row; "" if
+      by: the column that tells several estimates of a pair apart, by colour and by height within the pair's line; "" if
         there is one.
       series: the values of this column, in order.
       labels: whether pairs and colours are named; without labels, a chart beside it names them.

@@ -64,13 +64,17 @@ def place(
     overlaps.
 
     Args:
-      points: (x, y) of each point.
+      points: (x, y) of each point in px.
       names: its name.
       lines: boxes of the lines in the chart.
-      width, height: size of the chart.
+      width, height: size of the chart in px.
 
     Returns:
       A box for each name, in the order of the points.
+
+    Raises:
+      ValueError: if none of the boxes around a point (`around`) lies within the chart, for example for a name that is
+        wider.
     """
     marks = [Box(x, y, 2 * MARK, 2 * MARK) for x, y in points]
     crowd = [sum(math.dist(p, q) < CROWD for q in points) for p in points]

@@ -26,11 +26,15 @@ def plan(records: Records) -> Figure:
     """The most promising actions: forecast change of the mean over domains, and of the worst other domain, in points.
 
     Returns:
-      The figure `plan`, with the `TOP` actions of the largest forecast mean, the pick, and doing nothing.
+      The figure `plan`, with a line for each of the `TOP` actions of the largest forecast mean, for the pick, and for
+      doing nothing. Two charts have the forecast with its 95 % interval on the horizontal axis, above 0 for a gain: the
+      mean over domains, and the domain that fares worst of those that the action does not win back. Without such
+      domains the second chart is left out.
 
     Raises:
       Absent: if `recovery/plan.json` is missing.
-      UserError: if the record is damaged.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     record = records.json("recovery/plan.json")
     ranked = sorted(record["actions"], key=lambda a: (-a["average_change"]["estimate"], a["rank"]))
@@ -60,6 +64,13 @@ def short(action: Record) -> str:
     Args:
       action: one entry of the "actions" of `recovery/plan.json`. Its "kind" is "nothing", "refresh" (with "domain" and
         "steps") or "rollback" (with "domain", "donor", "fraction", "strength" and "rule").
+
+    Returns:
+      "do nothing", "refresh math, 1 step", or "roll 0.3 % of qa back for math (removing, strength 0.5)", with the
+      fraction in % of all coordinates, and without a strength of 1.
+
+    Raises:
+      KeyError: if the entry lacks a field that its kind needs.
     """
     if action["kind"] == "nothing":
         return "do nothing"
@@ -105,11 +116,14 @@ def outcomes(records: Records) -> Figure:
     """Forecast against outcome of every action that was tried, in points: the mean over domains, and each domain.
 
     Returns:
-      The figure `outcomes`: one chart of the mean over domains, and one of the single domains.
+      The figure `outcomes`. In both charts the forecast change is horizontal and the measured one vertical, in points,
+      above 0 for a gain. Left: a point for each action, the mean over domains. Right: a point for each action and
+      domain.
 
     Raises:
       Absent: if `recovery/outcomes.json` is missing or holds no action.
-      UserError: if a record is damaged.
+      UserError: if the file is not valid JSON, or as in `Records.matrix`, which gives the order of the domains.
+      KeyError: if a record lacks a field.
     """
     record = records.json("recovery/outcomes.json")
     means, cells = [], []
@@ -191,12 +205,15 @@ def orders(records: Records) -> list[Figure]:
 
     Returns:
       One figure for each objective that has a forecast: `orders` for the reward and `orders-success-nll` for the
-      success NLL. The forecast has the unit of its record; the measured total loss is in points. Only the best, the
-      worst and those that were run are shown if there are more than `ORDERS` orders.
+      success NLL. Each order is a line, the least harmful first, with the forecast on the horizontal axis in the unit
+      of its record, above 0 for harm. An order that was run is coloured and has its measured total loss, in points, as
+      text. If there are more than `ORDERS` orders, only half of `ORDERS` at either end and those that were run are
+      shown.
 
     Raises:
       Absent: if `recovery/orders.json` is missing, or no order has a forecast.
-      UserError: if the record is damaged.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     record = records.json("recovery/orders.json")
     ranked = {

@@ -24,12 +24,15 @@ def curves(records: Records) -> list[Figure]:
     """Scores of all domains and the recovery fraction against the step of each refresh.
 
     Returns:
-      One figure for each refresh, with the name of its stage. Scores are in points, on validation prompts. The recovery
-      fraction is 1 at the score of the peak; it is not drawn if no step has one.
+      One figure for each record `recovery/refresh-*.json`, named as its stage, for example `refresh-math`. The
+      optimizer step is horizontal. The upper chart has the scores in points on validation prompts, with a line for each
+      domain and one for their mean. The lower chart has the recovery fraction of the refreshed domain, (score − score
+      at step 0) / (score at its peak − score at step 0); it is left out if no step has one.
 
     Raises:
-      Absent: if there is no `recovery/refresh-*.json`.
-      UserError: if a record is damaged.
+      Absent: if there is no such record.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
     """
     return [_curves(records.json(path)) for path in records.files("recovery/refresh-*.json")]
 
@@ -38,12 +41,18 @@ def contraction(records: Records) -> list[Figure | Table]:
     """The distance to the peak in each conflict subspace S and outside it, step by step, and its mean factor per step.
 
     Returns:
-      For each refresh that followed conflict subspaces: the figure `STAGE-contraction`, with distances relative to step
-      0, and the table `STAGE-factors`.
+      For each refresh that followed an S of at least one dimension, a figure and a table. The figure
+      `STAGE-contraction` has a chart for each such S, of each objective and half of the prompts. The step is
+      horizontal; the distance relative to step 0 is vertical, on a log scale. Lines: in S, on the route but not in S,
+      everywhere but in S, and the mean of random subspaces with their central 95 %. The table `STAGE-factors` has a row
+      for each S: its dimensions, the mean factor per step of each of these distances (below 1 it shrinks), the log
+      factor in S minus that everywhere else, and the bound 1 − αμ (α: learning rate, μ: smallest eigenvalue that spans
+      S).
 
     Raises:
       Absent: if there is no `recovery/refresh-*.json`, or no refresh followed a conflict subspace.
-      UserError: if a record is damaged.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
     """
     found: list[Figure | Table] = []
     refreshes = [records.json(path) for path in records.files("recovery/refresh-*.json")]

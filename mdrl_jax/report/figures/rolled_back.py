@@ -24,17 +24,22 @@ CONTROLS = {
 
 
 def sweep(records: Records) -> list[Figure]:
-    """Gain of the domain against loss of the donor for every set of coordinates that was tried, in points.
+    """Gain of the kept domain against loss of the donor for every set of coordinates that was tried, in points.
 
-    Each point is a set, scored on validation prompts. Lines are the controls. The chosen set, if there is one, is
-    marked twice: with its figures on validation prompts, and with those on test prompts.
+    The donor is the domain whose edit is taken back. Gain is a rise of the kept domain's score, loss a fall of the
+    donor's.
 
     Returns:
-      One figure for each record `recovery/rollback-*.json`, with the name of its stage.
+      One figure for each record `recovery/rollback-*.json`, named as its stage, for example `rollback-math-qa`. The
+      loss is horizontal, the gain vertical. Each point is a set, scored on validation prompts; its colour is the rule
+      and its shape the place (all coordinates, or the shared route). Lines are the controls, also on validation
+      prompts. The chosen set, if there is one, is marked twice: with its figures on validation prompts, and with those
+      on test prompts.
 
     Raises:
       Absent: if there is no such record.
-      UserError: if a record is damaged.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
     """
     return [_sweep(r) for r in _rollbacks(records)]
 
@@ -43,12 +48,13 @@ def at_equal_loss(records: Records) -> list[Figure]:
     """The chosen set's gain minus each control's at the same loss of the donor, in points, on test prompts.
 
     Returns:
-      One figure `STAGE-controls` for each record `recovery/rollback-*.json` in which a set was chosen; a line for each
-      control.
+      One figure `STAGE-controls` for each record `recovery/rollback-*.json` in which a set was chosen. The difference
+      with its 95 % interval is horizontal, above 0 if the chosen set gains more; each control is a line.
 
     Raises:
       Absent: if there is no such record, or if no rollback chose a set.
-      UserError: if a record is damaged.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
     """
     found = [_at_equal_loss(r) for r in _rollbacks(records) if "test" in r]
     if not found:
@@ -62,11 +68,14 @@ def fractions(records: Records) -> list[Figure]:
     It shows the sets of strength 1, scored on validation prompts. A place is all coordinates or the shared route.
 
     Returns:
-      One figure `STAGE-fractions` for each record `recovery/rollback-*.json`.
+      One figure `STAGE-fractions` for each record `recovery/rollback-*.json`. It has a column of two charts for each
+      place, the gain of the kept domain above the loss of the donor. The share is horizontal on a log scale, points are
+      vertical, and each rule has a line.
 
     Raises:
       Absent: if there is no such record.
-      UserError: if a record is damaged.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
     """
     return [_fractions(r) for r in _rollbacks(records)]
 

@@ -28,15 +28,18 @@ ROOM = 0.04  # room beyond the intervals, as a share of the range
 
 
 def overlap(records: Records) -> Figure:
-    """Jaccard of the routes of every two domains, at the base and at each peak, beside its value by chance.
+    """Jaccard index of the routes of every two domains, at the base and at each peak, beside its value by chance.
 
     Returns:
-      The figure `route-overlap`, for MLP neurons and for attention heads. At a peak it shows only the pairs that
-      include the domain of the peak.
+      The figure `route-overlap`. Left: the Jaccard index of MLP neurons at the base, as a matrix of domains. Beside it
+      one chart for MLP neurons and one for attention heads, with the Jaccard index on the horizontal axis and a line
+      for each pair of domains. Colours tell the base, with all pairs, from the peaks. At a peak it shows only the pairs
+      that include the domain of the peak.
 
     Raises:
       Absent: if `analysis/routes.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.
-      UserError: if a record is damaged.
+      UserError: if one of them is not valid JSON.
+      KeyError: if one of them lacks a field.
     """
     found = pairwise.places(records, "analysis/routes.json")
     rows = [
@@ -130,14 +133,19 @@ def effects(records: Records) -> Figure:
 
 
 def edit_cosines(records: Records) -> Figure:
-    """Cosine of two domains' edits on the neurons that both routes share, and on all others.
+    """Cosine of two domains' edits on the MLP neurons that both routes share, and on all other MLP neurons.
+
+    The routes are those at the earlier domain's peak. An edit is the domain's solo edit, or its edit in the sequence if
+    there is no solo stage. Below 0 the edits change the neurons in opposite directions.
 
     Returns:
-      The figure `route-edit-cosines`, with two estimates for each pair, beside their values by chance.
+      The figure `route-edit-cosines`: a line for each pair of an earlier and a later domain, with two cosines on the
+      horizontal axis, on the shared route and outside it. That on the route is shown beside its values by chance.
 
     Raises:
       Absent: if `analysis/routes.json` or `analysis/settings.json` is missing, or the first has no shared routes.
-      UserError: if a record is damaged.
+      UserError: if one of them is not valid JSON.
+      KeyError: if one of them lacks a field.
     """
     rows = [
         {"pair": pairwise.name((own, other)), "where": where, "neurons": sum(map(len, shared["neurons"]))}

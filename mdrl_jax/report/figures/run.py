@@ -23,13 +23,14 @@ def costs(records: Records) -> Figure:
     """The time in seconds of every stage that makes parameters; tooltips add its steps, tokens and FLOPs.
 
     Returns:
-      The figure `costs`, a bar for each record `costs/*.json`, coloured by the kind of stage. Time and FLOPs leave out
-      the scoring after a stage and the stages that only record (`analyze`, `plan`, …). Validation scores that a stage
-      itself needs are included. `stages.train.costs` says which FLOPs are counted.
+      The figure `costs`, a horizontal bar for each record `costs/*.json`, coloured by the kind of stage. Time and FLOPs
+      leave out the scoring after a stage and the stages that only record (`analyze`, `plan`, …). Validation scores that
+      a stage itself needs are included. `stages.train.costs` says which FLOPs are counted.
 
     Raises:
       Absent: if there is no such record.
-      UserError: if a record is damaged.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
     """
     found = [records.json(path) for path in records.files("costs/*.json")]
     rows = [
@@ -78,11 +79,13 @@ def versions(records: Records) -> Table:
     """Versions of packages, devices, and the revision of the source, from `config.json`.
 
     Returns:
-      The table `versions`.
+      The table `versions`, with the columns "what" and "which": a row for each package that was installed, one for all
+      devices (for example "2 × cpu"), and one for the git revision.
 
     Raises:
       Absent: if `config.json` is missing.
-      UserError: if it is damaged.
+      UserError: if it is not valid JSON.
+      KeyError: if it lacks a field.
     """
     record = records.json("config.json")
     rows = [(name, str(value)) for name, value in record["versions"].items() if value]
@@ -92,14 +95,15 @@ def versions(records: Records) -> Table:
 
 
 def configuration(records: Records) -> Table:
-    """The whole resolved configuration from `config.json`, one row for each field.
+    """The whole resolved configuration from `config.json`, one row (field, value) for each field.
 
     Returns:
       The table `configuration`. A field in a section has its path with dots as its name, for example "train.steps".
 
     Raises:
       Absent: if `config.json` is missing.
-      UserError: if it is damaged.
+      UserError: if it is not valid JSON.
+      KeyError: if it has no "config".
     """
     rows = list(_flat(records.json("config.json")["config"]))
     return Table("configuration", "Configuration", ("field", "value"), rows, "`--config.FIELD=VALUE` sets a field.")
@@ -135,7 +139,7 @@ def samples(records: Records, prompts: int = 3) -> list[Reading]:
     """Completions to compare between stages: the first prompts of each domain that have a completion of every stage.
 
     Args:
-      records: the work folder.
+      records: the work folder, whose `samples/NN-STAGE.jsonl` are read. A file without lines does not count as a stage.
       prompts: largest number of prompts of each domain.
 
     Returns:
@@ -143,7 +147,8 @@ def samples(records: Records, prompts: int = 3) -> list[Reading]:
 
     Raises:
       Absent: if there are no completions yet.
-      UserError: if a file is damaged.
+      UserError: if a line of a file is not valid JSON.
+      KeyError: if a line lacks "domain", "prompt", "completion" or "reward".
     """
     stages: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for path in records.files("samples/*.jsonl"):

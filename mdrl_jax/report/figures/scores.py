@@ -20,11 +20,13 @@ def matrix(records: Records) -> Figure:
     """The score of every domain after every stage, in points, as a heat map.
 
     Returns:
-      The figure `scores`, whose cells have the standard error over prompts.
+      The figure `scores`: a line for each stage in the order of the run, and a column for each domain. A cell has the
+      score and its standard error over prompts, each with one decimal. A frame marks the domain that the stage trained.
 
     Raises:
       Absent: if no stage has been scored yet.
-      UserError: if an evaluation is damaged or does not fit the others.
+      UserError: if an evaluation is not valid JSON, or does not fit the others (`tables.matrix.build`).
+      KeyError, ValueError: as in `tables.matrix.build`.
     """
     found = records.matrix()
     rows = _cells(found)
@@ -60,11 +62,14 @@ def paths(records: Records) -> Figure:
     """Each domain's score along the sequence from the base, and after refreshes and rollbacks, in points.
 
     Returns:
-      The figure `paths`.
+      The figure `paths`: stages on the horizontal axis, scores with 95 % intervals over prompts on the vertical one,
+      and a colour for each domain. A line joins the base and the training stages (`tables.matrix.path_rows`). To their
+      right each refresh has a dashed line from the end of the sequence, and each rollback a mark without a line.
 
     Raises:
-      Absent: if fewer than two stages of the path have been scored.
-      UserError: if an evaluation is damaged or does not fit the others.
+      Absent: if fewer than two of these stages have been scored.
+      UserError: if an evaluation is not valid JSON, or does not fit the others (`tables.matrix.build`).
+      KeyError, ValueError: as in `tables.matrix.build`.
     """
     found = records.matrix()
     along = path_rows(found)
@@ -111,12 +116,14 @@ def transfer(records: Records) -> Table:
     """Backward and forward transfer, forgetting, and the gain and cost of each recovery stage.
 
     Returns:
-      The table `transfer`, a row for each figure of `tables.transfer.quantities`. A figure that the run cannot give is
-      "–", with the reason as its remark.
+      The table `transfer`, a row for each figure of `tables.transfer.quantities`: its name, the estimate, the 95 %
+      interval and a remark. Numbers are in points with two decimals; a fraction has no unit and three. A figure that
+      the run cannot give is "–", with the reason as its remark.
 
     Raises:
       Absent: if no stage has been scored yet.
-      UserError: if an evaluation is damaged or does not fit the others.
+      UserError: if an evaluation is not valid JSON, or does not fit the others (`tables.matrix.build`).
+      KeyError, ValueError: as in `tables.matrix.build`.
     """
     found = quantities(records.matrix())
     return Table(

@@ -20,14 +20,21 @@ UNITS = {"reward": ("points", 100.0)}
 
 
 def captured(records: Records) -> Figure:
-    """The share c(k) of the second-order damage in S, beside that of baseline subspaces of equal dimension.
+    """The share c(k) = D_SᵀHD_S / DᵀHD of the second-order damage in k dimensions of S, beside that of other subspaces.
+
+    D is the displacement from the earlier domain's peak to the end of the later stage, H the Hessian of the earlier
+    domain's loss at the peak, and D_S the projection of D onto S. c(k) has no unit and may lie outside [0, 1].
 
     Returns:
-      The figure `captured`: one chart for each pair and objective, with the dimension k on the horizontal axis.
+      The figure `captured`: one chart for each pair (earlier domain, later stage) and objective, with k on the
+      horizontal and c(k) on the vertical axis. Random subspaces are shown at the largest k only, by mean and central 95
+      %.
 
     Raises:
-      Absent: if `analysis/subspace.json` is missing, has no pair with a subspace, or no share could be measured.
-      UserError: if the record is damaged.
+      Absent: if `analysis/subspace.json` is missing, has no pairs, has no pair with a subspace, or no share could be
+        measured.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _shares(pair)]
@@ -59,15 +66,19 @@ def captured(records: Records) -> Figure:
 
 
 def spectrum(records: Records) -> Figure:
-    """Leading eigenvalues of P_ℛHP_ℛ from each half of the prompts, and the null of the largest one.
+    """Leading eigenvalues of the Hessian of the earlier domain's loss on the shared route, by half of the prompts.
 
     Returns:
-      The figure `spectrum`: one column of charts for each objective, one chart for each pair. Eigenvalues of the reward
-      are in points per unit², others in the unit of the record per unit².
+      The figure `spectrum`: one column of charts for each objective, and in it one chart for each pair (earlier domain,
+      later stage). The rank of an eigenvalue, from 1 for the largest, is horizontal and the eigenvalue vertical, with a
+      line for each half. Eigenvalues of the reward are in points per unit², others in the unit of the record per unit²;
+      a unit is that of a parameter. A dashed line, for the reward only, is the null: the 95th percentile of the largest
+      eigenvalue with advantages permuted within groups.
 
     Raises:
-      Absent: if `analysis/subspace.json` is missing, or has no pair with a subspace.
-      UserError: if the record is damaged.
+      Absent: if `analysis/subspace.json` is missing, has no pairs, or has no pair with a subspace.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _eigenvalues(pair)]
@@ -94,16 +105,19 @@ def spectrum(records: Records) -> Figure:
 def ladder(records: Records) -> Figure:
     """The second-order damage ½DᵀHD, and its splits into inside + cross + outside (definitions §7).
 
-    It is split by the route, by S and, if the measured dimension is known, by S cut at that dimension.
+    D and H are those of `captured`. For a projection P, inside is ½(PD)ᵀH(PD), outside the same of D − PD, and cross
+    the rest. P is that on the shared route, on S and, if the measured dimension is known, on S cut at that dimension.
 
     Returns:
-      The figure `ladder`: one column of waterfall charts for each objective, one chart for each pair. The first bar of
-      a chart is the whole damage; the bars of each split start at 0 and add up to it. Damage of the reward is in
-      points, other damage in the unit of the record.
+      The figure `ladder`: one column of waterfall charts for each objective, one chart for each pair (earlier domain,
+      later stage). The damage is horizontal, positive for harm, and the bars are listed downwards. The first bar is the
+      whole damage; the bars of each split start at 0 and add up to it. Damage of the reward is in points, other damage
+      in the unit of the record.
 
     Raises:
-      Absent: if `analysis/subspace.json` is missing, or has no pair with a subspace.
-      UserError: if the record is damaged.
+      Absent: if `analysis/subspace.json` is missing, has no pairs, or has no pair with a subspace.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
     """
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _rungs(pair)]

@@ -17,8 +17,13 @@ COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Each claim in three lines: the verdict; its figure, interval, null and published figure; the reason.
 
+    Numbers have three significant digits and no unit; "–" stands for a figure or an interval that is missing.
+
     Args:
       claims: the records of `claims.json` (`claims.verdicts.judge`).
+
+    Raises:
+      KeyError: if a record lacks a field, or its verdict is none of the three of `COLOURS`.
     """
     lines = [Text("claims")]
     for claim in claims:
@@ -31,10 +36,13 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """A line for each claim: the verdict, its figure with interval, and the null.
+    """A line for each claim: id, verdict, figure, its interval, and null; numbers have three significant digits.
 
     Args:
       claims: the records of `claims.json` (`claims.verdicts.judge`).
+
+    Raises:
+      KeyError: as in `verdicts`.
     """
     table = Table(box=box.SIMPLE, title_justify="left", title="claims (reasons are in claims.json)")
     for heading, justify in (("", "left"), ("verdict", "left"), ("value", "right"), ("95 % interval", "left")):
@@ -48,12 +56,17 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """For every domain and later stage: first and second order, prediction, measured damage and remainder.
+    """Two lines for every domain and later stage: the mean reward in points and the success NLL in nats.
 
-    The reward is in points and the success NLL in nats. The 95 % interval is that of the measured damage.
+    The columns are the first and the second order of the damage, the prediction (their sum), the measured damage with
+    its 95 % interval, and the remainder (measured − predicted). Positive is harm. Numbers have three significant
+    digits.
 
     Args:
       pairs: the "pairs" of `analysis/damage.json`.
+
+    Raises:
+      KeyError: if a pair lacks a field or one of the two objectives.
     """
     table = Table(box=box.SIMPLE, title_justify="left", title="damage: reward in points, success NLL in nats")
     table.add_column("domain", no_wrap=True)
@@ -76,7 +89,11 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
     """The table of damage, the agreement of prediction and measurement over pairs, and the verdicts.
 
     Args:
-      found: {"damage": the content of `analysis/damage.json`, "claims": the records of `claims.json`}.
+      found: {"damage": the content of `analysis/damage.json`, "claims": the records of `claims.json`}. The agreement
+        has a line for each objective, with Spearman and R² and their intervals.
+
+    Raises:
+      KeyError: if a record lacks a field.
     """
     lines = []
     for name, figures in found["damage"]["agreement"].items():

@@ -201,7 +201,7 @@ def write(console: Console, *renderables: Any) -> None:
 
 
 def plain(*renderables: Any) -> str:
-    """The text of rich renderables, without markup, without the lines of tables and without wrapping."""
+    """The text of rich renderables, without markup, without the lines of tables, empty lines and wrapping."""
     console = Console(file=io.StringIO(), width=10_000, color_system=None, force_jupyter=False)
     with console.capture() as captured:
         console.print(*renderables, highlight=False)

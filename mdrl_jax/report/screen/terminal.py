@@ -18,7 +18,7 @@ from mdrl_jax.stats.estimate import interval_text
 
 
 def score_table(matrix: Matrix) -> RenderableType:
-    """Stages by domains: score ± standard error in points, and the plain mean over domains.
+    """Stages by domains: score ± standard error in points with one decimal, and the plain mean over domains.
 
     An asterisk marks the domain that a stage trained. The accuracy judges the same replies regardless of style. If it
     differs from the score, a second block shows it, dim and in the same form. A score that is not known is "–"; so is
@@ -32,7 +32,11 @@ def score_table(matrix: Matrix) -> RenderableType:
 
 
 def summary(matrix: Matrix) -> RenderableType:
-    """The final screen: the score matrix, transfer, forgetting, and the gain and cost of each recovery stage."""
+    """The final screen: the score matrix, transfer, forgetting, and the gain and cost of each recovery stage.
+
+    Figures are those of `tables.transfer` and `tables.recovered`, with 95 % intervals: in points with two decimals, the
+    recovery fraction without a unit and with three. A figure without an estimate is "–", with the reason as its note.
+    """
     table = Table(box=box.SIMPLE, title_justify="left", title="transfer, points")
     _headings(table)
     _row(table, "BWT, backward transfer", backward_transfer(matrix))

@@ -34,7 +34,8 @@ def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
       empty if no folder has a `claims.json`.
 
     Raises:
-      UserError: if only some of the folders have a `claims.json`, or a record is missing or damaged.
+      UserError: if only some of the folders have a `claims.json`, or a record is missing or not valid JSON. The fields
+        of the records are not checked.
     """
     have = [w for w in workdirs if (Path(w) / "claims.json").exists()]
     if not have:
@@ -50,13 +51,18 @@ def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def text(damage: Sequence[dict[str, Any]]) -> str:
-    """The table as text.
+    """The table as text, which ends with a newline.
 
-    It has the agreement by objective and number of segments, the α at which the second-order prediction of the success
-    NLL fails, and the verdicts of each seed.
+    It has, for each objective and 1, 2, 4 and 8 segments, Spearman and R² of predicted and measured damage
+    (`agreement`), with two decimals. Then it has, for each pair and seed, the α from which on the second-order
+    prediction of the success NLL fails ("holds" if there is none). Last come the verdict of each claim in each seed,
+    and the mean of its figure over seeds, if two seeds have one, with three decimals.
 
     Args:
       damage: what `load` returns, not empty.
+
+    Raises:
+      KeyError: if a record lacks a field or one of the objectives "reward" and "success_nll".
     """
     lines = ["predicted against measured damage: Spearman and R², means over seeds [95 %]"]
     for name, (label, _) in SHOWN.items():
@@ -102,13 +108,19 @@ def agreement(points: Sequence[dict[str, Any]]) -> dict[str, Estimate | None]:
 def picture(damage: Sequence[dict[str, Any]]) -> Figure:
     """Predicted against measured damage, one panel for each objective: the reward in points, the success NLL in nats.
 
-    A hollow point is the expansion in one segment, a filled point the one in the largest number of segments.
+    The predicted damage is horizontal, the measured damage vertical, and positive is harm. A hollow point is the
+    expansion in one segment, a filled point the one in the largest number of segments. Colours tell the pairs (earlier
+    domain, later stage); a pair has a point of each kind for each seed. Points without a prediction or a measurement
+    are left out.
 
     Args:
       damage: what `load` returns, not empty.
 
     Returns:
       The figure `damage-over-seeds`; its rows are the points.
+
+    Raises:
+      KeyError: if a record lacks a field or one of the objectives "reward" and "success_nll".
     """
     pairs = list(dict.fromkeys(f"{p['domain']} after {p['stage']}" for d in damage for p in d["pairs"]))
     rows, panels = [], []
@@ -130,11 +142,14 @@ def picture(damage: Sequence[dict[str, Any]]) -> Figure:
 
 
 def save_plot(path: str | Path, damage: Sequence[dict[str, Any]]) -> None:
-    """Writes the picture as PNG.
+    """Writes the figure of `picture` as PNG.
 
     Args:
       path: the PNG file, which is replaced if it exists.
       damage: what `load` returns, not empty.
+
+    Raises:
+      KeyError: as in `picture`.
     """
     write_bytes(path, picture(damage).png())
 

@@ -77,10 +77,15 @@ class Quantity:
 
 
 def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
-    """The matrix of a work folder, from its `evaluations/*.json`; arguments and errors also as in `build`.
+    """The matrix of a work folder, from its `evaluations/*.json`.
+
+    Args:
+      workdir: the work folder.
+      stages: names of the stages to keep; None keeps all.
 
     Raises:
-      UserError: if the folder has no evaluations, or one of them is damaged.
+      UserError: if the folder has no evaluations, if one of them is not valid JSON, or as in `build`.
+      KeyError, ValueError: as in `build`.
     """
     paths = sorted(Path(workdir).glob("evaluations/*.json"))
     if not paths:
@@ -98,6 +103,8 @@ def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None
     Raises:
       UserError: if the number of prompts of a domain differs between stages, because all differences are paired; or if
         prompts of one evaluation differ in their number of samples.
+      KeyError: if an evaluation lacks "index" or "stage".
+      ValueError: if a domain of an evaluation has no prompts.
     """
     records = sorted(evaluations, key=lambda r: r["index"])
     records = [r for r in records if stages is None or r["stage"] in stages]
@@ -124,7 +131,10 @@ def resample(matrix: Matrix, rng: np.random.Generator) -> Matrix:
 
 
 def training_rows(matrix: Matrix) -> tuple[int, ...]:
-    """Rows of the training stages, in order: plain stages before the first refresh. The last one is T."""
+    """Rows, from 0, of the training stages in order: stages with the plain name of a domain before the first refresh.
+
+    The last one is T. The result is empty if there is no training stage.
+    """
     refresh = [s for s, name in enumerate(matrix.stages) if name.startswith("refresh-")]
     end = min(refresh, default=len(matrix.stages))
     return tuple(s for s in range(end) if matrix.stages[s] in matrix.domains)
@@ -163,7 +173,10 @@ def trained_domain(stage: str, domains: Sequence[str]) -> str | None:
 
 
 def framed_cells(matrix: Matrix) -> list[tuple[int, int]]:
-    """(row, column) of the domain that each stage trained. A rollback or a placebo trains none."""
+    """(row, column) in the matrix, from 0, of the domain that each stage trained.
+
+    The base, rollbacks, placebos and stages that are not about a single domain, such as `joint`, have no cell.
+    """
     trained = [s for s in range(len(matrix.stages)) if not _untrained(matrix.stages[s])]
     named = [(s, trained_domain(matrix.stages[s], matrix.domains)) for s in trained]
     return [(s, matrix.domains.index(d)) for s, d in named if d is not None]

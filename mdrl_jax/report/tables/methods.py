@@ -136,8 +136,15 @@ class MethodsTable:
 def load(workdir: str | Path) -> Run:
     """Reads a work folder.
 
+    Args:
+      workdir: the work folder. Without `config.json` the run has no stages, and without `costs/` it has no costs.
+
     Raises:
-      UserError: if it has no evaluations, or if an evaluation, a cost or `config.json` is damaged.
+      UserError: if it has no evaluations; if an evaluation, a cost or `config.json` is not valid JSON; if the
+        evaluations do not fit together (`matrix.build`); or if `config.json` has fields or stages that this version
+        does not know.
+      KeyError: if a cost lacks "stage", or as in `matrix.build`.
+      ValueError: as in `matrix.build`.
     """
     folder = WorkFolder(Path(workdir))
     matrix = matrices.load(workdir)
@@ -151,7 +158,7 @@ def compare(workdirs: Sequence[str | Path]) -> MethodsTable | None:
     """The comparison over one work folder per seed; None if only the plain sequence was run.
 
     Raises:
-      UserError: as in `load`.
+      UserError, KeyError, ValueError: as in `load`.
     """
     table = summarise([load(w) for w in workdirs])
     return table if len(table.rows) > 1 else None
@@ -160,7 +167,12 @@ def compare(workdirs: Sequence[str | Path]) -> MethodsTable | None:
 def summarise(runs: Sequence[Run]) -> MethodsTable:
     """The comparison over runs of one experiment, one for each seed. A method has a row if any of the runs has it.
 
-    From `HIERARCHICAL_FROM` runs on, the intervals of scores come from a bootstrap with a fixed seed.
+    Args:
+      runs: the runs, at least one. From `HIERARCHICAL_FROM` of them on, the intervals of scores come from a bootstrap
+        with a fixed seed.
+
+    Returns:
+      The comparison. It has no rows if no run has a training stage.
     """
     focus = most_lost([r.matrix for r in runs])
     found = [_figures(r, focus) for r in runs]
@@ -195,7 +207,13 @@ def most_lost(runs: Sequence[Matrix]) -> str | None:
 
 
 def rows_of(matrix: Matrix) -> dict[str, int]:
-    """{method: row of the score matrix that holds its scores}; empty if there is no training stage."""
+    """The methods of a run, with the rows of the score matrix that hold their scores.
+
+    Returns:
+      {`PLAIN` or the name of a stage: row, from 0}; empty if there is no training stage. Of a prevention it has only
+      the last stage, if that trains the domain with which the plain sequence ended; of the reversed order only the last
+      stage, if it trained the same domains.
+    """
     training = [matrix.stages[s] for s in matrices.training_rows(matrix)]
     if not training:
         return {}
@@ -227,7 +245,8 @@ def spent(run: Run, stage: str, what: str) -> float | None:
       what: one of `COSTS`: "steps", "flops" or "seconds".
 
     Returns:
-      The difference; None if a cost that does not cancel is not on record.
+      The difference, in steps, FLOPs or seconds; negative if the stage cost less. None if a cost that does not cancel
+      is not on record, if the folder has no config, or if there is no training stage.
     """
     training = matrices.training_rows(run.matrix)
     if not training or not run.stages:

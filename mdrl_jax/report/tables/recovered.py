@@ -54,8 +54,8 @@ def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
       stage: name of a refresh or rollback stage.
 
     Returns:
-      (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown, or if
-      no earlier stage trained the domain.
+      (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown, if the
+      stage's name has no domain of the matrix, or if no earlier stage trained the domain.
 
     Raises:
       ValueError: if the matrix has no such stage.
@@ -115,13 +115,13 @@ def _fraction(matrix: Matrix, name: str, domain: str, top: int, before: int, aft
 
 
 def collateral(matrix: Matrix, name: str, domain: str, before: int, after: int) -> Quantity:
-    """The largest drop of any other domain between two rows; negative if every other domain rose.
+    """The largest drop of any other domain between two rows; positive is harm, negative if every other domain rose.
 
     Args:
       matrix: the scores.
       name: name of the resulting figure.
       domain: the domain that does not count; "" if all count.
-      before, after: the two rows.
+      before, after: the two rows; a drop is the score in `before` minus that in `after`.
 
     Returns:
       The drop in points, paired over prompts, with the domain that dropped most as its `detail`; without an estimate if

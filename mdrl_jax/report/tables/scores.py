@@ -20,6 +20,7 @@ def score_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
       in points; the standard error of a single prompt is infinite.
 
     Raises:
+      KeyError: if the record lacks a field, or a domain has rewards but no accuracy.
       ValueError: if a domain has no prompts, or its prompts differ in their number of samples.
     """
     rows = []

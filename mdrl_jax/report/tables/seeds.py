@@ -91,7 +91,8 @@ def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
     """The table over work folders, one for each seed.
 
     Raises:
-      UserError: if there is no work folder, if one has no evaluations or a damaged one, or if two have the same seed.
+      UserError: if there is no work folder, if two have the same seed, or as in `matrix.load`.
+      KeyError, ValueError: as in `matrix.load`.
     """
     if not workdirs:
         raise UserError("seeds needs at least one work folder")

@@ -43,7 +43,10 @@ def quantities(matrix: Matrix) -> list[Quantity]:
 
 
 def peak(matrix: Matrix, domain: str) -> Quantity:
-    """S[j, j]: the score of the domain right after its own stage."""
+    """`peak DOMAIN`: the score of the domain right after its own stage (`own_row`), in points.
+
+    The figure has no estimate if no training stage has the domain's name, or if the domain was not evaluated after it.
+    """
     name, row = f"peak {domain}", own_row(matrix, domain)
     if row is None:
         return Quantity(name, None, f"no stage trains {domain}")
@@ -51,7 +54,11 @@ def peak(matrix: Matrix, domain: str) -> Quantity:
 
 
 def lift(matrix: Matrix, domain: str) -> Quantity:
-    """S[i, i] − S[i−1, i]: the gain of the domain in its own stage over the stage before it, or over the base."""
+    """`lift DOMAIN`: the score after the domain's own stage (`own_row`) minus that before it, in points.
+
+    "Before it" is after the training stage before it, or at the base. The figure is positive if the domain gained. It
+    has no estimate if there is no such stage, or if the domain was not evaluated after one of the two.
+    """
     name, row = f"lift {domain}", own_row(matrix, domain)
     if row is None:
         return Quantity(name, None, f"no stage trains {domain}")
@@ -62,7 +69,11 @@ def lift(matrix: Matrix, domain: str) -> Quantity:
 
 
 def fall(matrix: Matrix, domain: str) -> Quantity:
-    """S[j, j] − S[T, j]: the damage that the later stages do to a domain; positive is harm."""
+    """`fall DOMAIN`: the score after the domain's own stage minus that after T, in points; positive is harm.
+
+    T is the last training stage. The figure has no estimate if no training stage has the domain's name, if the domain's
+    own stage is T, or if the domain was not evaluated after one of the two.
+    """
     name, row = f"fall {domain}", own_row(matrix, domain)
     if row is None:
         return Quantity(name, None, f"no stage trains {domain}")
@@ -72,7 +83,11 @@ def fall(matrix: Matrix, domain: str) -> Quantity:
 
 
 def backward_transfer(matrix: Matrix) -> Quantity:
-    """BWT = mean over i < T of S[T, i] − S[i, i] (GEM, arXiv 1706.08840); negative is harm."""
+    """`BWT`: mean of S[T, i] − S[i, i] over the domains i that were trained before T, in points; negative is harm.
+
+    S[T, i] is the score of domain i after T, the last training stage, and S[i, i] that after its own stage (GEM, arXiv
+    1706.08840). The figure has no estimate if fewer than two domains were trained, or if a score is missing.
+    """
     rows = training_rows(matrix)
     if len({matrix.stages[s] for s in rows}) < 2:
         return Quantity("BWT", None, "needs two training stages")
@@ -81,7 +96,12 @@ def backward_transfer(matrix: Matrix) -> Quantity:
 
 
 def forward_transfer(matrix: Matrix) -> Quantity:
-    """FWT = mean over i ≥ 2 of S[i−1, i] − S[0, i] (GEM, arXiv 1706.08840): the gain of a domain before its stage."""
+    """`FWT`: mean over all trained domains but the first of how much they gained before their own stage, in points.
+
+    The gain is the score after the training stage before the domain's first own stage, minus that of the base model
+    (GEM, arXiv 1706.08840). The figure has no estimate if fewer than two domains were trained, if the base was not
+    evaluated, or if a score is missing.
+    """
     rows = training_rows(matrix)
     if len({matrix.stages[s] for s in rows}) < 2:
         return Quantity("FWT", None, "needs two training stages")
@@ -93,10 +113,12 @@ def forward_transfer(matrix: Matrix) -> Quantity:
 
 
 def forgetting(matrix: Matrix, domain: str) -> Quantity:
-    """f_j = max over l < T of S[l, j], minus S[T, j], for a domain j trained before T.
+    """`forgetting DOMAIN`: the highest earlier score of the domain minus its score after T, in points.
 
-    It is biased up by about one standard error, because it takes the maximum of noisy scores. `fall` is the figure to
-    quote.
+    T is the last training stage, and positive is harm. Earlier scores are those of the base and of the training stages
+    before T; `detail` names the stage of the highest. The figure has no estimate if the domain was not trained before
+    T, or if scores are missing. It is biased up by about one standard error, because it takes the maximum of noisy
+    scores. `fall` is the figure to quote.
     """
     name, row, rows = f"forgetting {domain}", own_row(matrix, domain), training_rows(matrix)
     if row is None or row == rows[-1]:
@@ -110,7 +132,10 @@ def forgetting(matrix: Matrix, domain: str) -> Quantity:
 
 
 def mean_forgetting(matrix: Matrix) -> Quantity:
-    """Mean of f_j over the domains trained before T."""
+    """`forgetting`: the mean of `forgetting` over the domains trained before T, the last training stage, in points.
+
+    The figure has no estimate if there are no such domains, or if one of them has none.
+    """
     rows = training_rows(matrix)
     earlier = [d for d, s in own_rows(matrix).items() if s < rows[-1]]
     if not earlier:
@@ -119,7 +144,11 @@ def mean_forgetting(matrix: Matrix) -> Quantity:
 
 
 def intransigence(matrix: Matrix, domain: str) -> Quantity:
-    """I_k = S_joint[k] − S[k, k] (Chaudhry et al., arXiv 1801.10112): the lead of joint training over the own stage."""
+    """`intransigence DOMAIN`: the score after the stage `joint` minus that after the domain's own stage, in points.
+
+    The figure is positive if joint training did better (Chaudhry et al., arXiv 1801.10112). It has no estimate if one
+    of the two stages is missing, or if the domain was not evaluated after one of them.
+    """
     name, row = f"intransigence {domain}", own_row(matrix, domain)
     if row is None:
         return Quantity(name, None, f"no stage trains {domain}")
