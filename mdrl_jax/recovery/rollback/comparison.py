@@ -138,16 +138,18 @@ def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[s
 
     Returns:
       A record: "same_size", the `spread` of random and of matched sets of the chosen size; "curves", the settings of
-      each control that were tried on validation prompts, with their outcomes; "test", the result of `on_test`.
+      each control that were tried on validation prompts, with their outcomes; "test", the result of `on_test`. There
+      are no matched sets, and a "reason" in their place, if the chosen set has more than half of the coordinates of its
+      place: then not every coordinate has another one to match it.
 
     Raises:
-      ValueError: if too few coordinates are left for the matched sets (`controls.matched`).
       UserError, Stopped: as in `sweep.sweep`.
     """
     within, mask, beta = trial.places[chosen.place], trial.chosen_mask(chosen), chosen.strength
+    matchable = 2 * chosen.size <= size(within)
     draws: dict[str, tuple[int, Callable[[int], Any]]] = {
         "random": (trial.settings.random_sets, lambda i: random_set(i, chosen.size, within)),
-        "matched": (MATCHED_SETS, lambda i: matched(trial.edit, mask, within, i)),
+        "matched": (MATCHED_SETS if matchable else 0, lambda i: matched(trial.edit, mask, within, i)),
     }
     same_size, done = {}, 0
     with trial.track("random sets", sum(n for n, _ in draws.values())) as show:
@@ -158,6 +160,8 @@ def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[s
                 drawn.append(trial.try_on(trial.validation, before, make(i), beta))
                 done += 1
             same_size[name] = spread(drawn, chosen.outcome)
+    if not matchable:
+        same_size["matched"]["reason"] = "the chosen set has more than half of the coordinates of its place"
     curves, kept, made = {}, {}, controls(trial, chosen)
     with trial.track("controls", len(made)) as show:
         for name, control in made.items():

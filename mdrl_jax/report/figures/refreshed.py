@@ -81,7 +81,7 @@ def _curves(record: Record) -> Figure:
     if any(row["fraction"] is not None for row in rows):
         charts.append(_fraction([row for row in rows if row["domain"] == domain], record))
     n = steps[0]["scores"][domain]["n"]
-    kept = next(row for row in steps if row["step"] == record["chosen"])
+    kept = {row["step"]: row for row in steps}[record["chosen"]]
     back = f"{words(kept['fraction'])} of what {domain} had lost is recovered (published for Math: {RECOVERY_FRACTION})"
     if kept["fraction"]["estimate"] is None:
         back = f"the recovery fraction is not known: {words(kept['fraction'])}"

@@ -236,3 +236,15 @@ def test_out_of_route_joins_the_controls_of_a_set_within_the_route():
         assert size(mask) == 8 and not (flat(mask) & ~inside).any() and strength == setting.strength
     mask, strength = made_controls["whole"].make(0.25)
     assert size(mask) == N and strength == 0.25
+
+
+def test_a_chosen_set_of_more_than_half_of_its_place_has_no_matched_sets():
+    made, t = trial()
+    setting, _ = choose(t, sweep(t, before := t.validation(t.now, ("math", "qa"))))
+    assert setting is not None
+    n = size(t.places[ALL]) // 2
+    for large, drawn in ((n, comparison.MATCHED_SETS), (n + 1, 0)):
+        compared = compare(t, before, dataclasses.replace(setting, size=large), to_tree(made.peak.astype(np.float32)))
+        assert compared["same_size"]["matched"]["n"] == drawn
+        assert ("reason" in compared["same_size"]["matched"]) is (drawn == 0)
+        assert "matched" in compared["test"]["at_equal_loss"]  # its curve ends at half of the place
