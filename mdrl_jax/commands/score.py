@@ -25,7 +25,8 @@ def _is_constraints(value: Any) -> bool:
 
 
 def _is_answer(value: Any) -> bool:
-    return isinstance(value, str) or _is_texts(value)
+    values = value if isinstance(value, list) else [value]
+    return values != [] and all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values)
 
 
 def _are_tests(value: Any) -> bool:
@@ -38,13 +39,13 @@ def _are_tests(value: Any) -> bool:
 
 # domain -> (the key of a line that the reward checks against, the test of its value's form, that form in words)
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
-    "math": ("answer", _is_answer, "a text or a list of texts"),
+    "math": ("answer", _is_answer, "a text, a number or a list of them"),
     "code": (
         "tests",
         _are_tests,
         'a list of Python sources; or give "cases", a list of {"stdin": text, "stdout": text}',
     ),
-    "qa": ("answer", _is_answer, "a text or a list of texts"),
+    "qa": ("answer", _is_answer, "a text, a number or a list of them"),
     "cw": ("constraints", _is_constraints, 'a list of {"kind": name, ...}'),
 }
 

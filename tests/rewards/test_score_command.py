@@ -9,6 +9,7 @@ import pytest
 
 from mdrl_jax.commands.score import run
 from mdrl_jax.errors import UserError
+from mdrl_jax.rewards.pool import RewardPool
 
 
 def scored(domain: str, rows: list[Any], path: Path) -> list[dict[str, Any]]:
@@ -32,6 +33,9 @@ def test_lines_come_in_order(tmp_path: Path) -> None:
         ("qa", {"completion": "A. cat\nB. dog", "answer": "B", "choices": ["cat", "dog"]}, 0.0),
         ("cw", {"completion": "a, b", "constraints": [{"kind": "punctuation:no_comma"}]}, 0.0),
         ("code", {"completion": "f = abs", "tests": ["assert f(-1) == 1"]}, 1.0),
+        ("code", {"completion": "    return x", "prefix": "def f(x):\n", "tests": ["assert f(3) == 3"]}, 1.0),
+        ("math", {"completion": "so 4", "answer": 4}, 1.0),
+        ("math", {"completion": "so 4", "answer": [3, "4"]}, 1.0),
         ("cw", {"completion": "a b", "constraints": [{"kind": "word_count", "count": 2},
                                                       {"kind": "include", "word": "c"}]}, 0.5),
     ],
@@ -58,7 +62,9 @@ GOOD = '{"completion": "4", "answer": "4"}'
         ("math", f"{GOOD}\n[1]", "line 2"),
         ("math", f'{GOOD}\n{{"answer": "4"}}', 'line 2.*"completion"'),
         ("math", '{"completion": "4"}', 'line 1.*"answer"'),
-        ("math", '{"completion": "4", "answer": 4}', 'line 1.*"answer"'),
+        ("math", '{"completion": "4", "answer": true}', 'line 1.*"answer"'),
+        ("math", '{"completion": "4", "answer": {"value": 4}}', 'line 1.*"answer"'),
+        ("code", '{"completion": "4", "cases": [{"stdin": "1"}]}', 'line 1.*"cases"'),
         ("qa", '{"completion": "4", "answer": []}', 'line 1.*"answer"'),
         ("qa", '{"completion": "B", "answer": "B", "choices": "AB"}', 'line 1.*"choices"'),
         ("code", GOOD, 'line 1.*"tests"'),
@@ -85,3 +91,14 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_file_gives_no_lines(tmp_path: Path) -> None:
     assert scored("math", [], tmp_path / "in.jsonl") == []
+
+
+def test_results_are_printed_before_the_pool_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A program may leave so much behind that closing takes long.
+    out, seen = io.StringIO(), []
+    close = RewardPool.close
+    monkeypatch.setattr(RewardPool, "close", lambda pool: (seen.append(out.getvalue()), close(pool)))
+    path = tmp_path / "in.jsonl"
+    path.write_text(GOOD)
+    run("math", str(path), out, workers=1)
+    assert seen == [out.getvalue()] and seen[0]

@@ -1,0 +1,93 @@
+"""Which isolation is chosen, what is refused, and which files and packages a sandbox sees."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.rewards.sandbox import isolation, server
+
+NO_FILES = isolation.Isolation("bare", ("files", "disk"), "bwrap is not installed")
+FILES = isolation.Isolation("bare", ("disk",), "bwrap is not installed")
+
+
+def test_programs_are_refused_where_files_are_not_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "probe", lambda: NO_FILES)
+    with pytest.raises(UserError, match=r"no Landlock.*install bubblewrap.*rewards\.sandbox='none'"):
+        isolation.choose("best")
+    with pytest.raises(UserError, match="rewards.sandbox='bwrap', but bwrap is not installed"):
+        isolation.choose("bwrap")
+    assert isolation.choose("none") == NO_FILES
+    monkeypatch.setattr(isolation, "probe", lambda: FILES)
+    assert isolation.choose("best") == isolation.choose("none") == FILES
+
+
+def test_a_listed_package_brings_what_it_requires_and_nothing_else() -> None:
+    names = {Path(p).name for p in isolation.package_paths(("pandas",))}
+    assert {"pandas", "numpy", "dateutil"} <= names
+    assert not {"jax", "mdrl_jax", "pytest", "transformers"} & names
+    assert isolation.package_paths(()) == isolation.package_paths(("no-such-distribution",)) == ()
+
+
+def test_neither_installed_packages_nor_the_users_folders_are_readable(tmp_path: Path) -> None:
+    readable, listed = isolation._readable(())
+    site = [os.path.realpath(p) for p in sys.path if p.endswith("site-packages")]
+    assert site
+    for path in [*site, str(Path.home()), str(Path.home() / ".local"), str(Path(__file__)), str(tmp_path), "/etc", "/"]:
+        real = os.path.realpath(path)
+        assert not any(isolation._below(real, os.path.realpath(r)) for r in readable), path
+    assert all(os.path.isdir(p) for p in listed)
+
+
+def test_an_interpreter_in_the_users_folder_opens_no_more_than_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / ".local"
+    (home / "lib/python3.11/site-packages/secret").mkdir(parents=True)
+    (home / "lib/python3.11/os.py").touch()
+    (home / "share").mkdir()
+    (home / "bin").mkdir()
+    python = home / "bin/python3"
+    python.touch()
+    paths = {"stdlib": str(home / "lib/python3.11"), "platstdlib": str(home / "lib/python3.11")}
+    paths |= {
+        "purelib": str(home / "lib/python3.11/site-packages"),
+        "platlib": str(home / "lib/python3.11/site-packages"),
+    }
+    monkeypatch.setattr(isolation.sysconfig, "get_paths", lambda: paths)
+    monkeypatch.setattr(isolation.sys, "base_prefix", str(home))
+    monkeypatch.setattr(isolation.sys, "executable", str(python))
+    for cached in (isolation._python_paths, isolation._readable):
+        cached.cache_clear()
+    try:
+        readable, _ = isolation._readable(())
+        own = {p for p in readable if isolation._below(p, str(tmp_path))}
+        assert own == {str(python), str(home / "lib/python3.11/os.py")}
+    finally:
+        for cached in (isolation._python_paths, isolation._readable):
+            cached.cache_clear()
+
+
+def test_everything_that_a_child_leaves_is_removed_and_no_link_followed(tmp_path: Path) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    for folder in (outside, inside):
+        folder.mkdir()
+    (outside / "kept").write_text("x")
+    outside.chmod(0o500)
+    (inside / "link").symlink_to(outside)
+    (inside / "closed/below").mkdir(parents=True)
+    (inside / "closed/below/file").touch()
+    (inside / "closed").chmod(0)
+    before = os.getcwd()
+    try:
+        os.chdir(inside)
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(before)
+    assert server.remove_contents(str(inside), 30.0) and os.listdir(inside) == []
+    assert (outside / "kept").read_text() == "x" and outside.stat().st_mode & 0o777 == 0o500
+    assert not server.remove_contents(str(tmp_path / "absent"), 1.0)
