@@ -252,6 +252,7 @@ class _Watch:
         self._busy = time.monotonic()  # when CPU time was last seen to be used
         self._cpu: dict[int, float] = {}
         self.statuses: dict[int, int] = {}
+        self._ending: list[Sandbox] = []  # which could not remove what their child left
 
     def limit(self) -> Outcome | None:
         """Returns "deadline" or "idle" if a limit is reached."""
@@ -259,7 +260,7 @@ class _Watch:
         return "deadline" if now > self._end else "idle" if now > self._busy + self._limits.idle else None
 
     def stop(self) -> None:
-        """Ends the children that still run, and waits for that; a sandbox that does not react is ended."""
+        """Ends the children that still run, and waits for that; ends sandboxes that do not react or are not clean."""
         running = [s for s in self._sandboxes if id(s) not in self.statuses]
         for sandbox in running:
             with contextlib.suppress(OSError):
@@ -267,9 +268,8 @@ class _Watch:
         end = time.monotonic() + _STOP_SECONDS
         while any(id(s) not in self.statuses for s in running) and time.monotonic() < end:
             self.step([])
-        for sandbox in running:
-            if id(sandbox) not in self.statuses:
-                sandbox.end()
+        for sandbox in [*self._ending, *(s for s in running if id(s) not in self.statuses)]:
+            sandbox.end()
 
     def step(self, fds: Sequence[int]) -> list[int]:
         """Waits for something to happen, at most half a second. Returns those of `fds` that can be read."""
@@ -287,6 +287,8 @@ class _Watch:
             message = {"status": -signal.SIGKILL}
         if "status" in message:
             self.statuses[id(sandbox)] = message["status"]
+            if not message.get("clean", False):
+                self._ending.append(sandbox)
         seconds = message.get("cpu")
         if seconds is None or seconds > self._cpu.get(id(sandbox), -1.0) + 1e-3:
             self._cpu[id(sandbox)] = seconds or 0.0

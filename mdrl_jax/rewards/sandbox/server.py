@@ -273,7 +273,7 @@ def main() -> NoReturn:
             _make_scratch(settings)
             status = _run(control, request, fds, settings, body)
             clean = remove_contents(settings["clean"], _CLEAN_SECONDS)
-            send(control, {"status": status})
+            send(control, {"status": status, "clean": clean})
             if not clean:  # a later child must find nothing of this one: the worker starts another sandbox
                 break
     except (EOFError, BrokenPipeError, ConnectionResetError):
