@@ -1,7 +1,7 @@
 r"""Reward for problems with one right final answer: numbers, formulas, sets, words.
 
-`answers.py` finds the final answer of a reply, `formulas.py` reads it and the right answer into typed values, and this
-module compares the two. Where it is in doubt, it gives 0: a reward that pays for wrong answers trains a model to give
+`formulas/` finds the final answer of a reply, and reads it and the right answer into typed values. This module compares
+the two. Where it is in doubt, it gives 0: a reward that pays for wrong answers trains a model to give
 them.
 
 Numbers
@@ -9,6 +9,7 @@ Numbers
 - may be written as an integer, a decimal (also a repeating one, `0.\overline{3}`), a percentage, scientific notation
   (`1.2 \times 10^5`, `1.2e5`), a mixed number (`1\frac{1}{2}`, `1 1/2`) or, if it is no integer, a fraction of two
   integers, reduced or not. "3 million" is 3000000.
+  The words zero to twenty are numbers. `12{,}5` and `1.234.567,8` have decimal commas; "12,5" is a list.
 - Nothing else is a number: `17 \cdot 23` for 391, `\frac{782}{2}` for 391, `\sqrt{144}` for 12, `10^5` for 100000 and
   `5!` for 120 leave an operation to do, and earn 0. They count only where the right answer is written with the same
   operation. A power of ten alone is no scientific notation.
@@ -23,7 +24,7 @@ Units
 
 Formulas
 - must be equal as mathematics, which sympy proves. `m` and `M` are different.
-- may leave undone only what the right answer leaves undone too (`forms.py`). Irrational numbers are simplified:
+- may leave undone only what the right answer leaves undone too (`values.py`). Irrational numbers are simplified:
   `\sqrt{50}` is not `5\sqrt{2}`; `\frac{1}{\sqrt{2}}` is fine for `\frac{\sqrt{2}}{2}`, and `2^{3/2}` for
   `2\sqrt{2}`. A polynomial is multiplied out if the right answer is, and factored as far as the right answer is.
   Integrals, derivatives, sums, limits, determinants and the like are never evaluated; they equal only the same text.
@@ -33,27 +34,28 @@ Formulas
 Several values
 - Lists `1, 2`, "1 or 2", `\pm 1` and sets in braces are compared without order; repeats count in lists.
 - Pairs, intervals and matrices are compared in order, brackets included. `(1,2)` is not `1,2`, and not `[1,2]`.
-  `0 \le x < 1` is `[0,1)`. A ratio `3:4` equals `\frac{3}{4}`; a time such as `3:30` equals only itself.
+  `0 \le x < 1` is `[0,1)`, and `x=1, y=2` is `(1,2)` if the variables follow each other in the
+  alphabet. A ratio `3:4` equals `\frac{3}{4}`; a time such as `3:30` equals only itself.
 - A number with a base, `1011_2`, equals only the same digits in the same base.
 
 Texts
 - Everything else is compared as text. Words are compared without case; letters of formulas keep theirs.
+- A letter to choose counts with or without the text of the choice: `\text{(B) } 5` is `B`, but not 5.
 
 Numbers never wait for sympy, which is imported at its first use. Formulas of over 1000 characters are texts. The limits
 of the reward worker end a comparison that takes too long.
 """
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
-from mdrl_jax.rewards import algebra
-from mdrl_jax.rewards.answers import after_thinking, extract
-from mdrl_jax.rewards.answers import last_boxed as last_boxed
-from mdrl_jax.rewards.forms import exact, factors, work
-from mdrl_jax.rewards.formulas import Node, any_node, children, parse, plain
-
-_CONSTANTS = ("\\pi", "e", "i", "\\infty", "\\emptyset")
+from mdrl_jax.rewards.formulas import proof
+from mdrl_jax.rewards.formulas.intervals import Interval, intervals, variable
+from mdrl_jax.rewards.formulas.nodes import Node, any_node, children, is_fixed
+from mdrl_jax.rewards.formulas.parser import parse
+from mdrl_jax.rewards.formulas.reply import after_thinking, extract
+from mdrl_jax.rewards.formulas.tokens import plain
+from mdrl_jax.rewards.formulas.values import exact, factors, work
 
 
 def final_answer(completion: str, check: Mapping[str, Any]) -> float:
@@ -89,21 +91,22 @@ def equal(answer: Node, wanted: Node) -> bool:
     """Whether the answer of a reply equals the right one, by the rules in the module's docstring.
 
     Args:
-      answer: what `formulas.parse` read in the reply.
+      answer: what `parser.parse` read in the reply.
       wanted: what it read in the right answer.
     """
     answer, wanted = _as_word(answer, wanted), _as_word(wanted, answer)
+    answer, wanted = _as_pair(answer, wanted), _as_pair(wanted, answer)
     if "text" in (answer.kind, wanted.kind):
         return answer.kind == wanted.kind and answer.name == wanted.name != ""
-    if (gaps := _intervals(wanted)) is not None and (found := _intervals(answer)) is not None:
-        names = {name for name in (_variable(answer), _variable(wanted)) if name}
+    if (gaps := intervals(wanted)) is not None and (found := intervals(answer)) is not None:
+        names = {name for name in (variable(answer), variable(wanted)) if name}
         return len(names) < 2 and _same_intervals(found, gaps)
     if answer.kind == "list" and answer.name == "or" and wanted.kind not in ("list", "set", "plusminus", "relation"):
         if all(equal(a, wanted) for a in answer.args):  # "1/2 or 0.5"
             return True
     label, value = _settled(answer)
     gold_label, gold = _settled(wanted)
-    if gold is None or (gold_label is not None and gold_label.kind not in ("symbol", "call", "text")):
+    if gold is None or (gold_label is not None and not _is_name(gold_label)):
         return _same_relation(answer, wanted)  # an equation such as x + y = 2
     if value is None or not _labels_agree(label, gold_label):
         return False
@@ -114,8 +117,33 @@ def equal(answer: Node, wanted: Node) -> bool:
 
 
 def _as_word(node: Node, other: Node) -> Node:
-    """A single letter as a text, if the other answer is a text: the choice `\\text{(B)}`."""
-    return Node("text", name=node.name) if node.kind == "symbol" and other.kind == "text" else node
+    """Letters as a text, if the other answer is a text: the choice `\\text{(B)}`. Of "(B) 5" the letter, beside "B"."""
+    if node.kind == "choice":
+        letter = node.name.partition(" ")[0]
+        return Node("text", name=letter if other.kind in ("text", "symbol") else node.name)
+    if node.kind == "symbol" and other.kind == "text":
+        return Node("text", name=node.name)
+    if node.kind == "symbol" and other.kind == "choice":
+        return Node("text", name=node.name)
+    letters = [arg.name for arg in node.args if arg.kind == "symbol"]
+    if node.kind == "product" and other.kind == "text" and len(letters) == len(node.args):
+        return Node("text", name=name.casefold()) if (name := "".join(letters)).isupper() else node
+    return node
+
+
+def _as_pair(node: Node, other: Node) -> Node:
+    """`x=3, y=4` as the point (3,4), if the other answer is one. The variables follow each other in the alphabet."""
+    names = [n.args[0].name for n in node.args if n.kind == "relation" and n.name == "=" and n.args[0].kind == "symbol"]
+    if (
+        node.kind != "list"
+        or node.name == "or"
+        or other.kind != "group"
+        or other.name != "()"
+        or len(names) != len(node.args)
+    ):
+        return node
+    following = all(len(a) == len(b) == 1 and ord(a) + 1 == ord(b) for a, b in zip(names, names[1:], strict=False))
+    return Node("group", tuple(n.args[1] for n in node.args), "()") if following else node
 
 
 def _bare(node: Node) -> Node:
@@ -127,11 +155,6 @@ def _bare(node: Node) -> Node:
 # Relations: labels before an answer, equations, inequalities.
 
 
-def _is_fixed(node: Node) -> bool:
-    """Whether a value has no variables, texts or unknown functions."""
-    return not any_node(node, lambda n: n.kind in ("text", "call") or (n.kind == "symbol" and n.name not in _CONSTANTS))
-
-
 def _is_label(node: Node) -> bool:
     """Whether a formula may stand before an answer as its name.
 
@@ -140,11 +163,25 @@ def _is_label(node: Node) -> bool:
     if node.kind in ("text", "call", "symbol"):
         return True
     if node.kind == "power":
-        return _is_label(node.args[0]) and (exact(node.args[1]) or 0) > 1
+        inverse = node.args[0].name.isupper() and exact(node.args[1]) == -1
+        return _is_label(node.args[0]) and (inverse or (exact(node.args[1]) or 0) > 1)
     if node.kind in ("number", "negative") or node.name == "!":
         return False
     terms = [a.args[0] if node.kind == "sum" and a.kind == "negative" else a for a in node.args]
     return len(terms) > 0 and all(_is_label(t) for t in terms)
+
+
+def _is_name(node: Node) -> bool:
+    """Whether a label is a name: a symbol, the value of a function, words, or a point `(x,y)`."""
+    return node.kind in ("symbol", "call", "text") or (
+        node.kind == "group" and all(n.kind == "symbol" for n in node.args)
+    )
+
+
+def _is_derivative(node: Node) -> bool:
+    """Whether a formula is `\\frac{dy}{dx}`."""
+    d = Node("symbol", (), "d")
+    return node.kind == "quotient" and all(n.kind == "product" and n.args[0] == d for n in node.args)
 
 
 def _settled(node: Node) -> tuple[Node | None, Node | None]:
@@ -166,23 +203,25 @@ def _settled(node: Node) -> tuple[Node | None, Node | None]:
     if "~" in signs:  # what is exact counts, not its approximation
         cut = signs.index("~") + 1
         head = sides[:cut]
-        sides = head if any(_is_fixed(s) for s in head) else [*head, *sides[cut : cut + 1]]
-    fixed = [s for s in sides if _is_fixed(s)]
-    names = [s for s in sides if not _is_fixed(s)]
+        sides = head if any(is_fixed(s) for s in head) else [*head, *sides[cut : cut + 1]]
+    fixed = [s for s in sides if is_fixed(s)]
+    names = [s for s in sides if not is_fixed(s)]
     if fixed:
         true = all(_same_number(s, fixed[-1]) for s in fixed[:-1])
         return (names[0] if names else None, fixed[-1]) if true and all(_is_label(n) for n in names) else (None, None)
     first, last = sides[0], sides[-1]
-    if last.kind == "symbol" and first.kind != "symbol":
+    if last.kind == "symbol" and first.kind not in ("symbol", "call"):
         first, last = last, first
-    alone = first.kind in ("symbol", "call", "text") and len(sides) == 2
-    if alone and not any_node(last, lambda n: n.name == first.name or n.kind == "text"):
+    alone = (first.kind in ("symbol", "call", "text") or _is_derivative(first)) and len(sides) == 2
+    if alone and not any_node(last, lambda n: n.kind == "text" or (n.name == first.name and n.kind == first.kind)):
         return first, last
     return None, None
 
 
 def _labels_agree(a: Node | None, b: Node | None) -> bool:
     """Whether two labels may name the same thing: two different variables do not."""
+    if a is not None and b is not None and a.kind == b.kind and a.kind in ("group", "call"):
+        return a == b if a.kind == "group" else a.name == b.name
     if a is None or b is None or a.kind != "symbol" or b.kind != "symbol":
         return True
     return a.name.partition("_")[0] == b.name.partition("_")[0]
@@ -197,7 +236,7 @@ def _same_number(a: Node, b: Node) -> bool:
         return x == y
     if a.kind == b.kind and a.kind in ("group", "set", "matrix", "row", "list", "plusminus") and a.name == b.name:
         return len(a.args) == len(b.args) and all(_same_number(*pair) for pair in zip(a.args, b.args, strict=True))
-    return algebra.same(a, b)
+    return proof.same(a, b)
 
 
 def _same_relation(a: Node, b: Node) -> bool:
@@ -207,84 +246,15 @@ def _same_relation(a: Node, b: Node) -> bool:
     if signs == b.name.split() == ["="]:
         if not all(_allowed(s, b) for s in a.args) or ("product of sums" in work(b)) > ("product of sums" in work(a)):
             return False
-        return algebra.same_equation((a.args[0], a.args[1]), (b.args[0], b.args[1]))
+        return proof.same_equation((a.args[0], a.args[1]), (b.args[0], b.args[1]))
     turned = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
     if a.name != b.name:
         a = Node("relation", a.args[::-1], turned.get(a.name, ""))
     return a.name == b.name and all(_same_value(*pair) for pair in zip(a.args, b.args, strict=True))
 
 
-# Intervals: (left bracket, left end, right end, right bracket).
-_Interval = tuple[str, Node, Node, str]
-_INFINITY = Node("symbol", (), "\\infty")
-_MINUS_INFINITY = Node("negative", (_INFINITY,))
-
-
-def _intervals(node: Node) -> list[_Interval] | None:
-    """The intervals of a set of numbers; None if the node is none. The pair (1,2) is also an interval."""
-    if node.kind == "relation":
-        return _from_inequality(node)
-    if node.kind == "group" and len(node.args) == 2:
-        return [(node.name[0], node.args[0], node.args[1], node.name[1])]
-    if node == Node("symbol", (), "\\mathbb{R}"):
-        return [("(", _MINUS_INFINITY, _INFINITY, ")")]
-    if node.kind == "difference" and node.args[0] == Node("symbol", (), "\\mathbb{R}") and node.args[1].kind == "set":
-        return _without(list(node.args[1].args))
-    if node.kind == "union" or (node.kind == "list" and node.name == "or"):
-        parts = [_intervals(arg) for arg in node.args]
-        variables = {_variable(arg) for arg in node.args} if node.kind == "list" else set[str]()
-        if any(p is None for p in parts) or len(variables) > 1 or "" in variables:
-            return None
-        return [i for p in parts for i in p or []]
-    return None
-
-
-def _variable(node: Node) -> str:
-    """The variable of an inequality, or of several with "or" between them; "" if there is none, or several."""
-    if node.kind == "list":
-        names = [_variable(a) for a in node.args]
-        return names[0] if len(set(names)) == 1 else ""
-    names = [a.name for a in node.args if a.kind == "symbol" and a.name not in _CONSTANTS]
-    return names[0] if node.kind == "relation" and len(names) == 1 else ""
-
-
-def _from_inequality(node: Node) -> list[_Interval] | None:
-    signs, sides = node.name.split(), list(node.args)
-    if signs == ["in"] and sides[0].kind == "symbol":
-        return _intervals(sides[1])
-    if not _variable(node) or any(not _is_fixed(s) for s in sides if s.kind != "symbol" or s.name in _CONSTANTS):
-        return None
-    if signs == ["!="] and sides[0].kind == "symbol":
-        return _without([sides[1]])
-    if all(s in (">", ">=") for s in signs):
-        signs = [{">": "<", ">=": "<="}[s] for s in reversed(signs)]
-        sides.reverse()
-    if not all(s in ("<", "<=") for s in signs):
-        return None
-    at = next(i for i, s in enumerate(sides) if s.kind == "symbol" and s.name not in _CONSTANTS)
-    if len(sides) == 2:
-        if at == 0:
-            return [("(", _MINUS_INFINITY, sides[1], ")" if signs[0] == "<" else "]")]
-        return [("(" if signs[0] == "<" else "[", sides[0], _INFINITY, ")")]
-    if len(sides) == 3 and at == 1:
-        return [("(" if signs[0] == "<" else "[", sides[0], sides[2], ")" if signs[1] == "<" else "]")]
-    return None
-
-
-def _without(points: list[Node]) -> list[_Interval] | None:
-    """The real numbers without some points, given as rationals."""
-    values = [exact(p) for p in points]
-    if any(v is None for v in values):
-        if len(points) != 1:
-            return None
-    else:
-        points = sorted(points, key=lambda p: exact(p) or Fraction(0))
-    ends = [_MINUS_INFINITY, *points, _INFINITY]
-    return [("(", a, b, ")") for a, b in zip(ends, ends[1:], strict=False)]
-
-
-def _same_intervals(a: list[_Interval], b: list[_Interval]) -> bool:
-    def same(x: _Interval, y: _Interval) -> bool:
+def _same_intervals(a: list[Interval], b: list[Interval]) -> bool:
+    def same(x: Interval, y: Interval) -> bool:
         return x[0] == y[0] and x[3] == y[3] and equal(x[1], y[1]) and equal(x[2], y[2])
 
     left = list(b)
@@ -344,7 +314,7 @@ def _same_value(a: Node, b: Node) -> bool:
     if a.kind == "unit" or b.kind == "unit":
         if a.kind == b.kind and a.name != b.name:
             return False
-        if a.kind != "unit" and not _is_fixed(a):
+        if a.kind != "unit" and not is_fixed(a):
             return False
         a, b = (n.args[0] if n.kind == "unit" else n for n in (a, b))
     if a.kind == b.kind == "number":
@@ -405,8 +375,8 @@ def _same_shape(a: Node, b: Node) -> bool:
 def _is_polynomial(node: Node) -> bool:
     """Whether a formula with variables is built by sums, products and whole powers alone."""
     kinds = {n.kind for n in children(node)}
-    return kinds <= {"sum", "product", "power", "negative", "number", "symbol"} and not _is_fixed(node)
+    return kinds <= {"sum", "product", "power", "negative", "number", "symbol"} and not is_fixed(node)
 
 
 def _reducible(a: Node, b: Node) -> bool:
-    return "division" in work(a) and algebra.reduces(a) and not algebra.reduces(b)
+    return "division" in work(a) and proof.reduces(a) and not proof.reduces(b)

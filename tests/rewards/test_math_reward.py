@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mdrl_jax.rewards.answers import last_boxed, last_span
 from mdrl_jax.rewards.base import Score
+from mdrl_jax.rewards.formulas.boxes import last_boxed, last_span
 from mdrl_jax.rewards.math import final_answer
 from mdrl_jax.rewards.pool import RewardPool
 
@@ -189,6 +189,11 @@ STALLING = [
     "1" * 100_000 + "!",
     " or ".join(r"\boxed{1}" for _ in range(10_000)),
     "{" * 100_000,
+    "\n" * 100_000 + "x",
+    r"not \boxed{1} " * 10_000,
+    "the wrong answer is 1. " * 10_000,
+    "at least " * 20_000,
+    r"\frac{1}" * 20_000,
 ]
 
 

@@ -43,33 +43,23 @@ KINDS = {"timeout", "UnsupportedTest"}  # the errors that a program may cause; a
 DEADLINE = 10.0
 SUITE = {**PROGRAMS, **CALLS, **ANSWERS, **EVALUATED, **PROTOCOL}
 SAMPLE = {
-    *("infinite loop in a call", "memory bomb", "fork once", "thread bomb", "answer of 1 GB", "fill the disk"),
-    *("read the environment", "write outside", "TCP", "kill the test", "kill the parent", "leave before the tests"),
-    *("always equal", "never unequal", "close every descriptor", "write a verdict to every descriptor", "audit hook"),
-    *(
-        "fork by clone3",
-        "execve",
-        "pidfd_open",
-        "name a receiver of signals (F_SETOWN)",
-        "io_uring",
-        "open_by_handle_at",
-    ),
-    *("file_setattr", "x32 call", "i386 call", "fork by machine code", "reset the deadline", "wait for 100 s"),
-    *("memory in descriptors of threads", "folders nested 1,000 deep", "names that cleaning could use"),
-    *("scratch folders of others", "the project's package", "datagrams", "array that is near to all"),
-    *("class in CapWords that contains all", "any of mock", "context that swallows the failure"),
-    *("own error that is AssertionError", "instance with a new method", "named tuple with methods as fields"),
-    *("pickle of a dotted name", "text for sympify", "bytes for marshal", "class of error that stops a loop"),
-    *("function that calls itself a class", "array of a huge shape", "ask for a name", "deep nesting"),
+    *("infinite loop in a call", "memory bomb", "fork once", "thread bomb", "fill the disk", "write outside", "TCP"),
+    *("kill the test", "leave before the tests", "never unequal", "write a verdict to every descriptor"),
+    *("fork by clone3", "name a receiver of signals (F_SETOWN)", "open_by_handle_at", "file_setattr", "i386 call"),
+    *("reset the deadline", "memory in descriptors of threads", "names that cleaning could use"),
+    *("the project's package", "array that is near to all", "class in CapWords that contains all"),
+    *("context that swallows the failure", "own error that is AssertionError", "instance with a new method"),
+    *("pickle of a dotted name", "text for sympify", "class of error that stops a loop", "array of a huge shape"),
+    *("ask for a name", "deep nesting"),
 }
 SAMPLE_SCRIPTS = {
-    *("file left deep below", "file left behind names that cleaning could use", "inputs of other cases"),
-    *("output without end", "output closed, then a sleep", "memory status"),
+    "file left deep below",
+    "file left behind names that cleaning could use",
+    "output closed, then a sleep",
 }
 SAMPLE_TESTS = {
-    *("read the user's file", "network", "fork", "kill the worker", "loop for ever", "10 GB of memory"),
-    *("close every descriptor", "a part of a verdict", "leave a file that cleaning does not reach"),
-    *("replace the scratch folder", "leave deeply nested folders", "leave 60,000 folders"),
+    *("read the user's file", "network", "kill the worker", "loop for ever", "a part of a verdict"),
+    *("leave a file that cleaning does not reach", "replace the scratch folder", "leave 60,000 folders"),
 }
 
 
@@ -152,7 +142,8 @@ def attacks(fill: dict[str, Any], whole: bool) -> dict[str, tuple[str, list[Requ
         if whole or name in SAMPLE:
             # An attack on the judge may fool one form of test and not the next: each alone.
             forms = tests or (TESTS if needs == "judge" else TESTS[:1])
-            found[name] = needs, [("code", program.format(**fill), {"tests": [t]}) for t in forms]
+            chosen = forms if whole else forms[:2]
+            found[name] = needs, [("code", program.format(**fill), {"tests": [t]}) for t in chosen]
     for name, attack in SCRIPTS.items():
         if whole or name in SAMPLE_SCRIPTS:
             found[f"script: {name}"] = attack.needs, [("code", attack.program.format(**fill), {"cases": CASES})]
@@ -194,7 +185,7 @@ def run(kind: str, folder: Path, whole: bool) -> Outcome:
             begun = time.monotonic()
             pool.close()
             closing = time.monotonic() - begun
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60  # what many folders hold is removed in the background
         while (left := [p for p in running if Path(f"/proc/{p}").exists()]) and time.monotonic() < end:
             time.sleep(0.05)
         while (Path(pool._folder).exists() or with_argument(pool._folder)) and time.monotonic() < end:
@@ -255,7 +246,8 @@ def test_right_programs_score_beside_hostile_ones(kind: str, monkeypatch: pytest
         monkeypatch.setattr(isolation.shutil, "which", lambda name: None)
     elif isolation.probe().kind != "bwrap":
         pytest.skip(isolation.probe().reason)
-    hostile: list[Request] = [("code", PROGRAMS[n].program.format(), {"tests": [TESTS[0]]}) for n in PROGRAMS if n in _HARMFUL]
+    programs = [PROGRAMS[n].program.format() for n in PROGRAMS if n in _HARMFUL]
+    hostile: list[Request] = [("code", program, {"tests": [TESTS[0]]}) for program in programs]
     hostile += [("code", RIGHT, {"tests": [HOSTILE_TESTS[n].program.format()]}) for n in HOSTILE_TESTS if n in _HARMFUL]
     assert len(hostile) == 20
     requests: list[Request] = []

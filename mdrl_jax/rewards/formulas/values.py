@@ -9,10 +9,11 @@ import math
 from collections import Counter
 from fractions import Fraction
 
-from mdrl_jax.rewards.formulas import Node, any_node, integer, is_closed
+from mdrl_jax.rewards.formulas.nodes import Node, any_node, integer, is_closed
 
 _MAX_BITS = 4096  # of a number that is computed here
 _MAX_FACTORIAL = 300
+_COLLECTIONS = ("negative", "list", "set", "group", "row", "matrix", "relation", "plusminus", "union", "difference")
 
 
 def exact(node: Node) -> Fraction | None:
@@ -111,7 +112,9 @@ def _collect(node: Node, found: set[str], within_fraction: bool) -> None:
             found.add("quotient of numbers")
         return
     if node.kind == "function":
-        found.add(node.name)
+        found.add("log" if node.name in ("ln", "lg") else node.name)
+    if node.kind not in _COLLECTIONS and any(arg.name == "\\infty" for arg in node.args):
+        found.add("arithmetic with infinity")
     if node.kind in ("call", "plusminus"):
         found.add(node.kind)
     if node.kind in ("sum", "product", "quotient", "power", "root") and exact(node) is not None:
@@ -208,7 +211,7 @@ def _collect_product(node: Node, found: set[str], within_fraction: bool) -> None
     if node.kind == "quotient":
         if any_node(node.args[0], _is_fraction) or any_node(node.args[1], _is_fraction):
             found.add("fraction in a fraction")
-        if is_closed(node) and any(_base(n).kind == "sum" for n in bottom):
+        if is_closed(node) and any(_base(n).kind == "sum" or _base(n).name == "i" for n in bottom):
             found.add("division by a sum of numbers")
 
 

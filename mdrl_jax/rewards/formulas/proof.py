@@ -8,8 +8,8 @@ import functools
 from fractions import Fraction
 from typing import Any
 
-from mdrl_jax.rewards.forms import exact
-from mdrl_jax.rewards.formulas import Node, any_node, children
+from mdrl_jax.rewards.formulas.nodes import Node, any_node, children
+from mdrl_jax.rewards.formulas.values import exact
 
 _MAX_NODES = 200
 _MAX_POWER = 64  # larger powers of sums are compared only as they stand

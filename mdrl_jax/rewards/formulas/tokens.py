@@ -1,0 +1,190 @@
+"""Splits an answer into words, numbers, letters, commands and signs."""
+
+import re
+from dataclasses import dataclass
+
+from mdrl_jax.rewards.formulas.nodes import Unread
+from mdrl_jax.rewards.formulas.spelling import clean
+from mdrl_jax.rewards.formulas.words import (
+    FONT_COMMANDS,
+    FUNCTIONS,
+    LETTER_COMMANDS,
+    OPERATORS,
+    SAME_COMMAND,
+    SHORT_UNITS,
+    TEXT_COMMANDS,
+    UNIT_LETTERS,
+    is_word,
+)
+
+_INTEGER = r"[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])|[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9])|[0-9]+"
+_NUMBER = re.compile(rf"(?:{_INTEGER})?(?:(?<=[0-9])\.[0-9]+|(?<![0-9])\.[0-9]+)?")
+_BARE_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")  # within brackets a comma always separates
+_EXPONENT = re.compile(r"[eE]([-+]?[0-9]+)(?![\w.])")
+_OVERLINE = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
+_DOTS = re.compile(r"([0-9]*)\.([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_COMMAND = re.compile(r"\\([a-zA-Z]+)\*?|\\(.)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word, number, letter, command or sign. `spaced` says whether a space precedes it."""
+
+    kind: str
+    text: str
+    spaced: bool = False
+
+
+def tokens(text: str) -> list[Token]:
+    """Splits a text (after `clean`) into tokens: num, word, sym (a letter), cmd (a command) and op (a sign).
+
+    Raises:
+      Unread: if braces do not balance.
+    """
+    return _Tokenizer(text).run()
+
+
+def plain(text: str) -> str:
+    """Returns the words and signs of a text in one spelling, for the comparison of texts.
+
+    Words are in lower case, letters of formulas keep their case, spaces and a trailing period do not count.
+    """
+    text = clean(text)
+    try:
+        found = tokens(text)
+    except Unread:
+        return " ".join(text.split())
+    drop_last_signs(found)
+    if found and found[0].text == "{":  # a set such as {x : x > 3}
+        found = [Token("op", "|") if t.text in (":", "mid") else t for t in found]
+    return " ".join(t.text.casefold() if t.kind == "word" and len(t.text) > 1 else t.text for t in found)
+
+
+def drop_last_signs(found: list[Token]) -> None:
+    while found and ((found[-1].kind == "op" and found[-1].text in ".,;") or found[-1].text == "cr"):
+        found.pop()
+
+
+class _Tokenizer:
+    def __init__(self, text: str, prose: bool = False, upright: bool = False) -> None:
+        self.text = text
+        self.prose = prose  # within \text{...}, where single letters are words
+        self.upright = upright  # within \mathrm{...}, where several letters are a word
+        self.found: list[Token] = []
+        self.depth = 0
+
+    def run(self) -> list[Token]:
+        i, spaced = 0, False
+        while i < len(self.text):
+            if self.text[i].isspace():
+                i, spaced = i + 1, True
+                continue
+            before = len(self.found)
+            i = self._step(i, spaced)
+            spaced = spaced and len(self.found) == before
+        return self.found
+
+    def _add(self, kind: str, text: str, spaced: bool) -> None:
+        self.found.append(Token(kind, text, spaced))
+
+    def _step(self, i: int, spaced: bool) -> int:
+        text, c = self.text, self.text[i]
+        if c.isdigit() and c.isascii() or (c == "." and re.match(r"\.(?:[0-9]|\\(?:overline|bar|dot))", text[i:])):
+            return self._number(i, spaced)
+        if c == "\\":
+            return self._command(i, spaced)
+        if match := _LETTERS.match(text, i):
+            return self._letters(match, spaced)
+        if c in "([":
+            self.depth += 1
+        elif c in ")]":
+            self.depth -= 1
+        if text.startswith("**", i):
+            self._add("op", "^", spaced)
+            return i + 2
+        factorial = c == "!" and not spaced and i > 0  # "5!=120" is no inequality
+        if text.startswith(("<=", ">=", "!="), i) and not factorial:
+            self._add("cmd", {"<": "le", ">": "ge", "!": "ne"}[c], spaced)
+            return i + 2
+        self._add("cmd" if c == "*" else "op", "times" if c == "*" else c, spaced)
+        return i + 1
+
+    def _number(self, i: int, spaced: bool) -> int:
+        if match := _OVERLINE.match(self.text, i):
+            self._add("num", f"{match[1]}.{match[2]}r{match[3] or match[4]}", spaced)
+            return match.end()
+        if match := _DOTS.match(self.text, i):
+            self._add("num", f"{match[1]}.{match[2]}r{match[3]}{match[4] or ''}{match[5] or ''}", spaced)
+            return match.end()
+        match = (_BARE_NUMBER if self.depth > 0 else _NUMBER).match(self.text, i)
+        if match is None or not match[0]:
+            raise Unread
+        number, end = re.sub("[, ]", "", match[0]), match.end()
+        if exponent := _EXPONENT.match(self.text, end):
+            number, end = f"{number}e{int(exponent[1][:6])}", exponent.end()
+        self._add("num", number, spaced)
+        return end
+
+    def _command(self, i: int, spaced: bool) -> int:
+        match = _COMMAND.match(self.text, i)
+        if match is None:
+            raise Unread
+        name = match[1] or match[2]
+        name, end = SAME_COMMAND.get(name, name), match.end()
+        if name in TEXT_COMMANDS or name in FONT_COMMANDS or name in ("boxed", "fbox"):
+            inner, end = _braced(self.text, end)
+            unit = name == "mathrm" and ("/" in inner or (bool(self.found) and inner.strip() in UNIT_LETTERS))
+            sub = _Tokenizer(inner, name in TEXT_COMMANDS or unit, name in FONT_COMMANDS)
+            found = sub.run()
+            if name in FONT_COMMANDS and len(found) == 1 and found[0].text in FUNCTIONS | OPERATORS:
+                found = [Token("cmd", found[0].text, spaced)]
+            self.found += found
+        elif name in LETTER_COMMANDS:
+            inner, end = _braced(self.text, end)
+            self._add("sym", f"\\{name}{{{inner.replace(' ', '')}}}", spaced)
+        elif name in ("begin", "end"):
+            inner, end = _braced(self.text, end)
+            self._add("begin" if name == "begin" else "close", inner.strip().rstrip("*"), False)
+        else:
+            self.depth += (name in ("{", "langle")) - (name in ("}", "rangle"))
+            self._add("op" if name in "[]<>:%$£€¥₹|" else "cmd", name, spaced)
+        return end
+
+    def _letters(self, match: re.Match[str], spaced: bool) -> int:
+        run, end = match[0], match.end()
+        if run in ("pi", "infty", "infinity", "sqrt") or run in FUNCTIONS or (run in OPERATORS and not self.prose):
+            word = run in OPERATORS and (run == "to" or run == "because" or run == "therefore" or run == "sum")
+            self._add("word" if word else "cmd", SAME_COMMAND.get(run, run), spaced)
+        elif self._is_word(run):
+            dotted = re.match(r"\.m\.", self.text[end:]) if run in ("a", "p") else None
+            if dotted:
+                run, end = run + "m", end + 3
+            self._add("word", run, spaced)
+        elif run in ("a", "p") and self.text.startswith(".m.", end):
+            self._add("word", run + "m", spaced)
+            end += 3
+        else:
+            for k, letter in enumerate(run):
+                self._add("sym", letter, spaced and k == 0)
+        return end
+
+    def _is_word(self, run: str) -> bool:
+        if self.prose or (self.upright and len(run) > 1) or is_word(run):
+            return True
+        return run in SHORT_UNITS and len(self.found) > 0 and self.found[-1].text != "="
+
+
+def _braced(text: str, i: int) -> tuple[str, int]:
+    """Returns the content of the braces that start at `i` (or the next character), and where they end."""
+    while i < len(text) and text[i] == " ":
+        i += 1
+    if not text.startswith("{", i):
+        return text[i : i + 1], i + 1
+    depth = 0
+    for j in range(i, len(text)):
+        if text[j] in "{}" and text[j - 1 : j] != "\\":
+            depth += 1 if text[j] == "{" else -1
+            if depth == 0:
+                return text[i + 1 : j], j + 1
+    raise Unread
