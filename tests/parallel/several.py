@@ -1,6 +1,6 @@
 """What one process and several have to agree on; run as a script, one process of several.
 
-python tests/parallel/several.py WORKDIR COORDINATOR PROCESSES PROCESS_ID
+python tests/parallel/several.py WORKDIR COORDINATOR PROCESSES PROCESS_ID WITH_CURVATURE
 """
 
 import contextlib
@@ -42,43 +42,52 @@ def small(data: int, fsdp: int) -> config.Config:
     return config.parse(c)
 
 
-def measure(settings: config.Config) -> dict[str, Any]:
-    """Rollouts, rewards, loss, gradient, updated parameters, Hv, Lanczos and scores, whole on every process."""
+def measure(settings: config.Config, curvature: bool) -> dict[str, Any]:
+    """Rollouts, rewards, loss, updated parameters and scores, whole on every process.
+
+    With `curvature` also the gradient, jets, Hv and Lanczos, whose programs take most of the time to compile.
+    """
     with runtime.make_pool(settings.rewards) as pool:
         built = runtime.build(settings, pool)
         with jax.set_mesh(built.mesh):
-            return _measured(built)
+            return _measured(built, curvature)
 
 
-def _measured(built: runtime.Runtime) -> dict[str, Any]:
+def _measured(built: runtime.Runtime, curvature: bool) -> dict[str, Any]:
     stage = resolve_stages(built.config, ("math", "qa"))[0]
     params = built.base_params()
     programs = grpo.make_programs(built, stage, Transforms())
     state = init_state(programs.optimizer, params, programs.shardings)
     _, after, metrics = next(grpo.grpo_steps(built, stage, programs, state, params, 0, lambda *_: {}))
     step = {k: v for k, v in metrics.items() if not k.startswith("seconds")}
-    looked = probe.build(built, built.config.train.grpo)
     sample = samples.draw(built, params, "qa")
+    found = {
+        "step": step,
+        "updated": after.params,
+        "sample": {name: getattr(sample, name) for name in ("tokens_PGT", "mask_PGT", "rewards_PG")},
+        "scores": evaluate(built, after.params, "scores", _untold).record(),
+    }
+    if curvature:
+        found |= _curvature(built, params, after.params, sample)
+    leaves = jax.tree_util.tree_leaves_with_path(distributed.gather(jax.tree.map(jnp.asarray, found, is_leaf=_is_list)))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _curvature(built: runtime.Runtime, params: Any, after: Any, sample: samples.Sample) -> dict[str, Any]:
+    looked = probe.build(built, built.config.train.grpo)
     rows = looked.rows(sample)
     route = conflict.route(np.arange(built.model.config.d_mlp)[None].repeat(built.model.config.n_layers, 0) % 8 == 0)
-    at = conflict.place(looked, params, looked.difference(after.params, params), route)
+    at = conflict.place(looked, params, looked.difference(after, params), route)
     hessian = looked.hessian(at.point, at.fixed, rows, float(sample.n_prompts))
     block = random_block(jax.random.key(0), at.point, 2)
     spectrum = block_lanczos(hessian, block, 3, 3)
-    scores = evaluate(built, after.params, "scores", _untold)
-    found = {
-        "step": step,
+    return {
         "gradient": looked.gradient(params, rows[0]),
-        "updated": after.params,
-        "sample": {name: getattr(sample, name) for name in ("tokens_PGT", "mask_PGT", "rewards_PG")},
-        "jets": looked.jets(params, looked.difference(after.params, params), sample),
+        "jets": looked.jets(params, looked.difference(after, params), sample),
         "activity": list(vars(looked.activity(params, sample)).values()),
         "hv": hessian(block),
         "lanczos": {"values": spectrum.values, "residuals": spectrum.residuals},
-        "scores": scores.record(),
     }
-    leaves = jax.tree_util.tree_leaves_with_path(distributed.gather(jax.tree.map(jnp.asarray, found, is_leaf=_is_list)))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _is_list(x: Any) -> bool:
@@ -93,7 +102,7 @@ if __name__ == "__main__":
     folder, coordinator, processes, process_id = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
     distributed.initialize(coordinator, processes, process_id, 60.0)
     distributed.check_shared(folder)
-    arrays = measure(small(data=processes, fsdp=2))
+    arrays = measure(small(data=processes, fsdp=2), sys.argv[5] == "True")
     if distributed.is_first():
         np.savez(folder / FOUND, **arrays)
     sys.exit(distributed.finish(0))

@@ -108,6 +108,7 @@ def test_own_counts_are_those_of_the_compiled_model(tiny):
     assert counted - causal == attention * length * (length - 1) / 2
 
 
+@pytest.mark.slow  # the count of the model is compared with its compiled programs above
 def test_own_counts_of_derivatives_are_those_of_the_compiled_analysis(tiny_models):
     """With attention that computes all pairs of tokens; on a route its neurons run twice: at 0 in the MLP as well.
 

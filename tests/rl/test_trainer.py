@@ -210,7 +210,7 @@ def test_the_old_state_is_really_freed():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new, start)))
 
 
-@pytest.mark.parametrize("loss", ["sft", "token"])
+@pytest.mark.parametrize("loss", [pytest.param("sft", marks=pytest.mark.slow), "token"])
 def test_eight_devices_do_what_one_does(tiny_models: dict[str, Any], loss: str):
     """With data parallelism alone, and with all three kinds at once and two micro-batches."""
     llama = tiny_models["llama"]

@@ -69,6 +69,7 @@ def drawn(built: runtime.Runtime, points: dict[str, Any]) -> samples.Sample:
         return samples.draw(built, points["math"], "math")
 
 
+@pytest.mark.slow  # on the embedded model what tests/second_order shows on small ones
 def test_gradients_and_kappa_agree_with_forward_mode(built: Any, points: Any, probe: Any, drawn: Any):
     """⟨∇L, D⟩ and κDᵀFD are the first and second orders of the jets, of either loss."""
     with jax.set_mesh(built.mesh):
