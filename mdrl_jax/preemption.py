@@ -82,7 +82,12 @@ def _listen(read: int) -> None:
 def noticed() -> bool:
     """Whether the run must end because of a SIGTERM; all processes must call this at the same place of the program.
 
-    Once it is True it stays True until `watch` ends. With one process and outside `watch` it is always False.
+    With one process it sees a signal only inside `watch`, and once it is True it stays True until `watch` ends; outside
+    it is always False. With several processes it needs no `watch`, and once it is True it stays True until the process
+    ends. From then on a second SIGTERM ends the process at once.
+
+    Raises:
+      ValueError: with several processes, if the call that first finds True is made outside the main thread.
     """
     global _told, _asked
     if distributed.count() > 1 and not _told:

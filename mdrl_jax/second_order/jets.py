@@ -68,19 +68,21 @@ def jets(
     """log-probs of all tokens t >= `start`, with their first and second derivatives along `v`.
 
     Args:
-      parts: the pieces of the decoder. Its attention must be differentiable twice (definitions §6).
-      point: where derivatives are taken.
-      fixed: what is constant.
-      v: the direction, a tree like `point`.
+      parts: the pieces of the decoder, from `decoder_parts.whole` or `on_route`. Their attention must be differentiable
+        twice, as `attention.plain` and `attention.blockwise` are (definitions §6).
+      point: where derivatives are taken: all parameters for `whole`, a `route_slice` for `on_route`.
+      fixed: what is constant: () for `whole`, a `route_fixed` for `on_route`.
+      v: the direction, a tree like `point`, with its shapes and dtypes.
       tokens_BT: token ids of left-padded rows.
       valid_BT: True at real tokens, False at padding.
       start: the first position t, at least 1.
-      temperature: divides the logits.
-      chunk: number of positions whose logits are computed at a time; 0: all positions at once.
+      temperature: divides the logits; above 0.
+      chunk: number of positions whose logits are computed at a time; it need not divide T - start. 0: all positions at
+        once.
 
     Returns:
-      logp [B, T - start], in nats; u = v·∇logp [B, T - start]; w = vᵀ∇²logp v [B, T - start], without a factor ½. At
-      padding their values have no meaning.
+      (logp, u, w), each [B, T - start], with token `start` in column 0: logp in nats; u = v·∇logp; w = vᵀ∇²logp v,
+      without a factor ½. At padding their values have no meaning.
     """
     none = jnp.zeros((0,), jnp.float32)
     state = push(lambda _, p: parts.embed(p, fixed, tokens_BT), (none, none, none), point, v)

@@ -75,7 +75,9 @@ def agem() -> optax.GradientTransformationExtraArgs:
 def pcgrad() -> optax.GradientTransformationExtraArgs:
     """Removes from the gradient its component along each reference in turn, if the two point apart (g·r < 0).
 
-    The update needs the extra argument `references`, as for `agem`.
+    g is the gradient as the earlier references have left it. The update needs the extra argument `references`: a tuple
+    of gradients r, one for each kept domain, as trees like the parameters. An empty tuple and a reference of zeros
+    change nothing. It raises TypeError without the argument.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, references: Sequence[Any], **_: Any):

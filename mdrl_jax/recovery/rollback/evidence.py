@@ -157,9 +157,11 @@ def fisher_of(probe: Probe) -> Callable[[Any, list[CompletionBatch]], Any]:
 def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params: Callable[[str], Any]) -> Sample:
     """Completions of a domain at the end of a stage, reused from the work folder if possible.
 
-    Completions that the analysis sampled come first, then those in `recovery/samples/`. If neither has them, or only
-    with other settings than the run has now, they are sampled and saved in `recovery/samples/`. Completions with
-    outdated settings are deleted there.
+    Completions that the analysis sampled (`analysis/samples/`) come first, then those in `recovery/samples/`. They are
+    reused if the `settings.json` beside them (that of the analysis is in `analysis/`) has the run's seed, section
+    `analyze` and rollout temperature. Nothing else is compared, neither other settings nor the parameters of the stage;
+    `WorkFolder.open` refuses a changed configuration. Otherwise completions are sampled and saved in
+    `recovery/samples/`, and those there with outdated settings are deleted. All processes must call this.
 
     Args:
       runtime: of the run.
@@ -169,11 +171,11 @@ def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params:
       params: stage name -> parameters at its end. Only called if completions must be sampled.
 
     Returns:
-      The completions with their rewards.
+      The completions with their rewards in [0, 1], `analyze.group_size` of each of `analyze.prompts` prompts.
 
     Raises:
-      UserError: if the `settings.json` of one of the two is not valid JSON, or if completions must be sampled and that
-        fails (`samples.draw`).
+      UserError: if `analysis/settings.json` or `recovery/samples/settings.json` is read and is not valid JSON, or if
+        completions must be sampled and that fails (`samples.draw`).
     """
     settings = _settings(runtime)
     name = f"{point}-{domain}.npz"
@@ -187,7 +189,7 @@ def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params:
     own = folder / "recovery" / "samples"
     if not (own / "settings.json").exists() or records.read_json(own / "settings.json") != settings:
         for file in own.glob("*.npz"):
-            file.unlink()
+            file.unlink(missing_ok=True)
         records.write_json(own / "settings.json", settings)
     samples.save(own / name, samples.draw(runtime, params(point), domain))
     return samples.load(own / name)

@@ -184,7 +184,10 @@ def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> 
 
 
 def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict[str, Any]]:
-    """Chooses a setting as the module docstring says.
+    """Chooses a setting as the module docstring says; of settings with equal gain, the one with fewer coordinates.
+
+    It scores θ_T, and then one candidate after the other, on the validation prompts of the other domains. It scores
+    nothing if there are no other domains or no setting qualifies on A and B.
 
     Args:
       trial: the fixed part of the rollback.
@@ -192,11 +195,13 @@ def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict
 
     Returns:
       (setting, losses): the chosen setting, or None if no setting within the limits gains anything; and what each of
-      the other domains loses at it, by domain, as records in points. The losses are empty if there is no setting or no
+      the other domains loses at it on its validation prompts, by domain. A loss is a record (`Estimate.record`) in
+      points, with its interval over prompts; a positive one is harm. The losses are empty if there is no setting or no
       other domain.
 
     Raises:
-      UserError, Stopped: as in `sweep`.
+      UserError: if too many rewards fail in `trial.validation`.
+      Stopped: after a SIGTERM, from `trial.validation` or from `trial.track`; nothing is saved.
     """
     limit = trial.settings.limit / POINTS
     sighted = [s for s in found if s.rule != BLIND] or list(found)
