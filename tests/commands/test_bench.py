@@ -40,6 +40,7 @@ def costs(tasks: dict[str, Task]) -> dict[str, float]:
 # --- the same mathematics ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # tests/second_order compares these products, tests/parallel/test_fit.py their counts
 def test_forward_only_second_order_is_that_of_the_same_loss(small: curvature.Problem, tasks: dict[str, Task]):
     (loss, count), gradient = tasks[curvature.GRADIENT].call()
     first, second = tasks["jets"].call()
@@ -54,6 +55,7 @@ def test_route_is_a_tenth_of_each_layer(small: curvature.Problem, on: curvature.
     np.testing.assert_array_equal(left, [width - round(0.1 * width)] * SMALL.layers)
 
 
+@pytest.mark.slow  # tests/second_order compares these products, tests/parallel/test_fit.py their counts
 def test_matfree_computes_our_products(
     small: curvature.Problem, on: curvature.Route, tasks: dict[str, Task], fast_compile: None
 ):
@@ -67,6 +69,7 @@ def test_matfree_computes_our_products(
     np.testing.assert_allclose(values[::-1][:2], tasks["Lanczos"].call().values[:2], rtol=1e-3)
 
 
+@pytest.mark.slow  # tests/second_order compares these products, tests/parallel/test_fit.py their counts
 @pytest.mark.filterwarnings("ignore")
 def test_curvlinops_computes_our_products(small: curvature.Problem, tasks: dict[str, Task]):
     pytest.importorskip("curvlinops")
@@ -87,6 +90,7 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # tests/second_order compares these products, tests/parallel/test_fit.py their counts
 def test_matrix_products_are_within_the_targets(costs: dict[str, float]):
     measured = [line for line in curvature.LINES if "flops" in line.target]
     assert len(measured) == 4
@@ -95,6 +99,7 @@ def test_matrix_products_are_within_the_targets(costs: dict[str, float]):
         assert 0.9 * line.limit < costs[name] <= line.target["flops"], line.what
 
 
+@pytest.mark.slow  # tests/second_order compares these products, tests/parallel/test_fit.py their counts
 def test_a_further_vector_of_a_block_costs_two_gradients(costs: dict[str, float]):
     further = (costs["Hv of a block"] - costs[curvature.HV]) / (curvature.BLOCK - 1)
     assert further == pytest.approx(2.0, rel=0.02)

@@ -203,7 +203,8 @@ def test_no_reply_takes_long(gold: str) -> None:
     for reply in STALLING:
         start = time.process_time()
         assert final_answer(rf"\boxed{{{reply}}}", {"answer": gold}) == final_answer(reply, {"answer": gold}) == 0.0
-        assert time.process_time() - start < 2.0, reply[:40]
+        # Work that grows with the square of such lengths takes minutes; a slow machine takes a few seconds.
+        assert time.process_time() - start < 20.0, reply[:40]
 
 
 def test_what_stalls_ends_with_its_worker() -> None:
