@@ -24,6 +24,7 @@ from mdrl_jax.domains.base import DomainsConfig, SourceConfig
 from mdrl_jax.domains.presets import completed
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import MeshConfig
+from mdrl_jax.rewards.sandbox import CHOICES, PACKAGES
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.rl.rollout import SamplingConfig
 from mdrl_jax.rl.rollouts import RolloutConfig
@@ -232,7 +233,7 @@ class RewardSection:
     memory_mb: int = 512
     deadline_seconds: float = 60.0
     sandbox: str = "best"
-    packages: tuple[str, ...] = ("numpy", "scipy", "pandas", "sympy", "networkx", "sortedcontainers")
+    packages: tuple[str, ...] = PACKAGES
     max_error_share: float = 0.2
 
 
@@ -600,8 +601,7 @@ def _check(config: Config) -> None:
     )
     found = a.lanczos_block * a.lanczos_steps
     _require(a.vectors <= found, f"analyze.vectors={a.vectors} is more than lanczos_block * lanczos_steps = {found}")
-    sandboxes = ("best", "bwrap", "none")
-    _require(c.rewards.sandbox in sandboxes, f"rewards.sandbox={c.rewards.sandbox!r} is not one of {sandboxes}")
+    _require(c.rewards.sandbox in CHOICES, f"rewards.sandbox={c.rewards.sandbox!r} is not one of {CHOICES}")
     _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share must be above 0 and at most 1")
     _require(c.sft.batch_size % c.sft.grad_accum_steps == 0, "sft.batch_size must be divisible by sft.grad_accum_steps")
     for i, stage in enumerate(c.stages):

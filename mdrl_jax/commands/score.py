@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,25 +29,19 @@ def _is_answer(value: Any) -> bool:
     return values != [] and all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values)
 
 
-def _are_tests(value: Any) -> bool:
-    """Whether a row's "tests" or "cases" are of the right form; the row gives one of them as {"tests"} or {"cases"}."""
-    if isinstance(value, Mapping):
-        cases = value.get("cases")
-        return isinstance(cases, list) and cases != [] and not any(map(case_error, cases))
-    return _is_texts(value)
+def _are_cases(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and not any(map(case_error, value))
 
 
 # domain -> (the key of a line that the reward checks against, the test of its value's form, that form in words)
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "math": ("answer", _is_answer, "a text, a number or a list of them"),
-    "code": (
-        "tests",
-        _are_tests,
-        'a list of Python sources; or give "cases", a list of {"stdin": text, "stdout": text}',
-    ),
+    "code": ("tests", _is_texts, 'a list of Python sources, and there are no "cases"'),
     "qa": ("answer", _is_answer, "a text, a number or a list of them"),
     "cw": ("constraints", _is_constraints, 'a list of {"kind": name, ...}'),
 }
+
+_CASES = "cases", _are_cases, 'a list of {"stdin": text, "stdout": text}'
 
 
 def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | None = None) -> None:
@@ -107,8 +101,9 @@ def _parse(domain: str, line: str, where: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f'{where} is not a JSON object; give {{"completion", "{key}"}}')
     if not isinstance(row.get("completion"), str):
         raise UserError(f'{where}: "completion" is missing or not a text')
-    value = {"cases": row["cases"]} if domain == "code" and "cases" in row else row.get(key)
-    if not well_formed(value):
+    if domain == "code" and "cases" in row:
+        key, well_formed, form = _CASES
+    if not well_formed(row.get(key)):
         raise UserError(f'{where}: "{key}" is missing or not {form} (domain {domain})')
     if domain == "qa" and not _is_texts(row.get("choices", ["any"])):
         raise UserError(f'{where}: "choices" must be a list of texts')

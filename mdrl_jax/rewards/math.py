@@ -121,9 +121,7 @@ def _as_word(node: Node, other: Node) -> Node:
     if node.kind == "choice":
         letter = node.name.partition(" ")[0]
         return Node("text", name=letter if other.kind in ("text", "symbol") else node.name)
-    if node.kind == "symbol" and other.kind == "text":
-        return Node("text", name=node.name)
-    if node.kind == "symbol" and other.kind == "choice":
+    if node.kind == "symbol" and other.kind in ("text", "choice"):
         return Node("text", name=node.name)
     letters = [arg.name for arg in node.args if arg.kind == "symbol"]
     if node.kind == "product" and other.kind == "text" and len(letters) == len(node.args):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mdrl_jax.rewards.base import SHORT_NAMES, Score
-from mdrl_jax.rewards.sandbox import isolation
+from mdrl_jax.rewards.sandbox import CHOICES, PACKAGES, isolation
 from mdrl_jax.rewards.sandbox.run import Limits
 from mdrl_jax.rewards.worker import END
 
@@ -74,12 +74,12 @@ class RewardPool:
         memory_mb: int = 1024,
         deadline_seconds: float | None = None,
         sandbox: str = "best",
-        packages: Sequence[str] = isolation.PACKAGES,
+        packages: Sequence[str] = PACKAGES,
     ) -> None:
         if n_workers < 1:
             raise ValueError(f"n_workers={n_workers} is not valid; it must be >= 1")
-        if sandbox not in isolation.CHOICES:
-            raise ValueError(f"sandbox={sandbox!r} is not known; known: {', '.join(isolation.CHOICES)}")
+        if sandbox not in CHOICES:
+            raise ValueError(f"sandbox={sandbox!r} is not known; known: {', '.join(CHOICES)}")
         if sandbox == "bwrap":
             isolation.choose(sandbox)
         self._sandbox, self._packages = sandbox, list(packages)

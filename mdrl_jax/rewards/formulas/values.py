@@ -95,7 +95,7 @@ def _integer_root(n: int, degree: int) -> int:
 
 
 def work(node: Node) -> frozenset[str]:
-    """What a formula leaves to do, such as "sum of numbers", "product of sums", "unsimplified root" or "sin".
+    """Names the operations that a formula does not carry out, such as "sum of numbers" or "unsimplified root".
 
     A number, a polynomial that is multiplied out, and a closed form such as `\\frac{1+\\sqrt{5}}{2}` leave nothing.
     """

@@ -15,15 +15,15 @@ from typing import Any, NoReturn
 
 from mdrl_jax.rewards.sandbox import wire
 
-# What a test may ask of an object of the program, beside the operations of `Guest._serve`.
+# A test may ask these operations of an object of the program. `Guest._serve` carries out the others.
 OPERATIONS: dict[str, Any] = {
     "call": lambda f, *args, **kwargs: f(*args, **kwargs),
     "getattr": getattr, "setattr": setattr, "delattr": delattr,
     "getitem": operator.getitem, "setitem": operator.setitem, "delitem": operator.delitem,
     "iter": iter, "reversed": lambda a: iter(reversed(a)), "len": len, "bool": bool, "str": str, "repr": repr,
-    "format": format, "int": int, "float": float, "complex": complex, "hash": hash, "dir": dir, "vars": vars,
+    "format": format, "int": int, "float": float, "complex": complex, "hash": hash, "dir": dir,
     "index": operator.index, "round": round, "abs": abs, "neg": operator.neg, "pos": operator.pos,
-    "invert": operator.invert, "isinstance": isinstance, "issubclass": issubclass, "callable": callable,
+    "invert": operator.invert, "isinstance": isinstance, "issubclass": issubclass,
     "type": lambda a: wire.Kept(type(a)), "plain": lambda a: a,
     "eq": lambda a, b: bool(a == b), "lt": lambda a, b: bool(a < b), "le": lambda a, b: bool(a <= b),
     "gt": lambda a, b: bool(a > b), "ge": lambda a, b: bool(a >= b), "contains": operator.contains,
@@ -35,17 +35,10 @@ OPERATIONS: dict[str, Any] = {
     "imatmul": operator.imatmul, "iand": operator.iand, "ior": operator.ior, "ixor": operator.ixor,
     "ilshift": operator.ilshift, "irshift": operator.irshift,
     "enter": lambda c: type(c).__enter__(c), "exit": lambda c, *e: type(c).__exit__(c, *e),
-    "send": lambda g, value: g.send(value), "close": lambda g: g.close(),
+    "close": lambda g: g.close(),
 }  # fmt: skip
-_COMPARED = {"eq": "__eq__", "order": "__lt__", "contains": "__contains__", "iter": "__iter__"}
+_COMPARED = {"eq": "__eq__", "order": "__lt__", "contains": "__contains__"}
 _PROTOCOLS = {"coroutine": "__await__", "asyncgen": "__anext__", "asynciter": "__aiter__", "asyncwith": "__aenter__"}
-
-
-def _next(iterator: Any) -> list[Any]:
-    """Returns the next item in a list, or an empty list at the end."""
-    for item in iterator:
-        return [item]
-    return []
 
 
 class Guest(wire.Peer):
@@ -82,7 +75,7 @@ class Guest(wire.Peer):
                 made = args[0](*args[1:], **kwargs)
                 return wire.Kept(made) if type(made).__module__ != "builtins" else made
             case "next":
-                return _next(args[0])
+                return wire.next_item(args[0])
             case "class":
                 return self._mirror(*args)
             case "copy" | "deepcopy":
@@ -120,7 +113,8 @@ class Guest(wire.Peer):
         if issubclass(kind, BaseException):
             chain = [[self.number(c), c.__name__] for c in kind.__mro__ if c.__module__ != "builtins"]
             return ["errors" if isinstance(value, type) else "error", wire.builtin_name(kind), chain]
-        traits = [name for name, method in _COMPARED.items() if getattr(kind, method, None) is not _default(method)]
+        compared = [(name, getattr(kind, m, None), getattr(object, m, None)) for name, m in _COMPARED.items()]
+        traits = [name for name, own, default in compared if own is not default]
         traits += [name for name, method in _PROTOCOLS.items() if hasattr(kind, method)]
         return ["class" if isinstance(value, type) else "object", kind.__name__, traits]
 
@@ -146,7 +140,7 @@ class Guest(wire.Peer):
         return made
 
     def _theirs(self, value: Any) -> int | None:
-        return super()._theirs(value) if isinstance(value, wire.Foreign) else self._numbers_there.get(id(value))
+        return self._numbers_there.get(id(value))
 
     # Classes that the tests define. The program has classes of the same names; their methods run in the tester.
 
@@ -178,11 +172,10 @@ class Guest(wire.Peer):
             made: Any = enum.Enum(name, data["members"], module="__main__")
         else:
             made = self._classes.get(number) or type(name, tuple(bases), {"__module__": "__main__"})
-        for method, kind in methods.items():
-            setattr(made, method, self._stub(number, method, kind))
-        if "members" not in data:
             for key, value in data.items():
                 setattr(made, key, value)
+            for method, kind in methods.items():
+                setattr(made, method, self._stub(number, method, kind))
         self._classes[number] = made
         self._class_numbers[made] = number
 
@@ -199,10 +192,6 @@ class Guest(wire.Peer):
             case "property":
                 return property(method)
         return method
-
-
-def _default(method: str) -> Any:
-    return getattr(object, method, None)
 
 
 def serve(link: int, seed: int) -> NoReturn:

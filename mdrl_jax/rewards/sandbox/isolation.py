@@ -1,15 +1,14 @@
 """Starts the interpreter of a sandbox (`server.py`): inside bubblewrap (bwrap), or as a process that confines itself.
 
-There are three kinds of sandbox:
+There are two kinds of sandbox:
 
 - "bwrap": the interpreter has its own process, network, IPC and hostname namespaces, no environment, and a root folder
   that holds the libraries of the system, Python's standard library and the listed packages, read-only, and a private
   /tmp of 16 MiB. There is no /proc.
-- "bare", where bwrap is not installed or not allowed: Landlock limits the interpreter to the same files, as far as the
-  kernel supports it.
-- "none": as "bare", but programs also run where files cannot be isolated. Only `rewards.sandbox = "none"` allows it.
+- "bare", where bwrap is not installed or not allowed: Landlock limits the interpreter to the same files. Where the
+  kernel has no Landlock, programs run only if `rewards.sandbox = "none"` allows it.
 
-In each of them, programs and tests run under the filter of system calls of `lockdown.py`. A sandbox that the superuser
+In both, programs and tests run under the filter of system calls of `lockdown.py`. A sandbox that the superuser
 starts gives its children another user, because the kernel counts the threads of other users only.
 """
 
@@ -32,16 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.rewards.sandbox import PACKAGES, server
 from mdrl_jax.rewards.sandbox import guest as _guest  # noqa: F401  (compiles it, so that sandboxes find its bytecode)
-from mdrl_jax.rewards.sandbox import server
 from mdrl_jax.rewards.sandbox import tester as _tester  # noqa: F401  (likewise)
-
-CHOICES = ("best", "bwrap", "none")
-PACKAGES = ("numpy", "scipy", "pandas", "sympy", "networkx", "sortedcontainers")  # the default of `rewards.packages`
 
 _SCRATCH = "/tmp/work"  # below /tmp, because a virtual environment may be in /tmp itself
 _SCRATCH_BYTES = 16 << 20
-_FILES = ("wire.py", "server.py", "guest.py", "tester.py", "lockdown.py")
+_FILES = ("wire.py", "server.py", "guest.py", "tester.py", "remote.py", "names.py", "lockdown.py")
 _HERE = Path(__file__).resolve().parent
 _ROOT = "/mdrl"  # the folder inside bwrap that holds _FILES
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/lib32")
@@ -59,7 +55,7 @@ class Isolation:
     """How programs are isolated on this machine.
 
     Attributes:
-      kind: "bwrap", "bare" or "none".
+      kind: "bwrap" or "bare".
       missing: what is not isolated here; some of "network", "files", "processes", "signals", "threads", "disk".
       reason: why the kind is not "bwrap"; "" for "bwrap".
       users: whether bwrap makes a user namespace of its own. The superuser does without one where the kernel lets it.
@@ -246,7 +242,7 @@ def _readable(packages: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ..
     """
     folders = [p for p in (*_SYSTEM, *_python_paths()) if os.path.isdir(p) and not os.path.islink(p)]
     hidden = _hidden(folders)
-    granted = [p for p in (*_python_paths(), *_SYSTEM_FILES) if not os.path.isdir(p)]
+    granted = [p for p in _python_paths() if not os.path.isdir(p)]
     waiting, listed = list(folders), list[str]()
     while waiting:
         folder = waiting.pop()

@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mdrl_jax.rewards.sandbox import isolation, server
+from mdrl_jax.rewards.sandbox import PACKAGES, isolation, server
 from mdrl_jax.rewards.sandbox.isolation import Sandbox
 
 Outcome = Literal["ok", "failed", "timeout", "memory", "deadline", "idle", "crashed"]
@@ -95,7 +95,7 @@ class Settings:
 
     limits: Limits = Limits()
     sandbox: str = "best"
-    packages: tuple[str, ...] = isolation.PACKAGES
+    packages: tuple[str, ...] = PACKAGES
 
 
 _settings = Settings()
@@ -109,7 +109,7 @@ def configure(settings: Settings) -> None:
 
 
 def run(program: str, tests: Sequence[str], entry_point: str = "", settings: Settings | None = None) -> Outcome:
-    """Runs a program as `__main__` in a new sandbox, and the tests against it in another one.
+    """Runs a program as `__main__` in a new process of one sandbox, and the tests against it in one of another sandbox.
 
     Args:
       program: Python source.
@@ -136,10 +136,8 @@ def run(program: str, tests: Sequence[str], entry_point: str = "", settings: Set
         try:
             with ours, theirs:
                 _start(guest, {"role": "guest", "seed": _seed(program)}, [theirs.fileno()], chosen.limits)
-                request = {
-                    "role": "tester",
-                    "seed": _seed([program, list(tests)]),
-                }  # the program does not know the seed
+                # The tests have a seed of their own, which the program does not know.
+                request = {"role": "tester", "seed": _seed([program, list(tests)])}
                 rest = {"program": program, "tests": list(tests), "entry_point": entry_point}
                 _start(tester, request, [ours.fileno(), write_fd], chosen.limits, rest)
         finally:
@@ -190,8 +188,7 @@ def prepare() -> None:
     """Starts anew the sandboxes that the last request has ended. `close` ends them all."""
     for holds, sandbox in list(_sandboxes.items()):
         if not sandbox.alive():
-            sandbox.end()
-            _sandboxes[holds] = Sandbox(sandbox.isolation, holds, _settings.packages)
+            _replace(holds, sandbox.isolation, sandbox.packages)
 
 
 def close() -> None:
@@ -209,11 +206,17 @@ def _sandbox(holds: str, settings: Settings) -> Sandbox:
     found = isolation.choose(settings.sandbox)
     sandbox = _sandboxes.get(holds)
     if sandbox is None or sandbox.isolation != found or sandbox.packages != settings.packages or not sandbox.alive():
-        if sandbox is not None:
-            sandbox.end()
-        sandbox = _sandboxes[holds] = Sandbox(found, holds, settings.packages)
+        sandbox = _replace(holds, found, settings.packages)
     sandbox.wait()
     return sandbox
+
+
+def _replace(holds: str, found: isolation.Isolation, packages: tuple[str, ...]) -> Sandbox:
+    """Starts a sandbox in place of the one that holds the same, and ends that one."""
+    if holds in _sandboxes:
+        _sandboxes.pop(holds).end()
+    _sandboxes[holds] = Sandbox(found, holds, packages)
+    return _sandboxes[holds]
 
 
 def _start(

@@ -92,7 +92,7 @@ def remove_contents(folder: str, seconds: float) -> bool:
                         if not entry.is_dir(follow_symlinks=False):
                             os.unlink(entry.name, dir_fd=fd)
                             continue
-                        if not entry.stat(follow_symlinks=False).st_mode & 0o700 == 0o700:
+                        if entry.stat(follow_symlinks=False).st_mode & 0o700 != 0o700:
                             _open_up(entry.name, fd)
                         waiting.append(os.urandom(8).hex())
                         os.rename(entry.name, waiting[-1], src_dir_fd=fd, dst_dir_fd=top)
@@ -149,7 +149,6 @@ def _confine(request: dict[str, Any], settings: dict[str, Any]) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     if sys.platform != "darwin":
         _limit(resource.RLIMIT_AS, request["memory_mb"] << 20)
-    if sys.platform != "darwin":
         _limit(resource.RLIMIT_NPROC, settings["threads"])
     if settings["uid"]:
         lockdown.drop_user(settings["uid"])
