@@ -14,7 +14,9 @@ bytes per parameter, and the final parameters take 4.
 
 If a run has several processes, all of them call these functions. Process 0 checks, decides and renames; every process
 writes and reads its own part of the arrays. A checkpoint may be read by another number of processes and on another mesh
-than it was written.
+than it was written. If a process does not come within the time-out, the functions that wait for it raise
+`distributed.HostLost`. An OSError of listing, renaming or removing files is not caught, except in the background,
+where `StageCheckpoints.wait` reports it.
 """
 
 import json
@@ -49,7 +51,7 @@ class StageCheckpoints:
     Args:
       folder: folder of the stage's checkpoints; it need not exist yet.
       keep: number of newest checkpoints that are kept, at least 1; 2 leaves an older one if the newest is damaged.
-      tell: called with one line of text for each damaged checkpoint that is found.
+      tell: called with one line of text for each damaged checkpoint that is found, on every process.
 
     Raises:
       UserError: on leaving the `with` block without another error, if the last checkpoint could not be written.
@@ -96,15 +98,18 @@ class StageCheckpoints:
         """Saves a training state from which the stage can continue.
 
         It returns once the state is copied to the host, so the next step may overwrite the state's memory. The writing
-        goes on in the background; its failure is raised by the next call that waits for it (`wait`).
+        goes on in the background; its failure is raised by the next call that waits for it (`wait`). Once the new
+        checkpoint is complete, the oldest ones beyond `keep` are removed.
 
         Args:
-          step: number of steps done; it names the checkpoint.
+          step: number of steps done, 0 or more; it names the checkpoint. If there is one of this step already, the
+            writing fails.
           state: parameters and optimizer state.
           meta: fields for `meta.json`, JSON-able, beside "step" and "updates".
 
         Raises:
           UserError: if the previous checkpoint could not be written.
+          TypeError: if `meta` is not JSON-able.
         """
         items = {"params": state.params, "opt_state": state.opt_state}
         self._write(step, items, {"updates": int(state.step), **meta})
@@ -113,20 +118,20 @@ class StageCheckpoints:
         """Saves the final parameters of a stage, without optimizer state, in the background like `save`.
 
         Args:
-          step: number of steps done; it names the checkpoint.
+          step: as in `save`.
           params: the parameters.
-          meta: fields for `meta.json`, JSON-able, beside "step" and "updates".
+          meta: fields for `meta.json`, JSON-able, beside "step" and "updates", which is 0.
 
         Raises:
-          UserError: if the previous checkpoint could not be written.
+          UserError, TypeError: as in `save`.
         """
         self._write(step, {"params": params}, {"updates": 0, **meta})
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is completely on disk.
+        """Waits until the last checkpoint is completely on disk; returns at once if there is none to wait for.
 
         Raises:
-          UserError: if it could not be written.
+          UserError: if it could not be written. A further call does not raise it again.
         """
         if self._pending is None:
             return
@@ -144,9 +149,12 @@ class StageCheckpoints:
         """The content of `meta.json` of the newest undamaged checkpoint.
 
         It has "step", "updates" (optimizer updates; 0 if only parameters were saved) and the fields given to `save`.
+        The newest undamaged checkpoint is found by `latest`, which renames damaged ones; so it is in `restore` and
+        `restore_params`.
 
         Raises:
           FileNotFoundError: if there is no undamaged checkpoint.
+          UserError: as in `latest`.
         """
         file = self.folder / str(self.latest()) / META
         return distributed.agree(json.loads(file.read_text()) if distributed.is_first() else None)
@@ -162,6 +170,9 @@ class StageCheckpoints:
 
         Raises:
           FileNotFoundError: if there is no undamaged checkpoint.
+          KeyError: if the checkpoint has no optimizer state, because `save_params` wrote it.
+          ValueError: if its trees have another structure or other shapes than `like`.
+          UserError: as in `latest`.
         """
         meta = self.meta()
         read = _read(self.folder / str(meta["step"]), params=like.params, opt_state=like.opt_state)
@@ -179,6 +190,8 @@ class StageCheckpoints:
 
         Raises:
           FileNotFoundError: if there is no undamaged checkpoint.
+          ValueError: if the parameters have another structure or other shapes than `like`.
+          UserError: as in `latest`.
         """
         return _read(self.folder / str(self.latest()), params=like)["params"]
 
@@ -232,9 +245,10 @@ def steps(folder: Path) -> list[int]:
 
 
 def load_params(folder: Path, like: Any) -> Any:
-    """Loads the final parameters of a stage.
+    """Loads the parameters of the last checkpoint of a stage: of a finished stage, its final parameters.
 
-    Unlike `StageCheckpoints.restore`, it never falls back on an earlier step, whose parameters differ.
+    Whether the stage is finished is not checked. Unlike `StageCheckpoints.restore`, it never falls back on an earlier
+    step, whose parameters differ.
 
     Args:
       folder: folder of the stage's checkpoints.
@@ -244,7 +258,8 @@ def load_params(folder: Path, like: Any) -> Any:
       The parameters, placed by these shardings.
 
     Raises:
-      UserError: if there is no checkpoint, or the last one is damaged.
+      UserError: if there is no checkpoint, or the last one is damaged. Its optimizer state, if any, is not checked.
+      ValueError: if the parameters have another structure or other shapes than `like`.
     """
     step, wrong = distributed.agree(_last(folder) if distributed.is_first() else None)
     if step is None:
@@ -261,7 +276,7 @@ def keep_last(folder: Path) -> None:
     """Removes all checkpoints of a finished stage but the last: nothing needs them any more.
 
     Args:
-      folder: folder of the stage's checkpoints. Damaged ones that were renamed stay.
+      folder: folder of the stage's checkpoints; it need not exist. Damaged ones that were renamed stay.
     """
     if distributed.is_first():
         for old in steps(folder)[:-1]:
@@ -299,7 +314,8 @@ def save_tree(folder: Path, tree: Any) -> None:
 
     Args:
       folder: the tree's folder; its parents are created.
-      tree: dictionaries and lists of arrays, on devices or on the host.
+      tree: dictionaries and lists of arrays, on devices or on the host. For `load_tree` every leaf has to lie in a
+        dictionary.
     """
     if distributed.is_first():
         for left in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):  # left by a run that was killed
@@ -317,6 +333,10 @@ def load_tree(folder: Path, shardings: Mapping[str, Any]) -> Any:
 
     Returns:
       The tree; leaves named in `shardings` lie on devices, all others are NumPy arrays on the host.
+
+    Raises:
+      AttributeError: if the folder does not exist.
+      IndexError: if a leaf does not lie in a dictionary.
     """
 
     def like(path: Any, leaf: Any) -> Any:
@@ -339,6 +359,9 @@ def abstract(shapes: Any, shardings: Any) -> Any:
 
     Returns:
       A tree of `jax.ShapeDtypeStruct`s with shape, dtype and sharding.
+
+    Raises:
+      ValueError: if the two trees differ in structure.
     """
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings

@@ -140,7 +140,8 @@ class TrainSection:
         """Factor on the learning rate at a step, above 0 and at most 1.
 
         Args:
-          step: number of the step, from 0. The factor is (step + 1) / `warmup_steps` until this reaches 1.
+          step: number of the step, from 0. The factor is (step + 1) / `warmup_steps` until this reaches 1; without
+            warm-up it is always 1.
         """
         return min(1.0, (step + 1) / self.warmup_steps if self.warmup_steps else 1.0)
 
@@ -299,7 +300,8 @@ class RecoverSection:
         "displacement" or "magnitude" (definitions §9).
       fractions: sizes of the coordinate sets that a rollback tries, as shares of all parameters; above 0, at most 1.
       strengths: factors β on the subtracted edit that a rollback tries; a stage always tries 1 as well.
-      forecast_prompts: prompts of each domain that a plan forecasts on; no action of the plan is made from them.
+      forecast_prompts: prompts of each domain that a plan forecasts on; no action of the plan is made from them. It has
+        to be a positive multiple of analyze.batch, which `parse` does not check.
       n_reweighted: number of actions, the most promising first, whose outcome a plan also forecasts with importance
         weights; each costs a forward pass; 0 uses none.
       random_sets: number of random coordinate sets that a chosen rollback is compared with.
@@ -390,7 +392,7 @@ def renamed(path: str) -> str:
 
 
 def default() -> Config:
-    """A `ConfigDict` with all fields at their defaults, for a config file to change.
+    """A new `ConfigDict` with all fields at their defaults, for a config file to change.
 
     It is annotated as `Config`, which it is not, so that editors and type checkers know the fields that a config file
     sets. `parse` turns the ConfigDict into a real `Config`.
@@ -401,7 +403,8 @@ def default() -> Config:
 def from_file(path: str | Path) -> Config:
     """The result of `get_config()` of another config file, so that a config can change a few of its fields.
 
-    It is annotated as `Config` for the same reason as that of `default`.
+    The code of the file runs, and `get_config` is called without arguments. The result is not checked. It is annotated
+    as `Config` for the same reason as that of `default`.
 
     Args:
       path: the other file, relative to the current folder, not to the file that calls this.
@@ -409,6 +412,7 @@ def from_file(path: str | Path) -> Config:
     Raises:
       FileNotFoundError: if there is no such file.
       KeyError: if it does not define `get_config`.
+      Exception: whatever the file or its `get_config` raises.
     """
     return runpy.run_path(str(path))["get_config"]()
 
@@ -477,10 +481,12 @@ def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
 
     Args:
       config: a ConfigDict, such as `default()` returns, or nested mappings; fields that are absent have their defaults.
-        A configuration that was parsed before is refused.
+        It does not change. A configuration that was parsed before is refused.
 
     Raises:
-      UserError: if a field is unknown or its value is not allowed; the message names the field and what is allowed.
+      UserError: if a field is unknown, was renamed, or has a value of the wrong type or one that is not allowed; the
+        message names the field and what is allowed. Names of stages, domains and recovery rules are checked later
+        (`stage.resolve_stages`, `stages.rollback.check`).
     """
     parsed: Config = _fill(Config, config, "config")
     _check(parsed)
@@ -493,6 +499,10 @@ def stage_config(config: Config, stage: str) -> TrainSection:
     Args:
       config: the whole configuration, parsed.
       stage: name of the stage; it need not be in `config.stages`. Only prefixes in `METHODS` change fields.
+
+    Returns:
+      A `TrainSection`. Of a section in it, such as `prevent`, only the fields that the prefix or the overrides name
+      change.
 
     Raises:
       UserError: if an override names no field of `TrainSection` or has the wrong type, or if `GRPOConfig` or

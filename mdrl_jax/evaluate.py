@@ -49,6 +49,9 @@ class Evaluation:
 def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluation:
     """Scores parameters on all prompts of `evaluate.split`, with `evaluate.samples` completions of each.
 
+    The last batch of a domain is filled up with its first prompts. Their scores are dropped, but their tokens count in
+    `runtime.rollouts.spent` like all others.
+
     Args:
       runtime: model, prompts and rewards of the run.
       params: the parameters to score.
@@ -56,11 +59,12 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
       track: shows the progress over batches of `evaluate.batch` prompts.
 
     Returns:
-      Rewards and accuracy of every prompt of the scored domains, and the completions of the first `evaluate.shown`
-      prompts of each.
+      Rewards and accuracy of every prompt of the scored domains, in the order of the prompts, and the completions of
+      the first `evaluate.shown` prompts of each.
 
     Raises:
-      UserError: if more than `rewards.max_error_share` of a batch's rewards fail.
+      UserError: if more than `rewards.max_error_share` of a batch's rewards fail, or as in `Rollouts.sample`.
+      RuntimeError: if the reward workers do not start, or their pool is closed.
       Stopped: after a SIGTERM, if `track` is that of a `Screen`; nothing is saved.
     """
     config = runtime.config.evaluate
@@ -100,10 +104,12 @@ def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | N
       domains: names of the domains to score; None or empty: all scored domains.
 
     Returns:
-      Rewards by domain, [P, k] in [0, 1] for P prompts, with k = `recover.samples`.
+      Rewards by domain, float32 [P, k] in [0, 1] for P prompts in their order, with k = `recover.samples`.
 
     Raises:
-      UserError: if more than `rewards.max_error_share` of a batch's rewards fail.
+      UserError: if more than `rewards.max_error_share` of a batch's rewards fail, or as in `Rollouts.sample`.
+      KeyError: if there is no domain of a given name.
+      RuntimeError: if the reward workers do not start, or their pool is closed.
       Stopped: after a SIGTERM, between two batches.
     """
     return _rewards(runtime, params, domains, "validation", runtime.config.recover.prompts)
@@ -118,11 +124,10 @@ def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | Non
       domains: names of the domains to score; None or empty: all scored domains.
 
     Returns:
-      Rewards by domain, [P, k] in [0, 1] for all P prompts, with k = `recover.samples`.
+      Rewards by domain, float32 [P, k] in [0, 1] for all P prompts in their order, with k = `recover.samples`.
 
     Raises:
-      UserError: if more than `rewards.max_error_share` of a batch's rewards fail.
-      Stopped: after a SIGTERM, between two batches.
+      UserError, KeyError, RuntimeError, Stopped: as in `validation_rewards`.
     """
     return _rewards(runtime, params, domains, "test", None)
 

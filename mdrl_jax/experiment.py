@@ -40,15 +40,20 @@ from mdrl_jax.workfolder import WorkFolder, flat, resolved
 def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
     """Runs the experiment in `workdir`, or continues it where an earlier run stopped.
 
-    All stages are checked before the first one runs.
+    All stages are checked before the first one runs and before anything is written. In the work folder it writes
+    checkpoints and records of the stages, `scores.jsonl`, `claims.json`, the report page and TensorBoard events.
 
     Args:
-      config: the whole configuration.
+      config: the whole configuration, parsed.
       workdir: the work folder; created if it does not exist.
       output: form of the standard output, "screen", "quiet" or "json" (`report/screen/console.py`).
 
     Raises:
       UserError: if the user can put the problem right; records written so far are kept.
+      HostLost: if another process of the run does not come within the time-out.
+      ValueError: as in `Walk.run`; or, with a single process, if it is called outside the main thread.
+      KeyError: if `output` is another word; nothing has run, but `config.json` is written. Or as in `Walk.run`.
+      FileNotFoundError, RuntimeError: as in `Walk.run`.
       Stopped: after a SIGTERM; progress is saved.
     """
     stages = resolve_stages(config, tuple(DOMAINS))
@@ -90,10 +95,16 @@ class Walk:
     def run(self) -> None:
         """Scores the base model, runs every stage that is not finished, then writes and shows the summary.
 
-        It must be called inside `jax.set_mesh(runtime.mesh)`, with an open `screen`.
+        It must be called inside `jax.set_mesh(runtime.mesh)`, with an open `screen`. If all stages are finished, only
+        the summary, the report page and the records that stages rewrite in any case are made again.
 
         Raises:
           UserError: if the user can put the problem right; records written so far are kept.
+          HostLost: if another process of the run does not come within the time-out.
+          ValueError: if a second-order term of a conflict subspace is not finite, or as in `stages.plan.Planning.plan`.
+          ValueError, FileNotFoundError: as in `stages.rollback.remade`.
+          KeyError: if a record of an earlier run lacks a field.
+          RuntimeError: if the reward workers do not start.
           Stopped: after a SIGTERM inside `preemption.watch()`; progress is saved.
         """
         started = time.monotonic()
@@ -298,6 +309,7 @@ def scores(folder: WorkFolder) -> list[dict[str, Any]]:
 
     Raises:
       UserError: if a file is no valid JSON.
+      KeyError, ValueError: as in `report.tables.scores.score_rows`.
     """
     evaluations = [records.read_json(file) for file in sorted((folder.root / "evaluations").glob("*.json"))]
     return sorted((row for record in evaluations for row in score_rows(record)), key=lambda row: row["index"])

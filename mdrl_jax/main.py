@@ -399,16 +399,17 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, ne
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command. An error that the user can put right goes to standard error as one line.
 
     Args:
-      argv: name of the program and its arguments; `sys.argv` by default.
+      argv: name of the program and its arguments; `sys.argv` by default. The first argument names the command; if it is
+        missing or begins with `-`, the command is `run`.
 
     Returns:
-      The exit status: 0 done; 2 an error that the user can put right; 143 stopped by SIGTERM; 1 if `fit` finds a
-      program that does not fit, or if standard output was closed. If an error ends a command that runs in several
-      processes, the function does not return: it ends the process with status 2 for such an error, 75 if another host
-      was lost, and 1 otherwise.
+      The exit status: 0 done, or help was printed; 2 an error that the user can put right; 143 stopped by SIGTERM; 1
+      if `fit` finds a program that does not fit, or if standard output was closed. If an error ends a command that runs
+      in several processes, the function does not return: it ends the process with status 2 for an error that the user
+      can put right, 75 if another host was lost, and 1 otherwise.
 
     Raises:
       Exception: any error of a command in a single process that is none of these is not caught.

@@ -22,8 +22,13 @@ class Damaged(Exception):
 def write(folder: Path) -> None:
     """Writes `manifest.json` for the files in a folder and its subfolders; they must not change afterwards.
 
+    `manifest.json` is written directly, so an interrupted call may leave a damaged one, which `check` finds.
+
     Args:
       folder: an existing folder that has no `manifest.json` yet; an old one would be listed as a file of the folder.
+
+    Raises:
+      OSError: if a file cannot be read, or `manifest.json` cannot be written.
     """
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     files = {name: [(folder / name).stat().st_size, found] for name, found in _hashes(folder, names).items()}
@@ -37,13 +42,16 @@ def write(folder: Path) -> None:
 def check(folder: Path, without: str = "") -> None:
     """Compares a folder with its manifest; in each process, an undamaged folder is checked only once.
 
+    Later calls with the same arguments return at once, so they do not find damage that came after the first one.
+
     Args:
       folder: the folder. Files in it that the manifest does not name are ignored.
       without: path, relative to `folder`, of a folder inside it whose files are not checked; "" checks all files.
 
     Raises:
-      Damaged: if a file is missing, cannot be read, has another size or was changed, or if this holds for
-        `manifest.json` itself; the message names the file.
+      Damaged: if a file is missing, cannot be read, has another size or was changed, or if `manifest.json` itself is
+        missing or was changed; the message names the file.
+      OSError: if `manifest.json` exists but cannot be read.
     """
     files = _read(folder)
     wanted = {name: known for name, known in files.items() if not without or not name.startswith(f"{without}/")}

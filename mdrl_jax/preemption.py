@@ -108,6 +108,7 @@ def check(work: str) -> None:
 
     Raises:
       Stopped: if the run must end.
+      ValueError: as in `noticed`.
     """
     if noticed():
         raise Stopped(f"during {work}", "what was finished is saved")

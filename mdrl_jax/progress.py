@@ -72,7 +72,7 @@ class Step:
         """Notes the progress; to be called at the start and whenever a piece is done or the text changes.
 
         Args:
-          done: number of pieces done in all, not since the last report.
+          done: number of pieces done in all, not since the last report; never smaller than in an earlier report.
           text: about the current piece.
         """
         if not self._reports or done > self.done:
@@ -88,7 +88,10 @@ class Step:
         return max(0.0, needed - (self._clock() - ended))
 
     def left_text(self) -> str:
-        """The estimated time left as hours, minutes and seconds, `0:03:20`; `-:--:--` if there is no estimate yet."""
+        """The estimated time left as hours, minutes and seconds, `0:03:20`; `-:--:--` if there is no estimate yet.
+
+        From 24 hours on the text begins with the days: `1 day, 2:03:20`.
+        """
         left = self.left()
         return "-:--:--" if left is None else str(datetime.timedelta(seconds=round(left)))
 
@@ -98,14 +101,15 @@ class Step:
         return f"{label} {self.done}/{self.total}  {text}  {self.left_text()} left"
 
     def shown(self) -> tuple[str, str]:
-        """Label and text in the form in which a terminal may show them: on one line, and `printable`."""
+        """(label, text), each in the form in which a terminal may show it: on one line, and `printable`."""
         label, text = (printable(" ".join(x.splitlines())) for x in (self.label, self.text))
         return label, text
 
     def record(self) -> dict[str, Any]:
         """The fields of a progress event for `--output=json`: "label", "done", "total", "text" and "seconds_left".
 
-        The last one is None if there is no estimate yet.
+        "label" and "text" are as given, not `printable`. "seconds_left" has one decimal; it is None if there is no
+        estimate yet.
         """
         left = self.left()
         fields = {name: getattr(self, name) for name in ("label", "done", "total", "text")}

@@ -28,12 +28,12 @@ _KINDS = {
 
 
 def regular(path: str | Path) -> Path:
-    """Returns `path` if it is a regular file, a link to one, or does not exist.
+    """Returns `path` as a `Path` if it is a regular file or a link to one, does not exist, or cannot be reached.
 
     To open a pipe waits for a writer, perhaps forever, and a device may never end.
 
     Raises:
-      UserError: if it is anything else; the message says what.
+      UserError: if it is anything else, such as a folder; the message says what.
     """
     path = Path(path)
     try:
@@ -65,7 +65,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` in UTF-8 to the file `path`, as `write_bytes` does."""
+    """Writes `text` in UTF-8 to the file `path`, as `write_bytes` does.
+
+    Raises:
+      UnicodeEncodeError: if the text has a lone surrogate; no file is touched.
+    """
     write_bytes(path, text.encode())
 
 
@@ -81,6 +85,8 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object per line, the whole file at once as `write_bytes` does; earlier rows are not kept.
 
+    Without rows the file is empty.
+
     Raises:
       TypeError: if a row is not JSON-able; no file is touched.
     """
@@ -88,10 +94,10 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The JSON document at `path`.
+    """The JSON document at `path`; `NaN` and `Infinity` are read as the floats.
 
     Raises:
-      UserError: if the file does not exist, is no regular file or is not valid JSON.
+      UserError: if the file does not exist, is no regular file or is not valid JSON in the encoding of text files.
     """
     try:
         return json.loads(regular(path).read_text())
@@ -104,9 +110,12 @@ def read_json(path: str | Path) -> Any:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; an empty list if the file does not exist.
 
+    A row may be any JSON value; that it is an object is not checked.
+
     Raises:
       UserError: if the file is no regular file, or a line is not valid JSON, e.g. an empty one; the message then has
         its number.
+      UnicodeDecodeError: if the file is not text.
     """
     path = regular(path)
     if not path.exists():

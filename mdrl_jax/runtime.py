@@ -82,11 +82,13 @@ class Runtime:
     def base_params(self) -> Any:
         """Loads, or for `model.weights` "random" draws, the parameters of the base model; each call makes new arrays.
 
+        Random parameters are drawn from the run's seed, so they have the same values at each call.
+
         Returns:
           A tree of float32 parameters on the devices, placed by `shardings`.
 
         Raises:
-          UserError: if the model folder's weights cannot be read or do not fit its config.json.
+          UserError: if the model folder's weights cannot be read, are quantized or do not fit its config.json.
         """
         section = self.config.model
         if section.weights == "random":
@@ -102,6 +104,7 @@ def make_pool(section: RewardSection) -> RewardPool:
 
     Raises:
       UserError: if `rewards.sandbox` is "bwrap" and bubblewrap does not work here.
+      ValueError: if a value is out of its range, which `config.parse` refuses.
     """
     s = section
     return RewardPool(s.workers, s.cpu_seconds, s.memory_mb, s.deadline_seconds, s.sandbox, s.packages)
@@ -121,6 +124,7 @@ def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
     Raises:
       UserError: if prompt and completion together may be longer than the model allows, or if `rollout.cache_gib` has no
         room for one prompt with one completion.
+      KeyError: if `model.dtype` is not in `DTYPES`, which `config.parse` refuses.
     """
     prompt, completion = config.rollout.prompt_buckets[-1], config.rollout.completion_buckets[-1]
     if prompt + completion > sizes.max_positions:
@@ -151,16 +155,20 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     """Builds a run, and refuses what cannot work before anything runs. It reads no weights.
 
     Args:
-      config: the whole configuration.
-      pool: the reward workers.
+      config: the whole configuration, parsed.
+      pool: the reward workers, which `rollouts` uses; nothing is scored here.
 
     Returns:
-      The parts that all stages share.
+      The parts that all stages share. `prompts` has every split of every scored domain.
 
     Raises:
-      UserError: if the model or its tokenizer is missing or not supported, a data set cannot be read, a domain has no
-        prompts, prompts are too long, the mesh does not match the devices or does not divide a size, or
-        `rollout.cache_gib` is too small.
+      UserError: if the model or its tokenizer is missing, damaged or not supported, or the tokenizer has no end token;
+        if the longest prompt and completion together are longer than the model allows; if a data set is not valid or
+        cannot be read (`datasets.make`); if a domain has too few prompts, or none in one of the three splits, or they
+        cannot be tokenized (`prompts.tokenize`); if the mesh does not match the devices, or does not divide a parameter
+        or `evaluate.batch`; or if `rollout.cache_gib` has no room for one prompt with `evaluate.samples` completions.
+      KeyError: if a scored domain does not exist, which `stage.resolve_stages` refuses.
+      OSError: if a file of JSON lines or csv cannot be opened when it is scanned.
     """
     folder = model_folder(config.model.path)
     sizes = huggingface.read_config(folder)

@@ -19,6 +19,11 @@ def section(cls: type[T]) -> type[T]:
         `config.default` makes the sections without arguments.
 
     Returns:
-      The same class, now a dataclass that compares and hashes by its fields.
+      The same class, now a dataclass that compares and hashes by its fields. To hash an object raises TypeError if a
+      field, or a field of a section in it, holds a dictionary.
+
+    Raises:
+      ValueError: if a default is not hashable, such as a list.
+      TypeError: if a field without a default follows one with a default.
     """
     return dataclasses.dataclass(frozen=True)(cls)

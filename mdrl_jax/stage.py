@@ -87,7 +87,7 @@ class Stage:
 
     @property
     def prefix(self) -> str:
-        """`refresh` for `refresh-math`, "" for `math` or `joint`."""
+        """The text of the name before its first `-`: `refresh` for `refresh-math`; "" for `math` or `joint`."""
         return self.name.partition("-")[0] if "-" in self.name else ""
 
     @property
@@ -113,7 +113,8 @@ def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stag
 
     Raises:
       UserError: if a name is no valid stage name, a domain is unknown or not scored, a stage lacks a domain or an
-        earlier stage that it needs, or the prompts of a step cannot be shared out among its domains.
+        earlier stage that it needs (a protected domain needs an earlier stage that trained it alone), or the prompts of
+        a step cannot be shared out among its domains.
     """
     for domain in config.scored_domains:
         if domain not in known_domains:
@@ -222,9 +223,11 @@ def trained_on_the_way(stage: Stage, earlier: Sequence[Stage]) -> tuple[str, ...
 def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
     """The stage that ends at the domain's peak θ*: the last one that trained the domain alone on the way to `start`.
 
+    Only GRPO stages count, but any of them: also a refresh, a placebo, or a stage with another prefix.
+
     Args:
       domain: name of the domain.
-      start: name of the stage at whose end the way stops, or "base".
+      start: name of the stage at whose end the way stops, or "base". This stage is part of the way.
       earlier: stages of the run, in which `start` and the stages before it are looked up.
 
     Returns:

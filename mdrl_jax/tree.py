@@ -3,6 +3,8 @@
 A tree is never flattened into one long vector. On a mesh, a sum over its entries is therefore an all-reduce of scalars,
 and no leaf is gathered. Inner products are computed in float32 whatever the dtype of the leaves, or in float64 if the
 leaves are float64.
+
+`vdot`, `add`, `sub` and `axpy` raise ValueError if their trees differ in structure.
 """
 
 import functools
@@ -14,16 +16,16 @@ import jax.numpy as jnp
 
 
 def vdot(a: Any, b: Any) -> jax.Array:
-    """The inner product ⟨a, b⟩ over all leaves together, a scalar; float32, or float64 if the leaves are.
+    """The inner product ⟨a, b⟩ over all leaves together, a scalar; float32, or float64 if a leaf is.
 
-    The trees have one structure, and their leaves the same shapes.
+    The trees have one structure, and their leaves the same shapes. Trees without leaves give 0.
     """
     parts = jax.tree.map(lambda x, y: jnp.sum(_wide(x) * _wide(y)), a, b)
     return functools.reduce(jnp.add, jax.tree.leaves(parts), jnp.float32(0))
 
 
 def norm(a: Any) -> jax.Array:
-    """The norm ‖a‖₂ over all leaves together, a scalar; float32, or float64 if the leaves are."""
+    """The norm ‖a‖₂ over all leaves together, a scalar; float32, or float64 if a leaf is. Without leaves it is 0."""
     return jnp.sqrt(vdot(a, a))
 
 
@@ -64,16 +66,17 @@ def zeros_like(a: Any) -> Any:
 
 
 def path(keys: Any) -> str:
-    """The path of a leaf as text, such as `layers/gate/kernel`.
+    """The path of a leaf as text, such as `layers/gate/kernel`; "" for a tree that is a single leaf.
 
     Args:
-      keys: the leaf's key path, as `jax.tree_util.tree_flatten_with_path` gives it.
+      keys: the leaf's key path, as `jax.tree_util.tree_flatten_with_path` gives it. A key of a dictionary, or an index
+        of a list or tuple, becomes one part of the text.
     """
     return "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys)
 
 
 def is_stacked(name: str) -> bool:
-    """Whether the leading axis of the parameter at this path is the axis of layers."""
+    """Whether the leading axis of the parameter at this path is the axis of layers: the path begins with `layers/`."""
     return name.startswith("layers/")
 
 
@@ -103,11 +106,15 @@ def per_tensor(function: Callable[..., jax.Array], *trees: Any) -> dict[str, jax
     A tensor is one layer's slice of a leaf that is stacked by layer, or the whole leaf otherwise (definitions §4).
 
     Args:
-      function: maps one tensor of each tree to a scalar.
-      *trees: trees of one structure.
+      function: maps one tensor of each tree, in the order of the trees, to a scalar JAX array.
+      *trees: one tree or more, all of one structure, which is not checked.
 
     Returns:
-      path of a leaf -> the numbers of its tensors: [L] for leaves that are stacked by layer, [1] for others.
+      path of a leaf (`path`) -> the numbers of its tensors: [L] for leaves that are stacked by layer, [1] for others.
+      The paths are in the order of the leaves.
+
+    Raises:
+      IndexError: if there is no tree, or a tree has fewer leaves than the first one.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(trees[0])
     others = [jax.tree.leaves(t) for t in trees[1:]]

@@ -45,7 +45,8 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     """The fields of nested dictionaries by their dotted paths, e.g. {"train": {"steps": 4}} -> {"train.steps": 4}.
 
     Args:
-      value: nested dictionaries. Lists and tuples in them are fields as a whole; empty dictionaries have no fields.
+      value: nested dictionaries with text keys. Lists and tuples in them are fields as a whole; empty dictionaries have
+        no fields. A value that is no dictionary is one field with the path `name`.
       name: path of `value` itself, which the paths begin with; "" for none.
     """
     if not isinstance(value, dict):
@@ -87,10 +88,10 @@ class WorkFolder:
         return self.root / "samples" / f"{folder}.jsonl"
 
     def recorded(self) -> dict[str, Any]:
-        """The configuration that `config.json` of this folder holds.
+        """The configuration that `config.json` of this folder holds, as nested dictionaries; fields are not checked.
 
         Raises:
-          UserError: if the file is missing or is not the config.json of a run.
+          UserError: if the file is missing, is not valid JSON or is not the config.json of a run.
         """
         record = records.read_json(self.root / "config.json")
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
@@ -100,16 +101,18 @@ class WorkFolder:
     def open(self, config: Config) -> None:
         """Writes `config.json`; if there is one, checks first that it belongs to the same experiment.
 
-        A run may be continued with more stages at the end. Any other change that could change a result is refused, so
-        one folder never mixes two experiments. The root is created if needed, and half-written records of a killed run
-        are removed. All processes must call it.
+        A run may be continued with more stages at the end. The fields in `FREE` and those of section `analyze` may
+        change. Any other change is refused, so one folder never mixes two experiments. An earlier `config.json` is
+        replaced by one with the present configuration, package versions and devices. The root is created if needed, and
+        half-written records of a killed run are removed. All processes must call it.
 
         Args:
           config: the whole configuration, parsed.
 
         Raises:
-          UserError: if a field differs (the message names the first one), the folder holds something else, or its
-            `config.json` comes from a version of the package whose fields are no longer valid.
+          UserError: if a field differs (the message names the first one), the root is a file, the folder has files
+            other than `log.txt` but no `config.json`, its `config.json` is damaged, or it comes from a version of the
+            package whose fields are no longer valid.
         """
         file = self.root / "config.json"
         now = resolved(config)
@@ -135,13 +138,16 @@ class WorkFolder:
     def open_data(self, data: Mapping[str, Any]) -> None:
         """Writes `data.json`; if there is one, checks first that the prompts are those that the run started with.
 
-        Nothing is written if `data` is empty, as in a run without data sets.
+        A domain that the file does not have yet is accepted. Nothing is written if `data` is empty, as in a run without
+        data sets. All processes must call it.
 
         Args:
           data: name of a domain -> its record, with the fingerprint of each split (`Runtime.data`).
 
         Raises:
-          UserError: if prompts differ, because a data file or the tokenizer was changed.
+          UserError: if prompts differ, because a data file or the tokenizer was changed; or if `data.json` is not valid
+            JSON.
+          KeyError: if a record, in the file or in `data`, lacks a split or its fingerprint.
         """
         file = self.root / "data.json"
         before = records.read_json(file) if file.exists() else {}

@@ -34,10 +34,14 @@ def harmed(parts: Parts, most: int) -> list[tuple[str, str]]:
 
     Args:
       parts: the units so far, with all of damage.
-      most: how many pairs at most. Only pairs whose interval of the damage lies above 0 count.
+      most: how many pairs at most, 0 or more. Only pairs whose interval of the damage lies above 0 count.
 
     Returns:
-      (name of the domain, name of the later stage) of each pair.
+      (name of the domain, name of the later stage) of each pair. Of equal damages the name that is later in the
+      alphabet comes first.
+
+    Raises:
+      KeyError: if a unit of damage lacks a field.
     """
     found = []
     for _, part in starting(parts, "damage"):
@@ -55,10 +59,19 @@ def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
       settings: the settings of the analysis (`Analysis.settings`), with the list of "stages".
 
     Returns:
-      by file name without ending: "edits", "gradients", "routes", "damage", "subspace" and "claims".
+      by file name without ending:
+
+      - "edits": the unit `edits` with "mean_jaccard", the mean Jaccard by layer over the pairs of domains.
+      - "gradients": by checkpoint with comparisons, the figures of its unit by pair "a-b".
+      - "routes": by such checkpoint, {"overlaps": figures by pair "a-b", "shared": figures by later domain}.
+      - "damage": {"settings", "pairs": the units `damage-…`, "cross_terms": the units `cross-…`, "transfers": a record
+        of `transfer` for each domain and later stage, "agreement": `predicted_against_measured`}.
+      - "subspace": {"pairs": the units `conflict-…`}.
+      - "claims": the list of `verdicts`.
 
     Raises:
-      KeyError: if the unit `edits` or that of a checkpoint is missing, or a unit lacks a field.
+      KeyError: if the unit `edits` or that of a checkpoint is missing, or a unit or the settings lack a field.
+      ValueError: if a domain has different numbers of prompts at two checkpoints.
     """
     points = dict(starting(parts, "point"))
     pairs = [part for _, part in starting(parts, "damage")]
@@ -104,10 +117,12 @@ def transfer(points: Parts, domain: str, stage: Record, stages: Sequence[Record]
       {"domain", "stage", "measured", "effect"}: "measured" is the mean reward after the stage minus that before it, in
       rewards, as a record with Student's t over prompts; "effect" is −g_A·δ_B on the shared route and on its
       complement, {"route", "complement"}, in rewards; None if it was not measured. Both are above 0 if the stage helps
-      A.
+      A. "measured" has no interval if there is only one prompt.
 
     Raises:
-      KeyError: if the unit of the stage, of its start or of the domain's peak is missing.
+      KeyError: if the unit of the stage, of its start or of the domain's peak is missing, or lacks a field.
+      StopIteration: if none of the stages trained the domain.
+      ValueError: if the domain has different numbers of prompts before and after the stage.
     """
     after, before = (np.asarray(points[name]["rewards"][domain]) for name in (stage["name"], stage["start"]))
     own = next(s["name"] for s in reversed(stages) if s["domain"] == domain)
@@ -129,7 +144,11 @@ def predicted_against_measured(pairs: Sequence[Record]) -> dict[str, Any]:
     Returns:
       by objective (the keys of `AGAINST`): {"n": number of pairs with both figures, "points": [[predicted, measured]],
       "spearman", "r_squared"}. Points are in the unit of the objective (`damage.UNITS`). R² is that of the line
-      measured = predicted.
+      measured = predicted. Spearman has no estimate with fewer than five points (`rank_agreement`), R² with fewer than
+      three; neither has one if the measured damages are all equal.
+
+    Raises:
+      KeyError: if a pair lacks one of the objectives or a field.
     """
     out = {}
     for name, measure in AGAINST.items():
@@ -154,7 +173,11 @@ def verdicts(found: Mapping[str, Any], stages: Sequence[Record]) -> list[Record]
       stages: all stages, as in the settings.
 
     Returns:
-      one record for each claim, C1 first.
+      one record (`claims.verdicts.judge`) for each claim, C1 first.
+
+    Raises:
+      KeyError: if a content lacks a field.
+      StopIteration: if a pair of "damage" has a stage that is not in `stages`.
     """
     edits, damage = found["edits"], {(p["domain"], p["stage"]): p for p in found["damage"]["pairs"]}
     own = {s["domain"]: s["name"] for s in stages}

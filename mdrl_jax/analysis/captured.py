@@ -106,8 +106,8 @@ def measure(
       others: orthonormal eigenvectors of other domains' losses in the same space, by domain.
       key: of the random subspaces.
       unit: of the loss ("reward", "nats").
-      ks: the dimensions k of c(k), ascending. The ladder and the margins use the last.
-      n_random: number of random subspaces.
+      ks: the dimensions k of c(k), ascending, at least one. The ladder and the margins use the last.
+      n_random: number of random subspaces, at least 1.
       support: a tree of ones with zeros where the route is padded; None if the route is not padded.
 
     Returns:
@@ -117,7 +117,7 @@ def measure(
       a share is a share of that gain.
 
     Raises:
-      ValueError: if a second-order term is not finite.
+      ValueError: if a second-order term is not finite, or if `n_random` is 0.
     """
     first, second = halves
 

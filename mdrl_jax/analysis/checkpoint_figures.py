@@ -63,10 +63,12 @@ def gradient_figures(
 
     Returns:
       the comparisons (`gradients.compare`) by pair "a-b", with "domains"; and for each later domain B the inner
-      products ⟨g_A, δ_B⟩ of each of A's M blocks on each neuron, [M, L, F], with g_A the gradient of the loss.
+      products ⟨g_A, δ_B⟩ of each of A's M blocks on each neuron, [M, L, F], with g_A the gradient of the loss. There
+      are no comparisons if there is only one domain.
 
     Raises:
-      ValueError: if a domain has fewer than four blocks of `analyze.batch` prompts.
+      ValueError: if a domain has fewer than four blocks of `analyze.batch` prompts, or `analyze.held` is below 2.
+      KeyError: if `later` is not empty and `own` is not among the domains of `samples`.
     """
     names, batch = list(samples), probe.runtime.config.analyze.batch
     blocks = {name: probe.rows(sample) for name, sample in samples.items()}
@@ -101,7 +103,11 @@ def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, 
       kind: "neurons" or "heads".
 
     Returns:
-      the record. Its estimate is the Jaccard index; n counts blocks. It has no estimate if both routes are empty.
+      the record. Its estimate is the Jaccard index; n counts blocks. It has no estimate if both routes are empty, and
+      no interval if there is only one block, or if both routes are empty without one of the blocks.
+
+    Raises:
+      ValueError: if `which` is not one of `routes.WHICH`, or if the routes differ in shape.
     """
     sets = [top_share(x.scores(which, kind), SHARE) for x in (a, b)]
     record = overlap(sets[0], sets[1])
@@ -121,7 +127,10 @@ def route_figures(activity: Mapping[str, Activity]) -> dict[str, Any]:
 
     Returns:
       by pair "a-b": {"domains": [a, b], "neurons": {"all", "correct"}, "heads": {"all", "correct"}}, with a record of
-      `route_overlap` for each kind and choice of completions.
+      `route_overlap` for each kind and choice of completions. Empty with fewer than two domains.
+
+    Raises:
+      ValueError: if the activities differ in shape.
     """
     names = list(activity)
     return {
@@ -142,7 +151,7 @@ def shared_route(a: Activity, b: Activity) -> NDArray[np.bool_]:
       a, b: activity of the two domains at the same parameters.
 
     Returns:
-      booleans [L, F], true for neurons of ℛ.
+      booleans [L, F], true for neurons of ℛ; all false if the two routes have no neuron in common.
     """
     return top_share(a.scores("all", "neurons"), SHARE) & top_share(b.scores("all", "neurons"), SHARE)
 
@@ -160,8 +169,9 @@ def on_route(probe: Probe, route_LF: NDArray[np.bool_], later: Later, effect_MLF
       {"neurons": indices by layer of the neurons of ℛ, "edit_cosine": {"route", "complement"}, "effect": {"route",
       "complement"}, "effect_by_neuron": −g_A·δ_B of each neuron of ℛ, by layer}. Effects are in rewards, above 0 if
       they raise A's reward. Intervals are a jackknife over layers for cosines, and Student's t over A's blocks for
-      effects. The figures on the route have a null of random sets with as many neurons in each layer as ℛ, those on the
-      complement none.
+      effects; with one layer, or one block, there is none. The figures on the route have a null of `N_RANDOM` random
+      sets with as many neurons in each layer as ℛ, drawn from a fixed seed; those on the complement have none. On an
+      empty set, effects are 0; a cosine is 0 where one of the edits is 0.
     """
     ab, aa, bb = (
         np.asarray(probe.neuron_products(x, y), np.float64)

@@ -144,10 +144,13 @@ class Packed:
         return dataclasses.replace(self, sample=self.sample.take(np.arange(n)), kept=self.kept[:n])
 
     def by_prompt(self, jets: np.ndarray) -> np.ndarray:
-        """vᵀH_pv for each of the n prompts p, whose mean over prompts is vᵀHv: [..., n].
+        """vᵀH_pv for each of the n prompts p, whose mean over prompts is vᵀHv.
 
         Args:
           jets: logp, u and w of every token of `sample` along v, [3, ..., P, G, Tc] (`Probe.jets`).
+
+        Returns:
+          [..., n] in float64, 0 for the prompts that are not in `kept`.
         """
         u_PG, w_PG = (np.where(self.sample.mask_PGT > 0, x, 0.0).sum(-1, dtype=np.float64) for x in jets[1:])
         terms = -w_PG if self.objective == "success_nll" else -self.sample.adv_PG * (u_PG**2 + w_PG)
@@ -183,6 +186,9 @@ def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> P
 
     Returns:
       the completions. Their sample is empty if none of the prompts has a completion that the Hessian depends on.
+
+    Raises:
+      ValueError: if completions are longer than the last one of `rollout.completion_buckets`.
     """
     config = probe.runtime.config.analyze
     half = sample.take(prompts).padded(probe.runtime.config.rollout.completion_buckets[-1])
@@ -209,14 +215,17 @@ def find(
       progress: told what is being computed.
 
     Returns:
-      the record: that of `captured.measure` with "route_neurons" and "solver"; or only a "reason", if one half of A's
-      prompts, or the first half of B's, has no completion that the Hessian depends on.
+      the record: that of `captured.measure` with "route_neurons", their number, and "solver": {"residuals": of each
+      eigenpair, "products": number of vectors that were multiplied with H, "symmetry_defect": `defect`}, each a list
+      over the two halves. Or only a "reason", if one half of A's prompts, or the first half of B's, has no completion
+      that the Hessian depends on.
 
       the vectors found on each half, as trees [k, ...] like `Place.point`; none with a "reason".
 
     Raises:
-      UserError: if the Lanczos search fails (`lanczos.block_lanczos`).
-      ValueError: if a second-order term is not finite.
+      UserError: if a Lanczos search fails (`lanczos.block_lanczos`), for example because the route is too small for
+        its steps.
+      ValueError: if a second-order term is not finite, or as in `pack`.
     """
     config = probe.runtime.config.analyze
     middle = sample.n_prompts // 2

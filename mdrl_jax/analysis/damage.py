@@ -63,14 +63,21 @@ def pair(
       probe: the compiled device programs.
       start: θ*_i, a tree of parameters.
       displacement: D, a tree like `start`.
-      sample: completions of domain i sampled at θ*_i.
-      draw: α -> completions sampled at θ*_i + αD, on the same prompts.
+      sample: completions of domain i sampled at θ*_i, at least two for each prompt.
+      draw: α -> completions sampled at θ*_i + αD, on the same prompts. It is called twice for each α of
+        `REWARD_ALPHAS`, so it should keep what it sampled.
       progress: told what is being computed.
 
     Returns:
       {objective: record}. A record has the terms at α = 1 (`Expansion.record`), and "curve", the same terms at every
       α, with "breaks_at" (`breakdown`). `reward` and `success_nll` add "segments" (`segment_records`) and
-      "segments_needed".
+      "segments_needed". If too few prompts have different rewards (`uninformative`), the predicted terms of `reward`,
+      `surrogate` and `grpo` have a reason in place of an estimate.
+
+    Raises:
+      IndexError: if `sample` has fewer prompts than `analyze.path_prompts`.
+      ValueError: if there is only one completion of each prompt.
+      The errors of `draw`, such as UserError if sampling fails.
     """
     draws = Draws(sample.n_prompts)
     progress("expansion")
@@ -116,6 +123,9 @@ def path(
     Returns:
       the curves of `success_nll` and `kl` (`expansion.curve`), and the segments of `success_nll` and `reward`
       (`expansion.segment_records`), both by objective.
+
+    Raises:
+      IndexError, ValueError, and the errors of `draw`: as in `pair`.
     """
     few = np.arange(probe.runtime.config.analyze.path_prompts)
     blind = {0.0: uninformative(sample)}
@@ -174,8 +184,13 @@ def cross_terms(
       progress: told what is being computed.
 
     Returns:
-      for each pair and each headline objective: {"stages": [u, v], "objective", "product": record}, in the unit of the
-      objective (`UNITS`). Empty if there are fewer than two later stages.
+      for each pair and each headline objective (`reward`, `success_nll`): {"stages": [u, v], "objective", "product":
+      record}, in the unit of the objective (`UNITS`). Empty if there are fewer than two later stages. The product has a
+      reason in place of an estimate if it cannot be measured (`uninformative`; no completion succeeded).
+
+    Raises:
+      IndexError: if `sample` has fewer prompts than `analyze.path_prompts`.
+      ValueError: if there is only one completion of each prompt.
     """
     few = np.arange(probe.runtime.config.analyze.path_prompts)
     sample, draws = sample.take(few), Draws(few.size)

@@ -49,7 +49,8 @@ def by_tensor(function: Callable[..., Any], *trees: Any) -> dict[str, Any]:
 
     Args:
       function: called as function(kind, *tensors), with the same tensor of each tree. It returns an array or a tree.
-      trees: trees of parameters with the same structure.
+        JAX traces it once for each leaf (`jax.lax.map`).
+      trees: trees of parameters with the same structure, at least one.
 
     Returns:
       by path of the leaf: the results of its tensors, stacked to [L, ...], or [1, ...] for an unstacked leaf.
@@ -69,7 +70,7 @@ def _with_kind(function: Callable[..., Any], kind: str) -> Callable[[tuple[jax.A
 
 
 def matrix(kind: str, x: jax.Array) -> jax.Array:
-    """A tensor in the shape in which it multiplies activations: q, k, v [D, H·h], o [H·h, D], others unchanged.
+    """A tensor as the matrix that multiplies activations: q, k, v [D, H·h], o [H·h, D]; one with two axes as it is.
 
     Args:
       kind: the kind of the tensor (`tree.kind`).
@@ -157,7 +158,9 @@ def edit_figures(before: Any, after: Any) -> dict[str, Any]:
       {"all": figures, "kinds": {kind: figures}, "histogram"}. "fp32" figures are of float32 weights, "bf16" figures
       after both ends are rounded to bfloat16.
 
-      Figures have these keys:
+      Figures have these keys. All but "n" and "layers" are records with an interval over layers (`over_layers`).
+      "participation" and the "relative" of "fp32" have the null of a Gaussian edit, if an entry changed; otherwise
+      "participation" has no estimate.
 
       - "n": number of entries.
       - "fp32", "bf16": {"below": {"1e-07", "1e-06", "1e-05"}, "relative", "both", "unchanged"}: shares of entries with
@@ -225,12 +228,17 @@ def over_layers(
 
     Args:
       sums: by path of the leaf, its sums by name, with one value per tensor each.
-      f: the figure. It gets a function from the name of a sum to that sum's total over tensors.
+      f: the figure. It gets a function from the name of a sum to that sum's total over tensors. It is called
+        with totals that are numbers; and, if a leaf is stacked, with totals [L], each without one layer, to return [L].
       size: the sum that becomes the record's n if no leaf is stacked; otherwise n is the number of layers.
       high: the largest possible value. The interval is cut to [0, high].
 
     Returns:
-      the record; without an estimate if the figure is not finite.
+      the record; without an estimate if the figure is not finite, and without an interval if there is only one layer,
+      or if the figure is not finite without one of the layers.
+
+    Raises:
+      KeyError: if a leaf lacks a sum that `f` asks for.
     """
     value = float(f(lambda key: sum(s[key].sum() for s in sums.values())))
     if not math.isfinite(value):
@@ -304,6 +312,6 @@ def neuron_scores(edit: Any) -> NDArray[np.float32]:
       edit: δ, a difference of parameters, a tree like them.
 
     Returns:
-      the scores on the host, 0 for a neuron that did not change.
+      the scores on the host, float32, 0 for a neuron that did not change.
     """
     return np.asarray(_neuron_program({name: edit["layers"][name]["kernel"] for name in ("gate", "up", "down")}))

@@ -41,7 +41,7 @@ def gram(block_gradient: Callable[[int], Any], n: int, held: int) -> Gram:
 
     Args:
       block_gradient: i -> the gradient of block i, a tree of parameters.
-      n: the number of blocks.
+      n: the number of blocks, at least 1.
       held: how many gradients fit into memory, at least 2.
 
     Returns:
@@ -91,7 +91,7 @@ def compare(
       gram: as returned by `gram`, for the blocks of all domains.
       blocks_a, blocks_b: the indices of A's and of B's blocks in it, at least four each.
       q: the false discovery rate of Benjamini and Hochberg.
-      n_null: draws of the null.
+      n_null: draws of the null, at least 1.
       seed: of the null, and of the half splits of "cancellation".
 
     Returns:

@@ -83,6 +83,7 @@ def run(
         are not valid JSON; if sampling fails (`samples.draw`); or if a Lanczos search fails (`lanczos.block_lanczos`).
       ValueError: if a second-order term of a conflict subspace is not finite.
       Stopped: after a SIGTERM, if `track` is that of a `Screen`; finished units are saved.
+      The errors of `samples.load`, if the file of a sample is damaged, and of `checkpoints.params`.
     """
     analysis = Analysis(runtime, checkpoints, folder, build(runtime, grpo), dict(sources or {}))
     analysis.open()
@@ -115,6 +116,7 @@ def check(runtime: Runtime, checkpoints: Checkpoints) -> None:
     Raises:
       UserError: if there is no stage to analyse, if a domain has too few prompts, or if the mesh does not divide the
         micro-batches.
+      KeyError: if the run has no prompts of a domain.
     """
     if not checkpoints.stages:
         raise UserError("analyze: there is no stage before it to analyze; at least one must have the name of a domain")
@@ -171,7 +173,16 @@ class Analysis:
         records.write_json(file, now)
 
     def part(self, unit: Unit, progress: Progress) -> dict[str, Any]:
-        """The unit's JSON. It is computed and written on the first call, and read from its file afterwards."""
+        """The unit's JSON. It is computed and written on the first call, and read from its file afterwards.
+
+        Args:
+          unit: the unit.
+          progress: told what is being computed; not called if the file exists.
+
+        Raises:
+          UserError: if the file is not valid JSON.
+          The errors of `unit.make`.
+        """
         file = self.folder / "analysis" / "parts" / f"{unit.name}.json"
         if not file.exists():
             progress("")
@@ -200,6 +211,9 @@ class Analysis:
           domain: the earlier domain A.
           stage: the name of the later stage, one of `checkpoints.stages`.
           objective: one of `OBJECTIVES`.
+
+        Raises:
+          StopIteration: if no stage of the sequence has this name.
         """
         later = next(s for s in self.checkpoints.stages if s.name == stage)
         return Unit(
@@ -216,8 +230,12 @@ class Analysis:
           params: the parameters at the point; by default those of the checkpoint `point`. They are not used if the
             file exists.
 
+        Returns:
+          The completions, `analyze.group_size` of each of `analyze.prompts` prompts, as the file holds them.
+
         Raises:
           UserError: if sampling fails (`samples.draw`).
+          The errors of `samples.load`, if the file is damaged.
         """
         file = self.folder / "analysis" / "samples" / f"{point}-{domain}.npz"
         if not file.exists():
@@ -226,11 +244,14 @@ class Analysis:
         return samples.load(file)
 
     def edit(self, trained: Trained) -> Any:
-        """The edit of a stage, θ after it minus θ before it, a tree of parameters."""
+        """The edit of a stage, θ after it minus θ before it, a tree of parameters on the devices."""
         return self.probe.difference(self.params(trained.name), self.params(trained.start))
 
     def edits(self, progress: Progress) -> dict[str, Any]:
         """The unit `edits` (definitions §3): every domain's edit, and how far each pair of edits overlaps.
+
+        Args:
+          progress: told what is being computed.
 
         Returns:
           {"domains": {domain: {"source", "stage", figures of `edits.edit_figures`}}, "pairs": [{"domains": [a, b],
@@ -266,8 +287,12 @@ class Analysis:
 
         Returns:
           "rewards": {domain: mean reward of each prompt}; "informative": {domain: share of prompts whose completions
-          have different rewards}; "gradients" and "routes": figures by pair "a-b"; "shared": {later domain: figures on
-          the shared route}.
+          have different rewards}; "gradients" and "routes": figures by pair "a-b" (`gradient_figures` and
+          `route_figures` of `checkpoint_figures.py`); "shared": {later domain: figures on the shared route
+          (`on_route`)}, empty at the base. A checkpoint without comparisons has only the first two.
+
+        Raises:
+          UserError: if sampling fails (`samples.draw`).
         """
         c, params = self.checkpoints, self.params(name)
         drawn = {domain: self.sample(name, domain, progress) for domain in c.domains}
@@ -316,6 +341,7 @@ class Analysis:
 
         Raises:
           UserError: if sampling fails (`samples.draw`).
+          StopIteration: if no stage trained the domain.
         """
         start, displacement = self._displacement(domain, stage)
 
@@ -338,6 +364,10 @@ class Analysis:
 
         Returns:
           {"domain", "terms": the records of `damage.cross_terms`}.
+
+        Raises:
+          UserError: if sampling fails (`samples.draw`).
+          StopIteration: if no stage trained the domain.
         """
         own = self.checkpoints.own(domain)
         later = {s.name: self.edit(s) for s in self.checkpoints.later(domain)}
@@ -392,7 +422,7 @@ class Analysis:
 
 
 def subspace_folder(folder: Path, domain: str, stage: str, objective: str) -> Path:
-    """The folder of a conflict subspace's vectors.
+    """The path of the folder of a conflict subspace's vectors, which exists only if the subspace was found.
 
     It holds the tree {"vectors": [basis found on each half of A's prompts], "index_LR", "mask_LR"}. The last two are
     those of the route (`conflict.Route`).

@@ -42,7 +42,8 @@ class Probe:
 
     A *route tree* has the weights of some MLP neurons: {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}. The
     arguments `index_LR` and `mask_LR` are those of `conflict.Route`. Methods return host arrays, except `gradient`
-    and `hessian`.
+    and `hessian`. If several processes run the program, all of them must call the methods. Methods that return host
+    arrays raise ValueError for a sample without prompts.
 
     Attributes:
       runtime: the model, the mesh and the configuration.
@@ -114,6 +115,9 @@ class Probe:
 
         Returns:
           by objective, the orders of each prompt.
+
+        Raises:
+          ValueError: if there is only one completion of each prompt.
         """
         _, u, w = self.jets(params, v, sample)
         return sample.derivatives(u, w, self.grpo)
@@ -172,11 +176,12 @@ class Probe:
         Args:
           point: the route tree of the point.
           fixed: from `fixed`.
-          rows: the completions, in micro-batches.
+          rows: the completions, in micro-batches. They are copied to the devices at once and stay there.
           count: the number that the sum over completions is divided by.
 
         Returns:
-          a function from a block of b route trees, with leading axis b, to their products with the Hessian.
+          a function from a block of b route trees, with leading axis b, to their products with the Hessian. Without
+          micro-batches the products are 0.
         """
         placed = [self._put(micro) for micro in rows]
 
@@ -209,7 +214,7 @@ class Probe:
 
 @functools.lru_cache(maxsize=1)
 def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
-    """The probe of a run. It is cached, so that all stages of a run share its programs.
+    """The probe of a run. The last one is cached, so that all stages of a run share its programs.
 
     Args:
       runtime: the model, the mesh and the configuration.

@@ -47,6 +47,7 @@ class Activity:
 
         Raises:
           ValueError: if `which` is not one of `WHICH`.
+          AttributeError: if `kind` is neither of the two.
         """
         keep = np.arange(self.tokens.shape[0]) != (-1 if without is None else without)
         w = WHICH.index(which)
@@ -64,7 +65,8 @@ def activity(model: Decoder, attend: Any, params: Any, rows: CompletionBatch) ->
       rows: the completions of the block.
 
     Returns:
-      neurons [2, L, F], heads [2, L, H] and the number of tokens [2]; the first axis is `WHICH`.
+      neurons [2, L, F], heads [2, L, H] and the number of tokens [2]; the first axis is `WHICH`. Rows of weight 0 do
+      not count.
     """
     reach_LF = jnp.sqrt(jnp.sum(jnp.square(params["layers"]["down"]["kernel"]), axis=2))
     weights_BT = rows.mask_BT * rows.weight_B[:, None]

@@ -81,7 +81,11 @@ class Sample:
         return float((np.ptp(self.rewards_PG, axis=1) > 0).mean())
 
     def take(self, prompts: np.ndarray) -> "Sample":
-        """The sample of only the prompts with these indices, in their order; an index may occur several times."""
+        """The sample of only the prompts with these indices, in their order; an index may occur several times.
+
+        Raises:
+          IndexError: if an index is not below the number of prompts.
+        """
         return Sample(*(getattr(self, f.name)[prompts] for f in dataclasses.fields(self)))
 
     def completions(self, chosen_P: np.ndarray) -> "Sample":
@@ -95,7 +99,7 @@ class Sample:
         return dataclasses.replace(self, **{name: getattr(self, name)[at, chosen_P][:, None] for name in grouped})
 
     def padded(self, length: int) -> "Sample":
-        """The sample with completions padded to `length` tokens, so that several samples share one compiled program.
+        """The sample with completions padded on the right to `length` tokens, so that samples share a compiled program.
 
         Raises:
           ValueError: if the completions are already longer.
@@ -108,8 +112,11 @@ class Sample:
         """The completions as rows, in micro-batches on the host. The last is filled up with rows of weight 0.
 
         Args:
-          batch: prompts per micro-batch.
+          batch: prompts per micro-batch, at least 1.
           adv_PG: advantages [P, G] to use in place of `Sample.adv_PG`.
+
+        Returns:
+          the micro-batches, of batch · G rows each, prompt by prompt; none if there are no prompts.
         """
         filled = np.arange(-(-self.n_prompts // batch) * batch)
         real = filled < self.n_prompts
@@ -142,6 +149,9 @@ class Sample:
 
         Returns:
           name of the objective -> its orders.
+
+        Raises:
+          ValueError: if there is only one completion of each prompt.
         """
         kept, success_PG = self.trained(grpo), self.success_PG
         return dict(derivatives(u_PGT, w_PGT, self.mask_PGT, self.adv_PG, success_PG, kept.adv_PG, kept.mask_PGT))
@@ -151,6 +161,9 @@ class Sample:
 
         Args:
           grpo: the settings of the trainer's loss.
+
+        Raises:
+          ValueError: if there is only one completion of each prompt.
         """
         return trained(self.rewards_PG, self.mask_PGT, self.ended_PG, grpo)
 
@@ -165,6 +178,7 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
 
     Raises:
       UserError: if the mesh does not divide the micro-batches, or if a domain has too few prompts.
+      KeyError: if the run has no prompts of a domain.
     """
     config, parts = runtime.config.analyze, batch_divisor(runtime.mesh)
     at_once = sampled_at_once(config.prompts, config.batch, runtime.config.evaluate.batch)
@@ -187,14 +201,17 @@ def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = Non
       runtime: the model, prompts, rewards and configuration.
       params: the parameters that are sampled from.
       domain: whose prompts are used.
-      n_prompts: the number of prompts; by default `analyze.prompts`.
-      first: how many prompts at the beginning of the shuffle are left out.
+      n_prompts: the number of prompts, a multiple of `analyze.batch`; None or 0 for `analyze.prompts`.
+      first: how many prompts at the beginning of the shuffle are left out. Beyond the last prompt, prompts come
+        again in a new order; the caller checks that there are enough.
 
     Returns:
       the completions with their rewards, cut to the smallest bucket of lengths that holds them.
 
     Raises:
-      UserError: if too many rewards fail (`Rollouts.sample`).
+      UserError, RuntimeError: as in `Rollouts.sample`, for example if too many rewards fail.
+      ValueError: if the number of prompts is not a multiple of `analyze.batch`.
+      KeyError: if the run has no prompts of the domain.
     """
     config = runtime.config.analyze
     prompts = runtime.prompts[domain, config.split]
@@ -235,6 +252,7 @@ def load(file: Path) -> Sample:
 
     Raises:
       OSError: if the file cannot be read.
+      ValueError, EOFError or zipfile.BadZipFile: if it is damaged.
       KeyError: if it lacks an array of a sample.
     """
     with np.load(file) as arrays:
@@ -242,7 +260,7 @@ def load(file: Path) -> Sample:
 
 
 def save(file: Path, sample: Sample) -> None:
-    """Writes a sample to a file, whole or not at all."""
+    """Writes a sample to a file (`.npz`), as `records.write_bytes` does: whole or not at all, by process 0."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)})
     records.write_bytes(file, buffer.getvalue())

@@ -36,6 +36,7 @@ class Means:
 
     Raises:
       ValueError: if a term is not finite.
+      KeyError: if there is no column "total". The methods raise it if a column that they need is missing.
     """
 
     def __init__(self, columns: dict[str, Floats], unit: str) -> None:

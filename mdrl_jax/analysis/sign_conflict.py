@@ -46,7 +46,8 @@ def sign_conflict(edit_a: Any, edit_b: Any, share: float = 0.2) -> dict[str, Any
 
     Returns:
       {"all": record, "kinds": {kind: record}}. Each record adds "chance", which is ½, and "shared", the number of
-      entries in both top sets. It has no estimate if there are none.
+      entries in both top sets. It has no estimate if there are none, and no interval if there are
+      none without one of the layers (`over_layers`).
     """
     counted = distributed.gather(_conflicts_program(edit_a, edit_b, share))
     sums = {name: {k: np.asarray(v, float) for k, v in counts.items()} for name, counts in counted.items()}

@@ -163,14 +163,14 @@ def second_order(given: Problem) -> Callable[..., tuple[jax.Array, jax.Array]]:
 
 
 def whole_tasks(given: Problem) -> dict[str, Task]:
-    """The tasks on all parameters, compiled.
+    """Compiles the tasks on all parameters.
 
     Args:
       given: the problem.
 
     Returns:
-      by name: "gradient", "Hv" (a Hessian product), "Hv of a block" (of 4 vectors), "GGN product" (a Gauss–Newton
-      product) and "jets" (`second_order`).
+      the tasks, with their FLOPs and memory, by name: "gradient", "Hv" (a Hessian product), "Hv of a block" (of 4
+      vectors), "GGN product" (a Gauss–Newton product) and "jets" (`second_order`).
     """
     params, v, rows = given.params, given.v, given.rows
     block = random_block(jax.random.key(1), params, BLOCK)
@@ -207,7 +207,10 @@ class Route:
 
 
 def route(given: Problem, seed: int = 0) -> Route:
-    """The problem on a route whose neurons and start block are drawn from `seed`."""
+    """The problem on a route whose neurons and start block are drawn from `seed`.
+
+    The route has a tenth of the MLP neurons of each layer, rounded, and at least one.
+    """
     config = given.model.config
     width = max(1, round(SHARE * config.d_mlp))
     order = np.argsort(np.random.default_rng(seed).random((config.n_layers, config.d_mlp)), axis=1)
@@ -220,7 +223,7 @@ def route(given: Problem, seed: int = 0) -> Route:
 
 
 def route_tasks(given: Problem, on: Route) -> dict[str, Task]:
-    """The tasks on the route, compiled.
+    """Compiles the tasks on the route.
 
     Args:
       given: the problem on all parameters.

@@ -64,7 +64,11 @@ def compiled(name: str, function: Callable[..., Any], *args: Any) -> tuple[Task,
       *args: arguments of every call.
 
     Returns:
-      the task, and the compiled program, which can also be called on other arguments of the same shapes.
+      the task, which calls the program on `args`; and the compiled program, which can also be called on other arguments
+      of the same shapes.
+
+    Raises:
+      ValueError: if a loop with matrix products has an unknown number of iterations (`hlo.matmul_flops`).
     """
     executable: Any = program(name, function).lower(*args).compile()
     memory = executable.memory_analysis()
@@ -82,10 +86,13 @@ def rounds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) 
     Args:
       tasks: the tasks by name.
       repeats: number of timed rounds, at least 1.
-      say: called with a line of text before each round.
+      say: called with a line of text before each round, also before the calls that are not counted.
 
     Returns:
       name of a task -> seconds in each round [repeats].
+
+    Raises:
+      Exception: whatever a task raises.
     """
     names = list(tasks)
     seconds = {name: np.zeros(repeats) for name in names}
@@ -112,12 +119,15 @@ def records(
       seconds: name of a task -> seconds in each round, from `rounds`.
 
     Returns:
-      one record for each line. "flops_ratio", "time_ratio" (with "time_ci95") and "memory_ratio" are `over` divided by
-      `under`; for memory each weight in `under` is 1, because repeated calls take no more of it. "seconds" (median over
-      rounds), "flops" and "bytes" are weighted sums over the tasks in `over` alone. What is not known is None.
+      one record for each line, in the same order. "bench", "what", "limit", "target" and "reason" repeat what was given
+      ("target" is None if the line has none), and "repeats" is the number of rounds. "flops_ratio", "time_ratio" (with
+      "time_ci95") and "memory_ratio" are `over` divided by `under`; for memory each weight in `under` is 1, because
+      repeated calls take no more of it. "seconds" (median over rounds), "flops" and "bytes" are weighted sums over the
+      tasks in `over` alone. What is not known is None, as are all measured figures of a line with a `reason`.
 
     Raises:
       KeyError: if a line that has no `reason` names a task that is missing.
+      ValueError: if two tasks of a line have different numbers of rounds.
     """
     out = []
     for line in lines:

@@ -27,7 +27,7 @@ TORCH_GRADIENT = "torch gradient"
 
 
 def installed(*packages: str) -> bool:
-    """Whether all these top-level packages can be found; nothing is imported."""
+    """Whether all these top-level packages can be found; nothing is imported. Without packages it is true."""
     return all(importlib.util.find_spec(package) for package in packages)
 
 
@@ -138,7 +138,8 @@ def torch_network(given: Problem) -> tuple[Any, list[Any]]:
     """The problem's decoder as a torch module with the same weights, in evaluation mode on the CPU.
 
     It needs torch and transformers. The module is a `transformers` model with plain attention, whose SiLU is replaced
-    by x·sigmoid(x).
+    by x·sigmoid(x). The weights pass through a temporary folder. From then on transformers shows no progress bars in
+    this process.
 
     Args:
       given: the problem.
@@ -186,7 +187,7 @@ def exported(vector: Any, names: list[str]) -> np.ndarray:
       names: parameter names of the module of `torch_network`, whose order the tensors have in the result.
 
     Returns:
-      the vector, on the host; as long as all named parameters together.
+      the vector, on the host, in the dtype of the tree; as long as all named parameters together.
 
     Raises:
       KeyError: if the tree has no tensor of one of the names.
@@ -198,8 +199,14 @@ def exported(vector: Any, names: list[str]) -> np.ndarray:
 def torch_flops(call: Callable[[], Any]) -> float:
     """FLOPs of the matrix products that torch dispatches in one call, also of those inside `torch.func` transforms.
 
+    Products that torch has no formula for count 0.
+
     Args:
       call: the function to count; it is called once, without arguments.
+
+    Raises:
+      ImportError: if torch is not installed.
+      Exception: whatever `call` raises.
     """
     dispatch = importlib.import_module("torch.utils._python_dispatch")
     formulas = importlib.import_module("torch.utils.flop_counter").flop_registry
@@ -221,7 +228,7 @@ def flatten(params: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
     """Concatenates a tree into one vector, which matfree needs; the rest of the package never flattens a tree.
 
     Args:
-      params: a tree of arrays.
+      params: a tree of arrays of one dtype, at least one.
 
     Returns:
       the vector [N], its leaves one after the other; and the function from such a vector to a tree like `params`.

@@ -146,7 +146,7 @@ def c1(edits: Sequence[Edit]) -> Record:
         the claim is undecided.
 
     Returns:
-      The record of the claim (`verdicts.judge`), with one row for each domain.
+      The record of the claim (`verdicts.judge`), with one row for each domain: {"domain", "source", "verdict"}.
     """
     rows, conditions = [], []
     for edit in edits:
@@ -175,10 +175,10 @@ def c2(mean: Record, pairs: Sequence[Record] = ()) -> Record:
 
 
 def c3(pairs: Sequence[GradientPair]) -> Record:
-    """Judges C3: the full-model gradients are near-orthogonal, yet single tensors conflict or agree, and B harms A.
+    """Judges C3: the full-model gradients are near-orthogonal, yet some tensors conflict, others agree, and B harms A.
 
     Args:
-      pairs: every pair of an earlier and a later domain.
+      pairs: every pair of an earlier and a later domain. Without pairs the claim is undecided.
 
     Returns:
       The record of the claim (`verdicts.headline`): verdict and cosine of the pair with the largest measured damage,
@@ -205,12 +205,14 @@ def c4(pairs: Sequence[RoutePair], agreement: Record) -> Record:
     """Judges C4: domains share active routes, and the effect of an edit on the shared route predicts the transfer.
 
     Args:
-      pairs: the routes of every pair of an earlier and a later domain. Without pairs the claim is not supported.
+      pairs: the routes of every pair of an earlier and a later domain. Without pairs the claim is undecided, or
+        contradicted if `agreement` contradicts it.
       agreement: Spearman correlation over these pairs of the first-order effect −g_A·δ_B on the shared route with the
         measured transfer, as made by `stats.tests.rank_agreement`.
 
     Returns:
-      The record of the claim (`verdicts.judge`), with `agreement` as the printed figure and a row for each pair.
+      The record of the claim (`verdicts.judge`), with `agreement` as the printed figure and a row for each pair:
+      {"pair", "verdict", "jaccard"}.
     """
     rows, conditions = [], []
     for pair in pairs:
@@ -233,8 +235,8 @@ def c5(pairs: Sequence[DamagePair]) -> Record:
       pairs: every pair of an earlier and a later domain.
 
     Returns:
-      The record of the claim (`verdicts.headline`). Each row also has "objectives": name, α of `local_step`, verdict
-      and reason of each.
+      The record of the claim (`verdicts.headline`). Each row also has "objectives", a list of {"objective", "alpha",
+      "verdict", "reason"}; "alpha" is the α of `local_step`, None if there is no such step.
     """
     judged = []
     for pair in pairs:
@@ -256,7 +258,8 @@ def c5(pairs: Sequence[DamagePair]) -> Record:
 def local_step(steps: Sequence[CurveStep]) -> CurveStep | None:
     """The step with the largest α at which the expansion is local; None if there is none.
 
-    Local means |remainder| ≤ 20 % of |measured damage|, by the estimates.
+    Local means |remainder| ≤ 20 % of |measured damage|, by the estimates. Steps with α = 0, or without one of the two
+    estimates, do not count.
     """
 
     def local(step: CurveStep) -> bool:

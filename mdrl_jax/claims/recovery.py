@@ -56,10 +56,11 @@ def c6(refreshes: Sequence[Refreshed]) -> Record:
     that has a measured loss the claim is undecided.
 
     Args:
-      refreshes: all refreshes of the run.
+      refreshes: all refreshes of the run. Of those with equal losses the first one counts.
 
     Returns:
-      The record of the claim (`verdicts.judge`), with all refreshes in `rows`.
+      The record of the claim (`verdicts.judge`), with all refreshes in `rows`: {"stage", "domain", "verdict", "reason",
+      "fraction", "collateral", "share_of_steps", "contraction"}.
     """
     judged = [(r, refresh_condition(r)) for r in refreshes]
     rows = [
@@ -117,7 +118,11 @@ def c7(rollbacks: Sequence[Record]) -> Record:
       rollbacks: the records `recovery/rollback-A-B.json`.
 
     Returns:
-      The record of the claim (`verdicts.judge`), with all rollbacks in `rows`. It is undecided without rollbacks.
+      The record of the claim (`verdicts.judge`), with all rollbacks in `rows`: {"stage", "pair", "verdict", "reason"},
+      and "gain", "loss" and "at_equal_loss" if a set was chosen. It is undecided without rollbacks.
+
+    Raises:
+      KeyError: if a record lacks a field.
     """
     judged = [(r, rollback_condition(r)) for r in rollbacks]
     rows = [_rollback_row(r, c) for r, c in judged]
@@ -131,7 +136,11 @@ def c7(rollbacks: Sequence[Record]) -> Record:
 
 
 def rollback_condition(record: Record) -> Condition:
-    """Judges one rollback by the rule of C7, from its record `recovery/rollback-A-B.json`."""
+    """Judges one rollback by the rule of C7, from its record `recovery/rollback-A-B.json`.
+
+    Raises:
+      KeyError: if the record lacks a field.
+    """
     if record["chosen"] is None:
         return Condition("undecided", f"no set within {record['limit']:g} points of loss gains anything")
     test = record["test"]

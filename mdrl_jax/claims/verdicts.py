@@ -2,7 +2,7 @@
 
 A figure is a record of a run, {"estimate", "ci95", "null", "n", "unit"}. A figure that could not be measured has the
 estimate None and a "reason". A condition on a figure has a verdict and words that explain it. The verdict of a claim is
-the AND of its conditions.
+the AND of its conditions. A figure that lacks one of these fields raises KeyError where it is used.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ from mdrl_jax.stats.estimate import Estimate, Record, figure_text, magnitude, mi
 def exceeds(estimate: Estimate | None, bound: float) -> str:
     """Verdict on "x > bound": "supported" if the interval of x lies above the bound, "contradicted" if it lies below.
 
-    If the interval includes the bound, or if x could not be measured, the verdict is "undecided".
+    If the interval includes the bound (its ends belong to it), or if x could not be measured, the verdict is
+    "undecided".
 
     Args:
       estimate: x with its interval; None if it could not be measured.
@@ -104,7 +105,10 @@ def _condition(
 
 
 def every(*conditions: Condition) -> Condition:
-    """The AND of all conditions, with the words of those conditions that decide it; undecided without conditions."""
+    """The AND of all conditions by the rule of `both`; undecided without conditions.
+
+    Its words are those of the conditions that have the resulting verdict, each text once, with "; " between them.
+    """
     if not conditions:
         return Condition("undecided", "not measurable: no figures")
     verdict = both(*(c.verdict for c in conditions))
@@ -113,7 +117,7 @@ def every(*conditions: Condition) -> Condition:
 
 
 def smallest(figures: Sequence[Record]) -> Record | None:
-    """The measured figure with the smallest estimate; None if none was measured."""
+    """The measured figure with the smallest estimate, the first of equal ones; None if none was measured."""
     return min((f for f in figures if f["estimate"] is not None), key=lambda f: f["estimate"], default=None)
 
 
@@ -123,7 +127,7 @@ def judge(claim: str, condition: Condition, figure: Record | None, rows: list[Re
     Args:
       claim: its id, a key of `CLAIMS`.
       condition: the verdict with its reason.
-      figure: the figure that is printed with the verdict, or None.
+      figure: the figure that is printed with the verdict; None if there is none.
       rows: a record for each case (domain, pair or stage).
 
     Returns:
@@ -163,8 +167,11 @@ def headline(claim: str, judged: Sequence[tuple[Any, Condition, Record | None]])
         `damage` (a record).
 
     Returns:
-      The record of `judge`, with all pairs in `rows` ({"pair", "verdict", "reason", "damage"}). The claim is undecided
-      if no pair has a measured damage.
+      The record of `judge`, with all pairs in `rows` ({"pair", "verdict", "reason", "damage"}), in the given order. Of
+      pairs with equal damage the first one counts. The claim is undecided if no pair has a measured damage.
+
+    Raises:
+      KeyError: if `CLAIMS` has no such claim.
     """
     rows = [{"pair": [p.earlier, p.later], **row_of(c), "damage": p.damage} for p, c, _ in judged]
     known = [j for j in judged if j[0].damage["estimate"] is not None]

@@ -26,7 +26,7 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
       base: Hugging Face folder that the first stage was trained from.
       stages: "DOMAIN:FOLDER" of each stage in the order of training, FOLDER being the model at its end;
         "solo-DOMAIN:FOLDER" is a stage that was trained from `base` directly. Each may occur once.
-      config: configuration with the domains, their data and the settings of the analysis.
+      config: the parsed configuration with the domains, their data and the settings of the analysis.
       workdir: the work folder; a new one, or one of the same configuration.
       output: form of the standard output (`report/screen/console.py`).
 
@@ -36,7 +36,9 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
         config.json differs from that in `base`; if data, prompts or mesh do not suit the analysis; if the work folder
         belongs to another configuration or holds another analysis; or if sampling or a Lanczos search fails
         (`interference.run`).
+      KeyError: if a domain in `scored_domains` does not exist, or `output` is no form of output.
       ValueError: if a second-order term of a conflict subspace is not finite.
+      HostLost: if another process does not come within the time-out.
       Stopped: with several processes, after a SIGTERM (`preemption.noticed`); finished units are saved.
     """
     started = time.monotonic()

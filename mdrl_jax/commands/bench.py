@@ -20,11 +20,12 @@ def bench_curvature(sizes: curvature.Sizes, repeats: int, say: Say) -> list[dict
 
     Args:
       sizes: sizes of the model and of the batch.
-      repeats: number of timed rounds.
+      repeats: number of timed rounds, at least 1.
       say: called with a line of text about the progress.
 
     Returns:
-      One record for each product (`bench.measure.records`).
+      One record for each line of the table (`bench.measure.records`): our products first, then those of the other
+      libraries. A library that is not installed has one record, with a "reason".
     """
     say(f"compiling for {sizes}")
     given = curvature.problem(sizes)
@@ -45,11 +46,11 @@ def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) 
     """Runs benchmarks, prints their records to standard output and a table of each to standard error.
 
     Args:
-      names: names of benchmarks; all of them if empty.
-      repeats: number of timed rounds.
-      layers: layers of the model.
+      names: names of benchmarks; all of them if empty. A name that occurs twice runs twice.
+      repeats: number of timed rounds, at least 1.
+      layers: layers of the model, at least 1.
       width: embedding size of the model, a multiple of 32.
-      rows: sequences in a batch.
+      rows: sequences in a batch, at least 1.
 
     Raises:
       UserError: if a benchmark is not known, or `width` is no multiple of 32.
@@ -71,7 +72,8 @@ def table(title: str, found: Sequence[dict[str, Any]]) -> Table:
     """A table of the records of one benchmark; a ratio that misses its target is red, one that meets it is green.
 
     Its columns are the ratio of FLOPs, the limit that theory gives for it, the ratio of times with its 95 % interval,
-    and the ratio of memory. All have two decimals; the target stands behind a ratio that has one.
+    and the ratio of memory. All have two decimals; the target stands behind a ratio that has one. A ratio that is equal
+    to its target meets it. A ratio that is not known is "-", a limit that is not known is empty.
 
     Args:
       title: heading of the table.

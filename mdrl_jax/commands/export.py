@@ -5,12 +5,12 @@ from mdrl_jax.model import huggingface
 
 
 def run(workdir: str, stage: str, out: str) -> None:
-    """Writes config.json, the weights (safetensors, float32) and the tokenizer to a new folder.
+    """Writes config.json, the weights (safetensors, float32) and the tokenizer to a new folder, and prints a line.
 
     Args:
       workdir: work folder of a run.
-      stage: name of a finished stage, or "base".
-      out: the new folder.
+      stage: name of a finished stage, or "base" (`loaded.load_stage`).
+      out: the new folder; an empty one is replaced.
 
     Raises:
       UserError: if the stage cannot be read (`loaded.load_stage`), or `out` is a file or a folder that is not empty.

@@ -43,8 +43,10 @@ WIDTH = 150  # width of the tables in characters, which all columns need
 def run(config: Config, topology: str, everything: bool = False, output: str = "screen") -> bool:
     """Compiles the programs and prints the tables.
 
+    `chips.compiler_alone` has to be called first, before JAX is imported.
+
     Args:
-      config: the whole configuration.
+      config: the whole configuration, parsed.
       topology: the TPU slice, e.g. "v5e:4x4".
       everything: also compile programs of kinds of stages that the config does not list.
       output: form of the standard output (`report/screen/console.py`).
@@ -54,7 +56,10 @@ def run(config: Config, topology: str, everything: bool = False, output: str = "
 
     Raises:
       UserError: if the compiler is not installed or the slice is not known; if the stages of the config are not valid
-        (`stage.resolve_stages`); or if model, mesh and slice do not fit together (`abstract_runtime`).
+        (`stage.resolve_stages`); if model, mesh and slice do not fit together (`abstract_runtime`); or if
+        `rollout.cache_gib` has no room for one prompt with all its completions.
+      KeyError: if `output` is no form of output.
+      jax.errors.JaxRuntimeError, ValueError: as in `fitted`.
     """
     started, chip = time.monotonic(), chips.chip_of(topology)
     stages = resolve_stages(config, tuple(DOMAINS))
@@ -142,6 +147,9 @@ def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[
       shapes: shapes of the programs' arguments.
       stages: the stages of the run.
       everything: also yield the programs of `pretrain`, `analyze` and rollbacks if there is no such stage.
+
+    Raises:
+      UserError: when a job is asked for, if `rollout.cache_gib` has no room for one prompt with all its completions.
     """
     trained = [s for s in stages if s.kind == "grpo"]
     n = len({s.domains[0] for s in trained if not s.prefix})
@@ -169,7 +177,10 @@ def not_compiled(stage: Stage) -> str:
 
 
 def merged(found: Iterable[Job]) -> list[Job]:
-    """Keeps one job of each name, the one with the most memory held beside it; names stay in their first order."""
+    """Keeps one job of each name, the one with the most memory held beside it, the first of equal ones.
+
+    Names stay in their first order.
+    """
     by_name: dict[str, Job] = {}
     for job in found:
         before = by_name.get(job.name)
@@ -199,6 +210,10 @@ def fitted(job: Job, runtime: Runtime, chip: Chip) -> dict[str, Any]:
       - "roofline_seconds": the shortest possible time.
       - "largest": the largest size that fits, 0 if none does.
       - "compile_seconds", "search_seconds": time of compiling, and of the search for the largest size.
+
+    Raises:
+      jax.errors.JaxRuntimeError: if compiling fails for another reason than memory.
+      ValueError: if a loop has an unknown number of iterations (`parallel.fit.compile_for`).
     """
 
     def compile_at(size: int) -> Compiled:

@@ -28,6 +28,9 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     Args:
       shapes: shapes of the programs' arguments.
       stages: number of stages to analyse, solo stages not counted. It decides how many edits are held beside a program.
+
+    Raises:
+      UserError: when the sampler is asked for, as in `fit_programs.sampling`.
     """
     runtime, section = shapes.runtime, shapes.runtime.config.analyze
     programs = probe.build(runtime, runtime.config.train.grpo).programs
@@ -65,7 +68,11 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
 
 
 def taking_back(shapes: Shapes) -> Iterator[Job]:
-    """Yields the programs of a rollback: of its evidence, of scores and sets of coordinates, and of trials."""
+    """Yields the programs of a rollback: of its evidence, of scores and sets of coordinates, and of trials.
+
+    Raises:
+      UserError: when the sampler, the last one, is asked for, as in `fit_programs.sampling`.
+    """
     runtime, config = shapes.runtime, shapes.runtime.config
     params, masks, scalar = shapes.params, shapes.masks(), shapes.array((), F32)
     built, n = probe.build(runtime, config.train.grpo), config.analyze.batch * config.analyze.group_size

@@ -74,7 +74,7 @@ class Shapes:
 
     @functools.cached_property
     def params(self) -> Any:
-        """A tree of parameters or an edit."""
+        """A tree of parameters or an edit: `jax.ShapeDtypeStruct`s with shape, dtype and sharding."""
         return abstract(self.runtime.shapes, self.runtime.shardings)
 
     def array(self, shape: tuple[int, ...], dtype: Any, *names: str | None) -> jax.ShapeDtypeStruct:
@@ -83,7 +83,11 @@ class Shapes:
         Args:
           shape: its shape.
           dtype: its number format.
-          *names: the logical axis of each dimension, None for one that is not sharded.
+          *names: the logical axis of each dimension, a key of `sharding.RULES`; None for one that is not sharded.
+            Further dimensions are not sharded.
+
+        Raises:
+          KeyError: if a name is not in `sharding.RULES`.
         """
         return jax.ShapeDtypeStruct(shape, dtype, sharding=named(self.runtime.mesh, *names))
 
@@ -150,6 +154,9 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
 
     Returns:
       The job; its size is the number of prompts that are decoded at once.
+
+    Raises:
+      UserError: if `rollout.cache_gib` has no room for one prompt with `group` completions.
     """
     runtime, mesh = shapes.runtime, shapes.runtime.mesh
     room = prompts_at_once(runtime.config.rollout, runtime.model, mesh, group)
@@ -167,7 +174,7 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
         )
         prompt = functools.partial(shapes.array, (prompts, shapes.prompt))
         key = shapes.array((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-        ids = shapes.array((prompts,), I32, "batch")
+        ids = shapes.array((prompts, 3), jnp.uint32, "batch", None)
         return sampler.lower(shapes.params, prompt(I32, "batch"), prompt(bool, "batch"), key, ids)
 
     return Job(
@@ -192,6 +199,9 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     Args:
       shapes: shapes of the programs' arguments.
       stage: the stage.
+
+    Raises:
+      UserError: when a sampler is asked for, as in `sampling`.
     """
     runtime, train = shapes.runtime, stage.train
     made = loop.make_programs(runtime, stage, prepare.transforms(train.prevent))
@@ -262,7 +272,11 @@ def supervised(shapes: Shapes) -> Iterator[Job]:
 
 
 def scoring(shapes: Shapes) -> Iterator[Job]:
-    """Yields the program that scores the parameters at the end of a stage: a sampler."""
+    """Yields the program that scores the parameters at the end of a stage: a sampler.
+
+    Raises:
+      UserError: when it is asked for, as in `sampling`.
+    """
     section = shapes.runtime.config.evaluate
     name = f"sample scores, {section.samples} a prompt"
     yield sampling(shapes, name, section.batch, section.samples, section.sampling, {})

@@ -36,16 +36,17 @@ def run(
       stage: stage of that run whose final parameters are used, or "base"; only used with `workdir`, which needs it.
       prompt: text of the prompt; None if `prompt_ids` is given.
       prompt_ids: token ids of the prompt, separated by commas; None if `prompt` is given.
-      max_new_tokens: largest number of tokens to generate.
+      max_new_tokens: largest number of tokens to generate, at least 1.
       temperature: sampling temperature; 0 always takes the likeliest token.
       top_k: number of likeliest tokens to sample from; 0 is all.
       top_p: sample from the smallest set of likeliest tokens that together have this probability; 1 is all.
       seed: seed of the sampling.
 
     Raises:
-      UserError: if not exactly one model and one prompt are given; if the model or the stage cannot be read; if the
-        prompt is empty or has ids outside the vocabulary; if prompt and completion are too long; or if a setting of the
-        sampling is out of range.
+      UserError: if not exactly one model and one prompt are given, or `workdir` without a stage; if the model or the
+        stage cannot be read, or the tokenizer has no end token; if `prompt_ids` is no list of numbers; if the prompt is
+        empty or has ids outside the vocabulary; if prompt and completion are too long; or if a setting of the sampling
+        is out of range.
     """
     if (model is None) == (workdir is None):
         raise UserError("give either --model, or --workdir with --stage")
@@ -73,7 +74,7 @@ def run(
     prompt_PT, valid_PT = tokens.left_pad([ids], len(ids), tokens.pad_id(loaded.tokenizer))
     with jax.set_mesh(loaded.mesh):
         key = stage_key(seed, "generate", 0)
-        done = jax.device_get(sampler(loaded.params, prompt_PT, valid_PT, key, np.zeros(1, np.uint32)))
+        done = jax.device_get(sampler(loaded.params, prompt_PT, valid_PT, key, np.zeros((1, 1), np.uint32)))
     new = done.tokens_PGT[0, 0, : done.length_PG[0, 0]].tolist()
     if prompt_ids is not None:
         print(" ".join(map(str, new)))

@@ -58,18 +58,20 @@ def load_folder(path: str) -> Loaded:
 
 
 def load_stage(workdir: str, name: str) -> Loaded:
-    """Loads the parameters at the end of a stage of a run.
+    """Loads the parameters of the last checkpoint of a stage of a run: those at its end if the stage is finished.
 
     Args:
       workdir: work folder of the run.
-      name: name of the stage; "base" is the model that the run started from.
+      name: name of the stage; "base" is the model folder that the run started from, with the weights in it, also if the
+        run drew random ones (`model.weights`).
 
     Returns:
       The model with these parameters.
 
     Raises:
-      UserError: if the folder holds no run, or one whose config this version cannot read; if the run has no such stage
-        or has not finished it; if its checkpoint is damaged; or if the model that the run started from cannot be read.
+      UserError: if the folder holds no run, or one whose config this version cannot read; if the run has no such stage,
+        or no checkpoint of it; if its last checkpoint is damaged; or if the model folder that the run started from
+        cannot be read.
     """
     work = WorkFolder(Path(workdir))
     config: Config = config_module.parse(work.recorded())

@@ -10,6 +10,6 @@ def run(workdir: str) -> None:
       workdir: the work folder of a run, which need not have ended.
 
     Raises:
-      UserError: if `workdir` is not a folder.
+      UserError: if `workdir` is not a folder. Damaged records are reported on the page.
     """
     print(page.write(workdir))

@@ -57,17 +57,21 @@ def run(
 ) -> None:
     """Writes model − strength · m ⊙ (after − before) to a new folder, in the number format of `model`.
 
+    The folder also gets the tokenizer, `config.json` and `generation_config.json` of `model`. If the weights of `model`
+    have several number formats, the result is float32.
+
     Args:
       model: Hugging Face folder of the model to change.
       before: folder of the model before the edit.
       after: folder of the model after the edit.
       keep: folder of the model at the peak of the domain to restore.
       out: the new folder.
-      fraction: share of all coordinates that m has, those with the highest positive scores; 1 is the whole edit.
-      strength: factor on the subtracted edit; 1 undoes it on m, 0 changes no bit of the model.
+      fraction: share of all coordinates that m has, above 0 and at most 1: those with the highest positive scores, or
+        all of these if there are fewer. 1 is the whole edit, whatever the rule.
+      strength: factor on the subtracted edit, 0 or more; 1 undoes it on m, 0 changes no bit of the model.
       rule: name of the rule that scores coordinates (`recovery.rollback.rules.SCORES`).
       base: folder of the model that `keep` was trained from, for "opposition".
-      config: configuration of the domain and its prompts, for "adding" and "removing".
+      config: the parsed configuration of the domain and its prompts, for "adding" and "removing".
       domain: the domain to restore, for "adding" and "removing".
       output: form of the standard output (`report/screen/console.py`).
 
@@ -77,6 +81,7 @@ def run(
         if no changed coordinate has a positive score; or, for "adding" and "removing", if the domain is not in
         `scored_domains`, if the configuration does not fit model or data, if sampling fails (`samples.draw`), or if the
         gradient is not measurable.
+      KeyError: if a domain in `scored_domains` does not exist, or `output` is no form of output.
     """
     _check(out, fraction, strength, rule, base, config, domain)
     places = {"model": model, "before": before, "after": after, "keep": keep} | ({"base": base} if base else {})

@@ -51,7 +51,8 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
     or "constraints" (cw). A line of code may also hold the other keys of `rewards.code.passes_tests`, such as "prefix".
     If a qa line has "choices" (a list of texts), the completion has to choose the one that "answer" names by its
     letter, its index or its text. "reward" is in [0, 1]; "error" says why a completion could not be judged, and is null
-    if it was judged.
+    if it was judged. An empty file gives no output. White space at the end of the file does not count, but an empty
+    line before other lines is an error.
 
     Args:
       domain: "math", "code", "qa" or "cw".
@@ -61,8 +62,9 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
 
     Raises:
       UserError: if the domain is not known, the file cannot be read, `workers` is below 1, or a line is no JSON object
-        or lacks one of these values in the right form; then the message names the first such line. Nothing has been
-        written.
+        or lacks one of these values in the right form; then the message names the first such line. Also if programs
+        have to run and no sandbox works here. Nothing has been written.
+      RuntimeError: if the workers do not start.
     """
     if domain not in _CHECKS:
         raise UserError(f"--domain={domain} is not known; give one of {', '.join(_CHECKS)}")

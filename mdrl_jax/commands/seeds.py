@@ -20,9 +20,10 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
 
     Raises:
       UserError: if there is no folder, a folder has no evaluations, a record is not valid JSON, the evaluations of a
-        folder do not fit together, a seed occurs twice, only some of the folders have an analysis, or `plot` is given
-        but no folder has one.
+        folder do not fit together, a `config.json` has fields or stages that this version does not know, a seed occurs
+        twice, only some of the folders have an analysis, or `plot` is given but no folder has one.
       KeyError, ValueError: if a record lacks a field or a domain has no prompts.
+      OSError: if `out` or `plot` cannot be written; the tables have been printed.
     """
     table, damage = summarise_seeds(workdirs), agreement.load(workdirs)
     if plot is not None and not damage:

@@ -25,7 +25,8 @@ def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "")
       The text.
 
     Raises:
-      UserError: if `thinking` is set but the template does not mention `enable_thinking`, or if the template fails.
+      UserError: if `thinking` is set but there is no template or it does not mention `enable_thinking`, or if the
+        template fails.
     """
     template = tokenizer.chat_template
     if thinking and "enable_thinking" not in str(template):
@@ -56,7 +57,8 @@ def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") 
       Token ids.
 
     Raises:
-      UserError: if `thinking` is set but the template does not mention `enable_thinking`, or if the template fails.
+      UserError: if `thinking` is set but there is no template or it does not mention `enable_thinking`, or if the
+        template fails.
     """
     text = chat_text(tokenizer, prompt, system, thinking)
     return tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids

@@ -31,7 +31,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     """Writes a reply, terse or worked with equal probability.
 
     Args:
-      problem: the problem to reply to.
+      problem: a problem of this domain, to reply to.
       rng: source of every random choice.
       noise: twice the probability of a slip. Each of the two operations and two constants is replaced by a wrong one
         with probability `noise` / 2.

@@ -16,7 +16,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     """Writes a reply, terse or worked with equal probability.
 
     Args:
-      problem: the problem to reply to.
+      problem: a problem of this domain, to reply to.
       rng: source of every random choice.
       noise: each of the four content words is drawn anew with this probability.
 

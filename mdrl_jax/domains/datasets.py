@@ -82,7 +82,12 @@ class Index:
         self.columns = array("Q"), array("i"), array("q"), array("i")
 
     def add(self, *entry: int) -> None:
-        """Adds one prompt, given as four integers: one value for each column, in the order of the columns."""
+        """Adds one prompt, given as four integers: one value for each column, in the order of the columns.
+
+        Raises:
+          ValueError: if there are not four values.
+          OverflowError: if a value does not fit its column: 64 bits without a sign, then 32, 64 and 32 bits with one.
+        """
         for column, value in zip(self.columns, entry, strict=True):
             column.append(value)
 
@@ -125,12 +130,16 @@ class Reader:
     def problems(self, row: Any) -> list[tuple[Problem, str]]:
         """Returns (problem, split) for each problem of a row; split is "" if the row's layout names none.
 
+        The list is empty if the function that `fields` names returns an empty list.
+
         Args:
           row: a mapping of fields, as a table (`files.py`) gives it. A field `split` of the raw row itself does not
             count.
 
         Raises:
-          BadRow: if the row lacks a field, or a field has the wrong type or value.
+          BadRow: if the row is no mapping, lacks a field, or has a field of the wrong type or value.
+          Exception: what the function that `fields` names raises, except KeyError, TypeError, ValueError, IndexError
+            and AttributeError, which become a BadRow.
         """
         if not isinstance(row, Mapping):
             raise BadRow(f"{type(row).__name__}, where an object with fields is expected")
@@ -211,7 +220,7 @@ def _checked(fields: Mapping[str, Any], name: str, key: str) -> Any:
 
 
 def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
-    """Makes a domain from a data set.
+    """Makes a domain from a data set; all of its rows are read once. A data set of the hub may be downloaded.
 
     `DOMAINS["law"] = functools.partial(make, "law", SourceConfig(...))` adds a new domain to the registry.
 
@@ -227,6 +236,9 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
 
     Raises:
       UserError: if the source is incomplete or not valid, cannot be read, or has more than `max_bad_rows` bad rows.
+      OSError: if a file of JSON lines or csv cannot be opened when it is scanned.
+      UnicodeEncodeError: if a prompt has a lone surrogate.
+      Exception: as in `Reader.problems`.
     """
     where = f"domains.{name}"
     source = completed(source, where)

@@ -31,7 +31,13 @@ class Table(Protocol):
     """Rows in a fixed order. A row is usually a dict of fields, but may be any JSON value."""
 
     def scan(self) -> Iterator[Found]:
-        """Yields (position, "file:line", row or BadRow) for every row, in order."""
+        """Yields (position, place, row) for every row, in order. The row is a `BadRow` if it cannot be read.
+
+        The place is a text for messages, "file:line" or "file: row N" with N from 1.
+
+        Raises:
+          OSError: if the file cannot be opened or read.
+        """
         ...
 
     def read(self, position: int) -> Any:
@@ -40,6 +46,7 @@ class Table(Protocol):
         Raises:
           BadRow: if the row cannot be read. If the file was changed after the scan, the row may also be another one, or
             the error another exception of the reading library.
+          OSError: if the file cannot be opened or read.
         """
         ...
 
@@ -107,6 +114,9 @@ class Csv:
     Args:
       path: the file. Tabs separate the values if its suffix is .tsv, otherwise commas.
       columns: the names of the columns; (): the first row of the file names them.
+
+    Raises:
+      OSError, UnicodeDecodeError, csv.Error: if `columns` is () and the first row cannot be read.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
@@ -137,7 +147,7 @@ class Csv:
                     yield position, f"{self.path}:{number}", _or_bad(self._row, values)
 
     def read(self, position: int) -> Any:
-        """See `Table`."""
+        """See `Table`. A row that is no UTF-8 or no valid csv raises UnicodeDecodeError or csv.Error, not BadRow."""
         with self.path.open("rb") as file:
             file.seek(position)
             return self._row(next(self._reader(_CountedLines(file))))
@@ -206,10 +216,10 @@ def tables(entries: tuple[str, ...], columns: tuple[str, ...], where: str) -> li
       where: the section of the config, for error messages.
 
     Returns:
-      The tables, in the order of `entries`; the files of a glob in the order of their names.
+      The tables, in the order of `entries`; the files of a glob in the order of their paths. [] without entries.
 
     Raises:
-      UserError: if an entry matches nothing, is of an unknown kind, or cannot be read.
+      UserError: if an entry matches nothing, is of an unknown kind or no regular file, or cannot be read.
     """
     found: list[Table] = []
     for entry in entries:
@@ -221,14 +231,15 @@ def tables(entries: tuple[str, ...], columns: tuple[str, ...], where: str) -> li
 
 
 def matching(pattern: str, where: str) -> list[Path]:
-    """Returns the files that a path or glob matches, sorted by name.
+    """Returns the files that a path or glob matches, at least one, sorted by path.
 
     Args:
       pattern: a path or glob; `~` is expanded, and `**` matches folders at any depth.
       where: the section of the config, for error messages.
 
     Raises:
-      UserError: if it matches nothing, or if a file has a suffix that is not in `KINDS`.
+      UserError: if it matches nothing, or if a match is no regular file (such as a folder) or has a suffix that is not
+        in `KINDS`.
     """
     found = [Path(p) for p in sorted(glob.glob(os.path.expanduser(pattern), recursive=True))]
     if not found:
@@ -244,7 +255,8 @@ def open_table(path: Path, columns: tuple[str, ...]) -> Table:
     """Opens a file as the kind of table that its suffix names.
 
     Args:
-      path: the file. One with the suffix .json may also hold JSON lines.
+      path: the file. One with the suffix .json may also hold JSON lines, at least two. A suffix that is not in `KINDS`
+        counts as JSON lines.
       columns: names of the columns of a csv or tsv file; () if its first row names them. Other kinds ignore it.
 
     Raises:
@@ -280,7 +292,7 @@ def _json(path: Path) -> Table:
 
 
 def open_hub(entry: str, where: str) -> Table:
-    """Opens a split of a data set of the Hugging Face hub.
+    """Opens a split of a data set of the Hugging Face hub; it is downloaded unless the cache of `datasets` has it.
 
     Args:
       entry: "hub:NAME:SPLIT" or "hub:NAME:SUBSET:SPLIT".

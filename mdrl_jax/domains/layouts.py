@@ -99,7 +99,8 @@ def klear_code(row: Row) -> Fields:
     """KlearReasoner-CodeSub: a chat message, and tests or cases of standard input and output as JSON.
 
     Returns:
-      `task`, the text of the last message, and one of `tests`, a list with one text, and `cases` (see `cases`).
+      `task`, the text of the last message, and one of two fields: `tests`, a list with the text of the functional test,
+      if the row has one; otherwise `cases` (see the function `cases`).
     """
     truth = json.loads(row["reward_model"]["ground_truth"])
     functional = truth.get("functional") if isinstance(truth, dict) else None
@@ -110,12 +111,16 @@ def klear_code(row: Row) -> Fields:
 def contest(row: Row) -> list[Fields]:
     """Problems judged by standard input and output: APPS, TACO, LiveCodeBench and Codeforces.
 
-    The task is the first of `question`, `question_content`, `description` and `problem` that the row has. The cases are
-    those of `input_output`, of `public_test_cases` and `private_test_cases`, of `official_tests`, or of `test_cases`;
-    each is a JSON text or a value that `cases` reads.
+    The task is the first of `question`, `question_content`, `description` and `problem` that is not empty in the row.
+    The cases are all those of `input_output`, `public_test_cases`, `private_test_cases`, `official_tests` and
+    `test_cases` together; each of these fields is a JSON text or a value that `cases` reads.
 
     Returns:
       A list with one dict: `task` and `cases`; [] for a problem that is judged by calling a function.
+
+    Raises:
+      StopIteration: if the row has no task. Unlike the other errors it does not count as a bad row.
+      ValueError: if it has no cases, or a field with cases is no valid JSON.
     """
     task = next(row[key] for key in ("question", "question_content", "description", "problem") if row.get(key))
     found: list[dict[str, str]] = []
@@ -142,7 +147,12 @@ def cases(value: Any) -> list[dict[str, str]]:
         also be a list of lines.
 
     Returns:
-      [{"stdin": text, "stdout": text}, ...].
+      [{"stdin": text, "stdout": text}, ...], in the same order. The lines of a list are joined by line breaks.
+
+    Raises:
+      KeyError: if an input or an output is missing.
+      ValueError: if the numbers of inputs and outputs differ, or one of them is no text.
+      TypeError: if `value` is neither a mapping nor a list of mappings.
     """
     if isinstance(value, Mapping):
         pairs = list(zip(value["inputs"], value["outputs"], strict=True))
@@ -163,8 +173,8 @@ def squad(row: Row) -> list[Fields]:
     """SQuAD and XQuAD: a row is an article of the original file, or one question of the hub's flat files.
 
     Returns:
-      One dict for each question: `context`, `question`, and `answers`, the list of different accepted texts. Questions
-      of an article without answers are left out.
+      One dict for each question: `context`, `question`, and `answers`, the list of different accepted texts. In an
+      article, a question without answers is left out. In a flat row it has an empty list, which counts as a bad row.
     """
     if "paragraphs" not in row:
         return [_question(row["context"], row["question"], row["answers"]["text"])]
@@ -189,6 +199,9 @@ def choices(row: Row) -> list[Fields]:
     Returns:
       A list with one dict: `question`; `options`, the options as lines "A. ..."; `letter`, the right letter; `choices`,
       the list of the options' texts. [] for a question of SciKnowEval without choices.
+
+    Raises:
+      ValueError: if there are not 2 to 26 options, or the answer is none of them.
     """
     letters = list(string.ascii_uppercase)
     labels, answer = letters, None

@@ -16,9 +16,13 @@ MODULUS = 10
 
 
 def totals_of(prompt: str) -> list[int]:
-    """Returns the running totals of a prompt such as `3 + 8 - 4 =`, each modulo 10.
+    """Returns the running totals of a prompt, each modulo 10: [1, 7] for `3 + 8 - 4 =`.
 
-    There is one for each sign, and the last one is the answer.
+    There is one for each sign, and the last one is the answer. A sign other than `+` subtracts.
+
+    Raises:
+      ValueError: if a number is none, or signs and numbers do not alternate.
+      IndexError: if no word comes before the last one.
     """
     words = prompt.split()[:-1]
     total, totals = int(words[0]), []
@@ -32,7 +36,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     """Writes a reply, terse or worked with equal probability.
 
     Args:
-      problem: the problem to reply to.
+      problem: a problem of this domain, to reply to.
       rng: source of every random choice.
       noise: probability that the totals are wrong from a random step on, and with them the answer.
 
@@ -57,7 +61,8 @@ def make(config: DomainsConfig) -> Domain:
       config: the seed and the sizes of the splits; `style_blind` and data sets are left to `registry.make_domains`.
 
     Returns:
-      The domain. `pretraining` is its training split.
+      The domain. Validation and test have exactly their sizes. Training has at most `n_train` of the other problems;
+      what is left is in no split. `pretraining` is the training split.
 
     Raises:
       UserError: if `n_test` + `n_validation` leave none of the distinct prompts to train on.

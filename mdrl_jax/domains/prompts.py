@@ -27,6 +27,7 @@ class PromptSet:
 
     Attributes:
       domain: the domain's name.
+      split: "train", "validation" or "test".
       reward: the reward's name, or "module:function".
       problems: the problems; a row is an index into them.
       tokens: by row, the token ids of the prompt.
@@ -35,6 +36,7 @@ class PromptSet:
     """
 
     domain: str
+    split: str
     reward: str
     problems: Sequence[Problem]
     tokens: Sequence[Sequence[int]]
@@ -44,15 +46,17 @@ class PromptSet:
         return len(self.problems)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """The prompt ids of rows, part of the sampling keys: crc32(domain) + row, modulo 2^32 (definitions §14).
+        """The integers that sampling keys of rows are folded from, besides seed, stage and step (definitions §14).
 
         Args:
-          rows: integer indices of `problems`, of any shape.
+          rows: indices of `problems` [n], integers.
 
         Returns:
-          The ids, uint32, in the shape of `rows`.
+          For each row (crc32 of domain and split, the row), uint32 [n, 2]. So no prompt shares its draws with a prompt
+          of another domain or of another split.
         """
-        return (np.uint32(zlib.crc32(self.domain.encode())) + rows.astype(np.uint32)).astype(np.uint32)
+        source = zlib.crc32(f"{self.domain}/{self.split}".encode())
+        return np.stack([np.full(len(rows), source), rows], axis=1).astype(np.uint32)
 
 
 def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> PromptSet:
@@ -65,12 +69,15 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
       longest: the largest length of a prompt, in tokens; a prompt of just this length fits.
 
     Returns:
-      The prompts: all of a procedural domain; of a data set the first ones that fit, at most `Data.sizes[split]`.
+      The prompts: all of a procedural domain; of a data set the first ones that fit, at most `Data.sizes[split]`. With
+      `Data.streaming`, a training problem and its tokens are made anew each time they are read; this raises UserError
+      if the data file was changed since.
 
     Raises:
       UserError: if the split is empty, or no prompt of a data set fits; if the chat template fails or does not know
         `enable_thinking`, or a data file was changed since it was indexed; or if a procedural prompt is longer than
         `longest` or has a word that the tokenizer does not know.
+      AttributeError: if `split` is another word.
     """
     problems: Sequence[Problem] = getattr(domain, split)
     if not problems:
@@ -92,7 +99,7 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
                 f"(the last of rollout.prompt_buckets) is {longest}: {problem.prompt[:60]!r}"
             )
         tokens.append(row)
-    return PromptSet(domain.name, domain.reward, problems, tuple(tokens))
+    return PromptSet(domain.name, split, domain.reward, problems, tuple(tokens))
 
 
 def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: int) -> PromptSet:
@@ -122,10 +129,10 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
         )
     record = {"prompts": len(kept), "too_long": looked_at - len(kept), "fingerprint": fingerprint.hexdigest()}
     if not lazy:
-        return PromptSet(domain.name, domain.reward, tuple(held), tuple(tokens), record)
+        return PromptSet(domain.name, split, domain.reward, tuple(held), tuple(tokens), record)
     chosen = Lazily(len(kept), lambda i: problems[kept[i]])
     lazily = Lazily(len(kept), lambda i: tuple(chat_ids(tokenizer, chosen[i].prompt, data.system, data.thinking)))
-    return PromptSet(domain.name, domain.reward, chosen, lazily, record)
+    return PromptSet(domain.name, split, domain.reward, chosen, lazily, record)
 
 
 def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
@@ -149,18 +156,23 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
 def visit_order(seed: int, stage: str, domain: str, n: int, position: int, count: int) -> np.ndarray:
     """The rows that a stage visits: a slice of an endless stream of shuffled passes over the prompts.
 
-    The result depends on the arguments alone, so a resumed run needs to remember nothing but its position.
+    Each pass visits every row once, in an order of its own. The result depends on the arguments alone, so a resumed run
+    needs to remember nothing but its position.
 
     Args:
-      seed: the run's seed.
+      seed: the run's seed, 0 or more.
       stage: the stage's name; each stage has an order of its own.
       domain: the domain's name.
       n: number of prompts of the split; 1 or more.
-      position: how many prompts of the stream come before the slice.
+      position: how many prompts of the stream come before the slice, 0 or more.
       count: length of the slice; 1 or more. It may span several passes.
 
     Returns:
       Row numbers below `n` [count], int64.
+
+    Raises:
+      ValueError: if `count` is below 1, or `seed` or `position` is negative.
+      ZeroDivisionError: if `n` is 0.
     """
     rows = []
     while count > 0:

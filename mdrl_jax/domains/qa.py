@@ -16,7 +16,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     """Writes a reply, terse or worked with equal probability.
 
     Args:
-      problem: the problem to reply to.
+      problem: a problem of this domain, to reply to.
       rng: source of every random choice.
       noise: probability that the answer is drawn anew from the attribute's values. The draw may hit the right value.
 
@@ -37,7 +37,8 @@ def make(config: DomainsConfig) -> Domain:
       config: the seed and the sizes of the splits; `style_blind` and data sets are left to `registry.make_domains`.
 
     Returns:
-      The domain. `pretraining` holds the problems of all three splits (see the module).
+      The domain. Validation and test have exactly their sizes. Training has at most `n_train` of the other problems;
+      what is left is in no split. `pretraining` holds the problems of all three splits (see the module).
 
     Raises:
       UserError: if `n_test` + `n_validation` leave none of the 730 questions to train on.

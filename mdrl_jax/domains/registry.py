@@ -27,6 +27,7 @@ def make_domains(names: tuple[str, ...], config: DomainsConfig) -> dict[str, Dom
       KeyError: if a name is neither a key of `DOMAINS` nor has a data set.
       UserError: if a data set is not valid, cannot be read or has too many bad rows, or a procedural domain has too few
         prompts for its splits.
+      OSError: if a file of JSON lines or csv cannot be opened when it is scanned.
     """
     from mdrl_jax.domains import datasets  # here, because it imports numpy, which procedural domains do not need
 

@@ -42,6 +42,7 @@ def plain(valid_BT: jax.Array) -> Attend:
 
     Returns:
       an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of v, None).
+      Head i of q reads head i // (H / K) of k and v. It raises TypeError if H is not a multiple of K.
     """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
@@ -54,14 +55,16 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
     """The same function as `plain`, computed for `block` queries at a time.
 
     The backward pass recomputes the scores. Queries are divided into at most `PARTS` parts, and each part reads only
-    the keys up to its own end. The output is named `KEPT`, so that a policy of `transformer.REMAT` can keep it.
+    the keys up to its own end. The output is named `KEPT`, so that a policy of `transformer.REMAT` can keep it. At
+    padding, where outputs have no meaning, they differ from those of `plain`.
 
     Args:
-      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
-      block: number of queries; it need not divide T.
+      valid_BT: mask [B, T], with T of 1 or more: True at real tokens, False at the padding on the left.
+      block: number of queries, 1 or more; it need not divide T.
 
     Returns:
       an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of v, None).
+      It raises TypeError if H is not a multiple of K.
     """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
@@ -85,16 +88,20 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
 
 
 def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
-    """The same function by JAX's TPU kernel `splash_attention`; each device runs it on its own rows and heads.
+    """The same function as `plain`, by JAX's TPU kernel `splash_attention`.
 
-    Its output and log-sum-exp are named `KEPT`, so that a policy of `transformer.REMAT` can keep them.
+    Each device runs the kernel on its own rows and heads. The output and the log-sum-exp are named `KEPT`, so that a
+    policy of `transformer.REMAT` can keep them. At padding, where outputs have no meaning, they differ from those of
+    `plain`.
 
     Args:
-      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+      valid_BT: mask [B, T], with T of 1 or more: True at real tokens, False at the padding on the left.
       interpret: whether the kernel is interpreted: slowly, but on any platform.
 
     Returns:
       an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of q, None).
+      It raises ValueError if H is not a multiple of K, if the mesh does not divide B, H and K evenly, or if it runs on
+      a CPU without `interpret`. Forward-mode derivatives raise TypeError.
     """
 
     def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
@@ -132,7 +139,7 @@ def block_sizes(length: int) -> kernels.BlockSizes:
     """The block sizes, in tokens, that `splash` uses.
 
     Args:
-      length: tokens of a sequence after padding (`padded_length`).
+      length: tokens of a sequence after padding, a result of `padded_length`; this is not checked.
 
     Returns:
       JAX's `BlockSizes`, for the forward pass and the fused backward pass.

@@ -118,6 +118,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
 
     Args:
       hf: the fields of `config.json`. An absent field has the value that `transformers` gives it, if it gives one.
+        Fields that this module does not know are ignored.
       where: the name of the file in error messages.
 
     Raises:
@@ -184,6 +185,9 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 
     Returns:
       field name -> JSON value, with `torch_dtype` "float32"; `from_hf` turns them into an equal `ModelConfig`.
+
+    Raises:
+      KeyError: if the family is not a key of `FAMILIES`.
     """
     scaling = config.rope_scaling
     return {

@@ -30,7 +30,7 @@ def forward(config: ModelConfig, tokens: float, pairs: float, scored: float) -> 
 
     Args:
       config: sizes of the model.
-      tokens: tokens that pass through the layers.
+      tokens: tokens that pass through the layers, of all sequences together (also for `pairs` and `scored`).
       pairs: pairs (query token, key token) that attention lets see each other, in one layer and head.
       scored: tokens whose logits are computed.
 
@@ -99,8 +99,9 @@ class Products:
     def route_hessian(self, vectors: int, narrow: float) -> float:
         """Operations of products of the Hessian on a route with vectors, forward mode over reverse mode.
 
-        Forward and backward pass are computed once; each vector adds their derivatives along it. A route is a subset of
-        MLP neurons (definitions §5); all other weights are fixed.
+        Forward and backward pass are computed once, without the gradient in the route's weights, which is not needed;
+        each vector adds their derivatives along it. A route is a subset of MLP neurons (definitions §5); all other
+        weights are fixed.
 
         Args:
           vectors: number of vectors.
@@ -117,7 +118,7 @@ def sequences(config: ModelConfig, rows: int, length: int, scored: int) -> Produ
       config: sizes of the model.
       rows: number of sequences.
       length: tokens of each sequence.
-      scored: positions of each sequence whose logits are computed.
+      scored: number of positions of each sequence whose logits are computed, 0 to `length`.
 
     Returns:
       the operations of one forward pass over all `rows` sequences; its properties give those of derivatives.
@@ -181,8 +182,8 @@ def visited_pairs(length: int, queries: int, keys: int) -> int:
 
     Args:
       length: tokens of a sequence, a multiple of `queries` and of `keys`.
-      queries: queries of a block.
-      keys: keys of a block.
+      queries: queries of a block, 1 or more.
+      keys: keys of a block, 1 or more.
     """
     blocks = sum((first + queries - 1) // keys + 1 for first in range(0, length, queries))
     return blocks * queries * keys

@@ -66,7 +66,10 @@ def path_name(path: tuple[Any, ...]) -> str:
     """A path of JAX tree keys as text, e.g. `layers/q/kernel`.
 
     Args:
-      path: the keys of nested dicts, as `jax.tree_util` gives them with a leaf.
+      path: the keys of nested dicts, as `jax.tree_util` gives them with a leaf; an empty one gives "".
+
+    Raises:
+      AttributeError: if a key is not that of a dict, such as an index of a list.
     """
     return "/".join(str(key.key) for key in path)
 
@@ -76,6 +79,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
     Raises:
       UserError: if the folder or file is absent, damaged or no regular file, or the model is not supported.
+      OSError: if the file cannot be read, for example without permission.
     """
     file = Path(folder) / "config.json"
     if not Path(folder).is_dir():
@@ -150,8 +154,12 @@ def _file_shape(layout: Layout, shape: tuple[int, ...]) -> list[int]:
 def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
     """Loads the parameters of a Hugging Face folder.
 
+    Tensors that the decoder has no parameter for are ignored. If the embedding of a tied model is absent,
+    `lm_head.weight` takes its place.
+
     Args:
-      folder: a folder with safetensors: `model.safetensors`, or several files and `model.safetensors.index.json`.
+      folder: a folder with safetensors: `model.safetensors`, or several files and `model.safetensors.index.json`. If
+        both are there, the index is used.
       model: the decoder; its config comes from `read_config(folder)`.
       mesh: the mesh over which the parameters are sharded.
 
@@ -222,16 +230,21 @@ def _placed(shape: tuple[int, ...], sharding: Any, read: Callable[[Any], np.ndar
 def random_params(model: Decoder, mesh: Mesh, seed: int) -> Any:
     """Randomly initialised parameters, created in their shardings: each device holds only its own parts.
 
+    Embeddings and kernels are normal with standard deviation 0.02, biases 0, and scales of norms 1.
+
     Args:
       model: the decoder.
       mesh: the mesh over which the parameters are sharded.
-      seed: seed of the initialisation.
+      seed: seed of the initialisation, -2^63 <= seed < 2^63. Only its lowest 32 bits count,
+        unless JAX's 64-bit mode is on.
 
     Returns:
       the parameter tree, float32.
 
     Raises:
       UserError: if the mesh does not divide a parameter.
+      OverflowError: if the seed is outside these bounds.
+      TypeError: if the seed is not an integer.
     """
     boxed = param_shapes(model)
     tokens = jnp.zeros((1, 1), jnp.int32)
@@ -250,7 +263,12 @@ def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
 
     Returns:
       tensor name -> a function that makes the tensor on the host, in the leaf's dtype. Nothing is copied until it is
-      called. A tied model has no `lm_head.weight`.
+      called. A tied model has no `lm_head.weight`. Projections are [out, in]. The order is that of the tree, and the
+      layers of a stacked parameter follow each other.
+
+    Raises:
+      KeyError: if a path is not in `LAYOUTS`.
+      AttributeError: if a tree key is not that of a dict.
     """
     tensors: dict[str, Callable[[], np.ndarray]] = {}
 
@@ -274,16 +292,22 @@ def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.f
     """Writes `config.json` and safetensors; above 4 GiB the tensors go to several files with an index.
 
     Everything is written to a hidden folder beside `folder`, which is renamed at the end, so an interrupted call leaves
-    no incomplete `folder`.
+    no incomplete `folder`. The hidden folder is `.NAME.partial`; a failed call leaves it, and the next one
+    removes it.
 
     Args:
-      folder: a folder that does not exist or is empty.
+      folder: a folder that does not exist or is empty; its parents are made. Only one process may write it.
       params: the parameter tree; each leaf whole within reach of this process (`distributed.gather`).
-      config: sizes of the model.
-      dtype: NumPy or JAX dtype of the numbers in the files.
+      config: sizes of the model, which are not compared with `params`.
+      dtype: NumPy or JAX dtype of the numbers in the files. Numbers are rounded to it, and those above its range become
+        infinite. `load` reads float32, bfloat16 and float16 only.
 
     Raises:
       UserError: if `folder` is a file or a folder that is not empty.
+      KeyError: if `params` has a leaf that is no parameter of a decoder, or the family is not a key of `FAMILIES`.
+      TypeError: if `dtype` is not a dtype.
+      ValueError: if `folder` has no name, such as ".".
+      OSError: if the disk does not take the files.
     """
     folder = Path(folder)
     if folder.is_file():

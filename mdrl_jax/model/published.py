@@ -83,7 +83,8 @@ def sizes(path: str) -> ModelConfig:
     """The sizes of the published model that the last part of a path names.
 
     Args:
-      path: the model's name, perhaps after other parts, e.g. `Qwen2.5-3B` or `Qwen/Qwen2.5-3B`.
+      path: the model's name, perhaps after other parts, e.g. `Qwen2.5-3B` or `Qwen/Qwen2.5-3B`. The other parts are
+        not checked; upper and lower case count.
 
     Raises:
       UserError: if no known model has this name; the message lists the known ones.

@@ -17,6 +17,9 @@ FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*chat_templates
 def load_tokenizer(folder: str | Path) -> Any:
     """The `transformers` tokenizer of a Hugging Face folder. Code in the folder never runs.
 
+    The folder has to exist: `transformers` takes any other text of the form NAME or OWNER/NAME as a model on Hugging
+    Face and may download its tokenizer.
+
     Raises:
       UserError: if the folder has no tokenizer, its tokenizer cannot be read or needs the folder's own code, or a file
         of the tokenizer is no regular file.
@@ -39,7 +42,8 @@ def eos_ids(tokenizer: Any) -> tuple[int, ...]:
     """The ids of the tokens that end a completion.
 
     Returns:
-      the id of `eos_token`, then the id of the token that the chat template puts after a reply, if it is another one.
+      the id of `eos_token`, then the id of the token that the chat template puts after a reply, if it is another one
+      and an added token. Without a chat template, or with one that fails, there is only the first id.
 
     Raises:
       UserError: if the tokenizer has no end token.
@@ -87,10 +91,11 @@ def bucket(length: int, buckets: Sequence[int], what: str) -> int:
       what: the thing that has this length, for the error message, e.g. "a prompt".
 
     Returns:
-      the bucket's length in tokens.
+      the bucket's length in tokens; a bucket holds its own length, so it may equal `length`.
 
     Raises:
       UserError: if `length` is above the largest bucket.
+      IndexError: if there are no buckets.
     """
     for size in buckets:
         if length <= size:
@@ -102,15 +107,16 @@ def left_pad(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.n
     """Pads rows of tokens on the left to one length.
 
     Args:
-      rows: token ids of each row, at most `length` of them.
-      length: tokens of a padded row.
+      rows: the B rows: token ids of each row, at most `length` of them, as a list or tuple; a row may be empty.
+      length: tokens of a padded row, 1 or more.
       pad: id of the padding token.
 
     Returns:
       tokens [B, length], int32, and valid [B, length], bool: True at tokens of the row, False at padding.
 
     Raises:
-      ValueError: if a row has more than `length` tokens.
+      ValueError: if a row has more than `length` tokens, or is an array.
+      OverflowError: if an id does not fit into int32.
     """
     tokens_BT = np.full((len(rows), length), pad, np.int32)
     valid_BT = np.zeros((len(rows), length), bool)

@@ -85,13 +85,16 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     """The frequencies of RoPE (arXiv 2104.09864): θ^(−2i/h) for i = 0, …, h/2 − 1.
 
     Args:
-      head_dim: h.
-      theta: the base θ.
+      head_dim: h, an even number.
+      theta: the base θ, above 0.
       scaling: Llama-3 scaling (arXiv 2407.21783); None: none. Frequencies of long wavelengths are divided by `factor`,
         those of short wavelengths stay, and those between are interpolated.
 
     Returns:
       radians per position [h/2], float32.
+
+    Raises:
+      ZeroDivisionError: if `low_freq_factor` or `high_freq_factor` of the scaling is 0.
     """
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequency = 1.0 / jnp.power(jnp.float32(theta), exponent)
@@ -146,7 +149,8 @@ def causal_attention(valid_BT: jax.Array) -> Attend:
       valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
 
     Returns:
-      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h], None).
+      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h], None). It raises ValueError
+      if q, k and v differ in dtype, which is also that of the output, or if H is not a multiple of K.
     """
     length = valid_BT.shape[1]
     causal_TT = jnp.tril(jnp.ones((length, length), bool))
@@ -173,19 +177,20 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
 
     It writes the new keys and values into slot step mod Tc of the layer's cache; this happens in place if the caller's
     loop carries the cache. All rows share the slot although their completions began at different steps: RoPE has put
-    the position into the keys, so the slot need not encode it.
+    the position into the keys, so the slot need not encode it. Of a completion of more than Tc tokens, only the
+    last Tc are attended to.
 
     Args:
       prefix_k: keys of the prompts in this layer [P, Tp, K, h].
       prefix_v: values of the prompts in this layer [P, Tp, K, h].
       prefix_valid_PT: True at real tokens of the prompts [P, Tp].
-      cache: keys and values of the completions in all layers.
-      layer: index of this layer, a scalar.
-      step: the current step of the decoding loop, a scalar.
-      start_P: the step at which each prompt's completions began [P].
+      cache: keys and values of the completions in all layers, with Tc of 1 or more.
+      layer: index of this layer, from 0, a scalar of the dtype of `step`.
+      step: the current step of the decoding loop, from 0, an int32 scalar.
+      start_P: the step at which each prompt's completions began [P], at most `step`.
 
     Returns:
-      an `Attend` of q, k, v with T = 1; the value that it keeps is the new cache.
+      an `Attend`: (q [B, 1, H, h], k [B, 1, K, h], v [B, 1, K, h]) -> (output [B, 1, H, h], the new cache).
     """
     n_prompts = prefix_valid_PT.shape[0]
     group = cache.k_LBTKh.shape[1] // n_prompts
@@ -375,7 +380,7 @@ class Decoder(nn.Module):
         """Embeds tokens.
 
         Args:
-          tokens_BT: token ids [B, T].
+          tokens_BT: token ids [B, T], from 0 to V − 1; an id of V or more gives NaN.
           axes: logical axes of the result.
 
         Returns:
@@ -396,6 +401,9 @@ class Decoder(nn.Module):
 
         Returns:
           logits [B, T, V], float32 (float64 if `dtype` is); those at padding have no meaning.
+
+        Raises:
+          KeyError: if `remat` is neither "none" nor a key of `REMAT`.
         """
         return self.logits(self.hidden(tokens_BT, valid_BT))
 
@@ -408,6 +416,9 @@ class Decoder(nn.Module):
 
         Returns:
           hidden states [B, T, D], in `dtype`; those at padding have no meaning.
+
+        Raises:
+          KeyError: if `remat` is neither "none" nor a key of `REMAT`.
         """
         positions_BT = positions_of(valid_BT)
 
@@ -435,11 +446,14 @@ class Decoder(nn.Module):
         matrix and its gradient stay where they are, because they are many times larger than a chunk of hidden states.
 
         Args:
-          x_BTD: hidden states [..., D].
+          x_BTD: hidden states [..., D]; in a mesh they have at least one axis before D.
           lm_head_DV: the matrix that `lm_head` made; None: it is made here.
 
         Returns:
           logits [..., V], float32 (float64 if `dtype` is).
+
+        Raises:
+          ValueError: in a mesh, if the hidden states have no axis before D.
         """
         kernel_DV = self.lm_head() if lm_head_DV is None else lm_head_DV
         whole = (None,) * (x_BTD.ndim - 1)
@@ -468,7 +482,8 @@ class Decoder(nn.Module):
           valid_PT: True at real tokens [P, Tp].
 
         Returns:
-          the hidden state of the last token after the final norm [P, D], and the keys and values (`Prefix`).
+          the hidden state of the last token after the final norm [P, D], and the keys, which RoPE has rotated, and
+          values (`Prefix`). All are in `dtype`.
         """
         positions_PT = positions_of(valid_PT)
 
@@ -486,13 +501,16 @@ class Decoder(nn.Module):
         Args:
           tokens_B: the token ids [B], by prompt: row b belongs to prompt b // G, with G = B / P. A row's token has the
             index step − start in its completion, counted from 0.
-          step: the current step of the decoding loop, an int32 scalar.
-          start_P: the step at which each prompt's completions began [P].
+          step: the current step of the decoding loop, from 0, an int32 scalar.
+          start_P: the step at which each prompt's completions began [P], at most `step`.
           prefix: keys and values of the prompts.
           cache: keys and values of the completions so far.
 
         Returns:
-          the hidden state of the token after the final norm [B, D], and the cache with the token in it.
+          the hidden state of the token after the final norm [B, D], in `dtype`, and the cache with the token in it.
+
+        Raises:
+          TypeError: if B is not a multiple of P, or if the cache has no slots.
         """
         group = tokens_B.shape[0] // prefix.valid_PT.shape[0]
         length_P = jnp.sum(prefix.valid_PT, axis=-1, dtype=jnp.int32)
@@ -513,7 +531,7 @@ class Decoder(nn.Module):
 
         Args:
           batch: number of completions B.
-          length: tokens of the longest completion Tc.
+          length: tokens of the longest completion Tc, 1 or more.
         """
         c = self.config
         shape = (c.n_layers, batch, length, c.n_kv_heads, c.head_dim)
@@ -526,7 +544,7 @@ def param_shapes(model: Decoder) -> Any:
 
     Returns:
       the parameter tree of `jax.ShapeDtypeStruct`s, float32, each in a `LogicallyPartitioned` box with its logical
-      axes. `flax.linen.unbox` takes the boxes off.
+      axes. `flax.linen.unbox` takes the boxes off. Parameters of layers have a leading axis L.
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
     init = functools.partial(model.init, tokens_BT=tokens, valid_BT=tokens == 0)

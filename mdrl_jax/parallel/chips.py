@@ -51,7 +51,8 @@ INSTALL = "the TPU compiler is not installed; on any Linux machine: pip install 
 def compiler_alone() -> None:
     """Sets the environment so that libtpu compiles without a TPU, and so that JAX does not take a TPU that is present.
 
-    It has to be called before JAX is imported.
+    It overwrites `JAX_PLATFORMS`, `TPU_SKIP_MDS_QUERY` and `ALLOW_MULTIPLE_LIBTPU_LOAD` in `os.environ`. It has to be
+    called before JAX is imported.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -62,7 +63,8 @@ def chip_of(topology: str) -> Chip:
     """The chip of a slice.
 
     Args:
-      topology: a chip and the sides of a slice of them, such as v5e:4x4 or v5p:2x2x2.
+      topology: a chip and the two or three sides of a slice of them, such as v5e:4x4 or v5p:2x2x2. The numbers of the
+        sides are not checked.
 
     Raises:
       UserError: if the text does not have this form, or its chip is not in `CHIPS`.
@@ -79,8 +81,13 @@ def chip_of(topology: str) -> Chip:
 def devices(topology: str) -> list[Any]:
     """The devices of a slice: a mesh can be made of them and programs compiled for it, but nothing runs on them.
 
+    On a machine without a TPU, `compiler_alone` has to be called before.
+
     Args:
-      topology: a chip and the sides of a slice of them, such as v5e:4x4 or v5p:2x2x2.
+      topology: a chip and the two or three sides of a slice of them, such as v5e:4x4 or v5p:2x2x2.
+
+    Returns:
+      one device for each chip, in the compiler's order.
 
     Raises:
       UserError: if the text does not have this form, its chip is not in `CHIPS`, the compiler is not installed, or the

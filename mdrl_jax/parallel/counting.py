@@ -26,11 +26,16 @@ Count = tuple[Any, Any]  # (high, low), both int32
 def split(n: int) -> Count:
     """The number n as a `Count`.
 
+    Args:
+      n: an integer with 0 <= n < 2^46.
+
     Returns:
-      (high, low) with n = high · 2^15 + low.
+      (high, low) with n = high · 2^15 + low and 0 <= low < 2^15.
 
     Raises:
       ValueError: if n is negative.
+      OverflowError: if n is 2^46 or more.
+      TypeError: if n is not an integer.
     """
     if n < 0:
         raise ValueError(f"a set cannot have {n} coordinates")
@@ -56,7 +61,7 @@ def count(mask: Any) -> Count:
       mask: a tree of boolean arrays.
 
     Returns:
-      a `Count` of int32 scalars.
+      a `Count` of int32 scalars; (0, 0) for an empty tree.
     """
     parts = list(sizes(mask).values())
     low = sum((jnp.sum(x & LOW) for x in parts), start=jnp.int32(0))
@@ -70,7 +75,7 @@ def reaches(a: Count, b: Count) -> jax.Array:
 
 
 def minus(a: Count, b: Count) -> Count:
-    """a − b, as a `Count`; it requires a ≥ b."""
+    """a − b, as a `Count`; it requires a ≥ b, which is not checked."""
     low = a[1] - b[1]  # if it is negative, `low >> LIMB` is −1, the borrow
     return a[0] - b[0] + (low >> LIMB), low & LOW
 
@@ -79,10 +84,10 @@ def keys(scores: Any) -> Any:
     """31-bit integers, as uint32, that have the same order as the magnitudes of the scores in float32.
 
     Args:
-      scores: a tree of float arrays; wider ones are rounded to float32.
+      scores: a tree of float arrays. Wider ones are rounded to float32, so magnitudes above its range become infinite.
 
     Returns:
-      a tree of the same structure and shapes.
+      a tree of the same structure and shapes. The key of 0 and −0 is 0; the key of NaN is above that of infinity.
     """
     return jax.tree.map(lambda x: jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.uint32), scores)
 
@@ -92,28 +97,34 @@ def at_least(keys: Any, among: Any, least: jax.Array) -> Any:
 
     Args:
       keys: a tree of 31-bit integers (`keys`).
-      among: a mask, a tree of boolean arrays; entries outside it are not taken.
+      among: a mask, a tree of boolean arrays of the same shapes; entries outside it are not taken.
       least: a key, a scalar.
 
     Returns:
-      a tree of boolean arrays.
+      a tree of boolean arrays, of the same structure and shapes.
+
+    Raises:
+      ValueError: if `keys` and `among` differ in structure.
     """
     return jax.tree.map(lambda key, a: a & (key >= least), keys, among)
 
 
 def threshold(keys: Any, among: Any, wanted: Count) -> jax.Array:
-    """A key t such that at least `wanted` entries have keys ≥ t, and as few more as possible.
+    """A key t such that at least `wanted` entries of `among` have keys ≥ t, and as few more as possible.
 
     If some t gives exactly `wanted` entries, such a t is returned. Otherwise ties prevent it, and the largest t that
     gives more is returned.
 
     Args:
       keys: a tree of 31-bit integers (`keys`).
-      among: a mask of the entries that are counted, a tree of boolean arrays.
+      among: a mask of the entries that are counted, a tree of boolean arrays of the same shapes.
       wanted: number of entries, as a `Count` (`split`).
 
     Returns:
-      the key t, a uint32 scalar; 0 if `among` has fewer than `wanted` entries.
+      the key t, a uint32 scalar; 0 if `among` has `wanted` entries or fewer.
+
+    Raises:
+      ValueError: if `keys` and `among` differ in structure.
     """
 
     def going(state: tuple[jax.Array, jax.Array, Count]) -> jax.Array:
@@ -135,11 +146,12 @@ def highest(scores: Any, wanted: Count) -> Any:
     """The mask of the `wanted` entries of largest magnitude, with all entries that tie with the smallest of them.
 
     Args:
-      scores: a tree of float arrays; magnitudes are compared in float32 over all of them together.
+      scores: a tree of float arrays; magnitudes are compared in float32 over all of them together. NaN counts as
+        larger than infinity.
       wanted: number of entries, as a `Count` (`split`).
 
     Returns:
-      a tree of boolean arrays; all true if there are fewer than `wanted` entries.
+      a tree of boolean arrays; all true if there are `wanted` entries or fewer, otherwise all false if `wanted` is 0.
     """
     found = keys(scores)
     everywhere = jax.tree.map(lambda key: jnp.ones_like(key, bool), found)

@@ -61,7 +61,7 @@ class Cluster:
 
     @property
     def period(self) -> float:
-        """Seconds between two heartbeats."""
+        """Seconds between two heartbeats: `timeout` / 20, and at most 2."""
         return min(self.timeout / BEATS, 2.0)
 
     def name(self, index: int) -> str:
@@ -76,17 +76,25 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
     """Joins the other processes of the program; it has to be called before anything else of JAX is used.
 
     The other processes are the ones that the flags name or, without flags, those of the SLURM job or of the TPU pod. If
-    there is neither, this process stays alone.
+    there is neither, this process stays alone: it returns and changes nothing.
+
+    With several processes it starts a thread and a child process. The thread writes heartbeats; once a process is lost,
+    it prints the reason and ends this process with exit status `LOST`. The child prints a message if this process is
+    ended from outside.
 
     Args:
-      coordinator: HOST:PORT of process 0.
-      processes: number of processes; 1: this process stays alone, also on a host of a pod or in a SLURM job.
+      coordinator: HOST:PORT of process 0; None: not given, as for the next two.
+      processes: number of processes; 1: this process stays alone, also on a host of a pod or in a SLURM job, and the
+        other flags are ignored.
       process_id: index of this process, from 0.
-      timeout: seconds to wait for the other processes: at the start, at barriers, and for a heartbeat.
+      timeout: seconds to wait for the other processes: at the start, at barriers, and for a heartbeat. JAX itself gets
+        whole seconds, rounded down.
 
     Raises:
-      UserError: if only some of the flags are given, if one is not valid, or if the other processes are not found
-        within the time-out.
+      UserError: if only some of the flags are given, if one is not valid, if the other processes are not found within
+        the time-out, or if JAX cannot join them for another reason, such as a second call.
+      ValueError: if the environment variable SLURM_NTASKS is not an integer.
+      jax.errors.JaxRuntimeError: if a process joins but does not send its host name within the time-out.
     """
     global _cluster
     flags = {"coordinator": coordinator, "processes": processes, "process_id": process_id}
@@ -146,12 +154,12 @@ def _tpu_chips() -> bool:
 
 
 def count() -> int:
-    """Number of processes."""
+    """Number of processes; 1 if this process is alone or `initialize` was not called."""
     return len(_cluster.hosts) if _cluster else 1
 
 
 def index() -> int:
-    """Index of this process, from 0."""
+    """Index of this process, from 0; 0 if it is alone."""
     return _cluster.index if _cluster else 0
 
 
@@ -161,9 +169,10 @@ def is_first() -> bool:
 
 
 def part(n: int) -> range:
-    """This process's share of the indices 0 … n − 1: a contiguous range, empty if n is too small for all processes.
+    """This process's share of the indices 0 … n − 1, a contiguous range; it may be empty if n is below `count()`.
 
-    The sizes of shares differ by at most 1.
+    The shares of processes 0, 1, … follow each other and together hold every index once. Their sizes differ by at most
+    1. A process that is alone gets all indices.
     """
     return range(n * index() // count(), n * (index() + 1) // count())
 
@@ -175,7 +184,9 @@ def barrier(name: str) -> None:
       name: the name of the barrier in the message. The calls of all processes are matched by their order, not by it.
 
     Raises:
-      HostLost: if a process does not come within the time-out; the message names the absent ones.
+      HostLost: if a process does not come within the time-out, or waiting fails for another reason. The message names
+        the absent processes with their hosts, or says "a process" if none is known to be absent.
+      jax.errors.JaxRuntimeError: if the coordination service on process 0 cannot be reached.
     """
     if _cluster is None:
         return
@@ -196,13 +207,17 @@ def share(value: Any) -> list[Any]:
     """Collects one value from each process; every process has to call it.
 
     Args:
-      value: a value that JSON can hold. With several processes tuples come back as lists.
+      value: a value that JSON can hold. With several processes all values come back as copies, in which tuples are
+        lists and the keys of dicts are text. A process that is alone gets `value` itself and may pass anything.
 
     Returns:
       the values of all processes, in the order of their indices, on every process.
 
     Raises:
       HostLost: if a process does not come within the time-out.
+      TypeError: with several processes, if JSON cannot hold `value` (ValueError if it contains itself); the other
+        processes then wait for this one.
+      jax.errors.JaxRuntimeError: if the coordination service on process 0 cannot be reached.
     """
     if _cluster is None:
         return [value]
@@ -223,10 +238,14 @@ def agree(value: Any) -> Any:
     Every process has to call it.
 
     Args:
-      value: on process 0, a value that JSON can hold. With several processes tuples come back as lists.
+      value: on process 0, a value that JSON can hold. With several processes it comes back as a copy, in which tuples
+        are lists and the keys of dicts are text. A process that is alone gets `value` itself and may pass anything.
 
     Raises:
       HostLost: if a process does not come within the time-out.
+      TypeError: on process 0 of several, if JSON cannot hold `value` (ValueError if it contains itself); the other
+        processes then wait for this one.
+      jax.errors.JaxRuntimeError: if the coordination service on process 0 cannot be reached.
     """
     return share(value if is_first() else None)[0]
 
@@ -234,8 +253,11 @@ def agree(value: Any) -> Any:
 def gather(tree: Any) -> Any:
     """Copies a tree of arrays to the host of every process; every process has to call it.
 
+    An array that is split over processes is first copied whole to every device, one array at a time.
+
     Returns:
-      the tree with NumPy arrays, each whole also where the array spans processes. Leaves that are no JAX arrays stay.
+      the tree with NumPy arrays, each whole also where the array spans processes; arrays may be read-only. Other leaves
+      stay as they are, but NumPy scalars become arrays without axes.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -251,11 +273,15 @@ def gather(tree: Any) -> Any:
 def check_shared(folder: Path) -> None:
     """Refuses a work folder that is not on a file system shared by all processes; every process has to call it.
 
-    Process 0 makes the folder if it does not exist. A process that is alone does nothing.
+    Process 0 makes the folder, with its parents, if it does not exist. For the check it makes an empty file in the
+    folder and removes it afterwards. A process that is alone does nothing.
 
     Raises:
-      UserError: if a process does not see the folder of process 0; the message names these processes and their hosts.
+      UserError: on every process, if a process does not see the folder of process 0; the message names the processes
+        that do not see it and their hosts.
       HostLost: if a process does not come within the time-out.
+      OSError: on process 0, if it cannot make the folder or write there.
+      jax.errors.JaxRuntimeError: if the coordination service on process 0 cannot be reached.
     """
     if _cluster is None:
         return
@@ -279,8 +305,15 @@ def check_shared(folder: Path) -> None:
 def finish(status: int, error: BaseException | None = None) -> int:
     """Leaves the program: together with the others if there was no error, otherwise by ending all processes.
 
-    With an error it tells the other processes the reason and ends this process by `os._exit`. An error that is neither
-    a `UserError` nor a `HostLost` waits for the time-out first, because the loss of another process may have caused it.
+    A process that is alone only returns `status`.
+
+    Without an error it waits until every process has come here, and returns. If one does not come within the time-out,
+    JAX aborts the processes; no exception is raised.
+
+    With an error it tells the other processes the reason and ends this process by `os._exit`; the caller prints the
+    error before. The exit status is `LOST` for a `HostLost`, otherwise `status`; the other processes end with `LOST`.
+    An error that is neither a `UserError` nor a `HostLost` waits for the time-out first, because the loss of another
+    process may have caused it; if a loss is reported meanwhile, this process ends with `LOST`, too.
 
     Args:
       status: exit status of the command on this process.
@@ -288,6 +321,9 @@ def finish(status: int, error: BaseException | None = None) -> int:
 
     Returns:
       `status`, if this process does not end.
+
+    Raises:
+      jax.errors.JaxRuntimeError: with an error, if the coordination service on process 0 cannot be reached.
     """
     if _cluster is None:
         return status

@@ -56,7 +56,7 @@ class Compiled:
 
     @property
     def bytes(self) -> float:
-        """Bytes of a device's memory that the program takes."""
+        """Bytes of a device's memory that the program takes, or would take if refused; infinite if that is unknown."""
         m = self.memory
         if "refused" in m:
             return m["refused"]
@@ -74,19 +74,25 @@ def compile_for(
 ) -> Compiled:
     """Lowers and compiles a program and reads its cost. A program that is too large is a result, not an error.
 
+    The compiler writes its buffer assignment to a temporary folder, which is removed. The program must therefore not
+    come from JAX's persistent compilation cache.
+
     Args:
-      lower: () -> `jax.jit(f).lower(...)`.
+      lower: () -> `jax.jit(f).lower(...)`. It is called once; what it raises is not caught, except running out of
+        memory.
       unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth of
         such loops, the innermost first.
-      kernels: (instruction, its computation) -> operations of an instruction that is opaque to the compiler, such as
-        `flops.kernel_flops`.
+      kernels: (instruction, its computation) -> operations of an instruction that is opaque to the compiler, 0 for any
+        other, such as `flops.kernel_flops`. By default such instructions count 0.
 
     Returns:
-      the cost; if the compiler ran out of memory, its `memory` is {"refused": bytes}.
+      the cost; if the compiler ran out of memory, its `memory` is {"refused": bytes}, `flops` and `traffic` are NaN,
+      and `collectives` is empty.
 
     Raises:
       jax.errors.JaxRuntimeError: if compiling fails for another reason than memory.
-      ValueError: if a loop with something to count has an unknown trip count, and `unknown_trips` has none for it.
+      ValueError: if a loop with something to count has an unknown trip count, and `unknown_trips` has none for it; or
+        if the compiler writes no buffer assignment, because the program comes from the persistent compilation cache.
     """
     started = time.monotonic()
     try:
@@ -122,10 +128,10 @@ def _planned(lowered: Any) -> tuple[Any, float]:
 
 
 def needed(message: str) -> float:
-    """Bytes that a refused program needs; infinite if the message has no number.
+    """Bytes that a refused program needs; infinite if the message states no size.
 
     Args:
-      message: the text of the compiler's error RESOURCE_EXHAUSTED.
+      message: the text of the compiler's error RESOURCE_EXHAUSTED. Of several sizes the first counts.
     """
     found = REFUSED.search(message)
     return float(found[1]) * UNITS[found[2]] if found else math.inf
@@ -138,10 +144,11 @@ def bytes_a_device(tree: Any) -> float:
       tree: a tree of JAX arrays or `jax.ShapeDtypeStruct`s. Every leaf must have a sharding that divides it evenly.
 
     Returns:
-      the sum, over the leaves, of the bytes of one device's shard.
+      the sum, over the leaves, of the bytes of one device's shard; 0 for an empty tree.
 
     Raises:
       AttributeError: if a leaf has no sharding, such as a NumPy array.
+      ValueError: if a sharding does not divide its leaf evenly.
     """
     leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves))
@@ -154,17 +161,26 @@ def whole_parameters(compiled: Compiled, params: Any, gathered: Callable[[Any], 
     into several, or gather along one dimension and rearrange afterwards, so the shape alone does not identify it. A
     result counts as a whole parameter if it has as many elements as the parameter, and if one of these holds:
 
-    - each of its dimensions is a multiple of the shard's;
+    - it has as many dimensions as the parameter's shard, and each is a multiple of the shard's;
     - one of its dimensions is the number of layers of the stack (for a table without layers: its longest dimension).
 
+    Parameters of one dimension, such as a norm's scale, are not looked for.
+
     Args:
-      compiled: the program.
-      params: shapes of the parameters with their shardings.
+      compiled: the program; a refused one has no gathers.
+      params: tree of shapes of the parameters with their shardings. Leaves whose path begins with `layers/` are stacks
+        of layers, along their first axis.
       gathered: sharding -> the sharding after a gather that leaves tensor parallelism as it is
         (`sharding.over_tensor`). A result of the size of one device's part under it counts as whole, too.
 
     Returns:
-      a text for each such gather: the parameter, the shape of the result, and the JAX operation that it comes from.
+      a text for each such gather: the parameter, the shape of the result, and the JAX operation that it comes from. The
+      order is that of the gathers in the program. A gather that fits several parameters is listed once for each; the
+      list is empty if there is none.
+
+    Raises:
+      AttributeError: if a parameter has no sharding.
+      ValueError: if a sharding does not divide its parameter evenly.
     """
     named = [
         (jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in jax.tree_util.tree_leaves_with_path(params)
@@ -192,7 +208,8 @@ def by_kind(collectives: Sequence[hlo.Collective]) -> dict[str, tuple[float, int
     """Sums the collectives of one call by kind.
 
     Returns:
-      kind -> (bytes of all runs on one device, number of runs).
+      kind -> (bytes of all runs on one device, number of runs), for the kinds that occur, in the order in which they
+      first occur.
     """
     kinds: dict[str, tuple[float, int]] = {}
     for c in collectives:
@@ -210,11 +227,13 @@ def largest(bytes_of: Callable[[int], float], room: float, unit: int, most: int,
     either compiled or follows from the line.
 
     Args:
-      bytes_of: size -> bytes of a device, by compiling the program at this size. It may be infinite.
+      bytes_of: size -> bytes of a device, by compiling the program at this size. It may be infinite. It is called at
+        most once for each size, and not for those in `known`; what it raises is not caught.
       room: bytes of a device that the program may take.
-      unit: the step between sizes.
-      most: the largest size of interest.
-      known: sizes that were compiled before, multiples of `unit` up to `most`, with their bytes; it may be empty.
+      unit: the step between sizes, 1 or more.
+      most: the largest size of interest; below `unit` the answer is 0, and nothing is compiled.
+      known: sizes that were compiled before, multiples of `unit` up to `most`, with their bytes; it may be empty. It is
+        not changed.
     """
     most -= most % unit
     seen = dict(known)

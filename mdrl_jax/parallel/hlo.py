@@ -55,7 +55,8 @@ def matmul_flops(
       text: `jax.jit(f).lower(...).compile().as_text()`.
       unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth: first
         for such loops that contain no other such loop, then for the loops around those, and so on.
-      kernels: (instruction, its computation) -> operations of an instruction that is opaque to the compiler.
+      kernels: (instruction, its computation) -> operations of an instruction that is opaque to the compiler. It is
+        called for every instruction and added to its count, so it must give 0 for all others. By default it gives 0.
 
     Returns:
       floating-point operations.
@@ -63,6 +64,7 @@ def matmul_flops(
     Raises:
       ValueError: if a loop with matrix products has an unknown trip count and `unknown_trips` has none for it, or if
         the text is not that of a compiled HLO module.
+      KeyError: if the text refers to a computation or an operand that it does not contain.
     """
 
     def measure(instruction: Instruction, computation: Computation) -> float:
@@ -74,7 +76,8 @@ def matmul_flops(
 def collectives(text: str, unknown_trips: int | Sequence[int] | None = None) -> list[Collective]:
     """The collectives that one call executes on one device.
 
-    An asynchronous collective consists of a start and an end, and is listed once, at its start.
+    An asynchronous collective consists of a start and an end, and is listed once, at its start. Of the branches of a
+    conditional, only the one whose collectives have the most bytes counts. Collectives of 0 bytes are left out.
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
@@ -82,11 +85,13 @@ def collectives(text: str, unknown_trips: int | Sequence[int] | None = None) -> 
         such loops, the innermost first.
 
     Returns:
-      one entry for each instruction, in the order of the text; a called computation comes where it is called.
+      one entry for each instruction, and one more for each further place that runs its computation. The order is that
+      of the text; a called computation comes where it is called. `times` is 0 in a loop that never runs.
 
     Raises:
       ValueError: if a loop with collectives has an unknown trip count and `unknown_trips` has none for it, or if the
         text is not that of a compiled HLO module.
+      KeyError: if the text refers to a computation or an operand that it does not contain.
     """
     runs = executed(text, _collective_bytes, unknown_trips)
     return [_collective(run) for run in runs]

@@ -25,7 +25,9 @@ SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> float:
-    """Bytes read and written by one call on one device.
+    """Bytes that one call on one device reads from the device's memory and writes to it.
+
+    Of the branches of a conditional, only the one that moves the most bytes counts.
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
@@ -35,6 +37,7 @@ def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> floa
     Raises:
       ValueError: if a loop that moves bytes has an unknown trip count and `unknown_trips` has none for it, or if the
         text is not that of a compiled HLO module.
+      KeyError: if the text refers to a computation or an operand that it does not contain.
     """
     computations, _ = parse(text)
 
@@ -63,7 +66,8 @@ def held(shape: str) -> float:
     """Bytes of the arrays of a shape that lie in the device's main memory, which is memory space 0.
 
     Args:
-      shape: text of an HLO shape, e.g. f32[8,4]{1,0}, or of a tuple of shapes.
+      shape: text of an HLO shape, e.g. f32[8,4]{1,0}, or of a tuple of shapes. Its layout names the memory space, e.g.
+        {1,0:S(1)}; without one the array lies in main memory. Elements of less than 8 bits count 1 byte.
     """
     total = 0.0
     for match in _PLACED.finditer(shape):

@@ -24,8 +24,14 @@ def program(name: str, function: Callable[..., Any], **jit_options: Any) -> Call
       **jit_options: options of `jax.jit`.
 
     Returns:
-      the jitted function. Each trace adds 1 to `compilations[name]`: the first call, and each call with new shapes,
-      dtypes or static values.
+      the jitted function. Each trace adds 1 to `compilations[name]`: the first call, and each call with a new tree
+      structure, new shapes, dtypes or static values, or in another mesh. A trace by `lower` or within another jitted
+      function counts, too. If JAX compiles without a new trace, as for another sharding on the same mesh, nothing is
+      added.
+
+    Raises:
+      TypeError: if `jax.jit` has no such option.
+      ValueError: if an option does not fit the function, such as a static argument that it does not have.
     """
 
     @functools.wraps(function)

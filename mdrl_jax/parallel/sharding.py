@@ -62,11 +62,13 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
 
     Args:
       config: number of devices along each axis.
-      devices: the devices, all of which are used; None: all devices of the program.
+      devices: the devices, one or more, all of which are used; None: all devices of the program.
 
     Raises:
       UserError: if a size is neither positive nor -1, if two are -1, if the sizes do not multiply to the number of
         devices, or if `data` is not divisible by the slices.
+      ValueError: if the slices have different numbers of devices.
+      AssertionError: if the devices of a TPU slice do not form a complete box, or are cores and not chips.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
@@ -98,6 +100,8 @@ _apart = contextvars.ContextVar("rows apart", default=False)
 def spec(*logical: str | None) -> PartitionSpec:
     """The PartitionSpec of an array.
 
+    Inside a function of `over_rows`, no axis is split over `data` or `fsdp`.
+
     Args:
       *logical: for each axis of the array its logical axis, a key of `RULES`; None: not split. Further axes are not
         split.
@@ -120,13 +124,15 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.vmap` over batch rows; each row is computed on the devices that hold it.
 
     Each row may therefore have its own copy of the weights, for example for per-row gradients. Inside `function`
-    logical axes do not map to `data` and `fsdp`, because the vmapped axis is split over them.
+    logical axes do not map to `data` and `fsdp`, because the vmapped axis is split over them; `constrain_rows` cannot
+    be used there. The mesh is the one in which `over_rows` is called; outside a mesh this is `jax.vmap` alone.
 
     Args:
-      function: a function of the arrays of one row.
+      function: a function of the arrays of one row, or of trees of them.
 
     Returns:
-      the function of all rows: every argument, and every result, gets a leading axis of rows.
+      the function of all rows: every argument, and every result, gets a leading axis of rows. It takes positional
+      arguments only, and raises ValueError if they differ in the number of rows.
     """
 
     def alone(*args: Any) -> Any:
@@ -143,6 +149,8 @@ def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
     """The NamedSharding of an array on a mesh.
 
+    Inside a function of `over_rows`, no axis is split over `data` or `fsdp`.
+
     Args:
       mesh: the mesh.
       *logical: for each axis of the array its logical axis, a key of `RULES`; None: not split. Further axes are not
@@ -150,6 +158,7 @@ def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
 
     Raises:
       KeyError: if a name is not in `RULES`.
+      Exception: JAX's `DuplicateSpecError`, if two axes are split over the same mesh axis, such as "batch" and "embed".
     """
     return NamedSharding(mesh, spec(*logical))
 
@@ -175,7 +184,8 @@ def replicated(sharding: Any) -> Any:
 def over_tensor(sharding: NamedSharding) -> NamedSharding:
     """The sharding after a gather over all mesh axes but `tensor`, which a layer's weights have where they are used.
 
-    An axis that is split over `tensor` alone stays split; every other axis is whole.
+    An axis that is split over `tensor` alone stays split; every other axis is whole, also one that is split over `fsdp`
+    and `tensor` together.
     """
     kept = [axes if axes == "tensor" else None for axes in sharding.spec]
     return NamedSharding(sharding.mesh, PartitionSpec(*kept))
@@ -184,12 +194,17 @@ def over_tensor(sharding: NamedSharding) -> NamedSharding:
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     """Fixes the sharding of an activation by its logical axes; outside a mesh it returns x unchanged.
 
+    Outside a mesh the names are not checked. Inside a function of `over_rows`, no axis is split over `data` or `fsdp`.
+
     Args:
       x: the activation.
-      *logical: for each axis of x its logical axis, a key of `RULES`; None: not split.
+      *logical: for each axis of x its logical axis, a key of `RULES`; None: not split. Further axes are not split.
 
     Raises:
-      KeyError: if a name is not in `RULES`.
+      KeyError: in a mesh, if a name is not in `RULES`.
+      ValueError: in a mesh, if there are more names than axes, or, outside `jax.jit`, if the mesh does not divide a
+        split axis evenly.
+      Exception: JAX's `DuplicateSpecError`, if two axes are split over the same mesh axis, such as "batch" and "embed".
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -200,6 +215,9 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     """Splits the first axis like batch rows and leaves the sharding of the other axes to the compiler.
 
     Outside a mesh it returns x unchanged.
+
+    Raises:
+      ValueError: in a mesh, if x has no axis, or inside a function of `over_rows`.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -210,7 +228,10 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 def dividing(name: str, size: int) -> str | None:
     """The logical axis `name` if the current mesh can split a dimension of this size along it evenly, otherwise None.
 
-    Outside a mesh it is None.
+    Outside a mesh it is None. It is `name` also if the mesh does not split this logical axis at all.
+
+    Raises:
+      KeyError: in a mesh, if the name is not in `RULES`.
     """
     mesh: Any = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or size % divisor(mesh, name) else name
@@ -222,7 +243,8 @@ Names = tuple[str | None, ...]
 def by_device(function: Callable[..., jax.Array], inputs: tuple[Names, ...], output: Names) -> Callable[..., jax.Array]:
     """`function`, run by each device on its own part of the arrays; for kernels that XLA cannot partition itself.
 
-    Outside a mesh it returns the function itself. The mesh must divide every split axis evenly.
+    Outside a mesh it returns the function itself. The mesh is the one in which `by_device` is called; it must divide
+    every split axis evenly. Inside a function of `over_rows`, no axis is split over `data` or `fsdp`.
 
     Args:
       function: a function of arrays that treats the split axes independently.
@@ -230,7 +252,10 @@ def by_device(function: Callable[..., jax.Array], inputs: tuple[Names, ...], out
       output: the same for the result.
 
     Returns:
-      the function of the whole arrays.
+      the function of the whole arrays. In a mesh it raises ValueError if the mesh does not divide a split axis evenly.
+
+    Raises:
+      KeyError: in a mesh, if a name is not in `RULES`.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
@@ -262,8 +287,9 @@ def check_divides(mesh: Mesh, shapes: Any, shardings: Any) -> None:
       shardings: tree of their `NamedSharding`s.
 
     Raises:
-      UserError: if a dimension is not divisible by its mesh axes; the message names the parameter, the dimension and
-        the mesh axes.
+      UserError: if a dimension is not divisible by its mesh axes; the message names the first such parameter, the
+        dimension and the mesh axes.
+      ValueError: if the trees have different numbers of leaves.
     """
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
@@ -280,7 +306,8 @@ def check_divides(mesh: Mesh, shapes: Any, shardings: Any) -> None:
 def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
     """Moves a tree of host arrays to the devices.
 
-    Every process holds the whole arrays on its host and moves the parts of its own devices.
+    Every process holds the whole arrays on its host and moves the parts of its own devices. Arrays of 64 bits become
+    32 bits, unless JAX's 64-bit mode is on.
 
     Args:
       tree: a tree of arrays on the host, equal on every process.
@@ -290,6 +317,10 @@ def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
 
     Returns:
       the tree with device arrays.
+
+    Raises:
+      KeyError: if a name is not in `RULES`.
+      ValueError: if the mesh does not divide a split axis evenly, or if an array has fewer axes than there are names.
     """
     sharding = named(mesh, *(logical or ("batch",)))
 
@@ -313,6 +344,8 @@ def param_shardings(mesh: Mesh, boxed_shapes: Any) -> Any:
 
     Raises:
       UserError: if a dimension is not divisible by its mesh axes.
+      KeyError: if a logical axis is not in `RULES`.
+      AttributeError: if a leaf has no box with logical axes.
     """
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
     shardings = jax.tree.map(lambda box: named(mesh, *box.names), boxed_shapes, is_leaf=is_box)

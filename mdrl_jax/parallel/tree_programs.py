@@ -16,12 +16,18 @@ vdot = program("vdot", tree.vdot)
 def difference(after: Any, before: Any) -> Any:
     """after − before, leaf by leaf; each result has the sharding of the leaf of `after`.
 
+    The dtypes are promoted by JAX's rules.
+
     Args:
       after: a tree of arrays. For a leaf without a sharding (a NumPy array) the compiler chooses.
       before: a tree of the same structure and shapes.
 
     Returns:
       the differences, a tree of device arrays.
+
+    Raises:
+      ValueError: if the trees differ in structure, or if their arrays lie on different devices.
+      TypeError: if shapes do not match.
     """
     leaves, structure = jax.tree.flatten(after)
     return _difference(structure, tuple(getattr(x, "sharding", None) for x in leaves))(after, before)

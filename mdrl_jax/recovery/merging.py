@@ -31,6 +31,9 @@ def average(trees: Sequence[Any]) -> Any:
 
     Returns:
       a tree like the first one, with its dtypes.
+
+    Raises:
+      ValueError: if the trees differ in structure.
     """
 
     def one(*leaves: jax.Array) -> jax.Array:
@@ -50,6 +53,9 @@ def task_arithmetic(base: Any, edits: Sequence[Any], scale: Any) -> Any:
 
     Returns:
       the merged parameters, a tree like the base.
+
+    Raises:
+      ValueError: if an edit differs from the base in structure.
     """
 
     def one(theta: jax.Array, *deltas: jax.Array) -> jax.Array:
@@ -69,15 +75,15 @@ def ties(base: Any, edits: Sequence[Any], density: float, scale: Any) -> Any:
     Args:
       base: θ_0, a tree of parameters.
       edits: the τ_i = θ_i − θ_0, one or more, trees like the base.
-      density: share of all entries of an edit that it keeps. Entries that are 0 are never kept, so an edit with fewer
-        other entries keeps fewer.
+      density: share of all entries of an edit that it keeps, rounded to at least one entry. Entries that are 0 are
+        never kept, so an edit with fewer other entries keeps fewer. Ties are broken as in `selection.largest`.
       scale: λ, a scalar.
 
     Returns:
       the merged parameters, a tree like the base.
 
     Raises:
-      ValueError: unless 0 < density ≤ 1.
+      ValueError: unless 0 < density ≤ 1, or if an edit differs from the base in structure.
     """
     kept = [
         jax.tree.map(lambda x, m: jnp.where(m, x, 0), edit, top(jax.tree.map(jnp.abs, edit), density)) for edit in edits

@@ -90,7 +90,11 @@ class Figure:
         _check_name(self.name)
 
     def spec(self) -> dict[str, Any]:
-        """The Vega-Lite specification under the report's theme."""
+        """The Vega-Lite specification under the report's theme.
+
+        Raises:
+          altair.utils.schemapi.SchemaValidationError: if the chart is not valid Vega-Lite; from `json` and `png` too.
+        """
         return self._valid | {"config": THEME}
 
     @functools.cached_property
@@ -106,7 +110,11 @@ class Figure:
         return json.dumps(self.spec(), allow_nan=False).replace("<", "\\u003c")
 
     def png(self) -> bytes:
-        """The chart as PNG on a white background, with `PNG_SCALE` pixels for each px of the page."""
+        """The chart as PNG on a white background, with `PNG_SCALE` pixels for each px of the page.
+
+        Raises:
+          ValueError: if the chart cannot be drawn.
+        """
         spec = self.spec()
         spec["config"] = THEME | {"background": "white"}
         return vl_convert.vegalite_to_png(json.dumps(spec), scale=PNG_SCALE)
@@ -183,8 +191,8 @@ def signed(values: Sequence[float | None]) -> alt.Scale:
     """A scale from blue (negative) to orange (positive), symmetric about 0; it ends at ± the largest magnitude.
 
     Args:
-      values: the values on the scale; None and NaN do not count. If no other value than 0 is left, the scale ends at
-        ±1.
+      values: the values on the scale, none of them infinite; None and NaN do not count. If no other value than 0 is
+        left, the scale ends at ±1.
     """
     largest = max((abs(v) for v in values if v is not None and v == v), default=0.0) or 1.0
     return alt.Scale(scheme=DIVERGING, domain=[-largest, largest], domainMid=0)

@@ -77,7 +77,8 @@ def write(workdir: str | Path) -> Path:
     """Writes `report/index.html`, the CSV of every figure and table, and the PNG of every figure.
 
     Each file is written whole or not at all. Files of figures that can no longer be made stay as they are. If a builder
-    raises `Absent` or one of `DAMAGED`, the page says so in place of the figure.
+    raises `Absent` or one of `DAMAGED`, the page says so in place of the figure. If a run has several processes, all of
+    them must call this.
 
     Args:
       workdir: the work folder.
@@ -87,6 +88,7 @@ def write(workdir: str | Path) -> Path:
 
     Raises:
       UserError: if `workdir` is not a folder.
+      OSError: if a file cannot be written.
     """
     root = Path(workdir)
     if not root.is_dir():
@@ -112,7 +114,8 @@ def verdicts(found: Records) -> tuple[list[Verdict], str]:
     Returns:
       (cards, note): a card for each claim that has a rule or a record, in the order of `CLAIMS`; and a line that says
       how `claims.json` is damaged, "" if it is intact or missing. Without a record the verdict of a card is "not
-      judged".
+      judged", and so is that of every card if the file is damaged. Records of claims that `CLAIMS` does not have are
+      ignored.
     """
     note, known = "", {}
     try:

@@ -40,7 +40,7 @@ def save_figures(workdir: Path) -> None:
     folder. Without such a PNG nothing is written.
 
     Raises:
-      ValueError: if one of the files is not a PNG file.
+      ValueError: if one of the files is not a PNG file; `struct.error` if it ends within its header.
       UserError: if one of them is no regular file.
     """
     pictures = sorted((workdir / "report").glob("*.png"))
@@ -104,7 +104,7 @@ class TensorBoard:
           tag: its name in TensorBoard.
           values: numbers of any shape.
           step: the step that it belongs to.
-          bins: number of bins of equal width.
+          bins: number of bins of equal width, at least 1.
         """
         x = np.asarray(values, float).ravel()
         x = x[np.isfinite(x)]
@@ -127,6 +127,7 @@ class TensorBoard:
 
         Raises:
           ValueError: if `png` is not a PNG file.
+          struct.error: if it ends within the header of a PNG file.
         """
         if not png.startswith(PNG_SIGNATURE):
             raise ValueError("png must be the bytes of a PNG file; these bytes lack the PNG signature")

@@ -33,7 +33,8 @@ class Score:
     Attributes:
       reward: the reward, in [0, 1]; training and the score table use it.
       accuracy: the reward of the answer alone, in [0, 1], regardless of style.
-      error: one line that says why the completion could not be judged; both numbers are then 0. None if it was judged.
+      error: one line that says why the completion could not be judged, such as "timeout: CPU time used up"; both
+        numbers are then 0. None if it was judged.
     """
 
     reward: float
@@ -49,7 +50,7 @@ class Score:
 def without_working(completion: str, separator: str | None) -> str:
     """Returns the text after the last separator, or the whole reply if it has none; stripped of white space.
 
-    A `separator` of None or "" leaves the whole reply.
+    A `separator` of None or "" leaves the whole reply, stripped as well.
 
     >>> without_working("> 2 plus 2 ; 4", ";"), without_working("4", ";")
     ('4', '4')
@@ -60,16 +61,21 @@ def without_working(completion: str, separator: str | None) -> str:
 def score(fn: RewardFunction, completion: str, check: Mapping[str, Any]) -> Score:
     """Judges one reply: the reward by style and content, the accuracy by content alone.
 
+    The accuracy is `fn` of the answer. The reward is the same, unless the check has "terse" and the reply has working:
+    then the reward is `fn` of the whole reply, and `fn` is called twice. White space at the ends of the reply is
+    removed first; a check with a "prefix", the beginning of a program, keeps that of a whole reply.
+
     Args:
       fn: the reward function.
       completion: the reply.
-      check: what the reply is compared with (see the module).
+      check: what the reply is compared with (see the module); `fn` gets all of it.
 
     Returns:
       The score, without an error.
 
     Raises:
-      ValueError: if `fn` returns anything but a number in [0, 1].
+      ValueError: if `float` of what `fn` returns is no number in [0, 1]; NaN is none.
+      TypeError: if "separator" is no text.
       Exception: whatever `fn` raises.
     """
     # A reply that goes on with a given beginning of a program keeps its indentation.
@@ -91,13 +97,14 @@ def _valid(value: Any) -> float:
 
 
 def resolve(name: str) -> RewardFunction:
-    """Returns the reward function that a name means.
+    """Returns the reward function that a name means. Imports its module.
 
     Args:
-      name: math, code, qa, cw or an import path `module:function`.
+      name: math, code, qa, cw or an import path `module:function`, where `function` has no dots.
 
     Raises:
-      UserError: if the name is unknown, cannot be imported, lies in the main script, or is no function.
+      UserError: if the name is unknown, cannot be imported (whatever the module raises), lies in the main script, or
+        means nothing that can be called.
     """
     module_name, colon, attribute = SHORT_NAMES.get(name, name).partition(":")
     choices = f"give one of {', '.join(SHORT_NAMES)}, or an import path module:function"

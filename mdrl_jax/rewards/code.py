@@ -36,16 +36,24 @@ _PYTHON = {"python", "python3", "py"}
 def program(completion: str, prefix: str = "") -> str:
     """Returns the program of a reply.
 
-    It is the last block that is fenced as Python, else the last fenced block without a language, else the whole reply.
-    A fence that is indented, as in a list, takes as much indentation from its lines.
+    Its code is the last block that is fenced as Python (python, python3 or py), else the last fenced block without a
+    language, else the whole reply. A block that is never closed goes to the end of the reply. A fence that is indented,
+    as in a list, takes as much indentation from its lines.
 
-    With a prefix, the reply goes on with it. The program is the prefix and the reply, whose indentation is kept. A
-    reply that instead writes the prefix's last function, class or text again is the whole program; what the prefix has
-    before that function stays.
+    Without a prefix, this code is the program. With one, the first of these that fits is:
+
+    1. Code that begins with the whole prefix, white space at its ends aside, is the program alone.
+    2. Code that is valid Python and defines the last top-level function or class of the prefix anew replaces it: the
+       program is what the prefix has before that definition, then the code.
+    3. Otherwise the program is the prefix, then the code, whose indentation is kept. If only this makes it valid, the
+       indentation that ends the prefix is left out, because the code may begin with it again.
 
     Args:
       completion: the reply.
       prefix: the given beginning of the program; "" for none.
+
+    Returns:
+      The program. It need not be valid Python.
     """
     blocks = [match.groupdict() for match in _FENCED.finditer(completion)]
     chosen = [b for b in blocks if b["language"].lower() in _PYTHON] or [b for b in blocks if not b["language"]]
@@ -99,21 +107,24 @@ def passes_tests(completion: str, check: Mapping[str, Any]) -> float:
 
     Of "tests", the program runs first, then `check["setup"]` if there is one, then the tests. The set-up code comes
     after the program because that of MBPP builds test data from the program's classes. Set-up and tests share one
-    namespace.
+    namespace. Of "cases", the program runs once for each, in order; without "partial" the first that fails is the last.
 
-    The function starts sandboxes, so call it from a reward worker (`pool.py`).
+    The function starts sandboxes, so call it from a reward worker (`pool.py`). `sandbox.run.configure` sets the limits
+    and the isolation.
 
     Args:
       completion: the reply; `program` finds the program in it.
-      check: "tests", a list of Python sources, or "cases", a list of {"stdin": text, "stdout": text}. Perhaps "prefix",
-        the beginning of the program. With "tests" perhaps "setup", one Python source, and "entry_point", the name of
-        the function under test, which is needed only where it is a builtin's. With "cases" perhaps "tolerance", the
-        largest absolute or relative error of a number; "layout", "lines" or "words" (`outputs.same_output`); and
-        "partial", whether the reward is the share of the cases that pass.
+      check: "tests", a list of Python sources, or "cases", a list of {"stdin": text, "stdout": text}. If it has both,
+        only "cases" count. Perhaps "prefix", the beginning of the program. With "tests" perhaps "setup", one Python
+        source, and "entry_point", the name of the function under test, which is needed only where it is a builtin's.
+        With "cases" perhaps "tolerance", the largest absolute or relative error of a number, at least 0 and below 1 (by
+        default 0); "layout", "lines" (the default) or "words" (`outputs.same_output`); and "partial", whether the
+        reward is the share of the cases that pass (by default false).
 
     Raises:
       KeyError: if the check has neither "tests" nor "cases".
       ValueError: if the list of tests or cases is empty, or one of them or another value is not valid.
+      TypeError: if "tests" is no list.
       UnsupportedTest: if the tests ask for what plain data cannot decide.
       TimeoutError: if the wall-clock deadline comes before the program has used its CPU time.
       RuntimeError: if a sandbox could not be set up.

@@ -2,7 +2,8 @@
 
 A check takes the reply and the parameters of the instruction, and returns whether the reply follows it. Called
 directly, a check raises TypeError for a parameter that is missing or unknown; `writing.satisfied` makes it a
-ValueError.
+ValueError. The types of values are not checked. A wrong one raises TypeError or AttributeError, or gives a wrong
+result: a text in place of a list of texts is read as a list of its characters.
 
 Deviations from the published checker (google-research, instruction_following_eval):
 
@@ -61,8 +62,8 @@ def language_is(text: str, language: str) -> bool:
 
     Args:
       text: the text. One without letters is in no language.
-      language: langdetect's code: an ISO 639-1 code in lower case, but zh-cn or zh-tw for Chinese. Another text is
-        never found.
+      language: langdetect's code: an ISO 639-1 code in lower case, but zh-cn or zh-tw for Chinese. With another text,
+        the result is always False.
     """
     return _detector()(text) == language
 
@@ -92,7 +93,7 @@ def _is_abbreviation(word: str) -> bool:
 
 
 def existence(text: str, *, keywords: Sequence[str]) -> bool:
-    """Whether each keyword occurs, ignoring case. An occurrence inside a word counts too."""
+    """Whether each keyword occurs, ignoring case. An occurrence inside a word counts too. True for no keywords."""
     return all(keyword.lower() in text.lower() for keyword in keywords)
 
 
@@ -101,7 +102,8 @@ def frequency(text: str, *, keyword: str, frequency: int, relation: str) -> bool
 
     Args:
       text: the reply.
-      keyword: the keyword; occurrences inside words count too.
+      keyword: the keyword, without the white space at its ends. Occurrences inside words count too; they do not
+        overlap.
       frequency: the number of occurrences to compare with.
       relation: "less than" or "at least".
 
@@ -112,7 +114,10 @@ def frequency(text: str, *, keyword: str, frequency: int, relation: str) -> bool
 
 
 def forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
-    """Whether none of the words occurs, ignoring case. An occurrence inside a longer word is allowed."""
+    """Whether none of the words occurs, ignoring case. An occurrence inside a longer word is allowed.
+
+    Digits and `_` are parts of words.
+    """
     return not any(re.search(rf"(?<!\w){re.escape(w)}(?!\w)", text, re.IGNORECASE) for w in forbidden_words)
 
 
@@ -121,7 +126,7 @@ def letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation
 
     Args:
       text: the reply.
-      letter: one character.
+      letter: one character, white space at its ends aside.
       let_frequency: the number of occurrences to compare with.
       let_relation: "less than" or "at least".
 
@@ -134,7 +139,7 @@ def letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation
 
 
 def response_language(text: str, *, language: str) -> bool:
-    """Whether the text is in a language.
+    """Whether langdetect says that the text is in a language. One without letters is in no language.
 
     Args:
       text: the reply.
@@ -144,7 +149,7 @@ def response_language(text: str, *, language: str) -> bool:
 
 
 def number_sentences(text: str, *, num_sentences: int, relation: str) -> bool:
-    """Whether there are less than, or at least, `num_sentences` sentences.
+    """Whether there are less than, or at least, `num_sentences` sentences, as `n_sentences` counts them.
 
     Args:
       text: the reply.
@@ -167,7 +172,7 @@ def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
 
 
 def number_words(text: str, *, num_words: int, relation: str) -> bool:
-    r"""Whether there are less than, or at least, `num_words` runs of `\w`.
+    r"""Whether there are less than, or at least, `num_words` runs of `\w`: letters, digits and `_`.
 
     Args:
       text: the reply.
@@ -184,11 +189,12 @@ def nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: i
     """Whether there are exactly `num_paragraphs` paragraphs and the n-th begins with the word, ignoring case.
 
     Args:
-      text: the reply. Empty lines separate its paragraphs.
+      text: the reply. Two line breaks in a row separate its paragraphs.
       num_paragraphs: the wanted number of paragraphs that are not blank.
-      nth_paragraph: the number n of the paragraph to look at, from 1. Blank paragraphs are counted here. If n
-        is above the number of paragraphs that are not blank, the result is False.
-      first_word: the word, in any case. The paragraph's first word ends at `.`, `,`, `?`, `!` or a quotation mark.
+      nth_paragraph: the number n of the paragraph to look at, from 1. Blank paragraphs are counted here. The result is
+        False if the n-th is blank, or if n is below 1 or above the number of paragraphs that are not blank.
+      first_word: the word, in any case. The paragraph's first word ends at white space, `.`, `,`, `?`, `!`, `'` or `"`;
+        quotation marks before it do not count.
     """
     parts = text.split("\n\n")
     count = sum(1 for part in parts if part.strip())
@@ -216,7 +222,8 @@ def postscript(text: str, *, postscript_marker: str) -> bool:
 
     Args:
       text: the reply.
-      postscript_marker: "P.S.", "P.P.S" (both may have spaces after their periods in the text) or any other text.
+      postscript_marker: "P.S." or "P.P.S", which may have a space after each inner period in the text, or any other
+        text; white space at its ends does not count.
     """
     known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     marker = postscript_marker.strip()
@@ -235,7 +242,10 @@ def constrained_response(text: str) -> bool:
 
 
 def number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
-    """Whether there are at least `num_highlights` `*highlights*`, each within one line. `**bold**` counts once."""
+    """Whether there are at least `num_highlights` `*highlights*`, each within one line. `**bold**` counts once.
+
+    Blank ones do not count.
+    """
     single = [h for h in re.findall(r"\*[^\n*]*\*", text) if h.strip("*").strip()]
     double = [h for h in re.findall(r"\*\*[^\n*]*\*\*", text) if h[2:-2].strip()]
     return len(single) + len(double) >= num_highlights
@@ -243,6 +253,8 @@ def number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
 
 def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> bool:
     """Whether there are at least `num_sections` section heads: the splitter and a number, as in "Section 1".
+
+    They count wherever they stand in the text. One space or none stands between the splitter and the number.
 
     Args:
       text: the reply.
@@ -254,7 +266,10 @@ def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> 
 
 
 def json_format(text: str) -> bool:
-    """Whether the whole text is JSON; a fence of three backticks around it is allowed."""
+    """Whether the whole text is JSON of any type; a fence of three backticks, also with "json", is allowed around it.
+
+    NaN and Infinity count as JSON.
+    """
     inner = re.sub(r"^```(?:json|Json|JSON)?", "", text.strip()).removesuffix("```")
     try:
         json.loads(inner.strip())
@@ -273,30 +288,35 @@ def title(text: str) -> bool:
 
 
 def two_responses(text: str) -> bool:
-    """Whether `******` separates two different texts. The text may also begin or end with `******`."""
+    """Whether `******` separates exactly two texts, which differ. The text may also begin or end with `******`."""
     parts = [part.strip() for part in text.split("******")]
     full = [part for part in parts if part]
     return all(parts[1:-1]) and len(full) == 2 and full[0] != full[1]
 
 
 def repeat_prompt(text: str, *, prompt_to_repeat: str) -> bool:
-    """Whether the text begins with the prompt, ignoring case."""
+    """Whether the text begins with the prompt, ignoring case and white space at the ends of both."""
     return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
 def end_checker(text: str, *, end_phrase: str) -> bool:
-    """Whether the text ends with the phrase, ignoring case and double quotation marks at the end."""
+    """Whether the text ends with the phrase, ignoring case and double quotation marks `"` at the end.
+
+    White space at the ends of the text and of the phrase does not count.
+    """
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def quotation(text: str) -> bool:
-    """Whether the whole text is between double quotation marks."""
+    """Whether the whole text is between double quotation marks `"`; white space around them does not count."""
     text = text.strip()
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
 def capital_word_frequency(text: str, *, capital_frequency: int, capital_relation: str) -> bool:
     """Whether less than, or at least, `capital_frequency` words are in capital letters throughout.
+
+    A word may have digits, but needs a letter. The module's docstring says what a word is.
 
     Args:
       text: the reply.
@@ -321,7 +341,7 @@ def english_lowercase(text: str) -> bool:
 
 
 def no_comma(text: str) -> bool:
-    """Whether the text has no comma."""
+    """Whether the text has no comma `,`; commas of other scripts are allowed."""
     return "," not in text
 
 

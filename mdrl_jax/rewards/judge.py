@@ -69,7 +69,7 @@ class Settings:
       url: the base URL, from the environment.
       model: the model's name at the endpoint.
       key: the API key, from the environment; None sends none.
-      cache: folder that keeps the verdicts; None keeps none.
+      cache: folder that keeps the judge's answers; None keeps none.
       timeout_seconds: the limit for one attempt.
       deadline_seconds: the limit for all attempts of one reward together, including the waits between them. Keep it
         below the deadline of the reward pool, at which the worker is ended.
@@ -79,8 +79,9 @@ class Settings:
       parameters: further fields of the request. None removes a default field (`temperature`, `max_tokens`).
 
     Raises:
-      JudgeMisconfigured: if the URL is not one of http or https or contains a password, the key cannot stand in a
-        header, a field has the wrong type, a time is not above 0 and at most a day, or `retries` or `backoff_seconds`
+      JudgeMisconfigured: if the URL is not one of http or https or contains a user name or a password, the key cannot
+        stand in a header, the model is empty, a field has the wrong type (those of `key` and `cache` are not checked),
+        a time is above a day, `timeout_seconds` or `deadline_seconds` is not above 0, or `retries` or `backoff_seconds`
         is below 0. The message never contains the key.
     """
 
@@ -133,11 +134,14 @@ def _shown(value: Any) -> str:
 
 
 def settings(check: Mapping[str, Any]) -> Settings:
-    """Makes the settings from a check and the environment.
+    """Makes the settings from a check and the environment (see the module). An empty variable counts as absent.
 
     Args:
       check: its "judge", if it has one, maps names of `FROM_CHECK` to values, and "rubric" to a text that is ignored
-        here.
+        here. A limit on time or attempts that it does not give has the default of `Settings`.
+
+    Returns:
+      The settings. The model is that of the check, else that of the environment.
 
     Raises:
       JudgeMisconfigured: if a setting is missing, unknown, of the wrong type or out of range; the message names it.
@@ -187,20 +191,22 @@ def _task(check: Mapping[str, Any]) -> str:
 def rubric(completion: str, check: Mapping[str, Any]) -> float:
     """The judge's score of the reply to `check["prompt"]`, from 0 to 10, divided by 10.
 
-    `check["reference"]`, if there is one, is shown to the judge as a reference. An empty reply scores 0, and the judge
-    is not asked.
+    `check["reference"]`, if there is one, is shown to the judge as a reference. A blank reply scores 0; the judge is
+    not asked, and the check and the settings are not looked at. The call may last until the deadline of the settings
+    (`settings`). With a cache, an answer that it has is not asked for again, and a new one is written to it.
 
     Args:
       completion: the reply.
       check: "prompt", a text; perhaps "reference", a text; perhaps "judge", with names of `FROM_CHECK` and "rubric",
-        the text that tells the judge what to look for.
+        the text that tells the judge what to look for. The default rubric asks how well the reply does what the prompt
+        asks for.
 
     Returns:
-      The reward, in [0, 1].
+      The reward, in [0, 1]. The judge is asked for a whole number, but a score such as 7.5 counts too.
 
     Raises:
-      JudgeError: of the class that names its kind, if the judge gives no verdict; JudgeMisconfigured also if a text of
-        the check is missing.
+      JudgeError: of the class that names its kind, if the judge gives no verdict; JudgeMisconfigured also if a setting
+        is not valid, or a text of the check is missing or no text.
       OSError: if the cache cannot be written.
     """
     if not completion.strip():
@@ -216,19 +222,21 @@ def pairwise(completion: str, check: Mapping[str, Any]) -> float:
     """Whether the judge prefers the reply to `check["reference"]`: 1 if so, 0 if not, 0.5 for a tie.
 
     The reward is the mean over two questions, with the reply in the first place and in the second. Judges tend to
-    favour one of the places, and the mean cancels that. An empty reply scores 0, and the judge is not asked.
+    favour one of the places, and the mean cancels that. A blank reply scores 0; the judge is not asked, and the check
+    and the settings are not looked at. Both questions together may last until the deadline of the settings. The cache
+    is used as in `rubric`, for each question.
 
     Args:
       completion: the reply.
       check: "prompt" and "reference", both texts; perhaps "judge", with names of `FROM_CHECK` and "rubric", the text
-        that tells the judge what to look for.
+        that tells the judge what to look for. The default rubric is that of `rubric`.
 
     Returns:
       The reward: 0, 0.25, 0.5, 0.75 or 1.
 
     Raises:
       JudgeError: of the class that names its kind, if the judge gives no verdict on one of the questions;
-        JudgeMisconfigured also if a text of the check is missing.
+        JudgeMisconfigured also if a setting is not valid, or a text of the check is missing or no text.
       OSError: if the cache cannot be written.
     """
     if not completion.strip():

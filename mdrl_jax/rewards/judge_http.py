@@ -57,18 +57,22 @@ def chat(url: str, key: str | None, payload: Mapping[str, Any], seconds: float) 
     """Sends one POST to `url`/chat/completions and returns the text of the answer. Redirects are not followed.
 
     Args:
-      url: the base URL.
-      key: the API key, or None.
+      url: the base URL, such as `https://host/v1`.
+      key: the API key, sent as a bearer token; None or "" sends none.
       payload: the body of the request; sent as JSON.
-      seconds: limit on the time to connect, on the wait for the headers, and on the time to the end of the answer. The
-        last is checked only while the answer arrives, so one attempt may take longer than `seconds`.
+      seconds: above 0; limit on the time to connect, on the wait for the headers, and on the time to the end of the
+        answer. The last is checked only while the answer arrives, so one attempt may take longer than `seconds`.
 
     Returns:
       The text of the first choice's message; *** stands for the key where the endpoint repeats it.
 
     Raises:
-      JudgeError: one of JudgeTimeout, JudgeUnreachable, JudgeRateLimited, JudgeServerError, JudgeRefused and
-        JudgeBadAnswer. Its message never contains the key.
+      JudgeError: one of JudgeTimeout, JudgeUnreachable (also if `payload` has a NaN or an infinity), JudgeRateLimited,
+        JudgeServerError, JudgeRefused, and JudgeBadAnswer for an answer that is no chat completion or has over 1 MiB.
+        Its message never contains the key. Where the status is not 200, `retry_after` has the wait that the endpoint
+        asks for.
+      TypeError: if `payload` is not JSON-serialisable.
+      ValueError: if the URL cannot be split, because its brackets or its host are not valid.
     """
     import requests  # imported here, because most workers never ask a judge
     from urllib3.exceptions import HTTPError, ReadTimeoutError

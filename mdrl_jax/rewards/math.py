@@ -1,8 +1,7 @@
 r"""Reward for problems with one right final answer: numbers, formulas, sets, words.
 
 `formulas/` finds the final answer of a reply, and reads it and the right answer into typed values. This module compares
-the two. Where it is in doubt, it gives 0: a reward that pays for wrong answers trains a model to give
-them.
+the two. Where it is in doubt, it gives 0: a reward that pays for wrong answers trains a model to give them.
 
 Numbers
 - are compared exactly, as rationals. No tolerance is allowed: 0.3333 is not 1/3, and 3.14 is not pi.
@@ -61,10 +60,13 @@ from mdrl_jax.rewards.formulas.values import exact, factors, work
 def final_answer(completion: str, check: Mapping[str, Any]) -> float:
     """1.0 if the final answer of the reply equals `check["answer"]`, or one of its items if it is a list; else 0.0.
 
-    An answer may be a text or a number. An empty list gives 0.0.
+    The answers are compared by the rules in the module's docstring. A right answer may be a text or a number, which is
+    read as Python prints it. An empty list gives 0.0, and so does a right answer without words and signs, such as "".
 
     Raises:
       KeyError: if the check has no "answer".
+      RecursionError: if text commands (`\\text{...}`) are nested some hundreds deep in the answer, or hundreds of lines
+        like "below" follow "the answer is".
     """
     answers = check["answer"]
     wanted = [str(a) for a in (answers if isinstance(answers, list) else [answers])]
@@ -89,6 +91,9 @@ def _right(completion: str, wanted: str) -> bool:
 
 def equal(answer: Node, wanted: Node) -> bool:
     """Whether the answer of a reply equals the right one, by the rules in the module's docstring.
+
+    The order of the two matters: the right answer decides which operations and units the reply may have. An empty text
+    equals nothing.
 
     Args:
       answer: what `parser.parse` read in the reply.

@@ -22,8 +22,11 @@ def same_output(got: str, wanted: str, tolerance: float = 0.0, layout: str = "li
     Args:
       got: the output.
       wanted: the wanted output.
-      tolerance: the largest absolute or relative error of a number, as in Codeforces' checkers; 0 wants equal numbers.
-      layout: "lines" wants the same words in each line; "words" ignores where lines end.
+      tolerance: the largest error of a number, absolute or relative to the wanted number, as in Codeforces' checkers:
+        |got − wanted| ≤ tolerance × max(1, |wanted|). 0 wants equal numbers. It must not be NaN. Numbers of over 1000
+        characters are compared as texts.
+      layout: "lines" wants the same words in each line, and empty lines between others count; "words" ignores where
+        lines end. Any other text means "lines".
 
     >>> same_output("1 2\\n3.0\\n", "1  2 \\n3"), same_output("1\\n2", "1 2"), same_output("1\\n2", "1 2", 0.0, "words")
     (True, False, True)
@@ -50,7 +53,10 @@ def _same_word(got: str, wanted: str, tolerance: float) -> bool:
 
 
 def case_error(case: Any) -> str:
-    """Says what is wrong with a case of a check, which has to be {"stdin": text, "stdout": text}; "" for nothing."""
+    """Says what is wrong with a case of a check, which has to be {"stdin": text, "stdout": text}; "" for nothing.
+
+    Further keys of the case do not matter.
+    """
     if isinstance(case, Mapping) and all(isinstance(case.get(key), str) for key in ("stdin", "stdout")):
         return ""
     return f'a case must be {{"stdin": text, "stdout": text}}, not {str(case)[:80]!r}'

@@ -49,18 +49,18 @@ class RewardPool:
 
     Args:
       n_workers: number of worker processes.
-      cpu_seconds: CPU time of one call of a reward function, of one sandboxed program, and of its tests.
+      cpu_seconds: CPU time, in seconds, of each of these: a call of a reward function, a sandboxed program, its tests.
       memory_mb: address space of a sandboxed program, in MiB. Reward functions themselves have no limit.
       deadline_seconds: wall-clock limit, which ends what waits instead of using CPU time. The default is 20 times the
-        CPU time, and at least 10 s. A sandboxed program is killed at the deadline, a worker that does not answer at
-        1.25 times the deadline.
+        CPU time, and at least 10 s. A sandboxed program is killed at the deadline. A worker that does not answer ends
+        at 1.25 times the deadline, and the pool replaces it.
       sandbox: "best" runs programs in bubblewrap (bwrap) where it works. Elsewhere it runs them with less isolation,
-        and the log says so once, but not where files are not isolated. "bwrap" runs no programs without bubblewrap.
-        "none" runs them in any case.
+        and the log says so once; where not even files can be isolated, it runs none. "bwrap" runs no programs without
+        bubblewrap. "none" runs them in any case.
       packages: the installed distributions whose modules programs and tests may import, beside what these require.
 
     Attributes:
-      errors: how often each kind of error came back, over the life of the pool.
+      errors: by kind of error (`Score.kind`), in how many scores it came back over the life of the pool.
 
     Raises:
       ValueError: if `n_workers` is below 1, `sandbox` is unknown, or a limit is not positive.
@@ -106,7 +106,11 @@ class RewardPool:
         self.close()
 
     def close(self) -> None:
-        """Ends every worker and the program that it runs. The pool cannot be used afterwards."""
+        """Ends every worker and the program that it runs, and removes their folder for temporary files.
+
+        A worker that does not react is killed after a second. The pool cannot be used afterwards. To close it again
+        does nothing.
+        """
         for worker in self._workers:
             worker.process.send_signal(END)
         for worker in list(self._workers):
@@ -117,22 +121,27 @@ class RewardPool:
     def score(self, requests: Sequence[Request]) -> list[Score]:
         """Scores requests, each in some worker.
 
-        Rewards are pure functions, so the pool remembers the scores of requests and does not compute them twice.
-        Requests that failed are tried again when they come again. If a reward cannot be found or raises, or its worker
-        dies or does not answer in time, the request scores 0 with an error that says why. Other requests are not
-        affected.
+        Rewards are pure functions, so the pool remembers the scores of requests and does not compute them twice; equal
+        requests of one call are computed once. Requests that failed are tried again in a later call. If a reward cannot
+        be found or raises, or its worker dies or does not answer in time, the request scores 0 with an error that says
+        why; `errors` counts it for each request that it came back for. Other requests are not affected.
+
+        The call waits until all requests are scored. Calls from several threads run one after another. The first call
+        with the reward `code` logs a warning if its programs cannot be isolated fully.
 
         Args:
           requests: (reward name, completion, check) of each request. The name is a short name or "module:function", as
             in `base.resolve`; the check has to be JSON-serialisable.
 
         Returns:
-          The scores, in the order of the requests.
+          The scores, in the order of the requests; [] for no requests.
 
         Raises:
           TypeError: if a request is not JSON-serialisable.
-          RuntimeError: if workers do not start, or the pool is closed.
-          UserError: at the first requests for the reward `code`, if no sandbox works here.
+          ValueError: if a check contains itself.
+          RuntimeError: if workers do not start several times in a row, or the pool is closed.
+          UserError: in the first call with the reward `code`, if programs cannot be isolated as `sandbox` demands. In
+            later calls these requests score 0 with that error.
         """
         texts = [json.dumps(request, sort_keys=True) for request in requests]
         digests = {text: hashlib.sha256(text.encode()).digest() for text in texts}

@@ -86,7 +86,10 @@ _BRACKETED = re.compile(r"\(([A-Z])\)|\*\*([A-Z])[.:]?\*\*")
 
 
 def normalized(text: str) -> str:
-    """Returns `text` in lower case, without punctuation, articles and extra spaces.
+    """Returns `text` in lower case, without punctuation, articles (a, an, the) and extra spaces.
+
+    Punctuation is every ASCII sign that is no letter, digit or space, so "-3.5" becomes "35", and "+" becomes "". A
+    text that has only articles keeps them.
 
     >>> normalized("The  Eiffel-Tower!"), normalized("A")
     ('eiffeltower', 'a')
@@ -106,7 +109,8 @@ def _answers(check: Mapping[str, Any]) -> list[str]:
 def exact_match(completion: str, check: Mapping[str, Any]) -> float:
     """1.0 if the normalized reply equals one of the normalized answers in `check["answer"]`, else 0.0.
 
-    `check["answer"]` is one answer or a list of accepted ones, each a text or a number.
+    `check["answer"]` is one answer or a list of accepted ones, each a text or a number. Signs and decimal points do not
+    count (`normalized`): "-3.5" equals "35", and an empty reply equals "+".
 
     Raises:
       KeyError: if the check has no "answer".
@@ -120,8 +124,8 @@ def f1(completion: str, check: Mapping[str, Any]) -> float:
     """F1 of the normalized reply's words, best over the answers in `check["answer"]`; in [0, 1].
 
     F1 is the harmonic mean of precision and recall: 2 × common words / (words of the reply + words of the answer). A
-    word that is repeated counts as often as it occurs. `check["answer"]` is one answer or a list of accepted ones, each
-    a text or a number.
+    word that is repeated counts as often as it occurs. If the reply or an answer has no words, F1 is 1.0 where neither
+    has any, else 0.0. `check["answer"]` is one answer or a list of accepted ones, each a text or a number.
 
     Raises:
       KeyError: if the check has no "answer".
@@ -141,8 +145,10 @@ def _overlap(reply: str, answer: str) -> float:
 def choice(completion: str, check: Mapping[str, Any]) -> float:
     """1.0 if the reply chooses the right one of `check["choices"]`, else 0.0.
 
-    `check["answer"]` names the right choice by its letter ("B"), its index (0 is A) or its text. A text of one capital
-    letter is read as a letter. A reply with a text that several choices have is right if one of them is.
+    `chosen` says what a reply chooses; a reply that chooses nothing earns 0.0. `check["choices"]` is a list of texts or
+    numbers. `check["answer"]` names the right choice by its capital letter ("B" or "(B)"), its index (0 is A) or its
+    exact text. A text of one capital letter is always read as a letter, and an integer always as an index. A reply with
+    a text that several choices have is right if one of them is.
 
     Raises:
       KeyError: if the check has no "answer" or no "choices".
@@ -155,9 +161,9 @@ def choice(completion: str, check: Mapping[str, Any]) -> float:
 
 
 def chosen(reply: str, choices: Sequence[str]) -> int | None:
-    r"""Returns the index of the choice that a reply settles on; None if it settles on none or on several.
+    r"""Returns the index of the choice, from 0, that a reply settles on; None if it settles on none or on several.
 
-    The first of these that the reply has decides:
+    The letters of the choices are A, B, C and so on, in order. The first of these that the reply has decides:
 
     1. The last box, if it holds only a letter, only the text of a choice, or both.
     2. The whole reply, if it is only a letter, only the text of a choice, or both.
@@ -167,8 +173,10 @@ def chosen(reply: str, choices: Sequence[str]) -> int | None:
     5. The letter at the start of lines ("B. because ..."), if it is the only one.
     6. The letter in round brackets or in bold, if it is the only one.
 
-    A letter that the reply denies ("not B", "(B) is wrong") does not count in 4, 5 and 6. The article in "A dog" does
-    not count as a letter. A capital letter that is also the text of a choice is read as a letter.
+    In 1 to 3, small letters count too; in 4 to 6, only capital ones. Where 4, 5 or 6 finds several letters, the reply
+    settles on none, and what comes after in this list is not looked for. A letter that the reply denies ("not B", "(B)
+    is wrong") does not count in 4, 5 and 6. The article in "A dog" does not count as a letter. A capital letter that is
+    also the text of a choice is read as a letter.
 
     A text is compared with the choices exactly; if none is equal, without markup; then also without case, articles and
     the punctuation of sentences. Signs, decimal points, operators and brackets always count.

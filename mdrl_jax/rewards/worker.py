@@ -1,14 +1,14 @@
 """A reward worker: the process `python -m mdrl_jax.rewards.worker`, which the pool (`pool.py`) starts and talks to.
 
 Pool and worker exchange JSON lines over the worker's standard input and output. The first line holds the settings
-`{"path", "cpu_seconds", "memory_mb", "deadline_seconds", "sandbox", "packages", "folder"}`, where `folder` is for
-temporary files;
-the worker answers `{"ready": true}`. Every further line is a request `[reward name, completion, check]`, and the worker
-answers `{"reward", "accuracy", "error"}`. The worker ends when its input ends.
+`{"path", "cpu_seconds", "memory_mb", "deadline_seconds", "sandbox", "packages", "folder"}`: `path` is the new
+`sys.path`, and `folder` is for temporary files. The worker answers `{"ready": true}`. Every further line is a request
+`[reward name, completion, check]`, and the worker answers `{"reward", "accuracy", "error"}`. The worker ends when its
+input ends.
 
 The kernel enforces the limits of a reward function. The profiling timer ends the worker by SIGPROF when the CPU time is
-used up, and the real-time timer ends it by SIGALRM after the deadline. Neither signal has a Python handler, so a
-function that is stuck in C code is ended too.
+used up, and the real-time timer ends it by SIGALRM after 1.25 times the deadline. Neither signal has a Python
+handler, so a function that is stuck in C code is ended too.
 """
 
 import json
@@ -45,13 +45,16 @@ def judge(request: list[Any], limits: run.Limits, functions: dict[str, RewardFun
 
     Args:
       request: (reward name, completion, check).
-      limits: CPU time and deadline of the reward function. They end this process, not only the function.
+      limits: of these, the CPU time and 1.25 times the deadline limit the reward function. They do not limit the import
+        of its module. A limit that is reached ends this process by a signal, not only the function.
       functions: the reward functions by name that were imported before; a new one is added.
 
     Returns:
-      The score; 0 with an error if the reward cannot be imported or its function raises.
+      The score; 0 with an error if the reward cannot be imported or its function raises. The error is one line of at
+      most 500 characters: the name of the exception's class, or "timeout" for TimeoutError, then ": " and its text.
 
     Raises:
+      ValueError: if the request has not three parts.
       _Terminated: if the pool ends the worker meanwhile.
     """
     name, completion, check = request
@@ -78,7 +81,17 @@ def _one_line(text: str) -> str:
 
 
 def main() -> None:
-    """Reads the settings, then answers requests until the input ends."""
+    """Reads the settings, then answers requests until the input ends.
+
+    It changes this process: SIGTERM is ignored, and END raises `_Terminated`. A reward function finds an empty standard
+    input, and what it prints goes to the standard error. The settings give `sys.path` and the folder for temporary
+    files. When the input ends, the function ends the sandboxes and removes that folder.
+
+    Raises:
+      _Terminated: when the pool sends END.
+      BrokenPipeError: if the pool reads no answers any more.
+      ValueError, KeyError, TypeError: if the settings or a request are not as the module's docstring says.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(END, _terminate)
     # Move the pool's pipes away from 0 and 1, so that a reward function that prints or reads does not reach them.

@@ -11,6 +11,9 @@ without asterisks.
 
 A word is a run of letters and digits, with apostrophes and hyphens inside it. The kinds below ignore case. An empty
 text satisfies no constraint, not even one that only forbids something; otherwise silence would earn a reward.
+
+A parameter that is a word must be a single word by this definition; another text, such as "New York", is never found.
+The types of parameters are not checked. A wrong one raises TypeError or AttributeError, or the constraint just fails.
 """
 
 import inspect
@@ -39,22 +42,22 @@ def word_count(text: str, *, count: int) -> bool:
 
 
 def starts_with(text: str, *, word: str) -> bool:
-    """Whether the first word is `word`."""
+    """Whether the first word is `word`; False if there are no words."""
     return words(text)[:1] == [word.lower()]
 
 
 def ends_with(text: str, *, word: str) -> bool:
-    """Whether the last word is `word`."""
+    """Whether the last word is `word`; False if there are no words."""
     return words(text)[-1:] == [word.lower()]
 
 
 def plain(text: str) -> bool:
-    """Whether the text has only letters and white space: no digits and no symbols."""
+    """Whether the text has only letters and white space: no digits and no symbols. A blank text fails."""
     return text.strip() != "" and all(c.isalpha() or c.isspace() for c in text)
 
 
 def no_repeats(text: str) -> bool:
-    """Whether no word is used twice."""
+    """Whether no word is used twice. A text without words fails."""
     found = words(text)
     return found != [] and len(set(found)) == len(found)
 
@@ -70,8 +73,8 @@ def repetition(text: str, *, n: int, most: float) -> bool:
 
     Args:
       text: the reply. A text of fewer than `n` words fails.
-      n: words in a run.
-      most: the largest share of repeats, in [0, 1].
+      n: words in a run, at least 1. Runs overlap: one begins at each word that has n − 1 words after it.
+      most: the largest share of repeats that still passes, in [0, 1]. 0 allows none.
     """
     found = words(text)
     runs = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
@@ -121,15 +124,16 @@ KINDS: dict[str, Callable[..., float]] = {
 def constraints(completion: str, check: Mapping[str, Any]) -> float:
     """The share of the constraints that the reply satisfies. The kind `length` contributes its score, from 0 to 1.
 
-    The constraints are `check["constraints"]`. In a row of IFEval's file they are instead
+    The constraints are `check["constraints"]`, a list. In a row of IFEval's file they are instead
     `check["instruction_id_list"]` with the parameters in `check["kwargs"]`, where null means that a parameter is
-    absent.
+    absent; these keys count only if the check has no "constraints".
 
     Raises:
       KeyError: if the check has neither "constraints" nor both keys of IFEval.
       ValueError: if there are no constraints, a kind is unknown, the names of the parameters do not fit their kind, or
-        a value is one that the kind refuses.
-      TypeError: if the value of a parameter has a wrong type.
+        a value is one that the kind refuses (not for a blank reply, see `satisfied`).
+      TypeError, AttributeError: if the constraints or the value of a parameter have a wrong type. Not every wrong type
+        of a value is noticed.
     """
     return _mean([satisfied(completion, constraint) for constraint in listed(check)])
 
@@ -137,10 +141,12 @@ def constraints(completion: str, check: Mapping[str, Any]) -> float:
 def constraints_loose(completion: str, check: Mapping[str, Any]) -> float:
     """The share of the constraints that the reply satisfies loosely (see the module), in [0, 1].
 
-    The layouts of the check are those of `constraints`.
+    The kind `length` contributes the best score among the variants. The layouts of the check are those of
+    `constraints`.
 
     Raises:
-      KeyError, ValueError, TypeError: as `constraints`, if the check has no constraints or one is not valid.
+      KeyError, ValueError, TypeError, AttributeError: as `constraints`, if the check has no constraints or one is not
+        valid.
     """
     return _mean(_loosely(completion, check))
 
@@ -151,18 +157,20 @@ def all_strict(completion: str, check: Mapping[str, Any]) -> float:
     The layouts of the check are those of `constraints`.
 
     Raises:
-      KeyError, ValueError, TypeError: as `constraints`, if the check has no constraints or one is not valid.
+      KeyError, ValueError, TypeError, AttributeError: as `constraints`, if the check has no constraints or one is not
+        valid.
     """
     return float(constraints(completion, check) == 1.0)
 
 
 def all_loose(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the reply satisfies every constraint loosely (see the module), else 0.0.
+    """1.0 if the reply satisfies every constraint loosely (see the module), else 0.0. `length` needs the score 1.
 
     The layouts of the check are those of `constraints`.
 
     Raises:
-      KeyError, ValueError, TypeError: as `constraints`, if the check has no constraints or one is not valid.
+      KeyError, ValueError, TypeError, AttributeError: as `constraints`, if the check has no constraints or one is not
+        valid.
     """
     return float(constraints_loose(completion, check) == 1.0)
 
@@ -173,19 +181,25 @@ def wanted_length(completion: str, check: Mapping[str, Any]) -> float:
     Raises:
       KeyError: if the check has no "length".
       ValueError: if it is below 1.
+      TypeError: if it is no number.
     """
     return length(completion, length=check["length"])
 
 
 def listed(check: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Returns the constraints of a check, each as `{"kind": name, **parameters}`.
+    """Returns the constraints of a check, in their order, each as `{"kind": name, **parameters}`.
+
+    The constraints are not checked here; `satisfied` does that.
 
     Args:
-      check: "constraints", or IFEval's "instruction_id_list" and "kwargs", whose null parameters are dropped.
+      check: "constraints", or IFEval's "instruction_id_list" and "kwargs", whose null parameters are dropped. A check
+        that has "constraints" may have the others, which then do not count.
 
     Raises:
       KeyError: if the check has neither "constraints" nor both keys of IFEval.
       ValueError: if the list is empty, or IFEval's two lists differ in length.
+      TypeError, AttributeError: if "constraints" or a list of IFEval is no list, or an item of "kwargs" is neither null
+        nor a mapping.
     """
     if "constraints" in check:
         found: list[Mapping[str, Any]] = list(check["constraints"])
@@ -203,13 +217,17 @@ def listed(check: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def satisfied(text: str, constraint: Mapping[str, Any]) -> float:
     """How far a text satisfies one constraint: 0 or 1, for `length` in [0, 1]; 0 for a blank text.
 
+    For a blank text, only the kind and the names of the parameters are checked, and not their values.
+
     Args:
       text: the reply.
       constraint: `{"kind": name, **parameters}`.
 
     Raises:
       ValueError: if the kind is unknown, the names of the parameters do not fit it, or a value is one that it refuses.
-      TypeError: if the value of a parameter has a wrong type.
+      ValueError, TypeError: if the constraint is no mapping.
+      TypeError, AttributeError: if the kind or the value of a parameter has a wrong type. Not every wrong type of a
+        value is noticed: a number given as a text may just fail the constraint.
     """
     parameters = dict(constraint)
     kind = parameters.pop("kind", None)

@@ -128,7 +128,8 @@ def group_advantages(rewards_PG: jax.Array, *, scale: str) -> tuple[jax.Array, j
     Returns:
       adv_PG: the advantages [P, G], in the unit of the rewards, or in standard deviations for "std".
       informative_P: True if the rewards of the group differ by more than float32 rounding, i.e. by more than 1e-6 times
-        the largest |reward| or 1, whichever is larger [P]. If not, its advantages are exactly 0.
+        the largest |reward| or 1, whichever is larger [P]. If not, or if a reward is NaN or infinite, it is False and
+        the advantages of the group are exactly 0.
 
     Raises:
       ValueError: if a group has fewer than two completions, because then there is nothing to compare them with.
@@ -181,10 +182,13 @@ def kl_estimate(logp: jax.Array, ref_logp: jax.Array, kind: str) -> jax.Array:
     Args:
       logp: log π_θ of the sampled tokens, of any shape.
       ref_logp: log π_ref of the same tokens, in the same shape.
-      kind: "k1", "k2" or "k3"; KeyError for any other.
+      kind: "k1", "k2" or "k3".
 
     Returns:
       the estimate of each token, in nats, in the shape of `logp`.
+
+    Raises:
+      KeyError: if `kind` is unknown.
     """
     return KL_ESTIMATES[kind](ref_logp - logp)
 
@@ -213,7 +217,7 @@ def kl_penalty(
 
     Args:
       logp_BT: log π_θ of the sampled tokens.
-      ref_logp_BT: log π_ref of the same tokens.
+      ref_logp_BT: log π_ref of the same tokens, with its gradient stopped.
       weight_BT: importance weight w π_θ / π_old, which is π_θ / π_sampler up to the cap of w. Only k1 uses it, because
         its gradient is a score function. TRL does not weight k3 either.
       mask_BT: 1 on the tokens that are trained.
@@ -221,6 +225,9 @@ def kl_penalty(
 
     Returns:
       the penalty of each token [B, T], in nats; 0 at masked positions.
+
+    Raises:
+      KeyError: if `kind` is unknown.
     """
     keep_BT = mask_BT.astype(bool)
     kl_BT = kl_estimate(_only(logp_BT, keep_BT), _only(ref_logp_BT, keep_BT), kind)
@@ -267,7 +274,7 @@ def clipped_surrogate(
 
     Args:
       logp_BT: log π_θ of the tokens.
-      old_logp_BT: log π_old of the tokens.
+      old_logp_BT: log π_old of the tokens, with its gradient stopped.
       adv_B: advantage A of each sequence.
       mask_BT: 1 on the tokens that are trained.
       clip_low: as in `GRPOConfig`.
@@ -276,7 +283,11 @@ def clipped_surrogate(
         r_t, and the gradient of r at token t is r ∇logp_t (GSPO-token).
 
     Returns:
-      the loss of each token [B, T], 0 at masked positions; and True where a token is clipped [B, T].
+      the loss of each token [B, T], 0 at masked positions; and True where a token is clipped [B, T], False at masked
+      positions.
+
+    Raises:
+      KeyError: if `ratio` is unknown.
     """
     keep_BT = mask_BT.astype(bool)
     log_r_BT = LOG_RATIOS[ratio](_only(logp_BT, keep_BT), _only(old_logp_BT, keep_BT), keep_BT)
@@ -312,13 +323,16 @@ def aggregate(value_BT: jax.Array, mask_BT: jax.Array, how: str, max_length: int
     Args:
       value_BT: a value of each token.
       mask_BT: 1 on the tokens that are trained.
-      how: "token", "sequence" or "constant" (`GRPOConfig.aggregation`); KeyError for any other.
+      how: "token", "sequence" or "constant" (`GRPOConfig.aggregation`).
       max_length: the longest completion allowed, in tokens; only "constant" reads it.
 
     Returns:
       (sum, count), two scalars in the dtype of `value_BT`. The sum is over tokens, or for "sequence" over the means of
       sequences. The count is the number of trained tokens ("token"), of sequences with a trained token ("sequence"), or
       of these sequences times `max_length` ("constant"). Both are 0 if everything is masked.
+
+    Raises:
+      KeyError: if `how` is unknown.
     """
     keep_BT = mask_BT.astype(bool)
     value_BT = _only(value_BT, keep_BT)
@@ -357,10 +371,10 @@ def grpo_loss(
     Returns:
       sum: the sum of the loss, a scalar.
       count: the count that belongs to it, a scalar; `aggregate` says what it counts.
-      metrics: name -> (sum, count), whose quotient is a mean over tokens. `clip_low` and `clip_high` are the shares of
-        tokens that are clipped with A < 0 and with A > 0. `importance` is the mean of w. `sampler_gap` is the mean of
-        |log π_old - log π_sampler| in nats. `kl` is the mean KL estimate in nats; it is there if the batch has
-        reference log-probs, also if kl_coef is 0.
+      metrics: name -> (sum, count) without a gradient, whose quotient is a mean over trained tokens. `clip_low` and
+        `clip_high` are the shares of tokens that are clipped with A < 0 and with A > 0. `importance` is the mean of w.
+        `sampler_gap` is the mean of |log π_old - log π_sampler| in nats. `kl` is the mean KL estimate in nats; it is
+        there if the batch has reference log-probs, also if kl_coef is 0.
 
     Raises:
       ValueError: if kl_coef is above 0 and the batch has no reference log-probs.

@@ -38,13 +38,17 @@ def token_log_probs(
       params: its parameters.
       tokens_BT: token ids of left-padded rows [B, T].
       valid_BT: True at real tokens, False at padding [B, T].
-      start: the first position t, counted from 0 in the padded rows; at least 1.
-      temperature: divides the logits.
-      chunk: number of positions whose logits are computed at a time; the backward pass recomputes them. 0: all
-        positions at once.
+      start: the first position t, counted from 0 in the padded rows; at least 1. From T on there are no positions left.
+      temperature: divides the logits; above 0.
+      chunk: number of positions whose logits are computed at a time, 0 or more; the backward pass recomputes them. 0:
+        all positions at once.
 
     Returns:
-      log-probs in nats [B, T - start], float32. At padding their values have no meaning.
+      log-probs in nats [B, T - start], float32 (float64 if the model's dtype is). At padding their values have no
+      meaning.
+
+    Raises:
+      ValueError: if `start` is 0, because nothing predicts the first token of a row.
     """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     hidden_BTD = apply(tokens_BT, valid_BT, method="hidden")

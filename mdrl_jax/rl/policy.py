@@ -56,7 +56,8 @@ def make_grpo_loss(model: Decoder, config: GRPOConfig, temperature: float, max_l
       chunk: positions whose logits are held at a time, as in `token_log_probs`.
 
     Returns:
-      (params, batch) -> (sum, (count, metrics)); `grpo_loss` explains the three.
+      (params, batch) -> (sum, (count, metrics)); `grpo_loss` explains the three. The function raises ValueError if
+      kl_coef is above 0 and the batch has no reference log-probs.
     """
 
     def loss_fn(params: Any, batch: PolicyBatch):
@@ -71,7 +72,7 @@ def make_grpo_loss(model: Decoder, config: GRPOConfig, temperature: float, max_l
 
 
 def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -> Callable[..., jax.Array]:
-    """Compiles the log-probs of all rows of a batch, one micro-batch after the other.
+    """A program for the log-probs of all rows of a batch, one micro-batch after the other; its first call compiles it.
 
     Args:
       model: the decoder.
@@ -81,8 +82,9 @@ def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -
 
     Returns:
       the jitted function (params, tokens_MBT, valid_MBT, start) -> log-probs in nats [M, B, T - start], where B is the
-      number of rows of a micro-batch. `start` is the length of the padded prompts, a Python int: another value compiles
-      anew. At padding the log-probs have no meaning.
+      number of rows of a micro-batch. `start` is the length of the padded prompts, a Python int of at least 1: another
+      value compiles anew. At padding the log-probs have no meaning. The function raises ValueError if the mesh cannot
+      split the rows of a micro-batch evenly.
     """
 
     def log_probs(params: Any, tokens_MBT: jax.Array, valid_MBT: jax.Array, start: int) -> jax.Array:
@@ -169,7 +171,7 @@ def policy_batch(
       mask_PGT: as in `join`: all tokens of the completions, also those that are not trained.
       logp_PGT: log-probs of the completions that the sampler recorded, in nats.
       trained: advantages and loss mask of the completions, from the function `trained`.
-      n: number of micro-batches, M.
+      n: number of micro-batches, M; at least 1.
       mesh: the devices; the rows of each micro-batch are split over its axes `data` and `fsdp`.
 
     Returns:

@@ -14,7 +14,8 @@ and top-p applied. The trainer divides by it to correct for the difference betwe
 (`truncated_importance` in `rl/grpo.py`).
 
 The key of every draw is folded from (seed, stage, step, prompt, sample, token), so draws that differ in any of these
-have keys of their own, and a resumed run draws the same completions (definitions §14).
+have keys of their own, and a resumed run draws the same completions (definitions §14). The prompt is told apart by its
+domain, its split, its row, and how often it occurred before in the batch.
 
 Letters of shapes: N prompts in all, S slots, G completions per prompt (its group), B = S * G rows that are decoded
 together, T tokens, V vocabulary.
@@ -152,22 +153,26 @@ def stage_key(seed: int, stage: str, step: int) -> jax.Array:
     Args:
       seed: seed of the run.
       stage: name of the stage.
-      step: number of the step, from 0.
+      step: number of the step, from 0 and below 2^32.
 
     Returns:
       one typed JAX key, a scalar.
+
+    Raises:
+      OverflowError: if `step` is negative or too large.
     """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
     return jax.random.fold_in(key, step)
 
 
-def row_keys(key: jax.Array, prompt_ids_P: jax.Array, group_size: int) -> jax.Array:
+def row_keys(key: jax.Array, prompt_ids_PI: jax.Array, group_size: int) -> jax.Array:
     """The keys of all completions of a batch.
 
     Args:
       key: from `stage_key`.
-      prompt_ids_P: id of each prompt, uint32, from which its keys are folded (definitions §14); `PromptSet.ids` makes
-        them. Prompts with equal ids get equal keys.
+      prompt_ids_PI: the integers that tell each prompt apart [P, I], uint32 (definitions §14). They are folded into the
+        key one after another, so prompts whose integers are all equal get equal keys. `Rollouts.sample` takes the three
+        (domain and split, row, number of times that the prompt occurred before in the batch).
       group_size: G, completions per prompt.
 
     Returns:
@@ -175,9 +180,12 @@ def row_keys(key: jax.Array, prompt_ids_P: jax.Array, group_size: int) -> jax.Ar
       that of its completion.
     """
     fold = jax.random.fold_in
-    keys_P = jax.vmap(fold, in_axes=(None, 0))(key, prompt_ids_P)
-    keys_PG = jax.vmap(jax.vmap(fold, in_axes=(None, 0)), in_axes=(0, None))(keys_P, jnp.arange(group_size))
-    return keys_PG.reshape(-1)
+
+    def of_prompt(ids_I: jax.Array) -> jax.Array:
+        keyed = functools.reduce(fold, ids_I, key)
+        return jax.vmap(fold, in_axes=(None, 0))(keyed, jnp.arange(group_size))
+
+    return jax.vmap(of_prompt)(prompt_ids_PI).reshape(-1)
 
 
 def decode_loop(
@@ -186,7 +194,7 @@ def decode_loop(
     prompts_NT: jax.Array,
     valid_NT: jax.Array,
     key: jax.Array,
-    prompt_ids_N: jax.Array,
+    prompt_ids_NI: jax.Array,
     *,
     group_size: int,
     max_new_tokens: int,
@@ -204,12 +212,12 @@ def decode_loop(
       prompts_NT: token ids of the left-padded prompts.
       valid_NT: True at real tokens, False at padding.
       key: the key of the step, from `stage_key`.
-      prompt_ids_N: id of each prompt, as in `row_keys`.
+      prompt_ids_NI: integers that tell each prompt apart, as in `row_keys`.
       group_size: G, completions per prompt.
-      max_new_tokens: the largest number of tokens of a completion, the end token included.
-      eos_ids: ids of the tokens that end a completion.
+      max_new_tokens: the largest number of tokens of a completion, the end token included; at least 1.
+      eos_ids: ids of the tokens that end a completion; (): only the length limit ends completions.
       sampling: temperature, top-k and top-p.
-      at_once: number of slots; 0, or more than there are prompts: one for every prompt.
+      at_once: number of slots, 0 or more; 0, or more than there are prompts: one for every prompt.
 
     Returns:
       the completions of all prompts, in the order of the prompts; P is N, and T is `max_new_tokens`.
@@ -218,7 +226,7 @@ def decode_loop(
     n_prompts = prompts_NT.shape[0]
     slots = min(at_once, n_prompts) or n_prompts
     batch = slots * group_size
-    keys_NG = row_keys(key, prompt_ids_N, group_size).reshape(n_prompts, group_size)
+    keys_NG = row_keys(key, prompt_ids_NI, group_size).reshape(n_prompts, group_size)
     eos_E = jnp.asarray(eos_ids, jnp.int32)
     lm_head_DV = apply(method="lm_head")
 
@@ -342,7 +350,7 @@ def make_sampler(
     sampling: SamplingConfig,
     at_once: int = 0,
 ) -> Callable[..., Completions]:
-    """Compiles `decode_loop` for one set of options.
+    """`decode_loop` for one set of options as a program, which its first call compiles.
 
     Args:
       model: the decoder.
@@ -354,7 +362,7 @@ def make_sampler(
       at_once: as in `decode_loop`.
 
     Returns:
-      the jitted function (params, prompts_NT, valid_NT, key, prompt_ids_N) -> Completions.
+      the jitted function (params, prompts_NT, valid_NT, key, prompt_ids_NI) -> Completions.
     """
     return program(
         name,

@@ -81,7 +81,8 @@ class ScoredRollouts:
         """These rollouts with the arrays of completions cut to a shorter T; no token of a completion is lost.
 
         Args:
-          buckets: allowed values of T in tokens, ascending; the smallest that holds the longest completion is taken.
+          buckets: allowed values of T in tokens, ascending, at least one. The smallest that holds the longest
+            completion is taken. If it is not below the present T, nothing is cut.
 
         Returns:
           new rollouts, whose `completions` and `mask_PGT` are shorter; this object does not change.
@@ -169,7 +170,8 @@ class Rollouts:
         """Samples and scores `group_size` completions of the chosen rows of each prompt set.
 
         With several parts, one part is scored while the devices sample the next. With several processes, each process
-        scores its share of the completions, and all processes get all scores.
+        scores its share of the completions, and all processes get all scores; every process has to make the call. The
+        call adds to `spent`, also if it fails after sampling, and the pool counts the errors of rewards.
 
         Args:
           params: parameters of the policy.
@@ -182,17 +184,23 @@ class Rollouts:
           show: called with the index of each part, from 0, before it is sampled.
 
         Returns:
-          all completions with their rewards; prompts are padded to the smallest bucket that holds the longest one.
+          all completions with their rewards. Prompts are padded to the smallest bucket that holds the longest one, and
+          completions to the last bucket (`ScoredRollouts.cut` shortens them).
 
         Raises:
           UserError: if more than `max_error_share` of a part's rewards fail, a prompt is longer than the last bucket, a
-            device has no room for the completions of one prompt, or the reward `code` finds no sandbox that works.
+            device has no room for the completions of one prompt, the reward `code` finds no sandbox that works, or the
+            file of a streamed data set was changed since it was indexed.
           AssertionError: if `parts` does not divide the number of prompts.
+          ValueError: if there are no prompts, or the mesh cannot split the prompts of a part evenly.
+          IndexError: if a prompt set has no row of a given number.
+          TypeError: if the check of a problem is not JSON-serialisable.
           RuntimeError: if reward workers do not start, or the pool is closed.
+          HostLost: if another process does not share its scores within the time-out.
         """
         rows = [prompts.tokens[i] for prompts, chosen in sets for i in chosen]
         problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
-        ids_P = np.concatenate([prompts.ids(chosen) for prompts, chosen in sets])
+        ids_P3 = _told_apart(np.concatenate([prompts.ids(chosen) for prompts, chosen in sets]))
         length = tokens.bucket(max(map(len, rows)), self.config.prompt_buckets, "a prompt")
         prompts_PT, valid_PT = tokens.left_pad(rows, length, tokens.pad_id(self.tokenizer))
         size = len(rows) // parts
@@ -202,7 +210,7 @@ class Rollouts:
         def launch(part: int) -> _Launched:
             show(part)
             of = slice(part * size, (part + 1) * size)
-            return self._launch(sampler, params, key, problems[of], prompts_PT[of], valid_PT[of], ids_P[of])
+            return self._launch(sampler, params, key, problems[of], prompts_PT[of], valid_PT[of], ids_P3[of])
 
         scored, launched = [], launch(0)
         for part in range(1, parts):
@@ -230,9 +238,9 @@ class Rollouts:
         problems: list[tuple[PromptSet, Problem]],
         prompts_PT: np.ndarray,
         valid_PT: np.ndarray,
-        ids_P: np.ndarray,
+        ids_P3: np.ndarray,
     ) -> _Launched:
-        on_device = put((prompts_PT, valid_PT, ids_P), self.mesh)
+        on_device = put((prompts_PT, valid_PT, ids_P3), self.mesh)
         return _Launched(problems, prompts_PT, valid_PT, sampler(params, *on_device[:2], key, on_device[2]))
 
     def _score(self, launched: _Launched) -> ScoredRollouts:
@@ -266,6 +274,16 @@ class Rollouts:
         )
 
 
+def _told_apart(ids_P2: np.ndarray) -> np.ndarray:
+    """Adds to the ids of each prompt how often it has occurred before in the batch, so that no draw is made twice."""
+    seen: collections.Counter[bytes] = collections.Counter()
+    before_P = []
+    for ids in ids_P2:
+        before_P.append(seen[ids.tobytes()])
+        seen[ids.tobytes()] += 1
+    return np.column_stack([ids_P2, np.asarray(before_P, np.uint32)])
+
+
 def _joined(parts: list[ScoredRollouts]) -> ScoredRollouts:
     if len(parts) == 1:
         return parts[0]
@@ -288,6 +306,9 @@ def prompts_at_once(config: RolloutConfig, model: Decoder, mesh: Mesh, group_siz
       model: the decoder.
       mesh: the devices; prompts are split over `data` and `fsdp`, heads over `tensor`.
       group_size: completions per prompt.
+
+    Returns:
+      the number, a multiple of the number of parts that the mesh splits batch rows into.
 
     Raises:
       UserError: if a device has no room for the completions of one prompt.

@@ -39,8 +39,9 @@ def make_sft_loss(model: Decoder, chunk: int = 0) -> LossFn:
 
     Returns:
       (params, batch) -> (sum, (count, metrics)): the sum of -log p over the reply tokens, in nats; the number of these
-      tokens; and {"nll": (sum, count)}, the same two without a gradient. The mean, sum / count, is in nats per token.
-      The first token of a row is never counted, because nothing predicts it.
+      tokens; and {"nll": (sum, count)}, the same two without a gradient. The mean, sum / count, is in nats per token,
+      at temperature 1. Without reply tokens both are 0. The first token of a row is never counted, because nothing
+      predicts it.
     """
 
     def loss_fn(params: Any, batch: SFTBatch):

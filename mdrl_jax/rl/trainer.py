@@ -161,7 +161,7 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
 def make_train_step(
     name: str, loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh
 ) -> Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """Compiles the training step.
+    """The training step as a program, which its first call compiles.
 
     Args:
       name: name of the program, under which its compilations are counted.
@@ -174,9 +174,12 @@ def make_train_step(
       the jitted function (state, batch, learning_rate, extra) -> (next state, metrics). The memory of the given state
       is reused for the next one, so the given state cannot be read afterwards. Leaves of `batch` are [micro-batches,
       rows, ...] (`micro_batches`). `learning_rate` is a scalar. `extra` is a dictionary of the optimizer's extra
-      arguments by name, {} if it takes none. The metrics are scalars by name: the means of the loss function's metrics
-      over the whole batch, "loss" (the mean loss before the update), and "grad_norm", the norm of its gradient over all
-      parameters together, before transforms and clipping.
+      arguments by name, {} if it takes none; names that it does not take are ignored. The metrics are scalars by name:
+      the means of the loss function's metrics over the whole batch, "loss" (the mean loss before the update), and
+      "grad_norm", the norm of its gradient over all parameters together, before transforms and clipping. If the count
+      of a batch is 0, loss and gradient are 0, but Adam's moments and the weight decay still change the parameters.
+      The function raises ValueError if the mesh cannot split the rows of a micro-batch evenly, and TypeError if an
+      extra argument of the optimizer is missing.
     """
     takes_extra = optax.with_extra_args_support(optimizer)
 
@@ -227,6 +230,7 @@ def micro_batches(batch: Any, n: int) -> Any:
 
     Raises:
       UserError: if B is not a multiple of n.
+      ZeroDivisionError: if n is 0.
     """
 
     def divide(x: Any) -> Any:

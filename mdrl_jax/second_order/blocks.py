@@ -58,6 +58,9 @@ def programs(block: Block) -> Programs:
     Args:
       block: b vectors, leaves [b, ...]. Every leaf must be a JAX array, because its sharding is read; its axis of
         vectors must not be split.
+
+    Raises:
+      AttributeError: if a leaf is no JAX array.
     """
     leaves, structure = jax.tree.flatten(block)
     return _programs(structure, tuple(x.sharding for x in leaves))
@@ -84,6 +87,8 @@ def _programs(structure: Any, shardings: tuple[Any, ...]) -> Programs:
 def drawing(shapes: tuple[Any, ...], shardings: tuple[Any, ...]) -> Callable[[jax.Array], Any]:
     """The program (key) -> leaves with standard normal entries; each leaf has a key of its own, folded from `key`.
 
+    It is made once a process for the same shapes and shardings.
+
     Args:
       shapes: shape of each leaf.
       shardings: sharding of each leaf; None for a leaf whose sharding the compiler chooses.
@@ -105,7 +110,8 @@ def orthogonalise(basis: Any, block: Block, scale: jax.Array) -> tuple[Block, ja
     The result fulfils block = basis · C + Q' R + dropped remainders, with an upper triangular R. First all vectors are
     projected off the basis, then classical Gram–Schmidt takes the vectors of the block one after the other. If the
     remainder of a vector is not longer than 1e-5 · max(scale, longest vector of the given block), it is taken for
-    rounding and dropped: its vector in Q' and its row of R become 0.
+    rounding and dropped: its vector in Q' and its row of R become 0. Values that are not finite are not reported; they
+    spread to the results.
 
     One pass leaves rounding errors, so `lanczos.py` repeats it. The cost is 4·m·b·N + 4·b²·N operations, and two reads
     of the basis.
@@ -117,7 +123,7 @@ def orthogonalise(basis: Any, block: Block, scale: jax.Array) -> tuple[Block, ja
 
     Returns:
       Q', b vectors that are orthonormal or zero; C [m, b]; R [b, b]; the length of the remainder of each vector [b],
-      dropped or not.
+      dropped or not. All are float32.
     """
     block = jax.tree.map(lambda x: x.astype(jnp.float32), block)
     floor = TOLERANCE * jnp.maximum(scale, jnp.sqrt(jnp.max(_squares(block))))
@@ -153,7 +159,7 @@ def products(a: Any, b: Any) -> jax.Array:
       b: b vectors, leaves [b, ...].
 
     Returns:
-      the products [m, b].
+      the products [m, b], in the wider dtype of the two blocks, so float32 if one of them is.
     """
 
     def dot(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -171,7 +177,7 @@ def combine(basis: Any, y_MK: jax.Array) -> Any:
       y_MK: coefficients [m, k], one column for each result.
 
     Returns:
-      k vectors, leaves [k, ...].
+      k vectors, leaves [k, ...], in the wider dtype of basis and coefficients, so float32 if one of them is.
     """
 
     def dot(x: jax.Array) -> jax.Array:

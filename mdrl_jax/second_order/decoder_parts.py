@@ -75,8 +75,8 @@ def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plai
 
     Args:
       model: the decoder; its `remat` decides what layers keep for the backward pass.
-      attend: valid_BT -> the attention of whole sequences, for example `attention.plain`. It must be differentiable
-        twice if second derivatives are taken (definitions §6).
+      attend: valid_BT -> the attention of whole sequences, for example `attention.plain`. It takes the place of the
+        model's own attention, and must be differentiable twice if second derivatives are taken (definitions §6).
 
     Returns:
       the pieces. Their point is a tree like the parameters.
@@ -152,11 +152,13 @@ def route_slice(tree: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
 
     Args:
       tree: parameters, or a tree like them, such as an edit.
-      index_LR: the neurons of each layer, any number at padded places.
+      index_LR: the neurons of each layer, any number at padded places. No neuron may occur twice in a layer; this is
+        not checked.
       mask_LR: 1 for neurons, 0 at padded places.
 
     Returns:
-      {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}, sharded by `route_axes`.
+      {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}, in the wider dtype of weights and mask, sharded by
+      `route_axes`.
     """
     layers = tree["layers"]
     mask_L1R, mask_LR1 = mask_LR[:, None, :], mask_LR[:, :, None]
@@ -234,11 +236,15 @@ def log_probs(
       tokens_BT: token ids of left-padded rows.
       valid_BT: True at real tokens, False at padding.
       start: the first position t, at least 1.
-      temperature: divides the logits.
+      temperature: divides the logits; above 0.
       chunk: number of positions whose logits are computed at a time; 0: all positions at once.
 
     Returns:
-      log-probs in nats [B, T - start]. At padding their values have no meaning.
+      log-probs in nats [B, T - start]. At padding their values have no meaning. With the pieces of `on_route` they have
+      no forward mode: `jax.jvp` raises TypeError, but `jax.grad`, and `jax.jvp` of `jax.grad`, work.
+
+    Raises:
+      ValueError: if `start` is 0.
     """
     scanned = parts.layers(point, fixed)
 

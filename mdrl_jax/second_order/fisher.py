@@ -50,7 +50,9 @@ def fisher_diagonal(forward: Forward, shardings: Any = None) -> Callable[[Any, I
 
     Returns:
       (params, micro-batches) -> F, a float32 tree like the parameters: the mean over rows, weighted by `weight_B`. The
-      mesh must divide the rows of each micro-batch. It raises ValueError if no row has weight.
+      function raises ValueError if no row has weight, TypeError if the mesh does not divide the rows of a micro-batch,
+      and AssertionError if there are parameters outside the layers that are neither an embedding, an unembedding nor
+      the final norm.
     """
     add = squares_program(forward, shardings)
 
@@ -76,7 +78,8 @@ def squares_program(forward: Forward, shardings: Any) -> Callable[[Any, Any, Com
 
     Returns:
       the jitted function (total, params, rows) -> total + Σ_b weight_b (∇ log π(y_b))². The memory of the given total
-      is reused.
+      is reused, so the given total cannot be read afterwards. The function raises TypeError and AssertionError as in
+      `fisher_diagonal`.
     """
     options = {} if shardings is None else {"out_shardings": shardings}
     return program("fisher_diagonal", functools.partial(_add_squares, forward, shardings), donate_argnums=0, **options)

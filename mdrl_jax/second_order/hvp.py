@@ -50,11 +50,12 @@ def exact(loss: Loss, shardings: Any = None) -> Operator:
     """The Hessian of a loss: Hv = d/dε ∇loss(point + εv) at ε = 0, by forward over reverse (`jax.jvp` of `jax.grad`).
 
     Args:
-      loss: (point, micro, *fixed) -> (sum, count).
+      loss: (point, micro, *fixed) -> (sum, count). It must be differentiable twice (definitions §6).
       shardings: those of `point`; None: the compiler chooses.
 
     Returns:
-      the operator.
+      the operator. Its products are float32 (float64 if the point is), and 0 if the counts add up to 0. It raises
+      TypeError or ValueError if `v` does not have the structure, the shapes and the dtypes of `point`.
     """
 
     def operator(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
@@ -87,7 +88,7 @@ def gauss_newton(
       shardings: those of `point`; None: the compiler chooses.
 
     Returns:
-      the operator.
+      the operator. Dtypes, a count of 0 and errors are as for `exact`.
     """
 
     def operator(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
@@ -156,7 +157,7 @@ def symmetry_defect(apply: Callable[[Any], Any], v: Any, w: Any) -> float:
       w: another vector, a tree like `v`.
 
     Returns:
-      the relative defect; 0 if both products are 0.
+      the relative defect; 0 if both products are 0, NaN if one of them has a NaN.
     """
     return float(_defect(v, w, apply(v), apply(w)))
 

@@ -47,10 +47,13 @@ def push(function: Callable[[Any, Any], Any], state: State, point: Tree, v: Tree
       function: f, of (x, point).
       state: (x, x₁, x₂), arrays or trees of one shape.
       point: what derivatives are taken with respect to.
-      v: the direction, a tree like `point`.
+      v: the direction, a tree like `point`, with its shapes and dtypes.
 
     Returns:
       (y, y₁, y₂), each like the result of f.
+
+    Raises:
+      TypeError, ValueError: if `v` or a tangent of x differs in structure, shape or dtype from what it belongs to.
     """
     x, x1, x2 = state
 
@@ -83,6 +86,10 @@ def jets(
     Returns:
       (logp, u, w), each [B, T - start], with token `start` in column 0: logp in nats; u = v·∇logp; w = vᵀ∇²logp v,
       without a factor ½. At padding their values have no meaning.
+
+    Raises:
+      TypeError, ValueError: if `v` differs from `point` in its structure, a shape or a dtype.
+      ValueError: if `start` is 0.
     """
     none = jnp.zeros((0,), jnp.float32)
     state = push(lambda _, p: parts.embed(p, fixed, tokens_BT), (none, none, none), point, v)

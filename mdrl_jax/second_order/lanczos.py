@@ -105,7 +105,7 @@ def block_lanczos(
       start: the start block of b vectors, leaves [b, ...], for example from `random_block`. The vectors need not be
         orthonormal or independent: they are orthonormalised first.
       n_steps: number of block steps n, at least 1.
-      k: number of pairs to return, at most b · n.
+      k: number of pairs to return, at least 0 and at most b · n.
       progress: called as progress(steps done, n_steps) after each step.
       repeatable: True if the operator is known to give the same products each time. Otherwise the first block is
         multiplied twice to check it, and the operator is called n + 1 times in place of n.
@@ -115,8 +115,8 @@ def block_lanczos(
 
     Raises:
       UserError: if b · n is less than k or more than the dimension; if the two products of the first block differ by
-        more than 1e-5 of the norm of one, each norm taken over all vectors of the block together; if a product is not
-        finite; or if 8 passes do not find a further orthogonal direction.
+        more than 1e-5 of the norm of one, each norm taken over all vectors of the block together; if a product or the
+        start block is not finite; or if 8 passes do not find a further orthogonal direction.
     """
     b = jax.tree.leaves(start)[0].shape[0]
     m, dimension = b * n_steps, sum(x.size for x in jax.tree.leaves(start)) // b

@@ -70,7 +70,7 @@ def leave_one_out(rewards_PG: np.ndarray) -> np.ndarray:
       rewards_PG: rewards of the G completions of each of P prompts, floats. They are not changed.
 
     Returns:
-      A [P, G], in rewards.
+      A [P, G], in rewards. A NaN among the rewards of a prompt makes A NaN for all its completions.
 
     Raises:
       ValueError: if there are fewer than two completions a prompt.

@@ -80,14 +80,18 @@ def _by_eigenvalues(gram_kk: jax.Array) -> jax.Array:
 def orthonormalize(block: Any) -> Any:
     """An orthonormal basis of the span of a block's vectors.
 
-    If only r of the k vectors are independent, k − r vectors of the result are zero. The vectors are scaled to length 1
-    first, so a short vector is not mistaken for a dependent one. This function is not jitted; the caller jits it.
+    If only r of the k vectors are independent, the first k − r vectors of the result are zero. A direction counts as
+    dependent if its eigenvalue in the Gram matrix is at most 1e-6 of the largest one. The vectors are scaled to length
+    1 first, so a short vector is not mistaken for a dependent one. This function is not jitted; the caller jits it.
 
     Args:
-      block: k vectors, leaves [k, ...].
+      block: k vectors, leaves [k, ...], float32.
 
     Returns:
-      k vectors that are orthonormal or zero, like `block`.
+      k vectors that are orthonormal or zero, like `block`; all are NaN if `block` has a NaN.
+
+    Raises:
+      NotImplementedError: if the leaves are bfloat16.
     """
 
     def unit(vector: Any) -> Any:
@@ -132,7 +136,8 @@ def project(basis: Any, x: Any, k: int | None = None) -> Any:
     Args:
       basis: orthonormal vectors, leaves [k or more, ...].
       x: a vector.
-      k: number of vectors that are used; None: all. Another k does not recompile.
+      k: number of vectors that are used; 0: none, so the projection is 0; None, or more than there are: all. Another k
+        does not recompile.
 
     Returns:
       a tree like `x`, float32.
@@ -146,8 +151,8 @@ def random_basis(key: jax.Array, like: Any, k: int, support: Any = None) -> Any:
     Args:
       key: a JAX random key.
       like: a tree of arrays, or of their shapes, that gives the space.
-      k: number of dimensions. It must not exceed the number of coordinates that the subspace may use; this is not
-        checked.
+      k: number of dimensions. It must not exceed the number of coordinates that the subspace may use. This is not
+        checked: the vectors are then not orthonormal, and mostly NaN.
       support: a tree like `like`, 1 at coordinates that the subspace may use and 0 elsewhere, such as at the padding of
         a route. None: all coordinates.
 
@@ -162,8 +167,8 @@ def top_coordinates(x: Any, k: int) -> Any:
     """x with all but its k entries of largest magnitude set to zero; entries that tie with the k-th are all kept.
 
     Args:
-      x: a vector, as a tree. Magnitudes are compared over all leaves together, in float32.
-      k: number of entries, 0 or more.
+      x: a vector, as a tree. Magnitudes are compared over all leaves together, in float32; a NaN counts as the largest.
+      k: number of entries, 0 or more. If it is more than x has, all are kept.
 
     Returns:
       a tree like `x`, float32.
@@ -185,7 +190,11 @@ def principal_angles(a: Any, b: Any) -> NDArray[np.float64]:
       b: an orthonormal basis of the second.
 
     Returns:
-      the angles in radians, ascending; as many as the smaller basis has vectors.
+      the angles in radians, from 0 to π/2, ascending; as many as the smaller basis has vectors.
+
+    Raises:
+      numpy.linalg.LinAlgError: if an inner product of two vectors is not finite. If both bases have a single vector,
+        the angle is nan instead.
     """
     cosines = np.linalg.svd(np.asarray(_cross_program(a, b), np.float64), compute_uv=False)
     return np.arccos(np.clip(cosines, 0.0, 1.0))
@@ -195,10 +204,10 @@ def positive(values: ArrayLike) -> NDArray[np.bool_]:
     """True for eigenvalues that are positive by more than rounding: above 1e-5 times the largest magnitude of all.
 
     Args:
-      values: eigenvalues [k], in any order.
+      values: eigenvalues [k], in any order; k may be 0.
 
     Returns:
-      booleans [k], one for each eigenvalue.
+      booleans [k], one for each eigenvalue. If one eigenvalue is nan, all are False.
     """
     values = np.asarray(values, float)
     return values > TOLERANCE * np.max(np.abs(values), initial=0.0)

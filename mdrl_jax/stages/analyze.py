@@ -60,7 +60,9 @@ def run(
       params_after: (name of a stage, or "base") -> the parameters at its end.
 
     Raises:
-      UserError: if the folder holds an analysis with other settings or of other stages.
+      UserError: if the folder holds an analysis with other settings or of other stages, a record of it is damaged,
+        sampling fails (`samples.draw`), or a Lanczos search fails.
+      ValueError: if a second-order term of a conflict subspace is not finite.
       Stopped: after a SIGTERM; finished parts are saved.
     """
     started = time.monotonic()
@@ -109,11 +111,13 @@ def conflict_bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:
       domain: name of the domain that was damaged.
 
     Returns:
-      One `Basis` for each objective, later stage and half of the prompts for which the analysis found a subspace; empty
-      if it found none, or if no analysis has run.
+      One `Basis` for each objective, later stage and half of the prompts for which the analysis found a subspace, in
+      the order of the names of the records; empty if it found none, or if no analysis has run.
 
     Raises:
-      UserError: if a record of the analysis is damaged.
+      UserError: if a record of the analysis is not valid JSON.
+      KeyError: if a record lacks a field.
+      AttributeError: if the vectors of a subspace are missing (`checkpoints.load_tree`).
     """
     into, out_of = named(mesh, None, None, "embed", None), named(mesh, None, None, None, "embed")  # the MLP's neurons
     found = []

@@ -121,7 +121,7 @@ def grpo_steps(
       runtime: model, devices, prompts and rewards of the run.
       stage: the stage.
       programs: its compiled programs.
-      state: the training state after `first` steps.
+      state: the training state after `first` steps. The first step reuses its memory.
       reference: parameters of the reference policy of the KL; None if `needs_reference` is false.
       first: number of steps that were done before.
       extra: (step, params) -> the optimizer's extra arguments by name for an update; the step is counted from 0.
@@ -133,7 +133,10 @@ def grpo_steps(
       `grpo_loss`); and "seconds_sampling" (rewards included) and "seconds_training".
 
     Raises:
-      UserError: if too many rewards of a step fail (`Rollouts.sample`).
+      UserError: if too many rewards of a step fail (`Rollouts.sample`), or as in `make_batch`. All errors are raised
+        when the step concerned is asked for.
+      RuntimeError: if the reward workers do not start, or their pool is closed.
+      ValueError: as in `make_batch`.
     """
     train = stage.train
     for step in range(first, train.steps):
@@ -168,8 +171,9 @@ def grpo_steps(
 def shares(stage: Stage) -> dict[str, int]:
     """Number of prompts of each domain in a step.
 
-    The kept domains get the share `prevent.replay` of the prompts in equal parts, each rounded to a whole number. The
-    stage's own domains get the rest in equal parts.
+    The kept domains get the share `prevent.replay` of the prompts in equal parts, each rounded to a whole number, a
+    half to the even one. The stage's own domains get the rest in equal parts, each rounded down, so the sum may be
+    below `prompts_per_step`. A kept domain that is also the stage's own gets the part of a kept domain alone.
 
     Args:
       stage: a GRPO stage.
@@ -210,7 +214,8 @@ def make_batch(
       step: number of the step, from 0; it decides whether the KL is measured (`train.kl_every`).
 
     Returns:
-      the micro-batches on the devices; and the metrics, numbers except "rewards":
+      the micro-batches on the devices, with log-probs of the old policy if `grpo.updates_per_batch` is above 1 and of
+      the reference if `grpo.kl_coef` is above 0; and the metrics, numbers except "rewards":
 
       - "rewards": all rewards, an array [P, G].
       - "reward", "accuracy" (both in [0, 1]), "length" (tokens) and "ended" (share): means over completions.
@@ -225,7 +230,9 @@ def make_batch(
         has no KL.
 
     Raises:
-      UserError: if the completions cannot be divided into `train.grad_accum_steps` equal micro-batches.
+      UserError: if the completions cannot be divided into `train.grad_accum_steps` equal micro-batches, or one is
+        longer than the last of `rollout.completion_buckets`.
+      ValueError: if a prompt has a single completion, or the mesh cannot split the rows of a micro-batch evenly.
     """
     train, grpo = stage.train, stage.train.grpo
     done, cut = scored.completions, scored.cut(runtime.config.rollout.completion_buckets)

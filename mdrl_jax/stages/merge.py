@@ -42,6 +42,8 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
 
     Raises:
       UserError: if too many rewards fail (`Rollouts.sample`).
+      ValueError: for "ties", if `recover.density` is not above 0 and at most 1, which `config.parse` refuses.
+      AssertionError: if `recover.scales` is empty, which `config.parse` refuses.
       Stopped: after a SIGTERM; nothing of a merge is saved.
     """
     section = runtime.config.recover

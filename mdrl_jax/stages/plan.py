@@ -57,13 +57,16 @@ class Planning:
     def plan(self, stage: Stage) -> None:
         """Forecasts and ranks the actions at the parameters that the stage starts from; writes `recovery/plan.json`.
 
-        If that file exists, nothing is done.
+        If that file exists, nothing is done. Sampled completions are kept (`evidence.kept_sample`), except those that
+        forecasts are made on.
 
         Args:
           stage: the stage `plan`.
 
         Raises:
-          UserError: if there are too few prompts to forecast on, or if too many rewards fail.
+          UserError: if no stage on the way trained a domain alone, if there are too few prompts to forecast on, or if
+            too many rewards fail.
+          ValueError: if `recover.forecast_prompts` is not a multiple of `analyze.batch`.
           Stopped: after a SIGTERM; samples of completions are saved, but no part of the plan.
         """
         file = self.folder.root / "recovery" / "plan.json"
@@ -89,7 +92,9 @@ class Planning:
         self.screen.print(f"{stage.name}: {len(made['actions'])} actions in {made['seconds']:.0f} s")
 
     def recover(self, stage: Stage) -> tuple[Any, float]:
-        """Carries out the action that the plan picks; saves nothing.
+        """Carries out the action that the plan picks.
+
+        The parameters are not saved. Completions that a rollback has to sample are (`evidence.kept_sample`).
 
         Args:
           stage: the stage `recover`.
@@ -99,7 +104,9 @@ class Planning:
           once for each completion), 0 unless the action is a refresh.
 
         Raises:
-          UserError: if `recovery/plan.json` is missing or damaged, or if too many rewards fail.
+          UserError: if `recovery/plan.json` is missing or is not valid JSON, if too many rewards fail, or as in
+            `Trainer.walk`.
+          KeyError: if the plan lacks a field.
           Stopped: after a SIGTERM; the action starts over in the next run.
         """
         action = decision.best(self._plan())
@@ -122,13 +129,16 @@ class Planning:
         """Tries every action of the plan and compares the results with the forecasts.
 
         The picked action and those that did best are scored on test prompts as well. Results that are in
-        `recovery/trials.json` and `recovery/judged.json` already are not measured again.
+        `recovery/trials.json` and `recovery/judged.json` already are not measured again. The comparison is written to
+        `recovery/outcomes.json`, over an earlier one.
 
         Args:
           stage: the stage `trials`.
 
         Raises:
-          UserError: if `recovery/plan.json` is missing or damaged, or if too many rewards fail.
+          UserError: if `recovery/plan.json` is missing, if it or a record of results is not valid JSON, if too many
+            rewards fail, or as in `Trainer.walk`.
+          KeyError: if a record lacks a field, or the plan lacks the action `nothing`.
           Stopped: after a SIGTERM; the results of finished actions are saved.
         """
         made = self._plan()
@@ -189,7 +199,10 @@ class Planning:
           stage: the stage `orders`.
 
         Raises:
-          UserError: if the record of an earlier stage's scores is damaged.
+          UserError: if the scores of an earlier stage are missing or are not valid JSON, the parameters of a solo stage
+            cannot be read, or too many rewards fail.
+          KeyError: if a record of scores lacks a field.
+          StopIteration: if the stage has a single domain.
           Stopped: after a SIGTERM; sampled completions are saved, but no forecast.
         """
         solo = {d: self.params_after(f"solo-{d}") for d in stage.domains}

@@ -63,6 +63,8 @@ def run(
 ) -> Any:
     """Makes the rolled-back parameters; runs the sweep and writes its record first, unless the record exists.
 
+    The sweep writes the JSON record and the edit, and keeps sampled completions (`evidence.kept_sample`).
+
     Args:
       runtime: model, prompts, rewards and configuration of the run.
       stage: the rollback stage.
@@ -78,9 +80,10 @@ def run(
       A tree of parameters; θ_T itself if no point of the sweep qualifies.
 
     Raises:
-      UserError: if the record is damaged, or if too many rewards fail.
+      UserError: if the record, or the settings of kept completions, are not valid JSON, or if too many rewards fail.
+      KeyError: if `recover.rules` names an unknown rule, which `check` refuses; or as in `remade`.
       Stopped: after a SIGTERM; sampled completions are saved, but no point of the sweep.
-      ValueError, FileNotFoundError: as in `remade`.
+      ValueError, FileNotFoundError, zipfile.BadZipFile: as in `remade`.
     """
     file = folder / "recovery" / f"{stage.name}.json"
     if file.exists():
@@ -140,9 +143,11 @@ def remade(runtime: Runtime, now: Any, file: Path) -> Any:
       θ_T minus the recorded strength times the recorded edit; θ_T itself if nothing was chosen.
 
     Raises:
-      UserError: if the record is missing or damaged.
+      UserError: if the record is missing or is not valid JSON.
+      KeyError: if the record lacks a field.
       FileNotFoundError: if the edit is missing although something was chosen.
-      ValueError: if the edit does not have the shapes and dtypes of the parameters.
+      ValueError: if the edit does not have the shapes and dtypes of the parameters, or its file is of another kind.
+      zipfile.BadZipFile: if the file of the edit is damaged.
     """
     chosen = records.read_json(file)["chosen"]
     if chosen is None:
@@ -157,6 +162,9 @@ def summary(record: dict[str, Any]) -> str:
 
     Args:
       record: the content of `recovery/rollback-A-B.json`, as `run` writes it.
+
+    Raises:
+      KeyError: if the record lacks a field.
     """
     name, chosen = f"{record['stage']}: ", record["chosen"]
     if chosen is None:

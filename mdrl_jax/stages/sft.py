@@ -47,8 +47,9 @@ def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
         `sft.noise`.
 
     Returns:
-      An `SFTBatch` of NumPy arrays [B, T] with B = `sft.batch_size` and T = `sft.length`. Row i has a reply of domain
-      i modulo the number of domains, so the numbers of replies differ by at most 1.
+      An `SFTBatch` of NumPy arrays [B, T] with B = `sft.batch_size` and T = `sft.length`, padded on the left. Each
+      reply ends with the end token. Row i has a reply of domain i modulo the number of domains, so the numbers of
+      replies differ by at most 1.
 
     Raises:
       UserError: if a domain has no demonstrations, or a demonstration is longer than `sft.length` tokens.
@@ -104,7 +105,7 @@ def sft_steps(
       runtime: data, devices and configuration of the run.
       stage: the supervised stage.
       step_fn: the jitted step from `make_programs`.
-      state: the training state after `first` steps.
+      state: the training state after `first` steps. The first step reuses its memory.
       first: number of steps done before.
 
     Yields:

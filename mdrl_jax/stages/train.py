@@ -99,6 +99,10 @@ class Trainer:
     def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
         """Trains a stage to its end, or continues it from its newest checkpoint.
 
+        It writes checkpoints and TensorBoard events; of a refresh also `recovery/NAME.json` after each scored step. A
+        refresh that was interrupted trains again from its start, but does not score again what is in that record. If
+        the last checkpoint is that of the stage's end, nothing is trained.
+
         Args:
           stage: a stage of kind "grpo" or "sft".
 
@@ -109,9 +113,10 @@ class Trainer:
           whatever the number of updates on it, and nothing in a supervised stage.
 
         Raises:
-          UserError: if too many rewards of a step fail, a checkpoint cannot be written, a domain to be kept has no
-            completion with a reward, or a refresh continues a record with other settings; of a supervised stage as in
-            `sft_steps`.
+          UserError: if too many rewards of a step fail, a checkpoint cannot be written, the parameters of an earlier
+            stage cannot be read, a domain to be kept has no completion with a reward, or a refresh continues a record
+            with other settings; of a supervised stage as in `sft_steps`.
+          RuntimeError: if the reward workers do not start, or their pool is closed.
           Stopped: after a SIGTERM; a checkpoint is saved first, or the scores so far if the stage is a refresh.
         """
         keep = self.runtime.config.checkpoints.keep
@@ -177,7 +182,9 @@ class Trainer:
           After each step: the number of steps done, a copy of the parameters, and the metrics of `grpo_steps`.
 
         Raises:
-          UserError: if too many rewards of a step fail.
+          UserError: if too many rewards of a step fail, the parameters of an earlier stage cannot be read, or a domain
+            to be kept has no completion with a reward. All errors are raised when a step is asked for.
+          RuntimeError: if the reward workers do not start, or their pool is closed.
         """
         recipe = self._grpo(stage)
         state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
@@ -289,6 +296,9 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
     Returns:
       The fields of the record: "stage", "kind", "steps", "seconds", "tokens_sampled", "tokens_trained" (here every
       optimizer update on a batch counts its tokens again) and "flops". All are totals over the stage.
+
+    Raises:
+      KeyError: if `found` has no "seconds".
     """
     n = matmul_parameters(runtime.shapes)
     sampled, read = found.get("tokens_sampled", 0), found.get("tokens_read", 0)

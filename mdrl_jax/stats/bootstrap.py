@@ -28,6 +28,9 @@ def prompt_weights(n_prompts: int, rng: np.random.Generator) -> NDArray[np.float
     Args:
       n_prompts: P, at least 1.
       rng: of the draws; the call changes its state.
+
+    Raises:
+      ZeroDivisionError: if there are no prompts.
     """
     drawn = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), N_RESAMPLES)
     return np.concatenate([np.ones((1, n_prompts)), drawn.astype(float)])
@@ -46,9 +49,9 @@ def cluster_bootstrap(
     prompts the interval is too narrow.
 
     Args:
-      statistic: a number from arrays like `arrays`.
-      arrays: data with the prompt as the leading axis of each.
-      n_resamples: the number of draws.
+      statistic: a number from arrays like `arrays`. If it is nan on one draw, both ends of the interval are nan.
+      arrays: data with the prompt as the leading axis of each; at least one array.
+      n_resamples: the number of draws, at least 1.
       seed: of the draws.
       unit: of the statistic.
 
@@ -57,6 +60,7 @@ def cluster_bootstrap(
 
     Raises:
       ValueError: if the arrays differ in their number of prompts.
+      IndexError: if there are no arrays, or no draws.
     """
     data = [np.asarray(x) for x in arrays]
     draws = resamples(statistic, data, n_resamples, seed)
@@ -70,12 +74,13 @@ def resamples(
 
     Args:
       statistic: a number or an array from arrays like `arrays`.
-      arrays: data with the prompt as the leading axis of each.
+      arrays: data with the prompt as the leading axis of each; at least one array.
       n_resamples: the number of draws.
-      seed: of the draws.
+      seed: of the draws. Equal seeds and numbers of prompts give the same draws.
 
     Raises:
       ValueError: if the arrays differ in their number of prompts.
+      IndexError: if there are no arrays.
     """
     n = arrays[0].shape[0]
     if any(x.shape[0] != n for x in arrays):
@@ -98,14 +103,18 @@ def hierarchical_bootstrap(
 
     Args:
       values_N: the figure of each seed.
-      replicates_NR: for each seed, the same figure on R draws, with replacement, of the seed's prompts; R is the same
-        for all seeds.
-      n_resamples: the number of draws.
+      replicates_NR: for each seed, the same figure on R draws, with replacement, of the seed's prompts. R is at least
+        1, and the same for all seeds.
+      n_resamples: the number of draws, at least 1.
       seed: of the draws.
       unit: of the figure.
 
     Returns:
-      The estimate, with the number of seeds as its `n`.
+      The estimate, with the number of seeds as its `n`. Only its interval depends on the replicates.
+
+    Raises:
+      ValueError: if seeds have different numbers of replicates, or none.
+      IndexError: if there are no draws.
     """
     values, replicates = np.asarray(values_N, float), np.asarray(replicates_NR, float)
     rng = np.random.default_rng(seed)
@@ -120,9 +129,12 @@ def percentile(value: float, draws: ArrayLike, n: int, unit: str = "") -> Estima
 
     Args:
       value: the figure on the sample.
-      draws: the figure on each draw, of any shape, with at least one entry.
+      draws: the figure on each draw, of any shape, with at least one entry. A nan among them makes both ends nan.
       n: the number of independent units.
       unit: of the figure.
+
+    Raises:
+      IndexError: if there are no draws.
     """
     low, high = np.quantile(np.asarray(draws, float), TAILS)
     return Estimate(value, float(low), float(high), n, unit)
@@ -133,7 +145,10 @@ def band(values: ArrayLike, method: Literal["linear", "inverted_cdf"] = "linear"
 
     Args:
       values: numbers of any shape, at least one.
-      method: how NumPy places a quantile between two values.
+      method: how NumPy places a quantile between two values: "linear" interpolates, "inverted_cdf" takes one of them.
+
+    Raises:
+      IndexError: if there are no values.
     """
     # Not `TAILS`: rounding puts its lower end above 0.025, where "inverted_cdf" takes the next of 2,000 draws.
     return np.quantile(np.asarray(values), [0.025, 0.975], method=method).tolist()
@@ -148,6 +163,9 @@ def jackknife(value: float, without_N: ArrayLike, unit: str = "") -> Estimate:
       value: θ.
       without_N: θ₍₋ᵢ₎ for each unit i. With fewer than two units the interval is the whole line.
       unit: of the figure.
+
+    Returns:
+      The estimate, with N as its `n` and this standard error.
     """
     without = np.asarray(without_N, float)
     n = without.size

@@ -91,8 +91,11 @@ class StackedEstimates:
         """One of the T estimates as an `Estimate`; None if it is undefined or its interval has no bounds.
 
         Args:
-          t: its index.
+          t: its index, from 0.
           n: number of blocks that it rests on; "block" becomes the unit.
+
+        Raises:
+          IndexError: if there is no estimate `t`.
         """
         value, low, high = (float(x[t]) for x in (self.value, self.low, self.high))
         if not (math.isfinite(value) and math.isfinite(low) and math.isfinite(high)):
@@ -126,7 +129,7 @@ def between(gram_Tnm: Array) -> Between:
 
     Args:
       gram_Tnm: for each of T tensors the inner products ⟨x_i, y_j⟩ of A's n blocks with B's m blocks, [T, n, m]. Both
-        need at least two blocks.
+        need at least two blocks. This is not checked: with a single block `pair` is nan, and so are all intervals.
     """
     return _between(gram_Tnm.mean(-1), gram_Tnm.mean(-2), np.sum(gram_Tnm**2, axis=(-2, -1)))
 
@@ -191,7 +194,8 @@ def inner_product(ab: Between) -> tuple[StackedEstimates, Array]:
       ab: moments of the products of A's blocks with B's. They may have any leading axes in place of [T].
 
     Returns:
-      (the inner products, the p-values), with the leading axes of `ab`; p = 1 where all products are 0.
+      (the inner products, the p-values), with the leading axes of `ab`. Where all products of blocks are equal the
+      interval has no width, and p is 1 if they are 0, otherwise 0.
     """
     n, m = ab.of_a.shape[-1], ab.of_b.shape[-1]
     excess = ab.pair / (n * m)
@@ -202,7 +206,7 @@ def inner_product(ab: Between) -> tuple[StackedEstimates, Array]:
 
 
 def raw_cosine(ab: Between, a: Within, b: Within) -> StackedEstimates:
-    """Cosine of the two mean gradients, which noise pulls towards 0; nan where a gradient is 0.
+    """Cosine of the two mean gradients, which noise pulls towards 0; nan where a mean gradient is 0.
 
     Args:
       ab: moments of the products of A's blocks with B's.
@@ -238,9 +242,10 @@ def disattenuated_cosine(ab: Between, a: Within, b: Within) -> StackedEstimates:
 
 
 def half_cosine(a: Within) -> StackedEstimates:
-    """r, the cosine between the mean gradients of two halves of the blocks; nan where the gradient is 0.
+    """r, the cosine between the mean gradients of two halves of the blocks; nan where every block's gradient is 0.
 
-    r increases with S/T, so its interval is that of S/T, mapped.
+    r lies in [−1, 1], and has the sign of S. It increases with S/T, so its interval is that of S/T, cut at the smallest
+    and the largest value that S/T can have, and mapped.
 
     Args:
       a: moments of the products among the domain's blocks.
@@ -260,7 +265,7 @@ def half_cosine(a: Within) -> StackedEstimates:
 
 
 def reliability(half: StackedEstimates) -> StackedEstimates:
-    """ρ = 2r/(1 + r) of all blocks (Spearman–Brown formula), but at least −1.
+    """ρ = 2r/(1 + r) of all blocks (Spearman–Brown formula); −1 where r is below −1/3, and nan where r is.
 
     Args:
       half: r and its interval, as `half_cosine` returns them.
@@ -278,7 +283,7 @@ def permuted_tests(gram_Tnm: Array, signs_Rn: Array) -> tuple[Array, Array]:
     A block changes sign in all tensors at once, so that the tensors stay correlated.
 
     Args:
-      gram_Tnm: inner products of A's blocks with B's, for each tensor.
+      gram_Tnm: inner products of A's blocks with B's, for each tensor; at least two blocks of each.
       signs_Rn: 1 or −1 for each block of A, in each of the R sign changes.
 
     Returns:
@@ -302,9 +307,10 @@ def sums_by_sign(gram_Tnm: Array, rng: np.random.Generator, n_splits: int = 200)
     the same amount, so they are lower bounds in size.
 
     Args:
-      gram_Tnm: inner products of A's blocks with B's, for each tensor.
+      gram_Tnm: inner products of A's blocks with B's, for each tensor; at least two blocks of each. Of an odd number
+        of blocks the chosen half has one less.
       rng: of the half splits; the call changes its state.
-      n_splits: number of half splits.
+      n_splits: number of half splits. A product that is left out by none of them counts as negative.
 
     Returns:
       Three estimates in this order: the positive sum, the negative sum, and the sum of both.

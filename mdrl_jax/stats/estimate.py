@@ -49,7 +49,7 @@ class Estimate:
         return self.low <= x <= self.high
 
     def scaled(self, factor: float, unit: str) -> "Estimate":
-        """The estimate of `factor` times the quantity, in `unit`."""
+        """The estimate of `factor` times the quantity, in `unit`; a negative factor swaps the ends of the interval."""
         low, high = sorted((factor * self.low, factor * self.high))
         stderr = None if self.stderr is None else abs(factor) * self.stderr
         return replace(self, value=factor * self.value, low=low, high=high, unit=unit, stderr=stderr)
@@ -66,8 +66,8 @@ class Estimate:
             drawn null (`stats.tests.null_record`), or None.
 
         Returns:
-          {"estimate": the value, "ci95": [low, high], "null", "n", "unit"}. An interval without bounds becomes None,
-          because JSON has no infinity.
+          {"estimate": the value, "ci95": [low, high], "null", "n", "unit"}. An interval with an end that is infinite or
+          nan becomes None, because JSON has neither. The standard error is left out.
         """
         bounded = math.isfinite(self.low) and math.isfinite(self.high)
         ci95 = [self.low, self.high] if bounded else None
@@ -76,6 +76,8 @@ class Estimate:
 
 def missing(reason: str, unit: str = "", n: int = 0, null: Any = None) -> Record:
     """The record of a figure that could not be measured: the form of `Estimate.record`, with a "reason".
+
+    Its "estimate" and its "ci95" are None.
 
     Args:
       reason: why it could not be measured.
@@ -87,7 +89,10 @@ def missing(reason: str, unit: str = "", n: int = 0, null: Any = None) -> Record
 
 
 def t_quantile(dof: float) -> float:
-    """Half-width of the two-sided 95 % Student t interval in standard errors; infinite without degrees of freedom."""
+    """Half-width of the two-sided 95 % Student t interval in standard errors.
+
+    It is 1.96 for infinitely many degrees of freedom, and infinite if `dof` is not above 0.
+    """
     return float(stdtrit(dof, 0.5 + LEVEL / 2)) if dof > 0 else math.inf
 
 
@@ -97,7 +102,8 @@ def student(value: float, stderr: float, dof: float, n: int, unit: str = "") -> 
     Args:
       value: the figure.
       stderr: its standard error.
-      dof: degrees of freedom of the standard error. If they are 0, the interval is the whole line.
+      dof: degrees of freedom of the standard error, which may be infinite. If they are not above 0, the interval is the
+        whole line.
       n: the number of independent units.
       unit: of the figure.
     """
@@ -113,8 +119,12 @@ def clustered_mean(values_PG: ArrayLike) -> tuple[float, float]:
     Args:
       values_PG: rewards of P prompts with G samples each, or one value per prompt [P].
 
+    Returns:
+      (mean, standard error), both in the unit of the values. A nan among the values makes the mean nan.
+
     Raises:
-      ValueError: if there are no prompts, or if prompts have different numbers of samples.
+      ValueError: if there are no prompts or no samples, if prompts have different numbers of samples, or if the values
+        are not numbers with one or two axes.
     """
     mean_P = _per_prompt(values_PG)
     n = mean_P.size
@@ -128,6 +138,9 @@ def clustered(values_PG: ArrayLike, unit: str = "") -> Estimate:
     Args:
       values_PG: rewards of P prompts with G samples each, or one value per prompt [P].
       unit: of the values.
+
+    Returns:
+      The estimate, with P as its `n`. The interval of a single prompt is the whole line.
 
     Raises:
       ValueError: as in `clustered_mean`.
@@ -145,11 +158,11 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
         different numbers of samples.
 
     Returns:
-      The estimate in the unit of the rewards, without a name of the unit.
+      The estimate in the unit of the rewards, without a name of the unit. The interval of a single prompt is the whole
+      line.
 
     Raises:
-      ValueError: if their numbers of prompts differ, if there are no prompts, or if prompts of one of them have
-        different numbers of samples.
+      ValueError: if the numbers of prompts differ, or if one of the two does not fit `clustered_mean`.
     """
     a_P, b_P = _per_prompt(a_PG), _per_prompt(b_PG)
     if a_P.size != b_P.size:
@@ -160,11 +173,15 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
 def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
     """Unweighted mean of m independent estimates that have a standard error, for example one per domain.
 
-    stderr = √(Σ se²) / m, with the degrees of freedom of Welch and Satterthwaite. `n` is the sum of their units. The
-    interval is the whole line if one of them has no finite standard error.
+    stderr = √(Σ se²) / m, with the degrees of freedom of Welch and Satterthwaite. `n` is the sum of their units. If one
+    of them has no finite standard error, the interval is the whole line and the standard error infinite. If one of them
+    rests on a single unit, the interval is the whole line, unless all standard errors are 0.
 
     Args:
-      estimates: at least one, all in one unit, which the mean gets too.
+      estimates: at least one, all in one unit, which the mean gets too; this is not checked.
+
+    Raises:
+      ZeroDivisionError: if there are no estimates.
     """
     se2 = np.array([math.inf if e.stderr is None else e.stderr**2 for e in estimates])
     n = np.array([e.n for e in estimates])
@@ -190,7 +207,8 @@ def fieller(
       dof: degrees of freedom of the variances.
 
     Returns:
-      (low, high), or None if the set is unbounded. That is the case exactly if the interval of `den` includes 0.
+      (low, high), or None if the set is unbounded. That is the case exactly if the interval of `den` includes 0, so
+      always if `dof` is not above 0.
     """
     if not dof > 0:
         return None
@@ -212,8 +230,11 @@ def ratio_of_means(num_P: ArrayLike, den_P: ArrayLike, unit: str = "") -> Estima
       unit: of the ratio.
 
     Returns:
-      The estimate; None if there are fewer than two units, or if the interval is unbounded, because that of the
-      denominator includes 0.
+      The estimate, with P as its `n`; None if there are fewer than two units, or if the interval is unbounded, because
+      that of the denominator includes 0.
+
+    Raises:
+      ValueError: if the two differ in their number of units.
     """
     num, den = np.asarray(num_P, float), np.asarray(den_P, float)
     n = num.size
@@ -242,7 +263,14 @@ def over_seeds(values: ArrayLike, unit: str = "") -> Estimate:
 
 
 def recorded(record: Record) -> Estimate | None:
-    """The inverse of `Estimate.record`, without the standard error; None for a figure that could not be measured."""
+    """The inverse of `Estimate.record`, without the standard error; None for a figure that could not be measured.
+
+    Args:
+      record: the record. An interval of None becomes the whole line.
+
+    Raises:
+      KeyError: if the record has no "estimate", "ci95", "n" or "unit".
+    """
     if record["estimate"] is None:
         return None
     low, high = (-math.inf, math.inf) if record["ci95"] is None else record["ci95"]
@@ -250,7 +278,10 @@ def recorded(record: Record) -> Estimate | None:
 
 
 def magnitude(estimate: Estimate) -> Estimate:
-    """The estimate of |x| from that of x. If the interval of x includes 0, that of |x| starts at 0."""
+    """The estimate of |x| from that of x, without a standard error.
+
+    If the interval of x includes 0, that of |x| starts at 0.
+    """
     near, far = sorted((abs(estimate.low), abs(estimate.high)))
     low = 0.0 if estimate.includes(0.0) else near
     return replace(estimate, value=abs(estimate.value), low=low, high=far, stderr=None)
@@ -266,6 +297,9 @@ def interval_text(
       form: the format of each end, for example ".2f".
       none: the text if there is no interval.
       number: writes a number in a format. The report passes its own, which has a typographic minus sign.
+
+    Raises:
+      ValueError: if `form` is no format of a number.
     """
     return none if ci95 is None else f"[{number(ci95[0], form)}, {number(ci95[1], form)}]"
 
@@ -282,9 +316,12 @@ def figure_text(
     Args:
       value: the figure.
       ci95: both ends of the interval, or None.
+      form: the format of the numbers. A plus sign at its start applies to the value only.
       none: the text after the value if there is no interval; "" leaves the value alone.
       number: writes a number in a format, as in `interval_text`.
-      form: the format of the numbers. A plus sign in it applies to the value only.
+
+    Raises:
+      ValueError: if `form` is no format of a number.
     """
     interval = interval_text(ci95, form.removeprefix("+"), none, number)
     return f"{number(value, form)} {interval}" if interval else number(value, form)

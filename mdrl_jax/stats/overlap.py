@@ -19,7 +19,8 @@ def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
     """The round(share · C) channels, or one if that is 0, with the largest scores of each layer.
 
     A channel with a score of 0 or less is never in the set [chosen]; otherwise the index would decide among unchanged
-    channels. So a layer may have fewer channels in the set, or none. Of equal scores the lower index comes first.
+    channels. The same holds for a score of nan. So a layer may have fewer channels in the set, or none. Of equal scores
+    the lower index comes first. A half is rounded to the even number.
 
     Args:
       scores_LC: the scores.
@@ -27,6 +28,9 @@ def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
 
     Returns:
       The set, a boolean array [L, C].
+
+    Raises:
+      IndexError: if the scores have fewer than two axes.
     """
     scores = np.asarray(scores_LC, float)
     k = max(1, round(share * scores.shape[1]))
@@ -35,7 +39,10 @@ def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
 
 
 def top_share_global(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
-    """The round(share · L · C) channels with the largest scores of all layers together; otherwise as `top_share`."""
+    """The round(share · L · C) channels with the largest scores of all layers together; otherwise as `top_share`.
+
+    Of equal scores the lower layer comes first, then the lower index.
+    """
     scores = np.asarray(scores_LC, float)
     return top_share(scores.reshape(1, -1), share).reshape(scores.shape)
 
@@ -45,6 +52,9 @@ def jaccard(a_LC: ArrayLike, b_LC: ArrayLike) -> float:
 
     Args:
       a_LC, b_LC: the two sets, boolean arrays of one shape.
+
+    Raises:
+      ValueError: if their shapes do not fit together.
     """
     a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
     union = int(np.sum(a | b))
@@ -63,16 +73,18 @@ def overlap(
 
     Args:
       a_LC, b_LC: the two sets, boolean.
-      n_permutations: draws of the null.
-      rng: of the draws; by default one with the seed 0.
+      n_permutations: draws of the null, at least 1.
+      rng: of the draws, whose state changes; by default a new one with the seed 0.
 
     Returns:
-      the record, with "chance", the ratio of the expected intersection to the expected union, which is k/(2 − k) if
-      both sets are the same share k of every layer; "p", one-sided, of an overlap larger than chance; and "shared",
-      |A ∩ B|. It has no estimate if both sets are empty.
+      the record, whose "n" is L · C, with "chance", the ratio of the expected intersection to the expected union, which
+      is k/(2 − k) if both sets are the same share k of every layer; "p", one-sided, of an overlap larger than chance;
+      and "shared", |A ∩ B|. If both sets are empty, it has no estimate, "n" and "shared" are 0, and its null, chance
+      and p are None.
 
     Raises:
       ValueError: if the sets differ in shape, or do not have the two axes [L, C].
+      IndexError: if there are no draws.
     """
     a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
     if a.shape != b.shape or a.ndim != 2:
@@ -97,6 +109,12 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     Args:
       share: the share, in [0, 1].
       n: number of trials, above 0; it need not be whole.
+
+    Returns:
+      (low, high), with 0 ≤ low ≤ high ≤ 1.
+
+    Raises:
+      ZeroDivisionError: if `n` is 0.
     """
     z2 = t_quantile(math.inf) ** 2 / n
     middle = (share + z2 / 2) / (1 + z2)
@@ -113,7 +131,11 @@ def mean_jaccard(pairs: Mapping[tuple[str, str], Sequence[float]]) -> Estimate:
 
     Args:
       pairs: by pair of domains, its Jaccard index in each seed; the same number of seeds for every pair. The jackknife
-        needs every pair of the domains that occur.
+        needs every pair of the domains that occur; this is not checked. A nan among the indices makes the mean nan.
+
+    Returns:
+      The estimate, with "seed" or "domain" as its unit and their number as its `n`. With one seed and fewer than three
+      domains `n` is 1.
 
     Raises:
       ValueError: if there are no pairs, or if they differ in their number of seeds.

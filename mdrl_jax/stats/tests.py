@@ -18,7 +18,14 @@ Floats = NDArray[np.float64]
 
 
 def null_record(draws: ArrayLike) -> Record:
-    """A null as JSON: {"mean", "low", "high", "n"} of its draws, where low and high bound the central 95 %."""
+    """A null as JSON: {"mean", "low", "high", "n"} of its draws, where low and high bound the central 95 %.
+
+    Args:
+      draws: the figure under chance alone, of any shape. "n" is their number.
+
+    Raises:
+      IndexError: if there are no draws.
+    """
     draws_R = np.asarray(draws, float)
     low, high = np.quantile(draws_R, TAILS)
     return {"mean": float(draws_R.mean()), "low": float(low), "high": float(high), "n": int(draws_R.size)}
@@ -30,8 +37,8 @@ def permutation_p(value: float, draws: ArrayLike) -> float:
     p = (1 + number of draws at or above the value) / (1 + number of draws), which is never 0.
 
     Args:
-      value: the figure.
-      draws: the figure under chance alone, of any shape.
+      value: the figure. It must not be nan, which would get the smallest p.
+      draws: the figure under chance alone, of any shape; without draws p is 1. A nan counts as below the value.
     """
     draws_R = np.asarray(draws, float)
     return (1 + int(np.sum(draws_R >= value))) / (1 + draws_R.size)
@@ -41,7 +48,15 @@ def benjamini_hochberg(p_values: ArrayLike, q: float = 0.05) -> NDArray[np.bool_
     """Which null hypotheses are rejected at false discovery rate `q`, over the last axis: [..., T] -> [..., T].
 
     With the p-values sorted, p(1) ≤ … ≤ p(T), let k be the largest index with p(k) ≤ q·k/T; every hypothesis with a
-    p-value of at most p(k) is rejected. The rate holds for independent and for positively dependent tests.
+    p-value of at most p(k) is rejected, and none if there is no such k. The rate holds for independent and for
+    positively dependent tests.
+
+    Args:
+      p_values: p-values with at least one axis. T may be 0. A nan is never rejected, but counts in T.
+      q: the rate, in [0, 1].
+
+    Raises:
+      IndexError: if `p_values` is a single number.
     """
     p = np.asarray(p_values, float)
     n = p.shape[-1]
@@ -54,9 +69,9 @@ def benjamini_hochberg(p_values: ArrayLike, q: float = 0.05) -> NDArray[np.bool_
 
 
 def spearman_rho(x: Floats, y: Floats) -> Floats:
-    """Spearman's rank correlation over the last axis, [..., N] -> [...]; nan if x or y is constant.
+    """Spearman's rank correlation over the last axis, [..., N] -> [...]; nan if x or y is constant or has a nan.
 
-    Ties get the mean of their ranks.
+    Ties get the mean of their ranks. A single pair, or none, counts as constant.
     """
     x, y = (rankdata(z, axis=-1) - (z.shape[-1] + 1) / 2 for z in (x, y))
     with np.errstate(invalid="ignore"):
@@ -67,7 +82,8 @@ def explained(predicted: Floats, measured: Floats) -> Floats:
     """R² of the line measured = predicted, over the last axis, [..., N] -> [...]; no line is fitted.
 
     R² = 1 − Σ(measured − predicted)² / Σ(measured − mean of measured)². It is at most 1, negative if the mean of the
-    measured values would have been the better prediction, and nan if the measured values are constant.
+    measured values would have been the better prediction, and nan if the measured values are constant (also if there is
+    only one, or none) or if one of the values is nan.
     """
     spread = np.sum((measured - measured.mean(axis=-1, keepdims=True)) ** 2, axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -79,13 +95,15 @@ def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None, **optio
     """Spearman's rank correlation of x and y with its interval.
 
     Args:
-      x, y, seeds, options: as in `paired_statistic`.
+      x, y, seeds: as in `paired_statistic`.
+      options: `n_resamples` and `seed` of `paired_statistic`; TypeError for any other.
 
     Returns:
-      The estimate; None if x or y is constant, in all pairs or within one of the seeds.
+      The estimate; None if `spearman_rho` is nan, for example because x or y is constant: on all pairs, or with several
+      seeds on the pairs of one of them.
 
     Raises:
-      ValueError: if x and y are not two vectors of the same length.
+      ValueError, IndexError: as in `paired_statistic`.
     """
     return paired_statistic(spearman_rho, x, y, seeds, **options)
 
@@ -96,13 +114,15 @@ def r_squared(
     """R² of the line measured = predicted (`explained`) with its interval.
 
     Args:
-      predicted, measured, seeds, options: as x, y, seeds and options in `paired_statistic`.
+      predicted, measured, seeds: as x, y and seeds in `paired_statistic`.
+      options: `n_resamples` and `seed` of `paired_statistic`; TypeError for any other.
 
     Returns:
-      The estimate; None if the measured values are constant, in all pairs or within one of the seeds.
+      The estimate; None if `explained` is nan, for example because the measured values are constant: on all pairs, or
+      with several seeds on the pairs of one of them.
 
     Raises:
-      ValueError: if predicted and measured values are not two vectors of the same length.
+      ValueError, IndexError: as in `paired_statistic`.
     """
     return paired_statistic(explained, predicted, measured, seeds, **options)
 
@@ -127,15 +147,18 @@ def paired_statistic(
       statistic: of two arrays [..., N], over the last axis; nan where it is undefined.
       x, y: the pairs, [N] each.
       seeds: the training seed of each pair, [N].
-      n_resamples: the number of resamples.
+      n_resamples: the number of resamples, at least 1.
       seed: of the resampling.
 
     Returns:
       the estimate, with the number of pairs or of seeds as its `n` and "point" or "seed" as its unit; None if the
-      statistic is undefined on the pairs or on one of the seeds.
+      statistic is undefined on the pairs or on one of the seeds, or if there are no pairs.
 
     Raises:
-      ValueError: if x and y are not two vectors of the same length.
+      ValueError: if x and y are not two vectors of numbers of the same length, or if seeds are resampled and the
+        statistic is undefined on all resamples of one of them.
+      IndexError: if `seeds` names several seeds but has another length, or if there is no resample on which the
+        statistic is defined.
     """
     x_N, y_N = np.asarray(x, float), np.asarray(y, float)
     if x_N.shape != y_N.shape or x_N.ndim != 1:
@@ -175,11 +198,15 @@ def rank_agreement(effects: ArrayLike, transfers: ArrayLike) -> Record:
     halfway between a perfect order and one with a swap of neighbours.
 
     Args:
-      effects, transfers: the two figures of each pair, vectors of one length. A pair in which one is None is left out.
+      effects, transfers: the two figures of each pair, vectors of one length. A pair in which one is None, nan or
+        infinite is left out.
 
     Returns:
-      The record, with the null 0 and n. It has no estimate with fewer than five pairs, or if all values of one of the
-      two are equal.
+      The record, with the null 0, the unit "Spearman", and the number of pairs that are not left out as its "n". It has
+      no estimate but a reason with fewer than five pairs, or if all values of one of the two are equal.
+
+    Raises:
+      ValueError, IndexError: if the two differ in length.
     """
     x, y = np.asarray(effects, float), np.asarray(transfers, float)
     known = np.isfinite(x) & np.isfinite(y)

@@ -205,11 +205,15 @@ def test_an_empty_split_and_a_long_prompt_are_refused():
     assert len(tokenize(domain, "test", tokenizer, longest)) == len(domain.test)
 
 
-def test_prompt_ids_never_meet_across_domains():
-    ids = [PromptSet(d.name, d.reward, d.train, ()).ids(np.arange(len(d.train))) for d in MADE.values()]
+def test_prompt_ids_never_meet_across_domains_and_splits():
+    ids = [
+        PromptSet(d.name, split, d.reward, problems := getattr(d, split), ()).ids(np.arange(len(problems)))
+        for d in MADE.values()
+        for split in ("train", "validation", "test")
+    ]
     together = np.concatenate(ids)
     assert together.dtype == np.uint32
-    assert len(np.unique(together)) == len(together)
+    assert len(np.unique(together, axis=0)) == len(together)
 
 
 def test_each_pass_visits_each_prompt_once():

@@ -86,7 +86,7 @@ def compile_programs(sizes):
     with jax.set_mesh(mesh):
         compiled = {
             "step": step.lower(state, batch, array((), jnp.float32), {}).compile(),
-            "sample": sample.lower(state.params, *prompts, key, array((ROWS,), jnp.int32, "batch")).compile(),
+            "sample": sample.lower(state.params, *prompts, key, array((ROWS, 3), jnp.uint32, "batch", None)).compile(),
         }
         described = {name: describe(program, state) for name, program in compiled.items()}
         by_hand = lambda: jax.jit(lambda p: p["layers"]["up"], out_shardings=named(mesh)).lower(state.params)  # noqa: E731

@@ -77,7 +77,7 @@ def sampler(tiny, sampling=PLAIN, end=NEVER, group=GROUP, new=NEW, name="test"):
 def draw(tiny, sampling=PLAIN, end=NEVER, key=None, group=GROUP, new=NEW):
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
     key = stage_key(0, "math", 0) if key is None else key
-    ids = np.arange(P, dtype=np.uint32)
+    ids = np.arange(P, dtype=np.uint32)[:, None]
     return jax.device_get(sampler(tiny, sampling, end, group, new)(tiny.params, tokens_PT, valid_PT, key, ids))
 
 
@@ -186,14 +186,15 @@ def test_frequencies_of_samples_match_probabilities(seven, sampling):
 
 
 def test_noise_is_of_seed_stage_step_prompt_and_sample():
-    """Draws that differ in any of these have different keys."""
+    """Draws that differ in any of these have different keys; a prompt is told apart by all of its integers."""
+    prompts = np.array(list(itertools.product((5, 6), (0, 1, 2), (0, 1))), np.uint32)
     rows = [
-        np.asarray(jax.random.key_data(row_keys(stage_key(seed, stage, step), jnp.arange(3), 4)))
+        np.asarray(jax.random.key_data(row_keys(stage_key(seed, stage, step), prompts, 4)))
         for seed, stage, step in itertools.product((0, 1), ("code", "math"), (0, 1, 2))
     ]
     keys = np.concatenate(rows)
-    assert len(np.unique(keys, axis=0)) == len(keys) == 12 * 12
-    again = np.asarray(jax.random.key_data(row_keys(stage_key(0, "code", 0), jnp.arange(3), 4)))
+    assert len(np.unique(keys, axis=0)) == len(keys) == 12 * 12 * 4
+    again = np.asarray(jax.random.key_data(row_keys(stage_key(0, "code", 0), prompts, 4)))
     np.testing.assert_array_equal(again, rows[0])
 
 
@@ -201,7 +202,7 @@ def test_same_key_draws_the_same_whatever_the_batch(tiny_models):
     tiny = tiny_models["qwen2"]
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
     one = sampler(tiny)
-    key, ids = stage_key(0, "math", 4), np.array([11, 12, 13], np.uint32)
+    key, ids = stage_key(0, "math", 4), np.array([[11, 0], [11, 1], [12, 0]], np.uint32)
     first = jax.device_get(one(tiny.params, tokens_PT, valid_PT, key, ids)).tokens_PGT
     np.testing.assert_array_equal(first, one(tiny.params, tokens_PT, valid_PT, key, ids).tokens_PGT)
     order = np.array([2, 0, 1])
@@ -322,7 +323,7 @@ def test_compilations_are_counted(tiny_models):
     tiny = tiny_models["llama"]
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
     one = sampler(tiny, name="counted", new=2)
-    ids = np.arange(P, dtype=np.uint32)
+    ids = np.arange(P, dtype=np.uint32)[:, None]
     before = compilations["counted"]
     for step in range(3):
         one(tiny.params, tokens_PT, valid_PT, stage_key(0, "math", step), ids)
@@ -338,14 +339,14 @@ def test_compilations_are_counted(tiny_models):
 def test_one_device_equals_eight(tiny_models, mesh8):
     tiny = tiny_models["qwen3"]
     rows = [np.tile(x, (4, 1))[:8] for x in prompts(tiny.config.vocab_size)]
-    key, ids = stage_key(0, "math", 0), np.arange(8, dtype=np.uint32)
+    key, ids = stage_key(0, "math", 0), np.arange(8, dtype=np.uint32)[:, None]
     sampling = SamplingConfig(temperature=0.9, top_k=40, top_p=0.95)
     end = tuple(range(12))
     one = jax.device_get(sampler(tiny, sampling, end)(tiny.params, *rows, key, ids))
     params = jax.device_put(tiny.params, param_shardings(mesh8, param_shapes(tiny.model)))
     with jax.set_mesh(mesh8):
         sharded = [jax.device_put(x, named(mesh8, "batch", None)) for x in rows]
-        eight = sampler(tiny, sampling, end)(params, *sharded, key, jax.device_put(ids, named(mesh8, "batch")))
+        eight = sampler(tiny, sampling, end)(params, *sharded, key, jax.device_put(ids, named(mesh8, "batch", None)))
     assert len(eight.tokens_PGT.sharding.device_set) == 8
     assert 0 < one.ended_PG.mean() < 1
     eight = jax.device_get(eight)
@@ -363,7 +364,7 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once):
     rng = np.random.default_rng(3)
     tokens_NT = rng.integers(0, tiny.config.vocab_size, (n, WIDTH)).astype(np.int32)
     valid_NT = np.arange(WIDTH)[None] >= WIDTH - rng.integers(1, WIDTH + 1, n)[:, None]
-    key, ids = stage_key(0, "qa", 1), rng.permutation(n).astype(np.uint32)
+    key, ids = stage_key(0, "qa", 1), rng.permutation(n).astype(np.uint32)[:, None]
     made = []
     for slots in (0, at_once):
         sample = make_sampler(
@@ -395,7 +396,7 @@ def test_slots_wait_for_no_longest_completion(tiny_models):
         model, "wait", group_size=1, max_new_tokens=new, eos_ids=tuple(range(20)), sampling=PLAIN, at_once=2
     )
     STEPS.clear()
-    ids = np.arange(n, dtype=np.uint32)
+    ids = np.arange(n, dtype=np.uint32)[:, None]
     done = sample(tiny.params, tokens_NT, np.ones_like(tokens_NT, bool), stage_key(1, "qa", 0), ids)
     lengths = np.asarray(done.length_PG)[:, 0]
     jax.effects_barrier()

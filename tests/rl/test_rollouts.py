@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,44 @@ def test_parts_give_the_same_and_one_is_scored_while_the_next_is_sampled(built: 
     for a, b in zip(*pairs, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
     np.testing.assert_array_equal(whole.completions.tokens_PGT, joined.completions.tokens_PGT)
+
+
+def test_no_two_prompts_of_a_run_share_a_draw(built: runtime.Runtime):
+    """Sampled at a temperature so high that tokens are uniform: they depend on the draws alone, not on the prompts.
+
+    So completions are equal only if two prompts share their draws: over splits, domains, or a prompt taken twice. The
+    probability that two of them agree by chance in all of 8 tokens is below 1e-12.
+    """
+    splits = ("train", "validation", "test")
+    sets = [(built.prompts[name, split], np.arange(6)) for name in ("math", "qa") for split in splits]
+    twice = [(built.prompts["math", "train"], np.array([0, 7, 7, 7, 0, 8]))]
+    noise = SamplingConfig(temperature=1e6)
+    drawn = dataclasses.replace(built.rollouts, eos_ids=(-1,), pool=Pool())  # type: ignore
+    for chosen in (sets, twice, [*twice, *twice]):
+        rows = drawn.sample(built.base_params(), chosen, (0, "math", 3), 4, noise, parts=2).completions.tokens_PGT
+        rows = rows.reshape(-1, rows.shape[-1])
+        assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def test_scores_of_validation_and_test_prompts_are_not_correlated(built: runtime.Runtime):
+    """Rewards of validation row i and test row i are independent draws; equal keys made them correlate (0.35–0.75).
+
+    With a reward of the drawn tokens alone, equal keys give a correlation of 1.
+    """
+
+    class OfTokens(Pool):
+        def score(self, requests: Any) -> list[Score]:
+            return [Score(zlib.crc32(text.encode()) % 1000 / 1000, 0.0) for _, text, _ in requests]
+
+    scoring = dataclasses.replace(built.rollouts, eos_ids=(-1,), pool=OfTokens())  # type: ignore
+    noise, params = SamplingConfig(temperature=1e6), built.base_params()
+    rewards = [
+        scoring.sample(params, [(built.prompts["math", split], np.arange(12))], (0, "evaluate", 0), 32, noise)
+        for split in ("validation", "test")
+    ]
+    n = 12 * 32
+    r = np.corrcoef(*(x.rewards_PG.ravel() for x in rewards))[0, 1]
+    assert abs(r) < 4 / np.sqrt(n)
 
 
 def test_devices_sample_while_rewards_are_computed(built: runtime.Runtime):

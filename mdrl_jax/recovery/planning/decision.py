@@ -98,13 +98,19 @@ def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Seq
       point: name of the stage whose end is θ_T.
       current: rewards [P, k] of each domain at θ_T. Every outlook must have shifts of these domains.
       outlooks: the measurements of each action, one or more.
-      known: past changes whose outcome is known; the error models are fitted to them.
-      limit: points that each domain other than the action's own may be expected to lose.
+      known: past changes whose outcome is known, with sizes above 0; the error models are fitted to them.
+      limit: points that each domain other than the action's own may be expected to lose; exactly this loss is allowed.
 
     Returns:
-      The record of `recovery/plan.json`: "actions", with their forecasts in points, from the first rank on; "models",
-      the error models; "history", the past changes; "pick", the name of the first action; and "reason", why it was
-      picked. "point", "limit" and "current" (scores in points) repeat what was given.
+      The record of `recovery/plan.json`: "actions", from the first rank on; "models", the error models; "history", the
+      past changes; "pick", the name of the first action; and "reason", why it was picked. "point", "limit" and
+      "current" (scores in points) repeat what was given.
+
+      Each of "actions" has the fields of `Action`, its "name" and "words", and its "rank", from 1. Forecasts are
+      records in points: "average", the mean score over domains after the action, and "average_change"; "scores" and
+      "changes" by domain. "collateral" is {"domain", "change"} of the other domain that is expected to fare worst, None
+      without another; "allowed" says whether it is within the limit; "risk" is the chance, in [0, 1], that some other
+      domain loses more than the limit, None if it is not known. "size", "shifts" and "weighed" are the outlook.
 
     Raises:
       KeyError: if an outlook lacks the shift of a domain.
@@ -186,7 +192,7 @@ def promising(record: Record, n: int) -> list[Action]:
 
 
 def action_of(row: Record) -> Action:
-    """The action that a row describes, one of "actions" in the record of `decide`."""
+    """The action that a row describes, one of "actions" in the record of `decide`; KeyError if it lacks a field."""
     return Action(**{field.name: row[field.name] for field in dataclasses.fields(Action)})
 
 

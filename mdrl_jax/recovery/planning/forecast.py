@@ -51,7 +51,7 @@ def log_odds(rewards: ArrayLike) -> float:
     """ln J/(1 − J) of the mean reward J. Half a success and half a failure are added, so that it is always finite.
 
     Args:
-      rewards: rewards in [0, 1], of any shape; the mean is over all of them.
+      rewards: rewards in [0, 1], of any shape; the mean is over all of them. Without rewards the result is 0.
 
     >>> round(log_odds([1, 1, 1, 0]), 3), round(log_odds([1, 1, 1, 1]), 3)
     (0.847, 2.197)

@@ -48,6 +48,9 @@ def reweighted(log_ratio_PG: ArrayLike, rewards_PG: ArrayLike) -> Reweighted:
     Returns:
       The shift, with the effective number of completions. The standard error is infinite if there is only one prompt.
 
+    Raises:
+      ValueError: if there are no completions, or if the two arrays differ in shape.
+
     >>> reweighted([[0.0, 0.0]] * 50, [[1.0, 0.0]] * 50)
     Reweighted(effective=100.0, shift=Shift(value=0.0, stderr=0.0))
     """

@@ -85,6 +85,7 @@ def unseen(runtime: Runtime, params: Any, domain: str) -> Sample:
 
     Raises:
       UserError: if the split has too few prompts, or if sampling fails (`samples.draw`).
+      ValueError: if `recover.forecast_prompts` is not a multiple of `analyze.batch`.
     """
     stored, split = runtime.config.analyze.prompts, runtime.config.analyze.split
     n, there = runtime.config.recover.forecast_prompts, len(runtime.prompts[domain, split])
@@ -111,12 +112,16 @@ def measure(
     Args:
       probe: computes the gradients.
       params: the parameters from which the directions lead.
-      looked: completions of each domain sampled at `params` (`unseen`).
+      looked: completions of each domain sampled at `params` (`unseen`), of a multiple of `analyze.batch` prompts.
       directions: functions that make the directions, trees like the parameters, or return None if that is impossible.
       show: is told the number of finished rounds and the present work.
 
     Returns:
-      The effect of each direction; None for a direction that could not be made.
+      The effect of each direction, in their order; None for a direction that could not be made.
+
+    Raises:
+      ValueError: if the number of prompts of a domain is not a multiple of `analyze.batch`.
+      The errors of the directions and of `show`.
     """
     held = probe.runtime.config.analyze.held
     found: list[Found | None] = [None] * len(directions)
@@ -189,12 +194,15 @@ class OffPolicyLookahead:
         """The change of the parameters by the first step of a refresh with learning rate 1.
 
         Args:
-          params: the parameters to start from.
-          sample: completions of the domain sampled there.
+          params: the parameters to start from. They are not changed.
+          sample: completions of the domain sampled there, padded as by `at_hand`, at least two for each prompt.
           train: settings of the stage; its loss and optimizer are used, its learning rate is not.
 
         Returns:
           The change by a single update, parameters after − before, a tree like the parameters.
+
+        Raises:
+          ValueError: if there is only one completion of each prompt.
         """
         optimizer, shardings, step = self._program(train.grpo, train.optimizer)
         batch = self._batch(params, sample, train)
@@ -209,12 +217,15 @@ class OffPolicyLookahead:
 
         Args:
           params: the parameters to start from. They are not changed.
-          sample: completions of the domain sampled there.
+          sample: completions of the domain sampled there, padded as by `at_hand`, at least two for each prompt.
           train: settings of the stage: loss, optimizer, learning rate with warm-up, and updates of each step.
           steps: number of steps.
 
         Yields:
           The parameters after each step, the first one included. They are valid only until the next ones are asked for.
+
+        Raises:
+          ValueError: if there is only one completion of each prompt.
         """
         optimizer, shardings, step = self._program(train.grpo, train.optimizer)
         batch, state = self._batch(params, sample, train), init_state(optimizer, params, shardings)

@@ -71,6 +71,9 @@ class OrderTerms:
 
         Returns:
           the sums [P], in rewards or nats.
+
+        Raises:
+          KeyError: if a domain is not in `others`.
         """
         total = np.zeros_like(self.count_P)
         for j in sorted(after):
@@ -91,13 +94,17 @@ def expand(
 
     Args:
       probe: computes the derivatives.
-      solo: domain -> parameters of its solo checkpoint.
+      solo: domain -> parameters of its solo checkpoint. It is called several times for each domain.
       base: θ_0, the parameters that every solo checkpoint was trained from.
-      samples: completions of each domain, at least two, sampled at its solo checkpoint.
+      samples: completions of each of at least two domains, sampled at its solo checkpoint, at least two of each prompt.
       track: reports progress.
 
     Returns:
       The terms, by objective (`OBJECTIVES`) and then by damaged domain.
+
+    Raises:
+      ValueError: if there is only one completion of each prompt.
+      Stopped: after a SIGTERM, if `track` is that of a `Screen`.
     """
     domains = sorted(samples)
     others = {domain: [d for d in domains if d != domain] for domain in domains}
@@ -134,8 +141,9 @@ def forecast(
         total is the sum over the others.
 
     Returns:
-      One record for each order: "rank", "order", "total" damage over domains and "damage" by domain. The least harmful
-      order is first. Orders with equal totals are ranked by name.
+      One record for each order: "rank" from 1, "order", "total" damage over domains and "damage" by domain. The least
+      harmful order is first. Orders with equal totals are ranked by name. So are all orders if there is no total:
+      if every domain has a reason, or if one of the others has no completion to measure on (no success).
     """
     domains, reasons = sorted(terms), dict(reasons or {})
     rows = []
@@ -174,6 +182,7 @@ def compare(rows: Sequence[Record], runs: Sequence[tuple[Sequence[str], Mapping[
 
     Raises:
       KeyError: if an order has other domains than the forecast, or a reward is missing.
+      ValueError: if the rewards of a domain are on different numbers of prompts.
     """
     foretold = {tuple(row["order"]): row for row in rows}
     checked = []
@@ -219,6 +228,7 @@ def run(
 
     Raises:
       KeyError: as in `compare`.
+      ValueError: as in `compare` and `expand`.
       Stopped: after a SIGTERM, if `track` is that of a `Screen`.
     """
     record: Record = {}

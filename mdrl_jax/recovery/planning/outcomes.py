@@ -48,12 +48,21 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
       judged: the same for the `finalists`, on the test prompts.
 
     Returns:
-      A record: "actions", each with forecast and outcome; "spearman" over actions of the mean over domains, and
-      "spearman_by_domain" over pairs (action, domain); "calibration"; "mean_error", the mean of |forecast − outcome| in
-      points, None without any action but `nothing`; and "regret" in points, None if `judged` lacks the pick.
+      A record:
+
+      - "actions", by rank, those that were tried: "name", "allowed", "collateral" (measured, in points), and
+        {"forecast", "measured"} as records in points in "average_change", and by domain in "changes".
+      - "spearman" over actions of the mean over domains, and "spearman_by_domain" over pairs (action, domain).
+      - "calibration", the shares {"held", "held_with_error"}, and "mean_error", the mean of |forecast − outcome| in
+        points; each by "average" (over actions) and "domain" (over pairs). Without any action but `nothing`, the shares
+        have no estimate, and the mean errors are None.
+      - "regret", a record in points, None if `judged` lacks the pick. It adds "pick", "best" (the name of the best
+        finalist within the limit, or the pick if none is), "pick_within_limit", and "judged": {"gain", "collateral"} in
+        points by action.
 
     Raises:
-      KeyError: if `measured`, or `judged` where it has the pick, lacks `nothing`.
+      KeyError: if `measured`, or `judged` where it has the pick, lacks `nothing`, or an action lacks a domain.
+      ValueError: if an action was tried on another number of prompts than `nothing`.
     """
     before, rows, cells, averages = measured["nothing"], [], [], []
     for row in sorted(plan["actions"], key=lambda r: r["rank"]):
@@ -98,11 +107,11 @@ def finalists(plan: Record, measured: Mapping[str, Rewards]) -> list[str]:
       measured: as in `outcomes`.
 
     Returns:
-      `nothing`, the pick, and the `FINALISTS` actions with the largest measured gain within the limit, the best first;
-      each name once.
+      `nothing`, the pick (tried or not), and the `FINALISTS` actions with the largest measured gain within the limit,
+      the best first, those with equal gains by name; each name once.
 
     Raises:
-      KeyError: if `measured` lacks `nothing`.
+      KeyError: if `measured` lacks `nothing`, or an action lacks a domain.
     """
     tried = [row for row in plan["actions"] if row["name"] in measured]
     within = _within(plan["limit"], tried, measured)
@@ -116,6 +125,9 @@ def gain(before: Rewards, after: Rewards) -> float:
     Args:
       before: rewards [P, k] by domain before the action.
       after: the same after it, on the same prompts.
+
+    Raises:
+      KeyError: if `after` lacks a domain of `before`.
     """
     return POINTS * float(np.mean([np.mean(after[d] - before[d]) for d in before]))
 
@@ -135,6 +147,9 @@ def collateral(before: Rewards, after: Rewards, domain: str) -> float:
       before: rewards [P, k] by domain before the action.
       after: the same after it, on the same prompts.
       domain: the action's own domain; "" for `nothing`, which has none.
+
+    Raises:
+      KeyError: if `after` lacks one of the other domains of `before`.
     """
     return max((POINTS * float(np.mean(before[d] - after[d])) for d in before if d != domain), default=0.0)
 

@@ -74,7 +74,10 @@ Rewards = Mapping[str, np.ndarray]
 
 
 def trail(stages: Sequence[Stage], last: str) -> list[Stage]:
-    """The GRPO stages on the way to the end of stage `last` that trained one domain alone, earliest first."""
+    """The GRPO stages on the way to the end of stage `last` that trained one domain alone, earliest first.
+
+    Refreshes and placebos count. The result is empty for "base" or a name that is not in `stages`.
+    """
     return [s for s in way(last, stages) if s.kind == "grpo" and len(s.domains) == 1]
 
 
@@ -117,6 +120,8 @@ def make_plan(
 ) -> dict[str, Any]:
     """Plans the recovery at the end of stage `last`.
 
+    Samples that are not in the work folder yet are written to `recovery/samples/` (`evidence.kept_sample`).
+
     Args:
       runtime: of the run.
       probe: computes gradients and log-probs.
@@ -134,6 +139,8 @@ def make_plan(
     Raises:
       UserError: if no stage on the way trained a domain alone, or none did so for a domain or donor of an action; if
         there are too few prompts (`lookahead.unseen`); or if sampling fails (`samples.draw`, `evidence.kept_sample`).
+      KeyError: if `current` has a domain that is not scored, or a rollback of `actions` has an unknown rule.
+      ValueError: as in `lookahead.unseen`.
       Stopped: after a SIGTERM, if `track` is that of a `Screen`.
     """
     past = trail(stages, last)
@@ -194,7 +201,7 @@ class Work:
           The completions with their rewards, padded as by `lookahead.at_hand`.
 
         Raises:
-          UserError: if completions must be sampled and that fails (`samples.draw`).
+          UserError, and the errors of `samples.load`: as in `evidence.kept_sample`.
         """
         return at_hand(self.runtime, kept_sample(self.runtime, self.folder, point, domain, self.params))
 
@@ -205,7 +212,9 @@ class Work:
           action: an action of kind "rollback".
 
         Raises:
-          UserError: if no stage on the way trained the action's domain, or its donor, alone.
+          UserError: if no stage on the way trained the action's domain, or its donor, alone; or if completions of the
+            domain must be sampled and that fails.
+          KeyError: if no rule has the name of the action's rule.
         """
         back = self._taken(_key(action), [])
         params = self.params(self.last)
@@ -219,11 +228,11 @@ class Work:
           track: reports progress.
 
         Returns:
-          (outlooks, known, now): the measurements of each action that is not left out; the past changes with their
-          outcomes; and the completions of each domain at θ_T that the measurements are made on.
+          (outlooks, known, now): the measurements of each action that is not left out, in the order of `actions`; the
+          past changes with their outcomes; and the completions of each domain at θ_T that the measurements are made on.
 
         Raises:
-          UserError: as in `make_plan`.
+          UserError, KeyError, ValueError, Stopped: as in `make_plan`.
         """
         points = list(dict.fromkeys([s.start for s in self.past] + [s.name for s in self.past] + [self.last]))
         begun = {p: [s for s in self.past if s.start == p] for p in points}
@@ -266,6 +275,10 @@ class Work:
 
         Returns:
           The importance-weighted shift of each domain, by action.
+
+        Raises:
+          UserError: if completions for a rehearsal or a rollback must be sampled and that fails.
+          Stopped: after a SIGTERM, if `track` is that of a `Screen`.
         """
         params, said = self.params(self.last), {}
         before = {d: self.probe.log_probs(params, sample).sum(axis=-1) for d, sample in now.items()}

@@ -111,6 +111,7 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
 
     Raises:
       UserError: if no completion of a kept domain has a reward above 0, or if sampling fails (`samples.draw`).
+      AssertionError: if no stage on the way to the stage's start trained a kept domain alone.
     """
     prevent = stage.train.prevent
     if not prevent.transforms:
@@ -172,7 +173,11 @@ def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:
 def in_turn(sample: Sample) -> CompletionBatch:
     """The completions with a reward above 0, as rows on the host, all of weight 1.
 
-    The first completion of each prompt comes first, then the second of each, and so on.
+    The first completion of each prompt comes first, then the second of each, and so on. There are no rows if no
+    completion has a reward above 0.
+
+    Args:
+      sample: the completions, of at least one prompt.
     """
     (rows,) = sample.rows(sample.n_prompts)
     order = np.arange(sample.rewards_PG.size).reshape(sample.rewards_PG.shape).T.ravel()

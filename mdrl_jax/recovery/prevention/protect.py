@@ -94,6 +94,9 @@ def gradients(log_probs: LogProbs, shardings: Any = None) -> Callable[[Any, Comp
     Args:
       log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding.
       shardings: of the parameters; each gradient is sharded in the same way. None leaves the sharding to the compiler.
+
+    Returns:
+      The function. On a mesh, every device must have all k rows.
     """
     places = None if shardings is None else jax.tree.map(stacked, shardings)
     options = {} if places is None else {"out_shardings": places}

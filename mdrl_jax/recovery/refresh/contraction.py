@@ -85,7 +85,8 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
     Returns:
       One record for each basis: its `head`, "within" ‖P_S e‖, "route" ‖P_S⊥ e‖ within the route, "outside" ‖P_S⊥ e‖
       over all parameters, and "random", a list of ‖P e‖ for `N_RANDOM` random subspaces. All norms are in units of a
-      parameter. "random" is empty if no S of the route has a positive eigenvalue.
+      parameter. An S without a positive eigenvalue has the dimension 0 and the norm 0 "within". "random" is empty if no
+      S of the route has a positive eigenvalue.
     """
     total = float(tree_programs.norm(error))
     found: list[Record] = []
@@ -118,7 +119,8 @@ def contraction(rows: Sequence[Record], bases: Sequence[Basis], learning_rate: f
     Intervals are Student's t over the steps of one refresh, so they say nothing about another seed.
 
     Args:
-      rows: the scored steps of a refresh in order, each with "step" and "subspaces" (the result of `lengths`).
+      rows: the scored steps of a refresh in order, each with "step" and "subspaces" (the result of `lengths`). They may
+        be several steps apart.
       bases: the conflict subspaces, in the order of `lengths`.
       learning_rate: α of the refresh, for the bound.
 
@@ -128,7 +130,8 @@ def contraction(rows: Sequence[Record], bases: Sequence[Basis], learning_rate: f
       - "faster": rate of "within" − rate of "outside", paired by step, as a log factor a step. It is below 0 if S
         contracts faster. "faster_in_route" subtracts the rate of "route".
       - "bound": see `bound`.
-      "within" and the two differences have the random subspaces of `lengths` as their null.
+      "within" and the two differences have the random subspaces of `lengths` as their null. A figure has a reason in
+      place of an estimate with fewer than two rows, or if one of its norms is 0; with two rows it has no interval.
     """
     steps = [row["step"] for row in rows]
     found = []

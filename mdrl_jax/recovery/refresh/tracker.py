@@ -92,7 +92,10 @@ class Tracker:
       bases: conflict subspaces of domain i; empty if there was no analysis.
 
     Raises:
-      UserError: if the file holds a refresh with other settings, or if θ*_i is scored and too many rewards fail.
+      UserError: if the file holds a refresh with other settings or is not valid JSON, or if θ*_i is scored and too many
+        rewards fail. θ*_i is scored on the validation prompts if the file does not exist.
+      Stopped: after a SIGTERM, while θ*_i is scored.
+      The errors of `peak_params`.
     """
 
     def __init__(
@@ -134,6 +137,8 @@ class Tracker:
 
         Raises:
           UserError: if too many rewards of the validation prompts fail.
+          Stopped: after a SIGTERM, while the step is scored; it is not recorded then.
+          The errors of `peak_params`.
         """
         settings = self.record["settings"]
         if step % settings["every"] and step != settings["steps"]:
@@ -175,11 +180,12 @@ def scores(
       "step" and "rewards" as given; "scores" of each domain; "average", their mean over domains; "drops", S_start − S_t
       of each other domain, positive if it lost; "to_peak", S_t − S_peak of the refreshed domain; and "fraction", the
       share of its loss that it has won back, with Fieller's interval. Scores and differences are in points. The last
-      two are missing if `peak` is None, and the fraction also if the interval of the loss includes 0.
+      two are missing if `peak` is None, and the fraction also unless the interval of the loss lies above 0.
+      Intervals are over prompts; with a single prompt there are none.
 
     Raises:
-      KeyError: if `start` lacks a domain.
-      ValueError: if the numbers of prompts of a domain differ.
+      KeyError: if `start` lacks a domain, or `rewards` the refreshed one.
+      ValueError: if the numbers of prompts of a domain differ, or if a domain has no prompts.
     """
     score = {name: estimate.clustered(x).in_points() for name, x in rewards.items()}
     differences = {d: estimate.paired_difference(start[d], rewards[d]).in_points() for d in rewards}

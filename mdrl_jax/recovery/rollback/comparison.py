@@ -96,10 +96,10 @@ def outward(control: Control, loss_at: Callable[[float], float], target: float) 
     Args:
       control: the curve.
       loss_at: setting -> B's loss; only called with a setting that was yielded before.
-      target: a loss of B, in the unit of `loss_at`.
+      target: a loss of B, in the unit of `loss_at`. A setting at which B loses exactly this counts as below it.
 
     Yields:
-      The settings, all different.
+      The settings, all different, at least one.
     """
 
     clipped = control.clipped
@@ -252,6 +252,7 @@ def followed(
 
     Raises:
       UserError: if too many rewards of the test prompts fail.
+      Stopped: after a SIGTERM, from `trial.held_out` or from `say`.
     """
     found: dict[float, Outcome] = {}
 

@@ -71,6 +71,8 @@ def scores(probe: Probe | None, rule: str, ends: Ends, sample: Callable[[str], S
       ValueError: if the rule's gradient is not measurable (`mean_gradient`), or if the rule needs δ_A and it is not
         known.
       KeyError: if no rule has this name.
+      AssertionError: if the rule needs completions and there is no probe.
+      The errors of `sample`.
     """
     displacement = difference(ends.now, ends.peak)
     evidence = Evidence(ends.edit, own_edit=ends.own_edit, displacement=displacement)
@@ -123,7 +125,7 @@ def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> 
     Args:
       probe: computes the gradient of each micro-batch.
       params: the point at which the gradient is taken.
-      sample: completions sampled there.
+      sample: completions sampled there, of at least one prompt.
       objective: "reward" or "success_nll".
 
     Returns:
@@ -176,6 +178,7 @@ def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params:
     Raises:
       UserError: if `analysis/settings.json` or `recovery/samples/settings.json` is read and is not valid JSON, or if
         completions must be sampled and that fails (`samples.draw`).
+      The errors of `samples.load`, if the file of the completions is damaged, and of `params`.
     """
     settings = _settings(runtime)
     name = f"{point}-{domain}.npz"
@@ -206,7 +209,7 @@ def shared_route(probe: Probe, peak: Any, own: Sample, donor: Sample) -> tuple[A
 
     Returns:
       (mask, record): a tree of booleans like the parameters, true on the weights of the route's MLP neurons; and
-      {"neurons", "of"}, the number of neurons in the route and in the model.
+      {"neurons", "of"}, the number of neurons in the route, which may be 0, and in the model.
     """
     route_LF = checkpoint_figures.shared_route(probe.activity(peak, own), probe.activity(peak, donor))
     return route_mask(peak, route_LF), {"neurons": int(route_LF.sum()), "of": int(route_LF.size)}

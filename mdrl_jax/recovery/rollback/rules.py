@@ -96,7 +96,7 @@ def harm_of_adding(edit: Any, peak_gradient: Any, fisher: Any = None, kappa: Any
       kappa: κ, a scalar.
 
     Returns:
-      The score of every coordinate, a tree like the edit.
+      The score of every coordinate, in the unit of A's loss, a tree like the edit.
     """
     return _expansion(edit, peak_gradient, fisher, 0.5 * kappa)
 
@@ -111,7 +111,7 @@ def gain_of_removing(edit: Any, gradient: Any, fisher: Any = None, kappa: Any = 
       kappa: κ, a scalar.
 
     Returns:
-      The score of every coordinate, a tree like the edit.
+      The score of every coordinate, in the unit of A's loss, a tree like the edit.
     """
     return _expansion(edit, gradient, fisher, -0.5 * kappa)
 

@@ -32,7 +32,8 @@ def largest(scores: Any, count: int, within: Any = None) -> Any:
       within: a mask that the set must lie in; None for no restriction.
 
     Returns:
-      A mask of exactly min(count, number of positive scores in `within`) coordinates.
+      A mask of exactly min(count, number of positive scores in `within`) coordinates. Which of several equal scores
+      are in it depends on their positions alone (module docstring).
 
     Raises:
       ValueError: if `count` is negative.
@@ -82,7 +83,7 @@ def random_set(seed: int, count: int, within: Any) -> Any:
 
 
 def size(mask: Any) -> int:
-    """Number of coordinates in a mask, those that are true in all its leaves together."""
+    """Number of coordinates in a mask, those that are true in all its leaves together. All processes must call it."""
     return sum(int(x.sum(dtype=np.int64)) for x in distributed.gather(_sizes_program(mask)).values())
 
 

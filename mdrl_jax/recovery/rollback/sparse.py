@@ -40,7 +40,7 @@ def expand(stored: Mapping[str, NDArray[Any]], like: Any) -> Any:
     """The edit that `compress` stored.
 
     Args:
-      stored: the arrays of `compress`, by name.
+      stored: the arrays of `compress`, by name. Arrays of other leaves are ignored.
       like: a tree of arrays, or of abstract arrays, with the shapes, dtypes and shardings that the edit must have.
 
     Returns:

@@ -112,12 +112,21 @@ class Trial:
 
         Returns:
           Gain and loss of each prompt, in rewards.
+
+        Raises:
+          UserError: if too many rewards fail in `score`.
+          Stopped: after a SIGTERM, from `score`.
+          KeyError: if `before` lacks A or B.
         """
         after = score(self.moved(mask, strength), (self.domain, self.donor))
         return outcome(before, after, self.domain, self.donor)
 
     def chosen_mask(self, setting: Setting) -> Any:
-        """The coordinates of a setting, as a tree of booleans like the parameters."""
+        """The coordinates of a setting, as a tree of booleans like the parameters.
+
+        Raises:
+          KeyError: if the trial has no scores of the setting's rule, or not its place.
+        """
         return largest(self.scores[setting.rule], setting.size, self.places[setting.place])
 
 
@@ -133,7 +142,8 @@ def sweep(trial: Trial, before: Rewards) -> list[Setting]:
 
     Raises:
       UserError: if too many rewards fail in `trial.validation`.
-      Stopped: after a SIGTERM, if `trial.track` is that of a `Screen`.
+      Stopped: after a SIGTERM, from `trial.validation` or from `trial.track`; nothing is saved.
+      KeyError: if `before` lacks A or B.
     """
     found: list[Setting] = []
     curves, most = list(itertools.product(trial.scores, trial.places)), longest(trial.settings)

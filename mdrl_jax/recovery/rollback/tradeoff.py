@@ -72,6 +72,7 @@ def outcome(before: Rewards, after: Rewards, domain: str, donor: str) -> Outcome
 
     Raises:
       KeyError: if the rewards of A or of B are missing.
+      ValueError: if rewards before and after are on different numbers of prompts.
     """
     gain_PG, loss_PG = after[domain] - before[domain], before[donor] - after[donor]
     return Outcome(gain_PG.mean(axis=1, dtype=np.float64), loss_PG.mean(axis=1, dtype=np.float64))
@@ -93,10 +94,11 @@ def frontier(loss_RN: Floats, gain_RN: Floats, at_R: Floats) -> Floats:
     Args:
       loss_RN: B's mean loss by each setting, in each draw.
       gain_RN: A's mean gain by each setting, in each draw.
-      at_R: the loss at which the frontier of each draw is read; a loss below 0 counts as 0.
+      at_R: the loss at which the frontier of each draw is read; a loss below 0 counts as 0. All are in one unit.
 
     Returns:
-      The largest mean gain [R] of a mixture of the settings and of removing nothing whose mean loss is at most `at_R`.
+      The largest mean gain [R] of a mixture of the settings and of removing nothing whose mean loss is at most `at_R`,
+      at least 0; 0 without settings.
     """
     nothing = np.zeros((loss_RN.shape[0], 1))
     loss_RN, gain_RN = np.concatenate([nothing, loss_RN], axis=1), np.concatenate([nothing, gain_RN], axis=1)
@@ -146,6 +148,10 @@ def at_equal_loss(ours: Outcome, control: Sequence[Outcome]) -> tuple[Estimate, 
 
     Returns:
       (difference, frontier): the difference with its interval, and the control's frontier at that loss, both in points.
+      The n of the difference is the smaller number of prompts, of A or of B.
+
+    Raises:
+      ValueError: if an outcome of the control is on another number of prompts.
     """
     everything = [ours, *control]
 

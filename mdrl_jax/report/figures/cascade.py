@@ -38,6 +38,9 @@ def cascade(
 
     Returns:
       The chart, which holds its own data.
+
+    Raises:
+      KeyError: if a row lacks one of these columns.
     """
     labelled = [
         row | {"shown": "not measurable" if (x := row["estimate"]) is None else number(x, "+.3g")} for row in rows

@@ -15,7 +15,7 @@ NO_LAYER = "–"  # the layer that a map shows for a tensor outside the layer st
 
 
 def distinct(rows: Iterable[Row], column: str) -> list[Any]:
-    """The values of a column, each once, in the order of the rows."""
+    """The values of a column, each once, in the order of the rows. Raises KeyError if a row lacks the column."""
     return list(dict.fromkeys(row[column] for row in rows))
 
 
@@ -29,7 +29,7 @@ def panels(n: int, most: int, total: int, gap: int = 20) -> tuple[int, int]:
       gap: px between two columns.
 
     Returns:
-      (number of columns, px of each).
+      (number of columns, at least 1; px of each).
     """
     count = max(min(n, most), 1)
     return count, int((total - gap * (count - 1)) / count)
@@ -62,6 +62,9 @@ def tensor_axes(rows: Sequence[Row]) -> tuple[alt.X, alt.Y, int, int]:
     Returns:
       (x axis of layers, y axis of kinds, number of layers, number of kinds). `NO_LAYER` counts as a layer, the first
       one.
+
+    Raises:
+      ValueError: if a layer is neither a whole number nor `NO_LAYER`.
     """
     layers = sorted(distinct(rows, "layer"), key=lambda x: -1 if x == NO_LAYER else int(x))
     kinds = by_module(distinct(rows, "kind"))

@@ -140,7 +140,7 @@ def samples(records: Records, prompts: int = 3) -> list[Reading]:
 
     Args:
       records: the work folder, whose `samples/NN-STAGE.jsonl` are read. A file without lines does not count as a stage.
-      prompts: largest number of prompts of each domain.
+      prompts: largest number of prompts of each domain, 0 or more.
 
     Returns:
       The readings, domain by domain; none of a domain if no prompt of it has a completion of every stage.

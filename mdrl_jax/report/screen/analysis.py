@@ -93,7 +93,7 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
         has a line for each objective, with Spearman and R² and their intervals.
 
     Raises:
-      KeyError: if a record lacks a field.
+      KeyError: if a record lacks a field, a pair one of the two objectives, or as in `verdicts`.
     """
     lines = []
     for name, figures in found["damage"]["agreement"].items():

@@ -33,6 +33,7 @@ class Screen:
 
     Raises:
       KeyError: if `output` is no mode.
+      OSError: if the log file cannot be opened. Its folder is made if needed.
     """
 
     def __init__(self, log: Path | None, output: str = "screen"):
@@ -73,6 +74,9 @@ class Screen:
         Args:
           name: name of the event.
           **fields: its fields, which JSON can hold (the docstring of `outputs` lists them).
+
+        Raises:
+          TypeError: in mode json, if JSON cannot hold a field.
         """
         self._output.event(name, fields)
 
@@ -83,7 +87,8 @@ class Screen:
           label: name of the step.
           total: number of pieces in all.
           done: pieces that were done before.
-          items: (pieces done with this item, text beside the bar, value) of each item.
+          items: (pieces done with this item, text beside the bar, value) of each item. An item is asked for when the
+            value before it was used; the errors of `items` are raised.
         """
         with self._watched(Step(label, total)) as show:
             show(done, "compiling")

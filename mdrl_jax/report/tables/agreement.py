@@ -98,8 +98,9 @@ def agreement(points: Sequence[dict[str, Any]]) -> dict[str, Estimate | None]:
         the seed of the run. More keys do no harm.
 
     Returns:
-      {"Spearman", "R²"}: means over seeds; None for a figure that cannot be measured. If all points have one seed, they
-      are the figures of that seed, with intervals over its pairs.
+      {"Spearman", "R²"}: means over seeds; None for a figure that cannot be measured in one of the seeds, because all
+      measured (Spearman: or all predicted) damages are equal. If all points have one seed, they are the figures of that
+      seed, with intervals over its pairs; with fewer than three pairs the interval is the whole line.
     """
     x, y, seeds = ([p[k] for p in points] for k in ("predicted", "measured", "seed"))
     return {"Spearman": spearman(x, y, seeds), "R²": r_squared(x, y, seeds)}
@@ -145,11 +146,12 @@ def save_plot(path: str | Path, damage: Sequence[dict[str, Any]]) -> None:
     """Writes the figure of `picture` as PNG.
 
     Args:
-      path: the PNG file, which is replaced if it exists.
+      path: the PNG file, which is replaced if it exists. Its folders are made if needed.
       damage: what `load` returns, not empty.
 
     Raises:
       KeyError: as in `picture`.
+      OSError: if the file cannot be written.
     """
     write_bytes(path, picture(damage).png())
 

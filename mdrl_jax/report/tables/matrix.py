@@ -81,7 +81,7 @@ def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
 
     Args:
       workdir: the work folder.
-      stages: names of the stages to keep; None keeps all.
+      stages: as in `build`.
 
     Raises:
       UserError: if the folder has no evaluations, if one of them is not valid JSON, or as in `build`.
@@ -98,11 +98,15 @@ def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None
 
     Args:
       evaluations: the content of `evaluations/NN-stage.json` for each stage, in any order; rows are sorted by "index".
-      stages: names of the stages to keep; None keeps all.
+        "rewards", "accuracy" and "seed" may be absent.
+      stages: names of the stages to keep; None keeps all. A name without an evaluation is ignored.
+
+    Returns:
+      The matrix, with the seed of its first row. It has no rows and no domains if no evaluation is kept.
 
     Raises:
       UserError: if the number of prompts of a domain differs between stages, because all differences are paired; or if
-        prompts of one evaluation differ in their number of samples.
+        prompts of one evaluation differ in their number of samples, or a reward is no number.
       KeyError: if an evaluation lacks "index" or "stage".
       ValueError: if a domain of an evaluation has no prompts.
     """

@@ -102,6 +102,10 @@ def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
 def summarise(runs: Sequence[Matrix]) -> SeedTable:
     """The table over score matrices, one for each seed. It has every stage and domain that any seed has.
 
+    From `HIERARCHICAL_FROM` seeds on, intervals come from a bootstrap with a fixed seed; those of recovery fractions
+    are Fieller's with any number. A figure that only one seed has is without an interval; a fraction then has no
+    estimate.
+
     Raises:
       UserError: if two matrices have the same seed.
     """

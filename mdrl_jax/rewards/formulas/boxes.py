@@ -42,14 +42,20 @@ _SPANS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 def last_boxed(text: str) -> str | None:
     r"""Returns the content of the last `\boxed{...}` or `\fbox{...}` whose braces balance; None if there is none.
 
-    Of nested boxes it is the outermost. `\boxed 5` boxes the next character.
+    Of nested boxes it is the outermost. `\boxed 5` boxes the next character, unless that is white space, a brace, a
+    backslash or a dollar sign. The content is not stripped, and is "" for an empty box.
     """
     found = boxes(text)
     return text[slice(*found[-1][1])] if found else None
 
 
 def boxes(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """All outermost boxes of a text, as (start, end) of the whole box and (start, end) of its content."""
+    """All outermost boxes of a text whose braces balance, in order.
+
+    Returns:
+      For each box ((start, end) of the whole box, (start, end) of its content without the braces). The ends are
+      exclusive, as in slices. Empty boxes are among them.
+    """
     closed: list[tuple[tuple[int, int], tuple[int, int]]] = []
     open_braces: list[tuple[int, int] | None] = []  # (start, start of the content) of a box; None for another brace
     for match in _BOX.finditer(text):
@@ -71,13 +77,20 @@ def boxes(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def last_span(text: str) -> str | None:
-    """Returns the content of the formula (`$...$` or LaTeX brackets) that ends last; None if there is none."""
+    """Returns the content of the formula (`$...$`, `$$...$$` or LaTeX brackets) that ends last; None if there is none.
+
+    The content is not stripped. `span_at_end` says which formulas are looked at.
+    """
     best = span_at_end(text)
     return None if best is None else text[slice(*best)]
 
 
 def span_at_end(text: str) -> tuple[int, int] | None:
-    """Where the formula that ends last starts and ends, without its dollar signs or brackets; None if there is none."""
+    """Where the formula that ends last starts and ends, without its dollar signs or brackets; None if there is none.
+
+    Of each kind of sign (dollar signs, round and square LaTeX brackets) only the last formula is looked at, and only if
+    it is not blank. The end is exclusive.
+    """
     best: tuple[int, int] | None = None
     for left, right in _SPANS:
         end = text.rfind(right)
@@ -91,7 +104,10 @@ def span_at_end(text: str) -> tuple[int, int] | None:
 
 
 def without_denied_boxes(text: str) -> str:
-    """The text without boxes that it denies: "not \\boxed{5}", "\\boxed{5} is wrong"."""
+    """The text without boxes that it denies: "not \\boxed{5}", "\\boxed{5} is wrong". A space takes their place.
+
+    The words that deny a box stand beside it, within 120 characters.
+    """
     kept: list[str] = []
     done = 0
     for (start, end), _ in boxes(text):
@@ -108,7 +124,12 @@ def _denied(text: str, start: int, end: int) -> bool:
 
 
 def boxed_answer(text: str) -> str | None:
-    """The content of the last box, with the answers that are joined to it; None if there is no box."""
+    """The content of the last box, with the answers that are joined to it; None if there is no box.
+
+    Blank boxes do not count. Answers are joined to a box as `reply.py` says: by "or", "and" or a comma between boxes,
+    or by "or" beside one box. The result then has all of them in order, without dollar signs, with a LaTeX "or" or
+    "and" between them. A single content is returned as it stands.
+    """
     found = [box for box in boxes(text) if text[slice(*box[1])].strip(" ~\\,;")]
     if not found:
         return None

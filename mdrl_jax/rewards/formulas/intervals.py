@@ -13,7 +13,15 @@ _MINUS_INFINITY = Node("negative", (_INFINITY,))
 
 
 def intervals(node: Node) -> list[Interval] | None:
-    """The intervals of a set of numbers; None if the node is none. The pair (1,2) is also an interval."""
+    """The intervals of a set of numbers: of an inequality, a pair in brackets, the real numbers, or a union of these.
+
+    The pair (1,2) is also an interval. `x > 1, x < 3` is one interval. `x \\ne 3`, or the real numbers without `{3}`,
+    has two.
+
+    Returns:
+      (left bracket, left end, right end, right bracket) of each interval, in the order of the node; ends at infinity
+      are nodes too. None if the node is no such set.
+    """
     if node.kind == "relation":
         return _from_inequality(node)
     if node.kind == "group" and len(node.args) == 2:
@@ -46,7 +54,10 @@ def _between(a: Node, b: Node) -> list[Interval] | None:
 
 
 def variable(node: Node) -> str:
-    """The variable of an inequality, or of several with "or" between them; "" if there is none, or several."""
+    """The variable of a relation, or of a list of relations that all have the same; "" if there is none, or several.
+
+    Only a variable that is a whole side counts: `x < 1` has one, and `2x < 1` has none.
+    """
     if node.kind == "list":
         names = [variable(a) for a in node.args]
         return names[0] if len(set(names)) == 1 else ""

@@ -33,15 +33,16 @@ class Unread(Exception):
 
 
 def integer(n: int) -> Node:
-    """The number n as a node."""
+    """The number n as a node of the form integer."""
     return Node("number", (), "integer", Fraction(n))
 
 
 def literal(text: str) -> Node:
-    """The number of a token. "0.1r6" is 0.1666..., and "1.2e5" is scientific notation.
+    """The number of a token, without a sign. "0.1r6" is 0.1666..., and "1.2e5" is scientific notation.
 
     Raises:
-      Unread: if it has too many digits.
+      Unread: if it has over `MAX_DIGITS` characters, or its exponent is beyond ±`MAX_EXPONENT`.
+      ValueError: if the text is no number.
     """
     if len(text) > MAX_DIGITS:
         raise Unread
@@ -60,10 +61,10 @@ def literal(text: str) -> Node:
 
 
 def mixed(whole: Node, part: Node) -> Node:
-    """A whole number and a fraction below 1 as a mixed number.
+    """A whole number and a fraction below 1 as a mixed number; its value is their sum.
 
     Raises:
-      Unread: if the fraction is none below 1.
+      Unread: if `part` is no number of the form fraction between 0 and 1, both excluded.
     """
     if part.kind != "number" or part.name != "fraction" or not 0 < part.value < 1:
         raise Unread
@@ -71,7 +72,14 @@ def mixed(whole: Node, part: Node) -> Node:
 
 
 def negated(node: Node) -> Node:
-    """The node with a minus sign before it. A number stays a number; "--3" does not."""
+    """The node with a minus sign before it.
+
+    A number of at least 0 stays a number, and a unit stays around its value. Anything else, a negative number too
+    ("--3"), gets a node of the kind negative around it.
+
+    Raises:
+      Unread: if the node is of the kind plusminus.
+    """
     if node.kind == "number" and node.value >= 0:
         return Node("number", (), node.name, -node.value)
     if node.kind == "unit":
@@ -82,7 +90,11 @@ def negated(node: Node) -> Node:
 
 
 def times(a: Node, b: Node) -> Node:
-    """The product of two nodes, flat. A unit may be in no factor."""
+    """The product of two nodes, flat: a factor that is a product gives its own factors.
+
+    Raises:
+      Unread: if one of them is a list, relation, ratio or text.
+    """
     if any(n.kind in ("list", "relation", "ratio", "text") for n in (a, b)):
         raise Unread
     factors = (a.args if a.kind == "product" else (a,)) + (b.args if b.kind == "product" else (b,))
@@ -90,7 +102,13 @@ def times(a: Node, b: Node) -> Node:
 
 
 def quotient(a: Node, b: Node) -> Node:
-    """The quotient of two nodes. A fraction of two integers is a number."""
+    """The quotient of two nodes. A fraction of two integers, also `6/3`, is a number of the form fraction.
+
+    A division by the number 0 stays a quotient.
+
+    Raises:
+      Unread: if one of them is a list, relation, ratio or text.
+    """
     if any(n.kind in ("list", "relation", "ratio", "text") for n in (a, b)):
         raise Unread
     if a.kind == b.kind == "number" and a.name == b.name == "integer" and b.value != 0:
@@ -99,7 +117,7 @@ def quotient(a: Node, b: Node) -> Node:
 
 
 def children(node: Node) -> Iterable[Node]:
-    """All nodes of a tree, itself first."""
+    """All nodes of a tree, each before its parts; the tree's own node is the first."""
     yield node
     for arg in node.args:
         yield from children(arg)
@@ -111,7 +129,10 @@ def any_node(node: Node, test: Callable[[Node], bool]) -> bool:
 
 
 def is_closed(node: Node) -> bool:
-    """Whether a value has no variables: every symbol in it is a known constant."""
+    """Whether a node is a single value without variables: every symbol in it is `\\pi`, `e` or `i`.
+
+    Infinity, lists, relations, brackets, sets, unions, matrices, texts and calls such as `f(2)` are not closed.
+    """
     parts = list(children(node))
     if any(n.kind in ("text", "call", "list", "relation", "matrix", "set", "group", "union") for n in parts):
         return False
@@ -119,5 +140,8 @@ def is_closed(node: Node) -> bool:
 
 
 def is_fixed(node: Node) -> bool:
-    """Whether a value has no variables, texts or unknown functions."""
+    """Whether a node, which may hold several values, has no variables, texts or calls such as `f(2)`.
+
+    Its symbols are those of `CONSTANTS`, infinity and the empty set included.
+    """
     return not any_node(node, lambda n: n.kind in ("text", "call") or (n.kind == "symbol" and n.name not in CONSTANTS))

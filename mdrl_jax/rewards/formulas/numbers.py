@@ -16,24 +16,29 @@ class Numbers:
         self.absolute = 0  # open vertical bars
 
     def at(self, *texts: str, ahead: int = 0) -> bool:
+        """Whether the next token, or the one `ahead` places after it, is a command or sign with one of the texts."""
         if self.i + ahead >= len(self.found):
             return False
         token = self.found[self.i + ahead]
         return token.kind in ("op", "cmd") and token.text in texts
 
     def kind(self, ahead: int = 0) -> str:
+        """The kind of the next token, or of the one `ahead` places after it; "end" behind the last one."""
         return self.found[self.i + ahead].kind if self.i + ahead < len(self.found) else "end"
 
     def take(self, *texts: str) -> bool:
+        """Passes the next token if it is a command or sign with one of the texts. Returns whether it is."""
         found = self.at(*texts)
         self.i += found
         return found
 
     def need(self, text: str) -> None:
+        """Passes the next token, a command or sign with this text. Raises Unread if it is another, or there is none."""
         if not self.take(text):
             raise Unread
 
     def next(self) -> Token:
+        """Passes the next token, of any kind, and returns it. Raises Unread if there is none."""
         if self.i >= len(self.found):
             raise Unread
         self.i += 1

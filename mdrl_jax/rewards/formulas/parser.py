@@ -30,7 +30,14 @@ _MEANINGS: dict[str, Node] = {
 
 @functools.lru_cache(maxsize=256)
 def parse(text: str) -> Node:
-    """Reads an answer. What is no formula becomes a text; "" gives the text ""."""
+    """Reads an answer. What is no formula becomes a text; "" gives the text "".
+
+    An answer of over `MAX_CHARACTERS` is read as a text. Some phrases have a meaning: "no solution" is the empty set,
+    and "all real numbers" is `\\mathbb{R}`. The last 256 answers are remembered.
+
+    Raises:
+      RecursionError: if text commands (`\\text{...}`) are nested some hundreds deep.
+    """
     if len(text) <= MAX_CHARACTERS:
         try:
             found = tokens(clean(text))

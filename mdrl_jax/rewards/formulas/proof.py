@@ -42,7 +42,11 @@ def _sympy() -> Any:
 
 
 def same(a: Node, b: Node) -> bool:
-    """Whether two formulas are equal for all values of their variables. False if that cannot be proved."""
+    """Whether two formulas are equal for all values of their variables. False if that cannot be proved.
+
+    Nodes that are the same are equal, of whatever kind. Otherwise formulas of over 200 nodes and kinds that are no
+    formulas, such as lists, give False.
+    """
     if a == b:
         return True
     if _symbols(a) != _symbols(b) and not (_plain_sum(a) and _plain_sum(b)):
@@ -55,7 +59,10 @@ def same(a: Node, b: Node) -> bool:
 
 
 def same_equation(a: tuple[Node, Node], b: tuple[Node, Node]) -> bool:
-    """Whether two equations (left, right) are the same up to a constant factor, such as 2x = 4y and x - 2y = 0."""
+    """Whether two equations (left, right) are the same up to a constant factor, such as 2x = 4y and x - 2y = 0.
+
+    False if that cannot be proved, or if one of them holds for all values, such as x = x.
+    """
     try:
         x, y = (_convert(left) - _convert(right) for left, right in (a, b))
         sp = _sympy()
@@ -68,7 +75,7 @@ def same_equation(a: tuple[Node, Node], b: tuple[Node, Node]) -> bool:
 
 
 def less(a: Node, b: Node) -> bool:
-    """Whether a number is less than another. False if it has variables or sympy cannot tell."""
+    """Whether the number `a` is less than `b`. False if one of them has variables or sympy cannot tell."""
     try:
         return bool(_convert(a) < _convert(b))
     except _FAILURES:
@@ -76,7 +83,10 @@ def less(a: Node, b: Node) -> bool:
 
 
 def reduces(node: Node) -> bool:
-    """Whether a fraction in the formula has a common factor above and below that holds a variable."""
+    """Whether a fraction in the formula has a common factor above and below that holds a variable.
+
+    A fraction for which sympy cannot tell counts as having none.
+    """
     sp = _sympy()
     for n in children(node):
         if n.kind == "quotient" and any_node(n.args[1], lambda m: m.kind == "symbol") and not _large(n):

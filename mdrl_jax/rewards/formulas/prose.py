@@ -65,7 +65,14 @@ _GLUED_UNITS = frozenset("cm mm km kg mg ml mb gb kb ft am pm lb lbs oz st nd rd
 
 
 def last_number(text: str) -> str:
-    """The last number of a text with the calculation it stands in; "" if there is none, or it is one of several."""
+    """The last number of a text with the calculation or formula that it stands in.
+
+    Returns:
+      The text of it: a formula as it stands, else the number and its calculation without signs of currencies, and with
+      the word after it if that multiplies it ("3 million"). "" if there is no number, or if the words beside the last
+      one show that it is no answer by itself: it is one of several ("5 or 6"), is denied, is a bound ("at least 5"), is
+      part of a formula, or counts something in the text ("step 5").
+    """
     if formula := _last_formula(text):
         return formula
     end = _digits_end(text)

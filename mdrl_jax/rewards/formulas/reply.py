@@ -71,7 +71,10 @@ _LETTER_UNIT = re.compile(r"(?<=[0-9]) ([mgsLJWNV])(?=[.,]?$)")
 
 
 def after_thinking(completion: str) -> str:
-    """Returns the reply after its last `</think>`, without end marks; "" if it starts thinking and never ends."""
+    """Returns the reply after its last `</think>`; "" if a `<think>` follows, because it then never ends its thinking.
+
+    At its end, white space, end-of-text tokens such as `</s>`, check marks and emoji are removed.
+    """
     tail = completion.rpartition("</think>")[2].rstrip()
     if "<think>" in tail:
         return ""
@@ -84,11 +87,15 @@ def extract(completion: str, number: bool) -> list[str]:
 
     Args:
       completion: the reply.
-      number: whether the right answer is a number.
+      number: whether the right answer is a number (rule 4).
 
     Returns:
-      The answer, and further spellings of it with more of the words around it. Only the first is to be read as a
-      formula; the others serve to compare texts. [] if the reply has no answer.
+      The answer, and at most two further spellings of it with more of the words around it. Only the first is to be read
+      as a formula; the others serve to compare texts. [] if the reply has no answer; but [""] for a blank reply without
+      `number`, because rule 4 then takes the whole reply.
+
+    Raises:
+      RecursionError: if hundreds of lines like "below" follow a statement's "answer is".
     """
     text = without_denied_boxes(after_thinking(completion))
     if (boxed := boxed_answer(text)) is not None:

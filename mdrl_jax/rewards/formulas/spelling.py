@@ -39,7 +39,9 @@ _ORDINAL = re.compile(
 def clean(text: str) -> str:
     """Returns `text` with one spelling of each sign: no LaTeX spacing, no dollar signs around formulas.
 
-    A single dollar sign, or one with a backslash, is kept as `\\$`, the currency.
+    Unicode signs become LaTeX commands, "minus 5" becomes "-5", and lines below each other become a list. White space
+    becomes single spaces, with none at the ends. A single dollar sign, or one with a backslash, is kept as `\\$`, the
+    currency.
     """
     text = "".join(_GLYPHS.get(c, c) for c in text.translate(_FULL_WIDTH))
     text = re.sub(r"\.(?:\s?\.)+", r"\\ldots ", text)

@@ -11,17 +11,26 @@ _MAX_DEPTH = 40
 
 
 class Terms(Numbers):
-    """Reads tokens by recursive descent; each method reads one level of the grammar."""
+    """Reads tokens by recursive descent; each method reads one level of the grammar.
+
+    A method starts at the next token, passes what it reads, and returns it as a node. It raises Unread if the tokens
+    are no formula, or are nested too deep. What follows the part that it reads is left for the caller.
+    """
 
     def several(self, at_top: bool) -> Node:
-        """Values joined by commas, "and" or "or"."""
+        """Values joined by commas, "and" or "or". A subclass has to define it.
+
+        Args:
+          at_top: whether the values stand in no brackets, so that units may follow them.
+        """
         raise NotImplementedError
 
     def item(self, at_top: bool) -> Node:
-        """One value, or values joined by relations."""
+        """One value, or values joined by relations. A subclass has to define it; `at_top` is that of `several`."""
         raise NotImplementedError
 
     def sum(self) -> Node:
+        """Products with plus, minus or plus-minus before and between them; a single one is returned as it is."""
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise Unread
@@ -45,6 +54,7 @@ class Terms(Numbers):
         return self.product()
 
     def product(self) -> Node:
+        """Factors with or without signs of multiplication and division between them; also a currency or a ratio."""
         if self.kind() == "op" and self.at(*CURRENCIES):
             unit = CURRENCIES[self.next().text]
             minus = self.take("-")
@@ -82,6 +92,7 @@ class Terms(Numbers):
         return name not in stops and name not in RELATIONS and name not in OPERATORS
 
     def factor(self) -> Node:
+        """A base with what is attached to it: factorials, exponents, degrees, percent, "million", subscripts."""
         node = self.base()
         while True:
             if self.take("!"):
@@ -119,6 +130,7 @@ class Terms(Numbers):
                 return node
 
     def exponent(self) -> Node:
+        """What follows `^`: a base, which may have a sign."""
         if self.take("-"):
             return negated(self.base())
         if self.take("+"):
@@ -126,6 +138,7 @@ class Terms(Numbers):
         return self.base()
 
     def base(self) -> Node:
+        """A number, symbol, function, bracket, matrix or set, or a command with its arguments."""
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise Unread

@@ -37,10 +37,16 @@ class Token:
 
 
 def tokens(text: str) -> list[Token]:
-    """Splits a text (after `clean`) into tokens: num, word, sym (a letter), cmd (a command) and op (a sign).
+    """Splits a text (after `clean`) into tokens.
+
+    Their kinds are num, word, sym (a letter), cmd (a command, without its backslash), op (a sign), and begin and close
+    (the name of an environment such as pmatrix). The text of a num has no separators of thousands: "1.2e5", and "0.1r6"
+    for 0.1666...; `nodes.literal` reads it.
 
     Raises:
-      Unread: if braces do not balance.
+      Unread: if the braces after a command such as `\\text` do not balance, a backslash ends the text, or a dot begins
+        no number.
+      RecursionError: if text commands (`\\text{...}`) are nested some hundreds deep.
     """
     return _Tokenizer(text).run()
 
@@ -48,7 +54,12 @@ def tokens(text: str) -> list[Token]:
 def plain(text: str) -> str:
     """Returns the words and signs of a text in one spelling, for the comparison of texts.
 
-    Words are in lower case, letters of formulas keep their case, spaces and a trailing period do not count.
+    Words are in lower case and letters of formulas keep their case; single spaces stand between all of them. Spaces of
+    the text and periods, commas and semicolons at its end do not count. A text that has nothing else gives "". One that
+    `tokens` cannot split is returned as `clean` spells it.
+
+    Raises:
+      RecursionError: if text commands (`\\text{...}`) are nested some hundreds deep.
     """
     text = clean(text)
     try:
@@ -62,6 +73,7 @@ def plain(text: str) -> str:
 
 
 def drop_last_signs(found: list[Token]) -> None:
+    """Removes the periods, commas, semicolons and line breaks that end the list of tokens, in place."""
     while found and ((found[-1].kind == "op" and found[-1].text in ".,;") or found[-1].text == "cr"):
         found.pop()
 

@@ -20,8 +20,9 @@ def exact(node: Node) -> Fraction | None:
     """Returns the value of a formula of rational numbers.
 
     Returns:
-      The value; None if there is none, it is irrational or too large, or the formula has symbols or functions other
-      than roots, factorials, binomials, absolute values and rounding.
+      The value, for a percentage that over 100. None if there is none (a division by 0), it is irrational or too large
+      (operands of over 4096 bits, factorials of over 300), or the node has symbols, units, or functions other than
+      roots, factorials, binomials, absolute values and rounding, or is no formula, such as a list.
     """
     if node.kind == "number":
         return node.value
@@ -97,7 +98,8 @@ def _integer_root(n: int, degree: int) -> int:
 def work(node: Node) -> frozenset[str]:
     """Names the operations that a formula does not carry out, such as "sum of numbers" or "unsimplified root".
 
-    A number, a polynomial that is multiplied out, and a closed form such as `\\frac{1+\\sqrt{5}}{2}` leave nothing.
+    A number, a polynomial that is multiplied out, and a closed form such as `\\frac{1+\\sqrt{5}}{2}` leave nothing: the
+    set is empty. The parts of lists, sets and brackets count too. Functions are named by themselves, such as "sin".
     """
     found: set[str] = set()
     _collect(node, found, within_fraction=False)
@@ -301,8 +303,8 @@ def factors(node: Node) -> tuple[int, bool]:
     """How far a product is factored.
 
     Returns:
-      The number of factors with variables, each as often as its exponent says, and whether a number other than 1
-      stands before them.
+      (count, scaled). `count` is the number of factors with variables, each as often as its exponent says; factors
+      below the line of a fraction do not count. `scaled` says whether a factor is a number other than 1 and −1.
     """
     count, scaled = 0, False
     for n in _pieces(node)[0]:

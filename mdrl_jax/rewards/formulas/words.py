@@ -163,8 +163,12 @@ RELATIONS = {
 def is_word(run: str) -> bool:
     """Whether a run of letters is a word, and not a product of variables.
 
-    A word has three letters or more, one of them a vowel, or is a common short word. Letters in alphabetical order,
-    such as "abc", are variables.
+    A word has three letters or more, one before the last of them a vowel (y is one), or is a common short word. Letters
+    in alphabetical order, such as "abc", are variables. Beyond ASCII, no vowel is needed, and a run that begins with a
+    Japanese or Chinese character is always a word.
+
+    Args:
+      run: one letter or more.
     """
     small = run.lower()
     if small in _WORDS or "\u3040" <= run[0]:

@@ -195,11 +195,13 @@ class Guest(wire.Peer):
 
 
 def serve(link: int, seed: int) -> NoReturn:
-    """Answers the requests of the tests until they close the link.
+    """Answers the requests of the tests until they close the link, then ends this process with the exit status 0.
+
+    Warnings are switched off.
 
     Args:
-      link: a socket to the tester.
-      seed: seed of the program's random numbers.
+      link: the file descriptor of a socket to the tester.
+      seed: seed of the program's random numbers (the module `random`).
     """
     _quiet(seed)
     try:
@@ -211,8 +213,13 @@ def serve(link: int, seed: int) -> NoReturn:
 def run_once(program: str, seed: int) -> NoReturn:
     """Runs a program as a script, from standard input to standard output, and ends the process.
 
-    The exit status is 0 if the program ends normally or by SystemExit, 1 if it raises another exception, 77 if it runs
-    out of memory.
+    The exit status is 0 if the program ends normally or by SystemExit, whatever its status; 1 if it is not valid
+    Python, raises another exception, or its output cannot be written; 77 if it runs out of memory. Input and output are
+    UTF-8. Warnings are switched off.
+
+    Args:
+      program: Python source.
+      seed: seed of the program's random numbers (the module `random`).
     """
     _quiet(seed)
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8", errors="replace")

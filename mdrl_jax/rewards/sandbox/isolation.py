@@ -79,7 +79,11 @@ class Sandbox:
       isolation, packages: those of the arguments.
       process: the first process of the sandbox.
       control: the socket to it (`server.py`).
-      missing: what the server cannot isolate: some of "files", "calls", "threads".
+      folder: the scratch folder outside bwrap; "" with bwrap.
+      missing: what the server cannot isolate: some of "files", "calls", "threads". None until `wait` has returned.
+
+    Raises:
+      OSError: if the process cannot be started.
     """
 
     def __init__(self, isolation: Isolation, holds: str = "guest", packages: Sequence[str] = PACKAGES) -> None:
@@ -104,10 +108,12 @@ class Sandbox:
             pass
 
     def wait(self) -> list[str]:
-        """Waits until the sandbox is ready. Returns what it cannot isolate.
+        """Waits until the sandbox is ready, at most 20 s. Returns what it cannot isolate (`missing`).
+
+        Later calls return the same at once.
 
         Raises:
-          RuntimeError: if it does not start; the message has the reason.
+          RuntimeError: if it does not start in this time; the message has the reason. `end` has still to be called.
         """
         if self.missing is None:
             self.control.settimeout(_START_SECONDS)
@@ -132,7 +138,10 @@ class Sandbox:
         return self.process.poll() is None
 
     def end(self) -> None:
-        """Kills the sandbox. With bwrap, every process in its process namespace ends with it."""
+        """Kills the sandbox, waits for its first process, and removes its scratch folder (`remove_later`).
+
+        With bwrap, every process in its process namespace ends with it.
+        """
         try:
             os.killpg(self.process.pid, 9)
         except (ProcessLookupError, PermissionError):
@@ -157,7 +166,10 @@ def _group_exists(group: int) -> bool:
 
 
 def remove_later(folder: str) -> None:
-    """Removes a scratch folder; what takes longer than a moment is removed in a process of its own."""
+    """Removes a scratch folder and what it holds; what takes longer than 0.2 s is removed in a process of its own.
+
+    That process goes on after the function has returned, for at most ten minutes. An absent folder is no error.
+    """
     try:
         if server.remove_contents(folder, _REMOVE_SECONDS):
             os.rmdir(folder)
@@ -188,7 +200,17 @@ def _site_folders() -> list[str]:
 
 @functools.cache
 def package_paths(packages: tuple[str, ...]) -> tuple[str, ...]:
-    """The files and folders of installed distributions and of all that they require; absent ones have none."""
+    """The files and folders of installed distributions and of all that they require.
+
+    They are found once in a process for the same packages.
+
+    Args:
+      packages: the names of the distributions. Those that are not installed have no paths. What a distribution requires
+        only for an extra is left out.
+
+    Returns:
+      The paths of their top-level modules, packages and metadata, sorted, without links; only those that exist.
+    """
     waiting, seen, found = list(packages), set[str](), set[str]()
     while waiting:
         name = waiting.pop()
@@ -330,7 +352,7 @@ def probe() -> Isolation:
       The best that works: "bwrap", or "bare", whose `missing` has "files" where the kernel cannot isolate them.
 
     Raises:
-      UserError: if no sandbox works here.
+      UserError: if no sandbox works here. A later call then tries again.
     """
     reason = "bwrap is not installed"
     if shutil.which("bwrap"):
@@ -358,11 +380,11 @@ def _try(isolation: Isolation) -> tuple[list[str] | None, str]:
 
 
 def choose(sandbox: str) -> Isolation:
-    """Returns the isolation to use for a value of `rewards.sandbox`.
+    """Returns the isolation to use for a value of `rewards.sandbox`: the best that works here, if it is good enough.
 
     Args:
-      sandbox: "best", which takes what works here and isolates files; "bwrap"; or "none", which runs programs even
-        where files are not isolated.
+      sandbox: "best", which demands that files are isolated; "bwrap", which demands bubblewrap; or "none", which runs
+        programs even where files are not isolated. Any other text means "none", so check it before (`CHOICES`).
 
     Raises:
       UserError: if `sandbox` is "bwrap" and bubblewrap does not work here; if it is "best" and files cannot be isolated
@@ -383,7 +405,10 @@ def choose(sandbox: str) -> Isolation:
 
 
 def warn(found: Isolation) -> None:
-    """Logs a warning about what the isolation that `choose` found lacks; nothing if it lacks nothing."""
+    """Logs a warning about what the isolation that `choose` found lacks; nothing if it lacks nothing.
+
+    Each call logs it again.
+    """
     if found.missing:
         reason = f"{found.reason}; " if found.reason else ""
         logging.getLogger(__name__).warning(

@@ -117,7 +117,11 @@ def _only(argument: int, values: Sequence[int], otherwise: int) -> list[Instruct
 
 
 def seccomp_filter() -> bytes:
-    """Returns the filter as a BPF program: instructions of 8 bytes (struct sock_filter), as prctl(2) takes them."""
+    """Returns the filter as a BPF program: instructions of 8 bytes (struct sock_filter), as prctl(2) takes them.
+
+    Raises:
+      KeyError: if this machine is neither x86-64 nor arm64 (`supported`).
+    """
     code, column = _ARCHITECTURES[platform.machine()]
     bodies: dict[str, list[Instruction]] = {
         "clone": [
@@ -165,7 +169,7 @@ def seccomp_filter() -> bytes:
 
 
 def die_with_parent() -> None:
-    """Asks the kernel to kill this process when its parent dies."""
+    """Asks the kernel to kill this process when its parent dies. Does nothing on systems other than Linux."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
@@ -173,11 +177,13 @@ def die_with_parent() -> None:
 def drop_user(uid: int) -> None:
     """Turns the superuser into the user `uid`, so that the kernel counts its threads (RLIMIT_NPROC).
 
-    The right to read files is kept, because the interpreter may be the superuser's own; mounts or Landlock decide which
-    files those are.
+    `uid` becomes the group too, and there are no further groups. The right to read files is kept, because the
+    interpreter may be the superuser's own; mounts or Landlock decide which files those are. All other rights of the
+    superuser are lost. This cannot be undone.
 
     Raises:
-      OSError: if the kernel refuses.
+      OSError: if the kernel refuses, as it does where the process is not the superuser's.
+      KeyError: if this machine is neither x86-64 nor arm64.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
@@ -196,7 +202,14 @@ def _capabilities(libc: ctypes.CDLL, keep: int) -> None:
 
 
 def confine_calls() -> bool:
-    """Loads the filter of system calls into this process. Returns whether the kernel took it."""
+    """Loads the filter of system calls into this process. Returns whether the kernel took it.
+
+    The filter holds for the calling thread and for what it starts later, and cannot be undone. The superuser also loses
+    all capabilities. Where `supported` is false, nothing happens, and the result is False.
+
+    Raises:
+      OSError: if the superuser's capabilities cannot be dropped.
+    """
     if not supported():
         return False
     libc = ctypes.CDLL(None, use_errno=True)
@@ -210,15 +223,21 @@ def confine_calls() -> bool:
 
 
 def confine_files(readable: Sequence[str], listed: Sequence[str], writable: str) -> bool:
-    """Limits this process, and those that it starts later, to some files (Landlock).
+    """Limits this process, and those that it starts later, to some files (Landlock). This cannot be undone.
+
+    It holds for the calling thread and for what that starts later. The null device may be read and written too.
 
     Args:
-      readable: folders and files that may be read; absent ones are ignored.
-      listed: folders below which folders may be listed and no files read.
-      writable: the scratch folder.
+      readable: folders and files that may be read, folders with all below them; absent ones are ignored.
+      listed: folders below which folders may be listed and no files read; absent ones are ignored.
+      writable: the scratch folder, in which all is allowed but to execute files.
 
     Returns:
-      Whether the kernel took the limits.
+      Whether the kernel took the limits. It does not where `supported` returns False, or where the kernel has no
+      Landlock of version 3 (Linux 6.2) or newer; no file is limited then.
+
+    Raises:
+      OSError: if a path exists and cannot be opened.
     """
     if not supported():
         return False

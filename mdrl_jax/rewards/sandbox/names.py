@@ -90,8 +90,12 @@ class _Reads(ast.NodeVisitor):
 def free_names(trees: Sequence[ast.Module]) -> list[set[str]]:
     """For each test, the global names that it reads and that the tests have not bound when it does.
 
-    A function reads its globals when it is called, so a name that any test binds at its top level is no free name of a
-    function.
+    The tests run in this order in one namespace, so what an earlier one binds is bound in a later one. A function reads
+    its globals when it is called, so a name that any test binds at its top level is no free name of a function. Names
+    of builtins are free names too.
+
+    Returns:
+      A set of names for each test, in the order of the tests.
     """
     found: list[tuple[set[str], set[str]]] = []
     bound: set[str] = set()
@@ -121,7 +125,7 @@ def _read_inside(table: symtable.SymbolTable) -> set[str]:
 
 
 def uses_as_module(name: str, trees: Sequence[ast.Module]) -> bool:
-    """Whether every use of the name is `name.attribute`, as with a module."""
+    """Whether every use of the name is `name.attribute`, as with a module. True if the tests do not use it."""
     nodes = [n for t in trees for n in ast.walk(t)]
     dotted = sum(isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name for n in nodes)
     return dotted == sum(isinstance(n, ast.Name) and n.id == name for n in nodes)
@@ -130,7 +134,17 @@ def uses_as_module(name: str, trees: Sequence[ast.Module]) -> bool:
 def standard_functions(names: set[str], trees: Sequence[ast.Module]) -> dict[str, Any]:
     """The functions of the standard library that tests apply to the program's results and have not imported.
 
-    Such a test is `assert isclose(f(3), 6)`: `isclose` judges, so it must not be the program's.
+    Such a test is `assert isclose(f(3), 6)`: `isclose` judges, so it must not be the program's. Only the modules in
+    `_STANDARD` are searched, in this order.
+
+    Args:
+      names: the names that may be the program's: those that the tests read and do not bind, without modules, builtins
+        and the function under test.
+      trees: the tests.
+
+    Returns:
+      By name, what the module has under it. Only a name that is called with another one of `names` in its arguments is
+      here. {} if no other name of `names` would be left for the program.
     """
     calls = [n for t in trees for n in ast.walk(t) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     found: dict[str, Any] = {}
@@ -144,7 +158,15 @@ def standard_functions(names: set[str], trees: Sequence[ast.Module]) -> dict[str
 
 
 def shared_classes(program: str, trees: list[ast.Module]) -> list[ast.ClassDef]:
-    """The classes of the tests that the program names and does not define, such as LeetCode's ListNode."""
+    """The classes of the tests that the program names and does not define, such as LeetCode's ListNode.
+
+    Args:
+      program: Python source.
+      trees: the tests.
+
+    Returns:
+      The definitions at the top level of the tests, in order. [] if the program is not valid Python.
+    """
     try:
         table = _table(program)
         read = {s.get_name() for s in table.get_symbols() if s.is_referenced()} | _read_inside(table)

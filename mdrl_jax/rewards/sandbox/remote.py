@@ -19,7 +19,7 @@ _QUERIES = {"count", "index", "find", "rfind", "startswith", "endswith", "issubs
 
 
 def is_special(name: str) -> bool:
-    """Whether Python itself asks for a name, such as `__eq__`."""
+    """Whether Python itself asks for a name, such as `__eq__`: it begins and ends with two underscores."""
     return name.startswith("__") and name.endswith("__")
 
 
@@ -45,7 +45,11 @@ class RefusingPeer(Peer):
         self.unsupported = ""
 
     def refuse(self, why: str) -> NoReturn:
-        """Records that the tests cannot be decided, and raises Unsupported."""
+        """Records that the tests cannot be decided, and always raises Unsupported.
+
+        Args:
+          why: the reason. `unsupported` keeps that of the first call.
+        """
         self.unsupported = self.unsupported or why
         raise Unsupported(why)
 
@@ -222,7 +226,16 @@ def _may_be_swallowed(kind: Any) -> bool:
 
 
 def named(value: Any, name: str) -> Any:
-    """Marks a class of the program that the tests name in CapWords: they test it as a class."""
+    """Marks a class of the program that the tests name in CapWords: they test it as a class.
+
+    Args:
+      value: what the name means. Only a stand-in for a class is marked, in place.
+      name: the name that the tests use. It marks a class if it begins with a capital letter, underscores before that
+        aside.
+
+    Returns:
+      The value itself, marked or not.
+    """
     if isinstance(value, Remote) and value._mdrl_kind == "class" and name.lstrip("_")[:1].isupper():
         value._mdrl_set(tested=True)
     return value
@@ -257,14 +270,20 @@ class RemoteCoroutine(Remote):
         yield
 
     def send(self, value: Any = None) -> NoReturn:
+        """Lets the program run the coroutine to its end. Raises StopIteration with its result; `value` is not used.
+
+        What the coroutine raises is raised instead, as `Peer.ask` does.
+        """
         raise StopIteration(self._mdrl_ask("await"))
 
     __next__ = send  # asyncio calls one or the other
 
     def throw(self, *exc: Any) -> NoReturn:
+        """Raises the first argument here; the program's coroutine does not get it."""
         raise exc[0]
 
     def close(self) -> None:
+        """Closes the coroutine in the program's sandbox. Raises what `Peer.ask` raises."""
         self._mdrl_peer.ask("close", self)
 
     def __aiter__(self) -> "RemoteCoroutine":

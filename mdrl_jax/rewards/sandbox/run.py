@@ -103,13 +103,19 @@ _sandboxes: dict[str, Sandbox] = {}  # by what they hold, "guest" for programs a
 
 
 def configure(settings: Settings) -> None:
-    """Sets how the later runs of this process are isolated and limited. A reward worker calls it once."""
+    """Sets how the later runs of this process are isolated and limited, unless they bring settings of their own.
+
+    A reward worker calls it once.
+    """
     global _settings
     _settings = settings
 
 
 def run(program: str, tests: Sequence[str], entry_point: str = "", settings: Settings | None = None) -> Outcome:
     """Runs a program as `__main__` in a new process of one sandbox, and the tests against it in one of another sandbox.
+
+    Both sandboxes are started if they do not run yet, and stay for later calls; `close` ends them. They belong to this
+    process, and only one run may use them at a time, so call it from one thread.
 
     Args:
       program: Python source.
@@ -119,13 +125,14 @@ def run(program: str, tests: Sequence[str], entry_point: str = "", settings: Set
 
     Returns:
       "ok" if the program and every test ran without an exception; "failed" if one of them raised, was not valid Python
-      or exited early; "timeout" if the CPU time was used up; "memory" if there was not enough memory; "deadline" if the
-      wall-clock deadline came first; "idle" if neither program nor tests used CPU time for too long; "crashed" if a
-      signal ended the program or the tests.
+      or exited early; "timeout" if the CPU time was used up, or SIGKILL ended the program, the tests or a sandbox for
+      another reason; "memory" if there was not enough memory; "deadline" if the wall-clock deadline came first; "idle"
+      if neither program nor tests used CPU time for too long; "crashed" if another signal ended the program or the
+      tests.
 
     Raises:
       UnsupportedTest: if the tests ask for what plain data cannot decide.
-      RuntimeError: if a sandbox could not be set up.
+      RuntimeError: if a sandbox does not start, has ended or could not be set up.
       UserError: if the demanded isolation does not work here (`isolation.choose`).
     """
     chosen = settings or _settings
@@ -150,16 +157,20 @@ def run(program: str, tests: Sequence[str], entry_point: str = "", settings: Set
 def run_script(program: str, inputs: Sequence[str], settings: Settings | None = None) -> Iterator[tuple[Outcome, str]]:
     """Runs a program as a script on several standard inputs, each in a new process with the whole CPU time.
 
+    It runs the program on an input only when the caller asks for that result. The sandbox stays, as that of `run` does.
+
     Args:
       program: Python source.
-      inputs: the texts that the program reads from its standard input.
+      inputs: the texts that the program reads from its standard input, as UTF-8.
       settings: isolation and limits; None takes those of `configure`.
 
     Yields:
-      For each input (outcome, the standard output); outcomes are as those of `run`. Output beyond 16 MiB is "failed".
+      For each input, in order, (outcome, the standard output). Outcomes are as those of `run`; to end by SystemExit is
+      "ok", whatever its status. A program that fails keeps its output up to then; bytes that are no UTF-8 are replaced.
+      With "deadline" and "idle" the output is "". More than 16 MiB of output are "failed" and "".
 
     Raises:
-      RuntimeError: if the sandbox could not be set up.
+      RuntimeError: if the sandbox does not start, has ended or could not be set up.
       UserError: if the demanded isolation does not work here (`isolation.choose`).
     """
     chosen = settings or _settings
@@ -185,14 +196,17 @@ def _run_case(sandbox: Sandbox, program: str, text: str, limits: Limits) -> tupl
 
 
 def prepare() -> None:
-    """Starts anew the sandboxes that the last request has ended. `close` ends them all."""
+    """Starts anew the sandboxes that the last request has ended, so that the next one need not wait for their start.
+
+    It does not wait until they are ready. Sandboxes that never ran are not started.
+    """
     for holds, sandbox in list(_sandboxes.items()):
         if not sandbox.alive():
             _replace(holds, sandbox.isolation, sandbox.packages)
 
 
 def close() -> None:
-    """Ends the sandboxes that wait for the next request."""
+    """Ends the sandboxes that wait for the next request. A later run starts new ones."""
     while _sandboxes:
         _sandboxes.popitem()[1].end()
 

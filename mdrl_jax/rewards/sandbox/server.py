@@ -34,10 +34,12 @@ def receive(control: socket.socket) -> tuple[Any, list[int]]:
     """Reads one message: a length in 8 bytes, then as much JSON; file descriptors come with its first byte.
 
     Returns:
-      (the message, the file descriptors).
+      (the message, the file descriptors). There are at most 4, and the caller has to close them.
 
     Raises:
-      EOFError: if the other end has closed the socket.
+      EOFError: if the other end has closed the socket, or the message has over 64 MiB.
+      ValueError: if the message is not JSON.
+      OSError: if the socket fails or its time limit passes.
     """
     data, fds, _, _ = socket.recv_fds(control, 8, 4)
     while data and len(data) < 8:
@@ -55,7 +57,17 @@ def receive(control: socket.socket) -> tuple[Any, list[int]]:
 
 
 def send(control: socket.socket, message: Any, fds: list[int] | None = None) -> None:
-    """Writes one message, as `receive` reads it."""
+    """Writes one message, as `receive` reads it.
+
+    Args:
+      control: the socket.
+      message: what JSON can hold.
+      fds: file descriptors to pass on, at most 4; they stay open here. None passes none.
+
+    Raises:
+      OSError: if the other end has closed the socket.
+      TypeError, ValueError: if the message is not JSON-serialisable.
+    """
     data = json.dumps(message).encode()
     header = len(data).to_bytes(8, "big")
     sent = socket.send_fds(control, [header], fds) if fds else control.send(header)
@@ -67,8 +79,12 @@ def remove_contents(folder: str, seconds: float) -> bool:
 
     Folders below are first moved up into `folder` under random names, so that no path grows long and nothing recurses.
 
+    Args:
+      folder: the folder. It stays itself.
+      seconds: the limit, in wall-clock time. What is left then stays.
+
     Returns:
-      Whether the folder is empty.
+      Whether the folder is empty; False if it does not exist or is a link.
     """
     end = time.monotonic() + seconds
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -256,7 +272,11 @@ def _reap(pid: int) -> int:
 
 
 def main() -> NoReturn:
-    """Serves the worker until it closes the socket."""
+    """Serves the worker until it closes the socket, then ends this process.
+
+    The socket is the standard input. The process also ends if a scratch folder cannot be cleaned, or after an error,
+    whose text it sends as {"error": text}. The exit status is always 0.
+    """
     control = socket.socket(fileno=os.dup(0))
     try:
         settings, _ = receive(control)

@@ -162,7 +162,10 @@ class Tester(RefusingPeer):
         return self.share(kind, all_methods=True)
 
     def share(self, kind: Any, all_methods: bool) -> int:
-        """Gives the program a class of the tests. The methods keep running here.
+        """Gives the program a class of the tests, and the classes of the tests that it inherits from.
+
+        The methods keep running here. An enumeration goes as its members, without methods. A class that the program has
+        already with these methods is not sent again.
 
         Args:
           kind: the class.
@@ -171,6 +174,9 @@ class Tester(RefusingPeer):
 
         Returns:
           The number of the class at both ends.
+
+        Raises:
+          Exception, Unsupported, Gone: as `wire.Peer.ask`.
         """
         members = {n: v for b in reversed(kind.__mro__) if b.__module__ == "__main__" for n, v in b.__dict__.items()}
         given = [n for n in members if n not in _KEPT and (all_methods or is_special(n) and n != "__call__")]
@@ -339,6 +345,8 @@ def _names_of(peer: Tester, trees: Sequence[ast.Module], entry_point: str) -> _N
 def judge(peer: Tester, program: str, tests: Sequence[str], entry_point: str) -> str:
     """Loads the program in the guest, then runs the tests in one namespace in this process.
 
+    It raises nothing: every exception becomes a verdict.
+
     Args:
       peer: the connection to the guest.
       program: Python source.
@@ -348,7 +356,8 @@ def judge(peer: Tester, program: str, tests: Sequence[str], entry_point: str) ->
     Returns:
       "ok" if the program and every test ran without an exception; "memory" if one of them ran out of memory; "gone" if
       the guest ended or broke the protocol; "unsupported: " and the reason if the tests cannot be decided; "failed"
-      otherwise.
+      otherwise, also if the program or a test is not valid Python, or if a function of the tests failed an assertion
+      that the program has caught.
     """
     try:
         trees = [ast.parse(test) for test in tests]
@@ -408,12 +417,14 @@ def _guard(peer: Tester) -> None:
 
 
 def run(link: int, verdict_fd: int, request: dict[str, Any]) -> NoReturn:
-    """Runs the tests of a request, writes the verdict, and ends the process.
+    """Runs the tests of a request, writes the verdict, and ends the process with the exit status 0.
 
     Args:
-      link: a socket to the guest.
-      verdict_fd: the pipe for the verdict (`judge`).
-      request: "program", "tests", "entry_point" and "seed", the seed of the tests' random numbers.
+      link: the file descriptor of a socket to the guest.
+      verdict_fd: the file descriptor of the pipe for the verdict: that of `judge`, cut off at 4000 bytes. What goes
+        wrong outside the tests is "unsupported: " and the error.
+      request: "program", "tests", "entry_point" and "seed", the seed of the tests' random numbers: those of `random`,
+        and those of numpy if a test mentions it.
     """
     verdict = "failed"
     try:

@@ -173,6 +173,8 @@ class Peer:
     def ask(self, op: str, *args: Any, **kwargs: Any) -> Any:
         """Sends a request and returns the answer of the other end, serving its requests in the meantime.
 
+        What the operation changes in mutable arguments is changed here too, in place, also if it raises.
+
         Args:
           op: the operation, such as "call" or "getattr".
           *args: its arguments.
@@ -183,8 +185,10 @@ class Peer:
 
         Raises:
           Exception: the builtin exception that the other end reports; RuntimeError or ValueError in place of one that
-            would end the tests early or cannot be made from a text.
-          Unsupported: if an argument cannot travel.
+            would end the tests early or cannot be made from a text. The tester makes exceptions of the program's own
+            classes, and of those of the tests, too.
+          Unsupported: if an argument cannot travel, or the other end changed an array or an object of the tests in a
+            way that cannot be copied.
           Gone: if the other end has left or broken the protocol.
         """
         table = _Table(self)
@@ -201,10 +205,11 @@ class Peer:
                     self._answer(message)
 
     def serve_forever(self) -> None:
-        """Answers requests until the other end leaves.
+        """Answers requests until the other end leaves. What a request raises is part of its answer.
 
         Raises:
           Gone: always, when the other end has left or broken the protocol.
+          Unsupported: before that, if an object of a request or of an answer cannot travel.
         """
         while True:
             self._answer(self.receive())
@@ -263,7 +268,10 @@ class Peer:
             raise Gone("a line is not JSON") from e
 
     def number(self, value: Any) -> int:
-        """Returns the number of an object that stays here, and keeps the object for the rest of the connection."""
+        """Returns the number of an object that stays here, and keeps the object for the rest of the connection.
+
+        The numbers begin at 0. The same object always has the same number, and equal objects have different ones.
+        """
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self._objects)
             self._objects.append(value)  # keeps the object alive, so that no other object gets its id
@@ -588,7 +596,7 @@ class _Reader:
 
 
 def next_item(iterator: Any) -> list[Any]:
-    """Returns the next item in a list, or an empty list at the end."""
+    """Returns the next item alone in a list, or an empty list at the end. Raises what the iterator raises."""
     for item in iterator:
         return [item]
     return []
@@ -608,7 +616,7 @@ def _plain_dtype(text: str) -> Any:
 
 
 def builtin_name(error: type[BaseException]) -> str:
-    """Returns the name of the nearest builtin base of an exception that is an Exception; else "RuntimeError".
+    """Returns the name of the nearest builtin base of an exception class that is an Exception; else "RuntimeError".
 
     SystemExit and KeyboardInterrupt thus travel as RuntimeError.
     """
@@ -629,7 +637,10 @@ def _text(error: BaseException) -> str:
 
 
 def builtin_exception(name: str) -> type[BaseException]:
-    """Returns the builtin exception of that name; RuntimeError for one that would end the tests early."""
+    """Returns the builtin exception of that name; RuntimeError for one that would end the tests early.
+
+    RuntimeError also takes the place of a warning, and of a name that is no builtin exception.
+    """
     # A StopIteration or SystemExit raised among the tests would end them early instead of failing them.
     kind = getattr(builtins, name, RuntimeError)
     if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(
