@@ -273,10 +273,14 @@ def load_params(folder: Path, like: Any) -> Any:
 
 
 def keep_last(folder: Path) -> None:
-    """Removes all checkpoints of a finished stage but the last: nothing needs them any more.
+    """Removes all checkpoints of a finished stage but that of the highest step: nothing needs the others any more.
+
+    It checks neither that the stage is finished nor that the last checkpoint is undamaged. Process 0 removes; the other
+    processes return at once.
 
     Args:
-      folder: folder of the stage's checkpoints; it need not exist. Damaged ones that were renamed stay.
+      folder: folder of the stage's checkpoints; it need not exist. Only complete ones are removed: `STEP.damaged` and
+        `STEP.unfinished` stay.
     """
     if distributed.is_first():
         for old in steps(folder)[:-1]:
@@ -328,14 +332,14 @@ def load_tree(folder: Path, shardings: Mapping[str, Any]) -> Any:
     """Reads a tree that `save_tree` wrote.
 
     Args:
-      folder: the tree's folder, which must exist.
+      folder: the tree's folder.
       shardings: name of a leaf, i.e. the last dictionary key on its path -> its sharding; leaves in one list share it.
 
     Returns:
       The tree; leaves named in `shardings` lie on devices, all others are NumPy arrays on the host.
 
     Raises:
-      AttributeError: if the folder does not exist.
+      UserError: if the folder does not exist.
       IndexError: if a leaf does not lie in a dictionary.
     """
 
@@ -345,6 +349,8 @@ def load_tree(folder: Path, shardings: Mapping[str, Any]) -> Any:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[names[-1]])
         return np.empty(leaf.shape, leaf.dtype)
 
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; remove the records of the analysis that made it and run it again")
     with ocp.StandardCheckpointer() as checkpointer:
         known: Any = checkpointer.metadata(folder.absolute()).item_metadata
         return checkpointer.restore(folder.absolute(), jax.tree_util.tree_map_with_path(like, known.tree))

@@ -43,6 +43,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "kl": {"grpo": {"kl_coef": 0.3}},
 }
 
+# Stages that score candidates on validation prompts and keep the best (definitions §14), by what comes before the first
+# "-" of their names.
+CHOOSE = ("refresh", "rollback", "arithmetic", "ties", "plan", "trials", "recover")
+# Those of them that make their candidates from completions of the analysis' prompts.
+FIT = ("rollback", "plan", "trials", "recover")
+
 
 @section
 class ModelSection:
@@ -196,7 +202,8 @@ class EvaluateSection:
     """How the parameters are scored after every stage; the prompts and the sampling keys are the same each time.
 
     Attributes:
-      split: the prompts that are used, "test" or "validation".
+      split: the prompts that are used, "test" or "validation"; only "test" in a run with a stage that chooses by
+        validation prompts: a refresh, a rollback, `arithmetic`, `ties`, `plan`, `recover` or `trials`.
       samples: completions sampled for each prompt, at least 1.
       batch: prompts that are sampled at once, at least 1; divisible by the mesh's data * fsdp.
       sampling: temperature, top-k and top-p of the completions.
@@ -246,19 +253,25 @@ class AnalyzeSection:
 
     Attributes:
       split: the prompts that are used, "train", "validation" or "test"; the default "train" has no prompt on which
-        scores are reported or rollbacks are chosen.
+        scores are reported or rollbacks are chosen. Only "train" in a run with a rollback, `plan`, `recover`, `trials`,
+        or a prevention method that takes gradients of the kept domains; not evaluate.split in a run with `orders`.
       prompts: prompts of each domain; a multiple of 2 * batch, at least 4 * batch.
       group_size: completions sampled for each prompt, at least 2.
       batch: prompts of a micro-batch, at least 1; the intervals of gradients and routes treat these as one block.
       path_prompts: prompts for the expansions along the path to a later stage, in 1, 2, 4 and 8 segments; a multiple of
         batch, at most prompts.
       conflicts: number of pairs (domain, later stage), most damaged first, whose conflict subspace is computed.
-      vectors: largest dimension of a conflict subspace, at least 1 and at most lanczos_block * lanczos_steps.
+      vectors: largest dimension of a conflict subspace, at least 1; a third of lanczos_block * lanczos_steps at most,
+        because only the leading vectors of a Lanczos search converge.
       lanczos_block: vectors of one block of the Lanczos iteration, at least 2.
       lanczos_steps: block steps of the Lanczos iteration, at least 1.
-      permutations: random permutations of advantages within groups that give the null of the largest eigenvalue; 0
-        leaves the null out.
-      null_steps: block steps of the Lanczos iteration for each permutation, at least 1.
+      permutations: random permutations of rewards, on each half of the prompts, that give the null of the largest
+        eigenvalue; at least 40, or 0 for no null. Each takes a Lanczos search, which ends once its largest eigenvalue
+        has converged.
+      removal_spaces: further spaces, beside the MLP neurons of the shared route, in which a conflict subspace is sought
+        and its part of the displacement removed: "heads" (these neurons and the shared attention heads) and "all" (all
+        parameters). Each costs a Lanczos iteration over all parameters on both halves of the prompts, and memory for
+        lanczos_block * lanczos_steps vectors of their size.
       held: number of gradients in memory at a time, at least 2; if there are more blocks than this, gradients are
         computed several times.
       dtype: number format of matrix products, "float32" or "bfloat16"; parameters, their tangents and sums are float32
@@ -275,9 +288,9 @@ class AnalyzeSection:
     conflicts: int = 1
     vectors: int = 16
     lanczos_block: int = 2
-    lanczos_steps: int = 8
-    permutations: int = 20
-    null_steps: int = 3
+    lanczos_steps: int = 24
+    permutations: int = 40
+    removal_spaces: tuple[str, ...] = ()
     held: int = 64
     dtype: str = "float32"
     attention_logit_bytes: float = 2.0**30
@@ -293,6 +306,8 @@ class RecoverSection:
       prompts: validation prompts of each domain, at least 1; all of them if there are fewer.
       samples: completions sampled for each prompt, at least 1.
       every: steps of a refresh from one scoring to the next, at least 1.
+      streams: how often a refresh is trained to measure how it contracts, at least 1; the first time is the one that is
+        scored and kept. Above 1 it is also trained once on each other scored domain, for comparison.
       margin: a refresh stops once the domain is, by its 95 % interval, less than this many points below its peak; at
         least 0.
       limit: points that a recovery may cost any other domain, at least 0.
@@ -300,8 +315,8 @@ class RecoverSection:
         "displacement" or "magnitude" (definitions §9).
       fractions: sizes of the coordinate sets that a rollback tries, as shares of all parameters; above 0, at most 1.
       strengths: factors β on the subtracted edit that a rollback tries; a stage always tries 1 as well.
-      forecast_prompts: prompts of each domain that a plan forecasts on; no action of the plan is made from them. It has
-        to be a positive multiple of analyze.batch, which `parse` does not check.
+      forecast_prompts: prompts of each domain that a plan forecasts on, a positive multiple of analyze.batch; no action
+        of the plan is made from them; only checked in a run with the stage `plan`.
       n_reweighted: number of actions, the most promising first, whose outcome a plan also forecasts with importance
         weights; each costs a forward pass; 0 uses none.
       random_sets: number of random coordinate sets that a chosen rollback is compared with.
@@ -312,6 +327,7 @@ class RecoverSection:
     prompts: int = 100
     samples: int = 2
     every: int = 1
+    streams: int = 1
     margin: float = 1.0
     limit: float = 2.0
     rules: tuple[str, ...] = ("adding", "removing", "opposition", "magnitude")
@@ -523,6 +539,29 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _check_splits(config: Config) -> None:
+    """Refuses splits on which a stage would choose, or fit what it makes, and be scored (definitions §14)."""
+    scored, analyzed = config.evaluate.split, config.analyze.split
+    for stage in config.stages:
+        kind = stage.partition("-")[0]
+        if kind in CHOOSE and scored == "validation":
+            raise UserError(
+                f"evaluate.split={scored!r} would score stage {stage} on the prompts by which it chooses; it must be "
+                "'test' in a run with this stage"
+            )
+        fitted = kind in FIT or stage_config(config, stage).prevent.transforms
+        if fitted and analyzed != "train":
+            raise UserError(
+                f"analyze.split={analyzed!r} must be 'train' in a run with stage {stage}, which is made from these "
+                "prompts and chosen or scored on the other splits"
+            )
+        if kind == "orders" and analyzed == scored:
+            raise UserError(
+                f"analyze.split={analyzed!r} is evaluate.split, so stage {stage} would compare its forecasts with "
+                "scores of the same prompts; it must be 'train' in a run with this stage"
+            )
+
+
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise UserError(message)
@@ -575,8 +614,6 @@ def _check(config: Config) -> None:
         ("analyze.vectors", c.analyze.vectors, 1),
         ("analyze.lanczos_block", c.analyze.lanczos_block, 2),
         ("analyze.lanczos_steps", c.analyze.lanczos_steps, 1),
-        ("analyze.permutations", c.analyze.permutations, 0),
-        ("analyze.null_steps", c.analyze.null_steps, 1),
         ("analyze.held", c.analyze.held, 2),
         ("analyze.attention_logit_bytes", c.analyze.attention_logit_bytes, 1),
         ("recover.n_reweighted", c.recover.n_reweighted, 0),
@@ -610,7 +647,20 @@ def _check(config: Config) -> None:
         f"analyze.batch={a.batch} and at most analyze.prompts={a.prompts}",
     )
     found = a.lanczos_block * a.lanczos_steps
-    _require(a.vectors <= found, f"analyze.vectors={a.vectors} is more than lanczos_block * lanczos_steps = {found}")
+    _require(
+        3 * a.vectors <= found,
+        f"analyze.vectors={a.vectors} is not valid; it must be at most a third of "
+        f"lanczos_block * lanczos_steps = {found}",
+    )
+    _require(
+        a.permutations == 0 or a.permutations >= 40,
+        f"analyze.permutations={a.permutations} is not valid; it must be at least 40, or 0 for no null",
+    )
+    spaces = len(set(a.removal_spaces)) == len(a.removal_spaces) and set(a.removal_spaces) <= {"heads", "all"}
+    _require(
+        spaces,
+        f"analyze.removal_spaces={a.removal_spaces!r} is not valid; it may name 'heads' and 'all', each once",
+    )
     _require(c.rewards.sandbox in CHOICES, f"rewards.sandbox={c.rewards.sandbox!r} is not one of {CHOICES}")
     _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share must be above 0 and at most 1")
     _require(c.sft.batch_size % c.sft.grad_accum_steps == 0, "sft.batch_size must be divisible by sft.grad_accum_steps")
@@ -645,8 +695,15 @@ def _check(config: Config) -> None:
         _require(0 <= p.protect <= 1, f"{where}: prevent.protect={p.protect} is not valid; it must lie in [0, 1]")
         _require(p.ewc >= 0, f"{where}: prevent.ewc={p.ewc} is not valid; it must be >= 0")
         _require(p.vectors >= 1, f"{where}: prevent.vectors={p.vectors} is not valid; it must be >= 1")
+    _check_splits(c)
     r = c.recover
-    for field in ("prompts", "samples", "every"):
+    whole = r.forecast_prompts >= 1 and r.forecast_prompts % a.batch == 0
+    _require(
+        whole or "plan" not in c.stages,
+        f"recover.forecast_prompts={r.forecast_prompts} is not valid; it must be a positive multiple of "
+        f"analyze.batch={a.batch} in a run with stage plan",
+    )
+    for field in ("prompts", "samples", "every", "streams"):
         _require(getattr(r, field) >= 1, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 1")
     for field in ("margin", "limit", "random_sets"):
         _require(getattr(r, field) >= 0, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 0")

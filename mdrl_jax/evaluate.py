@@ -29,21 +29,24 @@ class Evaluation:
       accuracy: as `rewards`, but without the parts of the reward that judge style.
       samples: a few completions for people to read, each a dictionary with "domain", "prompt", "completion" (texts),
         "reward" and "accuracy".
+      groups: the number of each prompt's group [P] (`PromptSet.groups`), of the domains that have groups.
     """
 
     rewards: dict[str, np.ndarray]
     accuracy: dict[str, np.ndarray]
     samples: list[dict[str, Any]]
+    groups: dict[str, np.ndarray]
 
     def record(self) -> dict[str, Any]:
         """{"rewards": ..., "accuracy": ...} as JSON-able values: by domain, a list of k numbers for each prompt.
 
-        The float32 values are kept exactly.
+        The float32 values are kept exactly. If a domain has groups, "groups" has by domain an integer for each prompt.
         """
-        return {
+        record = {
             "rewards": {d: x.tolist() for d, x in self.rewards.items()},
             "accuracy": {d: x.tolist() for d, x in self.accuracy.items()},
         }
+        return record | ({"groups": {d: x.tolist() for d, x in self.groups.items()}} if self.groups else {})
 
 
 def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluation:
@@ -88,7 +91,8 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
                             "accuracy": float(accuracy[domain][i, k]),
                         }
                     )
-    return Evaluation(rewards, accuracy, samples)
+    sets = {domain: runtime.prompts[domain, config.split] for domain in rewards}
+    return Evaluation(rewards, accuracy, samples, {d: s.groups for d, s in sets.items() if s.groups is not None})
 
 
 def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:

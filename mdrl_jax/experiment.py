@@ -8,6 +8,8 @@ may be killed at any moment: started again, it continues from the newest complet
 import dataclasses
 import functools
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,17 @@ from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate
 from mdrl_jax.parallel import distributed
 from mdrl_jax.recovery.prevention import prepare
+from mdrl_jax.recovery.refresh.tracker import variant
 from mdrl_jax.report import page, tensorboard
 from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.screen.console import Screen
-from mdrl_jax.report.tables import matrix
+from mdrl_jax.report.tables import matrix, methods
 from mdrl_jax.report.tables.recovered import recoveries
+from mdrl_jax.report.tables.rivals import rivals
 from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage, peak, resolve_stages
+from mdrl_jax.stage import Stage, peak, resolve_stages, way
 from mdrl_jax.stages import analyze, grpo, merge, rollback
 from mdrl_jax.stages.plan import Planning
 from mdrl_jax.stages.train import Trainer, costs, metered
@@ -114,7 +118,7 @@ class Walk:
         self.screen.print(f"{n / 1e6:.2f}M parameters on {device}, mesh {mesh}; work folder {self.folder.root}")
         for note in self.runtime.notes:
             self.screen.print(note)
-        self._score("base", 0, "00-base", 0, self.runtime.base_params)
+        self._score("base", 0, "00-base", 0, self.runtime.base_params, None)
         trainer = Trainer(
             self.runtime,
             self.folder,
@@ -134,18 +138,40 @@ class Walk:
         }
         for stage in self.stages:
             if not stage.scored:
-                recorders[stage.kind](stage)
+                self._recorded(stage, recorders[stage.kind])
             elif self.folder.evaluation(stage.folder).exists():
                 self.screen.print(f"{stage.name}: finished before, skipped")
             else:
                 params, spent = trainer.train(stage) if stage.trains else self._made(stage, planning)
                 steps = trainer.steps(stage)
                 records.write_json(self.folder.costs(stage), costs(self.runtime, stage, steps, spent))
-                self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p)
+                self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p, stage.start)
                 del params  # frees device memory before the next stage trains
             if stage.scored:
                 keep_last(self.folder.checkpoints(stage))
         self._finish(time.monotonic() - started)
+
+    def _recorded(self, stage: Stage, recorder: Callable[[Stage], None]) -> None:
+        """Runs a stage that makes no parameters, and adds what it cost to its record.
+
+        A stage that goes on after a stop adds to the cost of the run before; `orders` starts over. The cost of an
+        analysis is not recorded.
+        """
+        meter, file = metered(self.runtime), self.folder.costs(stage)
+
+        def record() -> None:
+            spent = meter()
+            if stage.kind != "analyze" and any(n for kind, n in spent.items() if kind != "seconds"):
+                before = records.read_json(file) if file.exists() and stage.kind != "orders" else {}
+                kinds = {k: before[k] for k in before if k == "seconds" or k.startswith("tokens_")}
+                records.write_json(file, costs(self.runtime, stage, 0, Counter(kinds) + Counter(spent)))
+
+        try:
+            recorder(stage)
+        except preemption.Stopped:
+            record()
+            raise
+        record()
 
     def _made(self, stage: Stage, planning: Planning) -> tuple[Any, dict[str, Any]]:
         """Makes and saves the parameters of a stage that is no training stage: a rollback, a merge or a recovery.
@@ -162,17 +188,19 @@ class Walk:
             if checkpoints.latest():
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), checkpoints.meta()["costs"]
-            meter, trained = metered(self.runtime), 0.0
+            meter = metered(self.runtime)
             if stage.kind == "recover":
-                params, trained = planning.recover(stage)
+                params, spent = planning.recover(stage), meter()
+            elif stage.kind == "rollback":
+                params, spent = self._rolled_back(stage)
             else:
-                params = self._rolled_back(stage) if stage.kind == "rollback" else self._merged(stage)
-            spent = meter() | {"tokens_trained": trained}
+                params, spent = self._merged(stage), meter()
             meta = {"seed": self.runtime.config.seed, "stage": stage.name, "costs": spent}
             checkpoints.save_params(1, params, meta)
         return params, spent
 
-    def _rolled_back(self, stage: Stage) -> Any:
+    def _rolled_back(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
+        meter = metered(self.runtime)
         at, donor = (peak(d, stage.start, self.stages) for d in (stage.domains[0], stage.donor))
         assert at is not None and donor is not None  # `stage.resolve_stages` refuses any other rollback
         params = rollback.run(
@@ -187,7 +215,7 @@ class Walk:
         )
         record = records.read_json(self.folder.root / "recovery" / f"{stage.name}.json")
         self.screen.print(rollback.summary(record))
-        return params
+        return params, record.get("costs") or meter()  # the record is that of an earlier run, if this one was killed
 
     def _merged(self, stage: Stage) -> Any:
         base = self.runtime.base_params()
@@ -203,7 +231,7 @@ class Walk:
         stage = next(s for s in self.stages if s.name == name)
         return load_params(self.folder.checkpoints(stage), abstract(self.runtime.shapes, self.runtime.shardings))
 
-    def _score(self, name: str, index: int, folder: str, step: int, params: Any) -> None:
+    def _score(self, name: str, index: int, folder: str, step: int, params: Any, start: str | None) -> None:
         """Scores a stage's parameters and records the result; shows the score table.
 
         If the evaluation already exists, only `scores.jsonl` is rewritten.
@@ -214,6 +242,7 @@ class Walk:
           folder: name of its record files, `NN-stage`.
           step: training steps that the stage took.
           params: makes the parameters; called only if they have to be scored.
+          start: name of the stage that the stage started from, or "base"; None for the base model.
         """
         anew = not self.folder.evaluation(folder).exists()
         if anew:
@@ -224,6 +253,7 @@ class Walk:
                 "seed": self.runtime.config.seed,
                 "k": self.runtime.config.evaluate.samples,
                 "step": step,
+                "start": start,
             }
             records.write_jsonl(self.folder.samples(folder), result.samples)
             self._board(name, index, result)
@@ -264,7 +294,7 @@ class Walk:
 
         The verdicts that the analysis wrote there are kept. Returns all verdicts, sorted by claim.
         """
-        recovered = {r.stage: r for r in recoveries(result)}
+        recovered, run = {r.stage: r for r in recoveries(result)}, methods.load(self.folder.root)
         refreshes, rollbacks = [], []
         for stage in self.stages:
             file = self.folder.root / "recovery" / f"{stage.name}.json"
@@ -274,7 +304,7 @@ class Walk:
             if stage.kind == "rollback":
                 rollbacks.append(record)
             elif stage.prefix == "refresh" and stage.name in recovered:
-                at = peak(stage.domains[0], stage.start, self.stages)
+                own = [s for s in way(stage.start, self.stages) if s.name == stage.domains[0]]
                 found = recovered[stage.name]
                 refreshes.append(
                     Refreshed(
@@ -284,8 +314,11 @@ class Walk:
                         found.collateral.record(),
                         found.loss.record(),
                         record["steps"][-1]["step"],
-                        at.train.steps if at else stage.train.steps,
+                        own[-1].train.steps if own else stage.train.steps,
                         record["contraction"],
+                        record["steps"][-1].get("path"),
+                        variant(stage, own[-1] if own else None),
+                        rivals(run, stage.name),
                     )
                 )
         file = self.folder.root / "claims.json"

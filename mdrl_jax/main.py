@@ -473,8 +473,11 @@ def _together(execute: Callable[[], int | None]) -> int:
 
 def cli() -> None:
     """The installed command `mdrl`: runs `main` with `sys.argv` and exits with its status."""
+    from mdrl_jax.model import tokens
+
+    tokens.leave_torch_out = sys.argv[1:2] != ["bench"]  # the peers of `bench` need torch
     sys.exit(main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli()

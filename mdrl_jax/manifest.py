@@ -49,9 +49,8 @@ def check(folder: Path, without: str = "") -> None:
       without: path, relative to `folder`, of a folder inside it whose files are not checked; "" checks all files.
 
     Raises:
-      Damaged: if a file is missing, cannot be read, has another size or was changed, or if `manifest.json` itself is
-        missing or was changed; the message names the file.
-      OSError: if `manifest.json` exists but cannot be read.
+      Damaged: if a file, or `manifest.json` itself, is missing, cannot be read, has another size or was changed; the
+        message names the file.
     """
     files = _read(folder)
     wanted = {name: known for name, known in files.items() if not without or not name.startswith(f"{without}/")}
@@ -77,6 +76,8 @@ def _read(folder: Path) -> dict[str, Any]:
             return manifest["files"]
     except FileNotFoundError:
         raise Damaged(f"{NAME} is missing") from None
+    except OSError as e:
+        raise Damaged(f"{NAME} cannot be read: {e.strerror}") from e
     except (ValueError, KeyError, TypeError):
         pass  # a damaged manifest may hold anything
     raise Damaged(f"{NAME} was changed")

@@ -9,6 +9,7 @@ or write a file.
 """
 
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable
@@ -74,23 +75,42 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as one indented JSON document, as `write_bytes` does; NaN and infinities as `NaN` and `Infinity`.
+    """Writes `value` as one indented JSON document, as `write_bytes` does.
+
+    JSON has no NaN and no infinities. Such numbers become null, and if the document is an object, its field
+    "not_finite" lists their places, e.g. ["scores[2]"].
 
     Raises:
       TypeError: if the value, e.g. a NumPy array, is not JSON-able; no file is touched.
     """
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    places: list[str] = []
+    document = _finite(value, "", places)
+    if places and isinstance(document, dict):
+        document["not_finite"] = places
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any, at: str, places: list[str]) -> Any:
+    """The value with None for every number that is not finite; adds the places of these numbers to `places`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        places.append(at)
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v, f"{at}.{k}" if at else str(k), places) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v, f"{at}[{i}]", places) for i, v in enumerate(value)]
+    return value
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object per line, the whole file at once as `write_bytes` does; earlier rows are not kept.
 
-    Without rows the file is empty.
+    Without rows the file is empty. Numbers that are not finite become null, as in `write_json`.
 
     Raises:
       TypeError: if a row is not JSON-able; no file is touched.
     """
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(_finite(row, "", []), allow_nan=False) + "\n" for row in rows))
 
 
 def read_json(path: str | Path) -> Any:
@@ -113,15 +133,18 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     A row may be any JSON value; that it is an object is not checked.
 
     Raises:
-      UserError: if the file is no regular file, or a line is not valid JSON, e.g. an empty one; the message then has
-        its number.
-      UnicodeDecodeError: if the file is not text.
+      UserError: if the file is no regular file or not text, or a line is not valid JSON, e.g. an empty one; the message
+        then has its number.
     """
     path = regular(path)
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not text ({e})") from e
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
         except ValueError as e:

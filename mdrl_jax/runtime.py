@@ -163,12 +163,12 @@ def build(config: Config, pool: RewardPool) -> Runtime:
 
     Raises:
       UserError: if the model or its tokenizer is missing, damaged or not supported, or the tokenizer has no end token;
-        if the longest prompt and completion together are longer than the model allows; if a data set is not valid or
+        if the longest prompt and completion together are longer than the model allows; if a scored domain does not
+        exist; if a data set is not valid or
         cannot be read (`datasets.make`); if a domain has too few prompts, or none in one of the three splits, or they
         cannot be tokenized (`prompts.tokenize`); if the mesh does not match the devices, or does not divide a parameter
         or `evaluate.batch`; or if `rollout.cache_gib` has no room for one prompt with `evaluate.samples` completions.
-      KeyError: if a scored domain does not exist, which `stage.resolve_stages` refuses.
-      OSError: if a file of JSON lines or csv cannot be opened when it is scanned.
+      OSError: if a file of JSON lines or csv cannot be read to its end.
     """
     folder = model_folder(config.model.path)
     sizes = huggingface.read_config(folder)

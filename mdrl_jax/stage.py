@@ -12,6 +12,7 @@ table, D, A and B are domains.
 | `joint` | GRPO on all scored domains, with equally many prompts of each in every step |
 | `pretrain` | supervised training on the domains' demonstrations |
 | `solo-D` | GRPO on D from the base model |
+| `again-D` | as `solo-D`, with other prompts and sampling keys: what do two trainings of one domain share? |
 | `reversed-D` | GRPO on D from the previous `reversed-` stage, or from the base model: for another order of domains |
 | `protect-D`, `ewc-D`, `agem-D`, `pcgrad-D`, `replay-D`, `kl-D` | stage D again with the same prompts and sampling
 keys, while this method (`config.METHODS`) protects the domains trained before; from the previous stage with the same
@@ -30,7 +31,7 @@ field `start` names it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from mdrl_jax.config import METHODS, Config, TrainSection, stage_config
 from mdrl_jax.errors import UserError
@@ -48,7 +49,7 @@ ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
     "recover": "recover",
 }
 RECORDS = ("analyze", "plan", "trials", "orders")  # kinds of stages that write records but make no parameters
-PREFIXES = ("refresh", "solo", "placebo", "reversed", *METHODS)
+PREFIXES = ("refresh", "solo", "again", "placebo", "reversed", *METHODS)
 SEQUENCE = ("", "refresh", "placebo")  # prefixes of stages that the next stage starts from; "" is no prefix
 
 
@@ -160,7 +161,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
             f"stage {name}: prompts_per_step={train.prompts_per_step} is not divisible by its {len(domains)} domains"
         )
     branch = [s for s in earlier if s.prefix == prefix]
-    start = train.start or ("base" if kind == "merge" else _start(earlier, branch, prefix, rest, kind))
+    start = train.start or default_start(name, {s.name: s.start for s in earlier}, known)
     reference = train.reference or (branch[0].reference if prefix == "kl" and branch else start)
     stage = Stage(name, index, kind, domains, start, train, stream, reference, (), donor)
     stage = dataclasses.replace(stage, keeps=_keeps(stage, earlier))
@@ -168,18 +169,39 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     return stage
 
 
-def _start(earlier: list[Stage], branch: list[Stage], prefix: str, domain: str, kind: str) -> str:
-    before = [s for s in earlier if s.kind in ("grpo", "sft", "recover") and s.prefix in SEQUENCE]
-    if prefix == "solo" or (prefix == "reversed" and not branch):
+def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]) -> str:
+    """The stage that a stage starts from if the config's field `start` names none.
+
+    Args:
+      name: name of the stage.
+      starts: name of each earlier stage -> name of the stage that it starts from, in the order in which they run.
+      domains: names of the domains.
+
+    Returns:
+      The name of one of the earlier stages, or "base".
+    """
+    prefix, rest = _parts(name, domains)
+    branch = [s for s in starts if _parts(s, domains)[0] == prefix]
+    before = [s for s in starts if _is_in_sequence(s, domains)]
+    if prefix in ("solo", "again") or (prefix == "reversed" and not branch) or ALL_DOMAINS.get(name) == "merge":
         return "base"
     if prefix == "reversed" or (prefix in METHODS and branch):
-        return branch[-1].name
-    if prefix in METHODS:
-        same = [s for s in earlier if s.name == domain]
-        return same[0].start if same else (before[-1].name if before else "base")
-    if kind in ("rollback", "plan", "trials", "recover"):
-        before = [s for s in before if s.domains == (s.name,)]
-    return before[-1].name if before else "base"
+        return branch[-1]
+    if prefix in METHODS and rest in starts:
+        return starts[rest]
+    if prefix == "rollback" or name in ("plan", "trials", "recover"):
+        before = [s for s in before if s in domains]
+    return before[-1] if before else "base"
+
+
+def _parts(name: str, domains: Collection[str]) -> tuple[str, str]:
+    """The prefix of a stage's name and the rest; the prefix of a domain or of a name without `-` is ""."""
+    prefix, dash, rest = name.partition("-")
+    return (prefix, rest) if dash and name not in domains else ("", name)
+
+
+def _is_in_sequence(name: str, domains: Collection[str]) -> bool:
+    return _parts(name, domains)[0] in SEQUENCE and ALL_DOMAINS.get(name, "grpo") in ("grpo", "sft", "recover")
 
 
 def _keeps(stage: Stage, earlier: list[Stage]) -> tuple[str, ...]:
@@ -200,10 +222,23 @@ def way(last: str, stages: Sequence[Stage]) -> list[Stage]:
       The stages, earliest first, with stage `last` at the end; empty for "base" or a name that is not in `stages`.
     """
     by_name = {s.name: s for s in stages}
-    found: list[Stage] = []
-    while last in by_name:
-        found.append(by_name[last])
-        last = by_name[last].start
+    return [by_name[name] for name in names_on_the_way(last, {s.name: s.start for s in stages})]
+
+
+def names_on_the_way(last: str, starts: Mapping[str, str]) -> list[str]:
+    """The names of the stages of `way`.
+
+    Args:
+      last: name of the last stage of the chain, or "base".
+      starts: name of each stage -> name of the stage that it starts from, or "base".
+
+    Returns:
+      The names, earliest first, with `last` at the end; empty for "base" or a name that is not in `starts`.
+    """
+    found: list[str] = []
+    while last in starts and last not in found:  # a damaged record may name itself
+        found.append(last)
+        last = starts[last]
     return found[::-1]
 
 
@@ -240,7 +275,13 @@ def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
 def _check(stage: Stage, earlier: list[Stage]) -> None:
     """Refuses a stage that needs domains or stages which the stages before it do not provide."""
     name, prevent = stage.name, stage.train.prevent
+    without = {s.name for s in earlier if not s.scored}
+    for field, value in (("start", stage.start), ("reference", stage.reference)):
+        if value in without:
+            raise UserError(f"stage {name}: {field}={value!r} makes no parameters; name a stage that does, or 'base'")
     for domain in stage.keeps:
+        if domain in stage.domains:
+            raise UserError(f"stage {name}: prevent.domains names {domain}, which the stage itself trains; remove it")
         if peak(domain, stage.start, earlier) is None:
             raise UserError(
                 f"stage {name} is to keep {domain}, which no stage on the way to {stage.start} trained alone"
@@ -264,6 +305,9 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
     needs = {"recover": "plan", "trials": "plan"}.get(stage.kind)
     if needs and not any(s.kind == needs and s.start == stage.start for s in earlier):
         raise UserError(f"stage {name} needs a plan made at {stage.start!r}; put the stage plan before it")
+    if stage.kind == "orders" and len(stage.domains) < 2:
+        only = ", ".join(stage.domains)
+        raise UserError(f"stage {name} compares orders of domains, but scored_domains has only {only}")
     if stage.kind in ("merge", "orders"):
         missing = [d for d in stage.domains if not any(s.name == f"solo-{d}" for s in earlier)]
         if missing:

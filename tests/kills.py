@@ -49,7 +49,7 @@ def get_config():
     c.train.learning_rate = 4e-4
     c.train.checkpoint_every = 2
     c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 16, 2, 4, 4
-    c.analyze.vectors, c.analyze.lanczos_steps, c.analyze.permutations = 2, 2, 1
+    c.analyze.vectors, c.analyze.lanczos_steps, c.analyze.permutations = 2, 3, 0
     c.recover.prompts, c.recover.samples, c.recover.random_sets = 8, 1, 2
     c.recover.rules, c.recover.fractions, c.recover.strengths = ("magnitude",), (0.01, 0.1), (1.0,)
     c.rewards.workers = 1
@@ -67,7 +67,7 @@ class Runs:
         self.folder, self.flags = folder, flags
         (folder / "config.py").write_text(config)
         # One device, as on a user's machine, instead of the tests' eight.
-        self.environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        self.environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "1",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),

@@ -274,6 +274,8 @@ def test_a_tree_goes_onto_another_mesh_and_what_has_no_place_to_the_host(tmp_pat
         assert_same_bits(read, tree)
         assert isinstance(read["index"], np.ndarray)
         assert_placed([half["up"] for half in read["vectors"]], [place(*mesh)] * 2)
+    with pytest.raises(UserError, match="absent does not exist"):
+        load_tree(tmp_path / "absent", {})
 
 
 def batch() -> PolicyBatch:

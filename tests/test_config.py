@@ -18,6 +18,7 @@ from mdrl_jax import workfolder
 from mdrl_jax.config import RENAMED, Config, default, parse, renamed, stage_config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
+from mdrl_jax.stage import ALL_DOMAINS, PREFIXES
 
 PACKAGE = Path(mdrl_jax.__file__).parent
 
@@ -80,15 +81,21 @@ WRONG = [
     ({"evaluate": {"sampling": {"temperature": float("nan")}}}, "config.evaluate.sampling: temperature"),
     ({"analyze": {"split": "dev"}}, "analyze.split"),
     ({"analyze": {"dtype": "float64"}}, "analyze.dtype"),
+    ({"stages": ("qa", "orders"), "analyze": {"split": "test"}}, "analyze.split='test' is evaluate.split"),
+    ({"train": {"prevent": {"ewc": 1.0}}, "analyze": {"split": "validation"}}, "analyze.split='validation' must be"),
+    ({"stages": ("qa", "math", "protect-math"), "analyze": {"split": "test"}}, "analyze.split='test' must be 'train'"),
     ({"analyze": {"group_size": 1}}, "analyze.group_size"),
     ({"analyze": {"prompts": 120}}, "analyze.prompts=120"),
     ({"analyze": {"prompts": 32}}, "analyze.prompts=32"),
     ({"analyze": {"path_prompts": 24}}, "analyze.path_prompts=24"),
     ({"analyze": {"path_prompts": 256}}, "analyze.path_prompts=256"),
-    ({"analyze": {"vectors": 64}}, "analyze.vectors=64"),
+    ({"analyze": {"vectors": 17}}, "analyze.vectors=17 is not valid; it must be at most a third of"),
     ({"analyze": {"lanczos_block": 1}}, "analyze.lanczos_block"),
     ({"analyze": {"held": 1}}, "analyze.held"),
-    ({"analyze": {"permutations": -1}}, "analyze.permutations"),
+    ({"analyze": {"permutations": -1}}, "analyze.permutations=-1"),
+    ({"analyze": {"permutations": 39}}, "analyze.permutations=39 is not valid; it must be at least 40, or 0"),
+    ({"stages": ("math", "plan"), "recover": {"forecast_prompts": 24}}, "recover.forecast_prompts=24 is not valid"),
+    ({"stages": ("math", "plan"), "recover": {"forecast_prompts": 0}}, "recover.forecast_prompts=0 is not valid"),
     ({"stages": ("math", "analyze", "qa"), "stage_overrides": {"qa": {"start": "analyze"}}}, "start='analyze'"),
     ({"train": {"steps": 0}}, "steps"),
     ({"train": {"prompts_per_step": 0}}, "prompts_per_step"),
@@ -132,6 +139,50 @@ WRONG = [
     ({"stage_overrides": {"math": 3}}, "stage_overrides.math"),
     ({"stage_overrides": 3}, "stage_overrides"),
 ]
+
+
+PATH = ("math", "qa")
+SOLOS = tuple(f"solo-{d}" for d in ("code", "math", "qa", "cw"))
+CHOICES = ["refresh-math", "rollback-math-qa", "arithmetic", "ties", "plan", "recover", "trials"]
+FITTED = ["rollback-math-qa", "plan", "recover", "trials", "protect-qa", "ewc-qa", "agem-qa", "pcgrad-qa"]
+PLAIN = ["analyze", "again-qa", "placebo-qa", "joint", "average", "replay-qa", "kl-qa", "reversed-qa"]
+
+
+@pytest.mark.parametrize("stage", CHOICES)
+def test_what_is_chosen_on_validation_prompts_is_not_scored_on_them(stage: str):
+    stages = (*PATH, *SOLOS, stage)
+    parse({"stages": stages})
+    told = (
+        f"evaluate.split='validation' would score stage {stage} on the prompts by which it chooses; it must be 'test'"
+    )
+    with pytest.raises(UserError, match=re.escape(told)):
+        parse({"stages": stages, "evaluate": {"split": "validation"}})
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("stage", FITTED)
+def test_what_is_made_from_prompts_of_the_analysis_needs_training_prompts(stage: str, split: str):
+    with pytest.raises(UserError, match=f"analyze.split='{split}' must be 'train' in a run with stage {stage}"):
+        parse({"stages": (*PATH, stage), "analyze": {"split": split}})
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("stage", PLAIN)
+def test_a_run_without_choices_may_use_any_split(stage: str, split: str):
+    parse({"stages": (*PATH, *SOLOS, stage), "evaluate": {"split": "validation"}, "analyze": {"split": split}})
+
+
+def test_forecasts_of_orders_and_their_scores_use_different_prompts():
+    stages = (*PATH, *SOLOS, "orders")
+    parse({"stages": stages, "analyze": {"split": "validation"}})
+    with pytest.raises(UserError, match="analyze.split='validation' is evaluate.split"):
+        parse({"stages": stages, "analyze": {"split": "validation"}, "evaluate": {"split": "validation"}})
+
+
+def test_every_kind_of_stage_is_known_to_choose_or_not():
+    """A new kind of stage has to be added to the lists above, and to `config.CHOOSE` or `config.FIT` if it belongs."""
+    named = {s.partition("-")[0] for s in (*CHOICES, *FITTED, *PLAIN, *SOLOS, "orders", "pretrain")}
+    assert named == {*ALL_DOMAINS, *PREFIXES, "rollback"}
 
 
 @pytest.mark.parametrize("change, named", WRONG, ids=[str(change) for change, _ in WRONG])
@@ -279,7 +330,7 @@ def sections(kind: Any) -> set[Any]:
     return {kind}.union(*(sections(inner) for inner in held))
 
 
-CHECKS = ("_check", "_check_stage", "__post_init__")  # functions that only validate
+CHECKS = ("_check", "_check_splits", "_check_stage", "__post_init__")  # functions that only validate
 TREES = [ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))]
 
 

@@ -7,7 +7,7 @@ import pytest
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.stage import Stage, peak, resolve_stages
+from mdrl_jax.stage import Stage, default_start, names_on_the_way, peak, resolve_stages
 from mdrl_jax.stages.grpo import shares
 
 KNOWN = tuple(DOMAINS)
@@ -101,6 +101,16 @@ def test_a_plan_is_for_the_end_of_the_plain_sequence_and_what_follows_it_needs_i
         planned("plan")
 
 
+def test_the_prompts_of_a_step_are_shared_out_to_the_last_one():
+    replay = planned("code", "replay-math")["replay-math"]
+    for prompts, own in ((16, (4, 4, 4)), (18, (5, 5, 4))):
+        train = dataclasses.replace(replay.train, prompts_per_step=prompts)
+        joint = dataclasses.replace(replay, domains=("math", "qa", "cw"), train=train)
+        found = shares(joint)
+        assert found == {**dict(zip(("math", "qa", "cw"), own, strict=True)), "code": 4}
+        assert sum(found.values()) == prompts
+
+
 def test_replay_shares_the_prompts_of_a_step():
     stages = planned("code", "math", "replay-qa", train={"prompts_per_step": 16})
     assert shares(stages["replay-qa"]) == {"qa": 12, "code": 2, "math": 2}
@@ -141,6 +151,47 @@ def test_an_override_names_another_start(name: str):
     overrides = {name: {"start": "code"}}
     stages = planned("code", "qa", name, stage_overrides=overrides)
     assert stages[name].start == "code"
+
+
+@pytest.mark.parametrize("field", ["start", "reference"])
+def test_a_stage_without_parameters_is_no_start(field: str):
+    for record in ("plan", "trials"):
+        with pytest.raises(UserError, match=f"stage qa: {field}='{record}' makes no parameters"):
+            planned("code", "math", "plan", "trials", "qa", stage_overrides={"qa": {field: record}})
+
+
+def test_a_stage_cannot_keep_the_domain_that_it_trains():
+    overrides = {"refresh-math": {"prevent": {"replay": 0.5, "domains": ("math",)}}}
+    with pytest.raises(UserError, match="stage refresh-math: prevent.domains names math, which the stage itself"):
+        planned("math", "qa", "refresh-math", stage_overrides=overrides)
+
+
+def test_orders_of_one_domain_are_refused():
+    with pytest.raises(UserError, match="stage orders compares orders of domains, but scored_domains has only math"):
+        planned("solo-math", "orders", scored_domains=("math",))
+
+
+def test_names_alone_say_where_stages_start():
+    """As a table of old records does, which has neither the records' stages nor the config."""
+    names = (
+        *("pretrain", "code", "solo-math", "math", "placebo-qa", "qa", "protect-qa", "cw", "protect-cw", "ewc-math"),
+        *("plan", "reversed-cw", "reversed-qa", "joint", "refresh-math", "refresh-qa", "rollback-math-qa", "recover"),
+        *("solo-code", "solo-qa", "solo-cw", "average", "ties", "kl-cw"),
+    )
+    resolved = {n: s.start for n, s in planned(*names).items() if s.scored}
+    starts: dict[str, str] = {}
+    for name in resolved:
+        starts[name] = default_start(name, starts, KNOWN)
+    by_hand = {
+        **{"pretrain": "base", "code": "pretrain", "math": "code", "placebo-qa": "math", "qa": "placebo-qa"},
+        **{"cw": "qa", "protect-qa": "placebo-qa", "protect-cw": "protect-qa", "ewc-math": "code", "kl-cw": "qa"},
+        **{"reversed-cw": "base", "reversed-qa": "reversed-cw", "joint": "cw", "refresh-math": "joint"},
+        **{"refresh-qa": "refresh-math", "rollback-math-qa": "cw", "recover": "cw", "average": "base", "ties": "base"},
+        **dict.fromkeys(("solo-math", "solo-code", "solo-qa", "solo-cw"), "base"),
+    }
+    assert starts == resolved == by_hand
+    assert names_on_the_way("refresh-qa", starts)[-3:] == ["joint", "refresh-math", "refresh-qa"]
+    assert names_on_the_way("a", {"a": "a"}) == ["a"]  # a damaged record
 
 
 def test_a_solo_may_start_elsewhere_and_others_from_the_base():

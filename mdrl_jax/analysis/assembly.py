@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from mdrl_jax.claims import interference
-from mdrl_jax.claims.interference import CurveStep, DamagePair, Edit, GradientPair, Objective, RoutePair
+from mdrl_jax.claims import assignment, interference
+from mdrl_jax.claims.assignment import Assignment
+from mdrl_jax.claims.inputs import CurveStep, DamagePair, Edit, GradientPair, Objective, RoutePair, Sparsity
+from mdrl_jax.stats.bootstrap import N_RESAMPLES, expanded_percentile
 from mdrl_jax.stats.estimate import Record, missing, paired_difference
 from mdrl_jax.stats.overlap import mean_jaccard
-from mdrl_jax.stats.tests import r_squared, rank_agreement
+from mdrl_jax.stats.tests import null_record, r_squared, rank_agreement, spearman_rho
 
 Parts = Mapping[str, Any]
 # For each objective whose prediction is compared with a measurement: the objective with the measured damage.
@@ -63,6 +65,9 @@ def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
 
       - "edits": the unit `edits` with "mean_jaccard", the mean Jaccard by layer over the pairs of domains.
       - "gradients": by checkpoint with comparisons, the figures of its unit by pair "a-b".
+      - "peak_gradients": the unit `peak-gradients`, by pair; empty with fewer than two domains.
+      - "solo_effects": {"pairs": those of the unit `solo-effects`, each with "spearman"; "agreement": the mean
+        correlation} (`solo_agreement`); without pairs if there are fewer than two solo stages.
       - "routes": by such checkpoint, {"overlaps": figures by pair "a-b", "shared": figures by later domain}.
       - "damage": {"settings", "pairs": the units `damage-…`, "cross_terms": the units `cross-…`, "transfers": a record
         of `transfer` for each domain and later stage, "agreement": `predicted_against_measured`}.
@@ -77,9 +82,12 @@ def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
     pairs = [part for _, part in starting(parts, "damage")]
     stages = settings["stages"]
     transfers = [transfer(points, domain, stage, stages) for domain, stage in _later(stages)]
+    solo_effects, test = solo_agreement(parts.get("solo-effects", {"pairs": []})["pairs"])
     found: dict[str, Any] = {
         "edits": parts["edits"] | {"mean_jaccard": _mean_jaccard(parts["edits"]["pairs"])},
         "gradients": {name: point["gradients"] for name, point in points.items() if "gradients" in point},
+        "peak_gradients": parts.get("peak-gradients", {}),
+        "solo_effects": solo_effects,
         "routes": {
             name: {"overlaps": point["routes"], "shared": point["shared"]}
             for name, point in points.items()
@@ -94,7 +102,7 @@ def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
         },
         "subspace": {"pairs": [part for _, part in starting(parts, "conflict")]},
     }
-    found["claims"] = verdicts(found, stages)
+    found["claims"] = verdicts(found, stages, test)
     return found
 
 
@@ -165,12 +173,50 @@ def predicted_against_measured(pairs: Sequence[Record]) -> dict[str, Any]:
     return out
 
 
-def verdicts(found: Mapping[str, Any], stages: Sequence[Record]) -> list[Record]:
+def solo_agreement(pairs: Sequence[Record]) -> tuple[dict[str, Any], Assignment | None]:
+    """How well the predicted effect of a solo edit agrees with the measured one, prompt by prompt (C4).
+
+    Args:
+      pairs: those of the unit `solo-effects`: every ordered pair of some domains.
+
+    Returns:
+      ({"pairs", "agreement"}, test). "pairs" has the records with "spearman", the rank correlation over the prompts of
+      A. "agreement" is the mean of these correlations, with the assignments of `test` as its null. Intervals are
+      percentiles over draws of prompts, which the three edits of one A share. An undefined correlation, of a constant
+      prediction, counts as 0 in the mean. `test` is the exact test over assignments of edits; None without pairs.
+    """
+    if not pairs:
+        return {"pairs": [], "agreement": missing("fewer than two domains have a solo stage", "Spearman")}, None
+    rng, rows, correlations, draws = np.random.default_rng(0), [], [], []
+    for domain in dict.fromkeys(p["domain"] for p in pairs):
+        own = [p for p in pairs if p["domain"] == domain]
+        predicted_KP, measured_KP = (np.array([p[key] for p in own], float) for key in ("predicted", "measured"))
+        n = predicted_KP.shape[1]
+        correlations.append(np.array([spearman_rho(x, measured_KP) for x in predicted_KP]))
+        drawn_RP = rng.integers(0, n, (N_RESAMPLES, n))
+        for k, pair in enumerate(own):
+            draws_R = spearman_rho(predicted_KP[k][drawn_RP], measured_KP[k][drawn_RP])
+            draws.append(np.nan_to_num(draws_R))
+            rho = float(correlations[-1][k, k])
+            known = draws_R[np.isfinite(draws_R)]
+            if np.isfinite(rho) and n > 2:
+                figure = expanded_percentile(rho, known, n, "Spearman").record(0.0)
+            else:
+                figure = missing(f"{n} prompts with a success: too few, or no change differs", "Spearman", n, 0.0)
+            rows.append(pair | {"spearman": figure})
+    test = assignment.exact(correlations)
+    n = sum({p["domain"]: len(p["predicted"]) for p in pairs}.values())
+    mean = expanded_percentile(test.statistic, np.mean(draws, axis=0), n, "Spearman").record(null_record(test.means))
+    return {"pairs": rows, "agreement": mean}, test
+
+
+def verdicts(found: Mapping[str, Any], stages: Sequence[Record], test: Assignment | None) -> list[Record]:
     """The verdicts of C1 to C5, as records.
 
     Args:
       found: the other contents made by `assemble`, by file name.
       stages: all stages, as in the settings.
+      test: the exact test of `solo_agreement`.
 
     Returns:
       one record (`claims.verdicts.judge`) for each claim, C1 first.
@@ -182,60 +228,85 @@ def verdicts(found: Mapping[str, Any], stages: Sequence[Record]) -> list[Record]
     edits, damage = found["edits"], {(p["domain"], p["stage"]): p for p in found["damage"]["pairs"]}
     own = {s["domain"]: s["name"] for s in stages}
     each = [
-        Edit(d, e["source"], e["all"]["fp32"]["relative"], e["all"]["participation"])
+        Edit(
+            d,
+            e["source"],
+            _sparsity(e["all"]),
+            _sparsity(e["sft"]) if "sft" in e else None,
+            _sparsity(e["random_signs"]) if "random_signs" in e else None,
+            e["all"]["fp32"]["relative"],
+            e["all"]["participation"],
+        )
         for d, e in edits["domains"].items()
     ]
+    solo_effects = found["solo_effects"]
     effects = [t for t in found["damage"]["transfers"] if t["effect"]]
     agreed = rank_agreement(
         [t["effect"]["route"]["estimate"] for t in effects], [t["measured"]["estimate"] for t in effects]
     )
-    gradient_pairs, route_pairs = [], []
+    gradient_pairs, at_peaks, route_pairs = [], [], []
     for (domain, stage), pair in damage.items():
         other = next(s["domain"] for s in stages if s["name"] == stage)
-        figures = _between(found["gradients"].get(own[domain], {}), domain, other)
-        if figures:
-            names = figures["domains"]
-            reliability = dict(zip(names, figures["model"]["reliability"], strict=True))
-            gradient_pairs.append(
-                GradientPair(
-                    domain,
-                    other,
-                    figures["model"]["disattenuated"],
-                    reliability,
-                    len(figures["conflicting"]["tensors"]),
-                    len(figures["synergistic"]["tensors"]),
-                    pair["objectives"]["reward"]["measured"],
-                )
-            )
+        measured = pair["objectives"]["reward"]["measured"]
+        for pairs, comparisons in (
+            (gradient_pairs, found["peak_gradients"]),
+            (at_peaks, found["gradients"].get(own[domain], {})),
+        ):
+            if figures := _between(comparisons, domain, other):
+                pairs.append(_gradient_pair(domain, other, figures, measured))
         routes = _between(found["routes"].get(own[domain], {}).get("overlaps", {}), domain, other)
         if routes:
             overlap = routes["neurons"]["all"]
             route_pairs.append(RoutePair((domain, other), overlap, overlap["null"]["high"]))
     return [
         interference.c1(each),
-        interference.c2(edits["mean_jaccard"], edits["pairs"]),
-        interference.c3(gradient_pairs),
-        interference.c4(route_pairs, agreed),
+        interference.c2(edits["mean_jaccard"], edits["pairs"], edits["again"]),
+        interference.c3(gradient_pairs, at_peaks),
+        interference.c4(route_pairs, test, _without_prompts(solo_effects["pairs"]), agreed, solo_effects["agreement"]),
         interference.c5([_conflict(key, damage[key], found["subspace"]["pairs"]) for key in damage]),
     ]
+
+
+def _sparsity(figures: Record) -> Sparsity:
+    """The sparsity of one edit, from its figures over all tensors."""
+    return Sparsity(
+        figures["bf16"]["unchanged"], figures["scale_free"]["small"], figures["scale_free"]["participation"]
+    )
+
+
+def _gradient_pair(earlier: str, later: str, figures: Record, damage: Record) -> GradientPair:
+    """The input of C3 from the comparison of two gradients (`gradients.compare`)."""
+    return GradientPair(
+        earlier,
+        later,
+        figures["model"]["disattenuated"],
+        dict(zip(figures["domains"], figures["model"]["reliability"], strict=True)),
+        figures["cancellation"]["positive"],
+        figures["cancellation"]["negative"],
+        len(figures["conflicting"]["tensors"]),
+        len(figures["synergistic"]["tensors"]),
+        damage,
+    )
+
+
+def _without_prompts(pairs: Sequence[Record]) -> list[Record]:
+    """The records of `solo_agreement` without the values of single prompts."""
+    return [{k: v for k, v in p.items() if k not in ("predicted", "measured")} for p in pairs]
 
 
 def _conflict(key: tuple[str, str], pair: Record, subspaces: Sequence[Record]) -> DamagePair:
     """The input of C5 for the pair `key` = (domain, later stage): its damage, and its subspace for each objective."""
     objectives = {}
     for name in CONFLICTS:
+        figures = pair["objectives"][name]
+        curvature = max(figures["segments"], key=lambda row: row["segments"])["curvature_share"]
         record = next((s for s in subspaces if (s["domain"], s["stage"], s["objective"]) == (*key, name)), None)
-        if record is None:
-            objectives[name] = Objective(reason="its subspace was not sought (analyze.conflicts)")
+        if record is None or "reason" in record:
+            reason = record["reason"] if record else "its subspace was not sought (analyze.conflicts)"
+            objectives[name] = Objective(curvature, reason=reason)
             continue
-        if "reason" in record:
-            objectives[name] = Objective(reason=record["reason"])
-            continue
-        steps = [
-            CurveStep(s["alpha"], s["measured"], s["remainder"], s["second_share"])
-            for s in pair["objectives"][name]["curve"]
-        ]
-        objectives[name] = Objective(steps, record)
+        steps = [CurveStep(s["alpha"], s["measured"], s["remainder"], s["second_share"]) for s in figures["curve"]]
+        objectives[name] = Objective(curvature, record.get("removal", {}), steps, record)
     return DamagePair(*key, pair["objectives"]["reward"]["measured"], objectives)
 
 
@@ -249,5 +320,7 @@ def _mean_jaccard(pairs: Sequence[Record]) -> Record:
     known = {tuple(p["domains"]): [p["by_layer"]["estimate"]] for p in pairs if p["by_layer"]["estimate"] is not None}
     if not known:
         return missing("fewer than two domains were trained")
+    if len(known) < len(pairs):
+        return missing("two of the domains changed no neuron")
     nulls = [p["by_layer"]["null"] for p in pairs if p["by_layer"]["estimate"] is not None]
     return mean_jaccard(known).record({k: float(np.mean([n[k] for n in nulls])) for k in ("mean", "low", "high")})

@@ -19,7 +19,8 @@ differences and ratios are paired. The intervals take the vectors as given.
     record["captured"][-1]["share"]      # c(16): {"estimate", "ci95", "null", "n", "unit"}
     record["baselines"][0]["margin"]     # c(16) of S minus that of the best of 40 random subspaces
 
-With fewer than k positive eigenvalues, c(k) uses the positive ones, and the baselines have as few dimensions [chosen].
+The vectors are those of converged pairs with positive eigenvalues. If there are fewer than k, c(k) uses these, and the
+baselines have as few dimensions [chosen]. Each figure records how many it used, for each half, as its "dimension".
 Random subspaces are drawn at the largest k only, because the claim is decided there [chosen].
 """
 
@@ -52,10 +53,11 @@ class Half:
     """One half of domain A's prompts: the vectors found on it, and functions that measure on it.
 
     Attributes:
-      values: leading eigenvalues of P_ℛ H P_ℛ in the loss's sign, in descending algebraic order, [k].
+      values: leading eigenvalues of P_ℛ H P_ℛ in the loss's sign, in descending algebraic order, [k]; only of pairs
+        that have converged (`Spectrum.converged`).
       vectors: their orthonormal eigenvectors, a tree [k, ...] of the route.
-      null_top_values: the top eigenvalue of each permutation of advantages within groups. It is empty if the objective
-        has no advantages, and then there is no measured dimension.
+      null_top_values: the top eigenvalue of each permutation of rewards. Empty if there is no null; then there is no
+        measured dimension.
       quadratic: directions [n, ...] of the route -> dᵀH_p d of each prompt p, [n, P], in the loss's sign.
       complement: a direction d of the route -> (D − d)ᵀH_p(D − d) over all parameters, [P].
       total_P: DᵀH_pD over all parameters.
@@ -112,9 +114,9 @@ def measure(
 
     Returns:
       the record for JSON: "unit", "n_prompts", "halves", "angles", "total", "ladder", "captured", "k90", "residual"
-      and "baselines" (definitions §7). If the interval of DᵀHD includes 0, shares are undefined: their estimate is None
-      and they have a "reason". Shares are not cut to [0, 1]. If DᵀHD is below 0, D lowers the loss to second order, and
-      a share is a share of that gain.
+      and "baselines" (definitions §7). "dimension" is the number of vectors that a figure used of each half. If the
+      interval of DᵀHD includes 0, shares are undefined: their estimate is None and they have a "reason". Shares are not
+      cut to [0, 1]. If DᵀHD is below 0, D lowers the loss to second order, and a share is a share of that gain.
 
     Raises:
       ValueError: if a second-order term is not finite, or if `n_random` is 0.
@@ -132,9 +134,12 @@ def measure(
     if "measured S" in table.mean:
         rungs.append(("measured S", "measured S", [half.measured() for half in halves]))
     baselines = [
-        table.random(f"S {top}", top, n_random),
-        *(table.baseline(name, ks) for name in ("top coordinates", *_titles(others))),
+        table.random(f"S {top}", top, n_random) | {"dimension": dimension[top]},
+        table.baseline("top coordinates", ks) | {"dimension": dimension[top]},
     ]
+    for name, other in zip(_titles(others), others.values(), strict=True):
+        fewer = [min(n, subspace.size(other)) for n in dimension[top]]
+        baselines.append(table.baseline(name, ks) | {"dimension": fewer})
     known = [b["strongest"] for b in baselines if b["strongest"] is not None]
     null = {top: max(known, default=None)}
     return {
@@ -147,8 +152,8 @@ def measure(
         "captured": [
             {"k": k, "dimension": dimension[k], "share": table.share(table.mean[f"S {k}"], null.get(k))} for k in ks
         ],
-        "k90": table.k90(ks),
-        "residual": table.figure(abs(table.mean["total"] - within) / 2),
+        "k90": table.k90(ks) | {"dimension": dimension[top]},
+        "residual": table.size((table.mean["total"] - within) / 2) | {"dimension": dimension[top]},
         "baselines": baselines,
     }
 
@@ -255,12 +260,12 @@ def _angles(halves: tuple[Half, Half], k: int, random: Random) -> dict[str, Any]
       random: draws the random subspaces of the null.
 
     Returns:
-      {"angles": list, "mean": record}.
+      {"dimension": k, "angles": list, "mean": record}.
     """
     if k == 0:
-        return {"angles": [], "mean": missing("one half has no positive eigenvalue", "rad")}
+        return {"dimension": k, "angles": [], "mean": missing("one half has no positive eigenvalue", "rad")}
     a, b = (jax.tree.map(lambda v: v[:k], half.vectors) for half in halves)
     angles = subspace.principal_angles(a, b)
     null = [subspace.principal_angles(a, random(j, k)).mean() for j in range(N_ANGLES)]
     mean = percentile(float(angles.mean()), angles, k, "rad")
-    return {"angles": angles.tolist(), "mean": mean.record(band(null))}
+    return {"dimension": k, "angles": angles.tolist(), "mean": mean.record(band(null))}

@@ -8,6 +8,9 @@ the overlap of the routes. For A and each later domain B they also give, on the 
 - the first-order effect −g_A·δ_B of B's edit. A positive effect lowers A's loss.
 
 Both are also given on the complement of ℛ. Their null is random sets of neurons of the size of ℛ.
+
+At the base model two more comparisons use completions that were sampled at each domain's own peak, where successes are
+many: the gradients of their success NLL (C3), and what each solo edit does to the NLL of each prompt (C4).
 """
 
 import dataclasses
@@ -18,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax.analysis import gradients
+from mdrl_jax.analysis.conflict import route
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.routes import SHARE, WHICH, Activity
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.stats.bootstrap import jackknife
 from mdrl_jax.stats.estimate import student
-from mdrl_jax.stats.overlap import jaccard, overlap, top_share
+from mdrl_jax.stats.overlap import half_sampled, half_sets, jaccard, overlap, top_share
 from mdrl_jax.stats.tests import null_record
 
 N_RANDOM = 1000  # random sets of neurons in a null
@@ -49,17 +53,19 @@ class Later:
 
 def gradient_figures(
     probe: Probe, params: Any, samples: Mapping[str, Sample], own: str | None, later: Sequence[Later],
-    progress: Callable[[str], None],
+    progress: Callable[[str], None], successes: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Floats]]:  # fmt: skip
     """Compares the gradients of all pairs of domains at one point.
 
     Args:
       probe: the compiled device programs.
       params: the parameters at the point.
-      samples: completions of each domain, sampled at the point, with the same number of prompts.
+      samples: completions of each domain, of equally many prompts; for the reward they are sampled at the point.
       own: the domain A that peaks at the point; None at the base model.
       later: the later stages whose edits δ_B are multiplied with A's gradient; empty at the base model.
       progress: told what is being computed.
+      successes: compares gradients of the success NLL in place of the reward's. A block's gradient is then −∇log π,
+        summed over its successes and divided by its number of completions, so blocks with more successes count more.
 
     Returns:
       the comparisons (`gradients.compare`) by pair "a-b", with "domains"; and for each later domain B the inner
@@ -71,7 +77,8 @@ def gradient_figures(
       KeyError: if `later` is not empty and `own` is not among the domains of `samples`.
     """
     names, batch = list(samples), probe.runtime.config.analyze.batch
-    blocks = {name: probe.rows(sample) for name, sample in samples.items()}
+    # The reward's loss with the advantages 1 for successes and 0 for others has the gradient of the success NLL.
+    blocks = {name: probe.rows(x, adv_PG=x.success_PG if successes else None) for name, x in samples.items()}
     per_domain = next(iter(samples.values())).n_prompts // batch
     products: dict[str, dict[int, Any]] = {x.domain: {} for x in later}
 
@@ -95,7 +102,11 @@ def gradient_figures(
 
 
 def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, Any]:
-    """The overlap of two routes: the record of `stats.overlap.overlap`, with a jackknife interval over blocks.
+    """The overlap of two routes: the record of `stats.overlap.overlap`, with an interval over blocks of prompts.
+
+    The interval (`stats.overlap.half_sampled`) is for the overlap of routes that are found on as many prompts. Noise
+    cuts some neurons off both routes, so that overlap is below that of routes without noise; "half", the mean overlap
+    of routes from half of the prompts, shows by how much it still grows with the number of prompts.
 
     Args:
       a, b: activity of two domains in the same number of blocks.
@@ -103,20 +114,26 @@ def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, 
       kind: "neurons" or "heads".
 
     Returns:
-      the record. Its estimate is the Jaccard index; n counts blocks. It has no estimate if both routes are empty, and
-      no interval if there is only one block, or if both routes are empty without one of the blocks.
+      the record, with "half", None if a half has no route. Its estimate is the Jaccard index; n counts blocks. It has
+      no estimate if both routes are empty, and no interval if there is only one block, or if both routes of a half are
+      empty.
 
     Raises:
       ValueError: if `which` is not one of `routes.WHICH`, or if the routes differ in shape.
     """
-    sets = [top_share(x.scores(which, kind), SHARE) for x in (a, b)]
-    record = overlap(sets[0], sets[1])
+
+    def sets(keep_M: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        first, second = (top_share(x.scores(which, kind, keep_M), SHARE) for x in (a, b))
+        return first, second
+
+    record = overlap(*sets(None))
     if record["estimate"] is None:
         return record
     n = a.tokens.shape[0]
-    without = [jaccard(*(top_share(x.scores(which, kind, m), SHARE) for x in (a, b))) for m in range(n)]
+    halves = np.array([jaccard(*sets(keep_M)) for keep_M in half_sets(n)])
     kept = {k: v for k, v in record.items() if k not in ("estimate", "ci95", "n", "unit")}
-    return jackknife(record["estimate"], without, "block of prompts").record() | kept
+    kept["half"] = float(halves.mean()) if np.isfinite(halves).all() else None
+    return half_sampled(record["estimate"], halves, n, "block of prompts").record() | kept
 
 
 def route_figures(activity: Mapping[str, Activity]) -> dict[str, Any]:
@@ -144,16 +161,66 @@ def route_figures(activity: Mapping[str, Activity]) -> dict[str, Any]:
     }
 
 
-def shared_route(a: Activity, b: Activity) -> NDArray[np.bool_]:
-    """The shared route ℛ = R_A ∩ R_B of MLP neurons, over all completions.
+def shared_route(a: Activity, b: Activity, kind: str = "neurons") -> NDArray[np.bool_]:
+    """The shared route ℛ = R_A ∩ R_B of MLP neurons or of attention heads, over all completions.
 
     Args:
       a, b: activity of the two domains at the same parameters.
+      kind: "neurons" or "heads".
 
     Returns:
-      booleans [L, F], true for neurons of ℛ; all false if the two routes have no neuron in common.
+      booleans [L, F] or [L, H], true for neurons or heads of ℛ; all false if the two routes have none in common.
     """
-    return top_share(a.scores("all", "neurons"), SHARE) & top_share(b.scores("all", "neurons"), SHARE)
+    return top_share(a.scores("all", kind), SHARE) & top_share(b.scores("all", kind), SHARE)
+
+
+def solo_effects(
+    probe: Probe,
+    base: Any,
+    at_base: Mapping[str, Activity],
+    at_peak: Mapping[str, Sample],
+    solo: Callable[[str], Any],
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """What the solo edit of each domain B does to the success NLL of each prompt of another domain A (C4).
+
+    The prediction is −g_A·δ_B on the shared route ℛ of A and B at the base model, with g_A of A's prompt alone. The
+    measurement is the fall of the NLL from the base model to the end of B's solo stage, with all of δ_B.
+
+    Args:
+      probe: the compiled device programs.
+      base: the parameters of the base model.
+      at_base: activity of each domain at the base model, which gives the routes.
+      at_peak: completions of the same domains, each sampled at its own peak.
+      solo: domain -> parameters at the end of its solo stage.
+      progress: told what is being computed.
+
+    Returns:
+      for each ordered pair {"domain": A, "edit": B, "neurons": size of ℛ, "predicted", "measured"}. The last two list
+      the nats by which the NLL of a success falls, averaged over the successes of each prompt that has one; above 0
+      the edit helps A. The prompts are the same for every B.
+    """
+    before = {a: probe.log_probs(base, sample) for a, sample in at_peak.items()}
+    found = []
+    for b in at_peak:
+        after = solo(b)
+        edit = probe.difference(after, base)
+        for a, sample in at_peak.items():
+            if a == b:
+                continue
+            progress(f"solo edit of {b} on {a}")
+            on = route(shared_route(at_base[a], at_base[b]))
+            index, mask = on.index_LR, on.mask_LR
+            _, u, w = probe.jets(base, probe.lift(probe.slice(edit, index, mask), index, mask, edit), sample)
+            order = probe.orders(u, w, sample)["success_nll"]
+            fall_PG = (probe.log_probs(after, sample) - before[a]).sum(axis=2, dtype=np.float64)
+            known = order.count_P > 0
+            count = order.count_P[known]
+            predicted = -order.first_P[known] / count
+            measured = (sample.success_PG * fall_PG).sum(axis=1)[known] / count
+            both = {"predicted": predicted.tolist(), "measured": measured.tolist()}
+            found.append({"domain": a, "edit": b, "neurons": on.size} | both)
+    return found
 
 
 def on_route(probe: Probe, route_LF: NDArray[np.bool_], later: Later, effect_MLF: Floats) -> dict[str, Any]:

@@ -8,7 +8,7 @@ neurons.
 
 1. Halve A's prompts and keep the completions that the Hessian depends on (`pack`).
 2. Find the eigenvectors on each half by block Lanczos (`spectrum_of`), and the null of the top eigenvalue
-   (`null_values`).
+   (`null_values`). Pairs that have not converged are dropped here, so that nothing later reads them.
 3. Judge the vectors of each half on the other half (`captured.measure`).
 
 The search sees neither the displacement D = θ_t − θ*_A (θ_t: the end of the later stage), which only step 3 uses, nor
@@ -16,7 +16,7 @@ the prompts that scores are reported on.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -158,21 +158,26 @@ class Packed:
         out[..., self.kept] = terms.mean(axis=-1)
         return out
 
-    def hessian(self, probe: Probe, at: Place, adv_PG: np.ndarray | None = None) -> Callable[[Any], Any]:
+    def hessian(self, probe: Probe, at: Place) -> Callable[[Any], Any]:
         """The Hessian of the loss on the route, as a function from a block of route trees to their products.
 
         Args:
           probe: the compiled device programs.
           at: the point and the route.
-          adv_PG: advantages [P, G] to use in place of those of the sample.
 
         Returns:
           the function, on trees of leaves [b, ...].
         """
-        rows = probe.rows(self.sample, self.batch, adv_PG)
+        rows = probe.rows(self.sample, self.batch)
         if self.objective == "reward":
             rows = [dataclasses.replace(micro, success_B=np.zeros_like(micro.success_B)) for micro in rows]
         return probe.hessian(at.point, at.fixed, rows, self.n * self.sample.rewards_PG.shape[1])
+
+
+def halves_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the prompts of the two halves of a sample: the first P // 2 of its P prompts, and the rest."""
+    middle = sample.n_prompts // 2
+    return np.arange(middle), np.arange(middle, sample.n_prompts)
 
 
 def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> Packed:
@@ -215,10 +220,11 @@ def find(
       progress: told what is being computed.
 
     Returns:
-      the record: that of `captured.measure` with "route_neurons", their number, and "solver": {"residuals": of each
-      eigenpair, "products": number of vectors that were multiplied with H, "symmetry_defect": `defect`}, each a list
-      over the two halves. Or only a "reason", if one half of A's prompts, or the first half of B's, has no completion
-      that the Hessian depends on.
+      the record: that of `captured.measure` with "route_neurons", their number; "null", why there is no null of the top
+      eigenvalue, or ""; and "solver": {"residuals": of each eigenpair that is read, "dropped": number of pairs that
+      were sought but may not be read, "products": number of vectors that were multiplied with H, "symmetry_defect":
+      `defect`}, each a list over the two halves. Or only a "reason", if one half of A's prompts, or the first half of
+      B's, has no completion that the Hessian depends on, or if a half of A's has no eigenpair that may be read.
 
       the vectors found on each half, as trees [k, ...] like `Place.point`; none with a "reason".
 
@@ -228,29 +234,27 @@ def find(
       ValueError: if a second-order term is not finite, or as in `pack`.
     """
     config = probe.runtime.config.analyze
-    middle = sample.n_prompts // 2
-    parts = np.arange(middle), np.arange(middle, sample.n_prompts)
+    parts = halves_of(sample)
     packed = [pack(probe, objective, sample, part) for part in parts]
     theirs = pack(probe, objective, other[1], parts[0]).at_most(max(p.sample.n_prompts for p in packed))
     if min(p.sample.n_prompts for p in (*packed, theirs)) == 0:
         return {"reason": "one half of the prompts has nothing to measure on"}, []
-    spectra = [
-        spectrum_of(probe, at, half, config.lanczos_steps, i, f"half {i + 1}", progress)
-        for i, half in enumerate(packed)
-    ]
-    others = spectrum_of(probe, at, theirs, config.lanczos_steps, 2, other[0], progress)
-    null = null_values(probe, at, packed, progress) if objective == "reward" else []
+    spectra = [spectrum_of(probe, at, half, i, f"half {i + 1}", progress) for i, half in enumerate(packed)]
+    others = spectrum_of(probe, at, theirs, 2, other[0], progress)
+    if min(s.values.size for s in spectra) == 0:
+        return {"reason": "one half of the prompts has no converged eigenpair with a positive eigenvalue"}, []
+    null, no_null = null_values(probe, at, objective, [sample.take(part) for part in parts], progress)
     progress("captured damage")
     halves = [
         captured.Half(
             values=spectrum.values,
             vectors=spectrum.vectors,
-            null_top_values=null,
+            null_top_values=null_top_values,
             quadratic=lambda d, p=p: p.by_prompt(probe.route_jets(at.point, at.fixed, d, p.sample, p.batch)),
             complement=lambda d, p=p: outside(probe, at, p, d),
             total_P=p.by_prompt(probe.jets(at.start, at.displacement, p.sample, p.batch)),
         )
-        for spectrum, p in zip(spectra, packed, strict=True)
+        for spectrum, p, null_top_values in zip(spectra, packed, null, strict=True)
     ]
     record = captured.measure(
         (halves[0], halves[1]),
@@ -263,10 +267,12 @@ def find(
     )
     solver = {
         "residuals": [s.residuals.tolist() for s in spectra],
+        "dropped": [config.vectors - s.values.size for s in spectra],
         "products": [s.products for s in spectra],
         "symmetry_defect": [defect(probe, at, half) for half in packed],
     }
-    return record | {"route_neurons": at.route.size, "solver": solver}, [s.vectors for s in spectra]
+    found = {"route_neurons": at.route.size, "null": no_null, "solver": solver}
+    return record | found, [s.vectors for s in spectra]
 
 
 def outside(probe: Probe, at: Place, packed: Packed, direction: Any) -> np.ndarray:
@@ -283,39 +289,37 @@ def outside(probe: Probe, at: Place, packed: Packed, direction: Any) -> np.ndarr
 
 
 def spectrum_of(
-    probe: Probe, at: Place, packed: Packed, steps: int, number: int, name: str, progress: Progress,
-    adv_PG: np.ndarray | None = None,
-) -> Spectrum:  # fmt: skip
-    """Leading eigenpairs of the loss's Hessian on the route, by block Lanczos.
+    probe: Probe, at: Place, packed: Packed, number: int, name: str, progress: Progress, top: bool = False
+) -> Spectrum:
+    """Leading eigenpairs of the loss's Hessian on the route, by block Lanczos; only those that have converged.
 
     Args:
       probe: the compiled device programs and the configuration.
       at: the point and the route.
       packed: the completions that define the loss.
-      steps: block steps.
       number: folded into the seed, so that every search has its own start vectors.
       name: shown in the progress.
       progress: told each step.
-      adv_PG: permuted advantages [P, G], for the null. Only the top eigenpair is then returned.
+      top: True to seek the top pair alone, for the null; the search then ends once it has converged.
 
     Returns:
-      the `analyze.vectors` leading pairs, or all that the search has room for; the vectors are blocks of route trees.
+      those of the `analyze.vectors` leading pairs that may be read (`Spectrum.converged`); the vectors are blocks of
+      route trees.
 
     Raises:
       UserError: as in `lanczos.block_lanczos`.
     """
     config = probe.runtime.config.analyze
-    product = packed.hessian(probe, at, adv_PG)
+    product = packed.hessian(probe, at)
     key = jax.random.fold_in(jax.random.key(probe.runtime.config.seed), number)
     start = random_block(key, at.point, config.lanczos_block)
 
     def step(done: int, total: int) -> None:
         progress(f"{name}: Lanczos {done} of {total}")
 
-    # Permuted advantages come after a search on the same completions, which checked that the products are repeatable.
-    permuted = adv_PG is not None
-    k = 1 if permuted else min(config.vectors, steps * config.lanczos_block)
-    return block_lanczos(product, start, steps, k, step, repeatable=permuted)
+    # The null comes after a search with the same program, which checked that the products are repeatable.
+    k = 1 if top else config.vectors
+    return block_lanczos(product, start, config.lanczos_steps, k, step, repeatable=top, stop=top).converged()
 
 
 def defect(probe: Probe, at: Place, packed: Packed) -> float:
@@ -337,29 +341,50 @@ def defect(probe: Probe, at: Place, packed: Packed) -> float:
     return symmetry_defect(lambda x: hv if x is v else hw, v, w)
 
 
-def null_values(probe: Probe, at: Place, packed: list[Packed], progress: Progress) -> list[float]:
-    """The null of the top eigenvalue: one value for each of `analyze.permutations` draws.
+def null_values(
+    probe: Probe, at: Place, objective: str, halves: Sequence[Sample], progress: Progress
+) -> tuple[list[list[float]], str]:
+    """The null of the top eigenvalue of each half: one value for each of `analyze.permutations` draws (definitions §7).
 
-    Each draw permutes the advantages among the completions of each prompt. Draws use the two halves in turn.
+    Each draw permutes the rewards of the half (`permuted`). A null with an eigenvalue that has not converged is too
+    low, so it is not given.
 
     Args:
       probe: the compiled device programs and the configuration.
       at: the point and the route.
-      packed: the completions of both halves.
+      objective: "reward" or "success_nll".
+      halves: completions of both halves of the prompts, in which the objective has something to measure on.
       progress: told each step.
 
     Returns:
-      the top eigenvalues, in the order of the draws; empty without draws.
+      the top eigenvalues of each half, in the order of the draws, and ""; or no values, and the reason why there is no
+      null.
 
     Raises:
       UserError: as in `lanczos.block_lanczos`.
     """
     config = probe.runtime.config.analyze
     rng = np.random.default_rng(probe.runtime.config.seed)
-    values = []
-    for i in range(config.permutations):
-        half = packed[i % 2]
-        shuffled_PG = rng.permuted(half.sample.adv_PG, axis=1)
-        spectrum = spectrum_of(probe, at, half, config.null_steps, 3 + i, f"null {i + 1}", progress, shuffled_PG)
-        values.append(float(spectrum.values[0]))
-    return values
+    values: list[list[float]] = [[] for _ in halves]
+    wanted = config.permutations * len(halves)
+    for i in range(wanted):
+        number = i % len(halves)
+        half = permuted(halves[number], objective, rng)
+        packed = pack(probe, objective, half, np.arange(half.n_prompts))
+        found = spectrum_of(probe, at, packed, 3 + i, f"null {i + 1} of {wanted}", progress, top=True)
+        values[number] += found.values.tolist()
+    lost = wanted - sum(map(len, values))
+    if lost:
+        return [[] for _ in halves], f"the top eigenvalue of {lost} of {wanted} permutations has not converged"
+    return values, "" if wanted else "not measured, since analyze.permutations is 0; configs/claims.py has 40"
+
+
+def permuted(sample: Sample, objective: str, rng: np.random.Generator) -> Sample:
+    """The sample with permuted rewards, as the null of an objective's top eigenvalue has them (definitions §7).
+
+    For `reward` the rewards of each prompt are permuted among its completions. For `success_nll` the rewards of whole
+    prompts are permuted across prompts, so that as many prompts as before have a success [chosen].
+    """
+    within = objective == "reward"
+    rewards_PG = rng.permuted(sample.rewards_PG, axis=1) if within else rng.permutation(sample.rewards_PG)
+    return dataclasses.replace(sample, rewards_PG=rewards_PG)

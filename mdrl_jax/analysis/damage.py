@@ -82,7 +82,7 @@ def pair(
     draws = Draws(sample.n_prompts)
     progress("expansion")
     at_start, u, w = probe.jets(start, displacement, sample)
-    orders = sample.derivatives(u, w, probe.grpo)
+    orders = probe.orders(u, w, sample)
     at_end = probe.log_probs(probe.along(start, displacement, np.float32(1)), sample)
     lost = {}
     for alpha in REWARD_ALPHAS:
@@ -138,7 +138,7 @@ def path(
         progress(f"expansion at α = {at:g}")
         point = probe.along(start, displacement, np.float32(at)) if j else start
         logp[at], u, w = probe.jets(point, displacement, sample)
-        fixed[at] = sample.derivatives(u, w, probe.grpo)
+        fixed[at] = probe.orders(u, w, sample)
         if at == 0:
             fresh[at] = fixed[at]["reward"]
         elif at in REWARD_ALPHAS:

@@ -1,8 +1,8 @@
 """Figures of an edit δ = θ_after − θ_before: sparsity, size, rank, most-changed neurons (definitions §3; C1, C2).
 
-`interference.py` calls `edit_figures` and `neuron_scores` for the edit of each domain. `sign_conflict.py` uses
-`by_tensor` and `over_layers` to compare two edits. A *leaf* is one array of the parameter tree. A leaf below `layers/`
-is *stacked*: its first axis counts the L layers. A *tensor* is one layer of a stacked leaf, or an unstacked leaf.
+`interference.py` calls `edit_figures` and `neuron_scores` for the edit of each domain, and `sign_conflict` for each
+pair of domains. A *leaf* is one array of the parameter tree. A leaf below `layers/` is *stacked*: its first axis counts
+the L layers. A *tensor* is one layer of a stacked leaf, or an unstacked leaf.
 
 Parameters may be sharded, so no tensor is gathered. Compiled programs reduce each tensor to counts, sums and scores,
 one layer of one leaf at a time, and only these reach the host.
@@ -16,8 +16,10 @@ Choices of this package:
 - The score of neuron c is √(‖δW_gate[:,c]‖² + ‖δW_up[:,c]‖² + ‖δW_down[c,:]‖²) [chosen norm].
 - A neuron that did not change is in no top set; otherwise the order of the indices would fill the set [chosen].
 
-The nulls of the relative share and of the participation ratio are those of a Gaussian edit that has the same norm in
-each tensor.
+The nulls of the relative share, of the share unchanged in bfloat16 and of the participation ratio are those of a
+Gaussian edit that has the same norm in each tensor. The scale-free figures divide each entry by the rms of its
+tensor's edit, so that neither the learning rate nor the number of steps changes them: the share of entries below 0.1
+and the participation ratio. Tensors without a changed entry are left out of them [chosen].
 """
 
 import math
@@ -30,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax import tree
-from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel import counting, distributed
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain
 from mdrl_jax.stats.bootstrap import jackknife
@@ -38,6 +40,8 @@ from mdrl_jax.stats.estimate import Estimate, missing, over_seeds, student
 
 THRESHOLDS = (1e-7, 1e-6, 1e-5)
 RELATIVE = 1e-3
+SMALL = 0.1  # an entry is small if |δ| is below this share of the rms of its tensor's edit
+GAUSSIAN = {"small": math.erf(SMALL / math.sqrt(2)), "participation": 1 / 3}  # the scale-free figures of a Gaussian
 LOG_EDGES = np.arange(-12.0, 0.5, 0.5)  # bin edges of the histogram of log10 |δ|
 UNCHANGED = "no entry changed"
 VECTORS = ("norm", "bias")  # the names of kinds that are not matrices end in these
@@ -103,6 +107,7 @@ def _tensor_sums(kind: str, before: jax.Array, after: jax.Array) -> dict[str, An
     unit = delta / jnp.where(largest > 0, largest, 1.0)
     # A cast to bfloat16 and back would not do: XLA may remove it, because it may compute in excess precision.
     coarse_before, coarse_after = (jax.lax.reduce_precision(x, 8, 7) for x in (before, after))
+    rms = jnp.maximum(jnp.sqrt(jnp.mean(delta**2)), 1e-30)
     out = {
         "fp32": _counts(size, before),
         "bf16": _counts(jnp.abs(coarse_after - coarse_before), coarse_before),
@@ -111,7 +116,9 @@ def _tensor_sums(kind: str, before: jax.Array, after: jax.Array) -> dict[str, An
         "fourth": jnp.sum(unit**4),
         "theta": jnp.sum(before**2),
         # Expected number of entries with a small relative change under a Gaussian edit of the same norm (the null).
-        "gauss": jnp.sum(_erf(RELATIVE * jnp.abs(before) / jnp.maximum(jnp.sqrt(2 * jnp.mean(delta**2)), 1e-30))),
+        "gauss": jnp.sum(_erf(RELATIVE * jnp.abs(before) / (math.sqrt(2) * rms))),
+        "gauss_unchanged": jnp.sum(_stays(before, coarse_before, rms)),
+        "small": jnp.sum(unit**2 < SMALL**2 * jnp.mean(unit**2)),
     }
     if not kind.endswith(VECTORS):
         out["spectrum"] = _squared_singular_values(matrix(kind, unit))
@@ -121,6 +128,17 @@ def _tensor_sums(kind: str, before: jax.Array, after: jax.Array) -> dict[str, An
 def _erf(x: jax.Array) -> jax.Array:
     """The error function with an error below 4e-4. `jax.lax.erf` is not used: XLA gathers its operand if sharded."""
     return jnp.tanh(1.128379 * x + 0.100911 * x**3)
+
+
+def _stays(x: jax.Array, coarse: jax.Array, rms: jax.Array) -> jax.Array:
+    """The probability that x + δ rounds to the same bfloat16 as x, for a Gaussian δ with this rms.
+
+    The spacing of bfloat16 around `coarse` = m·2^e, ½ ≤ |m| < 1, is 2^(e−8). Below a power of 2 it is half of that,
+    which is not told apart here: one value in 128.
+    """
+    half = jnp.ldexp(0.5, jnp.frexp(coarse)[1] - 8)
+    above, below = ((s * (coarse - x) + half) / (math.sqrt(2) * rms) for s in (1.0, -1.0))
+    return 0.5 * (_erf(above) + _erf(below))
 
 
 def _squared_singular_values(x: jax.Array) -> jax.Array:
@@ -159,13 +177,15 @@ def edit_figures(before: Any, after: Any) -> dict[str, Any]:
       after both ends are rounded to bfloat16.
 
       Figures have these keys. All but "n" and "layers" are records with an interval over layers (`over_layers`).
-      "participation" and the "relative" of "fp32" have the null of a Gaussian edit, if an entry changed; otherwise
-      "participation" has no estimate.
+      "participation", the "relative" of "fp32" and the "unchanged" of "bf16" have the null of a Gaussian edit, if an
+      entry changed; otherwise "participation" and "scale_free" have no estimate.
 
       - "n": number of entries.
       - "fp32", "bf16": {"below": {"1e-07", "1e-06", "1e-05"}, "relative", "both", "unchanged"}: shares of entries with
         |δ| < τ; with |δ|/|θ_before| < 1e-3; with |δ|/|θ_before| < 1e-3 and |δ| < 1e-7; with δ = 0.
       - "participation": (Σδ²)²/(nΣδ⁴). "norm": ‖δ‖. "relative_norm": ‖δ‖/‖θ_before‖.
+      - "scale_free": {"small", "participation"}: the share of entries with |δ| < 0.1·rms(δ) of their tensor (null
+        0.080), and n/Σ(δ/rms)⁴ (null 1/3), both of a Gaussian edit, over tensors with a changed entry.
       - "effective_rank", for kinds of matrices: the mean over layers.
       - "layers", for stacked kinds: {"relative", "norm", "effective_rank"}, a list with one value per layer each. The
         effective rank is None for a layer that did not change, and for kinds of vectors in place of the list.
@@ -207,7 +227,14 @@ def _additive(values: dict[str, Any], shape: tuple[int, ...]) -> Sums:
         "fourth": scale**4 * values["fourth"],
         "theta": np.asarray(values["theta"], float),
         "gauss_relative": np.asarray(values["gauss"], float),
+        "gauss_unchanged": np.asarray(values["gauss_unchanged"], float),
     }
+    changed = out["second"] > 0
+    out["changed_n"] = np.where(changed, out["n"], 0.0)
+    out["small"] = np.where(changed, values["small"], 0.0)
+    # Σ(δ/rms)⁴ of a tensor is n² Σδ⁴/(Σδ²)², in which max|δ| cancels.
+    fourth, second = np.asarray(values["fourth"], float), np.asarray(values["second"], float)
+    out["scaled_fourth"] = np.where(changed, out["n"] ** 2 * fourth / np.where(changed, second, 1.0) ** 2, 0.0)
     out["gauss_fourth"] = 3 * out["second"] ** 2 / out["n"]
     at = [int(np.flatnonzero(np.isclose(LOG_EDGES, math.log10(t)))[0]) for t in THRESHOLDS]
     for cast in ("fp32", "bf16"):
@@ -271,12 +298,19 @@ def _figures(sums: dict[str, Sums]) -> dict[str, Any]:
         out[cast] |= {key: share(f"{cast}_{key}") for key in ("relative", "both", "unchanged")}
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 if no entry changed
         total = {
-            key: sum(s[key].sum() for s in sums.values()) for key in ("n", "second", "gauss_fourth", "gauss_relative")
+            key: sum(s[key].sum() for s in sums.values())
+            for key in ("n", "second", "gauss_fourth", "gauss_relative", "gauss_unchanged")
         }
         out["participation"] = over_layers(sums, lambda s: np.divide(s("second") ** 2, s("n") * s("fourth")))
         if out["participation"]["estimate"] is not None:
             out["participation"]["null"] = float(total["second"] ** 2 / (total["n"] * total["gauss_fourth"]))
             out["fp32"]["relative"]["null"] = float(total["gauss_relative"] / total["n"])
+            out["bf16"]["unchanged"]["null"] = float(total["gauss_unchanged"] / total["n"])
+        scale_free = {
+            "small": over_layers(sums, lambda s: np.divide(s("small"), s("changed_n"))),
+            "participation": over_layers(sums, lambda s: np.divide(s("changed_n"), s("scaled_fourth"))),
+        }
+        out["scale_free"] = {key: figure | {"null": GAUSSIAN[key]} for key, figure in scale_free.items()}
         out["norm"] = over_layers(sums, lambda s: np.sqrt(s("second")), high=math.inf)
         ratio = over_layers(sums, lambda s: np.sqrt(np.divide(s("second"), s("theta"))), high=math.inf)
     return out | {"relative_norm": ratio}
@@ -315,3 +349,47 @@ def neuron_scores(edit: Any) -> NDArray[np.float32]:
       the scores on the host, float32, 0 for a neuron that did not change.
     """
     return np.asarray(_neuron_program({name: edit["layers"][name]["kernel"] for name in ("gate", "up", "down")}))
+
+
+def _conflicts(share: float, kind: str, a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
+    """Of one tensor: the number of entries in both top sets, and how many of them have opposite signs."""
+    k = counting.split(max(1, round(share * a.size)))
+    in_a, in_b = (counting.highest(x, k) & (x != 0) for x in (a, b))
+    shared = in_a & in_b
+    return {"shared": jnp.sum(shared), "conflicts": jnp.sum(shared & ((a > 0) != (b > 0)))}
+
+
+_conflicts_program = program(
+    "sign_conflict",
+    lambda a, b, share: by_tensor(lambda *tensors: _conflicts(share, *tensors), a, b),
+    static_argnums=2,
+)
+
+
+def sign_conflict(edit_a: Any, edit_b: Any, share: float = 0.2) -> dict[str, Any]:
+    """The TIES sign conflict (arXiv 2306.01708): the share of entries with opposite signs among the largest.
+
+    The largest are those in the top `share` by |δ| of both edits. A top set is taken in each tensor. All entries as
+    large as the smallest one of the set are in it; unchanged entries never are. Sets are found by counting, so no
+    sharded tensor is sorted or gathered. Intervals are a jackknife over layers.
+
+    Args:
+      edit_a, edit_b: two trees δ with the same structure.
+      share: the size of a top set, as a share of the tensor.
+
+    Returns:
+      {"all": record, "kinds": {kind: record}}. Each record adds "chance", which is ½, and "shared", the number of
+      entries in both top sets. It has no estimate if there are none, and no interval if there are
+      none without one of the layers (`over_layers`).
+    """
+    counted = distributed.gather(_conflicts_program(edit_a, edit_b, share))
+    sums = {name: {k: np.asarray(v, float) for k, v in counts.items()} for name, counts in counted.items()}
+
+    def record(part: dict[str, Sums]) -> dict[str, Any]:
+        shared = int(sum(s["shared"].sum() for s in part.values()))
+        if not shared:
+            reason = "no coordinate is in both top sets"
+            return missing(reason, "layer") | {"chance": 0.5, "shared": 0}
+        return over_layers(part, lambda s: s("conflicts") / s("shared"), "shared") | {"chance": 0.5, "shared": shared}
+
+    return {"all": record(sums), "kinds": {tree.kind(name): record({name: s}) for name, s in sums.items()}}

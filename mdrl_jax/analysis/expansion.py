@@ -3,12 +3,13 @@
 `damage.py` supplies the inputs: `DirectionalDerivatives` of an objective along the displacement D (first and second
 order of each prompt), and log-probs or rewards at both ends. The prediction at θ* + αD is α g·D + ½ α² DᵀHD.
 
-Intervals are percentiles over 2,000 draws of prompts with replacement. All figures of a sample use the same draws, so
-that their differences and ratios are paired. An array with the axis R holds the figure of the sample in entry 0 and
-those of the draws in the other entries.
+Intervals are bootstrap-t over 2,000 draws of prompts with replacement, and Fieller's for shares. All figures of a
+sample use the same draws, so that their differences and ratios are paired. An array with the axis R is a figure of
+these draws (`stats.bootstrap.Draws`): it holds the figure of the sample in entry 0.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,31 +18,21 @@ from numpy.typing import NDArray
 
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.second_order.objectives import DirectionalDerivatives
-from mdrl_jax.stats.bootstrap import percentile, prompt_weights
+from mdrl_jax.stats import bootstrap
 from mdrl_jax.stats.estimate import Record, missing
 
 Floats = NDArray[np.float64]
+OPEN = "the interval of the denominator includes 0"
+NO_SUCCESS = "nothing to measure on: no completion succeeded"
 
 
-class Draws:
-    """Draws of P prompts with replacement, from a fixed seed (`stats.bootstrap.prompt_weights`).
-
-    Attributes:
-      n: P.
-      weights_RP: how often each prompt counts in the sample (row 0) and in each draw.
-
-    Args:
-      n_prompts: P, at least 1.
-    """
-
-    def __init__(self, n_prompts: int):
-        self.n = n_prompts
-        self.weights_RP = prompt_weights(n_prompts, np.random.default_rng(0))
+class Draws(bootstrap.Draws):
+    """Draws of prompts with replacement, and the records of figures that are made with them."""
 
     def ratio(self, part_P: Floats, count_P: Floats) -> Floats:
-        """Σ part / Σ count over prompts, of the sample and of each draw: [R]; NaN where Σ count is 0."""
-        count_R = self.weights_RP @ count_P
-        return np.divide(self.weights_RP @ part_P, count_R, out=np.full(len(count_R), np.nan), where=count_R > 0)
+        """Σ part / Σ count over prompts, as a figure of these draws [R]; NaN where Σ count is 0."""
+        part_R, count_R = self.total(part_P), self.total(count_P)
+        return np.divide(part_R, count_R, out=np.full(len(count_R), np.nan), where=count_R > 0)
 
     def figure(self, values_R: Floats, unit: str, reason: str = "") -> Record:
         """The record of a figure whose null is 0.
@@ -50,14 +41,31 @@ class Draws:
         draws.
 
         Args:
-          values_R: the figure of the sample and of each draw.
+          values_R: the figure.
           unit: of the figure.
           reason: why the figure cannot be measured; "" if it can.
         """
-        finite = values_R[np.isfinite(values_R)]
-        if reason or not np.isfinite(values_R[0]) or len(finite) < len(values_R) / 2:
-            return missing(reason or "nothing to measure on: no completion succeeded", unit, self.n)
-        return percentile(float(values_R[0]), finite, self.n, unit).record(0.0)
+        return self._missing(values_R, unit, reason) or self.interval(values_R, unit).record(0.0)
+
+    def share(self, part_R: Floats, whole_R: Floats, unit: str, reason: str = "") -> Record:
+        """The record of part / whole with Fieller's interval; its null is 0.
+
+        Args:
+          part_R, whole_R: two figures.
+          unit: of the share.
+          reason: why the share cannot be measured; "" if it can. It is also missing if the interval of `whole_R`
+            includes 0.
+        """
+        absent = self._missing(part_R, unit, reason) or self._missing(whole_R, unit, reason)
+        found = None if absent else self.fieller(part_R, whole_R, unit)
+        return absent or (found.record(0.0) if found else missing(OPEN, unit, self.n, 0.0))
+
+    def _missing(self, values_R: Floats, unit: str, reason: str) -> Record | None:
+        if not reason:
+            value_X = self.values(values_R)
+            if np.isfinite(value_X[0]) and np.isfinite(value_X).mean() >= 0.5:
+                return None
+        return missing(reason or NO_SUCCESS, unit, self.n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +99,14 @@ class Expansion:
 
         Returns:
           {"alpha", "first", "second", "predicted", "second_share"}, and with a measured damage "measured" and
-          "remainder" = measured − predicted. "second_share" is ½α²DᵀHD / (α g·D + ½α²DᵀHD).
+          "remainder" = measured − predicted. "second_share" is ½α²DᵀHD / (α g·D + ½α²DᵀHD), missing where the interval
+          of the prediction includes 0.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share_R = self.second_R / self.predicted_R
         figures = {
             "first": draws.figure(self.first_R, unit, reason),
             "second": draws.figure(self.second_R, unit, reason),
             "predicted": draws.figure(self.predicted_R, unit, reason),
-            "second_share": draws.figure(share_R, "share", reason),
+            "second_share": draws.share(self.second_R, self.predicted_R, "share", reason),
         }
         if self.measured_R is not None:
             figures["measured"] = draws.figure(self.measured_R, unit)
@@ -201,7 +208,9 @@ def segment_records(
         expansions cannot be measured.
 
     Returns:
-      for each n: {"segments": n, "predicted", "measured", "remainder"}.
+      for each n: {"segments": n, "predicted", "measured", "remainder", "curvature_share"}. "curvature_share" is
+      1 − g(θ*)·D / predicted, the part of the predicted damage that the gradient at θ* does not explain; it is missing
+      where the interval of the prediction includes 0.
 
     Raises:
       KeyError: if `orders` lacks an α that is needed.
@@ -214,12 +223,14 @@ def segment_records(
             (draws.ratio(o.first_P, o.count_P) / n + 0.5 * draws.ratio(o.second_P, o.count_P) / n**2 for o in terms),
             start=np.zeros(len(measured_R)),
         )
+        curved_R = predicted_R - draws.ratio(orders[0.0].first_P, orders[0.0].count_P)
         rows.append(
             {
                 "segments": n,
                 "predicted": draws.figure(predicted_R, unit, why),
                 "measured": draws.figure(measured_R, unit),
                 "remainder": draws.figure(measured_R - predicted_R, unit, why),
+                "curvature_share": draws.share(curved_R, predicted_R, "share", why),
             }
         )
     return rows
@@ -242,7 +253,7 @@ def breakdown(curve: Sequence[dict[str, Any]], share: float = 0.2) -> float | No
         measured, remainder = step.get("measured"), step.get("remainder")
         if measured is None or remainder is None or None in (measured["estimate"], remainder["estimate"]):
             return None
-        low, high = remainder["ci95"]
+        low, high = remainder["ci95"] or (-math.inf, math.inf)
         fails = (low > 0 or high < 0) and abs(remainder["estimate"]) > share * abs(measured["estimate"])
         broken = (step["alpha"] if broken is None else broken) if fails else None
     return broken

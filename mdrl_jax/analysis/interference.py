@@ -11,6 +11,8 @@ The work is cut into units (`Analysis.units`):
 | `edits` | the edit of every domain, and the overlap of each pair of edits | §3 |
 | `point-<checkpoint>` | samples and rewards; at the base and at peaks also gradients and routes | §4, §5 |
 | `damage-<domain>-<stage>` | predicted and measured damage of a domain at a later stage | §6 |
+| `peak-gradients` | gradients, at the base, of the NLL of successes from each domain's peak | §4 |
+| `solo-effects` | predicted and measured effect of each solo edit on each prompt of another domain | §5 |
 | `cross-<domain>` | curvature between the edits of two later stages | §6 |
 | `conflict-<domain>-<stage>-<objective>` | the conflict subspace, for the most harmed pairs | §7 |
 
@@ -25,10 +27,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mdrl_jax import records
-from mdrl_jax.analysis import assembly, checkpoint_figures, conflict, damage, edits, samples, sign_conflict
+from mdrl_jax.analysis import (
+    assembly,
+    checkpoint_figures,
+    conflict,
+    damage,
+    edits,
+    removal,
+    routes,
+    samples,
+)
 from mdrl_jax.analysis.probe import Probe, build
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
@@ -36,6 +48,7 @@ from mdrl_jax.checkpoints import save_tree
 from mdrl_jax.errors import UserError
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import Runtime
+from mdrl_jax.second_order import subspace
 from mdrl_jax.stats.overlap import overlap, top_share, top_share_global
 
 OBJECTIVES = ("reward", "success_nll")  # the conflict subspace is sought for these
@@ -198,6 +211,10 @@ class Analysis:
         yield Unit("edits", self.edits)
         for name in (BASE, *(s.name for s in c.stages)):
             yield Unit(f"point-{name}", functools.partial(self.point, name))
+        if len(c.domains) > 1:
+            yield Unit("peak-gradients", self.peak_gradients)
+        if len(self._alone()) > 1:
+            yield Unit("solo-effects", self.solo_effects)
         for domain in c.domains:
             for stage in c.later(domain):
                 yield Unit(f"damage-{domain}-{stage.name}", functools.partial(self.damage, domain, stage))
@@ -255,7 +272,8 @@ class Analysis:
 
         Returns:
           {"domains": {domain: {"source", "stage", figures of `edits.edit_figures`}}, "pairs": [{"domains": [a, b],
-          "by_layer", "global": Jaccards of the most-changed neurons, "sign_conflict"}]}.
+          "by_layer", "global": Jaccards of the most-changed neurons, "sign_conflict"}], "again": [{"domain", "stages":
+          [its first solo stage, another], "by_layer", "global"}], which compares two solo stages of one domain}.
         """
         domains: dict[str, Any] = {}
         scores: dict[str, Any] = {}
@@ -269,11 +287,62 @@ class Analysis:
         for i, a in enumerate(domains):
             for b in list(domains)[i + 1 :]:
                 progress(f"edits of {a} and {b}")
-                signs = sign_conflict.sign_conflict(*(self.edit(self.checkpoints.edit(d)[1]) for d in (a, b)))
+                signs = edits.sign_conflict(*(self.edit(self.checkpoints.edit(d)[1]) for d in (a, b)))
                 sets = [(top_share(scores[d]), top_share_global(scores[d])) for d in (a, b)]
                 by_layer, overall = (overlap(*pair) for pair in zip(*sets, strict=True))
                 pairs.append({"domains": [a, b], "by_layer": by_layer, "global": overall, "sign_conflict": signs})
-        return {"domains": domains, "pairs": pairs}
+        again = []
+        for i, first in enumerate(self.checkpoints.solos):
+            for second in self.checkpoints.solos[i + 1 :]:
+                if first.domain == second.domain and first == self.checkpoints.edit(first.domain)[1]:
+                    progress(f"edits of {first.name} and {second.name}")
+                    head = {"domain": first.domain, "stages": [first.name, second.name]}
+                    one, two = (edits.neuron_scores(self.edit(s)) for s in (first, second))
+                    by_layer = overlap(top_share(one), top_share(two))
+                    overall = overlap(top_share_global(one), top_share_global(two))
+                    again.append(head | {"by_layer": by_layer, "global": overall})
+        return {"domains": domains, "pairs": pairs, "again": again}
+
+    def peak_gradients(self, progress: Progress) -> dict[str, Any]:
+        """The unit `peak-gradients` (definitions §4): gradients at the base model, of completions from the peaks.
+
+        Args:
+          progress: told what is being computed.
+
+        Returns:
+          by pair "a-b" of domains, the figures of `checkpoint_figures.gradient_figures` of the success NLL.
+
+        Raises:
+          UserError: if sampling fails (`samples.draw`).
+        """
+        drawn = {d: self.sample(self.checkpoints.own(d).name, d, progress) for d in self.checkpoints.domains}
+        base = self.params(BASE)
+        return checkpoint_figures.gradient_figures(self.probe, base, drawn, None, (), progress, successes=True)[0]
+
+    def _alone(self) -> list[str]:
+        """The domains of the sequence that also have a solo stage."""
+        return [d for d in self.checkpoints.domains if self.checkpoints.edit(d)[0] == "solo"]
+
+    def solo_effects(self, progress: Progress) -> dict[str, Any]:
+        """The unit `solo-effects` (definitions §5): what each solo edit does to each prompt of another domain.
+
+        Args:
+          progress: told what is being computed.
+
+        Returns:
+          {"pairs": the records of `checkpoint_figures.solo_effects`}, between all domains of the sequence that have a
+          solo stage.
+
+        Raises:
+          UserError: if sampling fails (`samples.draw`).
+        """
+        c, domains = self.checkpoints, self._alone()
+        at_peak = {d: self.sample(c.own(d).name, d, progress) for d in domains}
+        at_base = {d: self.sample(BASE, d, progress) for d in domains}
+        base = self.params(BASE)
+        activity = {d: self.probe.activity(base, sample) for d, sample in at_base.items()}
+        solo = lambda d: self.params(c.edit(d)[1].name)  # noqa: E731
+        return {"pairs": checkpoint_figures.solo_effects(self.probe, base, activity, at_peak, solo, progress)}
 
     def point(self, name: str, progress: Progress) -> dict[str, Any]:
         """The unit `point-<name>`: every domain is sampled at a checkpoint; gradients and routes are compared.
@@ -289,7 +358,8 @@ class Analysis:
           "rewards": {domain: mean reward of each prompt}; "informative": {domain: share of prompts whose completions
           have different rewards}; "gradients" and "routes": figures by pair "a-b" (`gradient_figures` and
           `route_figures` of `checkpoint_figures.py`); "shared": {later domain: figures on the shared route
-          (`on_route`)}, empty at the base. A checkpoint without comparisons has only the first two.
+          (`on_route`), with "heads", the indices of its attention heads by layer}, empty at the base. A checkpoint
+          without comparisons has only the first two.
 
         Raises:
           UserError: if sampling fails (`samples.draw`).
@@ -316,7 +386,9 @@ class Analysis:
         for x in later:
             assert own is not None
             route_LF = checkpoint_figures.shared_route(activity[own], activity[x.domain])
-            out["shared"][x.domain] = checkpoint_figures.on_route(self.probe, route_LF, x, effects[x.domain])
+            heads_LH = checkpoint_figures.shared_route(activity[own], activity[x.domain], "heads")
+            figures = checkpoint_figures.on_route(self.probe, route_LF, x, effects[x.domain])
+            out["shared"][x.domain] = figures | {"heads": [np.flatnonzero(row).tolist() for row in heads_LH]}
         return out
 
     def _later(self, own: str, stage: Trained, edit: Callable[[Trained], Any]) -> checkpoint_figures.Later:
@@ -389,8 +461,9 @@ class Analysis:
           progress: told what is being computed.
 
         Returns:
-          {"domain", "stage", "other", "objective"} with the record of `conflict.find`, or with a "reason" why the
-          subspace cannot be sought.
+          {"domain", "stage", "other", "objective"} with the record of `conflict.find` and with "removal", that of
+          `removal.measure`; or with a "reason" why the subspace cannot be sought. For the success NLL, "removal" has
+          the records of `analyze.removal_spaces` under "wider".
 
         Raises:
           UserError: if the unit `point-<checkpoint>` of the domain's peak is not written yet, if sampling fails
@@ -402,15 +475,15 @@ class Analysis:
         sample = self.sample(own.name, domain, progress)
         reason = damage.uninformative(sample) if objective == "reward" else ""
         parts = self.folder / "analysis" / "parts"
-        shared = records.read_json(parts / f"point-{own.name}.json")["shared"][stage.domain]["neurons"]
-        if not any(shared):
+        shared = records.read_json(parts / f"point-{own.name}.json")["shared"][stage.domain]
+        if not any(shared["neurons"]):
             reason = "the two domains share no route"
         if reason:
             return head | {"reason": reason}
         start, displacement = self._displacement(domain, stage)
         width = start["layers"]["gate"]["kernel"].shape[-1]
-        chosen = np.zeros((len(shared), width), bool)
-        for layer, neurons in enumerate(shared):
+        chosen = np.zeros((len(shared["neurons"]), width), bool)
+        for layer, neurons in enumerate(shared["neurons"]):
             chosen[layer, neurons] = True
         at = conflict.place(self.probe, start, displacement, conflict.route(chosen))
         other = (stage.domain, self.sample(own.name, stage.domain, progress))
@@ -418,7 +491,34 @@ class Analysis:
         if vectors:
             kept = {"vectors": vectors, "index_LR": at.route.index_LR, "mask_LR": at.route.mask_LR}
             save_tree(subspace_folder(self.folder, domain, stage.name, objective), kept)
+            # Without a null, all vectors are read: those of the converged pairs.
+            known = [half["measured_dimension"] for half in record["halves"]]
+            found = [(v, subspace.size(v) if n is None else n) for v, n in zip(vectors, known, strict=True)]
+            record["removal"] = removal.on_route(self.probe, at, sample, found, progress)
+            if objective == "success_nll":
+                supports = self._supports(start, chosen, shared["heads"])
+                record["removal"]["wider"] = [
+                    removal.elsewhere(self.probe, name, start, displacement, support, sample, progress)
+                    for name, support in supports.items()
+                ]
         return head | record
+
+    def _supports(self, start: Any, neurons_LF: np.ndarray, heads: list[list[int]]) -> dict[str, Any]:
+        """The supports of `analyze.removal_spaces`, by the names that the records give them.
+
+        Args:
+          start: a tree of all parameters.
+          neurons_LF: true for the neurons of the shared route.
+          heads: indices of its attention heads, by layer.
+        """
+        heads_LH = np.zeros((len(heads), self.runtime.model.config.n_heads), bool)
+        for layer, chosen in enumerate(heads):
+            heads_LH[layer, chosen] = True
+        every = {
+            "heads": ("MLP neurons and heads", lambda: routes.support(start, neurons_LF, heads_LH)),
+            "all": ("all parameters", lambda: jax.tree.map(lambda _: np.ones((), np.float32), start)),
+        }
+        return {every[name][0]: every[name][1]() for name in self.runtime.config.analyze.removal_spaces}
 
 
 def subspace_folder(folder: Path, domain: str, stage: str, objective: str) -> Path:

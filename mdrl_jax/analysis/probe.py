@@ -53,6 +53,8 @@ class Probe:
       difference: (a, b) -> a − b, on trees of parameters.
       slice: (tree of parameters, index_LR, mask_LR) -> its route tree.
       fixed: (params, index_LR, mask_LR) -> the `fixed` argument of `route_jets` and `hessian`.
+      lift: (route tree z, index_LR, mask_LR, params) -> z as a tree like `params`, with 0 off the route. The values of
+        `params` do not matter.
       outside: (D, route tree z, index_LR, mask_LR) -> D − z, a tree of parameters; z counts as 0 off the route.
       neuron_products: (a, b) -> inner products of two trees of parameters by MLP neuron, [L, F].
       fused: log-probs as a function of all parameters, with the attention of training. They can be differentiated once,
@@ -67,6 +69,7 @@ class Probe:
     difference: Callable[..., Any]
     slice: Callable[..., Any]
     fixed: Callable[..., Any]
+    lift: Callable[..., Any]
     outside: Callable[..., Any]
     neuron_products: Callable[..., Any]
     fused: Forward
@@ -76,6 +79,7 @@ class Probe:
     _route_jets: Callable[..., Any]
     _activity: Callable[..., Any]
     _add_hessian: Callable[..., Any]
+    _add_whole_hessian: Callable[..., Any]
 
     @property
     def programs(self) -> Mapping[str, Callable[..., Any]]:
@@ -86,6 +90,7 @@ class Probe:
             "route_jets": self._route_jets,
             "activity": self._activity,
             "hessian": self._add_hessian,
+            "whole_hessian": self._add_whole_hessian,
         }
 
     def rows(self, sample: Sample, batch: int | None = None, adv_PG: np.ndarray | None = None) -> list[CompletionBatch]:
@@ -101,9 +106,15 @@ class Probe:
         """
         return sample.rows(self.runtime.config.analyze.batch if batch is None else batch, adv_PG)
 
-    def log_probs(self, params: Any, sample: Sample) -> np.ndarray:
-        """log π of the sample's completion tokens at `params`, in nats [P, G, Tc], 0 on padding."""
-        return self._stream(lambda micro: self.row_log_probs(params, micro), self.rows(sample), sample)
+    def log_probs(self, params: Any, sample: Sample, batch: int | None = None) -> np.ndarray:
+        """log π of the sample's completion tokens at `params`, in nats [P, G, Tc], 0 on padding.
+
+        Args:
+          params: the point, a tree of parameters.
+          sample: the completions.
+          batch: prompts per micro-batch; by default `analyze.batch`.
+        """
+        return self._stream(lambda micro: self.row_log_probs(params, micro), self.rows(sample, batch), sample)
 
     def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, DirectionalDerivatives]:
         """First and second orders of every objective along a direction, by prompt (`objectives.derivatives`).
@@ -120,7 +131,19 @@ class Probe:
           ValueError: if there is only one completion of each prompt.
         """
         _, u, w = self.jets(params, v, sample)
-        return sample.derivatives(u, w, self.grpo)
+        return self.orders(u, w, sample)
+
+    def orders(self, u_PGT: np.ndarray, w_PGT: np.ndarray, sample: Sample) -> dict[str, DirectionalDerivatives]:
+        """First and second orders of every objective, by prompt, from jets that are known (`Sample.derivatives`).
+
+        Args:
+          u_PGT, w_PGT: from `jets`, along the direction.
+          sample: the completions.
+
+        Raises:
+          ValueError: if there is only one completion of each prompt.
+        """
+        return sample.derivatives(u_PGT, w_PGT, self.grpo, self.runtime.config.rollout.completion_buckets[-1])
 
     def jets(self, params: Any, v: Any, sample: Sample, batch: int | None = None) -> np.ndarray:
         """logp, u and w of every token along a direction of all parameters.
@@ -170,26 +193,32 @@ class Probe:
         stacked = (np.stack([np.asarray(m[i], np.float64) for m in made]) for i in range(3))
         return routes.Activity(*stacked)
 
-    def hessian(self, point: Any, fixed: Any, rows: list[CompletionBatch], count: float) -> Callable[[Any], Any]:
-        """The Hessian of `objectives.both_losses` on a route, as a function.
+    def hessian(
+        self, point: Any, fixed: Any, rows: list[CompletionBatch], count: float, support: Any = None
+    ) -> Callable[[Any], Any]:
+        """The Hessian H of `objectives.both_losses` on a route or on all parameters, as a function.
 
         Args:
-          point: the route tree of the point.
-          fixed: from `fixed`.
+          point: the route tree of the point, or the tree of all parameters.
+          fixed: from `fixed`; () if the point has all parameters.
           rows: the completions, in micro-batches. They are copied to the devices at once and stay there.
           count: the number that the sum over completions is divided by.
+          support: factors 0 or 1 that can be broadcast to the point (`routes.support`); the function is then that of
+            P H P, with P the product with these factors. None: no factors.
 
         Returns:
-          a function from a block of b route trees, with leading axis b, to their products with the Hessian. Without
-          micro-batches the products are 0.
+          a function from a block of b trees like the point, with leading axis b, to their products with the Hessian.
+          Without micro-batches the products are 0.
         """
         placed = [self._put(micro) for micro in rows]
+        add = self._add_whole_hessian if fixed == () else self._add_hessian
 
         def operator(block: Any) -> Any:
+            inside = block if support is None else routes.inside_block(block, support)
             total = tree.zeros_like(block)
             for micro in placed:
-                total = self._add_hessian(point, block, micro, fixed, np.float32(1 / count), total)
-            return total
+                total = add(point, inside, micro, fixed, np.float32(1 / count), total)
+            return total if support is None else routes.inside_block(total, support)
 
         return operator
 
@@ -247,10 +276,13 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     def route_jets(point: Any, fixed: Any, directions: Any, rows: CompletionBatch) -> jax.Array:
         return jnp.moveaxis(over(lambda v: take_jets(narrow, point, fixed, v, rows))(directions), 0, 1)
 
-    product = blocked(exact(both_losses(on_route)))
+    def adding(log_probs: Forward) -> Callable[..., Any]:
+        product = blocked(exact(both_losses(log_probs)))
 
-    def add_hessian(point: Any, block: Any, rows: CompletionBatch, fixed: Any, scale: jax.Array, total: Any) -> Any:
-        return tree.axpy(scale, product(point, block, jax.tree.map(lambda x: x[None], rows), fixed), total)
+        def add_hessian(point: Any, block: Any, rows: CompletionBatch, fixed: Any, scale: jax.Array, total: Any) -> Any:
+            return tree.axpy(scale, product(point, block, jax.tree.map(lambda x: x[None], rows), fixed), total)
+
+        return add_hessian
 
     left = program(
         "analyze_fixed",
@@ -272,6 +304,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         difference=tree_programs.difference,
         slice=program("analyze_slice", decoder_parts.route_slice),
         fixed=fixed,
+        lift=program("analyze_lift", decoder_parts.lift, **like),
         outside=program("analyze_outside", outside, **like),
         neuron_products=program("analyze_neuron_products", routes.neuron_products),
         fused=fused,
@@ -280,7 +313,8 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         _jets=program("analyze_jets", lambda params, v, rows: take_jets(whole, params, (), v, rows)),
         _route_jets=program("analyze_route_jets", route_jets),
         _activity=program("analyze_activity", functools.partial(routes.activity, model, once)),
-        _add_hessian=program("analyze_hessian", add_hessian),
+        _add_hessian=program("analyze_hessian", adding(on_route)),
+        _add_whole_hessian=program("analyze_whole_hessian", adding(forward)),
     )
 
 

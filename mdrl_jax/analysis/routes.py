@@ -5,7 +5,7 @@
 The score of neuron c of a layer on a domain is a_c = E_tokens |h_c| · ‖W_down[c,:]‖ [chosen]. The score of an attention
 head is E_tokens ‖o_h W_O^h‖. The expectation is over the positions that predict the tokens of the model's own
 completions, for all completions and for those that succeeded. The route of a domain is the top 10 % of each layer.
-Activity is summed by block of prompts, so that a jackknife can leave out one block at a time.
+Activity is summed by block of prompts, so that routes of half of the blocks can be compared too.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from mdrl_jax.model.transformer import Attend, Block, Decoder, Projection, positions_of
+from mdrl_jax.parallel.programs import program
 from mdrl_jax.second_order.objectives import CompletionBatch
 
 SHARE = 0.1
@@ -37,19 +38,19 @@ class Activity:
     heads: np.ndarray
     tokens: np.ndarray
 
-    def scores(self, which: str, kind: str, without: int | None = None) -> np.ndarray:
+    def scores(self, which: str, kind: str, keep_M: np.ndarray | None = None) -> np.ndarray:
         """The scores a of all neurons [L, F] or heads [L, H]; zeros if there are no tokens.
 
         Args:
           which: the completions, one of `WHICH`.
           kind: "neurons" or "heads".
-          without: the index of a block of prompts to leave out; None for none.
+          keep_M: true for the blocks of prompts that count; None for all.
 
         Raises:
           ValueError: if `which` is not one of `WHICH`.
           AttributeError: if `kind` is neither of the two.
         """
-        keep = np.arange(self.tokens.shape[0]) != (-1 if without is None else without)
+        keep = np.ones(self.tokens.shape[0], bool) if keep_M is None else keep_M
         w = WHICH.index(which)
         total = getattr(self, kind)[keep, w].sum(axis=0)
         return total / max(float(self.tokens[keep, w].sum()), 1.0)
@@ -103,6 +104,45 @@ def _layers(model: Decoder, attend: Any, params: Any, tokens_BT: Any, valid_BT: 
 
     x_BTD: Any = model.apply({"params": params}, tokens_BT, method="embed")
     return jax.lax.scan(body, x_BTD, params["layers"])[1]
+
+
+def support(params: Any, neurons_LF: np.ndarray, heads_LH: np.ndarray) -> Any:
+    """Which parameters belong to a route of MLP neurons and attention heads, as factors 0 or 1.
+
+    The weights of a head are those of its query and its output. Those of a key-value head belong to the route if one of
+    the heads that it serves does [chosen]. Norms and the embedding belong to no route.
+
+    Args:
+      params: a tree of all parameters, or of their shapes.
+      neurons_LF: true for the neurons of the route.
+      heads_LH: true for the heads of the route.
+
+    Returns:
+      a tree like `params` of float32 arrays that can be broadcast to its leaves; a scalar 0 for a leaf without part.
+    """
+    out = jax.tree.map(lambda _: np.zeros((), np.float32), params)
+    layers = dict(out["layers"])
+    n_layers, n_heads = heads_LH.shape
+    kv_heads = params["layers"]["k"]["kernel"].shape[2]
+    kv_LK = heads_LH.reshape(n_layers, kv_heads, n_heads // kv_heads).any(axis=2)
+    wide = {"gate": (neurons_LF, 2), "up": (neurons_LF, 2), "down": (neurons_LF, 1)}
+    wide |= {"q": (heads_LH, 2), "k": (kv_LK, 2), "v": (kv_LK, 2), "o": (heads_LH, 1)}
+    for name, (chosen, axis) in wide.items():
+        for part, leaf in params["layers"][name].items():
+            # The neurons or heads are at `axis` of a kernel, and right after the layers in a bias (of q, k or v).
+            at = axis if part == "kernel" else 1
+            others = tuple(i for i in range(1, len(leaf.shape)) if i != at)
+            layers[name] = layers[name] | {part: np.expand_dims(chosen.astype(np.float32), others)}
+    return out | {"layers": layers}
+
+
+def _inside(x: Any, support: Any) -> Any:
+    return jax.tree.map(jnp.multiply, x, support)
+
+
+# (tree of parameters, support) -> the tree with zeros off the support; and the same for a block, leaves [b, ...].
+inside = program("route_inside", _inside)
+inside_block = program("route_inside_block", jax.vmap(_inside, in_axes=(0, None)))
 
 
 def neuron_products(a: Any, b: Any) -> jax.Array:

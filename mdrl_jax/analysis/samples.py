@@ -3,9 +3,10 @@
 `interference.py` draws a `Sample` for each point and domain that it needs, and keeps it in `analysis/samples/`, so that
 a resumed analysis reads it. `recovery/` draws its own with the same function.
 
-The prompts are the first `analyze.prompts` of a shuffle of `analyze.split`. Prompts and sampling keys are the same at
-every point, so differences between points are paired. Every point has its own samples: damage of the reward is never
-measured by importance weights (definitions §1).
+The prompts are the first `analyze.prompts` of a shuffle of `analyze.split`. Where prompts form groups, such as the
+questions about one text, they are of different groups, so that halves and draws of prompts are independent. Prompts and
+sampling keys are the same at every point, so differences between points are paired. Every point has its own samples:
+damage of the reward is never measured by importance weights (definitions §1).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from mdrl_jax import records
-from mdrl_jax.domains.prompts import visit_order
+from mdrl_jax.domains.prompts import groups_apart, visit_order
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import batch_divisor
 from mdrl_jax.rl.grpo import GRPOConfig
@@ -30,6 +31,7 @@ from mdrl_jax.second_order.objectives import (
     DirectionalDerivatives,
     derivatives,
     leave_one_out,
+    token_weights,
 )
 
 STAGE_OF_KEYS = "analyze"  # the stage name in all sampling keys of the analysis (definitions §14)
@@ -140,12 +142,15 @@ class Sample:
         size = batch * group
         return [jax.tree.map(lambda x, i=i: x[i : i + size], rows) for i in range(0, len(filled) * group, size)]
 
-    def derivatives(self, u_PGT: np.ndarray, w_PGT: np.ndarray, grpo: GRPOConfig) -> dict[str, DirectionalDerivatives]:
+    def derivatives(
+        self, u_PGT: np.ndarray, w_PGT: np.ndarray, grpo: GRPOConfig, longest: int
+    ) -> dict[str, DirectionalDerivatives]:
         """First and second orders of every objective, by prompt (`objectives.derivatives`).
 
         Args:
           u_PGT, w_PGT: first and second derivatives of the log-prob of each token along a direction.
-          grpo: the settings of the trainer's loss, which give the advantages and the tokens of the objective `grpo`.
+          grpo: the settings of the trainer's loss, which give the objective `grpo` its advantages, tokens and mean.
+          longest: the longest completion allowed, in tokens; the trainer's mean may divide by it.
 
         Returns:
           name of the objective -> its orders.
@@ -154,7 +159,8 @@ class Sample:
           ValueError: if there is only one completion of each prompt.
         """
         kept, success_PG = self.trained(grpo), self.success_PG
-        return dict(derivatives(u_PGT, w_PGT, self.mask_PGT, self.adv_PG, success_PG, kept.adv_PG, kept.mask_PGT))
+        mean = token_weights(kept.mask_PGT, grpo.aggregation, longest)
+        return dict(derivatives(u_PGT, w_PGT, self.mask_PGT, self.adv_PG, success_PG, kept.adv_PG, *mean))
 
     def trained(self, grpo: GRPOConfig) -> Trained:
         """The advantages and the trained tokens that the trainer would use for these completions.
@@ -177,7 +183,8 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
       who: the beginning of the error message, for example "stage ewc-qa: ".
 
     Raises:
-      UserError: if the mesh does not divide the micro-batches, or if a domain has too few prompts.
+      UserError: if the mesh does not divide the micro-batches, or if a domain has too few prompts, or too few groups of
+        prompts.
       KeyError: if the run has no prompts of a domain.
     """
     config, parts = runtime.config.analyze, batch_divisor(runtime.mesh)
@@ -189,9 +196,12 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
         if size % parts:
             raise UserError(f"{who}{what} = {size} is not divisible by the mesh's data * fsdp = {parts}")
     for domain in domains:
-        n = len(runtime.prompts[domain, config.split])
-        if n < config.prompts:
-            raise UserError(f"{who}analyze.prompts={config.prompts}, but {domain} has {n} {config.split} prompts")
+        there = runtime.prompts[domain, config.split]
+        if there.n_independent < config.prompts:
+            what = "prompts" if there.groups is None else "groups (group_by) of prompts, of which one of each is used"
+            raise UserError(
+                f"{who}analyze.prompts={config.prompts}, but {domain} has {there.n_independent} {config.split} {what}"
+            )
 
 
 def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = None, first: int = 0) -> Sample:
@@ -201,22 +211,23 @@ def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = Non
       runtime: the model, prompts, rewards and configuration.
       params: the parameters that are sampled from.
       domain: whose prompts are used.
-      n_prompts: the number of prompts, a multiple of `analyze.batch`; None or 0 for `analyze.prompts`.
+      n_prompts: the number of prompts, a positive multiple of `analyze.batch`; None for `analyze.prompts`.
       first: how many prompts at the beginning of the shuffle are left out. Beyond the last prompt, prompts come
-        again in a new order; the caller checks that there are enough.
+        again in a new order; the caller checks that there are enough (`PromptSet.n_independent`).
 
     Returns:
       the completions with their rewards, cut to the smallest bucket of lengths that holds them.
 
     Raises:
       UserError, RuntimeError: as in `Rollouts.sample`, for example if too many rewards fail.
-      ValueError: if the number of prompts is not a multiple of `analyze.batch`.
+      ValueError: if the number of prompts is not a positive multiple of `analyze.batch`.
       KeyError: if the run has no prompts of the domain.
     """
     config = runtime.config.analyze
     prompts = runtime.prompts[domain, config.split]
-    last = first + (n_prompts or config.prompts)
-    chosen = visit_order(runtime.config.seed, STAGE_OF_KEYS, domain, len(prompts), 0, last)[first:]
+    last = first + (config.prompts if n_prompts is None else n_prompts)
+    order = visit_order(runtime.config.seed, STAGE_OF_KEYS, domain, len(prompts), 0, max(last, len(prompts)))
+    chosen = groups_apart(order, prompts.groups)[first:last]
     key_path = (runtime.config.seed, STAGE_OF_KEYS, 0)
     parts = len(chosen) // sampled_at_once(len(chosen), config.batch, runtime.config.evaluate.batch)
     sampling = runtime.config.rollout.sampling
@@ -236,13 +247,15 @@ def sampled_at_once(prompts: int, batch: int, most: int) -> int:
     """How many prompts are sampled at once: the largest multiple of `batch`, up to `most`, that divides `prompts`.
 
     Args:
-      prompts: the number of prompts, a multiple of `batch`.
+      prompts: the number of prompts, a positive multiple of `batch`.
       batch: prompts per micro-batch of the analysis. The result is never below it.
       most: how many prompts may be sampled at once.
 
     Raises:
-      ValueError: if `prompts` is not a multiple of `batch`.
+      ValueError: if `prompts` is not a positive multiple of `batch`.
     """
+    if prompts < 1 or prompts % batch:
+        raise ValueError(f"{prompts} prompts cannot be sampled in batches of {batch}; it must be a positive multiple")
     sizes = range(batch, max(most, batch) + 1, batch)
     return max(size for size in sizes if prompts % size == 0)
 

@@ -5,7 +5,7 @@ these names: "total" (DᵀHD), "route", "measured S" (S at its measured dimensio
 "S k", "top coordinates k" and "eigenvectors of <domain> k". The column "outside <name>" is (D − d)ᵀH_p(D − d).
 
 All figures use one set of draws of prompts, so that their ratios and differences are paired. An array with the axis X
-holds the mean over the sample in entry 0 and the means over the draws in the other entries.
+is a figure of these draws (`stats.bootstrap.Draws`): it holds the mean over the sample in entry 0.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrl_jax.stats.bootstrap import band, percentile, prompt_weights
-from mdrl_jax.stats.estimate import Estimate, Record, missing
+from mdrl_jax.stats.bootstrap import Draws, band
+from mdrl_jax.stats.estimate import Estimate, Record, magnitude, missing
 
 OPEN = "the interval of DᵀHD includes 0"
 Floats = NDArray[np.float64]
 
 
 class Means:
-    """Means of the named columns over prompts, on the sample and on each draw, and the figures made of them.
+    """Means of the named columns over prompts, and the figures made of them.
 
     Attributes:
+      draws: of the prompts.
       n: the number of prompts.
       unit: of the loss.
       mean: the means of each column, [X], by name.
@@ -44,27 +45,34 @@ class Means:
         bad = [name for name, values_P in columns.items() if not np.isfinite(values_P).all()]
         if bad:
             raise ValueError(f"second-order terms that are not finite: {', '.join(bad)}")
-        weights_XP = prompt_weights(self.n, np.random.default_rng(0)) / self.n
-        self.mean = {name: weights_XP @ values_P for name, values_P in columns.items()}
-        self.defined = not self._estimate(self.mean["total"], unit).includes(0.0)
-
-    def _estimate(self, values_X: Floats, unit: str) -> Estimate:
-        return percentile(float(values_X[0]), values_X[1:], self.n, unit)
+        self.draws = Draws(self.n)
+        count_X = self.draws.total(np.ones(self.n))
+        self.mean = {
+            name: np.divide(self.draws.total(values_P), count_X, out=np.full(len(count_X), np.nan), where=count_X > 0)
+            for name, values_P in columns.items()
+        }
+        total = self.mean["total"]
+        self.defined = not self.draws.interval(total).includes(0.0) and self.draws.fieller(total, total) is not None
 
     def figure(self, values_X: Floats) -> Record:
-        """The record of a figure in the unit of the loss, from its values on the sample and on each draw."""
-        return self._estimate(values_X, self.unit).record()
+        """The record of a figure in the unit of the loss."""
+        return self.draws.interval(values_X, self.unit).record()
+
+    def size(self, values_X: Floats) -> Record:
+        """The record of the absolute value of a figure; its interval starts at 0 if that of the figure includes 0."""
+        return magnitude(self.draws.interval(values_X, self.unit)).record()
 
     def share(self, values_X: Floats, null: Any = None) -> Record:
-        """The record of a term, or of a difference of two terms, divided by DᵀHD; missing if shares are undefined.
+        """The record of a term, or of a difference of two terms, divided by DᵀHD, with Fieller's interval.
+
+        It is missing if shares are undefined.
 
         Args:
-          values_X: the term, not yet divided, on the sample and on each draw.
+          values_X: the term, not yet divided.
           null: the share by chance, for the record.
         """
-        if not self.defined:
-            return missing(OPEN, "share of DᵀHD", self.n, null)
-        return self._estimate(values_X / self.mean["total"], "share of DᵀHD").record(null)
+        found = self.draws.fieller(values_X, self.mean["total"], "share of DᵀHD") if self.defined else None
+        return found.record(null) if found else missing(OPEN, "share of DᵀHD", self.n, null)
 
     def rung(self, label: str, name: str, dimension: list[int | None] | None) -> dict[str, Any]:
         """The three terms within + cross + outside = DᵀHD of one projection (a rung of the ladder).
@@ -94,7 +102,8 @@ class Means:
         """
         if not self.defined:
             return missing(OPEN, "dimensions", self.n)
-        enough_kX = np.array([self.mean[f"S {k}"] / self.mean["total"] >= 0.9 for k in ks])
+        shares_kX = [self.draws.values(self.mean[f"S {k}"]) / self.draws.values(self.mean["total"]) for k in ks]
+        enough_kX = np.array(shares_kX) >= 0.9
         onward_kX = np.logical_and.accumulate(enough_kX[::-1])[::-1]
         first_X = np.where(onward_kX.any(axis=0), np.array(ks, float)[onward_kX.argmax(axis=0)], np.inf)
         if np.isinf(first_X[0]):

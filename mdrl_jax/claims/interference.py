@@ -1,284 +1,275 @@
 """The rules that judge the published claims C1 to C5, on interference (definitions §0, §13).
 
-The rules were fixed before any run. Each is a pure function of figures from the records of a run: {"estimate", "ci95",
-"null", "n", "unit"}. A figure that could not be measured has the estimate None and a "reason". Each rule returns the
-record of `verdicts.judge`: the verdict, the figure printed with it, the published figure and one line with the reason
-of the verdict. Its `rows` list every domain or pair.
+The rules were fixed before any run. Each is a pure function of the figures in `inputs.py` and returns the record of
+`verdicts.judge`: the verdict, the verdict of each part of the rule, the figure printed with it, the published figure,
+one line with the reason, and the verdict by the rule of the first edition (`first_edition.py`). Its `rows` list every
+domain or pair. How often each rule is right in simulated runs is in `claims/README.md`.
 
 Choices where the definitions leave room:
-  * The rules judge the figures of one run, so there is no verdict over seeds. Shares of entries (C1) are exact counts;
-    their intervals come from a jackknife over layers.
+  * The rules judge the figures of one run, so there is no verdict over seeds. Shares of weights (C1) and overlaps of
+    neurons (C2) are exact counts: they are compared without an interval, and the verdict is of this run.
   * "Every" is an AND. One contradicted case contradicts the claim. Otherwise one undecided case leaves it undecided.
+  * A part without evidence is undecided, and its reason names the configuration that gathers it.
   * A claim about one pair of domains (C3, C5) gets the verdict of the pair with the largest measured damage. The other
     pairs are listed with their own verdicts. The largest of several noisy figures is biased up, so its own test
     against 0 is mild.
-  * If a precondition fails (a reliable gradient, a measurable loss), the case is undecided, never contradicted. The
-    same holds if a test of tensors finds none (C3).
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+import numpy as np
+
+from mdrl_jax.claims import first_edition
+from mdrl_jax.claims.assignment import Assignment
+from mdrl_jax.claims.inputs import DamagePair, Edit, GradientPair, Objective, RoutePair, Sparsity
 from mdrl_jax.claims.published import WEAK_OVERLAP
 from mdrl_jax.claims.verdicts import (
     Condition,
+    Judged,
+    Part,
     above,
+    all_parts,
+    counted_above,
+    counted_under,
     every,
     headline,
     judge,
-    row_of,
+    parts_record,
     size_under,
     smallest,
     under,
 )
-from mdrl_jax.stats.estimate import Record
+from mdrl_jax.stats.estimate import Record, missing
 
-MAX_REMAINDER = 0.2  # share of the measured damage; the expansion counts as local up to it (C5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Edit:
-    """The edit of one domain.
-
-    Attributes:
-      domain: the trained domain.
-      source: "solo", or "sequential" if there was no solo stage.
-      relative_share: share of entries with |δ|/|θ| < 1e-3.
-      participation: participation ratio (Σδ²)² / (nΣδ⁴).
-    """
-
-    domain: str
-    source: str
-    relative_share: Record
-    participation: Record
+SEE = "see configs/claims.py"  # the configuration that gathers the evidence which a quick run lacks
+LEVEL = 0.05  # of the one-sided exact test of C4
+FEWEST_ASSIGNMENTS = round(1 / LEVEL)  # with fewer, no p-value can be below the level
 
 
-@dataclasses.dataclass(frozen=True)
-class GradientPair:
-    """The gradients of an earlier domain A and a later domain B at A's peak θ*_A.
-
-    Attributes:
-      earlier, later: the names of A and B.
-      cosine: cosine over the full model, corrected for noise (disattenuated).
-      reliability: ρ of each domain's gradient, by domain.
-      conflicting, synergistic: number of tensors whose inner product is measurably below 0 and above 0, by
-        Benjamini–Hochberg at q = 0.05.
-      damage: measured damage of A's reward by B.
-    """
-
-    earlier: str
-    later: str
-    cosine: Record
-    reliability: Mapping[str, Record]
-    conflicting: int
-    synergistic: int
-    damage: Record
-
-
-@dataclasses.dataclass(frozen=True)
-class RoutePair:
-    """The routes of two domains.
-
-    Attributes:
-      domains: names of the two.
-      jaccard: their Jaccard index.
-      null_high: the 97.5th percentile of its null, random sets of equal sizes.
-    """
-
-    domains: tuple[str, str]
-    jaccard: Record
-    null_high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class CurveStep:
-    """One α of the damage curve along θ* + αD.
-
-    Attributes:
-      alpha: the share of the displacement D.
-      measured: measured damage at α.
-      remainder: measured minus predicted damage.
-      second_share: share of the prediction that is second order, ½α²DᵀHD / (α g·D + ½α²DᵀHD).
-    """
-
-    alpha: float
-    measured: Record
-    remainder: Record
-    second_share: Record
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The damage of one pair by one objective (expected reward or success NLL).
-
-    Attributes:
-      steps: the damage curve, one entry for each α.
-      ladder: the record of the conflict subspace that `analysis.captured.measure` makes.
-      reason: why the objective could not be measured; then the other two are empty.
-    """
-
-    steps: Sequence[CurveStep] = ()
-    ladder: Record = dataclasses.field(default_factory=dict)
-    reason: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class DamagePair:
-    """The damage that a later domain does to an earlier one.
-
-    Attributes:
-      earlier, later: names of the two domains.
-      damage: measured damage of the reward at α = 1, with fresh samples.
-      objectives: the prediction by each objective, by name.
-    """
-
-    earlier: str
-    later: str
-    damage: Record
-    objectives: Mapping[str, Objective]
+def _old(claim: str, condition: Condition) -> tuple[str, Condition]:
+    return first_edition.EARLIER[claim], condition
 
 
 def c1(edits: Sequence[Edit]) -> Record:
-    """Judges C1: the edit of every domain is sparse. The printed figure is the smallest `relative_share`.
+    """Judges C1: the edit of every domain is sparse, and sparser than it must be.
+
+    The printed figure is the smallest share of weights whose bfloat16 value did not change.
 
     Args:
       edits: one edit for each domain: its solo edit, or its sequential one if there was no solo stage. Without edits
         the claim is undecided.
 
     Returns:
-      The record of the claim (`verdicts.judge`), with one row for each domain: {"domain", "source", "verdict"}.
+      The record of the claim (`verdicts.judge`), with a row for each domain: {"domain", "source", "verdict", "parts"}.
     """
-    rows, conditions = [], []
+    rows, by_part = [], {}
     for edit in edits:
-        name = f"{edit.domain} ({edit.source} edit)"
-        condition = every(
-            above(edit.relative_share, 0.5, f"{name}: share of small changes"),
-            under(edit.participation, 0.3, f"{name}: participation ratio"),
-        )
-        conditions.append(condition)
-        rows.append({"domain": edit.domain, "source": edit.source, "verdict": condition.verdict})
-    shares = [edit.relative_share for edit in edits]
-    return judge("C1", every(*conditions), smallest(shares), rows=rows)
+        parts = _sparsity_parts(edit)
+        for name, condition in parts:
+            by_part.setdefault(name, []).append(condition)
+        verdict = all_parts(parts).verdict
+        rows.append({"domain": edit.domain, "source": edit.source, "verdict": verdict, "parts": parts_record(parts)})
+    parts = [(name, every(*conditions)) for name, conditions in by_part.items()]
+    old = _old("C1", first_edition.c1(edits))
+    return judge("C1", all_parts(parts), smallest([e.rl.unchanged for e in edits]), rows, parts, old)
 
 
-def c2(mean: Record, pairs: Sequence[Record] = ()) -> Record:
-    """Judges C2: the most-changed neurons of two domains overlap weakly. The printed figure is `mean`.
+def _sparsity_parts(edit: Edit) -> list[Part]:
+    name = f"{edit.domain} ({edit.source} edit)"
+    nulls = "; ".join(
+        f"{who}: {_text(x.unchanged['estimate'])}" if x else f"{who}: not measured"
+        for who, x in (("random signs", edit.random_signs), ("SFT", edit.sft))
+    )
+    share = counted_above(edit.rl.unchanged["estimate"], 0.5, f"{name}: share unchanged in bfloat16")
+    figures = edit.rl.small, edit.rl.participation
+    own, gaussian = (
+        " and ".join(map(_text, x)) for x in ([f["estimate"] for f in figures], [f["null"] for f in figures])
+    )
+    unrecorded = (
+        "the updates of its steps were not recorded; scale-free share and participation ratio are "
+        f"{own}, and {gaussian} for equal steps with random signs; {SEE}"
+    )
+    return [
+        ("unchanged weights", Condition(share.verdict, f"{share.words} ({nulls})")),
+        ("sparser than SFT", _sparser(name, edit.rl, edit.sft, f"no SFT to the same score has run; {SEE}")),
+        ("sparser than random signs", _sparser(name, edit.rl, edit.random_signs, unrecorded)),
+    ]
+
+
+def _sparser(name: str, rl: Sparsity, other: Sparsity | None, absent: str) -> Condition:
+    if other is None:
+        return Condition("undecided", f"{name}: {absent}")
+    known = [x["estimate"] for x in (other.small, other.participation)]
+    if None in known:
+        return Condition("undecided", f"{name}: what it is compared with changed nothing")
+    return every(
+        counted_above(rl.small["estimate"], known[0], f"{name}: scale-free share"),
+        counted_under(rl.participation["estimate"], known[1], f"{name}: participation ratio within tensors"),
+    )
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def c2(mean: Record, pairs: Sequence[Record] = (), again: Sequence[Record] = ()) -> Record:
+    """Judges C2: the most-changed neurons of two domains overlap weakly, compared with one domain trained twice.
+
+    With J the mean Jaccard over pairs of domains and J' that of one domain trained twice (its ceiling), the printed
+    figure is (J − chance)/(J' − chance). Without a ceiling it is J. Then J at or above the published bound contradicts
+    the claim, but J below it leaves the claim undecided, because two random sets would be below it too.
 
     Args:
-      mean: mean Jaccard over the pairs of domains, with its chance value as null.
+      mean: J, with its chance as the null: {"mean", "low", "high"}.
       pairs: records of the pairs, which become the `rows` as they are.
+      again: for each domain with two solo stages, {"domain", "by_layer": its J' with such a null}.
 
     Returns:
       The record of the claim (`verdicts.judge`).
     """
-    return judge("C2", under(mean, WEAK_OVERLAP, "mean pairwise Jaccard"), mean, rows=list(pairs))
+    old = _old("C2", first_edition.c2(mean))
+    if not again or mean["estimate"] is None:
+        published = counted_under(mean["estimate"], WEAK_OVERLAP, "mean pairwise Jaccard")
+        if mean["estimate"] is None:
+            published = Condition("undecided", f"mean pairwise Jaccard is not measurable: {mean['reason']}")
+        weak = Condition("undecided", f"weak: no ceiling measured; {SEE}")
+        parts = [("published bound", published), ("below half of the ceiling", weak)]
+        return judge("C2", _named_weak(published, weak), mean, [*pairs, *again], parts, old)
+    ceilings = [x["by_layer"] for x in again]
+    low = [x["domain"] for x in again if not (x["by_layer"]["estimate"] or 0.0) > x["by_layer"]["null"]["high"]]
+    if low:
+        words = f"not measurable: two solo stages of {', '.join(low)} overlap no more than random sets"
+        condition = Condition("undecided", words)
+        return judge("C2", condition, None, [*pairs, *again], [("below half of the ceiling", condition)], old)
+    ceiling = float(np.mean([c["estimate"] - c["null"]["mean"] for c in ceilings]))
+    share = (mean["estimate"] - mean["null"]["mean"]) / ceiling
+    condition = counted_under(share, 0.5, "overlap above chance, as a share of that of one domain trained twice,")
+    figure = {"estimate": share, "ci95": None, "null": 0.0, "n": mean["n"], "unit": "share"}
+    return judge("C2", condition, figure, [*pairs, *again], [("below half of the ceiling", condition)], old)
 
 
-def c3(pairs: Sequence[GradientPair]) -> Record:
-    """Judges C3: the full-model gradients are near-orthogonal, yet some tensors conflict, others agree, and B harms A.
+def _named_weak(published: Condition, weak: Condition) -> Condition:
+    if published.verdict == "contradicted":
+        return published
+    return Condition("undecided", f"{weak.words}; {published.words}")
+
+
+def c3(pairs: Sequence[GradientPair], at_peaks: Sequence[GradientPair]) -> Record:
+    """Judges C3: the full-model gradients are near-orthogonal, because tensors cancel, and yet B harms A.
 
     Args:
-      pairs: every pair of an earlier and a later domain. Without pairs the claim is undecided.
+      pairs: every pair of an earlier and a later domain, with success-NLL gradients at θ_0 of completions sampled at
+        each domain's own peak. Without pairs the claim is undecided.
+      at_peaks: the same pairs with reward gradients at θ*_A, for the rule of the first edition.
 
     Returns:
       The record of the claim (`verdicts.headline`): verdict and cosine of the pair with the largest measured damage,
       and a row for each pair.
     """
-    return headline("C3", [(p, _gradient_condition(p), p.cosine) for p in pairs])
+    first = {(p.earlier, p.later): first_edition.c3(p) for p in at_peaks}
+    none = Condition("undecided", "not measurable: the gradients at the peak were not compared")
+    judged = [
+        Judged(p.earlier, p.later, p.damage, _gradient_parts(p), p.cosine, first.get((p.earlier, p.later), none))
+        for p in pairs
+    ]
+    return headline("C3", judged, first_edition.EARLIER["C3"])
 
 
-def _gradient_condition(pair: GradientPair) -> Condition:
-    for domain, figure in pair.reliability.items():
-        reliable = above(figure, 0.5, f"reliability of the {domain} gradient")
-        if reliable.verdict != "supported":
-            return Condition("undecided", f"the cosine is not measurable: {reliable.words}")
-    tensors = f"{pair.conflicting} tensors conflict and {pair.synergistic} are synergistic"
-    found = pair.conflicting > 0 and pair.synergistic > 0
-    return every(
-        size_under(pair.cosine, 0.1, "full-model |cos|"),
-        Condition("supported" if found else "undecided", tensors),
-        above(pair.damage, 0.0, "measured damage"),
+def _gradient_parts(pair: GradientPair) -> list[Part]:
+    reliable = every(*(above(f, 0.5, f"reliability of the {d} gradient") for d, f in pair.reliability.items()))
+    orthogonal = size_under(pair.cosine, 0.1, "full-model |cos|")
+    if reliable.verdict != "supported":
+        orthogonal = Condition("undecided", f"the cosine is not measurable: {reliable.words}")
+    cancelling = every(
+        above(pair.positive, 0.0, "sum of the positive products of tensors"),
+        under(pair.negative, 0.0, "sum of the negative products of tensors"),
     )
+    if cancelling.verdict == "contradicted":  # a sum of positive products below 0 is noise, and says nothing
+        cancelling = Condition("undecided", cancelling.words)
+    return [
+        ("near-orthogonal", orthogonal),
+        ("tensors cancel", cancelling),
+        ("harm", above(pair.damage, 0.0, "measured damage")),
+    ]
 
 
-def c4(pairs: Sequence[RoutePair], agreement: Record) -> Record:
-    """Judges C4: domains share active routes, and the effect of an edit on the shared route predicts the transfer.
+def c4(
+    pairs: Sequence[RoutePair], test: Assignment | None, effects: Sequence[Record], agreement: Record, figure: Record
+) -> Record:
+    """Judges C4: domains share active routes, and the update on the shared route decides which prompts gain or lose.
 
     Args:
-      pairs: the routes of every pair of an earlier and a later domain. Without pairs the claim is undecided, or
-        contradicted if `agreement` contradicts it.
-      agreement: Spearman correlation over these pairs of the first-order effect −g_A·δ_B on the shared route with the
-        measured transfer, as made by `stats.tests.rank_agreement`.
+      pairs: the routes of every pair of an earlier and a later domain.
+      test: the exact test over all ordered pairs of solo edits; None if there are not enough solo stages.
+      effects: a record for each ordered pair of solo edits, which become `rows` as they are.
+      agreement: Spearman correlation over pairs of the effect on the shared route with the measured transfer, for the
+        rule of the first edition (`stats.tests.rank_agreement`).
+      figure: the mean correlation over ordered pairs, which is printed.
 
     Returns:
-      The record of the claim (`verdicts.judge`), with `agreement` as the printed figure and a row for each pair:
-      {"pair", "verdict", "jaccard"}.
+      The record of the claim (`verdicts.judge`), with a row for each pair of routes, {"pair", "verdict", "jaccard"},
+      and then `effects`.
     """
-    rows, conditions = [], []
-    for pair in pairs:
-        condition = above(pair.jaccard, pair.null_high, f"{' and '.join(pair.domains)}: route Jaccard")
-        conditions.append(condition)
-        rows.append({"pair": list(pair.domains), "verdict": condition.verdict, "jaccard": pair.jaccard})
-    signs = above(agreement, 0.0, "rank correlation of −g·δ on the shared route with measured transfer")
-    return judge("C4", every(every(*conditions), signs), agreement, rows=rows)
+    shared = [(p, above(p.jaccard, p.null_high, f"{' and '.join(p.domains)}: route Jaccard")) for p in pairs]
+    rows = [{"pair": list(p.domains), "verdict": c.verdict, "jaccard": p.jaccard} for p, c in shared]
+    parts = [("shared routes", every(*(c for _, c in shared))), ("the edit predicts", _predicts(test))]
+    old = _old("C4", first_edition.c4(pairs, agreement))
+    return judge("C4", all_parts(parts), figure, [*rows, *effects], parts, old)
+
+
+def _predicts(test: Assignment | None) -> Condition:
+    if test is None or test.means.size < FEWEST_ASSIGNMENTS:
+        return Condition("undecided", f"not measurable: it needs solo stages of all four domains; {SEE}")
+    words = (
+        f"mean rank correlation {test.statistic:.3g} of predicted with measured change of a prompt's NLL: exact "
+        f"p = {test.p:.3g} over {test.means.size} assignments of edits"
+    )
+    if test.p < LEVEL:
+        return Condition("supported", words)
+    if test.p_opposite < LEVEL:
+        return Condition("contradicted", f"{words}, opposite p = {test.p_opposite:.3g}")
+    return Condition("undecided", words)
 
 
 def c5(pairs: Sequence[DamagePair]) -> Record:
-    """Judges C5: damage is mainly second-order, and the conflict subspace S captures it.
+    """Judges C5: damage is mainly curvature, and removing its part in the conflict subspace S undoes most of it.
 
-    The verdict is that of the pair with the largest measured damage. A pair whose measured damage is not supported to
-    be above 0 is undecided. Otherwise both objectives must hold (AND); an objective that is not measurable is an
-    undecided member. The printed figure is the smaller c(k) of the two objectives at the largest k
-    (`analyze.vectors`).
+    The verdict is that of the pair with the largest measured damage. All parts of a pair whose measured damage is not
+    supported to be above 0 are undecided. Success NLL decides; mean reward is listed as corroboration. The printed
+    figure is the share of damage that removal undoes, or the curvature share if there was no removal.
 
     Args:
       pairs: every pair of an earlier and a later domain.
 
     Returns:
-      The record of the claim (`verdicts.headline`). Each row also has "objectives", a list of {"objective", "alpha",
-      "verdict", "reason"}; "alpha" is the α of `local_step`, None if there is no such step.
+      The record of the claim (`verdicts.headline`). Each row also has "reward", the parts judged by mean reward, as
+      `verdicts.parts_record`.
     """
     judged = []
     for pair in pairs:
-        by_objective = {name: _objective_condition(o) for name, o in pair.objectives.items()}
-        named = [Condition(c.verdict, f"{name}: {c.words}") for name, c in by_objective.items()]
-        harmed = above(pair.damage, 0.0, "measured damage")
-        condition = every(*named) if harmed.verdict == "supported" else Condition("undecided", harmed.words)
-        figures = [o.ladder["captured"][-1]["share"] for o in pair.objectives.values() if o.ladder]
-        judged.append((pair, condition, smallest(figures)))
-    record = headline("C5", judged)
+        deciding = pair.objectives.get("success_nll", Objective())
+        figure = deciding.removal.get("undone") or deciding.curvature
+        parts = _damage_parts(pair, deciding)
+        judged.append(Judged(pair.earlier, pair.later, pair.damage, parts, figure, first_edition.c5(pair)))
+    record = headline("C5", judged, first_edition.EARLIER["C5"])
     for row, pair in zip(record["rows"], pairs, strict=True):
-        row["objectives"] = [
-            {"objective": name, "alpha": (s := local_step(o.steps)) and s.alpha, **row_of(_objective_condition(o))}
-            for name, o in pair.objectives.items()
-        ]
+        row["reward"] = parts_record(_damage_parts(pair, pair.objectives.get("reward", Objective())))
     return record
 
 
-def local_step(steps: Sequence[CurveStep]) -> CurveStep | None:
-    """The step with the largest α at which the expansion is local; None if there is none.
-
-    Local means |remainder| ≤ 20 % of |measured damage|, by the estimates. Steps with α = 0, or without one of the two
-    estimates, do not count.
-    """
-
-    def local(step: CurveStep) -> bool:
-        remainder, measured = step.remainder["estimate"], step.measured["estimate"]
-        return None not in (remainder, measured) and abs(remainder) <= MAX_REMAINDER * abs(measured)
-
-    return max((s for s in steps if s.alpha > 0 and local(s)), key=lambda s: s.alpha, default=None)
-
-
-def _objective_condition(objective: Objective) -> Condition:
-    if objective.reason or not objective.ladder:
-        return Condition("undecided", f"not measurable: {objective.reason or 'no subspace was found'}")
-    step = local_step(objective.steps)
-    if step is None:
-        return Condition("undecided", "not measurable: at no α is the remainder within 20 % of the measured damage")
-    harmed = above(step.measured, 0.0, f"measured damage at α = {step.alpha:g}")
+def _damage_parts(pair: DamagePair, objective: Objective) -> list[Part]:
+    names = ("mainly curvature", "concentrated in S", "mainly in S")
+    harmed = above(pair.damage, 0.0, "measured damage")
     if harmed.verdict != "supported":
-        return Condition("undecided", f"not measurable: {harmed.words}")
-    return every(
-        above(step.second_share, 0.5, f"second-order share at α = {step.alpha:g}"),
-        *(above(b["margin"], 0.0, f"c({b['k']}) minus that of {b['name']}") for b in objective.ladder["baselines"]),
-    )
+        return [(name, Condition("undecided", f"not measurable: {harmed.words}")) for name in names]
+    none = missing("the prediction along the path was not computed")
+    curved = above(objective.curvature or none, 0.5, "curvature share of the damage predicted along the path")
+    if not objective.removal:
+        why = objective.reason or f"the removal test has not run; {SEE}"
+        left = Condition("undecided", f"not measurable: {why}")
+        return [(names[0], curved), (names[1], left), (names[2], left)]
+    removal = objective.removal
+    size = f" (k = {removal['k']}, share of ‖D‖² {removal['share_of_norm']:.3g})"
+    beyond = every(*(above(m["margin"], 0.0, f"share undone minus that of {m['name']}") for m in removal["margins"]))
+    most = above(removal["undone"], 0.5, "share of damage undone by removing P_S D")
+    return [(names[0], curved), (names[1], beyond), (names[2], Condition(most.verdict, most.words + size))]

@@ -38,45 +38,51 @@ CLAIMS = {
     "C1": Claim(
         "RL on one domain gives sparse, small edits",
         f"{SPARSE_SHARES[0]:g}–{SPARSE_SHARES[1]:g} % of parameters with |Δ| < 1e-7 and relative change < 1e-3",
-        "share with relative change < 1e-3 above 0.5 and participation ratio below 0.3, for every domain: of its solo "
-        "edit, or of its edit in the sequence if there was no solo stage",
+        "for every domain's solo edit, or its edit in the sequence: share of weights with an unchanged bfloat16 value "
+        "above 0.5; and share with |δ| < 0.1·rms(δ) of the tensor above, participation ratio within tensors below, "
+        "those of SFT to the same score and of the same steps with random signs",
     ),
     "C2": Claim(
         "the most-changed neurons of two domains overlap weakly",
         f"mean Jaccard of the top 10 % below {WEAK_OVERLAP:g}; two random sets give 0.053",
-        f"mean pairwise Jaccard of the top 10 % below {WEAK_OVERLAP:g}",
+        "mean pairwise Jaccard above chance less than half of that of one domain trained twice; without a second solo "
+        f"stage: contradicted at {WEAK_OVERLAP:g} or above, else undecided",
     ),
     "C3": Claim(
         "full-model gradients are near-orthogonal although interference is real",
         "Math–QA cosine ≈ 0 over the full model",
-        "undecided unless both gradients have a reliability above 0.5; then full-model |cos| below 0.1, at least one "
-        "tensor conflicting and one synergistic, and measured damage above 0",
+        "success-NLL gradients at the base model of completions from each domain's peak: full-model |cos| below 0.1 "
+        "(undecided unless both have a reliability above 0.5), cross-fitted sums of positive and of negative products "
+        "of tensors both different from 0, and measured damage above 0",
     ),
     "C4": Claim(
         "domains share active routes, and the update on them decides synergy or conflict",
         "no figure",
-        "route Jaccard above the null's 97.5 % for every pair, and Spearman of −g_A·δ_B on the shared route with "
-        "measured transfer above 0",
+        "route Jaccard above the null's 97.5 % for every pair, and, prompt by prompt, −g_A·δ_B on the shared route "
+        "agrees with the measured change better than with another domain's edit in its place (exact permutation test "
+        "over the ordered pairs of solo edits, p < 0.05)",
     ),
     "C5": Claim(
         "damage is mainly second-order, in a low-dimensional shared conflict subspace",
         "Δ ≈ ½ δᵀHδ ≈ ½ (P_S δ)ᵀ H (P_S δ)",
-        "undecided unless measured damage is above 0; then, for both objectives (mean reward AND success NLL), at the "
-        "largest α with |remainder| ≤ 20 % of measured: second-order share of predicted damage above ½, and c(k) at "
-        "k = analyze.vectors above every baseline of equal k",
+        "undecided unless measured damage is above 0; then, by success NLL: 1 − g·D / (prediction in 8 segments) above "
+        "½; and removing P_S D undoes more of the damage than pieces of equal norm from random subspaces and from "
+        "outside S, and more than ½",
     ),
     "C6": Claim(
         "a brief refresh contracts the harmful component at little cost to the others",
         f"Math 66.49 → 57.66 → 66.04 after Re-Math, a fraction of {RECOVERY_FRACTION:g}; average 64.25 → 66.39",
-        f"undecided unless the refresh took ≤ {100 * BRIEF:g} % of a stage's steps; then recovery fraction above "
-        f"{LEAST_FRACTION:g} AND collateral below 3 points AND ‖P_S e‖ contracts faster than ‖P_S⊥ e‖ in every S that "
-        "was found; a loss that is not measurable leaves the fraction undecided, which is one member of the AND",
+        f"for a plain refresh of ≤ {100 * BRIEF:g} % of a stage's steps: (a) recovery fraction above "
+        f"{LEAST_FRACTION:g} and collateral below 3 points; (b) in every S that was found ‖P_S e‖ shrinks, by a "
+        "movement towards θ*, and faster than in random subspaces and by refreshes of other domains; (c) mean over "
+        "domains above that of every other method at equal budget, at least joint, replay, protect and PCGrad",
     ),
     "C7": Claim(
         "training-free rollback on a sparse proxy conflict coordinate set restores Math in part",
         "no figure",
-        "undecided unless A had measurably lost and a set was chosen; then A's gain at equal loss of B above each "
-        "control's",
+        "undecided unless A had measurably lost and a set was chosen; then A's gain at equal loss of B above (a) that "
+        "of every control that is blind to A and (b) that of a set matched within each tensor, of the same coordinates "
+        "with permuted magnitudes and the gradient's sign, and of a sparse sign-gradient step of A",
     ),
     "C8": Claim(
         "RL keeps more of the base model's circuit than SFT",

@@ -7,7 +7,6 @@ the AND of its conditions. A figure that lacks one of these fields raises KeyErr
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from mdrl_jax.claims.published import CLAIMS
 from mdrl_jax.stats.estimate import Estimate, Record, figure_text, magnitude, missing, recorded
@@ -80,6 +79,32 @@ def under(figure: Record, bound: float, name: str) -> Condition:
     return _condition(figure, bound, name, below, ("below", "not below"))
 
 
+def counted_above(value: float | None, bound: float, name: str) -> Condition:
+    """The condition "value > bound" on an exact count of this run, which has no sampling interval.
+
+    Args:
+      value: the count or share; None if there is none, which is undecided.
+      bound: the bound, in the unit of the value.
+      name: the name of the value in the words of the condition.
+    """
+    if value is None:
+        return Condition("undecided", f"{name} is not measurable")
+    held = value > bound
+    return Condition(
+        "supported" if held else "contradicted", f"{name} {value:.3g} is {'' if held else 'not '}above {bound:.3g}"
+    )
+
+
+def counted_under(value: float | None, bound: float, name: str) -> Condition:
+    """The condition "value < bound" on an exact count of this run; arguments as in `counted_above`."""
+    if value is None:
+        return Condition("undecided", f"{name} is not measurable")
+    held = value < bound
+    return Condition(
+        "supported" if held else "contradicted", f"{name} {value:.3g} is {'' if held else 'not '}below {bound:.3g}"
+    )
+
+
 def size_under(figure: Record, bound: float, name: str) -> Condition:
     """The condition "|figure| < bound", with the interval of |figure| by `stats.estimate.magnitude`.
 
@@ -121,18 +146,31 @@ def smallest(figures: Sequence[Record]) -> Record | None:
     return min((f for f in figures if f["estimate"] is not None), key=lambda f: f["estimate"], default=None)
 
 
-def judge(claim: str, condition: Condition, figure: Record | None, rows: list[Record]) -> Record:
+Part = tuple[str, Condition]  # the name of one part of a rule, and its condition
+
+
+def judge(
+    claim: str,
+    condition: Condition,
+    figure: Record | None,
+    rows: list[Record],
+    parts: Sequence[Part] = (),
+    old: tuple[str, Condition] | None = None,
+) -> Record:
     """The record of a claim for `claims.json`.
 
     Args:
       claim: its id, a key of `CLAIMS`.
-      condition: the verdict with its reason.
+      condition: the verdict with its reason. For a rule of several parts it is `every` of their conditions.
       figure: the figure that is printed with the verdict; None if there is none.
       rows: a record for each case (domain, pair or stage).
+      parts: the name and the condition of each part of the rule; empty for a rule of one part.
+      old: the text of the rule that the present one replaces, and its condition on the same run; None if there is none.
 
     Returns:
       "id", "claim" (its text), "verdict", "estimate", "ci95" and "null" of the figure (None without one), "published",
-      "rule", "reason" and "rows".
+      "rule", "reason", "rows", "parts" ([{"part": name, "verdict", "words"}]) and "old_rule" ({"rule", "verdict",
+      "reason"} or None).
 
     Raises:
       KeyError: if `CLAIMS` has no such claim.
@@ -150,7 +188,19 @@ def judge(claim: str, condition: Condition, figure: Record | None, rows: list[Re
         "rule": described.rule,
         "reason": condition.words,
         "rows": rows,
+        "parts": parts_record(parts),
+        "old_rule": {"rule": old[0], **row_of(old[1])} if old else None,
     }
+
+
+def parts_record(parts: Sequence[Part]) -> list[Record]:
+    """The parts of a rule as records: {"part": name, "verdict", "words"}."""
+    return [{"part": name, "verdict": c.verdict, "words": c.words} for name, c in parts]
+
+
+def all_parts(parts: Sequence[Part]) -> Condition:
+    """The AND of the parts of a rule (`every`), with the name of each part before its words."""
+    return every(*(Condition(c.verdict, f"{name}: {c.words}") for name, c in parts))
 
 
 def row_of(condition: Condition) -> Record:
@@ -158,25 +208,52 @@ def row_of(condition: Condition) -> Record:
     return {"verdict": condition.verdict, "reason": condition.words}
 
 
-def headline(claim: str, judged: Sequence[tuple[Any, Condition, Record | None]]) -> Record:
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One pair of domains, judged by a rule.
+
+    Attributes:
+      earlier, later: names of the two domains.
+      damage: measured damage of the earlier domain's reward.
+      parts: the name and the condition of each part of the rule.
+      figure: the figure that is printed if the claim gets this pair's verdict; None if there is none.
+      old: the condition by the rule that the present one replaces.
+    """
+
+    earlier: str
+    later: str
+    damage: Record
+    parts: Sequence[Part]
+    figure: Record | None
+    old: Condition
+
+
+def headline(claim: str, judged: Sequence[Judged], old_rule: str) -> Record:
     """The record of a claim that gets the verdict of the pair with the largest measured damage.
 
     Args:
       claim: its id, a key of `CLAIMS`.
-      judged: for each pair (the pair, its condition, its figure). The pair has the attributes `earlier`, `later` and
-        `damage` (a record).
+      judged: every pair.
+      old_rule: the text of the rule that the present one replaces.
 
     Returns:
-      The record of `judge`, with all pairs in `rows` ({"pair", "verdict", "reason", "damage"}), in the given order. Of
-      pairs with equal damage the first one counts. The claim is undecided if no pair has a measured damage.
+      The record of `judge`, with all pairs in `rows` ({"pair", "verdict", "reason", "damage", "parts"}), in the given
+      order. Of pairs with equal damage the first one counts. The claim is undecided if no pair has a measured damage.
 
     Raises:
       KeyError: if `CLAIMS` has no such claim.
     """
-    rows = [{"pair": [p.earlier, p.later], **row_of(c), "damage": p.damage} for p, c, _ in judged]
-    known = [j for j in judged if j[0].damage["estimate"] is not None]
+    rows = [
+        {"pair": [j.earlier, j.later], **row_of(all_parts(j.parts)), "damage": j.damage, "parts": parts_record(j.parts)}
+        for j in judged
+    ]
+    known = [j for j in judged if j.damage["estimate"] is not None]
     if not known:
-        return judge(claim, Condition("undecided", "not measurable: no pair has a measured damage"), None, rows)
-    pair, condition, figure = max(known, key=lambda j: j[0].damage["estimate"])
-    words = f"{pair.earlier} after {pair.later}: {condition.words}"
-    return judge(claim, Condition(condition.verdict, words), figure, rows)
+        none = Condition("undecided", "not measurable: no pair has a measured damage")
+        return judge(claim, none, None, rows, old=(old_rule, none))
+    worst = max(known, key=lambda j: j.damage["estimate"])
+    named, old = (
+        Condition(c.verdict, f"{worst.earlier} after {worst.later}: {c.words}")
+        for c in (all_parts(worst.parts), worst.old)
+    )
+    return judge(claim, named, worst.figure, rows, worst.parts, (old_rule, old))

@@ -31,12 +31,12 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
       output: form of the standard output (`report/screen/console.py`).
 
     Raises:
-      UserError: if a stage has another form, its domain is not in `scored_domains`, or it occurs twice; if no stage but
-        solo stages is given; if a model or the tokenizer in `base` is missing, damaged or not supported, or a
-        config.json differs from that in `base`; if data, prompts or mesh do not suit the analysis; if the work folder
-        belongs to another configuration or holds another analysis; or if sampling or a Lanczos search fails
-        (`interference.run`).
-      KeyError: if a domain in `scored_domains` does not exist, or `output` is no form of output.
+      UserError: if a stage has another form, its domain is not in `scored_domains`, or it occurs twice; if a scored
+        domain does not exist; if no stage but solo stages is given; if a model or the tokenizer in `base` is missing,
+        damaged or not supported, or a config.json differs from that in `base`; if data, prompts or mesh do not suit the
+        analysis; if the work folder belongs to another configuration or holds another analysis; or if sampling or a
+        Lanczos search fails (`interference.run`).
+      KeyError: if `output` is no form of output.
       ValueError: if a second-order term of a conflict subspace is not finite.
       HostLost: if another process does not come within the time-out.
       Stopped: with several processes, after a SIGTERM (`preemption.noticed`); finished units are saved.

@@ -23,10 +23,10 @@ def run(model: str, config: Config, output: str = "screen") -> None:
       output: form of the standard output (`report/screen/console.py`).
 
     Raises:
-      UserError: if the model or its tokenizer is missing, damaged or not supported; if the data of a domain cannot be
-        read or are too few; if the mesh does not divide the batch or a parameter; if prompt and completion together may
-        be longer than the model allows; or if too many rewards fail (`evaluate.evaluate`).
-      KeyError: if a domain in `scored_domains` does not exist, or `output` is no form of output.
+      UserError: if the model or its tokenizer is missing, damaged or not supported; if a domain does not exist, or its
+        data cannot be read or are too few; if the mesh does not divide the batch or a parameter; if prompt and
+        completion together may be longer than the model allows; or if too many rewards fail (`evaluate.evaluate`).
+      KeyError: if `output` is no form of output.
       Stopped: with several processes, after a SIGTERM (`preemption.noticed`); no score is printed.
     """
     started = time.monotonic()

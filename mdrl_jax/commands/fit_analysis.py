@@ -39,6 +39,7 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     point, directions = _on_route(shapes), _on_route(shapes, DIRECTIONS)
     block = _on_route(shapes, section.lanczos_block)
     basis = _on_route(shapes, section.lanczos_block * section.lanczos_steps)
+    vectors = _on_route(shapes, section.vectors)
     fixed = {"params": params, "keep_LF": shapes.array((config.n_layers, config.d_mlp), F32, None, "mlp")}
     own = flops.sequences(config, n, shapes.prompt + shapes.new, shapes.new)
     narrow = 2.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(point)) * n * (shapes.prompt + shapes.new)
@@ -58,7 +59,7 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     yield job("(u, w) jets", "jets", crossed, own.jets, params, params, rows)
     at_place = shapes.trees(checkpoints=1, displacement=1)
     spanned = {"Lanczos basis": bytes_a_device(basis), "blocks": bytes_a_device(block)}
-    found = {"Lanczos vectors": 3 * bytes_a_device(basis)}
+    found = {"Lanczos vectors": 3 * bytes_a_device(vectors)}
     on_route, spent = (point, block, rows, fixed, scalar, block), own.route_hessian(section.lanczos_block, narrow)
     yield job("Hv on the route", "hessian", at_place | spanned, spent, *on_route)
     on_route, spent = (point, fixed, directions, rows), own.route_jets(DIRECTIONS, narrow)

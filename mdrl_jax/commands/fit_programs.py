@@ -207,7 +207,7 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     made = loop.make_programs(runtime, stage, prepare.transforms(train.prevent))
     state = shapes.state(made.optimizer, made.shardings)
     reference, again = loop.needs_reference(stage), train.grpo.updates_per_batch > 1
-    refreshed = shapes.trees(best_step=1) if stage.prefix == "refresh" else {}
+    refreshed = shapes.trees(best_step=1, last_step=1) if stage.prefix == "refresh" else {}
     held = shapes.trees(reference=reference) | refreshed
     moments = {"optimizer": bytes_a_device(state.opt_state)}
     total, length = train.prompts_per_step * train.group_size, shapes.prompt + shapes.new

@@ -79,9 +79,9 @@ def run(
       UserError: if `out` is a file or not empty; if a model is missing, damaged or not supported, or the folders hold
         different models; if a number is out of range; if the rule is not known, or needs an argument that is not given;
         if no changed coordinate has a positive score; or, for "adding" and "removing", if the domain is not in
-        `scored_domains`, if the configuration does not fit model or data, if sampling fails (`samples.draw`), or if the
-        gradient is not measurable.
-      KeyError: if a domain in `scored_domains` does not exist, or `output` is no form of output.
+        `scored_domains`, if one of these does not exist, if `analyze.split` is not "train", if the configuration does
+        not fit model or data, if sampling fails (`samples.draw`), or if the gradient is not measurable.
+      KeyError: if `output` is no form of output.
     """
     _check(out, fraction, strength, rule, base, config, domain)
     places = {"model": model, "before": before, "after": after, "keep": keep} | ({"base": base} if base else {})
@@ -147,6 +147,11 @@ def _check(
         raise UserError("--rule=opposition needs --base, the folder of the model that --keep was trained from")
     if rule in NEEDS_DATA and (config is None or domain is None):
         raise UserError(f"--rule={rule} needs --config and --domain: it takes gradients on the domain's prompts")
+    if rule in NEEDS_DATA and config is not None and config.analyze.split != "train":
+        raise UserError(
+            f"analyze.split={config.analyze.split!r} must be 'train' with --rule={rule}, which makes the model from "
+            "these prompts; the other splits are for choosing and scoring it"
+        )
     if config is not None and domain is not None and domain not in config.scored_domains:
         raise UserError(f"--domain={domain} is not in the config's scored_domains: {', '.join(config.scored_domains)}")
     if Path(out).is_file() or (Path(out).is_dir() and any(Path(out).iterdir())):

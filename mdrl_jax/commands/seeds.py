@@ -20,8 +20,9 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
 
     Raises:
       UserError: if there is no folder, a folder has no evaluations, a record is not valid JSON, the evaluations of a
-        folder do not fit together, a `config.json` has fields or stages that this version does not know, a seed occurs
-        twice, only some of the folders have an analysis, or `plot` is given but no folder has one.
+        folder do not fit together, a `config.json` has fields or stages that this version does not know, the folders
+        hold different experiments (their configurations differ in more than the seed), a seed occurs twice, only some
+        of the folders have an analysis, or `plot` is given but no folder has one.
       KeyError, ValueError: if a record lacks a field or a domain has no prompts.
       OSError: if `out` or `plot` cannot be written; the tables have been printed.
     """

@@ -21,10 +21,13 @@ class Problem:
     Attributes:
       prompt: the text that the model completes.
       check: what the reward function compares the completion with; JSON-serialisable (see `rewards/base.py`).
+      group: names the group of prompts that this one depends on, for example by asking about the same text; "" if it
+        has none. The prompts of a group are in one split, and intervals draw them together (definitions §14).
     """
 
     prompt: str
     check: Mapping[str, Any]
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Domain:
     Attributes:
       name: the domain's name, such as "math".
       reward: the reward's name, or "module:function".
-      train, validation, test: the problems of each split; no prompt is in two splits.
+      train, validation, test: the problems of each split; no prompt and no group is in two splits.
       demonstrate: `demonstrate(problem, rng, noise)` writes a reply on which a base model is pretrained. `noise` is the
         probability that it goes wrong; the domain's module says which part of the reply it applies to. None for
         domains that are read from data sets.
@@ -99,8 +102,8 @@ class SourceConfig:
       files: the training files, or the files of all splits. Each entry is a path or glob of .jsonl, .ndjson, .json,
         .csv, .tsv, .parquet or .arrow files, or "hub:NAME:SPLIT" or "hub:NAME:SUBSET:SPLIT" of the Hugging Face hub.
       validation_files, test_files: files of the held-out splits. A split without files of its own is taken from `files`
-        by a hash of the prompt. If any of `files`, `validation_files` and `test_files` is set, the preset's files are
-        not read.
+        by a hash of the prompt, or of its group (`group_by`). If any of `files`, `validation_files` and `test_files` is
+        set, the preset's files are not read.
       validation_share, test_share: the share of the prompts of `files` that the hash puts into the split; used only
         where the split has no files of its own.
       columns: names of the columns, for csv and tsv files that have no header.
@@ -109,6 +112,8 @@ class SourceConfig:
         the row as it is.
       prompt: template such as "Question: {question}"; write {{ and }} for literal braces.
       check: maps each key of the reward's check to the field that holds its value.
+      group_by: name of a field, or a template like `prompt`. Prompts for which it gives the same text are a group, such
+        as all questions about one passage: they are in one split, and intervals draw them together. "": no groups.
       reward: name of the reward, or "module:function".
       system: system prompt of the chat; "" leaves it to the model's chat template.
       n_train, n_validation, n_test: the largest number of prompts of each split; 0 means the number that
@@ -131,6 +136,7 @@ class SourceConfig:
     fields: str = ""
     prompt: str = ""
     check: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    group_by: str = ""
     reward: str = ""
     system: str = ""
     n_train: int = 0

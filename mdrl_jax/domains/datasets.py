@@ -6,7 +6,10 @@ A prompt's key is a 64-bit hash of (seed, domain, prompt). The key serves three 
 repeats, of which one is kept. The key decides the split where the source does not. The prompts of a split are sorted by
 key. None of this depends on the other rows, so rows that are added later move no row to another split.
 
-A prompt that falls into several splits stays in `test` first, then in `validation` (definitions §14).
+With `group_by`, a group of prompts, such as all questions about one text, has a key too: the hash of (seed, domain,
+group). It decides the split in place of the prompts' own keys.
+
+A prompt or a group that falls into several splits stays in `test` first, then in `validation` (definitions §14).
 """
 
 import hashlib
@@ -75,14 +78,20 @@ class Lazily(Sequence[T]):
 class Index:
     """Where the prompts of one split are. Four columns: key, table, position in the table, number within the row.
 
-    The key is the prompt's 64-bit hash (see the module). Table and number within the row count from 0.
+    The key is the prompt's 64-bit hash (see the module). Table and number within the row count from 0. A fifth column
+    has the keys of the prompts' groups, and is empty if they have none.
     """
 
     def __init__(self) -> None:
         self.columns = array("Q"), array("i"), array("q"), array("i")
+        self.groups = array("Q")
 
-    def add(self, *entry: int) -> None:
+    def add(self, *entry: int, group: int | None = None) -> None:
         """Adds one prompt, given as four integers: one value for each column, in the order of the columns.
+
+        Args:
+          entry: the four values.
+          group: key of the prompt's group; None if the source has no groups.
 
         Raises:
           ValueError: if there are not four values.
@@ -90,23 +99,33 @@ class Index:
         """
         for column, value in zip(self.columns, entry, strict=True):
             column.append(value)
+        if group is not None:
+            self.groups.append(group)
 
-    def distinct(self, taken: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Sorts the prompts by key and drops repeats and prompts that another split has already.
+    def distinct(self, taken: np.ndarray, taken_groups: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray, int]:
+        """Sorts the prompts by key and drops repeats, and prompts whose key or group another split has already.
 
         Args:
           taken: keys of the prompts of other splits [n], uint64.
+          taken_groups: keys of the groups of other splits [m], uint64.
 
         Returns:
           The four columns (keys, tables, positions, numbers within the row), one entry for each prompt that is left, in
-          ascending order of keys. Of repeats the one that was added first is left.
+          ascending order of keys. Of repeats the one that was added first is left. Then the keys of the groups of the
+          prompts that are left [k], each once; and the number of prompts that were dropped for their group alone.
         """
-        keys, *rest = (
-            np.frombuffer(column, column.typecode) if column else np.zeros(0, int) for column in self.columns
-        )
+        keys, *rest = (_values(column) for column in self.columns)
         kept, first = np.unique(keys.astype(np.uint64), return_index=True)
         fresh = ~np.isin(kept, taken)
-        return kept[fresh], *(column[first[fresh]] for column in rest)
+        groups = _values(self.groups).astype(np.uint64)[first] if self.groups else np.zeros(0, np.uint64)
+        apart = ~np.isin(groups, taken_groups) if self.groups else np.ones(len(kept), bool)
+        left = fresh & apart
+        here = np.unique(groups[left]) if self.groups else groups
+        return (kept[left], *(column[first[left]] for column in rest)), here, int((fresh & ~apart).sum())
+
+
+def _values(column: array) -> np.ndarray:
+    return np.frombuffer(column, column.typecode) if column else np.zeros(0, int)
 
 
 class Reader:
@@ -118,13 +137,15 @@ class Reader:
       separator: the text that ends a model's thinking, put into every check; "" for none.
 
     Raises:
-      UserError: if `prompt` is no template of field names, or the function that `fields` names is unknown or cannot be
-        imported.
+      UserError: if `prompt` is no template of field names, or `group_by` neither a template nor a field name; or if the
+        function that `fields` names is unknown or cannot be imported.
     """
 
     def __init__(self, source: SourceConfig, where: str, separator: str):
         self.check, self.separator = dict(source.check), separator
         self.pieces = _pieces(source.prompt, f"{where}.prompt")
+        by = source.group_by if not source.group_by or "{" in source.group_by else f"{{{source.group_by}}}"
+        self.group = _pieces(by, f"{where}.group_by")
         self.convert = _converter(source.fields, f"{where}.fields")
 
     def problems(self, row: Any) -> list[tuple[Problem, str]]:
@@ -137,7 +158,8 @@ class Reader:
             count.
 
         Raises:
-          BadRow: if the row is no mapping, lacks a field, or has a field of the wrong type or value.
+          BadRow: if the row is no mapping, lacks a field, or has a field of the wrong type or value; or if its prompt
+            or its group is empty or has a lone surrogate (half of a UTF-16 pair, which UTF-8 cannot hold).
           Exception: what the function that `fields` names raises, except KeyError, TypeError, ValueError, IndexError
             and AttributeError, which become a BadRow.
         """
@@ -153,9 +175,8 @@ class Reader:
         return [(self._problem(fields), fields.get("split", "") if found is not row else "") for fields in rows]
 
     def _problem(self, fields: Mapping[str, Any]) -> Problem:
-        prompt = "".join(text + (_text(fields, name) if name else "") for text, name in self.pieces)
-        if not prompt.strip():
-            raise BadRow("the prompt is empty")
+        prompt = _filled(self.pieces, fields, "prompt")
+        group = hash64(_filled(self.group, fields, "group")).hex() if self.group else ""
         given = {key for key in ALTERNATIVES & self.check.keys() if fields.get(self.check[key]) is not None}
         spared = ALTERNATIVES - given if given else set[str]()
         check = {key: _checked(fields, name, key) for key, name in self.check.items() if key not in spared}
@@ -165,7 +186,27 @@ class Reader:
             json.dumps(check)
         except TypeError as e:
             raise BadRow(f"wrong type in the check: {e}") from e
-        return Problem(prompt, check)
+        return Problem(prompt, check, group)
+
+
+def hash64(text: str) -> bytes:
+    """The 64-bit hash of a text from which keys and the names of groups are made, 8 bytes.
+
+    Raises:
+      UnicodeEncodeError: if the text has a lone surrogate.
+    """
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _filled(pieces: list[tuple[str, str | None]], fields: Mapping[str, Any], what: str) -> str:
+    text = "".join(text + (_text(fields, name) if name else "") for text, name in pieces)
+    if not text.strip():
+        raise BadRow(f"the {what} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise BadRow(f"the {what} has a lone surrogate, which is no text") from e
+    return text
 
 
 def _pieces(template: str, where: str) -> list[tuple[str, str | None]]:
@@ -236,8 +277,7 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
 
     Raises:
       UserError: if the source is incomplete or not valid, cannot be read, or has more than `max_bad_rows` bad rows.
-      OSError: if a file of JSON lines or csv cannot be opened when it is scanned.
-      UnicodeEncodeError: if a prompt has a lone surrogate.
+      OSError: if a file of JSON lines or csv cannot be read to its end.
       Exception: as in `Reader.problems`.
     """
     where = f"domains.{name}"
@@ -249,13 +289,16 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
     shares = {"validation": source.validation_share, "test": source.test_share}
     shares = {split: 0.0 if given[split] else share for split, share in shares.items()}
     indexes, record = _scan(reader, tables, shares, f"{config.seed}/{name}/", (where, source.max_bad_rows))
-    taken, problems = np.zeros(0, np.uint64), {}
+    taken, taken_groups, parted, problems = np.zeros(0, np.uint64), np.zeros(0, np.uint64), 0, {}
     for split in SPLITS[::-1]:
-        keys, *places = indexes[split].distinct(taken)
-        taken = np.concatenate([taken, keys])
+        (keys, *places), groups, dropped = indexes[split].distinct(taken, taken_groups)
+        taken, taken_groups = np.concatenate([taken, keys]), np.concatenate([taken_groups, groups])
+        parted += dropped
         problems[split] = _rows(opened, reader, places)
         record[split] = len(keys)
-    record["repeated"] = record["prompts"] - record["elsewhere"] - len(taken)
+    record["repeated"] = record["prompts"] - record["elsewhere"] - parted - len(taken)
+    if source.group_by:
+        record |= {"groups": len(taken_groups), "group_in_other_split": parted}
     sizes = {
         "train": source.n_train or config.n_train,
         "validation": source.n_validation or config.n_validation,
@@ -278,7 +321,7 @@ def _scan(
       reader: turns a row into problems.
       tables: by split, the tables given for it.
       shares: by held-out split, the share of the prompts of the training tables that the hash puts into it.
-      salt: what is hashed before the prompt.
+      salt: what is hashed before the prompt or the group.
       limit: the section of the config, for error messages, and its `max_bad_rows`.
 
     Returns:
@@ -303,10 +346,11 @@ def _scan(
             continue
         for sub, (problem, named) in enumerate(problems):
             record["prompts"] += 1
-            key = int.from_bytes(hashlib.blake2b((salt + problem.prompt).encode(), digest_size=8).digest(), "big")
-            falls_in = named or (split if split != "train" else _by_hash(key, shares))
+            key = int.from_bytes(hash64(salt + problem.prompt), "big")
+            group = int.from_bytes(hash64(salt + problem.group), "big") if problem.group else None
+            falls_in = named or (split if split != "train" else _by_hash(key if group is None else group, shares))
             if falls_in in indexes:
-                indexes[falls_in].add(key, number, position, sub)
+                indexes[falls_in].add(key, number, position, sub, group=group)
             else:
                 record["elsewhere"] += 1
     return indexes, record

@@ -36,7 +36,8 @@ class Table(Protocol):
         The place is a text for messages, "file:line" or "file: row N" with N from 1.
 
         Raises:
-          OSError: if the file cannot be opened or read.
+          UserError: if the file cannot be opened.
+          OSError: if the file cannot be read to its end.
         """
         ...
 
@@ -45,7 +46,7 @@ class Table(Protocol):
 
         Raises:
           BadRow: if the row cannot be read. If the file was changed after the scan, the row may also be another one, or
-            the error another exception of the reading library.
+            the error another exception of the library that reads parquet and arrow files.
           OSError: if the file cannot be opened or read.
         """
         ...
@@ -60,7 +61,7 @@ class JsonLines:
     def scan(self) -> Iterator[Found]:
         """See `Table`."""
         position = 0
-        with self.path.open("rb") as file:
+        with _opened(self.path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield position, f"{self.path}:{number}", _or_bad(self._parse, line)
@@ -129,7 +130,7 @@ class Csv:
 
     def scan(self) -> Iterator[Found]:
         """See `Table`."""
-        with self.path.open("rb") as file:
+        with _opened(self.path) as file:
             lines = _CountedLines(file)
             reader = self._reader(lines)
             if self.start:
@@ -147,10 +148,13 @@ class Csv:
                     yield position, f"{self.path}:{number}", _or_bad(self._row, values)
 
     def read(self, position: int) -> Any:
-        """See `Table`. A row that is no UTF-8 or no valid csv raises UnicodeDecodeError or csv.Error, not BadRow."""
+        """See `Table`."""
         with self.path.open("rb") as file:
             file.seek(position)
-            return self._row(next(self._reader(_CountedLines(file))))
+            try:
+                return self._row(next(self._reader(_CountedLines(file)), []))
+            except (csv.Error, UnicodeDecodeError) as e:
+                raise BadRow(str(e)) from e
 
     def _reader(self, lines: Iterator[str]) -> Any:
         return csv.reader(lines, delimiter=self.delimiter, strict=True)
@@ -198,6 +202,13 @@ class Arrow:
     def read(self, position: int) -> Any:
         """See `Table`."""
         return self.rows[position]
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror}") from e
 
 
 def _or_bad(parse: Any, raw: Any) -> Any:

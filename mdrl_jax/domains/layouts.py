@@ -119,10 +119,12 @@ def contest(row: Row) -> list[Fields]:
       A list with one dict: `task` and `cases`; [] for a problem that is judged by calling a function.
 
     Raises:
-      StopIteration: if the row has no task. Unlike the other errors it does not count as a bad row.
-      ValueError: if it has no cases, or a field with cases is no valid JSON.
+      ValueError: if the row has no task or no cases, or a field with cases is no valid JSON.
     """
-    task = next(row[key] for key in ("question", "question_content", "description", "problem") if row.get(key))
+    names = ("question", "question_content", "description", "problem")
+    task = next((row[key] for key in names if row.get(key)), None)
+    if task is None:
+        raise ValueError(f"no task in any of {', '.join(names)}")
     found: list[dict[str, str]] = []
     for key in ("input_output", "public_test_cases", "private_test_cases", "official_tests", "test_cases"):
         value = row.get(key)

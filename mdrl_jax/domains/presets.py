@@ -81,6 +81,7 @@ PRESETS: dict[str, SourceConfig] = {
         fields="squad",
         prompt="{context}\n\nAnswer in as few words of the text as possible, and with nothing else: {question}",
         check={"answer": "answers"},
+        group_by="context",
         reward="mdrl_jax.rewards.qa:f1",
     ),
     "nq_open": SourceConfig(

@@ -4,6 +4,7 @@
 order is a function of (seed, stage name, domain, position) alone (definitions §14), so a resumed run draws the same.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -33,6 +34,7 @@ class PromptSet:
       tokens: by row, the token ids of the prompt.
       record: for a data set, how many prompts were kept, how many were too long, and a fingerprint of the kept prompts
         and their checks. Empty for procedural domains.
+      groups: by row, the number of the prompt's group (`Problem.group`), int64 [n] from 0; None if there are no groups.
     """
 
     domain: str
@@ -41,9 +43,15 @@ class PromptSet:
     problems: Sequence[Problem]
     tokens: Sequence[Sequence[int]]
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.problems)
+
+    @property
+    def n_independent(self) -> int:
+        """The number of prompts that do not depend on each other: one of each group, or all if there are no groups."""
+        return len(self) if self.groups is None else len(np.unique(self.groups))
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """The integers that sampling keys of rows are folded from, besides seed, stage and step (definitions §14).
@@ -99,7 +107,15 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
                 f"(the last of rollout.prompt_buckets) is {longest}: {problem.prompt[:60]!r}"
             )
         tokens.append(row)
-    return PromptSet(domain.name, split, domain.reward, problems, tuple(tokens))
+    groups = _numbered([p.group for p in problems])
+    return PromptSet(domain.name, split, domain.reward, problems, tuple(tokens), groups=groups)
+
+
+def _numbered(groups: Sequence[str]) -> np.ndarray | None:
+    """Numbers the groups; a prompt without one is a group of its own. None if no prompt has one."""
+    if not any(groups):
+        return None
+    return np.unique([group or f"row {i}" for i, group in enumerate(groups)], return_inverse=True)[1].astype(np.int64)
 
 
 def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: int) -> PromptSet:
@@ -108,6 +124,7 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
     lazy, wanted = data.streaming and split == "train", data.sizes[split]
     kept, looked_at, fingerprint = array("q"), 0, hashlib.blake2b(digest_size=8)
     held: list[Problem] = []
+    groups: list[str] = []
     tokens: list[tuple[int, ...]] = []
     for at in range(len(problems)):
         if len(kept) == wanted:
@@ -118,6 +135,7 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
         if len(row) > longest:
             continue
         kept.append(at)
+        groups.append(problem.group)
         fingerprint.update(json.dumps([row, problem.check], sort_keys=True).encode())
         if not lazy:
             held.append(problem)
@@ -128,11 +146,12 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
             "the last of rollout.prompt_buckets; raise it"
         )
     record = {"prompts": len(kept), "too_long": looked_at - len(kept), "fingerprint": fingerprint.hexdigest()}
+    numbers = _numbered(groups)
     if not lazy:
-        return PromptSet(domain.name, split, domain.reward, tuple(held), tuple(tokens), record)
+        return PromptSet(domain.name, split, domain.reward, tuple(held), tuple(tokens), record, numbers)
     chosen = Lazily(len(kept), lambda i: problems[kept[i]])
     lazily = Lazily(len(kept), lambda i: tuple(chat_ids(tokenizer, chosen[i].prompt, data.system, data.thinking)))
-    return PromptSet(domain.name, split, domain.reward, chosen, lazily, record)
+    return PromptSet(domain.name, split, domain.reward, chosen, lazily, record, numbers)
 
 
 def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
@@ -150,6 +169,9 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
     found = domain.data.record
     splits = [f"{split} {s.record['prompts']} ({s.record['too_long']} too long)" for split, s in sets.items()]
     line = f"{domain.name}: {found['rows']} rows, {found['repeated']} repeated prompts; {', '.join(splits)}"
+    if "groups" in found:
+        parted = found["group_in_other_split"]
+        line += f"; {found['groups']} groups, {parted} prompts left out because their group is in another split"
     return [line, *(f"{domain.name}: skipped a bad row, {bad}" for bad in found["bad"])]
 
 
@@ -181,6 +203,27 @@ def visit_order(seed: int, stage: str, domain: str, n: int, position: int, count
         rows.append(taken)
         position, count = position + len(taken), count - len(taken)
     return np.concatenate(rows)
+
+
+def groups_apart(rows: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Reorders rows so that the first one of every group comes first, then the second one of every group, and so on.
+
+    The first k rows are then of k different groups, if there are so many, and do not depend on each other.
+
+    Args:
+      rows: row numbers [n], integers.
+      groups: the number of each prompt's group (`PromptSet.groups`), which the rows are indices of; None: no groups.
+
+    Returns:
+      The same rows [n]. Their order is kept among all first ones, among all second ones, and so on.
+    """
+    if groups is None:
+        return rows
+    seen, rank = collections.Counter[int](), []
+    for group in groups[rows].tolist():
+        rank.append(seen[group])
+        seen[group] += 1
+    return rows[np.argsort(rank, kind="stable")]
 
 
 @functools.lru_cache(maxsize=8)

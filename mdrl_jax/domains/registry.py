@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from mdrl_jax.domains import code, cw, math, qa
 from mdrl_jax.domains.base import Domain, DomainsConfig
+from mdrl_jax.errors import UserError
 
 DOMAINS: dict[str, Callable[[DomainsConfig], Domain]] = {
     "code": code.make,
@@ -24,14 +25,16 @@ def make_domains(names: tuple[str, ...], config: DomainsConfig) -> dict[str, Dom
       The domains by name, in the order of `names`.
 
     Raises:
-      KeyError: if a name is neither a key of `DOMAINS` nor has a data set.
-      UserError: if a data set is not valid, cannot be read or has too many bad rows, or a procedural domain has too few
-        prompts for its splits.
-      OSError: if a file of JSON lines or csv cannot be opened when it is scanned.
+      UserError: if a name is neither a key of `DOMAINS` nor has a data set; if a data set is not valid, cannot be read
+        or has too many bad rows; or if a procedural domain has too few prompts for its splits.
     """
     from mdrl_jax.domains import datasets  # here, because it imports numpy, which procedural domains do not need
 
     sources = config.sources
+    for name in names:
+        if name not in DOMAINS and name not in sources:
+            known = ", ".join(dict.fromkeys([*DOMAINS, *sources]))
+            raise UserError(f"scored_domains names {name!r}, which is not a domain; known: {known}")
     domains = {n: datasets.make(n, sources[n], config) if n in sources else DOMAINS[n](config) for n in names}
     if config.style_blind:
         domains = {name: domain if domain.data else domain.style_blind() for name, domain in domains.items()}

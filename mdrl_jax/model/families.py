@@ -5,6 +5,7 @@ activation, another RoPE scaling. `from_hf` refuses a model with such a field an
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from mdrl_jax.errors import UserError
@@ -123,11 +124,11 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
 
     Raises:
       UserError: if a field asks for something that the decoder does not compute, is absent although it has no default,
-        or has a wrong type, or if the heads are not a multiple of the key heads; the message names the file, and the
-        field where it is known.
+        has a wrong type or is no size of a model (a size below 1, a number that is not finite), or if the heads are not
+        a multiple of the key heads; the message names the file, and the field where it is known.
     """
     family = hf.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{where}: model_type {family!r} is not supported; supported: {known}")
     hf = {**DEFAULTS[family], **hf}
@@ -146,29 +147,40 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
     for field, bad in refused.items():
         if bad:
             raise UserError(f"{where}: {field}={hf[field]!r} is not supported by this decoder")
+
+    def size(field: str, default: int | None = None) -> int:
+        """A whole number of at least 1; a field that is absent or null has the default, if there is one."""
+        value = default if default is not None and hf.get(field) is None else hf[field]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{where}: {field}={value!r} is not valid; it must be a whole number of at least 1")
+        return value
+
     try:
         theta, scaling = _rope(hf, where)
-        d_model, n_heads = int(hf["hidden_size"]), int(hf["num_attention_heads"])
+        d_model, n_heads = size("hidden_size"), size("num_attention_heads")
         config = ModelConfig(
             family=family,
-            vocab_size=int(hf["vocab_size"]),
-            n_layers=int(hf["num_hidden_layers"]),
+            vocab_size=size("vocab_size"),
+            n_layers=size("num_hidden_layers"),
             d_model=d_model,
-            d_mlp=int(hf["intermediate_size"]),
+            d_mlp=size("intermediate_size"),
             n_heads=n_heads,
-            n_kv_heads=int(hf.get("num_key_value_heads") or n_heads),
-            head_dim=int(hf.get("head_dim") or d_model // n_heads),
+            n_kv_heads=size("num_key_value_heads", n_heads),
+            head_dim=size("head_dim", d_model // n_heads),
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
             tied=bool(hf.get("tie_word_embeddings", False)),
-            max_positions=int(hf.get("max_position_embeddings", 2048)),
+            max_positions=size("max_position_embeddings", 2048),
             **FAMILIES[family],
         )
     except KeyError as e:
         raise UserError(f"{where}: field {e.args[0]!r} is missing") from e
-    except (TypeError, ValueError, AttributeError) as e:
+    except (TypeError, ValueError, AttributeError, OverflowError) as e:
         raise UserError(f"{where}: a field has a value of the wrong type ({e})") from e
+    for field, value in (("rope_theta", config.rope_theta), ("rms_norm_eps", config.norm_eps)):
+        if not 0 < value < math.inf:
+            raise UserError(f"{where}: {field}={value} is not valid; it must be a number above 0")
     if config.n_heads % config.n_kv_heads:
         raise UserError(
             f"{where}: num_attention_heads={config.n_heads} is not a multiple of "

@@ -8,6 +8,7 @@ executes more than this count, the excess is work that it recomputes, or compute
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 from mdrl_jax.model.attention import SPLASH_BACKWARD, SPLASH_BLOCK
 from mdrl_jax.model.families import ModelConfig
@@ -16,6 +17,9 @@ from mdrl_jax.parallel.hlo_text import Computation, Instruction, arrays
 # Matrix products that a kernel computes for a block of queries and a block of keys. Forward: scores and output.
 # Backward: scores, dv, dp, dk and dq.
 KERNELS = {"fwd": 2, "dkv": 5}
+# What is computed of a token -> its cost in forward passes over the weights. A gradient, also one that is not trained
+# with, costs three; the (u, w) jets of definitions §6 cost five.
+FORWARDS = {"read": 1, "sampled": 1, "forward": 1, "gradient": 3, "trained": 3, "jets": 5}
 _KERNEL = re.compile(r"splash_mha_(fwd|dkv)")
 
 
@@ -23,6 +27,27 @@ def layer_weights(config: ModelConfig) -> int:
     """Number of weights of one layer that take part in matrix products: its kernels, without biases and norms."""
     c = config
     return c.d_model * (c.head_dim * 2 * (c.n_heads + c.n_kv_heads) + 3 * c.d_mlp)
+
+
+def matrix_weights(config: ModelConfig) -> int:
+    """Number of weights that every token is multiplied with: the kernels of all layers and the unembedding.
+
+    Norms and biases are left out, and so is the embedding, which is only looked up (a tied one is the unembedding).
+    """
+    return config.n_layers * layer_weights(config) + config.vocab_size * config.d_model
+
+
+def of_tokens(config: ModelConfig, tokens: Mapping[str, float]) -> float:
+    """Operations with all weights for numbers of tokens; attention between tokens is left out [chosen].
+
+    Args:
+      config: sizes of the model.
+      tokens: what is computed, a key of `FORWARDS` -> the number of tokens.
+
+    Returns:
+      floating-point operations: 2 for each weight, token and forward pass.
+    """
+    return 2.0 * matrix_weights(config) * sum(FORWARDS[kind] * n for kind, n in tokens.items())
 
 
 def forward(config: ModelConfig, tokens: float, pairs: float, scored: float) -> float:

@@ -291,12 +291,13 @@ def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
 def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.float32) -> None:
     """Writes `config.json` and safetensors; above 4 GiB the tensors go to several files with an index.
 
-    Everything is written to a hidden folder beside `folder`, which is renamed at the end, so an interrupted call leaves
-    no incomplete `folder`. The hidden folder is `.NAME.partial`; a failed call leaves it, and the next one
-    removes it.
+    Everything is written to a hidden folder beside `folder`, `.NAME.partial`; a failed call leaves it, and the next one
+    removes it. At the end it is renamed. If `folder` exists, its files are moved there instead, `config.json` last. So
+    after an interrupted call no folder looks like a whole model.
 
     Args:
-      folder: a folder that does not exist or is empty; its parents are made. Only one process may write it.
+      folder: a folder that does not exist or is empty, or a link to such a folder; its parents are made. Only one
+        process may write it.
       params: the parameter tree; each leaf whole within reach of this process (`distributed.gather`).
       config: sizes of the model, which are not compared with `params`.
       dtype: NumPy or JAX dtype of the numbers in the files. Numbers are rounded to it, and those above its range become
@@ -306,10 +307,9 @@ def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.f
       UserError: if `folder` is a file or a folder that is not empty.
       KeyError: if `params` has a leaf that is no parameter of a decoder, or the family is not a key of `FAMILIES`.
       TypeError: if `dtype` is not a dtype.
-      ValueError: if `folder` has no name, such as ".".
       OSError: if the disk does not take the files.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # "." has no name
     if folder.is_file():
         raise UserError(f"{folder} is a file; name a new folder")
     if folder.exists() and any(folder.iterdir()):
@@ -347,6 +347,9 @@ def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.f
         (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     written = {**to_hf(config), "torch_dtype": str(jnp.dtype(dtype))}
     (partial / "config.json").write_text(json.dumps(written, indent=1) + "\n")
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        file.rename(folder / file.name)
+    partial.rmdir()

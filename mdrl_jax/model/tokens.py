@@ -1,17 +1,21 @@
 """Loads the tokenizer, finds the tokens that end a completion, and pads rows of tokens to a few fixed lengths."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from transformers import AutoTokenizer
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import regular
 
 FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*chat_templates/*")  # what a tokenizer may consist of
+# Where torch is installed, transformers imports it for its models, which takes two seconds or more. If this is True,
+# it does not; afterwards torch can be imported as usual, but transformers has no torch models in this process. Only the
+# commands' own processes set it.
+leave_torch_out = False
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -28,7 +32,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         for file in Path(folder).glob(pattern):
             regular(file)
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        return _auto_tokenizer().from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as e:
         if "trust_remote_code" in str(e):
             raise UserError(
@@ -36,6 +40,19 @@ def load_tokenizer(folder: str | Path) -> Any:
                 "a tokenizer that transformers itself has"
             ) from e
         raise UserError(f"{folder} has no tokenizer that can be read: {(str(e).splitlines() or [''])[0]}") from e
+
+
+def _auto_tokenizer() -> Any:
+    """`transformers.AutoTokenizer`, imported when it is first needed because the import is slow."""
+    hidden = leave_torch_out and "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore  (an import of it then fails, as if it were not installed)
+    try:
+        from transformers import AutoTokenizer
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return AutoTokenizer
 
 
 def eos_ids(tokenizer: Any) -> tuple[int, ...]:

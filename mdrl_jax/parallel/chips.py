@@ -103,6 +103,6 @@ def devices(topology: str) -> list[Any]:
             platform="tpu", topology_name=topology, **OPTIONS.get(chip.name, {})
         ).devices
     except Exception as e:  # libtpu raises several types, with its own stack trace in the message
-        reason = str(e).split(": ", 1)[-1].strip().splitlines()[0]
+        reason = (str(e).split(": ", 1)[-1].strip() or type(e).__name__).splitlines()[0]
         raise UserError(f"--topology={topology} is not a slice that the compiler knows: {reason}") from e
     return list(found)

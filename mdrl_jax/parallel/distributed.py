@@ -28,6 +28,7 @@ from mdrl_jax.errors import UserError
 LOST = 75  # exit status after a host was lost (EX_TEMPFAIL of sysexits.h: the same command may be started again)
 BEATS = 20  # heartbeats within the time-out, at least
 AGAIN = "start the same command again on all hosts to go on"
+CORRECT = "; correct this and start the command on all hosts"  # after the reason of a `UserError`
 # JAX ends this process at once when process 0 is gone, so no code of ours can report it. This shell command runs as a
 # child that outlives the process: if its stdin closes before a line arrives, it prints its argument.
 LAST_WORDS = 'read -r word || printf "%s\\n" "$1" >&2'
@@ -91,9 +92,9 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
         whole seconds, rounded down.
 
     Raises:
-      UserError: if only some of the flags are given, if one is not valid, if the other processes are not found within
-        the time-out, or if JAX cannot join them for another reason, such as a second call.
-      ValueError: if the environment variable SLURM_NTASKS is not an integer.
+      UserError: if only some of the flags are given, if one of them or the environment variable SLURM_NTASKS is not
+        valid, if the other processes are not found within the time-out, or if JAX cannot join them for another reason,
+        such as a second call.
       jax.errors.JaxRuntimeError: if a process joins but does not send its host name within the time-out.
     """
     global _cluster
@@ -106,7 +107,10 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
             f"--{missing[0]} is missing; name --coordinator=HOST:PORT, --processes=N and --process_id=I together, or "
             "none of them on a TPU pod and under SLURM"
         )
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if not tasks.isascii() or not tasks.isdigit():
+        raise UserError(f"the environment variable SLURM_NTASKS={tasks!r} is not a whole number; unset or correct it")
+    slurm = int(tasks) > 1 and "SLURM_PROCID" in os.environ
     if missing and not slurm and not _tpu_chips():
         return
     if not missing:
@@ -131,8 +135,9 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
         )
     except Exception as e:
         where = f"at {coordinator}" if coordinator else "of this SLURM job" if slurm else "of this TPU pod"
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(
-            f"the other processes {where} were not found within {timeout:.0f} s ({str(e).strip().splitlines()[0]}); "
+            f"the other processes {where} were not found within {timeout:.0f} s ({why}); "
             "start the command on every host, or with --processes=1 for this host alone"
         ) from e
     if jax.process_count() == 1:
@@ -341,6 +346,9 @@ def finish(status: int, error: BaseException | None = None) -> int:
         sys.stderr.flush()
         time.sleep(c.timeout + 3 * c.period)
     why = str(error) if isinstance(error, HostLost) else f"{c.name(c.index)} ended: {' '.join(str(error).split())}"
+    if isinstance(error, UserError):
+        c.over.set()  # the watching thread would advise to start again, but the same command would fail again
+        why = f"{why}{CORRECT}"
     c.client.key_value_set(f"mdrl/lost/{c.index}", why, allow_overwrite=True)
     _leave(c, LOST if isinstance(error, HostLost) else status)
     return status
@@ -387,5 +395,6 @@ def _watch(c: Cluster) -> None:
                 lost = [f"{', '.join(silent)} gave no sign of life for {c.timeout:.0f} s"]
                 c.client.key_value_set("mdrl/lost/0", lost[0], allow_overwrite=True)
         if lost and not c.over.is_set():
-            print(f"mdrl: error: {lost[0]}; {AGAIN}", file=sys.stderr, flush=True)
+            told = lost[0] if lost[0].endswith(CORRECT) else f"{lost[0]}; {AGAIN}"
+            print(f"mdrl: error: {told}", file=sys.stderr, flush=True)
             _leave(c, LOST)

@@ -12,17 +12,19 @@ large. `memory_analysis` reports more: it adds on-chip memory and, for loops tha
 are never allocated (jaxlib 0.10).
 """
 
+import contextlib
 import dataclasses
 import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from mdrl_jax.parallel import hlo
 from mdrl_jax.parallel.chips import Chip
@@ -74,8 +76,8 @@ def compile_for(
 ) -> Compiled:
     """Lowers and compiles a program and reads its cost. A program that is too large is a result, not an error.
 
-    The compiler writes its buffer assignment to a temporary folder, which is removed. The program must therefore not
-    come from JAX's persistent compilation cache.
+    The compiler writes its buffer assignment to a temporary folder, which is removed. JAX's persistent compilation
+    cache is not used, because it would give the program without compiling it.
 
     Args:
       lower: () -> `jax.jit(f).lower(...)`. It is called once; what it raises is not caught, except running out of
@@ -91,8 +93,7 @@ def compile_for(
 
     Raises:
       jax.errors.JaxRuntimeError: if compiling fails for another reason than memory.
-      ValueError: if a loop with something to count has an unknown trip count, and `unknown_trips` has none for it; or
-        if the compiler writes no buffer assignment, because the program comes from the persistent compilation cache.
+      ValueError: if a loop with something to count has an unknown trip count, and `unknown_trips` has none for it.
     """
     started = time.monotonic()
     try:
@@ -120,11 +121,23 @@ def compile_for(
 
 def _planned(lowered: Any) -> tuple[Any, float]:
     """Compiles a program; returns it with the bytes of temporaries that it gets in the main memory of a device."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_cache():
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         (plan,) = Path(folder).glob("*buffer-assignment.txt")
         with plan.open() as lines:
             return compiled, float(sum(int(found[1]) for found in map(TEMPORARY.match, lines) if found))
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX decides once whether it uses the cache, and remembers that
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def needed(message: str) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
+from altair.utils import schemapi
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import mdrl_jax
@@ -22,7 +23,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import run
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.screen.analysis import null_text, number
+from mdrl_jax.report.screen.analysis import null_text, number, part_lines
 from mdrl_jax.report.sections import SECTIONS
 from mdrl_jax.stage import resolve_stages
 from mdrl_jax.stats.estimate import interval_text
@@ -34,7 +35,11 @@ JUDGED_BY = {
     "C7": "needs a stage such as `rollback-math-qa`",
 }
 # The errors that a builder raises if a record is damaged or was written by another version.
-DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError, UserError)
+DAMAGED = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError, UserError),
+    # Altair's own error and its base: a text where altair needs a number.
+    schemapi.jsonschema.ValidationError,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Verdict:
       verdict: "supported", "contradicted", "undecided" or "not judged".
       reason: why it has this verdict.
       figures: (name, text) of each line on the card; none if the claim was not judged.
+      parts: a sentence for each part of the rule, and one for the earlier rule, if the record has them.
     """
 
     id: str
@@ -54,6 +60,7 @@ class Verdict:
     verdict: str
     reason: str
     figures: Sequence[tuple[str, str]] = ()
+    parts: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +151,7 @@ def _verdict(claim: dict[str, Any]) -> Verdict:
         ("rule", claim["rule"]),
     ]
     name, text, verdict, reason = (str(claim[field]) for field in ("id", "claim", "verdict", "reason"))
-    return Verdict(name, text, verdict, reason, figures)
+    return Verdict(name, text, verdict, reason, figures, part_lines(claim))
 
 
 def _part(section: Any, found: Records) -> Part:

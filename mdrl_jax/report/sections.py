@@ -84,7 +84,7 @@ SECTIONS = (
         "The conflict subspace",
         "How much of the second-order damage lies in the conflict subspace S, which is spanned by the leading "
         "eigenvectors of the Hessian on the shared route.",
-        (subspace.captured, subspace.spectrum, subspace.ladder),
+        (subspace.removal, subspace.captured, subspace.spectrum, subspace.ladder),
     ),
     Section(
         "edits",

@@ -40,7 +40,7 @@ def save_figures(workdir: Path) -> None:
     folder. Without such a PNG nothing is written.
 
     Raises:
-      ValueError: if one of the files is not a PNG file; `struct.error` if it ends within its header.
+      ValueError: if one of the files is not a PNG file, or ends within its header.
       UserError: if one of them is no regular file.
     """
     pictures = sorted((workdir / "report").glob("*.png"))
@@ -126,11 +126,12 @@ class TensorBoard:
           step: the step that it belongs to.
 
         Raises:
-          ValueError: if `png` is not a PNG file.
-          struct.error: if it ends within the header of a PNG file.
+          ValueError: if `png` is not a PNG file, or ends within its header.
         """
         if not png.startswith(PNG_SIGNATURE):
             raise ValueError("png must be the bytes of a PNG file; these bytes lack the PNG signature")
+        if len(png) < 24:
+            raise ValueError(f"png must be the bytes of a PNG file; these {len(png)} bytes end within its header")
         width, height = struct.unpack(">II", png[16:24])
         picture = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
         self._add(Event(summary=Summary(value=[Summary.Value(tag=tag, image=picture)])), step)

@@ -89,7 +89,7 @@ def score(fn: RewardFunction, completion: str, check: Mapping[str, Any]) -> Scor
 def _valid(value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"the reward function returned {value!r}, not a number in [0, 1]")

@@ -65,8 +65,6 @@ def final_answer(completion: str, check: Mapping[str, Any]) -> float:
 
     Raises:
       KeyError: if the check has no "answer".
-      RecursionError: if text commands (`\\text{...}`) are nested some hundreds deep in the answer, or hundreds of lines
-        like "below" follow "the answer is".
     """
     answers = check["answer"]
     wanted = [str(a) for a in (answers if isinstance(answers, list) else [answers])]

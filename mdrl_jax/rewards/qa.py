@@ -2,20 +2,25 @@
 
 Exact match and F1 take the best value over the accepted answers.
 
-Deviation from SQuAD: articles are kept if the text has no other words. Otherwise the multiple-choice answer "A" would
-become the empty text and equal an empty reply.
+Deviations from SQuAD, whose normalization makes "-3.5" and "35" equal, and "+" and an empty reply:
+
+- Articles are kept if the text has no other words, as in the multiple-choice answer "A".
+- Two numbers are compared as numbers.
+- A text of punctuation alone equals only itself, so an empty reply earns 0.
 """
 
 import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from mdrl_jax.rewards.formulas.boxes import last_boxed
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_NUMBER = re.compile(r"([-+−]?)[$€£]?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s?%?\.?", re.ASCII)
 _LATEX = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mathit)\b|\\[()\[\]]|\\(?=%)|[{}$]")
 _MARKUP = re.compile(r"(?<![^\W_])[*_`]+(?=\S)|(?<=\S)[*_`]+(?![\w*`])|[\"“”]")  # "2*3" and "G_1" have no markup
 _MINUS = str.maketrans("−–‒", "---")
@@ -107,37 +112,50 @@ def _answers(check: Mapping[str, Any]) -> list[str]:
 
 
 def exact_match(completion: str, check: Mapping[str, Any]) -> float:
-    """1.0 if the normalized reply equals one of the normalized answers in `check["answer"]`, else 0.0.
+    """1.0 if the reply equals one of the answers in `check["answer"]`, else 0.0.
 
-    `check["answer"]` is one answer or a list of accepted ones, each a text or a number. Signs and decimal points do not
-    count (`normalized`): "-3.5" equals "35", and an empty reply equals "+".
+    Numbers are equal if their values are ("1,000" and "1000.0"; not "-3.5" and "35"), other texts if they are equal
+    when normalized (`normalized`). `check["answer"]` is one answer or a list of accepted ones, each a text or a number.
 
     Raises:
       KeyError: if the check has no "answer".
       ValueError: if the list of answers is empty.
     """
-    reply = normalized(completion)
-    return float(any(reply == normalized(answer) for answer in _answers(check)))
+    return float(any(_equal(completion, answer) for answer in _answers(check)))
 
 
 def f1(completion: str, check: Mapping[str, Any]) -> float:
     """F1 of the normalized reply's words, best over the answers in `check["answer"]`; in [0, 1].
 
     F1 is the harmonic mean of precision and recall: 2 × common words / (words of the reply + words of the answer). A
-    word that is repeated counts as often as it occurs. If the reply or an answer has no words, F1 is 1.0 where neither
-    has any, else 0.0. `check["answer"]` is one answer or a list of accepted ones, each a text or a number.
+    word that is repeated counts as often as it occurs. Of two numbers, or if the reply or an answer has no words, F1 is
+    the exact match. `check["answer"]` is one answer or a list of accepted ones, each a text or a number.
 
     Raises:
       KeyError: if the check has no "answer".
       ValueError: if the list of answers is empty.
     """
-    return max(_overlap(normalized(completion), normalized(a)) for a in _answers(check))
+    return max(_overlap(completion, a) for a in _answers(check))
+
+
+def _equal(reply: str, answer: str) -> bool:
+    numbers = _number(reply), _number(answer)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    words = normalized(reply)
+    return words == normalized(answer) if words else reply.strip() == answer.strip() != ""
+
+
+def _number(text: str) -> Fraction | None:
+    """The value of a text that is a number alone, perhaps with a currency or percent sign, which do not count."""
+    found = _NUMBER.fullmatch(text.strip())
+    return Fraction(found[2].replace(",", "")) * (-1 if found[1] in ("-", "−") else 1) if found else None
 
 
 def _overlap(reply: str, answer: str) -> float:
-    reply_words, answer_words = reply.split(), answer.split()
-    if not reply_words or not answer_words:
-        return float(reply_words == answer_words)
+    reply_words, answer_words = normalized(reply).split(), normalized(answer).split()
+    if not reply_words or not answer_words or (_number(reply) is not None and _number(answer) is not None):
+        return float(_equal(reply, answer))
     common = (Counter(reply_words) & Counter(answer_words)).total()
     return 2 * common / (len(reply_words) + len(answer_words))
 

@@ -119,7 +119,9 @@ class Rollouts:
       config: section `rollout` of the configuration.
       pool: worker processes that compute rewards.
       max_error_share: share of the rewards of a part that may fail; above it the run ends with an error.
-      spent: tokens so far: "read" in prompts (a prompt counts once for its whole group) and "sampled" in completions.
+      spent: tokens so far, by what was computed of them (`model.flops.FORWARDS`). Sampling counts "read" in prompts (a
+        prompt counts once for its whole group) and "sampled" in completions; whoever trains or differentiates adds the
+        other kinds.
     """
 
     model: Decoder

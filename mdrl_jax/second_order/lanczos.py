@@ -20,7 +20,9 @@ length in a pass (Daniel, Gragg, Kaufman and Stewart 1976). The basis therefore 
 eigenvalue that has converged does not appear a second time.
 
 **Residuals.** ‖A x − λ x‖ is computed from H without a further product: the norm of H y − λ (y; 0), plus the lengths of
-the dropped directions weighted by |y|. This is an upper bound, up to rounding.
+the dropped directions weighted by |y|. This is an upper bound, up to rounding. There is an eigenvalue of A within it of
+λ, and a pair with a residual far below |λ| is close to an eigenpair. Most of the m pairs are not: those with residuals
+above 0.1·|λ| only describe the basis. `Spectrum.converged` leaves them out (definitions §7).
 
 **Breakdown.** A new direction can lie in the basis already: A is the identity or has low rank, or the Krylov space is
 exhausted. It is then replaced by a random direction orthogonal to the basis, with coefficients 0 in H, and the
@@ -44,6 +46,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import stacked
 from mdrl_jax.second_order.blocks import TOLERANCE, Block, Programs, drawing, programs
 
+CONVERGED = 0.1  # largest residual ‖A x − λ x‖ of a pair that may be read, as a share of |λ| (definitions §7)
 SOUND = 0.7  # a unit vector that keeps more than this of its length in a pass needs no further pass
 MAX_PASSES = 8
 NOT_FINITE = "a product of the operator is not finite: the loss or its derivatives overflow at this point"
@@ -71,6 +74,18 @@ class Spectrum:
     steps: int
     replaced: int
 
+    def converged(self) -> "Spectrum":
+        """The spectrum of only the pairs that may be read (definitions §7); it may have none.
+
+        These have a residual of at most 0.1·|λ|, and λ above 1e-5 of `scale`.
+        """
+        kept = _readable(self.values, self.residuals, self.scale)
+        if kept.all():
+            return self
+        chosen = np.eye(kept.size, dtype=np.float32)[:, kept]  # a product with it leaves sharded vectors where they are
+        vectors = programs(self.vectors).combine(self.vectors, chosen)
+        return dataclasses.replace(self, values=self.values[kept], vectors=vectors, residuals=self.residuals[kept])
+
 
 def random_block(key: jax.Array, like: Any, b: int) -> Block:
     """A block of b vectors with standard normal entries, float32.
@@ -96,6 +111,7 @@ def block_lanczos(
     k: int,
     progress: Callable[[int, int], None] | None = None,
     repeatable: bool = False,
+    stop: bool = False,
 ) -> Spectrum:
     """The k algebraically largest Ritz pairs of a symmetric matrix A.
 
@@ -109,6 +125,7 @@ def block_lanczos(
       progress: called as progress(steps done, n_steps) after each step.
       repeatable: True if the operator is known to give the same products each time. Otherwise the first block is
         multiplied twice to check it, and the operator is called n + 1 times in place of n.
+      stop: True to stop before n steps, once the k leading pairs have converged (`Spectrum.converged`).
 
     Returns:
       the pairs in descending order of the eigenvalue, with bounds of their residuals (`Spectrum`).
@@ -130,7 +147,7 @@ def block_lanczos(
     device = programs(start)
     basis = device.empty(start, m)
     h, lost_M = np.zeros((m + b, m)), np.zeros(m)
-    replaced, scale = 0, 0.0
+    replaced, scale, size = 0, 0.0, 0
 
     def next_block(block: Block, step: int) -> tuple[Block, np.ndarray, np.ndarray, np.ndarray]:
         return _orthonormalise(device, basis, block, scale, jax.random.fold_in(key, step), last=step == n_steps)
@@ -149,14 +166,39 @@ def block_lanczos(
         scale = max(scale, float(np.linalg.norm(h[:, columns], axis=0).max()))
         if progress is not None:
             progress(step + 1, n_steps)
+        size = first + b
+        if stop and size >= k:
+            values, _, residuals, scale_now = _ritz(h[: size + b, :size], lost_M[:size], k)
+            if _readable(values, residuals, scale_now).all():
+                break
 
+    values, y, residuals, scale = _ritz(h[: size + b, :size], lost_M[:size], k)
+    y = np.concatenate([y, np.zeros((m - size, k))])
+    vectors = device.combine(basis, y.astype(np.float32))
+    return Spectrum(values, vectors, residuals, scale, size + b * (not repeatable), size // b, replaced)
+
+
+def _ritz(h: np.ndarray, lost_M: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """The k leading Ritz pairs of a basis of m vectors.
+
+    Args:
+      h: the coefficients H [m + b, m].
+      lost_M: the length of what was dropped from the product of each vector.
+      k: how many.
+
+    Returns:
+      values [k], coordinates y of the vectors in the basis [m, k], residuals [k], and the largest |λ| of all m pairs.
+    """
+    m = h.shape[1]
     values, y = np.linalg.eigh((h[:m] + h[:m].T) / 2)
     scale = float(np.abs(values).max())
     values, y = values[::-1][:k], y[:, ::-1][:, :k]
-    padded = np.concatenate([y * values[None, :], np.zeros((b, k))])
-    residuals = np.linalg.norm(h @ y - padded, axis=0) + lost_M @ np.abs(y)
-    vectors = device.combine(basis, y.astype(np.float32))
-    return Spectrum(values, vectors, residuals, scale, b * (n_steps + (not repeatable)), n_steps, replaced)
+    padded = np.concatenate([y * values[None, :], np.zeros((len(h) - m, k))])
+    return values, y, np.linalg.norm(h @ y - padded, axis=0) + lost_M @ np.abs(y), scale
+
+
+def _readable(values: np.ndarray, residuals: np.ndarray, scale: float) -> np.ndarray:
+    return (residuals <= CONVERGED * np.abs(values)) & (values > TOLERANCE * scale)
 
 
 def _orthonormalise(

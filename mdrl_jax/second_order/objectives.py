@@ -11,11 +11,12 @@ U = Σ_t u_t and W = Σ_t w_t over a completion, and A = reward − mean reward 
 |---|---|---|---|---|
 | reward | −mean A·U | −mean A·(U² + W) | completions | −J with its true Hessian (DiCE, arXiv 1802.05098) |
 | surrogate | −mean A·U | −mean A·W | completions | right gradient, wrong Hessian; for comparison |
-| grpo | −mean A'·u_t | −mean A'·(u_t² + w_t) | trained tokens | trainer's loss at ratio 1, unclipped, no KL |
+| grpo | −mean A'·u_t | −mean A'·(u_t² + w_t) | trained tokens, as the trainer | its loss at ratio 1, unclipped, no KL |
 | success_nll | −mean U | −mean W | successes | −log π of completions that succeeded |
 | kl | 0 | mean Σ_t u_t² | completions | KL to the policy at the point, in its Fisher form |
 
-A' is the trainer's own advantage. The second order is vᵀ∇²L v, without the ½ of the Taylor expansion.
+A' is the trainer's own advantage, and the mean of `grpo` is the trainer's own (`token_weights`). The second order is
+vᵀ∇²L v, without the ½ of the Taylor expansion.
 
 The Hessian of −J has the term U² because J is a mean over samples whose distribution depends on θ:
 ∇²J = E[A (∇log π ∇log πᵀ + ∇²log π)]. Differentiating the surrogate −A·log π of fixed samples loses it.
@@ -185,7 +186,8 @@ class DirectionalDerivatives:
     Attributes:
       first_P: the numerators of v·∇L.
       second_P: the numerators of vᵀ∇²L v.
-      count_P: the denominators of both: completions, successes or trained tokens of the prompt.
+      count_P: the denominators of both: completions, successes, or what the trainer counts (`token_weights`), of the
+        prompt.
     """
 
     first_P: np.ndarray
@@ -203,9 +205,34 @@ class DirectionalDerivatives:
         return float(self.second_P.sum() / self.count_P.sum())
 
 
+def token_weights(mask_PGT: np.ndarray, how: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of each token in the trainer's mean over tokens, and the count that it divides by.
+
+    The mean of a value x of each token, as `rl.grpo.aggregate` takes it, is Σ weight·x / Σ count. Tokens that are not
+    trained have the weight 0.
+
+    Args:
+      mask_PGT: above 0 on the tokens that the trainer trains.
+      how: `train.grpo.aggregation`: "token", "sequence" or "constant".
+      max_length: the longest completion allowed, in tokens; only "constant" reads it.
+
+    Returns:
+      the weights [P, G, T], and the count of each prompt [P]: its trained tokens ("token"), its completions with a
+      trained token ("sequence"), or these times `max_length` ("constant"). Both are float64.
+
+    Raises:
+      KeyError: if `how` is unknown.
+    """
+    keep_PGT = (mask_PGT > 0).astype(np.float64)
+    length_PG = keep_PGT.sum(-1)
+    some_P = (length_PG > 0).sum(1, dtype=np.float64)
+    count_P = {"token": length_PG.sum(1), "sequence": some_P, "constant": some_P * max_length}[how]
+    return keep_PGT / np.maximum(length_PG, 1.0)[:, :, None] if how == "sequence" else keep_PGT, count_P
+
+
 def derivatives(
-    u_PGT: np.ndarray, w_PGT: np.ndarray, mask_PGT: np.ndarray, adv_PG: np.ndarray,
-    success_PG: np.ndarray, trained_PG: np.ndarray, trained_mask_PGT: np.ndarray,
+    u_PGT: np.ndarray, w_PGT: np.ndarray, mask_PGT: np.ndarray, adv_PG: np.ndarray, success_PG: np.ndarray,
+    trained_PG: np.ndarray, weight_PGT: np.ndarray, count_P: np.ndarray,
 ) -> Mapping[str, DirectionalDerivatives]:  # fmt: skip
     """Computes the first and second orders of every objective in the table of this module.
 
@@ -216,8 +243,8 @@ def derivatives(
       adv_PG: A, from `leave_one_out`.
       success_PG: 1 where the completion succeeds, otherwise 0.
       trained_PG: A', the trainer's advantages.
-      trained_mask_PGT: 1 on the tokens that the trainer trains. `grpo` is the mean over these tokens, even if the
-        trainer aggregates in another way.
+      weight_PGT: weight of each token in the trainer's mean, from `token_weights`.
+      count_P: the count that belongs to it, from `token_weights`.
 
     Returns:
       name of the objective ("reward", "surrogate", "grpo", "success_nll" or "kl") -> its derivatives by prompt.
@@ -225,16 +252,12 @@ def derivatives(
     u, w = (np.where(mask_PGT > 0, x, 0.0).astype(np.float64) for x in (u_PGT, w_PGT))
     u_PG, w_PG = u.sum(-1), w.sum(-1)
     ones_P = np.full(u_PG.shape[0], float(u_PG.shape[1]))
-    keep, trained = trained_mask_PGT > 0, trained_PG[:, :, None]
+    weighted = weight_PGT * trained_PG[:, :, None]
     zeros_P = np.zeros_like(ones_P)
     return {
         "reward": DirectionalDerivatives(-(adv_PG * u_PG).sum(1), -(adv_PG * (u_PG**2 + w_PG)).sum(1), ones_P),
         "surrogate": DirectionalDerivatives(-(adv_PG * u_PG).sum(1), -(adv_PG * w_PG).sum(1), ones_P),
-        "grpo": DirectionalDerivatives(
-            -(keep * trained * u).sum((1, 2)),
-            -(keep * trained * (u**2 + w)).sum((1, 2)),
-            keep.sum((1, 2)).astype(np.float64),
-        ),
+        "grpo": DirectionalDerivatives(-(weighted * u).sum((1, 2)), -(weighted * (u**2 + w)).sum((1, 2)), count_P),
         "success_nll": DirectionalDerivatives(
             -(success_PG * u_PG).sum(1), -(success_PG * w_PG).sum(1), success_PG.sum(1)
         ),

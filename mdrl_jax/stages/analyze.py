@@ -78,8 +78,9 @@ def run(
 def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoints:
     """Selects the stages of a run that the interference analysis compares.
 
-    These are the stages named after a domain that precede the first refresh, and all solo stages. If a selected domain
-    stage starts from a stage that is not selected, its start is taken to be the selected stage before it, or "base".
+    These are the stages named after a domain that precede the first refresh, and all stages that trained one domain
+    from the base model (`solo-*`, `again-*`). If a selected domain stage starts from a stage that is not selected, its
+    start is taken to be the selected stage before it, or "base".
 
     Args:
       stages: the stages before the analysis, in order.
@@ -97,7 +98,7 @@ def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoin
             known = {BASE, *(t.name for t in trained)}
             before = trained[-1].name if trained else BASE
             trained.append(Trained(stage.name, stage.name, stage.start if stage.start in known else before))
-        elif stage.name.startswith("solo-"):
+        elif stage.name.startswith(("solo-", "again-")):
             solos.append(Trained(stage.name, stage.domains[0], stage.start))
     return Checkpoints(tuple(trained), tuple(solos), params)
 
@@ -115,9 +116,8 @@ def conflict_bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:
       the order of the names of the records; empty if it found none, or if no analysis has run.
 
     Raises:
-      UserError: if a record of the analysis is not valid JSON.
+      UserError: if a record of the analysis is not valid JSON, or the vectors of a subspace are missing.
       KeyError: if a record lacks a field.
-      AttributeError: if the vectors of a subspace are missing (`checkpoints.load_tree`).
     """
     into, out_of = named(mesh, None, None, "embed", None), named(mesh, None, None, None, "embed")  # the MLP's neurons
     found = []

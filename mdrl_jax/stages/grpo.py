@@ -160,6 +160,7 @@ def grpo_steps(
         updates = []
         for _ in range(train.grpo.updates_per_batch):
             state, logged = programs.step(state, batch, rate, extra(step, state.params))
+            runtime.rollouts.spent["trained"] += int(metrics["tokens"])
             updates.append(logged)
         for name in updates[0]:
             metrics[name] = float(np.mean([float(u[name]) for u in updates]))
@@ -172,8 +173,8 @@ def shares(stage: Stage) -> dict[str, int]:
     """Number of prompts of each domain in a step.
 
     The kept domains get the share `prevent.replay` of the prompts in equal parts, each rounded to a whole number, a
-    half to the even one. The stage's own domains get the rest in equal parts, each rounded down, so the sum may be
-    below `prompts_per_step`. A kept domain that is also the stage's own gets the part of a kept domain alone.
+    half to the even one. The stage's own domains get the rest in equal parts; what is left over goes to the first of
+    them, one prompt each, so the sum is `prompts_per_step`.
 
     Args:
       stage: a GRPO stage.
@@ -185,7 +186,8 @@ def shares(stage: Stage) -> dict[str, int]:
     each = round(train.prompts_per_step * train.prevent.replay / len(stage.keeps)) if stage.keeps else 0
     replayed = {domain: each for domain in stage.keeps if each}
     own = train.prompts_per_step - sum(replayed.values())
-    return {domain: own // len(stage.domains) for domain in stage.domains} | replayed
+    part, left = divmod(own, len(stage.domains))
+    return {domain: part + (i < left) for i, domain in enumerate(stage.domains)} | replayed
 
 
 def needs_reference(stage: Stage) -> bool:
@@ -242,14 +244,18 @@ def make_batch(
         train.grad_accum_steps, runtime.mesh,
     )  # fmt: skip
     start = scored.prompts_PT.shape[1]
-    log_probs = lambda p: programs.log_probs(p, batch.tokens_BT, batch.valid_BT, start)  # noqa: E731
+    n_tokens = float(scored.mask_PGT.sum())
+    whole = n_tokens + float(scored.valid_PT.sum()) * train.group_size
+
+    def log_probs(p: Any) -> jax.Array:
+        runtime.rollouts.spent["forward"] += int(whole)
+        return programs.log_probs(p, batch.tokens_BT, batch.valid_BT, start)
+
     old = log_probs(params) if grpo.updates_per_batch > 1 else None
     ref = log_probs(reference) if grpo.kl_coef > 0 else None
     batch = dataclasses.replace(batch, grpo=dataclasses.replace(batch.grpo, old_logp_BT=old, ref_logp_BT=ref))
-    n_tokens = float(scored.mask_PGT.sum())
-    prompt_tokens = float(scored.valid_PT.sum()) * train.group_size
     metrics = {
-        "tokens": n_tokens + prompt_tokens,
+        "tokens": whole,
         "tokens_sampled": n_tokens,
         "rewards": scored.rewards_PG,
         "reward": float(scored.rewards_PG.mean()),

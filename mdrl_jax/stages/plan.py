@@ -66,7 +66,6 @@ class Planning:
         Raises:
           UserError: if no stage on the way trained a domain alone, if there are too few prompts to forecast on, or if
             too many rewards fail.
-          ValueError: if `recover.forecast_prompts` is not a multiple of `analyze.batch`.
           Stopped: after a SIGTERM; samples of completions are saved, but no part of the plan.
         """
         file = self.folder.root / "recovery" / "plan.json"
@@ -91,7 +90,7 @@ class Planning:
         self.screen.print(f"{stage.name}: {made['reason']}")
         self.screen.print(f"{stage.name}: {len(made['actions'])} actions in {made['seconds']:.0f} s")
 
-    def recover(self, stage: Stage) -> tuple[Any, float]:
+    def recover(self, stage: Stage) -> Any:
         """Carries out the action that the plan picks.
 
         The parameters are not saved. Completions that a rollback has to sample are (`evidence.kept_sample`).
@@ -100,8 +99,7 @@ class Planning:
           stage: the stage `recover`.
 
         Returns:
-          The parameters after the action; and the number of tokens of the batches that it trained on (prompts counted
-          once for each completion), 0 unless the action is a refresh.
+          The parameters after the action.
 
         Raises:
           UserError: if `recovery/plan.json` is missing or is not valid JSON, if too many rewards fail, or as in
@@ -112,18 +110,17 @@ class Planning:
         action = decision.best(self._plan())
         self.screen.print(f"{stage.name}: {action.words}")
         if action.kind == "nothing":
-            return self.params_after(stage.start), 0.0
+            return self.params_after(stage.start)
         if action.kind == "rollback":
             with self.screen.steps(stage.name, 1) as show:
                 show(0, action.name)
-                return self._work(stage).rolled_back(action), 0.0
-        params, trained = None, 0.0
+                return self._work(stage).rolled_back(action)
+        params = None
         with self.screen.steps(stage.name, action.steps) as show:
             show(0, action.name)
-            for done, reached, metrics in self.trainer.walk(self._refresh(stage, action.domain, action.steps)):
-                params, trained = reached, trained + metrics["tokens"]
+            for done, params, _ in self.trainer.walk(self._refresh(stage, action.domain, action.steps)):  # noqa: B007
                 show(done, action.name)
-        return params, trained
+        return params
 
     def trials(self, stage: Stage) -> None:
         """Tries every action of the plan and compares the results with the forecasts.
@@ -202,7 +199,6 @@ class Planning:
           UserError: if the scores of an earlier stage are missing or are not valid JSON, the parameters of a solo stage
             cannot be read, or too many rewards fail.
           KeyError: if a record of scores lacks a field.
-          StopIteration: if the stage has a single domain.
           Stopped: after a SIGTERM; sampled completions are saved, but no forecast.
         """
         solo = {d: self.params_after(f"solo-{d}") for d in stage.domains}

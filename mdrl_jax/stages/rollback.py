@@ -34,6 +34,7 @@ from mdrl_jax.recovery.rollback.selection import size, support
 from mdrl_jax.recovery.rollback.sweep import ALL, ROUTE, Trial, choose, sweep
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
+from mdrl_jax.stages.train import metered
 from mdrl_jax.stats.estimate import figure_text
 
 
@@ -89,6 +90,7 @@ def run(
     if file.exists():
         return remade(runtime, params(stage.start), file)
     clock, seconds = time.monotonic(), {}
+    meter = metered(runtime)
 
     def lap(name: str) -> None:
         nonlocal clock
@@ -125,9 +127,9 @@ def run(
     chosen = point and point.record() | {"others": others}
     taken = trial.chosen_mask(point) if point else jax.tree.map(np.zeros_like, support(edit))
     _save(file.with_suffix(".npz"), masked(edit, taken))
-    records.write_json(
-        file, head | found | {"points": [p.record() for p in tried], "chosen": chosen} | compared | {"seconds": seconds}
-    )
+    points = {"points": [p.record() for p in tried], "chosen": chosen}
+    spent = {"seconds": seconds, "costs": meter()}
+    records.write_json(file, head | found | points | compared | spent)
     return remade(runtime, now, file)
 
 
@@ -213,6 +215,7 @@ def _trial(
                 scores[rule], found[rule] = evidence.scores(probe, rule, ends, lambda point: sample(point, domain))
             except ValueError as e:
                 found[rule] = {"left_out": str(e)}
+        gradient, why = evidence.gradient_now(probe, ends.now, sample(NOW, domain))
     trial = Trial(
         domain=domain,
         donor=stage.donor,
@@ -222,12 +225,14 @@ def _trial(
         places={name: mask for name, mask in places.items() if sizes[name]},
         scores=scores,
         n=sum(x.size for x in jax.tree.leaves(ends.edit)),
+        gradient=gradient,
         settings=settings,
         validation=functools.partial(evaluate.validation_rewards, runtime),
         held_out=functools.partial(evaluate.held_out_rewards, runtime),
         track=lambda part, total: track(f"{stage.name}: {part}", total),
     )
-    return trial, {"evidence": found, "route": size_of_route, "changed": sizes}
+    found = {"evidence": found, "route": size_of_route, "changed": sizes}
+    return trial, found | ({"left_out": why} if why else {})
 
 
 def _save(file: Path, edit: Any) -> None:

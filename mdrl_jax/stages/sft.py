@@ -125,7 +125,9 @@ def sft_steps(
             f"{batch_divisor(runtime.mesh)}"
         )
     for step in range(first, section.steps):
-        batch = micro_batches(demonstrations(runtime, stage, step), section.grad_accum_steps)
+        drawn = demonstrations(runtime, stage, step)
+        runtime.rollouts.spent["trained"] += int(np.sum(drawn.valid_BT))
+        batch = micro_batches(drawn, section.grad_accum_steps)
         batch = put(batch, runtime.mesh, None, "batch")
         state, logged = step_fn(state, batch, jnp.float32(learning_rate(section, step)), {})
         yield step + 1, state, {name: float(value) for name, value in logged.items()}

@@ -22,6 +22,7 @@ import numpy as np
 from mdrl_jax import preemption, records
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
+from mdrl_jax.model import flops
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh import tracker as refresh
@@ -34,7 +35,7 @@ from mdrl_jax.stages import grpo, sft
 from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "loss")
-SUMMED = ("tokens", "seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
+SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
 ERRORS = "reward_errors/"  # prefix of the metrics that count the reward errors of one kind
 Steps = Iterator[tuple[int, TrainState, grpo.Metrics]]
 
@@ -107,10 +108,8 @@ class Trainer:
           stage: a stage of kind "grpo" or "sft".
 
         Returns:
-          The parameters at the stage's end (of a refresh, those of the step that it kept); and what the stage cost,
-          that of earlier runs up to the checkpoint included: "seconds", "tokens_trained", "tokens_sampled" and
-          "tokens_read". A count of 0 may be absent. "tokens_trained" counts the tokens of every GRPO batch once,
-          whatever the number of updates on it, and nothing in a supervised stage.
+          The parameters at the stage's end (of a refresh, those of the step that it kept); and what the stage cost
+          (`metered`), that of earlier runs up to the checkpoint included. A count of 0 may be absent.
 
         Raises:
           UserError: if too many rewards of a step fail, a checkpoint cannot be written, the parameters of an earlier
@@ -137,7 +136,7 @@ class Trainer:
             totals: collections.Counter[str] = collections.Counter()
 
             def account() -> dict[str, Any]:
-                return dict(costs + collections.Counter(meter() | {"tokens_trained": totals["tokens"]}))
+                return dict(costs + collections.Counter(meter()))
 
             board_folder, ended = self.folder.root / "tensorboard" / stage.folder, ""
             with TensorBoard(board_folder, resumed_at=first + 1) as board:
@@ -162,13 +161,24 @@ class Trainer:
                         checkpoints.wait()
                         saved = "its scores are saved, and its training will start over" if tracker else "saved"
                         raise preemption.Stopped(f"after step {done} of {stage.name}", saved)
-            params = state.params
+            params, spent = state.params, account()
             if tracker:
                 params, done = tracker.best, tracker.record["chosen"]
-                checkpoints.save_params(max(done, 1), params, self._meta(stage, account(), 0))
+                del state, steps  # frees device memory before the repeats, which are no part of the stage's cost
+                self._repeat(stage, tracker)
+                checkpoints.save_params(max(done, 1), params, self._meta(stage, spent, 0))
                 self.screen.print(f"{stage.name}: kept step {done}; ended because {ended}")
-        self.screen.print(_line(stage, recipe.total - first, account()["seconds"], totals))
-        return params, account()
+        self.screen.print(_line(stage, recipe.total - first, spent["seconds"], totals))
+        return params, spent
+
+    def _repeat(self, stage: Stage, tracker: refresh.Tracker) -> None:
+        repeats = tracker.repeats(stage)
+        with self.screen.steps(f"{stage.name}: repeats", sum(r.train.steps for r in repeats)) as show:
+            for i, repeat in enumerate(repeats):
+                for done, params, _ in self.walk(repeat):
+                    show(i * repeat.train.steps + done, repeat.stream)
+                    if done == repeat.train.steps:
+                        tracker.follow(repeat, params)
 
     def walk(self, stage: Stage) -> Iterator[tuple[int, Any, grpo.Metrics]]:
         """Runs a GRPO stage from its start without saving anything, for trials and `recover`.
@@ -254,8 +264,9 @@ def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
       runtime: the run whose `rollouts.spent` is read.
 
     Returns:
-      A function without arguments that gives the amounts since the start: "seconds" of wall-clock time, "tokens_read"
-      and "tokens_sampled" (`Rollouts.spent`). The last two are absent if the process has sampled nothing yet.
+      A function without arguments that gives the amounts since the start: "seconds" of wall-clock time, and "tokens_"
+      followed by each kind of `Rollouts.spent`, e.g. "tokens_sampled". A kind that the process has not met yet is
+      absent.
     """
     started, before = time.monotonic(), collections.Counter(runtime.rollouts.spent)
 
@@ -266,25 +277,13 @@ def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
     return read
 
 
-def matmul_parameters(shapes: Any) -> int:
-    """Number of parameters that every token passes through: all but an untied embedding, which is only looked up.
-
-    Args:
-      shapes: the tree of parameters, or of their shapes (`Runtime.shapes`), a dictionary at its top. The embedding is
-        tied if there is no "unembedding".
-    """
-    tied = "unembedding" not in shapes
-    parts = {k: v for k, v in shapes.items() if k != "embedding" or tied}
-    return sum(x.size for x in jax.tree.leaves(parts))
-
-
 def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) -> dict[str, Any]:
     """The record `costs/NN-stage.json`: what a stage cost.
 
-    "flops" counts model FLOPs [chosen]: 2 per parameter and token read or sampled, 6 per parameter and token trained
-    on. It leaves out log-probs of a reference, what prevention methods compute from kept completions, the evidence of a
-    rollback, recomputation, and all training of a supervised stage, whose tokens are not counted. "seconds" includes
-    all of them.
+    "flops" counts operations with the weights of matrix products [chosen]: 2 for each weight and token that is read,
+    sampled or only passed forward, 6 where a gradient is taken, 10 where jets are (`model.flops.of_tokens`). It leaves
+    out attention between tokens, recomputation, padding, and operations on the parameters alone, such as an optimizer's
+    or a projection's. "seconds" includes all of them.
 
     Args:
       runtime: model of the run.
@@ -294,24 +293,18 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
         (required) and numbers of tokens (0 where absent).
 
     Returns:
-      The fields of the record: "stage", "kind", "steps", "seconds", "tokens_sampled", "tokens_trained" (here every
-      optimizer update on a batch counts its tokens again) and "flops". All are totals over the stage.
+      The fields of the record: "stage", "kind", "steps", "seconds", "flops" and numbers of tokens: "tokens_read" in
+      prompts and "tokens_sampled" in completions; "tokens_trained" (every optimizer update on a batch counts its tokens
+      again); "tokens_forward" in log-probs and activities, "tokens_gradient" in gradients and Fisher diagonals, and
+      "tokens_jets" in first and second derivatives, beside the training. All are totals over the stage.
 
     Raises:
       KeyError: if `found` has no "seconds".
     """
-    n = matmul_parameters(runtime.shapes)
-    sampled, read = found.get("tokens_sampled", 0), found.get("tokens_read", 0)
-    trained = found.get("tokens_trained", 0) * stage.train.grpo.updates_per_batch
-    return {
-        "stage": stage.name,
-        "kind": stage.kind,
-        "steps": steps,
-        "seconds": found["seconds"],
-        "tokens_sampled": sampled,
-        "tokens_trained": trained,
-        "flops": n * (2.0 * (sampled + read) + 6.0 * trained),
-    }
+    tokens = {kind: found.get(f"tokens_{kind}", 0) for kind in flops.FORWARDS}
+    head = {"stage": stage.name, "kind": stage.kind, "steps": steps, "seconds": found["seconds"]}
+    counts = {f"tokens_{kind}": n for kind, n in tokens.items()}
+    return head | counts | {"flops": flops.of_tokens(runtime.model.config, tokens)}
 
 
 def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float]) -> str:

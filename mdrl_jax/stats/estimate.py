@@ -1,7 +1,9 @@
 """Estimates with 95 % intervals, and the records that they become (definitions §12).
 
 The independent unit is the prompt. Samples of one prompt share its difficulty, so they are averaged first: each row of
-`values_PG` gives one number, and the spread between rows gives the standard error.
+`values_PG` gives one number, and the spread between rows gives the standard error. Where prompts depend on each other,
+such as questions about one text, `groups` numbers their groups, and the unit is the group. The estimate stays the mean
+over prompts.
 
 Over fewer than eight seeds the unit is the seed, with Student's t, because the interval of a bootstrap of three seeds
 covers the truth in only 74 % of cases. From eight seeds on use `bootstrap.hierarchical_bootstrap`.
@@ -111,54 +113,58 @@ def student(value: float, stderr: float, dof: float, n: int, unit: str = "") -> 
     return Estimate(value, value - half, value + half, n, unit, stderr)
 
 
-def clustered_mean(values_PG: ArrayLike) -> tuple[float, float]:
-    """Mean of the rewards with equal weight for each prompt, and its standard error with the prompt as the cluster.
+def clustered_mean(values_PG: ArrayLike, groups: ArrayLike | None = None) -> tuple[float, float]:
+    """Mean of the rewards with equal weight for each prompt, and its standard error with the group as the cluster.
 
-    stderr = sd_P(mean_G values) / √P, with P − 1 in the variance. The standard error of a single prompt is infinite.
+    With P prompts in K groups, stderr² = K/(K − 1) · Σ_k (Σ_{i in group k} (x_i − mean))² / P², where x_i is the mean
+    of prompt i's samples. Where every prompt is a group of its own this is sd(x)/√P, with P − 1 in the variance.
 
     Args:
       values_PG: rewards of P prompts with G samples each, or one value per prompt [P].
+      groups: number of each prompt's group [P], integers; None if every prompt is a group of its own.
 
     Returns:
-      (mean, standard error), both in the unit of the values. A nan among the values makes the mean nan.
+      (mean, standard error), both in the unit of the values. The standard error of a single group is infinite. A nan
+      among the values makes the mean nan.
 
     Raises:
-      ValueError: if there are no prompts or no samples, if prompts have different numbers of samples, or if the values
-        are not numbers with one or two axes.
+      ValueError: if there are no prompts or no samples, if prompts have different numbers of samples, if the values are
+        not numbers with one or two axes, or if `groups` has another number of prompts.
     """
     mean_P = _per_prompt(values_PG)
-    n = mean_P.size
-    stderr = float(mean_P.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    return float(mean_P.mean()), stderr
+    n, ((variance,),) = _clusters([mean_P], groups)
+    return float(mean_P.mean()), math.sqrt(variance) if n > 1 else math.inf
 
 
-def clustered(values_PG: ArrayLike, unit: str = "") -> Estimate:
-    """`clustered_mean` with its interval: Student's t with P − 1 degrees of freedom.
+def clustered(values_PG: ArrayLike, unit: str = "", groups: ArrayLike | None = None) -> Estimate:
+    """`clustered_mean` with its interval: Student's t with one degree of freedom less than there are groups.
 
     Args:
       values_PG: rewards of P prompts with G samples each, or one value per prompt [P].
       unit: of the values.
+      groups: as in `clustered_mean`.
 
     Returns:
-      The estimate, with P as its `n`. The interval of a single prompt is the whole line.
+      The estimate, with the number of groups as its `n`. The interval of a single group is the whole line.
 
     Raises:
       ValueError: as in `clustered_mean`.
     """
-    mean, stderr = clustered_mean(values_PG)
-    n = len(np.asarray(values_PG))
+    mean, stderr = clustered_mean(values_PG, groups)
+    n = len(np.asarray(values_PG)) if groups is None else len(np.unique(groups))
     return student(mean, stderr, n - 1, n, unit)
 
 
-def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
-    """Mean of a − b over the same prompts in the same order: Student's t with P − 1 degrees of freedom.
+def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
+    """Mean of a − b over the same prompts in the same order, with the interval of `clustered`.
 
     Args:
       a_PG, b_PG: rewards of P prompts with any number of samples each, or one value per prompt [P]. a and b may have
         different numbers of samples.
+      groups: as in `clustered_mean`.
 
     Returns:
-      The estimate in the unit of the rewards, without a name of the unit. The interval of a single prompt is the whole
+      The estimate in the unit of the rewards, without a name of the unit. The interval of a single group is the whole
       line.
 
     Raises:
@@ -167,7 +173,7 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike) -> Estimate:
     a_P, b_P = _per_prompt(a_PG), _per_prompt(b_PG)
     if a_P.size != b_P.size:
         raise ValueError(f"paired data need the same prompts: {a_P.size} against {b_P.size}")
-    return clustered(a_P - b_P)
+    return clustered(a_P - b_P, groups=groups)
 
 
 def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
@@ -189,8 +195,9 @@ def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
     total = float(se2.sum())
     if not math.isfinite(total):
         return student(value, math.inf, 0, int(n.sum()), estimates[0].unit)
-    # Without any spread the interval has no width, whatever the degrees of freedom.
-    dof = total**2 / float(np.sum(se2**2 / (n - 1))) if total > 0 else float(n.sum())
+    # Without any spread the interval has no width, whatever the degrees of freedom. A single unit leaves none.
+    known = bool((n > 1).all())
+    dof = float(n.sum()) if not total > 0 else total**2 / float(np.sum(se2**2 / (n - 1))) if known else 0.0
     return student(value, math.sqrt(total) / len(estimates), dof, int(n.sum()), estimates[0].unit)
 
 
@@ -222,25 +229,29 @@ def fieller(
     return (b - root) / a, (b + root) / a
 
 
-def ratio_of_means(num_P: ArrayLike, den_P: ArrayLike, unit: str = "") -> Estimate | None:
-    """mean(num) / mean(den) over the same units with its Fieller interval.
+def ratio_of_means(
+    num_P: ArrayLike, den_P: ArrayLike, unit: str = "", groups: ArrayLike | None = None
+) -> Estimate | None:
+    """mean(num) / mean(den) over the same prompts or other units with its Fieller interval.
 
     Args:
-      num_P, den_P: one value for each of P units, in the same order.
+      num_P, den_P: one value for each of P prompts, in the same order.
       unit: of the ratio.
+      groups: as in `clustered_mean`; variances and covariance are those of groups.
 
     Returns:
-      The estimate, with P as its `n`; None if there are fewer than two units, or if the interval is unbounded, because
-      that of the denominator includes 0.
+      The estimate, with the number of groups as its `n`; None if there are fewer than two groups, or if the interval is
+      unbounded, because that of the denominator includes 0.
 
     Raises:
-      ValueError: if the two differ in their number of units.
+      ValueError: if the two differ in their number of prompts, or `groups` does from both.
     """
     num, den = np.asarray(num_P, float), np.asarray(den_P, float)
-    n = num.size
+    if num.size < 2:
+        return None
+    n, ((var_num, cov), (_, var_den)) = _clusters([num, den], groups)
     if n < 2:
         return None
-    (var_num, cov), (_, var_den) = np.cov(num, den) / n
     interval = fieller(num.mean(), den.mean(), var_num, var_den, cov, n - 1)
     if interval is None:
         return None
@@ -325,6 +336,20 @@ def figure_text(
     """
     interval = interval_text(ci95, form.removeprefix("+"), none, number)
     return f"{number(value, form)} {interval}" if interval else number(value, form)
+
+
+def _clusters(values: Sequence[NDArray[np.float64]], groups: ArrayLike | None) -> tuple[int, NDArray[np.float64]]:
+    """The number of groups, and the covariance matrix of the means of several values of the same P prompts."""
+    x_VP = np.stack(values)
+    off_VP = x_VP - x_VP.mean(axis=1, keepdims=True)
+    if groups is not None:
+        number_P = np.asarray(groups)
+        if number_P.shape != x_VP.shape[1:]:
+            raise ValueError(f"groups has shape {number_P.shape}, but there are {x_VP.shape[1]} prompts")
+        number_P = np.unique(number_P, return_inverse=True)[1]
+        off_VP = np.stack([np.bincount(number_P, row) for row in off_VP])
+    n = off_VP.shape[1]
+    return n, off_VP @ off_VP.T * n / max(n - 1, 1) / x_VP.shape[1] ** 2
 
 
 def _per_prompt(values_PG: ArrayLike) -> NDArray[np.float64]:

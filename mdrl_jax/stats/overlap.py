@@ -34,8 +34,11 @@ def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
     """
     scores = np.asarray(scores_LC, float)
     k = max(1, round(share * scores.shape[1]))
-    rank = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
-    return (rank < k) & (scores > 0)
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    least = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    ties = scores == least
+    room = k - np.sum(scores > least, axis=1, keepdims=True)
+    return ((scores > least) | (ties & (np.cumsum(ties, axis=1) <= room))) & (scores > 0)
 
 
 def top_share_global(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
@@ -59,6 +62,36 @@ def jaccard(a_LC: ArrayLike, b_LC: ArrayLike) -> float:
     a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
     union = int(np.sum(a | b))
     return int(np.sum(a & b)) / union if union else math.nan
+
+
+def half_sets(n_blocks: int, n_halves: int = 64) -> NDArray[np.bool_]:
+    """Random halves of M blocks, from a fixed seed, [n_halves, M]: ⌊M/2⌋ blocks of each half are true."""
+    ranks = np.argsort(np.argsort(np.random.default_rng(0).random((n_halves, n_blocks)), axis=1), axis=1)
+    return ranks < n_blocks // 2
+
+
+def half_sampled(value: float, halves: ArrayLike, n_blocks: int, unit: str = "") -> Estimate:
+    """`value`, a figure of M blocks, with Student's t interval from the same figure on random halves of the blocks.
+
+    This is the jackknife that leaves out d = M − ⌊M/2⌋ blocks at a time: stderr² = (M − d)/d · variance over halves
+    (Shao and Wu, 1989). It suits figures that jump, such as the overlap of two sets that thresholds cut. Leaving out
+    one block at a time makes their intervals almost twice too wide or, where few channels are near a threshold, too
+    narrow. The interval is for the mean of the figure over samples of as many blocks. It does not allow for a bias that
+    shrinks with more blocks.
+
+    Args:
+      value: the figure on all blocks.
+      halves: the figure on each of the halves of `half_sets`. A nan among them makes the interval the whole line.
+      n_blocks: M. With fewer than two blocks the interval is the whole line.
+      unit: of the figure.
+
+    Returns:
+      The estimate, with M as its `n`.
+    """
+    drawn, kept = np.asarray(halves, float), n_blocks // 2
+    if kept < 1 or not np.isfinite(drawn).all():
+        return student(value, math.inf, 0, n_blocks, unit)
+    return student(value, math.sqrt(kept / (n_blocks - kept) * float(drawn.var())), n_blocks - 1, n_blocks, unit)
 
 
 def overlap(

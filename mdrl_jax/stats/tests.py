@@ -5,15 +5,17 @@ Tests of many tensors at once use a false discovery rate (Benjamini and Hochberg
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from mdrl_jax.stats.bootstrap import HIERARCHICAL_FROM, N_RESAMPLES, TAILS, hierarchical_bootstrap, percentile
-from mdrl_jax.stats.estimate import Estimate, Record, missing, over_seeds, student, t_quantile
+from mdrl_jax.stats.bootstrap import TAILS, jackknife
+from mdrl_jax.stats.estimate import Estimate, Record, missing, over_seeds, t_quantile
 
+FEWEST_PAIRS = 5  # with fewer, even a perfect order is no evidence
+FEWEST_CLUSTERS = 6  # with fewer, the jackknife over clusters does not cover
 Floats = NDArray[np.float64]
 
 
@@ -37,11 +39,16 @@ def permutation_p(value: float, draws: ArrayLike) -> float:
     p = (1 + number of draws at or above the value) / (1 + number of draws), which is never 0.
 
     Args:
-      value: the figure. It must not be nan, which would get the smallest p.
-      draws: the figure under chance alone, of any shape; without draws p is 1. A nan counts as below the value.
+      value: the figure.
+      draws: the figure under chance alone, of any shape; without draws p is 1. A nan counts as above the value.
+
+    Raises:
+      ValueError: if `value` is nan.
     """
+    if math.isnan(value):
+        raise ValueError("a p-value needs a figure, not nan")
     draws_R = np.asarray(draws, float)
-    return (1 + int(np.sum(draws_R >= value))) / (1 + draws_R.size)
+    return (1 + int(np.sum(~(draws_R < value)))) / (1 + draws_R.size)
 
 
 def benjamini_hochberg(p_values: ArrayLike, q: float = 0.05) -> NDArray[np.bool_]:
@@ -91,131 +98,137 @@ def explained(predicted: Floats, measured: Floats) -> Floats:
         return np.where(spread > 0, 1.0 - ratio, np.nan)
 
 
-def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None, **options: int) -> Estimate | None:
-    """Spearman's rank correlation of x and y with its interval.
+def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None) -> Estimate | None:
+    """Spearman's rank correlation of N pairs (x, y) with its interval.
+
+    Without `seeds`, or if they are all the same, the pairs are the independent units and the interval is that of
+    `fisher_interval`, which needs five pairs. With several seeds the correlation is taken within each training seed
+    and averaged over them: Student's t over the seeds (definitions §12).
 
     Args:
-      x, y, seeds: as in `paired_statistic`.
-      options: `n_resamples` and `seed` of `paired_statistic`; TypeError for any other.
+      x, y: the pairs, [N] each.
+      seeds: the training seed of each pair, [N].
 
     Returns:
-      The estimate; None if `spearman_rho` is nan, for example because x or y is constant: on all pairs, or with several
-      seeds on the pairs of one of them.
+      The estimate, with the number of pairs or of seeds as its `n` and "point" or "seed" as its unit; None if
+      `spearman_rho` is nan, for example because x or y is constant: on all pairs, or with several seeds on the pairs of
+      one of them.
 
     Raises:
-      ValueError, IndexError: as in `paired_statistic`.
+      ValueError: if x and y are not two vectors of numbers of the same length.
+      IndexError: if `seeds` names several seeds but has another length.
     """
-    return paired_statistic(spearman_rho, x, y, seeds, **options)
+    return _agreement(spearman_rho, lambda x_N, y_N, r: fisher_interval(r, x_N.size), x, y, seeds)
 
 
-def r_squared(
-    predicted: ArrayLike, measured: ArrayLike, seeds: ArrayLike | None = None, **options: int
-) -> Estimate | None:
+def r_squared(predicted: ArrayLike, measured: ArrayLike, seeds: ArrayLike | None = None) -> Estimate | None:
     """R² of the line measured = predicted (`explained`) with its interval.
 
+    With one seed the interval is `explained_interval`, which needs five pairs. With several seeds it is Student's t
+    over the seeds, as for `spearman`.
+
     Args:
-      predicted, measured, seeds: as x, y and seeds in `paired_statistic`.
-      options: `n_resamples` and `seed` of `paired_statistic`; TypeError for any other.
+      predicted, measured, seeds: as x, y and seeds in `spearman`.
 
     Returns:
       The estimate; None if `explained` is nan, for example because the measured values are constant: on all pairs, or
       with several seeds on the pairs of one of them.
 
     Raises:
-      ValueError, IndexError: as in `paired_statistic`.
+      ValueError, IndexError: as in `spearman`.
     """
-    return paired_statistic(explained, predicted, measured, seeds, **options)
+    return _agreement(explained, explained_interval, predicted, measured, seeds)
 
 
-def paired_statistic(
+def _agreement(
     statistic: Callable[[Floats, Floats], Floats],
+    interval: Callable[[Floats, Floats, float], tuple[float, float]],
     x: ArrayLike,
     y: ArrayLike,
-    seeds: ArrayLike | None = None,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
+    seeds: ArrayLike | None,
 ) -> Estimate | None:
-    """A statistic of N pairs (x, y) with its interval.
-
-    Without `seeds`, or if they are all the same, the pairs are the independent units, and they are resampled; with
-    fewer than three pairs the interval is the whole line. With several seeds the statistic is taken within each
-    training seed and averaged over them: below `HIERARCHICAL_FROM` seeds the interval is Student's t over the seeds,
-    from there on seeds are resampled, and pairs within each of them (definitions §12). A resample on which the
-    statistic is undefined is dropped.
-
-    Args:
-      statistic: of two arrays [..., N], over the last axis; nan where it is undefined.
-      x, y: the pairs, [N] each.
-      seeds: the training seed of each pair, [N].
-      n_resamples: the number of resamples, at least 1.
-      seed: of the resampling.
-
-    Returns:
-      the estimate, with the number of pairs or of seeds as its `n` and "point" or "seed" as its unit; None if the
-      statistic is undefined on the pairs or on one of the seeds, or if there are no pairs.
-
-    Raises:
-      ValueError: if x and y are not two vectors of numbers of the same length, or if seeds are resampled and the
-        statistic is undefined on all resamples of one of them.
-      IndexError: if `seeds` names several seeds but has another length, or if there is no resample on which the
-        statistic is defined.
-    """
+    """A statistic of pairs, with its interval over pairs or over seeds; None where it is undefined."""
     x_N, y_N = np.asarray(x, float), np.asarray(y, float)
     if x_N.shape != y_N.shape or x_N.ndim != 1:
         raise ValueError(f"a statistic of pairs needs two vectors of one length, not {x_N.shape} and {y_N.shape}")
-    rng = np.random.default_rng(seed)
-
-    def resampled(x_N: Floats, y_N: Floats) -> Floats:
-        rows_RN = rng.integers(0, x_N.size, (n_resamples, x_N.size))
-        draws = statistic(x_N[rows_RN], y_N[rows_RN])
-        return draws[np.isfinite(draws)]
-
-    if seeds is None or len(set(np.asarray(seeds).tolist())) < 2:
-        value = float(statistic(x_N, y_N)) if x_N.size else math.nan
-        if not math.isfinite(value):
-            return None
-        if x_N.size < 3:  # two pairs are perfectly correlated in every resample
-            return student(value, math.inf, 0, x_N.size, "point")
-        return percentile(value, resampled(x_N, y_N), x_N.size, "point")
-    seed_N = np.asarray(seeds)
-    groups = [(x_N[seed_N == s], y_N[seed_N == s]) for s in np.unique(seed_N)]
-    values = [float(statistic(*group)) for group in groups]
-    if not np.all(np.isfinite(values)):
+    seed_N = np.zeros(x_N.size) if seeds is None else np.asarray(seeds)
+    values = [float(statistic(x_N[seed_N == s], y_N[seed_N == s])) for s in np.unique(seed_N)]
+    if not values or not np.all(np.isfinite(values)):
         return None
-    if len(values) < HIERARCHICAL_FROM:
+    if len(values) > 1:
         return over_seeds(values, "seed")
-    draws = [resampled(*group) for group in groups]
-    shortest = min(d.size for d in draws)
-    return hierarchical_bootstrap(values, [d[:shortest] for d in draws], n_resamples, seed, "seed")
+    return Estimate(values[0], *interval(x_N, y_N, values[0]), x_N.size, "point")
 
 
-def rank_agreement(effects: ArrayLike, transfers: ArrayLike) -> Record:
-    """Spearman's correlation r of n pairs of figures, as a record, with the interval of Fisher's z = artanh r.
+def fisher_interval(r: float, n: int) -> tuple[float, float]:
+    """The interval (low, high) of a rank correlation r of n independent pairs, from Fisher's z = artanh r.
 
-    z has the variance (1 + r²/2)/(n − 3) (Bonett and Wright, 2000), with Student's t of n − 3 degrees of freedom in
-    place of the normal [chosen], because n is small. Pairs are not resampled, because resampling would give every
-    perfect order, of however few pairs, the interval [1, 1]. For the interval, |r| is cut at 1 − 6/(n³ − n), which is
-    halfway between a perfect order and one with a swap of neighbours.
+    z is taken as normal with the variance (1 + r²/2)/(n − 3) (Bonett and Wright, 2000). Pairs are not resampled,
+    because resampling would give every perfect order, of however few pairs, the interval [1, 1]. For the interval, |r|
+    is cut at 1 − 6/(n³ − n), which is halfway between a perfect order and one with a swap of neighbours. With five
+    pairs r takes only 21 values, and the interval excludes 0 only for a perfect order, whose two-sided p is 2/5!. With
+    fewer than five it is the whole line.
+    """
+    if n < FEWEST_PAIRS:
+        return -math.inf, math.inf
+    short = 1 - 6 / (n * (n * n - 1))
+    z, half = math.atanh(min(max(r, -short), short)), t_quantile(math.inf) * math.sqrt((1 + r * r / 2) / (n - 3))
+    return math.tanh(z - half), math.tanh(z + half)
+
+
+def rank_agreement(effects: ArrayLike, transfers: ArrayLike, clusters: Sequence[Hashable] | None = None) -> Record:
+    """Spearman's correlation of pairs of figures, as a record.
+
+    If the pairs are independent, the interval is that of `fisher_interval`. Pairs that share most of what makes them
+    differ, such as a short and a long refresh of one domain, count as one cluster. The interval is then a jackknife
+    over clusters of z = artanh r, with Student's t of one degree of freedom less than there are clusters.
 
     Args:
       effects, transfers: the two figures of each pair, vectors of one length. A pair in which one is None, nan or
         infinite is left out.
+      clusters: a name for the cluster of each pair; None if every pair is independent.
 
     Returns:
-      The record, with the null 0, the unit "Spearman", and the number of pairs that are not left out as its "n". It has
-      no estimate but a reason with fewer than five pairs, or if all values of one of the two are equal.
+      The record, with the null 0, the unit "Spearman", and as its "n" the number of pairs, or of clusters, that are not
+      left out. It has no estimate but a reason with fewer than five pairs, or if all values of one of the two are
+      equal. With fewer than `FEWEST_CLUSTERS` clusters it has an estimate, but a reason in place of an interval.
 
     Raises:
-      ValueError, IndexError: if the two differ in length.
+      ValueError, IndexError: if the two, or the clusters, differ in length.
     """
     x, y = np.asarray(effects, float), np.asarray(transfers, float)
     known = np.isfinite(x) & np.isfinite(y)
     x, y, n = x[known], y[known], int(known.sum())
-    if n < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        reason = f"{n} pairs are too few" if n < 5 else "all pairs are equal"
-        return missing(reason, "Spearman", n, 0.0)
+    if n < FEWEST_PAIRS:
+        return missing(f"{n} pairs are too few", "Spearman", n, 0.0)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return missing("one of the two figures is the same for all pairs", "Spearman", n, 0.0)
     r = float(spearman_rho(x, y))
+    if clusters is None:
+        return Estimate(r, *fisher_interval(r, n), n, "Spearman").record(0.0)
+    names = [name for name, keep in zip(clusters, known, strict=True) if keep]
+    label_N = np.array([list(dict.fromkeys(names)).index(name) for name in names])
+    k = int(label_N.max()) + 1
+    without = np.array([spearman_rho(x[label_N != c], y[label_N != c]) for c in range(k)])
+    if k < FEWEST_CLUSTERS or not np.isfinite(without).all():
+        reason = f"no interval: {k} independent groups of actions are too few"
+        return Estimate(r, -math.inf, math.inf, k, "Spearman").record(0.0) | {"reason": reason}
     short = 1 - 6 / (n * (n * n - 1))
-    z, stderr = math.atanh(min(max(r, -short), short)), math.sqrt((1 + r * r / 2) / (n - 3))
-    half = t_quantile(n - 3) * stderr
-    return Estimate(r, math.tanh(z - half), math.tanh(z + half), n, "Spearman").record(0.0)
+    z, z_without = (np.arctanh(np.clip(value, -short, short)) for value in (r, without))
+    on_z = jackknife(float(z), z_without)
+    return Estimate(r, math.tanh(on_z.low), math.tanh(on_z.high), k, "Spearman").record(0.0)
+
+
+def explained_interval(predicted: Floats, measured: Floats, value: float) -> tuple[float, float]:
+    """The interval (low, high) of R² = `value` of N independent pairs: a jackknife with Student's t, cut at 1.
+
+    With fewer than five pairs, or if R² is undefined without one of them, it is the whole line.
+    """
+    n = measured.size
+    if n < FEWEST_PAIRS:
+        return -math.inf, math.inf
+    without = np.array([explained(np.delete(predicted, i), np.delete(measured, i)) for i in range(n)])
+    if not np.isfinite(without).all():
+        return -math.inf, math.inf
+    found = jackknife(value, without)
+    return found.low, min(found.high, 1.0)

@@ -1,5 +1,9 @@
 """From units to records: which pairs are called harmed, how effects meet transfers, and that every claim is judged."""
 
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
 from mdrl_jax.analysis import assembly
 
 
@@ -56,3 +60,44 @@ def test_agreement_pairs_predictions_with_what_they_predict():
     assert shifted["reward"]["r_squared"]["estimate"] < 0
     few = assembly.predicted_against_measured([pair(0.0, 0.1)])
     assert few["reward"]["spearman"]["estimate"] is None and few["reward"]["n"] == 1
+
+
+def solo_pairs(own: float) -> list[dict]:
+    """Every ordered pair of four domains; changes correlate by `own` with the prediction of their own edit."""
+    rng, names = np.random.default_rng(0), ("code", "math", "qa", "cw")
+    pairs = []
+    for a in names:
+        common = rng.normal(size=40)
+        for b in names:
+            predicted, noise = rng.normal(size=(2, 40))
+            measured = common + own * predicted + 0.1 * noise
+            both = {"predicted": (common + predicted).tolist(), "measured": measured.tolist()}
+            pairs += [{"domain": a, "edit": b, "neurons": 3} | both] if a != b else []
+    return pairs
+
+
+def test_the_edits_that_predict_are_told_from_what_all_prompts_have_in_common():
+    pairs = solo_pairs(0.7)
+    found, test = assembly.solo_agreement(pairs)
+    each = [spearmanr(p["predicted"], p["measured"]).statistic for p in pairs]
+    assert [p["spearman"]["estimate"] for p in found["pairs"]] == pytest.approx(each)
+    assert found["agreement"]["estimate"] == pytest.approx(np.mean(each))
+    low, high = found["agreement"]["ci95"]
+    assert low < np.mean(each) < high and found["agreement"]["n"] == 160
+    assert test and test.means.size == 1296 and test.p == 1 / 1296
+    assert found["agreement"]["null"]["mean"] == pytest.approx(test.means.mean())
+    # Without an effect of its own, an edit agrees with the measurement as well as any other does.
+    alike, test = assembly.solo_agreement(solo_pairs(0.0))
+    assert alike["agreement"]["ci95"][0] > 0.3 and test and 0.05 < test.p < 0.95
+
+
+def test_agreement_without_solo_stages_or_with_an_edit_that_changes_nothing():
+    found, test = assembly.solo_agreement([])
+    assert test is None and found["pairs"] == [] and found["agreement"]["reason"]
+    pairs = solo_pairs(0.7)
+    pairs[0] |= {"predicted": [0.0] * 40}
+    found, test = assembly.solo_agreement(pairs)
+    assert found["pairs"][0]["spearman"]["reason"] and found["agreement"]["ci95"]
+    assert test and np.isfinite(test.means).all()
+    each = [p["spearman"]["estimate"] or 0.0 for p in found["pairs"]]
+    assert found["agreement"]["estimate"] == pytest.approx(np.mean(each))

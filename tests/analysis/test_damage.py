@@ -10,14 +10,14 @@ from mdrl_jax.second_order.objectives import DirectionalDerivatives
 
 def cubic(x: float) -> DirectionalDerivatives:
     """L(x) = Σ_p c_p (x + x²/2 + x³/6) along a path of length 1, by prompt: derivatives at x."""
-    c_P = np.array([1.0, 2.0, 3.0, 6.0])
+    c_P = np.array([2.0, 3.0, 3.0, 4.0])
     return DirectionalDerivatives(c_P * (1 + x + x**2 / 2), c_P * (1 + x), np.ones(4))
 
 
 def test_one_segment_is_the_taylor_polynomial_and_more_segments_approach_the_function():
     draws = Draws(4)
     orders = {j / 8: cubic(j / 8) for j in range(8)}
-    measured_R = draws.ratio(np.array([1.0, 2.0, 3.0, 6.0]) * (1 + 1 / 2 + 1 / 6), np.ones(4))
+    measured_R = draws.ratio(np.array([2.0, 3.0, 3.0, 4.0]) * (1 + 1 / 2 + 1 / 6), np.ones(4))
     rows = segment_records(orders, (1, 2, 4, 8), measured_R, draws, "nats")
     assert rows[0]["predicted"]["estimate"] == pytest.approx(3 * 1.5)
     left = [row["remainder"]["estimate"] for row in rows]
@@ -38,6 +38,22 @@ def test_an_expansion_scales_with_alpha():
     assert record["predicted"]["estimate"] == pytest.approx(3 * 0.625)
     assert record["second_share"]["estimate"] == pytest.approx(0.125 / 0.625)
     assert "measured" not in record
+    # All prompts have the same share, so Fieller's interval has no width. Without a measurable whole there is no share.
+    assert record["second_share"]["ci95"] == pytest.approx([0.2, 0.2])
+    noise = expansion(
+        DirectionalDerivatives(np.array([-1.0, 0.0, 1.0, 0.1]), np.ones(4), np.ones(4)), Draws(4), 0.1, None
+    )
+    assert noise.record(Draws(4), "nats")["second_share"]["reason"] == "the interval of the denominator includes 0"
+
+
+def test_a_remainder_without_bounds_is_no_breakdown():
+    """Too few prompts differ: more than 2.5 % of the draws have no spread, and the interval is open."""
+    part_P = np.r_[np.zeros(15), 1.0]
+    draws = Draws(16)
+    assert draws.figure(draws.ratio(part_P, np.ones(16)), "nats")["ci95"] is None
+    steps = curve((0.3, (0.2, 0.4)), (0.3, (0.2, 0.4)))
+    steps[-1]["remainder"]["ci95"] = None
+    assert breakdown(steps) is None
 
 
 def test_intervals_of_a_ratio_over_prompts_cover():
@@ -81,3 +97,18 @@ def test_the_model_breaks_down_where_the_remainder_is_large_and_measurable_to_th
 def test_every_objective_has_a_unit_and_what_is_measured_has_predictions():
     assert set(damage.MEASURED) <= set(damage.UNITS)
     assert set(damage.REWARD_ALPHAS) <= set(damage.ALPHAS)
+
+
+def test_the_curvature_share_is_what_the_gradient_at_the_peak_leaves_of_the_prediction():
+    draws = Draws(4)
+    orders = {j / 8: cubic(j / 8) for j in range(8)}
+    measured_R = draws.ratio(np.full(4, 5.0), np.ones(4))
+    rows = segment_records(orders, (1, 8), measured_R, draws, "nats")
+    # g·D is 3 of 4.5 in one segment, and nearly of 3·(1 + ½ + ⅙) in eight.
+    assert rows[0]["curvature_share"]["estimate"] == pytest.approx(1 / 3)
+    assert rows[1]["curvature_share"]["estimate"] == pytest.approx(1 - 1 / (1 + 1 / 2 + 1 / 6), abs=0.01)
+    assert rows[1]["curvature_share"]["ci95"] == pytest.approx([rows[1]["curvature_share"]["estimate"]] * 2)
+    signs = np.array([1.0, -1.0, 1.0, -1.0])
+    open_ = {a: DirectionalDerivatives(signs * o.first_P, o.second_P * signs, o.count_P) for a, o in orders.items()}
+    (row,) = segment_records(open_, (1,), measured_R, draws, "nats")
+    assert "includes 0" in row["curvature_share"]["reason"]

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh
 
 from mdrl_jax import tree
-from mdrl_jax.analysis import edits, sign_conflict
+from mdrl_jax.analysis import edits
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.stats.estimate import recorded
 
@@ -153,7 +153,41 @@ def test_figures_of_known_edits() -> None:
     # No entry moved: nothing to take part, everything sparse.
     still = edits.edit_figures(after, after)["all"]
     assert still["participation"]["reason"] == "no entry changed"
+    assert (
+        still["scale_free"]["small"]["reason"] == still["scale_free"]["participation"]["reason"] == "no entry changed"
+    )
     assert still["fp32"]["both"]["estimate"] == still["bf16"]["unchanged"]["estimate"] == 1.0
+
+
+def test_scale_free_figures_are_of_entries_in_units_of_their_tensor(ends, figures) -> None:
+    before, after = ends
+    small, fourth, n = 0, 0.0, 0
+    for name, b in before.items():
+        for tensor in (after[name] - b).astype(np.float64) if tree.is_stacked(name) else [after[name] - b]:
+            unit = tensor / math.sqrt(np.mean(tensor.astype(np.float64) ** 2))
+            small, fourth, n = small + np.sum(np.abs(unit) < 0.1), fourth + np.sum(unit**4), n + unit.size
+    found = figures["all"]["scale_free"]
+    assert found["small"]["estimate"] == pytest.approx(small / n, abs=1e-3)
+    assert found["participation"]["estimate"] == pytest.approx(n / fourth, rel=1e-4)
+
+
+def test_a_gaussian_edit_has_the_figures_that_are_its_null() -> None:
+    """Its size differs between tensors, and one tensor does not change; neither matters to the scale-free figures."""
+    rng = np.random.default_rng(4)
+    x = {
+        "gate": 0.02 * rng.normal(size=(2, 64, 96)),
+        "up": 0.02 * rng.normal(size=(2, 64, 96)),
+        "down": np.ones((2, 96, 64)),
+    }
+    sizes = {"gate": np.array([1e-5, 1e-4])[:, None, None], "up": 1e-3, "down": 0.0}
+    after = {k: v + sizes[k] * rng.normal(size=v.shape) for k, v in x.items()}
+    both = ({"layers": {k: {"kernel": jnp.asarray(v, jnp.float32)} for k, v in end.items()}} for end in (x, after))
+    found = edits.edit_figures(*both)["all"]
+    for figure in (found["scale_free"]["small"], found["scale_free"]["participation"], found["bf16"]["unchanged"]):
+        assert figure["estimate"] == pytest.approx(figure["null"], rel=0.05)
+    assert found["scale_free"]["small"]["null"] == pytest.approx(0.0797, abs=1e-4)
+    assert 0.4 < found["bf16"]["unchanged"]["estimate"] < 0.9
+    assert found["participation"]["estimate"] < 0.25 < found["scale_free"]["participation"]["estimate"]
 
 
 def test_intervals_are_over_layers_and_unstacked_counts_have_none(ends, figures) -> None:
@@ -187,7 +221,7 @@ def test_sharded_parameters_give_the_same_figures_without_gathers(ends, figures,
         found = edits.edit_figures(*put)
         programs = [
             edits._sums_program.lower(*put),
-            sign_conflict._conflicts_program.lower(*put, 0.2),
+            edits._conflicts_program.lower(*put, 0.2),
         ]
     same_figures(found, figures)
     smallest = min(math.prod(AS_MATRIX[kind]) for kind in ("gate", "q"))
@@ -222,7 +256,7 @@ def test_sign_conflict_against_sorted_sets() -> None:
     shapes = {name: SHAPES[name][0] for name in ("embedding", "layers/gate/kernel", "layers/o/kernel")}
     a = {name: (1e-6 * rng.normal(size=s)).astype(np.float32) for name, s in shapes.items()}
     b = {name: (0.5 * a[name] + 1e-6 * rng.normal(size=s)).astype(np.float32) for name, s in shapes.items()}
-    found = sign_conflict.sign_conflict(*(nested({k: jnp.asarray(x) for k, x in e.items()}) for e in (a, b)))
+    found = edits.sign_conflict(*(nested({k: jnp.asarray(x) for k, x in e.items()}) for e in (a, b)))
     shared = conflicts = 0
     for name in shapes:
         rows = L if tree.is_stacked(name) else 1
@@ -241,9 +275,9 @@ def test_sign_conflict_against_sorted_sets() -> None:
 
 def test_sign_conflict_of_an_edit_with_itself_its_negative_and_nothing() -> None:
     edit = {"layers": {"gate": {"kernel": jnp.asarray(np.random.default_rng(5).normal(size=(2, D, F)), jnp.float32)}}}
-    assert sign_conflict.sign_conflict(edit, edit)["all"]["estimate"] == 0.0
-    assert sign_conflict.sign_conflict(edit, tree.scale(-1.0, edit))["all"]["estimate"] == 1.0
-    nothing = sign_conflict.sign_conflict(edit, tree.zeros_like(edit))["all"]
+    assert edits.sign_conflict(edit, edit)["all"]["estimate"] == 0.0
+    assert edits.sign_conflict(edit, tree.scale(-1.0, edit))["all"]["estimate"] == 1.0
+    nothing = edits.sign_conflict(edit, tree.zeros_like(edit))["all"]
     assert nothing["estimate"] is None and nothing["reason"]
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from mdrl_jax import records, runtime
-from mdrl_jax.analysis import interference
+from mdrl_jax.analysis import conflict, interference, removal, routes, samples
+from mdrl_jax.analysis.checkpoint_figures import shared_route, solo_effects
+from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.checkpoints import StageCheckpoints
 from mdrl_jax.config import EMBEDDED_MODEL, Config, default, parse
@@ -22,6 +24,8 @@ from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import make_mesh
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.rl.trainer import TrainState
+from mdrl_jax.second_order.lanczos import random_block
+from mdrl_jax.second_order.objectives import success_nll
 from mdrl_jax.stage import resolve_stages
 from mdrl_jax.workfolder import WorkFolder
 
@@ -54,11 +58,11 @@ def get_config():
     c.analyze.path_prompts = 8
     c.analyze.vectors = 4
     c.analyze.lanczos_block = 2
-    c.analyze.lanczos_steps = 2
-    c.analyze.permutations = 2
-    c.analyze.null_steps = 2
+    c.analyze.lanczos_steps = 6
+    c.analyze.permutations = 0
     return c
 """
+SOLOS = (Trained("solo-math", "math", BASE), Trained("solo-cw", "cw", BASE), Trained("again", "math", BASE))
 STAGES = (Trained("math", "math", BASE), Trained("qa", "qa", "math"), Trained("cw", "cw", "qa"))
 
 
@@ -74,8 +78,8 @@ def small(**changes: Any) -> Config:
     c.evaluate.batch = 4
     c.domains.n_test = 4
     c.analyze.update(
-        {"prompts": 16, "batch": 4, "path_prompts": 8, "vectors": 4, "lanczos_block": 2, "lanczos_steps": 2}
-        | {"permutations": 2, "null_steps": 2, "conflicts": 1}
+        {"prompts": 16, "batch": 4, "path_prompts": 8, "vectors": 4, "lanczos_block": 2, "lanczos_steps": 6}
+        | {"permutations": 0, "conflicts": 1}
         | changes
     )
     return parse(c)
@@ -102,18 +106,23 @@ def edited(params: Any, seed: int, size: float) -> Any:
 
 def analysed(built: runtime.Runtime, folder: Path, params: Callable[[str], Any]) -> dict[str, Any]:
     """The findings of `STAGES` with these parameters."""
-    checkpoints = Checkpoints(STAGES, (), params)
+    checkpoints = Checkpoints(STAGES, SOLOS, params)
     with Screen(folder / "log.txt") as screen, jax.set_mesh(built.mesh):
         return interference.run(built, checkpoints, folder, built.config.train.grpo, screen.steps)
 
 
 @pytest.fixture(scope="module")
 def sequence(built, tmp_path_factory) -> tuple[Path, dict[str, Any], Callable[[str], Any]]:
-    """math: a small edit; qa: no edit at all; cw: another small one. Folder, findings and parameters."""
+    """math: a small edit; qa: no edit at all; cw: another small one. Folder, findings and parameters.
+
+    The two solo stages of math have the same small edit.
+    """
     base = built.base_params()
     made = {BASE: base, "math": edited(base, 1, 0.02)}
     made["qa"] = made["math"]
     made["cw"] = edited(made["qa"], 2, 0.02)
+    made |= {"solo-math": edited(base, 3, 0.02), "solo-cw": edited(base, 4, 0.01)}
+    made["again"] = made["solo-math"]
     folder = tmp_path_factory.mktemp("analysis")
     return folder, analysed(built, folder, made.__getitem__), made.__getitem__
 
@@ -147,6 +156,92 @@ def test_the_expansion_tells_the_nll_of_a_small_edit_along_the_whole_path(sequen
     assert left[-1] < 0.1 * left[0]
 
 
+def test_two_solo_stages_that_end_alike_have_the_same_neurons(sequence):
+    _, found, _ = sequence
+    (again,) = found["edits"]["again"]
+    assert (again["domain"], again["stages"]) == ("math", ["solo-math", "again"])
+    assert again["by_layer"]["estimate"] == again["global"]["estimate"] == 1.0
+    assert (
+        "lap" in found["claims"][1]["reason"] and found["claims"][1]["parts"][0]["part"] == "below half of the ceiling"
+    )
+
+
+def test_an_edit_on_the_shared_route_changes_the_nll_of_each_prompt_as_its_gradient_predicts(built):
+    probe, base = build(built, built.config.train.grpo), built.base_params()
+    with jax.set_mesh(built.mesh):
+        drawn = {d: samples.draw(built, base, d) for d in ("math", "cw")}
+        activity = {d: probe.activity(base, sample) for d, sample in drawn.items()}
+        route_LF = shared_route(activity["math"], activity["cw"])
+        assert 0 < route_LF.sum() < 0.1 * route_LF.size
+        moved = edited(base, 5, 0.01)
+        on_route = {"gate": route_LF[:, None, :], "up": route_LF[:, None, :], "down": route_LF[:, :, None]}
+        layers = dict(base["layers"])
+        for name, where in on_route.items():
+            layers[name] = {"kernel": jax.numpy.where(where, moved["layers"][name]["kernel"], layers[name]["kernel"])}
+        solos = {"math": base | {"layers": layers}, "cw": base}
+        pairs = solo_effects(probe, base, activity, drawn, solos.__getitem__, lambda text: None)
+    assert [(p["domain"], p["edit"]) for p in pairs] == [("cw", "math"), ("math", "cw")]
+    assert pairs[0]["neurons"] == route_LF.sum()
+    predicted, measured = (np.array(pairs[0][k]) for k in ("predicted", "measured"))
+    assert predicted.size == drawn["cw"].success_PG.any(axis=1).sum() > 3
+    assert np.abs(measured).max() > 1e-3
+    np.testing.assert_allclose(predicted, measured, atol=0.1 * np.abs(measured).max())
+    assert not np.any(pairs[1]["predicted"]) and np.allclose(pairs[1]["measured"], 0.0, atol=1e-4)
+
+
+def test_the_gradients_of_successes_are_those_of_their_nll(built):
+    """Against `objectives.success_nll`; a gradient of blocks counts a block by its successes."""
+    probe, base = build(built, built.config.train.grpo), built.base_params()
+    with jax.set_mesh(built.mesh):
+        sample = samples.draw(built, base, "cw")
+        rows = probe.rows(sample, adv_PG=sample.success_PG)
+        of_rows = jax.jit(jax.grad(lambda p, x: jax.numpy.divide(*success_nll(probe.fused)(p, x, ()))))
+        for micro in rows[:2]:
+            share = float(micro.success_B.mean())
+            want = jax.tree.map(lambda x, share=share: share * x, of_rows(base, micro))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), probe.gradient(base, micro), want)
+
+
+def test_curvature_of_all_parameters_cut_to_the_neurons_of_a_route_is_that_of_the_route(built):
+    """And S found there undoes what S found on the route does; all of D undoes all of the damage."""
+    probe, base = build(built, built.config.train.grpo), built.base_params()
+    model = built.model.config
+    with jax.set_mesh(built.mesh):
+        sample = samples.draw(built, base, "math")
+        activity = probe.activity(base, sample)
+        neurons_LF, heads_LH = shared_route(activity, activity), shared_route(activity, activity, "heads")
+        displacement = probe.difference(edited(base, 5, 0.1), base)
+        at = conflict.place(probe, base, displacement, conflict.route(neurons_LF))
+        packed = [conflict.pack(probe, "success_nll", sample, part) for part in conflict.halves_of(sample)]
+        block = random_block(jax.random.key(0), at.point, 2)
+        lift = jax.vmap(lambda z: probe.lift(z, at.route.index_LR, at.route.mask_LR, base))
+        support = routes.support(base, neurons_LF, np.zeros_like(heads_LH))
+        rows = probe.rows(packed[0].sample, packed[0].batch)
+        whole = probe.hessian(base, (), rows, packed[0].n, support)(lift(block))
+        want = lift(packed[0].hessian(probe, at)(block))
+        size = max(float(np.abs(x).max()) for x in jax.tree.leaves(want))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * size), whole, want)
+
+        spectra = [conflict.spectrum_of(probe, at, p, i, "half", lambda text: None) for i, p in enumerate(packed)]
+        found = [(s.vectors, s.values.size) for s in spectra]
+        on_route = removal.on_route(probe, at, sample, found, lambda text: None)
+        spaces = {"neurons": support, "all": jax.tree.map(lambda _: np.ones((), np.float32), base)}
+        narrow, everything = (
+            removal.elsewhere(probe, name, base, displacement, x, sample, lambda text: None)
+            for name, x in spaces.items()
+        )
+    assert min(on_route["k"]) > 0 and on_route["damage"]["ci95"][0] > 0
+    assert on_route["n_prompts"] == sample.success_PG.any(axis=1).sum()
+    for name in ("damage", "route", "undone", "added"):
+        # Damage is −log π in float32. The leading eigenvalues may have converged to a different degree.
+        assert narrow[name]["estimate"] == pytest.approx(on_route[name]["estimate"], rel=0.1, abs=1e-3), name
+    assert everything["route"]["estimate"] == pytest.approx(1, abs=1e-4) and everything["route_share_of_norm"] == 1
+    both = routes.support(base, neurons_LF, heads_LH)["layers"]
+    assert (both["q"]["kernel"].sum(), both["o"]["kernel"].sum()) == (heads_LH.sum(), heads_LH.sum())
+    assert 0 < both["k"]["kernel"].sum() <= heads_LH.sum() and both["k"]["kernel"].shape[2] == model.n_kv_heads
+    assert not any(x.any() for x in jax.tree.leaves(routes.support(base, neurons_LF, heads_LH)["embedding"]))
+
+
 def test_figures_have_interval_null_and_count(sequence):
     _, found, _ = sequence
 
@@ -168,7 +263,7 @@ def test_figures_have_interval_null_and_count(sequence):
 
 def test_the_files_are_json_without_nan(sequence):
     folder, found, _ = sequence
-    for name in ("edits", "gradients", "routes", "damage", "subspace"):
+    for name in ("edits", "gradients", "peak_gradients", "solo_effects", "routes", "damage", "subspace"):
         text = (folder / "analysis" / f"{name}.json").read_text()
         assert json.loads(text, parse_constant=lambda x: pytest.fail(f"{x} is no JSON")) == found[name]
     assert records.read_json(folder / "claims.json") == found["claims"]

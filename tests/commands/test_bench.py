@@ -49,10 +49,12 @@ def test_forward_only_second_order_is_that_of_the_same_loss(small: curvature.Pro
     np.testing.assert_allclose(second, tree.vdot(small.v, tasks[curvature.HV].call()), rtol=1e-3)
 
 
-def test_route_is_a_tenth_of_each_layer(small: curvature.Problem, on: curvature.Route):
-    width = small.model.config.d_mlp
-    left = np.asarray(on.fixed["keep_LF"]).sum(axis=1)
-    np.testing.assert_array_equal(left, [width - round(0.1 * width)] * SMALL.layers)
+def test_route_is_a_tenth_of_each_layer():
+    sizes = dataclasses.replace(SMALL, layers=2, width=32)
+    problem = curvature.problem(sizes)
+    width = problem.model.config.d_mlp
+    left = np.asarray(curvature.route(problem).fixed["keep_LF"]).sum(axis=1)
+    np.testing.assert_array_equal(left, [width - round(0.1 * width)] * 2)
 
 
 @pytest.mark.slow  # tests/second_order compares these products, tests/parallel/test_fit.py their counts
@@ -108,11 +110,10 @@ def test_a_further_vector_of_a_block_costs_two_gradients(costs: dict[str, float]
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_json_lines_and_a_table(
-    tasks: dict[str, Task], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_json_lines_and_a_table(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     asked: list[curvature.Sizes] = []
-    idle = {name: dataclasses.replace(task, call=lambda: None) for name, task in tasks.items()}
+    named = {name for line in curvature.LINES for name in (*line.over, *line.under)}
+    idle = {name: Task(lambda: None, 1.0) for name in named}
     monkeypatch.setattr(curvature, "problem", asked.append)
     monkeypatch.setattr(curvature, "route", lambda given: None)
     monkeypatch.setattr(curvature, "whole_tasks", lambda given: idle)

@@ -152,6 +152,10 @@ WRONG = {
     "no base": ({"rule": "opposition"}, r"--rule=opposition needs --base"),
     "no data": ({"rule": "removing"}, r"--rule=removing needs --config and --domain"),
     "domain": ({"rule": "removing", "config": parse(default()), "domain": "law"}, r"--domain=law is not in the config"),
+    "split": (
+        {"rule": "adding", "config": parse({"stages": ("qa",), "analyze": {"split": "test"}}), "domain": "qa"},
+        r"analyze.split='test' must be 'train' with --rule=adding",
+    ),
     "absent": ({"keep": "nowhere"}, r"model folder nowhere does not exist"),
     "other": ({"keep": "tiny"}, r"the model in tiny \(--keep\) has a different config.json"),
     "nothing": ({"after": "BEFORE"}, r"rule displacement finds nothing to take back"),

@@ -4,15 +4,17 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mdrl_jax.analysis import samples
 from mdrl_jax.config import default, parse
 from mdrl_jax.domains import datasets, files
 from mdrl_jax.domains.base import Domain, DomainsConfig, Problem, SourceConfig
-from mdrl_jax.domains.prompts import notes, tokenize, visit_order
+from mdrl_jax.domains.prompts import groups_apart, notes, tokenize, visit_order
 from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.domains.vocabulary import make_tokenizer
 from mdrl_jax.errors import UserError
@@ -149,6 +151,7 @@ BAD: list[tuple[Any, str]] = [
     ({"question": "what?", "answer": {"a": 1}}, "field 'answer' is of the wrong type"),
     ({"question": "what?", "answer": []}, "field 'answer' is empty"),
     ([1, 2], "list, where an object with fields is expected"),
+    ({"question": "half \ud83d of a pair", "answer": "1"}, "the prompt has a lone surrogate"),
 ]
 
 
@@ -174,6 +177,128 @@ def test_bad_rows_of_a_csv_file_have_the_lines_of_the_file(tmp_path: Path):
     assert domain.data
     assert domain.data.record["bad"] == [f"{path}:4: 1 values for the 2 columns question, answer"]
     assert set(everything(domain)) == {"Q: two\nlines {A}:", "Q: good {A}:"}
+
+
+def articles(path: Path, texts: int, each: int, start: int = 0) -> Path:
+    """A file in SQuAD's layout: a passage of its own for every text, with `each` questions about it."""
+    passages = [
+        {
+            "context": f"passage {t}",
+            "qas": [{"question": f"question {q} of {t}?", "answers": [{"text": str(q)}]} for q in range(each)],
+        }
+        for t in range(start, start + texts)
+    ]
+    return write(path, [{"title": "all", "paragraphs": passages}])
+
+
+def passages(problems: Any) -> list[str]:
+    """The passage of each prompt."""
+    return [p.prompt.split("\n")[0] for p in problems]
+
+
+def test_questions_about_one_text_are_in_one_split_and_known_as_a_group(tmp_path: Path):
+    made = SourceConfig(preset="squad", files=(str(articles(tmp_path / "squad.json", 240, 5)),))
+    domain = datasets.make("qa", made, ALL)
+    sets = {split: set(passages(getattr(domain, split))) for split in datasets.SPLITS}
+    assert len(everything(domain)) == 1200 and sum(map(len, sets.values())) == 240
+    assert len(set.union(*sets.values())) == 240
+    np.testing.assert_allclose([len(sets[s]) / 240 for s in datasets.SPLITS], [0.8, 0.1, 0.1], atol=0.06)
+    assert domain.data and domain.data.record["groups"] == 240
+    # Prompts are sorted by their own keys: the first ones are not all about the same few texts.
+    assert len(set(passages(domain.train[:40]))) > 30
+    few = tokenize(datasets.make("qa", made, DomainsConfig(n_test=50)), "test", make_tokenizer(), 100)
+    assert few.groups is not None and few.groups.shape == (50,)
+    texts = passages(few.problems)
+    same = [[a == b for b in texts] for a in texts]
+    np.testing.assert_array_equal(same, few.groups[:, None] == few.groups[None])
+    streamed = SourceConfig(preset="squad", files=made.files, streaming=True)
+    held, lazy = (tokenize(datasets.make("qa", s, ALL), "train", make_tokenizer(), 100) for s in (made, streamed))
+    np.testing.assert_array_equal(held.groups, lazy.groups)
+    assert held.groups is not None and len(set(held.groups)) == len(sets["train"])
+    assert "240 groups, 0 prompts left out because their group is in another split" in notes(domain, {"test": few})[0]
+
+
+def test_the_first_rows_are_of_different_groups_in_the_order_of_the_visit(tmp_path: Path):
+    made = SourceConfig(preset="squad", files=(str(articles(tmp_path / "squad.json", 40, 6)),))
+    prompts = tokenize(datasets.make("qa", made, ALL), "train", make_tokenizer(), 100)
+    order, groups = visit_order(0, "analyze", "qa", len(prompts), 0, len(prompts)), prompts.groups
+    assert groups is not None and prompts.n_independent == len(prompts) // 6 > 25
+    rows = groups_apart(order, groups)
+    assert sorted(rows) == sorted(order)
+    for k in range(6):  # the k-th question about every text, in the order of the visit
+        some = rows[k * prompts.n_independent : (k + 1) * prompts.n_independent]
+        assert len(set(groups[some])) == prompts.n_independent
+        wanted = [r for i, r in enumerate(order) if np.count_nonzero(groups[order[:i]] == groups[r]) == k]
+        assert some.tolist() == wanted
+    assert groups_apart(order, None) is order
+
+
+def test_samples_of_the_analysis_are_of_different_groups(tmp_path: Path):
+    made = SourceConfig(preset="squad", files=(str(articles(tmp_path / "squad.json", 40, 6)),))
+    prompts = tokenize(datasets.make("qa", made, ALL), "train", make_tokenizer(), 100)
+    config = parse({"analyze": {"prompts": 24, "batch": 4, "path_prompts": 4}, "mesh": {"data": 1}})
+    asked: list[np.ndarray] = []
+
+    class Asked(Exception):
+        pass
+
+    def sample(params: Any, sets: Any, *rest: Any) -> Any:
+        asked.append(sets[0][1])
+        raise Asked
+
+    runtime: Any = SimpleNamespace(
+        config=config,
+        prompts={("qa", "train"): prompts},
+        rollouts=SimpleNamespace(sample=sample),
+        mesh=SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 1}),
+    )
+    for first in (0, 4):
+        with pytest.raises(Asked):
+            samples.draw(runtime, None, "qa", 24, first)
+    assert prompts.groups is not None and [len(set(prompts.groups[rows])) for rows in asked] == [24, 24]
+    np.testing.assert_array_equal(asked[0][4:], asked[1][:-4])
+    samples.check(runtime, ["qa"])
+    more = parse({"analyze": {"prompts": 64, "batch": 4, "path_prompts": 4}})
+    with pytest.raises(UserError, match=rf"analyze.prompts=64, but qa has {prompts.n_independent} train groups"):
+        samples.check(SimpleNamespace(**vars(runtime) | {"config": more}), ["qa"])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_group_in_several_files_stays_in_test_then_in_validation(tmp_path: Path):
+    train = articles(tmp_path / "train.json", 10, 3)
+    held = articles(tmp_path / "held.json", 4, 4, start=6)  # texts 6 to 9 again, with one more question each
+    test = articles(tmp_path / "test.json", 3, 2, start=8)  # texts 8 and 9 again, with two questions each
+    made = SourceConfig(
+        preset="squad",
+        files=(str(train),),
+        validation_files=(str(held),),
+        test_files=(str(test),),
+        validation_share=0.0,
+    )
+    domain = datasets.make("qa", made, ALL)
+    found = {split: sorted(passages(getattr(domain, split))) for split in datasets.SPLITS}
+    assert found["test"] == [f"passage {t}" for t in (10, 10, 8, 8, 9, 9)]
+    assert found["validation"] == [f"passage {t}" for t in (6, 6, 6, 6, 7, 7, 7, 7)]
+    assert found["train"] == [f"passage {t}" for t in range(6) for _ in range(3)]
+    assert domain.data
+    record = domain.data.record
+    # Of texts 8 and 9 the splits before `test` drop questions 2 and 3 for the group alone, the others as repeats.
+    assert (record["groups"], record["group_in_other_split"]) == (11, 2 * 1 + 2 * 2)
+    assert record["prompts"] == record["repeated"] + record["group_in_other_split"] + 6 + 8 + 18
+
+
+def test_a_group_may_be_a_template_and_a_wrong_one_is_said(tmp_path: Path):
+    rows = [{"question": str(i), "answer": "1", "book": i % 3, "page": i % 5} for i in range(60)]
+    path = write(tmp_path / "a.jsonl", rows)
+    made = datasets.make("qa", source(path, prompt="{question}", group_by="{book}/{page}"), ALL)
+    groups = {int(p.prompt): p.group for split in datasets.SPLITS for p in getattr(made, split)}
+    assert all((groups[i] == groups[j]) == (i % 15 == j % 15) for i in range(60) for j in range(60))
+    plain = datasets.make("qa", source(path, prompt="{question}"), ALL)
+    assert plain.data and "groups" not in plain.data.record
+    assert tokenize(plain, "train", make_tokenizer(), 100).groups is None
+    with pytest.raises(UserError, match=r"domains\.qa\.group_by: \{the book\} is no field"):
+        datasets.make("qa", source(path, group_by="the book"), ALL)
+    with pytest.raises(UserError, match="no field 'shelf'"):
+        datasets.make("qa", source(path, group_by="shelf"), ALL)
 
 
 WRONG: list[tuple[Callable[[Path], SourceConfig], str]] = [
@@ -255,6 +380,41 @@ def test_a_file_that_changes_under_a_stream_is_said(tmp_path: Path):
     path.write_text("{}\n")
     with pytest.raises(UserError, match="a data file was changed"):
         domain.train[5]
+
+
+def test_a_csv_row_that_is_no_text_any_more_is_said(tmp_path: Path):
+    path = write(tmp_path / "a.csv", ROWS[:50])
+    domain = datasets.make("qa", source(path, streaming=True), ALL)
+    path.write_bytes(b"question,answer\n" + b'\xff",\n' * 4000)
+    with pytest.raises(UserError, match="a data file was changed"):
+        domain.train[5]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_file_that_cannot_be_opened_is_said(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path / f"a{suffix}", ROWS[:5])
+
+    def refuse(self: Path, *args: Any, **named: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    table = files.open_table(path, ("question", "answer"))
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=rf"a\{suffix} cannot be read: Permission denied"):
+        list(table.scan())
+
+
+def test_a_contest_without_a_task_is_a_bad_row(tmp_path: Path):
+    cases = {"inputs": ["1"], "outputs": ["2"]}
+    rows = [{"question": f"task {i}", "input_output": cases} for i in range(5)]
+    path = write(tmp_path / "a.jsonl", [*rows, {"question": "", "input_output": cases}])
+    domain = datasets.make("code", SourceConfig(preset="apps", files=(str(path),), max_bad_rows=1), ALL)
+    assert len(everything(domain)) == 5
+    assert domain.data and "a.jsonl:6: wrong field: no task in any of question" in domain.data.record["bad"][0]
+
+
+def test_an_unknown_domain_is_named_with_the_known_ones():
+    with pytest.raises(UserError, match="scored_domains names 'law', which is not a domain; known: code, math, qa, cw"):
+        make_domains(("math", "law"), ALL)
 
 
 def test_long_prompts_are_left_out_and_counted(tmp_path: Path):

@@ -319,3 +319,17 @@ def test_save_leaves_a_folder_with_content_alone(tiny_models, tmp_path):
     (tmp_path / "empty").mkdir()
     huggingface.save(tmp_path / "empty", tiny.params, tiny.config)
     assert huggingface.read_config(tmp_path / "empty") == tiny.config
+
+
+def test_save_into_the_present_folder_and_through_a_link(tiny_models, tmp_path, monkeypatch):
+    tiny = tiny_models["llama"]
+    (tmp_path / "here").mkdir()
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (".", tmp_path / "link"):
+        huggingface.save(folder, tiny.params, tiny.config)
+        assert huggingface.read_config(folder) == tiny.config
+        assert_trees_equal(huggingface.load(folder, tiny.model, tiny.mesh), tiny.params)
+    assert (tmp_path / "link").is_symlink() and huggingface.read_config(tmp_path / "target") == tiny.config
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "link", "target"]

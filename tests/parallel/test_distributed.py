@@ -11,7 +11,7 @@ import pytest
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import distributed
-from mdrl_jax.parallel.distributed import AGAIN, LOST
+from mdrl_jax.parallel.distributed import AGAIN, CORRECT, LOST
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 5.0
@@ -91,6 +91,37 @@ d.barrier("the middle")
     statuses, texts, seconds = go(tmp_path, body)
     assert statuses[2] == 2 and LOST in statuses[:2] and 0 not in statuses and seconds < 3 * TIMEOUT
     assert any(f"process 2 on {HOST} ended: no such file: data.jsonl" in text for text in texts[:2])
+
+
+def test_an_error_of_the_user_is_not_to_be_tried_again(tmp_path: Path):
+    """Process 0 stays for a while, so that the others can read the reason; its own watching thread says nothing."""
+    body = """
+if me == 0:
+    print("mdrl: error: no such file: data.jsonl", flush=True)
+    d.finish(2, UserError("no such file: data.jsonl"))
+d.barrier("the middle")
+"""
+    statuses, texts, _ = go(tmp_path, body)
+    assert statuses[0] == 2 and 0 not in statuses
+    assert texts[0].count("mdrl: error: ") == 1
+    told = f"mdrl: error: process 0 on {HOST} ended: no such file: data.jsonl{CORRECT}"
+    assert any(told in text for text in texts[1:]) and not any(AGAIN in text for text in texts)
+
+
+def test_a_number_of_tasks_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch):
+    for value in ("4(x2)", "", "-1"):
+        monkeypatch.setenv("SLURM_NTASKS", value)
+        with pytest.raises(UserError, match="SLURM_NTASKS="):
+            distributed.initialize(None, None, None, 5.0)
+
+
+def test_an_error_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UserError, match=r"within 5 s \(RuntimeError\)"):
+        distributed.initialize("localhost:1", 2, 0, 5.0)
 
 
 def test_the_end_of_process_0_is_told(tmp_path: Path):

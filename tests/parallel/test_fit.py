@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mdrl_jax import config, main
 from mdrl_jax.commands import fit
@@ -44,6 +45,18 @@ def test_a_slice_names_its_chip():
 def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install '.\[tpu\]'"):
+        chips.devices("v5e:4x4")
+
+
+def test_a_refusal_of_the_compiler_without_words_is_told_by_its_kind(monkeypatch):
+    from jax.experimental import topologies
+
+    def fail(**_):
+        raise RuntimeError
+
+    monkeypatch.setattr(topologies, "get_topology_desc", fail)
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(UserError, match="v5e:4x4 is not a slice that the compiler knows: RuntimeError"):
         chips.devices("v5e:4x4")
 
 
@@ -191,6 +204,26 @@ def test_temporaries_are_those_of_the_compilers_plan():
     assert found.bytes == 3 * 4 * 256 * 256 + found.memory["program"]
     lines = "allocation 9: size 512, color 1, preallocated-temp:", "allocation 10: size 96, preallocated-temp:"
     assert [int(m[1]) for m in map(TEMPORARY.match, lines) if m] == [96]  # the former is on-chip memory
+
+
+def test_a_program_of_the_persistent_cache_is_compiled_all_the_same(tmp_path):
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_compilation_cache"
+    before = {name: getattr(jax.config, name) for name in names}
+    function, x = jax.jit(lambda x: jnp.tanh(x @ x) @ x), jax.ShapeDtypeStruct((128, 128), jnp.float32)
+    try:
+        for name, value in zip(names, (str(tmp_path), 0.0, True), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        plain = functools.partial(function.lower, x)
+        first, again = compile_for(plain), compile_for(plain)
+        assert not list(tmp_path.iterdir()) and jax.config.jax_enable_compilation_cache
+        plain().compile()
+        assert list(tmp_path.iterdir())  # the cache works again
+        assert first.memory == again.memory == compile_for(plain).memory
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_traffic_of_a_product_and_of_a_layer_scan():

@@ -50,6 +50,9 @@ def test_text_image_and_hparams_come_back(tmp_path: Path) -> None:
         board.hparams({"learning_rate": 1e-6, "order": "code,math", "kl": True})
         with pytest.raises(ValueError, match="PNG"):
             board.image("scores", b"GIF89a", 4)
+        for n in (8, 16, 23):
+            with pytest.raises(ValueError, match=f"these {n} bytes end within its header"):
+                board.image("scores", buffer.getvalue()[:n], 4)
     found = read(tmp_path)
     (text,) = found.Tensors("samples/math")
     assert (text.step, text.tensor_proto.string_val[0].decode()) == (4, "> 2 ; **4** ü")

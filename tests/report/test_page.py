@@ -77,6 +77,27 @@ def test_the_cards_are_the_published_claims_and_c8_has_one_only_if_it_was_judged
     assert (cards[-1].verdict, cards[-1].reason) == ("undecided", "too few heads")
 
 
+def test_a_card_shows_the_parts_of_its_rule_and_the_earlier_rule(tmp_path: Path) -> None:
+    parts = [("first", Condition("supported", "x 2 is above 1")), ("second", Condition("undecided", "y is open"))]
+    old = ("z > 0", Condition("contradicted", "z -1 is not above 0"))
+    claim = judge("C5", Condition("undecided", "second: y is open"), None, [], parts, old)
+    started(tmp_path)
+    records.write_json(tmp_path / "claims.json", [claim])
+    shown = [
+        "first – supported: x 2 is above 1",
+        "second – undecided: y is open",
+        "by the earlier rule – contradicted: z -1 is not above 0",
+    ]
+    cards, _ = page.verdicts(Records(tmp_path))
+    assert next(c for c in cards if c.id == "C5").parts == shown
+    html = page.write(tmp_path).read_text()
+    assert all(line in html for line in shown)
+    # Records of earlier versions have neither.
+    records.write_json(tmp_path / "claims.json", [{k: v for k, v in claim.items() if k not in ("parts", "old_rule")}])
+    cards, _ = page.verdicts(Records(tmp_path))
+    assert next(c for c in cards if c.id == "C5").parts == []
+
+
 def test_a_single_row_is_enough(tmp_path: Path) -> None:
     started(tmp_path)
     (tmp_path / "evaluations/01-math.json").unlink()
@@ -197,3 +218,20 @@ def test_the_browser_test_sees_what_is_wrong(tmp_path: Path) -> None:
     assert met["errors"] and any("example.org" in b for b in met["blocked"])
     assert min(t["px"] for t in met["texts"]) == 9
     assert min(browser.contrast(t["colour"], met["paper"]) for t in met["texts"] if not t["cell"]) < 2
+
+
+def test_a_text_where_a_chart_needs_a_number_hides_its_figure_alone(tmp_path: Path) -> None:
+    """Altair checks values itself, some when they are set and some when the chart is written out."""
+
+    def early(found: Any) -> Figure:
+        chart: Any = alt.Chart(alt.Data(values=[])).mark_point()
+        return Figure("early", "t", chart.properties(width="wide"), (), "c")
+
+    def late(found: Any) -> Figure:
+        scale: Any = alt.Scale(domain=5)  # pyright: ignore
+        chart = alt.Chart(alt.Data(values=[])).mark_point().encode(x=alt.X("a:Q", scale=scale))
+        return Figure("late", "t", chart, (), "c")
+
+    for builder in (early, late):
+        items, said = page._tried(builder, Records(tmp_path))
+        assert items == [] and "ValidationError" in said and "damaged" in said

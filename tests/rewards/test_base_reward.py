@@ -35,7 +35,7 @@ def test_without_working() -> None:
     assert without_working(" a ", None) == without_working("a", ";") == "a"
 
 
-@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.1, None, "x", float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.1, None, "x", float("inf"), 10**400])
 def test_a_value_outside_the_unit_interval_is_an_error(value: Any) -> None:
     with pytest.raises(ValueError, match="not a number in"):
         score(lambda completion, check: value, "x", {})

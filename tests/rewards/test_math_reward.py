@@ -219,3 +219,21 @@ def test_what_stalls_ends_with_its_worker() -> None:
 def never(completion: str, check: object) -> float:
     while True:
         pass
+
+
+@pytest.mark.parametrize("command", ["\\text{", "\\mathrm{", "\\boxed{", "{", "\\sqrt{", "("])
+def test_hundreds_of_nested_braces_are_an_unread_reply(command: str) -> None:
+    deep = command * 900 + "5" + (")" if command == "(" else "}") * 900
+    for reply in (deep, f"\\boxed{{{deep}}}"):
+        assert final_answer(reply, {"answer": "x+1"}) == 0.0
+        if command in ("\\text{", "\\mathrm{", "\\sqrt{"):
+            assert final_answer(f"\\boxed{{{deep}}}", {"answer": "5"}) == 0.0
+    few = command * 3 + "5" + (")" if command == "(" else "}") * 3
+    assert command in ("\\sqrt{", "(") or final_answer(f"\\boxed{{{few}}}", {"answer": "5"}) == 1.0
+
+
+def test_thousands_of_lines_that_point_on_are_passed() -> None:
+    lines = "below\n" * 5000
+    assert final_answer(f"The answer is below\n{lines}5", {"answer": "5"}) == 1.0
+    assert final_answer(f"The answer is as follows:\n{lines}$$x+1$$", {"answer": "x+1"}) == 1.0
+    assert final_answer(f"The answer is below\n{lines}", {"answer": "5"}) == 0.0

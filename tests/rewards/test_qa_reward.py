@@ -46,6 +46,19 @@ def test_f1(reply: str, answer: str | list[str], value: float) -> None:
     assert f1(reply, {"answer": answer}) == pytest.approx(value)
 
 
+@pytest.mark.parametrize(
+    ("reply", "answer", "match"),
+    [
+        ("", "+", 0.0), ("-", "+", 0.0), ("+", "+", 1.0), (" + ", ["-", "+"], 1.0), ("", "", 0.0),
+        ("-3.5", "35", 0.0), ("35", "-3.5", 0.0), ("-3.50", "-3.5", 1.0), ("−3.5", -3.5, 1.0), (".5", "0.5", 1.0),
+        ("1,000", "1000", 1.0), ("$35", "35", 1.0), ("35 %", "35%", 1.0), ("35.", 35, 1.0), ("the 35", "35", 1.0),
+        ("3.5", "35", 0.0), ("1.000", "1000", 0.0),
+    ],
+)  # fmt: skip
+def test_numbers_are_numbers_and_an_empty_reply_is_wrong(reply: str, answer: Any, match: float) -> None:
+    assert exact_match(reply, {"answer": answer}) == f1(reply, {"answer": answer}) == match
+
+
 def test_normalising_twice_changes_nothing() -> None:
     for text in ("The A. of, an “X”", "  a the ", "I.B.M. (the firm)"):
         assert normalized(normalized(text)) == normalized(text)

@@ -1,5 +1,6 @@
 """Block Lanczos against numpy, matfree and its own definition; residuals are computed here, in float64."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from matfree import decomp, eig
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import attention
 from mdrl_jax.parallel import hlo
 from mdrl_jax.parallel.programs import compilations, program
 from mdrl_jax.parallel.sharding import named, stacked
-from mdrl_jax.second_order import blocks, lanczos, subspace
+from mdrl_jax.second_order import blocks, decoder_parts, lanczos, subspace
+from mdrl_jax.second_order.objectives import CompletionBatch, Forward, reward_loss
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -162,6 +166,66 @@ def test_positive_pairs_are_a_prefix() -> None:
     np.testing.assert_allclose(found.values[:3], [3, 2, 1], atol=1e-4)
 
 
+def test_pairs_that_have_not_converged_are_dropped() -> None:
+    """Below a few large eigenvalues lies a dense bulk, of which a small Krylov space has no eigenvector."""
+    matrix = symmetric(np.r_[30, 20, 12, np.linspace(-1, 1, N - 3)])
+    whole = lanczos.block_lanczos(operator(matrix), start(2), 6, 8)
+    found = whole.converged()
+    assert len(whole.values) == 8 and whole.values.min() > 0
+    assert len(found.values) == len(flat(found.vectors)) == len(found.residuals) == 3
+    check(found, matrix)
+    np.testing.assert_allclose(found.values, [30, 20, 12], rtol=1e-3)
+    np.testing.assert_array_equal(flat(found.vectors), flat(whole.vectors)[:3])
+    wider = lanczos.block_lanczos(operator(matrix), start(2), 24, 8).converged()
+    np.testing.assert_allclose(wider.values, np.linalg.eigvalsh(matrix)[::-1][:8], rtol=1e-4)
+    assert wider.converged() is wider
+    negative = lanczos.block_lanczos(operator(symmetric(SPECTRA["negative"])), start(4), 10, 6).converged()
+    assert negative.values.size == 0 and negative.vectors["a"].shape == (0, 4, 2, 3)
+
+
+def test_a_pair_between_converged_ones_is_dropped_alone() -> None:
+    some = lanczos.block_lanczos(operator(symmetric(SPECTRA["indefinite"])), start(4), 10, 4)
+    spoilt = dataclasses.replace(some, residuals=some.residuals + np.array([0, 0.11, 0, 0]) * some.values)
+    kept = [0, 2, 3]
+    np.testing.assert_array_equal(spoilt.converged().values, some.values[kept])
+    np.testing.assert_array_equal(flat(spoilt.converged().vectors), flat(some.vectors)[kept])
+
+
+def test_a_search_stops_when_its_leading_pairs_have_converged() -> None:
+    matrix, told = symmetric(np.r_[30, 20, 12, np.linspace(-1, 1, N - 3)]), []
+    found = lanczos.block_lanczos(operator(matrix), start(2), 20, 1, lambda *s: told.append(s), True, stop=True)
+    assert found.steps == len(told) < 6 and found.products == 2 * found.steps
+    check(found, matrix)
+    assert found.residuals[0] <= 0.1 * found.values[0]
+    assert 30 - found.residuals[0] ** 2 / (found.values[0] - 20) <= found.values[0] + 1e-4  # Temple's bound
+    sooner = lanczos.block_lanczos(operator(matrix), start(2), found.steps - 1, 1)
+    assert sooner.residuals[0] > 0.1 * sooner.values[0]
+    hopeless = symmetric(-np.linspace(1, 2, N))
+    assert lanczos.block_lanczos(operator(hopeless), start(2), 4, 1, stop=True).steps == 4
+
+
+@pytest.mark.slow  # the dense Hessian takes long to compile
+def test_leading_pairs_of_a_models_hessian_are_those_of_the_dense_one(decoder64: Any) -> None:
+    model, params = decoder64("llama")
+    rng = np.random.default_rng(0)
+    tokens_BT = rng.integers(0, 5, (6, 7))
+    rows = CompletionBatch(
+        tokens_BT, np.ones((6, 7), bool), np.ones((6, 4)), rng.normal(size=6), np.ones(6), np.ones(6)
+    )
+    forward = Forward(decoder_parts.whole(model, attention.plain), 0.7)
+    flattened, restore = ravel_pytree(params)
+    dense = jax.jit(jax.hessian(lambda x: jnp.divide(*reward_loss(forward)(restore(x), rows, ()))))(flattened)
+    product = operator(np.asarray(dense))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
+    begin = lanczos.random_block(jax.random.key(0), shapes, 2)
+    exact = np.linalg.eigvalsh(np.asarray(dense))[::-1]
+    few = lanczos.block_lanczos(product, begin, 4, 8)
+    assert np.abs(few.values / exact[:8] - 1).max() > 0.3 and few.converged().values.size < 4
+    found = lanczos.block_lanczos(product, begin, 40, 8).converged()
+    assert found.values.size == 8
+    np.testing.assert_allclose(found.values, exact[:8], rtol=2e-2)
+
+
 def test_what_cannot_be_done_is_refused() -> None:
     matrix = symmetric(SPECTRA["indefinite"])
     calls = itertools.count()
@@ -248,6 +312,10 @@ def test_eight_devices_agree_with_one_and_vectors_stay_where_they_are(mesh8: Mes
     for name, vectors in many.vectors.items():
         expected = stacked(like[name].sharding)
         assert vectors.sharding.is_equivalent_to(expected, vectors.ndim) and not vectors.is_fully_replicated
+    spoilt = dataclasses.replace(many, residuals=np.array([0, np.inf, 0])).converged()
+    for name, vectors in spoilt.vectors.items():
+        assert vectors.sharding.is_equivalent_to(many.vectors[name].sharding, vectors.ndim)
+    np.testing.assert_array_equal(flat(spoilt.vectors), flat(many.vectors)[[0, 2]])
 
 
 def test_the_solver_gathers_nothing(mesh8: Mesh) -> None:

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig, group_advantages, grpo_loss, loss_mask
+from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.rl.grpo import AGGREGATIONS, GRPOBatch, GRPOConfig, group_advantages, grpo_loss, loss_mask
 from mdrl_jax.second_order import objectives
 from mdrl_jax.second_order.decoder_parts import DecoderParts, log_probs
 from mdrl_jax.second_order.jets import jets
-from mdrl_jax.second_order.objectives import CompletionBatch, Forward, derivatives, leave_one_out
+from mdrl_jax.second_order.objectives import CompletionBatch, Forward, derivatives, leave_one_out, token_weights
 
 VOCAB, END, LONGEST, DIRECTIONS = 3, 0, 3, 4
 PROMPTS_PT, PROMPTS_VALID_PT = np.array([[0, 1], [2, 1]]), np.array([[False, True], [True, True]])
@@ -105,9 +106,10 @@ class Enumerated:
         u, w = (self.u if u is None else u), (self.w if w is None else w)
         adv_PS = np.zeros_like(self.prob_PS) if adv_PS is None else adv_PS
         mask = np.broadcast_to(MASK_ST, u.shape[1:])
-        rest = (mask, adv_PS, (REWARDS_PS == 1).astype(float), adv_PS, mask)
         alone = lambda x: x.reshape((-1, 1) + x.shape[2:])  # noqa: E731
-        return [derivatives(*map(alone, (u[k], w[k], *rest)))[name] for k in range(DIRECTIONS)]
+        rest = [alone(x) for x in (mask, adv_PS, (REWARDS_PS == 1).astype(float), adv_PS)]
+        mean = token_weights(rest[0], "token", LONGEST)
+        return [derivatives(alone(u[k]), alone(w[k]), *rest, *mean)[name] for k in range(DIRECTIONS)]
 
     def expected(self, *args):
         """(first, second), each [K], of `orders`, every completion weighed by its probability."""
@@ -245,7 +247,7 @@ def sampled(n_groups, seed):
     return prompt_N, sequence_NG[prompt_N, np.arange(n_groups)]
 
 
-def orders_of(prompt_N, sequence_NG, adv_NG, direction, trained_NG=None, trained_mask_NGT=None):
+def orders_of(prompt_N, sequence_NG, adv_NG, direction):
     """`derivatives` of sampled groups along one of the directions."""
     at = (prompt_N[:, None], sequence_NG)
     mask_NGT = MASK_ST[sequence_NG]
@@ -255,8 +257,8 @@ def orders_of(prompt_N, sequence_NG, adv_NG, direction, trained_NG=None, trained
         mask_NGT,
         adv_NG,
         (REWARDS_PS[at] == 1).astype(float),
-        adv_NG if trained_NG is None else trained_NG,
-        mask_NGT if trained_mask_NGT is None else trained_mask_NGT,
+        adv_NG,
+        *token_weights(mask_NGT, "token", LONGEST),
     )
 
 
@@ -281,12 +283,15 @@ def test_groups_with_a_leave_one_out_baseline_are_unbiased():
     assert (np.abs(z_of(centred_NG)).max(axis=1) > 8).all()
 
 
-def test_grpo_is_the_derivative_of_the_trainers_loss():
-    """At ratio 1, with its own advantages, its own mask and the mean over tokens; float64 autodiff of `grpo_loss`."""
+@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_grpo_is_the_derivative_of_the_trainers_loss(aggregation, ratio, scale):
+    """At ratio 1, with its own advantages, mask and mean; float64 autodiff of `grpo_loss` in two micro-batches."""
     prompt_N, sequence_NG = sampled(12, seed=1)
     sequence_NG[4] = sequence_NG[4, 0]  # a group without reward variance, which the trainer drops
     rewards_NG = REWARDS_PS[prompt_N[:, None], sequence_NG]
-    config = GRPOConfig(importance_cap=0.0, mask_overlong=True)
+    config = GRPOConfig(scale=scale, ratio=ratio, aggregation=aggregation, importance_cap=0.0, mask_overlong=True)
     trained_NG, informative_N = group_advantages(jnp.asarray(rewards_NG), scale=config.scale)
     mask_BT = MASK_ST[sequence_NG].reshape(-1, LONGEST)
     cut_B = mask_BT.all(1) & (TOKENS_ST[sequence_NG].reshape(-1, LONGEST)[:, -1] != END)
@@ -297,16 +302,27 @@ def test_grpo_is_the_derivative_of_the_trainers_loss():
     forward = Forward(TOY, TEMPERATURE)
     old_BT = forward(policy().params, rows, ())
     batch = GRPOBatch(old_BT, old_BT, None, trained_NG.reshape(-1), jnp.asarray(kept_BT))
+    halves = slice(None, 20), slice(20, None)  # completions of 1 to 3 tokens
 
     def loss(c_K):
-        total, count, _ = grpo_loss(forward(policy().moved(c_K), rows, ()), batch, config, LONGEST)
-        return total / count
+        logp_BT = forward(policy().moved(c_K), rows, ())
+        parts = [
+            grpo_loss(logp_BT[at], jax.tree.map(lambda x, at=at: x[at], batch), config, 2 * LONGEST) for at in halves
+        ]
+        return sum(p[0] for p in parts) / sum(p[1] for p in parts)
 
     gradient, hessian = (jax.jit(f(loss))(jnp.zeros(DIRECTIONS)) for f in (jax.grad, jax.hessian))
-    adv_NG, kept_NGT = leave_one_out(rewards_NG), kept_BT.reshape(sequence_NG.shape + (LONGEST,))
-    found = [
-        orders_of(prompt_N, sequence_NG, adv_NG, k, np.asarray(trained_NG), kept_NGT)["grpo"] for k in range(DIRECTIONS)
-    ]
+    sample = Sample(
+        prompts_PT=PROMPTS_PT[prompt_N],
+        valid_PT=PROMPTS_VALID_PT[prompt_N],
+        tokens_PGT=TOKENS_ST[sequence_NG],
+        mask_PGT=MASK_ST[sequence_NG],
+        rewards_PG=rewards_NG,
+        ended_PG=~cut_B.reshape(sequence_NG.shape),
+    )
+    u_KNGT, w_KNGT = (x[:, prompt_N[:, None], sequence_NG] for x in (policy().u, policy().w))
+    orders = [sample.derivatives(u, w, config, 2 * LONGEST) for u, w in zip(u_KNGT, w_KNGT, strict=True)]
+    found = [order["grpo"] for order in orders]
     assert_close(np.array([order.first for order in found]), gradient)
     assert_close(np.array([order.second for order in found]), jnp.diagonal(hessian))
     assert found[0].count_P[4] == 0 and found[0].first_P[4] == 0

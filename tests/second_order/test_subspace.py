@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mdrl_jax.analysis import captured as ladder
 from mdrl_jax.analysis import conflict
 from mdrl_jax.analysis.shares import Means
-from mdrl_jax.claims import interference
+from mdrl_jax.claims import first_edition, inputs
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.second_order import subspace
 
@@ -249,12 +249,13 @@ def noise() -> Prompts:
 
 
 def verdict(record: dict[str, Any]) -> dict[str, Any]:
-    """C5 where everything but the subspace speaks for it."""
+    """C5 by its first rule, where everything but the subspace speaks for it."""
     figure = lambda x, low, high: {"estimate": x, "ci95": [low, high], "null": None, "n": 40, "unit": ""}  # noqa: E731
     damage = figure(0.2, 0.1, 0.3)
-    step = interference.CurveStep(1.0, damage, figure(0.01, -0.02, 0.04), figure(0.8, 0.7, 0.9))
-    objectives = {"success NLL": interference.Objective([step], record)}
-    return interference.c5([interference.DamagePair("math", "qa", damage, objectives)])
+    step = inputs.CurveStep(1.0, damage, figure(0.01, -0.02, 0.04), figure(0.8, 0.7, 0.9))
+    objectives = {"success NLL": inputs.Objective(steps=[step], ladder=record)}
+    judged = first_edition.c5(inputs.DamagePair("math", "qa", damage, objectives))
+    return {"verdict": judged.verdict, "reason": judged.words}
 
 
 def test_a_planted_conflict_is_found():

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from mdrl_jax.commands.loaded import load_stage
+from mdrl_jax.model.flops import matrix_weights
+from mdrl_jax.model.huggingface import read_config
 from mdrl_jax.report import page
+from mdrl_jax.runtime import model_folder
 from tests.report import browser
 from tests.test_experiment import ROOT, SMALL, command, environment, evaluations
 
@@ -27,7 +30,7 @@ RECOVERY = SMALL.replace(
     c.domains.n_validation = 8
     c.rollout.completion_buckets = (16,)
     c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 8, 4, 2, 4
-    c.analyze.permutations, c.analyze.vectors, c.analyze.lanczos_steps = 2, 4, 2
+    c.analyze.permutations, c.analyze.vectors, c.analyze.lanczos_steps = 0, 4, 6
     c.recover.random_sets, c.recover.fractions, c.recover.strengths = 4, (0.01, 0.1), (1.0,)
     c.recover.rules = ("removing", "magnitude")
     c.recover.forecast_prompts = 8
@@ -99,9 +102,40 @@ def test_costs_are_those_of_the_tokens(recovered):
     # In training a prompt is read with each of its completions, while sampling once.
     assert qa["tokens_trained"] > qa["tokens_sampled"]
     assert agem["tokens_sampled"] > qa["tokens_sampled"]  # those kept of Math
-    assert rollback["tokens_trained"] == 0 and rollback["flops"] > 0
-    for cost in (qa, agem, refresh, rollback):
-        assert cost["flops"] > 0 and cost["seconds"] > 0
+    # A-GEM: at each of 3 steps a gradient on a micro-batch of 2 prompts with 4 completions of at most 16 tokens each.
+    assert qa["tokens_gradient"] == qa["tokens_jets"] == 0
+    # The KL is measured at 2 of the 3 steps, each time with two passes.
+    assert 0 < qa["tokens_forward"] < 2 * qa["tokens_trained"]
+    assert agem["tokens_trained"] == qa["tokens_trained"] == 4 * qa["tokens_read"] + qa["tokens_sampled"]
+    assert 3 * 8 < agem["tokens_gradient"] <= 3 * 8 * (16 + 16)
+    # The rule `removing` has jets, a gradient and a Fisher diagonal of the same 8 prompts; the route has activities.
+    passes = rollback["tokens_gradient"] / rollback["tokens_jets"]
+    assert rollback["tokens_trained"] == 0 and passes >= 2 and passes == int(passes)
+    assert 0 < rollback["tokens_forward"] <= 2 * 8 * 4 * (16 + 16)
+    # The sweep samples 2 completions of 8 prompts for each of its points, for both domains and before.
+    swept = len(read(workdir, "recovery/rollback-math-qa")["points"])
+    assert rollback["tokens_sampled"] >= (1 + swept) * 2 * 8 * 2
+    plan, trials, recover = (read(workdir, f"costs/{name}") for name in ("07-plan", "09-trials", "08-recover"))
+    assert (plan["kind"], trials["kind"], plan["steps"]) == ("plan", "trials", 0)
+    assert plan["tokens_gradient"] > 0 and plan["tokens_sampled"] > 0 and plan["tokens_forward"] > 0
+    tried = read(workdir, "recovery/trials")
+    assert trials["tokens_sampled"] >= len(tried) * 2 * 8 * 2 and trials["tokens_trained"] > 0
+    config = read_config(model_folder(read(workdir, "config")["config"]["model"]["path"]))
+    for cost in (qa, agem, refresh, rollback, plan, trials, recover):
+        passes = sum(cost[f"tokens_{k}"] for k in ("read", "sampled", "forward"))
+        passes += 3 * (cost["tokens_gradient"] + cost["tokens_trained"]) + 5 * cost["tokens_jets"]
+        assert cost["flops"] == 2 * matrix_weights(config) * passes and cost["seconds"] > 0
+        assert passes > 0 or cost is recover  # whose action may be to do nothing
+
+
+def test_every_stage_says_where_it_started(recovered):
+    _, workdir, _ = recovered
+    files = sorted((workdir / "evaluations").glob("*.json"))
+    starts = {r["stage"]: r["start"] for r in (json.loads(file.read_text()) for file in files)}
+    assert starts == {
+        **{"base": None, "math": "base", "qa": "math", "refresh-math": "qa", "rollback-math-qa": "qa"},
+        **{"agem-qa": "math", "recover": "qa"},
+    }
 
 
 def test_a_plan_is_tried_and_acted_on(recovered):

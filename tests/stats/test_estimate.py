@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mdrl_jax.claims import verdicts
 from mdrl_jax.stats import bootstrap
@@ -147,15 +148,30 @@ def test_bootstrap_draws_whole_prompts_and_keeps_pairs() -> None:
         bootstrap.cluster_bootstrap(lambda x, y: 0.0, [a, b[:-1]])
 
 
-def test_hierarchical_bootstrap_carries_both_levels() -> None:
-    # Seeds with sd 3 and prompts with sd 4: variance of a mean of 40 seeds is (9 + 16) / 40.
+@pytest.mark.parametrize(("of_seeds", "of_prompts"), [(1.0, 0.0), (1.0, 1.0), (0.2, 1.0)])
+def test_interval_over_eight_seeds_covers_if_they_share_their_prompts(of_seeds: float, of_prompts: float) -> None:
+    """Figure of a seed = effect of the seed + mean effect of the prompts + noise, with these standard deviations."""
+    rng, covered, alone = np.random.default_rng(6), [], []
+    for _ in range(400):
+        prompts_P, noise_NP = of_prompts * 5 * rng.normal(size=25), 1.5 * rng.normal(size=(8, 25))
+        rewards_NP = of_seeds * rng.normal(size=(8, 1)) + prompts_P + noise_NP
+        replicates_NR = rewards_NP @ rng.multinomial(25, np.full(25, 1 / 25), 100).T / 25
+        e = bootstrap.hierarchical_bootstrap(rewards_NP.mean(axis=1), replicates_NR, "points")
+        covered.append(e.includes(0.0))
+        alone.append(st.over_seeds(rewards_NP.mean(axis=1)).includes(0.0))
+    assert 0.92 < np.mean(covered) < 0.98
+    assert of_prompts == 0 or np.mean(alone) < 0.7  # seeds alone take the prompts as given
+
+
+def test_interval_over_eight_seeds_is_students_without_an_effect_of_shared_prompts() -> None:
     rng = np.random.default_rng(6)
     values = rng.normal(0.0, 3.0, 40)
-    replicates = values[:, None] + rng.normal(0.0, 4.0, (40, 300))
-    e = bootstrap.hierarchical_bootstrap(values, replicates)
-    spread = math.sqrt((values.var() + 16.0) / 40)
-    assert e.value == pytest.approx(values.mean())
-    assert e.high - e.low == pytest.approx(2 * 1.96 * spread, rel=0.08)
+    replicates = values[:, None] + rng.normal(0.0, 4.0, (40, 300))  # each seed has prompts of its own
+    e, alone = bootstrap.hierarchical_bootstrap(values, replicates), st.over_seeds(values)
+    assert (e.value, e.n) == (alone.value, 40)
+    assert e.high - e.low == pytest.approx(alone.high - alone.low, rel=0.08)
+    with pytest.raises(ValueError, match="replicates"):
+        bootstrap.hierarchical_bootstrap(values, np.zeros((40, 0)))
 
 
 def test_scaling_turns_with_the_sign() -> None:
@@ -193,7 +209,89 @@ def test_paired_and_fieller_intervals_cover_95_percent_of_skewed_data() -> None:
 def test_resamples_are_the_draws_of_the_bootstrap() -> None:
     x = np.random.default_rng(10).normal(size=40)
     e = bootstrap.cluster_bootstrap(np.mean, [x], n_resamples=300, seed=3)
-    assert (e.low, e.high) == pytest.approx(np.quantile(bootstrap.resamples(np.mean, [x], 300, seed=3), [0.025, 0.975]))
+    tail = stats.norm.cdf(-math.sqrt(40 / 39) * stats.t.ppf(0.975, 39))
+    draws = bootstrap.resamples(np.mean, [x], 300, seed=3)
+    assert (e.low, e.high) == pytest.approx(np.quantile(draws, [tail, 1 - tail]))
+
+
+def test_expanded_percentiles_of_a_normal_mean_are_students_interval() -> None:
+    x = np.random.default_rng(11).normal(size=8)
+    draws = bootstrap.resamples(np.mean, [x], 40_000)
+    normal = x.mean() + np.sort(np.random.default_rng(12).normal(size=200_000)) * x.std() / math.sqrt(8)
+    want = st.clustered(x)
+    e = bootstrap.expanded_percentile(x.mean(), normal, 8)
+    assert (e.low, e.high) == pytest.approx((want.low, want.high), abs=0.02)
+    boot = bootstrap.expanded_percentile(x.mean(), draws, 8)
+    assert boot.high - boot.low > 1.15 * np.diff(np.quantile(draws, [0.025, 0.975]))[0]
+    assert bootstrap.expanded_percentile(1.0, [1.0], 1).high == math.inf
+
+
+def test_totals_of_draws_are_those_of_the_weighted_prompts_with_and_without_each() -> None:
+    rng = np.random.default_rng(13)
+    draws, x = bootstrap.Draws(6), rng.normal(size=6)
+    total, weights = draws.total(x), draws.weights_XP
+    assert total[0] == pytest.approx(x.sum())
+    np.testing.assert_allclose(draws.values(total), weights @ x)
+    at, prompt = 7, int(np.flatnonzero(weights[7])[0])
+    drawn = np.repeat(np.arange(6), weights[at].astype(int)).tolist()
+    drawn.remove(prompt)
+    assert total.reshape(-1, 7)[at, 1 + prompt] == pytest.approx(x[drawn].sum())
+
+
+def test_errors_of_draws_are_the_jackknife_of_the_drawn_prompts() -> None:
+    rng = np.random.default_rng(14)
+    draws, (x, y) = bootstrap.Draws(9), rng.gamma(1.0, 1.0, (2, 9))
+    ratio = draws.total(x) / draws.total(y)
+    for at in (0, 3):
+        rows = np.repeat(np.arange(9), draws.weights_XP[at].astype(int))
+        without = [np.delete(x[rows], i).sum() / np.delete(y[rows], i).sum() for i in range(9)]
+        assert draws.stderrs(ratio)[at] == pytest.approx(bootstrap.jackknife(0.0, without).stderr)
+    mean = draws.total(x) / draws.total(np.ones(9))
+    assert draws.stderrs(mean)[0] == pytest.approx(x.std(ddof=1) / 3)
+
+
+def test_fieller_of_draws_is_that_of_the_means() -> None:
+    rng = np.random.default_rng(15)
+    draws, den = bootstrap.Draws(30), rng.normal(2.0, 1.0, 30)
+    num = 0.4 * den + rng.normal(size=30)
+    found, want = draws.fieller(draws.total(num), draws.total(den), "share"), st.ratio_of_means(num, den, "share")
+    assert found is not None and want is not None
+    # Sums and means have the same ratio. Leaving out a prompt changes sums by one more order, so means are compared.
+    n = draws.total(np.ones(30))
+    found = draws.fieller(draws.total(num) / n, draws.total(den) / n, "share")
+    assert found is not None and (found.low, found.high) == pytest.approx((want.low, want.high), rel=1e-6)
+    assert draws.fieller(draws.total(num) / n, draws.total(den - den.mean()) / n) is None
+    assert bootstrap.Draws(1).fieller(np.ones(2), np.ones(2)) is None
+
+
+def test_bootstrap_t_by_hand() -> None:
+    # Distances (θ* − 2)/se* are −3, −1, 0, 1, 2 in equal shares: the interval is 2 − 0.5·2 to 2 + 0.5·3.
+    value = np.concatenate([[2.0], np.repeat([-1.0, 1.0, 2.0, 3.0, 4.0], 20)])
+    stderr = np.concatenate([[0.5], np.ones(100)])
+    e = bootstrap.bootstrap_t(value, stderr, 9, "nats")
+    assert (e.value, e.low, e.high, e.n, e.unit, e.stderr) == (2.0, 1.0, 3.5, 9, "nats", 0.5)
+    # Draws of equal prompts: too many of them leave that end open; a figure without spread has no width.
+    stderr[-30:] = 0.0
+    assert bootstrap.bootstrap_t(value, stderr, 9).low == -math.inf
+    same = bootstrap.bootstrap_t(np.full(5, 3.0), np.zeros(5), 9)
+    assert (same.low, same.high) == (3.0, 3.0)
+    open_ = bootstrap.bootstrap_t(np.full(5, 3.0), np.full(5, np.nan), 9)
+    assert (open_.low, open_.high) == (-math.inf, math.inf)
+
+
+def test_bootstrap_t_covers_skewed_means_of_sixteen_prompts_where_percentiles_do_not() -> None:
+    """Two in five prompts have a curvature, with a long tail to the right."""
+    rng, draws = np.random.default_rng(16), bootstrap.Draws(16)
+    truth, studentized, percentiles = 0.4 * 1.05 * math.exp(0.125), [], []
+    n = draws.total(np.ones(16))
+    for _ in range(400):
+        x = np.where(rng.random(16) < 0.4, rng.gamma(0.7, 1.5, 16) * np.exp(rng.normal(0, 0.5, 16)), 0.0)
+        x += np.where(x > 0, rng.normal(0, 0.6, 16), 0.0)
+        mean = draws.total(x) / n
+        studentized.append(draws.interval(mean).includes(truth))
+        percentiles.append(bootstrap.percentile(x.mean(), draws.values(mean)[1:], 16).includes(truth))
+    assert 0.91 < np.mean(studentized) < 0.98
+    assert np.mean(percentiles) < 0.88
 
 
 def test_prompt_weights_hold_the_sample_and_then_draws_of_as_many_prompts() -> None:
@@ -254,3 +352,59 @@ def test_a_record_gives_its_estimate_back() -> None:
     alone = st.recorded(st.over_seeds([2.0]).record())
     assert alone is not None and (alone.low, alone.high) == (-math.inf, math.inf)
     assert st.recorded({"estimate": None, "reason": "no signal"}) is None
+
+
+def _questions(rng: np.random.Generator, n: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, prompts, 4) rewards 0/1 of questions that share the difficulty of their text, and the text of each prompt."""
+    groups = np.repeat(np.arange(sizes.size), sizes)
+    texts = rng.normal(0.0, 1.0, (n, sizes.size))[:, groups]
+    p = 1 / (1 + np.exp(-texts - rng.normal(0.0, 0.7, texts.shape)))
+    return (rng.random((*p.shape, 4)) < p[..., None]).astype(float), groups
+
+
+def test_intervals_over_groups_cover_where_those_over_prompts_do_not() -> None:
+    rng = np.random.default_rng(6)
+    rewards, groups = _questions(rng, 2000, rng.integers(1, 10, 30))
+    found = {name: [st.clustered(r, groups=g) for r in rewards] for name, g in (("text", groups), ("prompt", None))}
+    covered = {name: np.mean([e.includes(0.5) for e in es]) for name, es in found.items()}
+    assert 0.92 < covered["text"] < 0.98
+    assert covered["prompt"] < 0.8
+    assert [e.value for e in found["text"]] == [e.value for e in found["prompt"]]
+    assert (found["text"][0].n, found["prompt"][0].n) == (30, groups.size)
+
+
+def test_ratios_over_groups_cover_where_those_over_prompts_do_not() -> None:
+    rng = np.random.default_rng(7)
+    den, groups = _questions(rng, 2000, rng.integers(1, 10, 30))
+    gain, _ = _questions(rng, 2000, np.bincount(groups))
+    pairs = [(x.mean(axis=1) - 0.2, y.mean(axis=1)) for x, y in zip(gain, den, strict=True)]  # the ratio is 0.3 / 0.5
+    for by, low, high in ((groups, 0.92, 0.98), (None, 0.0, 0.8)):
+        found = [st.ratio_of_means(x, y, groups=by) for x, y in pairs]
+        assert low < np.mean([e is not None and e.includes(0.6) for e in found]) < high
+
+
+def test_groups_of_one_prompt_change_nothing_and_copies_add_nothing() -> None:
+    rng = np.random.default_rng(8)
+    a, b = rng.random((2, 20, 4))
+    alone = rng.permutation(20)
+    for found, plain in (
+        (st.clustered(a, groups=alone), st.clustered(a)),
+        (st.paired_difference(a, b, alone), st.paired_difference(a, b)),
+        (st.ratio_of_means(a[:, 0], b[:, 0], groups=alone), st.ratio_of_means(a[:, 0], b[:, 0])),
+        # Five copies of each prompt are no news, if they are known to be one group.
+        (st.clustered(np.tile(a, (5, 1)), groups=np.tile(alone, 5)), st.clustered(a)),
+    ):
+        assert found is not None and plain is not None
+        assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high))
+        assert found.n == plain.n == 20
+    # By hand: deviations −1, 0 | 1 in two groups, stderr² = 2/1 · ((−1)² + 1²) / 3².
+    mean, stderr = st.clustered_mean([1.0, 2.0, 3.0], [7, 7, 5])
+    assert (mean, stderr) == (2.0, pytest.approx(math.sqrt(4 / 9)))
+    assert st.clustered_mean([1.0, 0.0], [3, 3]) == (0.5, math.inf)
+    with pytest.raises(ValueError, match="groups has shape"):
+        st.clustered([1.0, 2.0, 3.0], groups=[0, 1])
+
+
+def test_an_average_with_a_single_unit_has_no_interval() -> None:
+    e = st.independent_mean([st.student(1.0, 0.1, 1, 1), st.student(2.0, 0.1, 9, 10)])
+    assert (e.value, e.low, e.high) == (1.5, -math.inf, math.inf)

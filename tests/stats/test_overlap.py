@@ -110,3 +110,24 @@ def test_interval_over_domains_covers_when_pairs_share_their_domains() -> None:
         pairs = {(str(i), str(j)): [(effect[i] + effect[j]) / 2] for i in range(4) for j in range(i)}
         covered.append(overlap.mean_jaccard(pairs).includes(0.1))
     assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_of_equal_scores_the_lower_index_is_in_the_set() -> None:
+    scores = np.array([[1.0, 2.0, 1.0, 1.0, 0.0], [np.nan, 3.0, np.nan, np.nan, -1.0]])
+    assert overlap.top_share(scores, 0.6).tolist() == [[True, True, True, False, False], [False, True, *[False] * 3]]
+
+
+def test_half_sampling_has_the_standard_error_of_a_mean() -> None:
+    """The mean of half of the blocks varies between halves as the mean of all blocks does between samples."""
+    x = np.random.default_rng(7).normal(size=12)
+    keep = overlap.half_sets(12, 20_000)
+    assert keep.shape == (20_000, 12) and (keep.sum(axis=1) == 6).all()
+    e = overlap.half_sampled(x.mean(), [x[k].mean() for k in keep], 12, "block")
+    stderr = x.std(ddof=1) / math.sqrt(12)
+    assert e.stderr == pytest.approx(stderr, rel=0.02) and (e.n, e.unit) == (12, "block")
+    assert e.high - e.value == pytest.approx(stats.t.ppf(0.975, 11) * stderr, rel=0.02)
+    odd = overlap.half_sets(5)
+    assert (odd.sum(axis=1) == 2).all()
+    few = overlap.half_sampled(x[:5].mean(), [x[:5][k].mean() for k in overlap.half_sets(5, 20_000)], 5)
+    assert few.stderr == pytest.approx(x[:5].std(ddof=1) / math.sqrt(5), rel=0.02)
+    assert overlap.half_sampled(0.3, [0.3, math.nan], 12).high == math.inf == overlap.half_sampled(1.0, [1.0], 1).high

@@ -144,7 +144,7 @@ class Model:
       bend: how much c changes for each unit of size.
       spread: standard deviation of the error in log-odds, for each unit of size; infinite if it is not known.
       longest: size of the longest past change; c stays as it is beyond that size.
-      n: number of past changes.
+      n: number of past changes with a size above 0.
     """
 
     bend: float
@@ -168,12 +168,15 @@ def fit(known: Sequence[Known]) -> Model:
     mean square of the errors that each change has under the bend fitted to the others. With fewer than two changes the
     spread is infinite, and forecasts have no interval. Without any change the bend is 0.
 
+    A change of size 0, as by a placebo, says nothing about errors that grow with the size, and is left out.
+
     Args:
-      known: past changes that share `kind` and `own`, with sizes above 0. May be empty.
+      known: past changes that share `kind` and `own`. May be empty.
 
     Returns:
       The error model.
     """
+    known = [k for k in known if k.size > 0]
     x = np.array([k.forecast for k in known])
     missed = np.array([(k.measured - k.forecast) / k.size for k in known])
     longest = max((k.size for k in known), default=0.0)

@@ -28,6 +28,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import distributed, tree_programs
 from mdrl_jax.progress import Show
 from mdrl_jax.recovery.planning.forecast import Shift, shift
+from mdrl_jax.recovery.spent import spend
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss, policy_batch
 from mdrl_jax.rl.trainer import (
@@ -85,14 +86,13 @@ def unseen(runtime: Runtime, params: Any, domain: str) -> Sample:
 
     Raises:
       UserError: if the split has too few prompts, or if sampling fails (`samples.draw`).
-      ValueError: if `recover.forecast_prompts` is not a multiple of `analyze.batch`.
     """
     stored, split = runtime.config.analyze.prompts, runtime.config.analyze.split
-    n, there = runtime.config.recover.forecast_prompts, len(runtime.prompts[domain, split])
+    n, there = runtime.config.recover.forecast_prompts, runtime.prompts[domain, split].n_independent
     if there < stored + n:
         raise UserError(
             f"a forecast needs analyze.prompts + recover.forecast_prompts = {stored} + {n} {split} prompts of "
-            f"{domain}, which has {there}"
+            f"{domain} (of different groups, if they form groups), which has {there}"
         )
     return at_hand(runtime, samples.draw(runtime, params, domain, n, first=stored))
 
@@ -156,6 +156,7 @@ def rounds(n_directions: int, held: int) -> int:
 def _gains(probe: Probe, params: Any, sample: Sample, trees: list[Any], progress: Callable[[str], None]) -> Floats:
     """∇J·v, in rewards, for each block of prompts and each direction: [blocks, directions]."""
     blocks = probe.rows(sample)
+    spend(probe.runtime, "gradient", blocks)
     out = np.zeros((len(blocks), len(trees)))
     for m, rows in enumerate(blocks):
         progress(f"block {m + 1} of {len(blocks)}")
@@ -206,6 +207,7 @@ class OffPolicyLookahead:
         """
         optimizer, shardings, step = self._program(train.grpo, train.optimizer)
         batch = self._batch(params, sample, train)
+        spend(self.runtime, "trained", self.probe.rows(sample))
         state, _ = step(init_state(optimizer, params, shardings), batch, jnp.float32(1), {})
         return self.probe.difference(state.params, params)
 
@@ -231,10 +233,12 @@ class OffPolicyLookahead:
         batch, state = self._batch(params, sample, train), init_state(optimizer, params, shardings)
         for done in range(steps):
             for _ in range(train.grpo.updates_per_batch):
+                spend(self.runtime, "trained", self.probe.rows(sample))
                 state, _ = step(state, batch, jnp.float32(train.learning_rate * train.lr_scale(done)), {})
             yield state.params
 
     def _batch(self, params: Any, sample: Sample, train: TrainSection) -> PolicyBatch:
+        spend(self.runtime, "forward", self.probe.rows(sample))
         batch = policy_batch(
             sample.prompts_PT, sample.valid_PT, sample.tokens_PGT, sample.mask_PGT,
             self.probe.log_probs(params, sample).astype(np.float32), sample.trained(train.grpo),

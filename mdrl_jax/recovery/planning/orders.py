@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from mdrl_jax.analysis.damage import uninformative
-from mdrl_jax.analysis.expansion import Draws, Floats
+from mdrl_jax.analysis.expansion import NO_SUCCESS, Draws, Floats
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.progress import Track
+from mdrl_jax.recovery.spent import spend
 from mdrl_jax.second_order.objectives import DirectionalDerivatives
-from mdrl_jax.stats.estimate import POINTS, Record, independent_mean, paired_difference
+from mdrl_jax.stats.bootstrap import bootstrap_t
+from mdrl_jax.stats.estimate import POINTS, Record, independent_mean, missing, paired_difference
 from mdrl_jax.stats.tests import rank_agreement
 
 OBJECTIVES = {"reward": (POINTS, "points"), "success_nll": (1.0, "nats")}  # (factor to the unit of records, unit)
@@ -120,6 +122,7 @@ def expand(
                 v = probe.difference(solo(names[0]), base)
                 for name in names[1:]:
                     v = probe.along(v, probe.difference(solo(name), base), np.float32(1))
+                spend(probe.runtime, "jets", probe.rows(samples[domain]))
                 made[names] = probe.derivatives(point, v, samples[domain])
                 done += 1
             for objective in OBJECTIVES:
@@ -149,19 +152,24 @@ def forecast(
     rows = []
     for order in itertools.permutations(domains):
         damage: Record = {}
-        total_R, n = 0.0, 0
+        total_X, variance_X, n = np.zeros(1), np.zeros(1), 0
         for place, domain in enumerate(domains):
             own, draws = terms[domain], Draws(len(terms[domain].count_P))
             parts = own.damage(order[order.index(domain) + 1 :])
             values_R = factor * draws.ratio(parts, own.count_P)
             damage[domain] = draws.figure(values_R, unit, reasons.get(domain, ""))
             if domain not in reasons:
+                value_X, stderr_X = draws.values(values_R), draws.stderrs(values_R)
                 # `Draws` has a fixed seed and would draw the same prompt numbers in every domain. Domains must be
                 # independent, so their draws are permuted; the first value is the sample itself.
-                apart = np.random.default_rng(place).permutation(len(values_R) - 1)
-                total_R, n = total_R + np.concatenate([values_R[:1], values_R[1:][apart]]), n + draws.n
-        why = "" if n else "no domain's expansion is measurable"
-        total = Draws(max(n, 1)).figure(np.atleast_1d(total_R) if n else np.zeros(2), unit, why)
+                mixed = np.concatenate([[0], 1 + np.random.default_rng(place).permutation(len(value_X) - 1)])
+                total_X, variance_X, n = total_X + value_X[mixed], variance_X + stderr_X[mixed] ** 2, n + draws.n
+        if not n:
+            total = missing("no domain's expansion is measurable", unit)
+        elif not np.isfinite(total_X[0]):
+            total = missing(NO_SUCCESS, unit, n)
+        else:
+            total = bootstrap_t(total_X, np.sqrt(variance_X), n, unit).record(0.0)
         rows.append({"order": list(order), "total": total, "damage": damage})
     rows.sort(key=lambda r: (round(r["total"]["estimate"] or 0.0, 9), r["order"]))
     return [{"rank": rank} | row for rank, row in enumerate(rows, 1)]

@@ -38,8 +38,8 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
 
     The interval of a forecast is for the expected score, but the outcome has a sampling error of its own. Two shares
     are therefore given: `held` counts the intervals that hold the measured outcome, and `held_with_error` those that
-    hold it after they are widened by the outcome's error. The intervals of these shares treat all pairs (action,
-    domain) as independent. They are not, so those intervals are too narrow.
+    hold it after they are widened by the outcome's error. Actions of one kind, domain and donor share their direction,
+    so they are one cluster. Intervals of correlations and of shares rest on the number of clusters, their "n".
 
     Args:
       plan: the record of `decision.decide`.
@@ -65,6 +65,7 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
       ValueError: if an action was tried on another number of prompts than `nothing`.
     """
     before, rows, cells, averages = measured["nothing"], [], [], []
+    clusters: list[tuple[str, str, str]] = []
     for row in sorted(plan["actions"], key=lambda r: r["rank"]):
         if row["name"] not in measured:
             continue
@@ -83,12 +84,13 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
         if row["kind"] != "nothing":
             averages.append((row["average_change"], average))
             cells += [(row["changes"][d], e) for d, e in changes.items()]
+            clusters.append((row["kind"], row["domain"], row["donor"]))
     return {
         "actions": rows,
-        "spearman": _agreement(averages),
-        "spearman_by_domain": _agreement(cells),
+        "spearman": _agreement(averages, clusters),
+        "spearman_by_domain": _agreement(cells, [c for c in clusters for _ in before]),
         "calibration": {
-            name: {"held": _share(some, False), "held_with_error": _share(some, True)}
+            name: {"held": _share(some, clusters, False), "held_with_error": _share(some, clusters, True)}
             for name, some in (("average", averages), ("domain", cells))
         },
         "mean_error": {
@@ -154,14 +156,15 @@ def collateral(before: Rewards, after: Rewards, domain: str) -> float:
     return max((POINTS * float(np.mean(before[d] - after[d])) for d in before if d != domain), default=0.0)
 
 
-def _agreement(pairs: list[tuple[Record, Estimate]]) -> Record:
-    return rank_agreement([f["estimate"] for f, _ in pairs], [e.value for _, e in pairs])
+def _agreement(pairs: list[tuple[Record, Estimate]], clusters: list[tuple[str, str, str]]) -> Record:
+    return rank_agreement([f["estimate"] for f, _ in pairs], [e.value for _, e in pairs], clusters)
 
 
-def _share(pairs: list[tuple[Record, Estimate]], widened: bool) -> Record:
+def _share(pairs: list[tuple[Record, Estimate]], clusters: list[tuple[str, str, str]], widened: bool) -> Record:
     """The share of forecasts whose interval holds the outcome, of those that have one.
 
-    With `widened`, each half-width is √(its square + the square of the outcome's own half-width).
+    Its interval has as many cases as there are clusters, or forecasts if they are fewer. With `widened`, each
+    half-width is √(its square + the square of the outcome's own half-width).
     """
     held = []
     for figure, outcome in pairs:
@@ -173,11 +176,15 @@ def _share(pairs: list[tuple[Record, Estimate]], widened: bool) -> Record:
         held.append(-math.hypot(low, error) <= off <= math.hypot(high, error))
     if not held:
         return missing("no forecast has an interval", "share", null=LEVEL)
-    return clopper_pearson(sum(held), len(held)).record(LEVEL)
+    cases = min(len(set(clusters)), len(held))
+    return clopper_pearson(cases * sum(held) / len(held), cases).record(LEVEL)
 
 
-def clopper_pearson(k: int, n: int) -> Estimate:
-    """The share k/n with its exact binomial interval (Clopper and Pearson, 1934), for k of n cases, n at least 1."""
+def clopper_pearson(k: float, n: int) -> Estimate:
+    """The share k/n with its exact binomial interval (Clopper and Pearson, 1934), for k of n cases, n at least 1.
+
+    If k is not whole, the interval lies between those of its neighbours.
+    """
     tail = 0.5 * (1 - LEVEL)
     low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
     high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0

@@ -65,6 +65,7 @@ from mdrl_jax.recovery.rollback import evidence
 from mdrl_jax.recovery.rollback.evidence import NOW, Ends, kept_sample
 from mdrl_jax.recovery.rollback.rules import masked
 from mdrl_jax.recovery.rollback.selection import largest, support
+from mdrl_jax.recovery.spent import spend
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, way
 
@@ -140,7 +141,6 @@ def make_plan(
       UserError: if no stage on the way trained a domain alone, or none did so for a domain or donor of an action; if
         there are too few prompts (`lookahead.unseen`); or if sampling fails (`samples.draw`, `evidence.kept_sample`).
       KeyError: if `current` has a domain that is not scored, or a rollback of `actions` has an unknown rule.
-      ValueError: as in `lookahead.unseen`.
       Stopped: after a SIGTERM, if `track` is that of a `Screen`.
     """
     past = trail(stages, last)
@@ -281,6 +281,8 @@ class Work:
           Stopped: after a SIGTERM, if `track` is that of a `Screen`.
         """
         params, said = self.params(self.last), {}
+        rows = [r for sample in now.values() for r in self.probe.rows(sample)]
+        spend(self.runtime, "forward", rows * (1 + len(actions)))
         before = {d: self.probe.log_probs(params, sample).sum(axis=-1) for d, sample in now.items()}
         with track("plan: weights", len(actions)) as show:
             for done, (action, there) in enumerate(self._ends(actions)):
@@ -378,7 +380,8 @@ class Work:
             scale = size = path_length(self._own(action.domain).train, action.steps)
         else:
             scale = action.strength
-            size = scale * there.norm / float(norm(self.back(self._own(action.donor))))
+            whole = float(norm(self.back(self._own(action.donor))))
+            size = scale * there.norm / whole if whole > 0 else 0.0  # nothing to take back from an edit of zeros
         mover = action.domain if action.kind == "refresh" else action.donor
         return Outlook(action, {d: s.scaled(scale) for d, s in there.shifts.items()}, size, mover)
 

@@ -37,6 +37,7 @@ from mdrl_jax.parallel.sharding import put
 from mdrl_jax.recovery.prevention.projections import agem, ewc, pcgrad
 from mdrl_jax.recovery.prevention.protect import basis, gradients, protect
 from mdrl_jax.recovery.rollback.evidence import fisher_of
+from mdrl_jax.recovery.spent import spend
 from mdrl_jax.rl.trainer import Transforms
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.second_order.objectives import CompletionBatch
@@ -82,16 +83,10 @@ def check(runtime: Runtime, stage: Stage) -> None:
     """Refuses a stage whose kept domains cannot be sampled. A stage without transforms always passes.
 
     Raises:
-      UserError: if `analyze.split` is not "train", a kept domain has too few prompts, or a batch is not divisible by
-        the mesh.
+      UserError: if a kept domain has too few prompts, or a batch is not divisible by the mesh.
     """
     if not stage.train.prevent.transforms:
         return
-    split = runtime.config.analyze.split
-    if split != "train":
-        raise UserError(
-            f"stage {stage.name}: analyze.split={split!r} must be 'train', because it keeps domains by training prompts"
-        )
     samples.check(runtime, stage.keeps, f"stage {stage.name}: ")
 
 
@@ -125,6 +120,7 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
         sample = kept(probe.runtime, theta, domain, stage.name)
         rows = probe.rows(sample, adv_PG=sample.rewards_PG)
         if prevent.ewc:
+            spend(probe.runtime, "gradient", rows)
             anchors.append((fisher_of(probe)(theta, [put(micro, mesh) for micro in rows]), theta))
         if prevent.gradients != "none":
             batches.append(rows)
@@ -136,9 +132,12 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
         if anchors:
             given["anchors"] = tuple(anchors)
         if batches:
-            given["references"] = tuple(probe.gradient(at, rows[step % len(rows)]) for rows in batches)
+            now = [rows[step % len(rows)] for rows in batches]
+            spend(probe.runtime, "gradient", now)
+            given["references"] = tuple(probe.gradient(at, rows) for rows in now)
         if rewarded:
-            chosen = (_next(rows, step, prevent.vectors) for rows in rewarded)
+            chosen = [_next(rows, step, prevent.vectors) for rows in rewarded]
+            spend(probe.runtime, "gradient", chosen)
             given["protected"] = basis([_gradients_of(probe)(at, put(rows, mesh, None)) for rows in chosen])
         return given
 

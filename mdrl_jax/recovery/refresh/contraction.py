@@ -11,11 +11,16 @@ The choices behind the figures [chosen]:
   * The rate is the mean log factor a step, (log‖e_last‖ − log‖e_0‖) / steps. A line fitted to all norms would need
     independent residuals, but successive norms share the noise of all earlier steps. The log factors of single steps
     are nearly independent, so the standard error comes from them.
+  * That ‖P_S e‖ shrinks faster than ‖P_S⊥ e‖ is no evidence of contraction: random steps lengthen every part of e, the
+    complement most surely. So S is compared with random subspaces of its route and dimension, which the same steps
+    move, and with the same refresh of other domains.
+  * Steps that move P_S e in a direction of their own shorten it in a quarter of all cases. So the movement in S must
+    also point at θ*: more than a direction drawn at random in S does.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,8 +32,9 @@ from mdrl_jax.parallel.programs import program
 from mdrl_jax.second_order import subspace
 from mdrl_jax.second_order.decoder_parts import route_slice
 from mdrl_jax.second_order.lanczos import random_block
-from mdrl_jax.stats.estimate import Record, missing, student
-from mdrl_jax.stats.tests import null_record
+from mdrl_jax.stats.bootstrap import TAILS
+from mdrl_jax.stats.estimate import Estimate, Record, clustered, missing, student
+from mdrl_jax.stats.tests import null_record, permutation_p
 
 Floats = NDArray[np.float64]
 N_RANDOM = 100  # random subspaces that each S is compared with
@@ -83,7 +89,8 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
       seed: of the random subspaces.
 
     Returns:
-      One record for each basis: its `head`, "within" ‖P_S e‖, "route" ‖P_S⊥ e‖ within the route, "outside" ‖P_S⊥ e‖
+      One record for each basis: its `head`, "within" ‖P_S e‖, "coordinates" of P_S e in the basis
+      of S, a list, "route" ‖P_S⊥ e‖ within the route, "outside" ‖P_S⊥ e‖
       over all parameters, and "random", a list of ‖P e‖ for `N_RANDOM` random subspaces. All norms are in units of a
       parameter. An S without a positive eigenvalue has the dimension 0 and the norm 0 "within". "random" is empty if no
       S of the route has a positive eigenvalue.
@@ -105,6 +112,7 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
             basis.head()
             | {
                 "within": within,
+                "coordinates": weights.tolist(),
                 "route": _rest(on_route, within),
                 "outside": _rest(total, within),
                 "random": random,
@@ -113,25 +121,45 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
     return found
 
 
-def contraction(rows: Sequence[Record], bases: Sequence[Basis], learning_rate: float) -> list[Record]:
-    """How fast the norms shrink a step inside each S and outside it, and which of the two shrinks faster.
-
-    Intervals are Student's t over the steps of one refresh, so they say nothing about another seed.
+def contraction(
+    rows: Sequence[Record],
+    bases: Sequence[Basis],
+    learning_rate: float,
+    streams: Sequence[Sequence[Record]] = (),
+    others: Mapping[str, Sequence[Record]] | None = None,
+) -> list[Record]:
+    """How fast the norms shrink a step inside each S and outside it, and what contraction has to beat.
 
     Args:
       rows: the scored steps of a refresh in order, each with "step" and "subspaces" (the result of `lengths`). They may
         be several steps apart.
       bases: the conflict subspaces, in the order of `lengths`.
       learning_rate: α of the refresh, for the bound.
+      streams: the rows of the same refresh from the same start with other sampling keys, for each further stream.
+      others: the rows of the same refresh of another domain, by the name of that domain.
 
     Returns:
-      One record for each basis: its `head` and these figures.
-      - "within", "route" and "outside": the factor exp(rate) a step of the norm of that name. Below 1 is contraction.
-      - "faster": rate of "within" − rate of "outside", paired by step, as a log factor a step. It is below 0 if S
-        contracts faster. "faster_in_route" subtracts the rate of "route".
+      One record for each basis: its `head` and these figures. Those that C6 asks to be below 0 are log factors a step.
+
+      - "within", "route" and "outside": the factor exp(rate) a step of the norm of that name in `rows`, Student's t
+        over its steps. Below 1 is contraction.
+      - "shrinks": the mean rate of "within" over all streams, Student's t over streams; with one stream over its steps.
+      - "than_random": the mean rate of "within" over streams, minus that of each random subspace of `lengths`: the mean
+        and the central 95 % over the random subspaces, a rank test in the form of an interval. It has "p", the share of
+        random subspaces that shrink at least as fast, as in `permutation_p`.
+      - "toward": the movement m of P_S e a step, averaged over streams, along P_S e at the start, as a share of its
+        length: m·e/(e·e). It is below 0 if it points at θ*. Student's t over the k dimensions of S with k − 1
+        degrees of freedom, which is exact for a movement whose direction in S is random.
+      - "than_other": for each domain of `others`, the mean rate of "within" over streams minus that in the refresh of
+        the other domain, with the interval for the difference to one more stream. One stream gives no interval.
+      - "streams": the number of streams, `rows` included.
+      - "faster": rate of "within" − rate of "outside" in `rows`, paired by step. "faster_in_route" subtracts the rate
+        of "route". Both are descriptive, because random steps make them negative, too.
       - "bound": see `bound`.
-      "within" and the two differences have the random subspaces of `lengths` as their null. A figure has a reason in
-      place of an estimate with fewer than two rows, or if one of its norms is 0; with two rows it has no interval.
+
+      "within" and the two differences have the random subspaces as their null. A figure has a reason in place of an
+      estimate with fewer than two rows, if one of its norms is 0, or if S has no vector; with two rows it has no
+      interval over steps.
     """
     steps = [row["step"] for row in rows]
     found = []
@@ -148,8 +176,63 @@ def contraction(rows: Sequence[Record], bases: Sequence[Basis], learning_rate: f
             record[name] = _factor(steps, y, random if name == "within" else None)
         for key, name in (("faster", "outside"), ("faster_in_route", "route")):
             record[key] = _slope(steps, logs["within"] - logs[name], null[name], "log factor a step")
+        record |= _against(basis, i, [rows, *streams], others or {})
         found.append(record | {"bound": bound(basis, learning_rate)})
     return found
+
+
+def _against(basis: Basis, i: int, streams: Sequence[Sequence[Record]], others: Mapping[str, Sequence[Record]]) -> Any:
+    """The figures of the i-th basis that C6 judges: "shrinks", "than_random", "toward", "than_other", "streams"."""
+    unit = "log factor a step"
+    names = ["shrinks", "than_random", "toward"]
+    if not basis.k:
+        none = missing("S has no converged vector with a positive eigenvalue", unit)
+        return dict.fromkeys(names, none) | {"than_other": dict.fromkeys(others, none), "streams": len(streams)}
+    rate_S = np.array([_rate(rows, i, "within") for rows in streams])
+    random_SN = np.array([_rate(rows, i, "random") for rows in streams])
+    if not np.all(np.isfinite(rate_S)):
+        none = missing("a norm is 0" if all(len(rows) > 1 for rows in streams) else "needs two steps", unit)
+        return dict.fromkeys(names, none) | {"than_other": dict.fromkeys(others, none), "streams": len(streams)}
+    n, mean, random_N = rate_S.size, float(rate_S.mean()), random_SN.mean(axis=0)
+    one = _slope([r["step"] for r in streams[0]], _log([r["subspaces"][i]["within"] for r in streams[0]]), None, unit)
+    ranked = missing("there are no random subspaces that can be followed", unit)
+    if random_N.size and np.all(np.isfinite(random_N)):
+        low, high = np.quantile(mean - random_N, TAILS)
+        ranked = Estimate(mean - float(random_N.mean()), float(low), float(high), random_N.size, unit).record(0.0)
+        ranked["p"] = permutation_p(-mean, -random_N)
+    spread = float(rate_S.std(ddof=1)) * math.sqrt(1 + 1 / n) if n > 1 else math.inf
+    return {
+        "shrinks": one if n == 1 else clustered(rate_S, unit).record(),
+        "than_random": ranked,
+        "toward": _toward(streams, i),
+        "than_other": {
+            d: student(mean - float(_rate(rows, i, "within")), spread, n - 1, n, unit).record(0.0)
+            for d, rows in others.items()
+        },
+        "streams": n,
+    }
+
+
+def _toward(streams: Sequence[Sequence[Record]], i: int) -> Record:
+    """The figure "toward" of the i-th basis: the regression of the movement m_k on e_k through the origin."""
+    unit = "share of ‖P_S e‖ a step"
+    if any("coordinates" not in rows[t]["subspaces"][i] for rows in streams for t in (0, -1)):
+        return missing("the record has no coordinates in S", unit)
+    ends = np.array([[rows[t]["subspaces"][i]["coordinates"] for t in (0, -1)] for rows in streams])  # [streams, 2, k]
+    steps = np.array([rows[-1]["step"] - rows[0]["step"] for rows in streams], float)
+    moved_k, start_k = ((ends[:, 1] - ends[:, 0]) / steps[:, None]).mean(axis=0), ends[0, 0]
+    size, dof = float(start_k @ start_k), start_k.size - 1
+    slope = float(moved_k @ start_k) / size
+    left_k = moved_k - slope * start_k
+    stderr = math.sqrt(float(left_k @ left_k) / dof / size) if dof else math.inf
+    return student(slope, stderr, dof, start_k.size, unit).record(0.0)
+
+
+def _rate(rows: Sequence[Record], i: int, name: str) -> Floats:
+    """The mean log factor a step of a norm or a list of norms of the i-th basis; nan if it is not measurable."""
+    ends = [_log(rows[t]["subspaces"][i][name]) for t in (0, -1)]
+    steps = rows[-1]["step"] - rows[0]["step"]
+    return (ends[1] - ends[0]) / steps if steps else np.full_like(ends[0], np.nan)
 
 
 def bound(basis: Basis, learning_rate: float) -> Record:

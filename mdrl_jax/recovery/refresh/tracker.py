@@ -10,6 +10,12 @@ the displacement θ_t − θ*_i, and says when to stop:
         if tracker.look(done, state.params):
             break
     tracker.best, tracker.record["chosen"]
+    for repeat in tracker.repeats(stage):
+        tracker.follow(repeat, parameters at its end)
+
+A single walk from θ_T says nothing of another one. So with `recover.streams` above 1 the refresh is repeated with other
+sampling keys and once on each other domain, for as many steps, to see how much the displacement contracts. Repeats are
+neither scored nor kept.
 
 The choices of the rule [chosen]:
   * Another domain's drop is over its limit if the lower end of its paired interval is. The return to the peak must be
@@ -17,6 +23,7 @@ The choices of the rule [chosen]:
   * Step 0, which is no training, is a candidate. Among steps with equal averages the earliest is kept.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -82,6 +89,7 @@ class Tracker:
     Attributes:
       record: the record so far, as in the file.
       best: a copy of the parameters of the step record["chosen"]; None until `look` was called with that step.
+      last: a copy of the parameters of the last scored step, from which the length of the path is measured on.
 
     Args:
       runtime: of the run.
@@ -109,6 +117,7 @@ class Tracker:
         self.runtime, self.file, self.bases, self.peak = runtime, file, tuple(bases), peak_params
         self.domain, self.learning_rate = stage.domains[0], stage.train.learning_rate
         self.best: Any = None
+        self.last: Any = None
         settings = _settings(runtime, stage, self.bases)
         self.record: Record = {"stage": stage.name, "domain": self.domain, "settings": settings, "steps": []}
         if file.exists():
@@ -147,21 +156,108 @@ class Tracker:
         if step not in [row["step"] for row in rows]:
             rows.append(self._measure(step, params))
             self.record["chosen"], self.record["stopped"] = chosen(self.record), stop(self.record)
-            self.record["contraction"] = [] if self.peak is None else contraction(rows, self.bases, self.learning_rate)
-            records.write_json(self.file, self.record)
+            self._write()
+        self.last = jax.tree.map(jnp.copy, params)
         if step == self.record["chosen"]:
             self.best = jax.tree.map(jnp.copy, params)
         return self.record["stopped"] if step == rows[-1]["step"] else ""
+
+    def repeats(self, stage: Stage) -> list[Stage]:
+        """The repeats of a refresh that has ended: those of `recover.streams` that are not in the record.
+
+        Args:
+          stage: the refresh.
+
+        Returns:
+          The stage with as many steps as it took: with other sampling keys, until there are `recover.streams` streams,
+          and then of each other scored domain that it does not keep. Empty if `recover.streams` is 1, if there is no
+          conflict subspace, or if θ*_i is not known.
+        """
+        config, steps = self.runtime.config, self.record["steps"][-1]["step"]
+        if config.recover.streams == 1 or not self.bases or self.peak is None or not steps:
+            return []
+        wanted = [(self.domain, f"{stage.stream}-{i}") for i in range(2, config.recover.streams + 1)]
+        others = (d for d in config.scored_domains if d != self.domain and d not in stage.keeps)
+        wanted += [(d, f"{stage.stream}-by-{d}") for d in others]
+        known, train = (
+            {s["stream"] for s in self.record.get("streams", ())},
+            dataclasses.replace(stage.train, steps=steps),
+        )
+        return [
+            dataclasses.replace(stage, domains=(domain,), stream=stream, train=train)
+            for domain, stream in wanted
+            if stream not in known
+        ]
+
+    def follow(self, repeat: Stage, params: Any) -> None:
+        """Measures the displacement at the end of a repeat, and adds it to the record and to its contraction.
+
+        Args:
+          repeat: one of `repeats`.
+          params: the parameters after its last step.
+
+        Raises:
+          The errors of `peak_params`.
+        """
+        head = {"domain": repeat.domains[0], "stream": repeat.stream, "step": repeat.train.steps}
+        self.record.setdefault("streams", []).append(head | self._displacement(params))
+        self._write()
+
+    def _write(self) -> None:
+        """Writes the record, with the contraction by all steps and repeats so far."""
+        rows, streams, others = self.record["steps"], [], {}
+        for ends in self.record.get("streams", ()):
+            path = [rows[0], ends]
+            if ends["domain"] == self.domain:
+                streams.append(path)
+            else:
+                others[ends["domain"]] = path
+        known = self.peak is not None
+        made = contraction(rows, self.bases, self.learning_rate, streams, others) if known else []
+        self.record["contraction"] = made
+        records.write_json(self.file, self.record)
+
+    def _displacement(self, params: Any) -> Record:
+        """‖e‖ ("distance") and its parts ("subspaces") at some parameters; empty if θ*_i is not known."""
+        if self.peak is None:
+            return {}
+        error = tree_programs.difference(params, self.peak())
+        subspaces = lengths(self.bases, error, self.runtime.config.seed)
+        return {"distance": float(tree_programs.norm(error)), "subspaces": subspaces}
 
     def _measure(self, step: int, params: Any) -> Record:
         rewards = validation_rewards(self.runtime, params)
         start = self.record["steps"][0]["rewards"] if self.record["steps"] else rewards
         row = scores(step, self.domain, rewards, start, self.record.get("peak"))
-        if self.peak is not None:
-            error = tree_programs.difference(params, self.peak())
-            row["distance"] = float(tree_programs.norm(error))
-            row["subspaces"] = lengths(self.bases, error, self.runtime.config.seed)
-        return row
+        row["path"] = 0.0
+        if self.last is not None:
+            moved = float(tree_programs.norm(tree_programs.difference(params, self.last)))
+            row["path"] = self.record["steps"][-1]["path"] + moved
+        return row | self._displacement(params)
+
+
+def variant(stage: Stage, own: Stage | None) -> str:
+    """How a refresh differs from a plain one, in words; "" for a plain one (definitions §8).
+
+    A plain refresh trains from the end of a plain domain stage, without protecting other domains and with the learning
+    rate, the loss and the optimizer of the domain's own stage. The numbers of steps, prompts and completions are free.
+
+    Args:
+      stage: the refresh.
+      own: the plain stage of its domain; None if there is none.
+    """
+    train, found = stage.train, []
+    if "-" in stage.start or stage.start == "base":
+        found.append(f"it starts from {stage.start}")
+    if stage.keeps:
+        found.append(f"it keeps {', '.join(stage.keeps)}")
+    if own is not None:
+        if train.learning_rate != own.train.learning_rate:
+            found.append(f"its learning rate is {train.learning_rate:g}, not {own.train.learning_rate:g}")
+        for name in ("grpo", "optimizer"):
+            if getattr(train, name) != getattr(own.train, name):
+                found.append(f"its settings of {name} are not those of {own.name}")
+    return ", ".join(found)
 
 
 def scores(

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from mdrl_jax.recovery.rollback.controls import matched
-from mdrl_jax.recovery.rollback.rules import magnitude
+from mdrl_jax.parallel import tree_programs
+from mdrl_jax.recovery.rollback.controls import matched, permuted
+from mdrl_jax.recovery.rollback.rules import magnitude, masked, signs
 from mdrl_jax.recovery.rollback.selection import complement, largest, random_set, size, support
 from mdrl_jax.recovery.rollback.sweep import ROUTE, Setting, Trial
 from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards, at_equal_loss, carriers, mean_in_points
@@ -37,13 +38,13 @@ class Control:
     """A control as a curve of settings s, each of them a number of coordinates, or a strength for the control `whole`.
 
     Attributes:
-      make: s -> (mask, strength) of the rollback with this setting.
+      make: s -> (mask, strength) of the rollback with this setting, and the edit if it is not that of the trial.
       least: the smallest setting, 1 for sizes.
       most: the largest setting.
       start: the setting where the search begins.
     """
 
-    make: Callable[[float], tuple[Any, float]]
+    make: Callable[[float], tuple[Any, float] | tuple[Any, float, Any]]
     least: float
     most: float
     start: float
@@ -64,14 +65,20 @@ def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
 
     Returns:
       The curve of each control, by name: "random", "matched", "largest", "whole", and "out_of_route" if the chosen set
-      lies in the shared route.
+      lies in the shared route. Then those that know more of A: "matched_in_tensor", whose partners lie in the same
+      tensor; and with A's gradient "permuted" (`controls.permuted`) and "sign_step", the coordinates with the largest
+      gradients of A, each moved against its gradient by the root mean square of the chosen set's edit.
     """
     within, everywhere, beta = trial.places[chosen.place], support(trial.edit), chosen.strength
     scores, sizes = trial.scores[chosen.rule], magnitude(trial.edit)
     room, n = size(within), float(chosen.size)
 
-    def matched_to(s: float) -> Any:
-        return matched(trial.edit, largest(scores, round(s), within), within, 0)
+    def matched_to(s: float, same_tensor: bool = False) -> Any:
+        return matched(trial.edit, largest(scores, round(s), within), within, 0, same_tensor)
+
+    def permuted_of(s: float) -> tuple[Any, float, Any]:
+        mask = largest(scores, round(s), within)
+        return mask, beta, permuted(trial.edit, mask, trial.gradient, 0)
 
     made = {
         "random": Control(lambda s: (random_set(0, round(s), within), beta), 1, room, n),
@@ -83,6 +90,13 @@ def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
         outside = complement(within)
         most = size(largest(scores, trial.n, outside))
         made["out_of_route"] = Control(lambda s: (largest(scores, round(s), outside), beta), 1, most, n)
+    made["matched_in_tensor"] = Control(lambda s: (matched_to(s, same_tensor=True), beta), 1, room // 2, n)
+    if trial.gradient is not None:
+        mask, steep = trial.chosen_mask(chosen), magnitude(trial.gradient)
+        length = np.float32(tree_programs.norm(masked(trial.edit, mask)) / np.sqrt(n))
+        step, most = signs(trial.gradient, length), size(support(trial.gradient))
+        made["permuted"] = Control(permuted_of, 1, size(largest(scores, trial.n, within)), n)
+        made["sign_step"] = Control(lambda s: (largest(steep, round(s)), beta, step), 1, most, n)
     return {name: c for name, c in made.items() if c.most >= c.least}
 
 

@@ -1,9 +1,14 @@
-"""The `matched` control of a rollback: for each chosen coordinate another one of nearly equal |δ| (definitions §9, C7).
+"""The controls of a rollback that are more than a set of coordinates by size (definitions §9, C7).
 
-It tests whether the chosen set helps because of which coordinates it holds, or only because of how far they moved.
-`comparison.controls` uses it beside the other controls. A control draws from the coordinates that the edit changed in
-the place of the chosen set, the shared route or the whole model [chosen]. There are two exceptions: `out_of_route` lies
-outside the route, and `whole` is all of the edit.
+- `matched`: for each chosen coordinate another one of nearly equal |δ|, in the whole model or in the same tensor. It
+  tests whether the chosen set helps because of which coordinates it holds, or only because of how far they moved.
+- `permuted`: the chosen coordinates with each other's |δ| and with the sign of A's gradient. It tests whether B's edit
+  matters there at all.
+- `sign_step`: a sparse step against the sign of A's gradient that never saw B's edit.
+
+`comparison.controls` uses them beside the other controls. A control draws from the coordinates that the edit changed in
+the place of the chosen set, the shared route or the whole model [chosen]. There are three exceptions: `out_of_route`
+lies outside the route, `whole` is all of the edit, and `sign_step` takes the largest gradients of the whole model.
 """
 
 from collections.abc import Iterator
@@ -21,7 +26,7 @@ N_BINS = 2 ** (31 - BLIND_BITS)
 Ints = NDArray[np.int64]
 
 
-def matched(edit: Any, mask: Any, within: Any, seed: int) -> Any:
+def matched(edit: Any, mask: Any, within: Any, seed: int, same_tensor: bool = False) -> Any:
     """A set of as many coordinates as `mask` has, disjoint from it, with nearly the same values of |δ|.
 
     Each coordinate of the mask gets a partner from `within`, and none is used twice. Coordinates are binned by |δ|. A
@@ -38,15 +43,17 @@ def matched(edit: Any, mask: Any, within: Any, seed: int) -> Any:
       mask: booleans, a tree like the edit: the coordinates to be matched.
       within: booleans, a tree like the edit: where partners may lie. Coordinates of `mask` are left out.
       seed: of the draws within bins.
+      same_tensor: whether a partner must lie in the same tensor, and in the same layer of a stacked one. Coordinates
+        for which their tensor has no partner left then have none.
 
     Returns:
       The partners, booleans, a tree like the edit with the shardings of `mask`.
 
     Raises:
-      ValueError: if `within` has fewer coordinates outside `mask` than `mask` has.
+      ValueError: if `within` has fewer coordinates outside `mask` than `mask` has, unless `same_tensor` is set.
     """
     taken, free = np.zeros(N_BINS, np.int64), np.zeros(N_BINS, np.int64)
-    for _, bins, chosen, candidate in _tensors(edit, mask, within):
+    for _, bins, chosen, candidate in () if same_tensor else _tensors(edit, mask, within):
         taken += np.bincount(bins[chosen], minlength=N_BINS)
         free += np.bincount(bins[candidate], minlength=N_BINS)
     if free.sum() < taken.sum():
@@ -54,14 +61,50 @@ def matched(edit: Any, mask: Any, within: Any, seed: int) -> Any:
     needed, rng = _partners(taken, free), np.random.default_rng(seed)
     leaves, structure = jax.tree.flatten(mask)
     made: list[Any] = []
-    for (leaf, layer), bins, _, candidate in _tensors(edit, mask, within):
+    for (leaf, layer), bins, chosen, candidate in _tensors(edit, mask, within):
         if leaf == len(made):
             made.append(np.zeros(leaves[leaf].shape, bool))
+        if same_tensor:
+            taken, free = (np.bincount(bins[x], minlength=N_BINS) for x in (chosen, candidate))
+            needed = _partners(_fewest(taken, int(free.sum())), free)
         picked = _draw(bins, candidate, needed, free, rng)
         (made[leaf] if layer is None else made[leaf][layer]).reshape(-1)[picked] = True
         if layer is None or layer == leaves[leaf].shape[0] - 1:
             made[leaf] = jax.device_put(made[leaf], leaves[leaf].sharding)
     return structure.unflatten(made)
+
+
+def permuted(edit: Any, mask: Any, gradient: Any, seed: int) -> Any:
+    """An edit on the same coordinates with permuted magnitudes and the sign of a gradient: sign(g_j)·|δ_π(j)|.
+
+    Taking it back moves each coordinate of the mask against its gradient, by the |δ| of another coordinate of the mask,
+    drawn at random over the whole tree. The work is done on the host, one tensor at a time.
+
+    Args:
+      edit: δ, a tree like the parameters.
+      mask: booleans, a tree like the edit.
+      gradient: g, a tree like the edit.
+      seed: of the permutation π.
+
+    Returns:
+      The edit, 0 outside the mask and where g is 0, a tree with the dtypes and shardings of `edit`.
+    """
+    parts = [jax.tree.leaves(x) for x in (edit, mask, gradient)]
+    sizes = np.concatenate([np.abs(np.asarray(d)[np.asarray(m)]) for d, m, _ in zip(*parts, strict=True)])
+    sizes, made, at = np.random.default_rng(seed).permutation(sizes), [], 0
+    for delta, chosen, slope in zip(*parts, strict=True):
+        on = np.asarray(chosen)
+        leaf, n = np.zeros(delta.shape, delta.dtype), int(on.sum())
+        leaf[on] = np.sign(np.asarray(slope)[on]) * sizes[at : at + n]
+        made.append(jax.device_put(leaf, delta.sharding))
+        at += n
+    return jax.tree.structure(edit).unflatten(made)
+
+
+def _fewest(taken: Ints, most: int) -> Ints:
+    """The coordinates of each bin that get a partner if there are only `most` partners, those of the largest |δ|."""
+    upward = np.cumsum(taken[::-1])[::-1]  # coordinates in this bin and the ones above it
+    return np.clip(most - (upward - taken), 0, taken)
 
 
 def _tensors(

@@ -28,6 +28,7 @@ from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import put
 from mdrl_jax.parallel.tree_programs import difference
 from mdrl_jax.recovery.rollback.rules import SCORES, Evidence, route_mask
+from mdrl_jax.recovery.spent import spend
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.second_order.fisher import fisher_diagonal, fit_kappa
 from mdrl_jax.second_order.objectives import CompletionBatch
@@ -86,6 +87,28 @@ def scores(probe: Probe | None, rule: str, ends: Ends, sample: Callable[[str], S
     return PROGRAMS[rule](evidence), record
 
 
+def gradient_now(probe: Probe, now: Any, sample: Sample) -> tuple[Any, str]:
+    """A's gradient at θ_T for the controls that know it, by the loss that rule `removing` uses.
+
+    Args:
+      probe: computes gradients.
+      now: θ_T.
+      sample: A's completions sampled at θ_T.
+
+    Returns:
+      (gradient, reason): a tree like the parameters and ""; or None and the reason why it is not measurable.
+    """
+    try:
+        return mean_gradient(probe, now, sample, _objective(sample)), ""
+    except ValueError as e:
+        return None, str(e)
+
+
+def _objective(sample: Sample) -> str:
+    """The loss of A whose gradient is taken (module docstring)."""
+    return "success_nll" if uninformative(sample) else "reward"
+
+
 def _of_domain(
     probe: Probe, params: Any, displacement: Any, sample: Sample
 ) -> tuple[tuple[Any, Any, float], dict[str, Any]]:
@@ -100,13 +123,15 @@ def _of_domain(
     Returns:
       ((gradient, Fisher diagonal, κ), record). The Fisher diagonal is None and κ is 0 if κ cannot be fitted.
     """
-    objective = "success_nll" if uninformative(sample) else "reward"
+    objective = _objective(sample)
     record: dict[str, Any] = {"objective": objective, "informative": sample.informative, "kappa": None}
     gradient = mean_gradient(probe, params, sample, objective)
+    spend(probe.runtime, "jets", probe.rows(sample))
     record["second"] = probe.derivatives(params, displacement, sample)[objective].second
     if not record["second"] > 0:
         record["reason"] = f"first order only: DᵀHD is {record['second']:.3g}, not above 0"
         return (gradient, None, 0.0), record
+    spend(probe.runtime, "gradient", probe.rows(sample))
     fisher = fisher_of(probe)(params, [put(rows, probe.runtime.mesh) for rows in probe.rows(sample)])
     try:
         record["kappa"] = fit_kappa(displacement, fisher, record["second"])
@@ -140,6 +165,7 @@ def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> 
             raise ValueError("A's gradient is not measurable: rewards do not differ, and no completion succeeded")
         adv_PG = sample.success_PG / sample.success_PG.mean()
     total, count = None, 0.0
+    spend(probe.runtime, "gradient", probe.rows(sample))
     for rows in probe.rows(sample, adv_PG=adv_PG):
         n = float(np.sum(rows.weight_B))
         part = tree.scale(n, probe.gradient(params, rows))
@@ -211,6 +237,7 @@ def shared_route(probe: Probe, peak: Any, own: Sample, donor: Sample) -> tuple[A
       (mask, record): a tree of booleans like the parameters, true on the weights of the route's MLP neurons; and
       {"neurons", "of"}, the number of neurons in the route, which may be 0, and in the model.
     """
+    spend(probe.runtime, "forward", [*probe.rows(own), *probe.rows(donor)])
     route_LF = checkpoint_figures.shared_route(probe.activity(peak, own), probe.activity(peak, donor))
     return route_mask(peak, route_LF), {"neurons": int(route_LF.sum()), "of": int(route_LF.size)}
 

@@ -83,6 +83,9 @@ class Evidence:
 
 
 taken_back = program("rollback", rollback)
+signs = program(  # an edit that, taken back, moves every coordinate by `length` against its gradient
+    "rollback_signs", lambda gradient, length: jax.tree.map(lambda g: length * jnp.sign(g), gradient)
+)
 masked = program("rollback_masked", lambda edit, mask: jax.tree.map(lambda d, m: d * m, edit, mask))
 
 

@@ -73,6 +73,7 @@ class Trial:
       places: masks of the coordinates that the edit changed, by place; `ROUTE` is left out if its mask is empty.
       scores: the score of every coordinate, a tree, by rule.
       n: number of coordinates of the model.
+      gradient: g_A(θ_T), the gradient of A's loss, for controls; None if it is not measurable.
       settings: section `recover` of the config.
       validation: (parameters, domains) -> rewards on the validation prompts.
       held_out: the same on the test prompts.
@@ -87,21 +88,23 @@ class Trial:
     places: Mapping[str, Any]
     scores: Mapping[str, Any]
     n: int
+    gradient: Any
     settings: RecoverSection
     validation: Score
     held_out: Score
     track: Track
 
-    def moved(self, mask: Any, strength: float) -> Any:
-        """θ_T − strength · m ⊙ δ_B, the parameters with the edit taken back on a mask.
+    def moved(self, mask: Any, strength: float, edit: Any = None) -> Any:
+        """θ_T − strength · m ⊙ δ, the parameters with an edit taken back on a mask.
 
         Args:
           mask: m, a tree of booleans like the parameters.
           strength: β.
+          edit: δ, a tree like the parameters; None: δ_B.
         """
-        return taken_back(self.now, self.edit, mask, np.float32(strength))
+        return taken_back(self.now, self.edit if edit is None else edit, mask, np.float32(strength))
 
-    def try_on(self, score: Score, before: Rewards, mask: Any, strength: float) -> Outcome:
+    def try_on(self, score: Score, before: Rewards, mask: Any, strength: float, edit: Any = None) -> Outcome:
         """A's gain and B's loss if the edit is taken back on a mask.
 
         Args:
@@ -109,6 +112,7 @@ class Trial:
           before: rewards [P, k] of A and of B, by domain, at θ_T on the same prompts.
           mask: the coordinates, a tree of booleans like the parameters.
           strength: β.
+          edit: the edit, a tree like the parameters; None: δ_B.
 
         Returns:
           Gain and loss of each prompt, in rewards.
@@ -118,7 +122,7 @@ class Trial:
           Stopped: after a SIGTERM, from `score`.
           KeyError: if `before` lacks A or B.
         """
-        after = score(self.moved(mask, strength), (self.domain, self.donor))
+        after = score(self.moved(mask, strength, edit), (self.domain, self.donor))
         return outcome(before, after, self.domain, self.donor)
 
     def chosen_mask(self, setting: Setting) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrl_jax.stats.bootstrap import percentile, prompt_weights
+from mdrl_jax.stats.bootstrap import expanded_percentile, prompt_weights
 from mdrl_jax.stats.estimate import POINTS, Estimate, Record, paired_difference
 
 Floats = NDArray[np.float64]
@@ -170,7 +170,7 @@ def at_equal_loss(ours: Outcome, control: Sequence[Outcome]) -> tuple[Estimate, 
 
     gains, losses = (drawn(np.stack([getattr(o, name) for o in everything])) for name in ("gain_P", "loss_P"))
     n = min(ours.gain_P.size, ours.loss_P.size)
-    estimate = percentile(float(value_R[0]), difference(gains, losses)[0], n)
+    estimate = expanded_percentile(float(value_R[0]), difference(gains, losses)[0], n)
     return estimate.in_points(), POINTS * float(height_R[0])
 
 

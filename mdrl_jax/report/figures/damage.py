@@ -176,9 +176,12 @@ def _expansions(pair: dict[str, Any], objective: str) -> Iterator[Row]:
     found = pair["objectives"].get(objective)
     if found is None or "measured" not in found:
         return
-    scale = OBJECTIVES[objective][2]
+    scale, seen = OBJECTIVES[objective][2], set()
     for part in ({**found, "segments": 1}, *found.get("segments", ())):
         n = part["measured"]["n"]
+        if (part["segments"], n) in seen:  # the path has one segment on the same prompts
+            continue
+        seen.add((part["segments"], n))
         row = _head(pair) | {"objective": objective, "segments": part["segments"], "n": n}
         row["expansion"] = f"{part['segments']} segment{'s' * (part['segments'] > 1)} (n = {n})"
         row |= columns("predicted", part["predicted"], scale) | columns("measured", part["measured"], scale)

@@ -97,7 +97,8 @@ def comparison(records: Records) -> Table:
         rows.append((row.name, *found[: len(scores) - 1], paid, *costs))
     caption = (
         "Points on test prompts with 95 % intervals over prompts. Worst collateral: the largest drop of any other "
-        "domain against the end of the plain sequence; negative if all of them rose. Steps, FLOPs and seconds are "
+        "domain, for a refresh or rollback against where it started and for the rest against the end of the plain "
+        "sequence; negative if all of them rose. Steps, FLOPs and seconds are "
         "those beyond the plain sequence. A rollback trains no step, but its sweep takes time. A prevention counts "
         "the difference between its stages and the plain ones."
     )

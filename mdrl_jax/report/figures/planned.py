@@ -147,12 +147,18 @@ def outcomes(records: Records) -> Figure:
     found = record["calibration"]
     caption = (
         f"Change in points on validation prompts: forecast before an action was tried, and measured after it. On the "
-        f"line both are equal; bars: 95 % intervals. Over {record['spearman']['n']} actions Spearman "
-        f"{words(record['spearman'])}. The 95 % interval of the forecast contained the outcome in "
+        f"line both are equal; bars: 95 % intervals. Spearman {words(record['spearman'])} over actions"
+        f"{_no_interval(record['spearman'])}. The 95 % interval of the forecast contained the outcome in "
         f"{words(found['average']['held'], '.0%')} of means over domains and in "
         f"{words(found['domain']['held'], '.0%')} of single domains.{_regret(record['regret'])}"
     )
     return Figure("outcomes", "Forecasts of the planner against measured outcomes", chart, means + cells, caption)
+
+
+def _no_interval(figure: Record) -> str:
+    """Why a figure that has an estimate has no interval, in brackets; "" if it has one."""
+    reason = figure.get("reason", "") if figure["estimate"] is not None else ""
+    return f" ({reason})" if reason else ""
 
 
 def _in_order(records: Records, domains: Iterable[str]) -> list[str]:

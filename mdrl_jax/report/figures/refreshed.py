@@ -86,8 +86,8 @@ def _curves(record: Record) -> Figure:
     if kept["fraction"]["estimate"] is None:
         back = f"the recovery fraction is not known: {words(kept['fraction'])}"
     caption = (
-        f"Scores in points on {n} validation prompts a domain, with 95 % bands over prompts; step 0 is the end of the "
-        "sequence. The refresh keeps the step with the best mean of all domains. This is step "
+        f"Scores in points on {n} validation prompts a domain, with 95 % bands over prompts; step 0 is where the "
+        "refresh started. It keeps the step with the best mean of all domains. This is step "
         f"{record['chosen']}: {back}. "
         f"{'It ended because ' + record['stopped'] if record['stopped'] else 'It has not ended yet'}."
     )
@@ -241,8 +241,9 @@ def _factors(record: Record) -> Table:
     caption = (
         "Mean factor of the distance to the peak per step, with its 95 % interval over steps (not over seeds). Below 1 "
         "the distance shrinks. Random subspaces: the central 95 % of their factors. The difference of logs is below 0 "
-        "if the distance shrinks faster in S, which C6 asks for. The bound 1 − αμ, with μ the smallest eigenvalue that "
-        "spans S, holds for plain gradient descent with step size α; under Adam it is only descriptive."
+        "if the distance shrinks faster in S; random steps can cause that, too, and the claim C6 lists what it asks "
+        "for. The bound 1 − αμ, with μ the smallest eigenvalue that spans S, holds for plain gradient descent with "
+        "step size α; under Adam it is only descriptive."
     )
     title = f"Refresh of {record['domain']}: factors per step"
     return Table(f"{record['stage']}-factors", title, head, rows, caption, head[1:])

@@ -20,7 +20,13 @@ CONTROLS = {
     "largest": "largest |δ|",
     "out_of_route": "outside the route",
     "whole": "the whole edit",
+    "matched_in_tensor": "matched within the tensor",
+    "permuted": "permuted |δ|, A's sign",
+    "sign_step": "sign step of A",
 }
+
+
+NOTHING_TRIED = "no rollback tried a set of coordinates; `evidence` in recovery/rollback-*.json says why"
 
 
 def sweep(records: Records) -> list[Figure]:
@@ -37,11 +43,14 @@ def sweep(records: Records) -> list[Figure]:
       on test prompts.
 
     Raises:
-      Absent: if there is no such record.
+      Absent: if there is no such record, or if no rollback tried a set.
       UserError: if a record is not valid JSON.
       KeyError: if a record lacks a field.
     """
-    return [_sweep(r) for r in _rollbacks(records)]
+    found = [r for r in _rollbacks(records) if r["points"]]
+    if not found:
+        raise Absent(NOTHING_TRIED)
+    return [_sweep(r) for r in found]
 
 
 def at_equal_loss(records: Records) -> list[Figure]:
@@ -73,11 +82,14 @@ def fractions(records: Records) -> list[Figure]:
       vertical, and each rule has a line.
 
     Raises:
-      Absent: if there is no such record.
+      Absent: if there is no such record, or if no rollback tried a set at strength 1.
       UserError: if a record is not valid JSON.
       KeyError: if a record lacks a field.
     """
-    return [_fractions(r) for r in _rollbacks(records)]
+    found = [r for r in _rollbacks(records) if any(p["strength"] == 1.0 for p in r["points"])]
+    if not found:
+        raise Absent(NOTHING_TRIED)
+    return [_fractions(r) for r in found]
 
 
 def _rollbacks(records: Records) -> list[Record]:

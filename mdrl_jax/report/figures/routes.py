@@ -64,7 +64,7 @@ def overlap(records: Records) -> Figure:
         )
     caption = (
         "A route is the 10 % most active neurons, or attention heads, of each layer on the domain's own completions. "
-        "Lines: 95 % intervals by jackknife over blocks of prompts. Grey: the central 95 % of random routes of the "
+        "Lines: 95 % intervals by half-sampling of blocks of prompts. Grey: the central 95 % of random routes of the "
         "same size in each layer; the tick is their mean."
     )
     chart = alt.hconcat(*charts, spacing=18)

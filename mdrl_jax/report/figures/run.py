@@ -16,16 +16,17 @@ KINDS = {
     "rollback": "rollback",
     "merge": "merge",
     "recover": "planned recovery",
+    **dict.fromkeys(("plan", "trials", "orders"), "planning"),
 }
 
 
 def costs(records: Records) -> Figure:
-    """The time in seconds of every stage that makes parameters; tooltips add its steps, tokens and FLOPs.
+    """The time in seconds of every stage but an analysis; tooltips add its steps, tokens and FLOPs.
 
     Returns:
       The figure `costs`, a horizontal bar for each record `costs/*.json`, coloured by the kind of stage. Time and FLOPs
-      leave out the scoring after a stage and the stages that only record (`analyze`, `plan`, …). Validation scores that
-      a stage itself needs are included. `stages.train.costs` says which FLOPs are counted.
+      leave out the scoring after a stage and the analysis. Validation scores that a stage itself needs are included.
+      `stages.train.costs` says which FLOPs are counted.
 
     Raises:
       Absent: if there is no such record.
@@ -60,7 +61,7 @@ def costs(records: Records) -> Figure:
         .encode(
             x=alt.X("seconds:Q", title="time, seconds"),
             y=alt.Y("stage:N", sort=None, title=None),
-            color=alt.Color("kind:N", scale=by_category([k for k in KINDS.values()]), title=None),
+            color=alt.Color("kind:N", scale=by_category(list(dict.fromkeys(KINDS.values()))), title=None),
             tooltip=tips,
         )
         .properties(width=620, height=alt.Step(22))
@@ -69,8 +70,8 @@ def costs(records: Records) -> Figure:
     flops = sum(r["flops"] for r in rows)
     caption = (
         f"{total:.0f} s and {flops:.3g} FLOPs in all, without the scoring after each stage and the analysis. FLOPs "
-        "count the model only: 2 per parameter and token that is read or sampled, 6 per parameter and token that is "
-        "trained on."
+        "count the model's matrices only: 2 for each weight and token that is read, sampled or passed forward, 6 where "
+        "a gradient is taken, 10 where first and second derivatives are."
     )
     return Figure("costs", "Time of each stage", chart, rows, caption)
 

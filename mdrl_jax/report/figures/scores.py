@@ -64,7 +64,7 @@ def paths(records: Records) -> Figure:
     Returns:
       The figure `paths`: stages on the horizontal axis, scores with 95 % intervals over prompts on the vertical one,
       and a colour for each domain. A line joins the base and the training stages (`tables.matrix.path_rows`). To their
-      right each refresh has a dashed line from the end of the sequence, and each rollback a mark without a line.
+      right each refresh has a dashed line from the stage that it started from, and each rollback a mark without a line.
 
     Raises:
       Absent: if fewer than two of these stages have been scored.
@@ -82,17 +82,11 @@ def paths(records: Records) -> Figure:
     plain = {found.stages[s] for s in along}
     for row in rows:
         row["part"] = "sequence" if row["stage"] in plain else "recovery"
-    ends = {r["domain"]: r["score"] for r in rows if r["stage"] == order[len(along) - 1]}
+    shown = {(r["stage"], r["domain"]): r["score"] for r in rows}
     links = [
-        {
-            "domain": r["domain"],
-            "stage": order[len(along) - 1],
-            "score": ends[r["domain"]],
-            "to": r["stage"],
-            "at": r["score"],
-        }
+        {"domain": r["domain"], "stage": start, "score": shown[start, r["domain"]], "to": r["stage"], "at": r["score"]}
         for r in rows
-        if r["stage"].startswith("refresh-") and r["domain"] in ends
+        if r["stage"].startswith("refresh-") and ((start := found.starts[r["stage"]]), r["domain"]) in shown
     ]
     x = alt.X("stage:N", sort=order, title="after stage", axis=alt.Axis(labelAngle=-30))
     colour = alt.Color("domain:N", scale=by_category(found.domains), title="domain")
@@ -107,7 +101,7 @@ def paths(records: Records) -> Figure:
     chart = alt.layer(lines, *refreshed, bars, points).properties(width=min(860, 110 * len(order)), height=320)
     caption = (
         "Scores in points with 95 % intervals over prompts. A large mark is the score of the domain that the stage "
-        "trained. Dashed lines lead from the end of the sequence to each refresh; rollbacks are marks without a line."
+        "trained. Dashed lines lead to each refresh from where it started; rollbacks are marks without a line."
     )
     return Figure("paths", "Score of each domain along the stages", chart, rows, caption)
 

@@ -14,6 +14,7 @@ from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
 LABELS = {"reward": "mean reward", "success_nll": "success NLL"}
 WIDTH = 760  # px of all panels, axes apart
 COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": "#8C8C8C"}
+ROUTE = "route"  # the place on the axis of dimensions for the whole route
 SHARE = "share of the second-order damage"
 # The unit in a record, to (the unit that the charts show, the factor). Other units are shown as recorded.
 UNITS = {"reward": ("points", 100.0)}
@@ -72,8 +73,8 @@ def spectrum(records: Records) -> Figure:
       The figure `spectrum`: one column of charts for each objective, and in it one chart for each pair (earlier domain,
       later stage). The rank of an eigenvalue, from 1 for the largest, is horizontal and the eigenvalue vertical, with a
       line for each half. Eigenvalues of the reward are in points per unit², others in the unit of the record per unit²;
-      a unit is that of a parameter. A dashed line, for the reward only, is the null: the 95th percentile of the largest
-      eigenvalue with advantages permuted within groups.
+      a unit is that of a parameter. A dashed line is the null, where it was measured: the 95th percentile of the
+      largest eigenvalue with permuted rewards.
 
     Raises:
       Absent: if `analysis/subspace.json` is missing, has no pairs, or has no pair with a subspace.
@@ -92,9 +93,11 @@ def spectrum(records: Records) -> Figure:
     )
     caption = (
         "Leading eigenvalues of the Hessian of the loss on the shared route, by Lanczos on each half of the prompts. "
-        "Trust them only as far as the two halves agree. Dashed, for the mean reward only: the 95th percentile of the "
-        "largest eigenvalue with advantages permuted within groups. "
+        "Only pairs that have converged are shown; trust them only as far as the two halves agree. Dashed: the 95th "
+        "percentile of the largest eigenvalue with rewards permuted, within prompts for the mean reward and across "
+        "prompts for the success NLL. "
         + (f"Eigenvalues above 0 and this null, by half — {dimensions}. " if dimensions else "")
+        + _no_null(pairs)
         + _angles(pairs)
         + why
     )
@@ -137,6 +140,60 @@ def ladder(records: Records) -> Figure:
     )
     chart = alt.hconcat(*charts, spacing=30).resolve_scale(color="independent")
     return Figure("ladder", "Second-order damage inside and outside the route and S", chart, rows, caption)
+
+
+def removal(records: Records) -> Figure:
+    """The damage that is left when the displacement's part in S is removed, by the number of dimensions removed.
+
+    The damage is the rise of −log π of successes from the earlier domain's peak to the end of the later stage. Random
+    pieces and the complement of S are removed at the norm of the part in S of the largest dimension.
+
+    Returns:
+      The figure `removal`: one chart for each pair (earlier domain, later stage), objective and space in which S was
+      sought. The number of dimensions is horizontal, with 0 for the whole damage and "route" for the whole part of the
+      displacement in the space. The damage left is vertical, in percent of the whole.
+
+    Raises:
+      Absent: if `analysis/subspace.json` is missing, has no pairs, has no pair with a subspace, or no share of the
+        damage could be measured.
+      UserError: if the file is not valid JSON.
+      KeyError: if the file lacks a field.
+    """
+    pairs, why = _pairs(records)
+    rows = [r for pair in pairs for removed in _removals(pair) for r in _left(pair, removed)]
+    shares = [r for r in rows if r["k"] != "0"]
+    if all(r["estimate"] is None for r in shares):
+        reason = shares[0]["reason"] if shares else "the analysis has no removal test"
+        raise Absent(f"no share of the damage could be measured: {reason}")
+    order, names = distinct(rows, "panel"), distinct(rows, "removed")
+    count, width = panels(len(order), 2, WIDTH)
+    ks = [*sorted({r["k"] for r in rows if r["k"] != ROUTE}, key=int), ROUTE]
+    title = "damage left, %"
+    base = alt.Chart().encode(
+        x=alt.X("k:O", sort=ks, title="dimensions removed", axis=alt.Axis(labelAngle=0)),
+        xOffset=alt.XOffset("removed:N", sort=names),
+        color=alt.Color("removed:N", scale=by_category(names), title=None, legend=LEGEND),
+        tooltip=[alt.Tooltip("k:O", title="dimensions"), *estimate_tips(["panel", "removed"], title)],
+    )
+    none = (
+        alt.Chart(data([{"at": 0}, {"at": 100}])).mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=title))
+    )
+    layers = alt.layer(
+        none,
+        base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
+        base.mark_point(filled=True, size=45, opacity=1).encode(y=alt.Y("estimate:Q", title=title)),
+        data=data(rows),
+    ).properties(width=width, height=230)
+    chart = side_by_side(layers, "panel", order, count)
+    caption = (
+        "The damage is the rise of −log π of successes sampled at the domain's peak. It is measured again after a "
+        "piece of the displacement is taken away: its part in k dimensions of S, its whole part in the space that S "
+        "lies in (route), or a piece with the norm of the part in S. Such a piece lies in random dimensions "
+        "(central 95 % of the draws) or in the complement of S. S is found on one half of the prompts and judged on "
+        "the other. Bars: 95 % intervals over "
+        f"prompts. {_undone(pairs)}{why}"
+    )
+    return Figure("removal", "Damage left when the part in the conflict subspace is removed", chart, rows, caption)
 
 
 def _pairs(records: Records) -> tuple[list[dict[str, Any]], str]:
@@ -183,6 +240,46 @@ def _shares(pair: dict[str, Any]) -> Iterator[Row]:
             yield head | {"k": step["k"]} | estimate_columns(step["share"])
 
 
+def _removals(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of the removal test of a pair that have figures, one for each space."""
+    first = pair.get("removal", {})  # analyses of earlier versions have none
+    return [removed for removed in (first, *first.get("wider", ())) if removed.get("curve")]
+
+
+def _space(pair: dict[str, Any], removed: dict[str, Any]) -> str:
+    return f"{_panel(pair)}, S on {removed['space']}"
+
+
+def _left(pair: dict[str, Any], removed: dict[str, Any]) -> Iterator[Row]:
+    head = _head(pair) | {"panel": _space(pair, removed), "space": removed["space"]}
+    whole = {"estimate": 100.0, "low": None, "high": None, "n": removed["n_prompts"], "reason": ""}
+    yield head | {"removed": "part in S", "k": "0"} | whole
+    for step in removed["curve"]:
+        yield head | {"removed": "part in S", "k": str(step["k"])} | estimate_columns(step["left"], 100)
+    top = str(removed["curve"][-1]["k"])
+    random, complement = removed["margins"]
+    if random["shares"]:
+        low, high = (100 * (1 - share) for share in reversed(random["band95"]))
+        middle = 100 * (1 - sum(random["shares"]) / len(random["shares"]))
+        found = {"estimate": middle, "low": low, "high": high, "n": random["n"], "reason": ""}
+        yield head | {"removed": "random piece", "k": top} | found
+    for name, k, share in (("complement", top, complement["share"]), ("whole route", ROUTE, removed["route"])):
+        undone = estimate_columns(share, 100)
+        left = {"estimate": undone["estimate"], "low": undone["high"], "high": undone["low"]}
+        yield head | {"removed": name, "k": k} | undone | {n: x if x is None else 100 - x for n, x in left.items()}
+
+
+def _undone(pairs: Sequence[dict[str, Any]]) -> str:
+    found = [
+        f"{_space(pair, removed)}: {words(removed['undone'], '.0%')} with "
+        f"{removed['share_of_norm']:.1%} of the squared norm"
+        for pair in pairs
+        for removed in _removals(pair)
+        if removed["undone"]["estimate"] is not None
+    ]
+    return f"Share undone — {'; '.join(found)}." if found else ""
+
+
 def _k90(pairs: Sequence[dict[str, Any]]) -> str:
     found = [f"{_panel(pair)}: {words(pair['k90'], '.0f')}" for pair in pairs]
     return f"Smallest k from which on c ≥ 0.9 — {'; '.join(found)}."
@@ -223,6 +320,12 @@ def _spectrum(rows: Sequence[Row], width: int) -> alt.FacetChart:
         data=data(rows),
     ).properties(width=width, height=230)
     return side_by_side(layers, "panel", order, 1)
+
+
+def _no_null(pairs: Sequence[dict[str, Any]]) -> str:
+    # Analyses of earlier versions do not say why they have no null.
+    reasons = [f"{_panel(pair)}: {pair['null']}" for pair in pairs if pair.get("null")]
+    return f"No null — {'; '.join(reasons)}. " if reasons else ""
 
 
 def _angles(pairs: Sequence[dict[str, Any]]) -> str:

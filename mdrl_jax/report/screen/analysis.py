@@ -15,7 +15,7 @@ COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
 def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Each claim in three lines: the verdict; its figure, interval, null and published figure; the reason.
+    """Each claim in a few lines: the verdict; its figure, interval, null and published figure; parts, or the reason.
 
     Numbers have three significant digits and no unit; "–" stands for a figure or an interval that is missing.
 
@@ -31,8 +31,24 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
         verdict = shown(claim["verdict"], style=COLOURS[claim["verdict"]])
         lines.append(Text.assemble(shown(f"  {claim['id']} "), verdict, shown(f": {claim['claim']}")))
         lines.append(shown(f"     {figure}; published: {claim['published']}"))
-        lines.append(shown(f"     {claim['reason']}"))
+        lines += [shown(f"     {line}") for line in part_lines(claim) or [claim["reason"]]]
     return Text("\n").join(lines)
+
+
+def part_lines(claim: Mapping[str, Any]) -> list[str]:
+    """The parts of a claim's rule in words, a line each, and the verdict by the rule of an earlier version.
+
+    Args:
+      claim: a record of `claims.json`. Those of earlier versions have neither, and no lines.
+
+    Raises:
+      KeyError: if a part or the earlier rule lacks a field.
+    """
+    lines = [f"{part['part']} – {part['verdict']}: {part['words']}" for part in claim.get("parts", ())]
+    if old := claim.get("old_rule"):
+        lines += [] if lines else [claim["reason"]]
+        lines.append(f"by the earlier rule – {old['verdict']}: {old['reason']}")
+    return lines
 
 
 def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -56,7 +72,7 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Two lines for every domain and later stage: the mean reward in points and the success NLL in nats.
+    """Two lines for every domain and later stage: the mean reward in points and the success NLL in nats, if recorded.
 
     The columns are the first and the second order of the damage, the prediction (their sum), the measured damage with
     its 95 % interval, and the remainder (measured − predicted). Positive is harm. Numbers have three significant
@@ -66,7 +82,7 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
       pairs: the "pairs" of `analysis/damage.json`.
 
     Raises:
-      KeyError: if a pair lacks a field or one of the two objectives.
+      KeyError: if a pair lacks a field.
     """
     table = Table(box=box.SIMPLE, title_justify="left", title="damage: reward in points, success NLL in nats")
     table.add_column("domain", no_wrap=True)
@@ -76,7 +92,8 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in pairs:
         for name, scale, label in (("reward", 100.0, "reward"), ("success_nll", 1.0, "NLL")):
-            figures = pair["objectives"][name]
+            if (figures := pair["objectives"].get(name)) is None:
+                continue
             cells = [number(figures[k]["estimate"], scale) for k in ("first", "second", "predicted", "measured")] + [
                 _interval(figures["measured"]["ci95"], scale),
                 number(figures["remainder"]["estimate"], scale),
@@ -93,7 +110,7 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
         has a line for each objective, with Spearman and R² and their intervals.
 
     Raises:
-      KeyError: if a record lacks a field, a pair one of the two objectives, or as in `verdicts`.
+      KeyError: if a record lacks a field, or as in `verdicts`.
     """
     lines = []
     for name, figures in found["damage"]["agreement"].items():

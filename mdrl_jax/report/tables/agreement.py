@@ -6,6 +6,7 @@ within each seed and averaged, with the interval over seeds of definitions §12.
 it may be negative.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,15 @@ def text(damage: Sequence[dict[str, Any]]) -> str:
 
     It has, for each objective and 1, 2, 4 and 8 segments, Spearman and R² of predicted and measured damage
     (`agreement`), with two decimals. Then it has, for each pair and seed, the α from which on the second-order
-    prediction of the success NLL fails ("holds" if there is none). Last come the verdict of each claim in each seed,
-    and the mean of its figure over seeds, if two seeds have one, with three decimals.
+    prediction of the success NLL fails ("holds" if there is none, "not measured" without this objective). Last come the
+    verdict of each claim in each seed, and the mean of its figure over seeds, if two seeds have one, with three
+    decimals.
 
     Args:
       damage: what `load` returns, not empty.
 
     Raises:
-      KeyError: if a record lacks a field or one of the objectives "reward" and "success_nll".
+      KeyError: if a record lacks a field.
     """
     lines = ["predicted against measured damage: Spearman and R², means over seeds [95 %]"]
     for name, (label, _) in SHOWN.items():
@@ -70,14 +72,17 @@ def text(damage: Sequence[dict[str, Any]]) -> str:
             points = [p for p in _points(damage, name) if p["segments"] == segments]
             if points:
                 figures = ", ".join(f"{k} {_shown(e)}" for k, e in agreement(points).items())
-                lines.append(f"  {label}, {segments} segments, {len(points)} pairs: {figures}")
+                many = "s" if segments > 1 else ""
+                lines.append(f"  {label}, {segments} segment{many}, {len(points)} pairs: {figures}")
     lines += [
         "",
         "success NLL: first α from which the second-order prediction is measurably off by over 20 %, each seed",
     ]
     for domain, stage in dict.fromkeys((p["domain"], p["stage"]) for d in damage for p in d["pairs"]):
-        found = [p["objectives"]["success_nll"]["breaks_at"] for d in damage for p in _pair(d, domain, stage)]
-        lines.append(f"  {domain} after {stage}: {', '.join('holds' if x is None else f'{x:g}' for x in found)}")
+        found = [p["objectives"].get("success_nll", {}) for d in damage for p in _pair(d, domain, stage)]
+        at = [x.get("breaks_at", "not measured") for x in found]
+        said = ["holds" if x is None else x if isinstance(x, str) else f"{x:g}" for x in at]
+        lines.append(f"  {domain} after {stage}: {', '.join(said)}")
     lines += ["", "claims, each seed"]
     by_id = [{c["id"]: c for c in d["claims"]} for d in damage]
     for name in sorted({name for claims in by_id for name in claims}):
@@ -121,7 +126,7 @@ def picture(damage: Sequence[dict[str, Any]]) -> Figure:
       The figure `damage-over-seeds`; its rows are the points.
 
     Raises:
-      KeyError: if a record lacks a field or one of the objectives "reward" and "success_nll".
+      KeyError: if a record lacks a field.
     """
     pairs = list(dict.fromkeys(f"{p['domain']} after {p['stage']}" for d in damage for p in d["pairs"]))
     rows, panels = [], []
@@ -192,7 +197,7 @@ def _points(damage: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, A
     """One point for each pair, seed and number of segments, if prediction and measurement have an estimate."""
     for d in damage:
         for pair in d["pairs"]:
-            for row in pair["objectives"][name].get("segments", ()):
+            for row in pair["objectives"].get(name, {}).get("segments", ()):
                 predicted, measured = row["predicted"], row["measured"]
                 if None not in (predicted["estimate"], measured["estimate"]):
                     yield {
@@ -213,4 +218,6 @@ def _pair(damage: dict[str, Any], domain: str, stage: str) -> list[dict[str, Any
 def _shown(estimate: Estimate | None, digits: int = 2) -> str:
     if estimate is None:
         return "–"
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+        return f"{estimate.value:.{digits}f} (no interval)"
     return figure_text(estimate.value, (estimate.low, estimate.high), f".{digits}f")

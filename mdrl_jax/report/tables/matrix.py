@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, regular
+from mdrl_jax.stage import default_start, names_on_the_way
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.estimate import Estimate
 
@@ -39,9 +41,13 @@ class Matrix:
         a stage is absent there.
       accuracy: the same replies judged regardless of style, in the form of `rewards`.
       seed: seed of the run; None if the records do not say.
+      starts: name of each stage but the base -> name of the stage that it started from. Stages that were evaluated but
+        are left out of the rows are in it too.
+      groups: for each domain whose prompts form groups, the number of each prompt's group [prompts]. Intervals draw
+        whole groups.
       score_SD, accuracy_SD: means in points [S, D], NaN where a domain was not evaluated.
-      stderr_SD, accuracy_stderr_SD: their standard errors in points [S, D], with the prompt as the cluster; NaN where a
-        domain was not evaluated, infinite if it has a single prompt.
+      stderr_SD, accuracy_stderr_SD: their standard errors in points [S, D], with the prompt or its group as the
+        cluster; NaN where a domain was not evaluated, infinite if it has a single one.
     """
 
     stages: tuple[str, ...]
@@ -49,6 +55,8 @@ class Matrix:
     rewards: tuple[Rewards, ...]
     accuracy: tuple[Rewards, ...]
     seed: int | None
+    starts: Mapping[str, str]
+    groups: Mapping[str, NDArray[np.int64]]
     score_SD: NDArray[np.float64]
     stderr_SD: NDArray[np.float64]
     accuracy_SD: NDArray[np.float64]
@@ -90,7 +98,21 @@ def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
     paths = sorted(Path(workdir).glob("evaluations/*.json"))
     if not paths:
         raise UserError(f"{workdir} has no evaluations/*.json; run an experiment there first")
-    return build([read_json(regular(path)) for path in paths], stages)
+    found = [read_json(regular(path)) for path in paths]
+    if all("start" in record for record in found):
+        return build(found, stages)
+    named = _named_starts(Path(workdir) / "config.json")
+    return build([{"start": named.get(record["stage"])} | record for record in found], stages)
+
+
+def _named_starts(config: Path) -> dict[str, str]:
+    """{stage: start} of the stages whose start a run's configuration names; {} if the file is absent or damaged."""
+    try:
+        recorded = read_json(regular(config))["config"]
+        named = {name: fields.get("start") for name, fields in recorded["stage_overrides"].items()}
+        return {name: start for name, start in named.items() if isinstance(start, str)}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None = None) -> Matrix:
@@ -98,40 +120,70 @@ def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None
 
     Args:
       evaluations: the content of `evaluations/NN-stage.json` for each stage, in any order; rows are sorted by "index".
-        "rewards", "accuracy" and "seed" may be absent.
+        "rewards", "accuracy" and "seed" may be absent. So may "start", as in records of earlier versions; the stage
+        then started where its name says (`stage.default_start`). So may "groups", if no domain has any.
       stages: names of the stages to keep; None keeps all. A name without an evaluation is ignored.
 
     Returns:
       The matrix, with the seed of its first row. It has no rows and no domains if no evaluation is kept.
 
     Raises:
-      UserError: if the number of prompts of a domain differs between stages, because all differences are paired; or if
+      UserError: if the number of prompts of a domain or their groups differ between stages, because all differences are
+        paired; or if
         prompts of one evaluation differ in their number of samples, or a reward is no number.
       KeyError: if an evaluation lacks "index" or "stage".
       ValueError: if a domain of an evaluation has no prompts.
     """
     records = sorted(evaluations, key=lambda r: r["index"])
+    starts: dict[str, str] = {}
+    for r in records:
+        if r["stage"] != BASE:
+            starts[r["stage"]] = r.get("start") or default_start(r["stage"], starts, _known_domains(records))
     records = [r for r in records if stages is None or r["stage"] in stages]
     rewards = tuple(_arrays(r, "rewards") for r in records)
     accuracy = tuple(_arrays(r, "accuracy") for r in records)
     seed = records[0].get("seed") if records else None
-    return _matrix(tuple(r["stage"] for r in records), rewards, accuracy, seed)
+    return _matrix(tuple(r["stage"] for r in records), rewards, accuracy, seed, starts, _groups(records))
+
+
+def _groups(records: Iterable[Mapping[str, Any]]) -> dict[str, NDArray[np.int64]]:
+    """The groups of each domain that has any; they have to be the same after every stage."""
+    found: dict[str, list[int] | None] = {}
+    for r in records:
+        for domain, rewards in r.get("rewards", {}).items():
+            groups = r.get("groups", {}).get(domain)
+            if found.setdefault(domain, groups) != groups or (groups is not None and len(groups) != len(rewards)):
+                raise UserError(
+                    f"evaluation of {r['stage']}: the groups of {domain} differ from those of an earlier stage, or are "
+                    "not one for each prompt; score the stage again"
+                )
+    return {domain: np.asarray(groups, np.int64) for domain, groups in found.items() if groups is not None}
+
+
+def _known_domains(records: Iterable[Mapping[str, Any]]) -> set[str]:
+    return set(DOMAINS).union(*(r.get("rewards", {}) for r in records))
 
 
 def resample(matrix: Matrix, rng: np.random.Generator) -> Matrix:
     """The matrix of prompts drawn with replacement, as many as each domain has. All stages share the draw of a domain.
+
+    Where prompts form groups, whole groups are drawn, as many as there are. A group that is drawn twice counts as two.
 
     Args:
       matrix: the scores.
       rng: of the draws; the call changes its state.
     """
     sizes = {d: row[d].shape[0] for row in matrix.rewards for d in row}
-    rows = {d: rng.integers(0, n, n) for d, n in sizes.items()}
+    rows, groups = {d: rng.integers(0, n, n) for d, n in sizes.items() if d not in matrix.groups}, {}
+    for d, group_P in matrix.groups.items():
+        members = [np.flatnonzero(group_P == g) for g in np.unique(group_P)]
+        drawn = [members[g] for g in rng.integers(0, len(members), len(members))]
+        rows[d], groups[d] = np.concatenate(drawn), np.repeat(np.arange(len(drawn)), [len(x) for x in drawn])
 
     def take(block: tuple[Rewards, ...]) -> tuple[Rewards, ...]:
         return tuple({d: x_PG[rows[d]] for d, x_PG in row.items()} for row in block)
 
-    return _matrix(matrix.stages, take(matrix.rewards), take(matrix.accuracy), matrix.seed)
+    return _matrix(matrix.stages, take(matrix.rewards), take(matrix.accuracy), matrix.seed, matrix.starts, groups)
 
 
 def training_rows(matrix: Matrix) -> tuple[int, ...]:
@@ -161,6 +213,18 @@ def path_rows(matrix: Matrix) -> list[int]:
     return base + list(training_rows(matrix))
 
 
+def start_row(matrix: Matrix, stage: str) -> int | None:
+    """Row of the stage that a stage started from; None if this was not evaluated."""
+    start = matrix.starts.get(stage)
+    return matrix.stages.index(start) if start in matrix.stages else None
+
+
+def rows_on_the_way(matrix: Matrix, stage: str) -> list[int]:
+    """Rows of the stages that led to the start of a stage, the start included and the base not, in order."""
+    names = names_on_the_way(matrix.starts.get(stage, BASE), matrix.starts)
+    return [matrix.stages.index(name) for name in names if name in matrix.stages]
+
+
 def trained_domain(stage: str, domains: Sequence[str]) -> str | None:
     """The domain that a stage is about: math for math, refresh-math and rollback-math-qa; None for base and joint.
 
@@ -187,7 +251,7 @@ def framed_cells(matrix: Matrix) -> list[tuple[int, int]]:
 
 
 def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
-    """S[row, domain] in points, with Student's t over prompts.
+    """S[row, domain] in points, with Student's t over prompts, or over their groups.
 
     Args:
       matrix: the scores.
@@ -201,11 +265,11 @@ def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
     rewards_PG = matrix.rewards[row].get(domain)
     if rewards_PG is None:
         return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[row]}")
-    return Quantity(name, statistics.clustered(rewards_PG).in_points())
+    return Quantity(name, statistics.clustered(rewards_PG, groups=matrix.groups.get(domain)).in_points())
 
 
 def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, detail: str = "") -> Quantity:
-    """S[row, domain] − S[minus, domain] in points, with Student's t over paired prompts.
+    """S[row, domain] − S[minus, domain] in points, with Student's t over paired prompts, or over their groups.
 
     Args:
       matrix: the scores.
@@ -221,7 +285,8 @@ def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, det
     for s in (row, minus):
         if domain not in matrix.rewards[s]:
             return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[s]}")
-    paired = statistics.paired_difference(matrix.rewards[row][domain], matrix.rewards[minus][domain])
+    after, before = (matrix.rewards[s][domain] for s in (row, minus))
+    paired = statistics.paired_difference(after, before, matrix.groups.get(domain))
     return Quantity(name, paired.in_points(), detail=detail)
 
 
@@ -242,10 +307,16 @@ def average(name: str, terms: Sequence[Quantity]) -> Quantity:
 
 
 def _arrays(record: Mapping[str, Any], key: str) -> Rewards:
-    try:
-        return {d: np.array([np.asarray(g, float) for g in x], float) for d, x in record.get(key, {}).items()}
-    except ValueError:
-        raise UserError(f"evaluation of {record['stage']}: prompts differ in their number of samples") from None
+    return {d: _array(f"evaluation of {record['stage']}: {key} of {d}", x) for d, x in record.get(key, {}).items()}
+
+
+def _array(what: str, prompts: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    for value in (v for group in prompts for v in group):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise UserError(f"{what}: {value!r} is no number; score the stage again")
+    if len({len(group) for group in prompts}) > 1:
+        raise UserError(f"{what}: prompts differ in their number of samples")
+    return np.array([list(group) for group in prompts], float)
 
 
 def _matrix(
@@ -253,6 +324,8 @@ def _matrix(
     rewards: tuple[Rewards, ...],
     accuracy: tuple[Rewards, ...],
     seed: int | None,
+    starts: Mapping[str, str],
+    groups: Mapping[str, NDArray[np.int64]],
 ) -> Matrix:
     domains = tuple(dict.fromkeys(d for row in rewards for d in row))
     for domain in domains:
@@ -262,20 +335,20 @@ def _matrix(
             raise UserError(f"the stages evaluated {domain} on different numbers of prompts: {counts}")
 
     def table(block: tuple[Rewards, ...]) -> NDArray[np.float64]:
-        cells = [[_points(row.get(d)) for d in domains] for row in block]
+        cells = [[_points(row.get(d), groups.get(d)) for d in domains] for row in block]
         return np.array(cells, float).reshape(len(stages), len(domains), 2)
 
     score_SDx2, accuracy_SDx2 = table(rewards), table(accuracy)
     return Matrix(
-        stages, domains, rewards, accuracy, seed,
+        stages, domains, rewards, accuracy, seed, starts, groups,
         score_SDx2[..., 0], score_SDx2[..., 1], accuracy_SDx2[..., 0], accuracy_SDx2[..., 1],
     )  # fmt: skip
 
 
-def _points(rewards_PG: NDArray[np.float64] | None) -> tuple[float, float]:
+def _points(rewards_PG: NDArray[np.float64] | None, groups: NDArray[np.int64] | None) -> tuple[float, float]:
     if rewards_PG is None:
         return np.nan, np.nan
-    mean, stderr = statistics.clustered_mean(rewards_PG)
+    mean, stderr = statistics.clustered_mean(rewards_PG, groups)
     return 100 * mean, 100 * stderr
 
 

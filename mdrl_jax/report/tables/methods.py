@@ -7,9 +7,9 @@ collateral, and the cost beyond the plain sequence: optimizer steps, FLOPs and s
 
 Choices where the definitions leave room:
 - The domain that lost most is the one with the largest fall in the plain sequence, by the mean over seeds.
-- The collateral (`recovered.collateral`) compares every row with θ_T. It is the largest drop of any domain but one:
-  the recovered domain of a refresh or rollback, and the domain that lost most in other rows. It is negative if all
-  these domains rose.
+- The collateral (`recovered.collateral`) compares a refresh or rollback with the stage that it started from, and other
+  rows with θ_T. It is the largest drop of any domain but one: the recovered domain of a refresh or rollback, and the
+  domain that lost most in other rows. It is negative if all these domains rose.
 - The cost of a row is that of all stages that led to its parameters, minus that of all stages that led to θ_T. So a
   refresh that starts from another refresh includes both, a prevention counts the difference between its stages and the
   plain ones, and a merge includes all its solo stages.
@@ -176,10 +176,11 @@ def summarise(runs: Sequence[Run]) -> MethodsTable:
     """
     focus = most_lost([r.matrix for r in runs])
     found = [_figures(r, focus) for r in runs]
-    rng = np.random.default_rng(0)
+    # Seeds share their prompts, so replicate r has the same draw of prompts in every run.
+    rngs = [np.random.default_rng(0) for _ in runs]
     replicates = [
         [_figures(dataclasses.replace(r, matrix=matrices.resample(r.matrix, rng)), focus) for _ in range(N_REPLICATES)]
-        for r in runs
+        for r, rng in zip(runs, rngs, strict=True)
         if len(runs) >= HIERARCHICAL_FROM
     ]
     rows = []
@@ -276,8 +277,11 @@ def _figures(run: Run, focus: str | None) -> dict[Key, Quantity]:
         found[name, "average"] = matrices.average("average", [matrices.score_at(m, "", s, d) for d in m.domains])
         if focus is not None:
             found[name, "focus"] = matrices.score_at(m, focus, s, focus)
-        if name != PLAIN:
-            found[name, "collateral"] = collateral(m, "collateral", about, rows[PLAIN], s)
+        before = matrices.start_row(m, stage) if recovers else rows[PLAIN]
+        if name != PLAIN and before is None:
+            found[name, "collateral"] = Quantity("collateral", None, f"{m.starts[stage]} was not evaluated")
+        elif name != PLAIN and before is not None:
+            found[name, "collateral"] = collateral(m, "collateral", about, before, s)
         for what in COSTS:
             value = spent(run, stage, what)
             exact = None if value is None else Estimate(value, -math.inf, math.inf, 1, what)

@@ -1,8 +1,8 @@
 """The gain of a refresh or rollback, and its cost for the other domains (definitions §2).
 
 Choices where definitions §2 leaves room:
-- "Before" is the last plain stage that precedes the recovery stage. The peak is the domain's last own stage up to
-  there.
+- "Before" is the stage that the recovery started from: after `refresh-qa`, a stage `refresh-math` starts where this
+  one ended. The peak is the domain's plain stage on the way there.
 - If a score rose since its peak, there is nothing to recover, so the fraction is undefined.
 - The interval of the collateral is the paired one of the domain that dropped most. It does not account for the
   selection by the maximum.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdrl_jax.report.tables.matrix import Matrix, Quantity, difference, trained_domain
+from mdrl_jax.report.tables.matrix import Matrix, Quantity, difference, rows_on_the_way, start_row, trained_domain
 from mdrl_jax.stats import estimate
 
 
@@ -39,8 +39,8 @@ class Recovery:
 def recoveries(matrix: Matrix) -> list[Recovery]:
     """The recovery of each `refresh-*` and `rollback-*` row, in order.
 
-    A row whose name has no domain of the matrix is left out. A row whose domain no earlier stage trained has figures
-    without estimates.
+    A row whose name has no domain of the matrix is left out. A row has figures without estimates if no plain stage on
+    the way to its start trained its domain, or if its start was not evaluated.
     """
     rows = [s for s, name in enumerate(matrix.stages) if name.startswith(("refresh-", "rollback-"))]
     return [r for r in (_recovery(matrix, s) for s in rows) if r is not None]
@@ -55,7 +55,7 @@ def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
 
     Returns:
       (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown, if the
-      stage's name has no domain of the matrix, or if no earlier stage trained the domain.
+      stage's name has no domain of the matrix, or if no plain stage on the way to its start trained the domain.
 
     Raises:
       ValueError: if the matrix has no such stage.
@@ -72,10 +72,11 @@ def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
 
 
 def _ends(matrix: Matrix, domain: str, after: int) -> tuple[int, int] | None:
-    """Rows of the peak and of "before" for the recovery stage in row `after`; None if no stage trained the domain."""
-    plain = [s for s in range(after) if matrix.stages[s] in matrix.domains]
-    own = [s for s in plain if matrix.stages[s] == domain]
-    return (own[-1], plain[-1]) if own else None
+    """Rows of the peak and of "before" for the recovery stage in row `after`; None if there is no such row."""
+    stage = matrix.stages[after]
+    own = [s for s in rows_on_the_way(matrix, stage) if matrix.stages[s] == domain]
+    before = start_row(matrix, stage)
+    return (own[-1], before) if own and before is not None else None
 
 
 def _recovery(matrix: Matrix, after: int) -> Recovery | None:
@@ -86,7 +87,10 @@ def _recovery(matrix: Matrix, after: int) -> Recovery | None:
     names = f"loss {stage}", f"gain {stage}", f"fraction {stage}", f"collateral {stage}"
     ends = _ends(matrix, domain, after)
     if ends is None:
-        missing = (Quantity(n, None, f"no stage trains {domain} before {stage}") for n in names)
+        why = f"no stage on the way to {matrix.starts[stage]}, where {stage} started, trained {domain} alone"
+        if start_row(matrix, stage) is None:
+            why = f"{stage} started from {matrix.starts[stage]}, which was not evaluated"
+        missing = (Quantity(n, None, why) for n in names)
         return Recovery(stage, domain, *missing)
     top, before = ends
     return Recovery(
@@ -111,7 +115,8 @@ def _fraction(matrix: Matrix, name: str, domain: str, top: int, before: int, aft
         why = f"{domain} rose since its peak" if risen else "the interval of the loss includes 0"
         return Quantity(name, None, f"undefined: {why} (loss {shown} points)")
     peak_P, before_P, after_P = (matrix.rewards[s][domain].mean(axis=1) for s in (top, before, after))
-    return Quantity(name, estimate.ratio_of_means(after_P - before_P, peak_P - before_P))
+    gain_P, lost_P = after_P - before_P, peak_P - before_P
+    return Quantity(name, estimate.ratio_of_means(gain_P, lost_P, groups=matrix.groups.get(domain)))
 
 
 def collateral(matrix: Matrix, name: str, domain: str, before: int, after: int) -> Quantity:

@@ -17,16 +17,18 @@ def score_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     Returns:
       A row of `scores.jsonl` for each domain: "stage", "index", "domain", "score", "stderr", "n_prompts", "k" (samples
       of a prompt), "step", "seed", "accuracy" and "accuracy_stderr". Scores, accuracies and their standard errors are
-      in points; the standard error of a single prompt is infinite.
+      in points; the standard error is that of the prompts, or of their groups where the record has any, and infinite
+      for a single one.
 
     Raises:
       KeyError: if the record lacks a field, or a domain has rewards but no accuracy.
-      ValueError: if a domain has no prompts, or its prompts differ in their number of samples.
+      ValueError: if a domain has no prompts, its prompts differ in their number of samples, or its groups have another
+        number of prompts.
     """
-    rows = []
+    rows, groups = [], evaluation.get("groups", {})
     for domain, rewards in evaluation["rewards"].items():
-        mean, stderr = clustered_mean(np.asarray(rewards))
-        accuracy, accuracy_stderr = clustered_mean(np.asarray(evaluation["accuracy"][domain]))
+        mean, stderr = clustered_mean(np.asarray(rewards), groups.get(domain))
+        accuracy, accuracy_stderr = clustered_mean(np.asarray(evaluation["accuracy"][domain]), groups.get(domain))
         rows.append(
             {
                 "stage": evaluation["stage"],

@@ -1,8 +1,9 @@
 """One experiment over several seeds: every figure of the score matrix with its interval over seeds (definitions §12).
 
-With fewer than eight seeds the interval is Student's t over the figures of the seeds. From eight seeds on it is a
-bootstrap that draws seeds with replacement, then prompts within each. If a seed cannot give a figure, the figure rests
-on the other seeds, and its `n` says how many. Collateral and forgetting are each seed's own maximum.
+With fewer than eight seeds the interval is Student's t over the figures of the seeds; it takes the prompts as given.
+From eight seeds on it is a bootstrap that draws seeds, and prompts for all of them, with replacement. If a seed cannot
+give a figure, the figure rests on the other seeds, and its `n` says how many. Collateral and forgetting are each seed's
+own maximum.
 
 The recovery fraction over seeds is the ratio of the seed means, with a Fieller interval whose unit is the seed
 **[chosen]**. So a seed that lost nothing still counts, although it has no fraction of its own.
@@ -11,10 +12,12 @@ The recovery fraction over seeds is the ratio of the seed means, with a Fieller 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mdrl_jax.config import parse
 from mdrl_jax.errors import UserError
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.matrix import Matrix
@@ -23,7 +26,9 @@ from mdrl_jax.report.tables.transfer import quantities
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.bootstrap import HIERARCHICAL_FROM, hierarchical_bootstrap
 from mdrl_jax.stats.estimate import Estimate
+from mdrl_jax.workfolder import FREE, WorkFolder, flat, resolved
 
+SHOWN = 5  # fields that differ, which the refusal of another experiment names
 N_REPLICATES = 200
 Key = str | tuple[str, str]
 Figures = dict[Key, float]
@@ -91,12 +96,44 @@ def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
     """The table over work folders, one for each seed.
 
     Raises:
-      UserError: if there is no work folder, if two have the same seed, or as in `matrix.load`.
+      UserError: if there is no work folder, if two have the same seed, if their `config.json` are of different
+        experiments or not valid, or as in `matrix.load`.
       KeyError, ValueError: as in `matrix.load`.
     """
     if not workdirs:
         raise UserError("seeds needs at least one work folder")
+    _check_one_experiment(workdirs)
     return summarise([matrices.load(w) for w in workdirs])
+
+
+def _check_one_experiment(workdirs: Sequence[str]) -> None:
+    """Refuses work folders whose configurations differ in more than the seed.
+
+    Fields that change no result (`workfolder.FREE`) may differ too, and so may the folders of models and data files,
+    but not the files' own names. Folders without a `config.json`, which hold copied evaluations, are not compared.
+    """
+    known = [w for w in workdirs if (Path(w) / "config.json").exists()]
+    fields = [flat(resolved(parse(WorkFolder(Path(w)).recorded()))) for w in known]
+    for workdir, other in zip(known[1:], fields[1:], strict=True):
+        names = sorted(n for n in fields[0].keys() | other.keys() if n != "seed" and n not in FREE)
+        first = {n: _without_folders(n, fields[0].get(n)) for n in names}
+        differ = [n for n in names if first[n] != _without_folders(n, other.get(n))]
+        if differ:
+            shown = ", ".join(f"{n}={fields[0].get(n)!r} and {other.get(n)!r}" for n in differ[:SHOWN])
+            more = f" and {len(differ) - SHOWN} more fields" if len(differ) > SHOWN else ""
+            raise UserError(
+                f"{known[0]} and {workdir} are runs of different experiments: {shown}{more}; "
+                "seeds combines runs that differ in nothing but the seed"
+            )
+
+
+def _without_folders(name: str, value: Any) -> Any:
+    """The value of a field; of a field that holds paths, the names without their folders."""
+    if name == "model.path":
+        return Path(value).name if isinstance(value, str) else value
+    if name.startswith("domains.") and name.endswith("files") and value:
+        return [file if file.startswith("hub:") else Path(file).name for file in value]
+    return value
 
 
 def summarise(runs: Sequence[Matrix]) -> SeedTable:
@@ -137,8 +174,11 @@ def _figures(m: Matrix) -> Figures:
 
 
 def _replicates(runs: Sequence[Matrix]) -> list[list[Figures]]:
-    rng = np.random.default_rng(0)
-    return [[_figures(matrices.resample(m, rng)) for _ in range(N_REPLICATES)] for m in runs]
+    # Seeds share their prompts, so replicate r has the same draw of prompts in every run.
+    rngs = [np.random.default_rng(0) for _ in runs]
+    return [
+        [_figures(matrices.resample(m, rng)) for _ in range(N_REPLICATES)] for m, rng in zip(runs, rngs, strict=True)
+    ]
 
 
 def _line(key: Key, found: Sequence[Figures], replicates: Sequence[Sequence[Figures]], reason: str = "") -> Line:

@@ -18,6 +18,7 @@ from mdrl_jax.report.tables.matrix import (
     own_rows,
     path_rows,
     score_at,
+    start_row,
     training_rows,
 )
 from mdrl_jax.report.tables.recovered import recoveries
@@ -54,18 +55,18 @@ def peak(matrix: Matrix, domain: str) -> Quantity:
 
 
 def lift(matrix: Matrix, domain: str) -> Quantity:
-    """`lift DOMAIN`: the score after the domain's own stage (`own_row`) minus that before it, in points.
+    """`lift DOMAIN`: the score after the domain's own stage (`own_row`) minus that where it started, in points.
 
-    "Before it" is after the training stage before it, or at the base. The figure is positive if the domain gained. It
-    has no estimate if there is no such stage, or if the domain was not evaluated after one of the two.
+    The figure is positive if the domain gained. It has no estimate if there is no such stage, or if the domain was not
+    evaluated after it or where it started.
     """
     name, row = f"lift {domain}", own_row(matrix, domain)
     if row is None:
         return Quantity(name, None, f"no stage trains {domain}")
-    earlier = [s for s in path_rows(matrix) if s < row]
-    if not earlier:
-        return Quantity(name, None, f"nothing was evaluated before {domain}")
-    return difference(matrix, name, domain, row, earlier[-1])
+    before = start_row(matrix, domain)
+    if before is None:
+        return Quantity(name, None, f"{matrix.starts[domain]}, where {domain} started, was not evaluated")
+    return difference(matrix, name, domain, row, before)
 
 
 def fall(matrix: Matrix, domain: str) -> Quantity:

@@ -34,9 +34,6 @@ def parse(text: str) -> Node:
 
     An answer of over `MAX_CHARACTERS` is read as a text. Some phrases have a meaning: "no solution" is the empty set,
     and "all real numbers" is `\\mathbb{R}`. The last 256 answers are remembered.
-
-    Raises:
-      RecursionError: if text commands (`\\text{...}`) are nested some hundreds deep.
     """
     if len(text) <= MAX_CHARACTERS:
         try:

@@ -67,6 +67,7 @@ _FILLERS = re.compile(
 )  # fmt: skip
 _DENIAL = re.compile(r"\b(?:is|are|was)\s(?:wrong|incorrect|false|impossible)\b|\((?:wrong|incorrect)\b", re.IGNORECASE)
 _FOLLOWS = re.compile(r"(?:given\s+|as\s+)?(?:follows?|below|following)?\s*[:.]?\s*", re.IGNORECASE)
+_BEFORE_STATEMENT = " \t\r\n:*_=`"
 _LETTER_UNIT = re.compile(r"(?<=[0-9]) ([mgsLJWNV])(?=[.,]?$)")
 
 
@@ -93,9 +94,6 @@ def extract(completion: str, number: bool) -> list[str]:
       The answer, and at most two further spellings of it with more of the words around it. Only the first is to be read
       as a formula; the others serve to compare texts. [] if the reply has no answer; but [""] for a blank reply without
       `number`, because rule 4 then takes the whole reply.
-
-    Raises:
-      RecursionError: if hundreds of lines like "below" follow a statement's "answer is".
     """
     text = without_denied_boxes(after_thinking(completion))
     if (boxed := boxed_answer(text)) is not None:
@@ -128,20 +126,29 @@ def _without_denied(text: str) -> str:
     return kept + text[start:]
 
 
+def _after_pointers(rest: str) -> str:
+    """The text without the lines at its start that only point to what follows, such as "as follows:" or "below"."""
+    lines = rest.split("\n")
+    for i, line in enumerate(lines):
+        line = line.lstrip(_BEFORE_STATEMENT)
+        if line.startswith(("\\[", "$$")) or (line and not _FOLLOWS.fullmatch(line.strip(" *_"))):
+            return "\n".join([line, *lines[i + 1 :]])
+    return ""
+
+
 def _statement(rest: str, number: bool) -> list[str]:
     """The statement at the start of a text, or what replaces it where it is taken back."""
-    rest = rest.lstrip(" \t\r\n:*_=`")
+    rest = rest.lstrip(_BEFORE_STATEMENT)
     back = [match.end() for match in _RETRACTION.finditer(rest)]
     if back and re.search(r"[0-9\\$]", rest[back[-1] :]):
         return extract(rest[back[-1] :], number)
+    rest = _after_pointers(rest)
     if rest.startswith(("\\[", "$$")):
         close = {"\\": "\\]", "$": "$$"}[rest[0]]
         end = rest.find(close, 2)
         line = rest[: end + 2] if end >= 0 else rest.partition("\n")[0]
     else:
-        line, _, following = rest.partition("\n")
-        if line and _FOLLOWS.fullmatch(line.strip(" *_")):
-            return _statement(following, number)
+        line = rest.partition("\n")[0]
     line = line[:2000].strip()
     if not line:
         return []

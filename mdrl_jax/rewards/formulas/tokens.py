@@ -24,6 +24,7 @@ _EXPONENT = re.compile(r"[eE]([-+]?[0-9]+)(?![\w.])")
 _OVERLINE = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
 _DOTS = re.compile(r"([0-9]*)\.([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?")
 _LETTERS = re.compile(r"[^\W\d_]+")
+_NESTED = 50  # text commands within each other that are read, e.g. \text{\text{...}}
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\*?|\\(.)", re.DOTALL)
 
 
@@ -44,9 +45,8 @@ def tokens(text: str) -> list[Token]:
     for 0.1666...; `nodes.literal` reads it.
 
     Raises:
-      Unread: if the braces after a command such as `\\text` do not balance, a backslash ends the text, or a dot begins
-        no number.
-      RecursionError: if text commands (`\\text{...}`) are nested some hundreds deep.
+      Unread: if the braces after a command such as `\\text` do not balance, a backslash ends the text, a dot begins no
+        number, or more than 50 text commands (`\\text{...}`) stand within each other.
     """
     return _Tokenizer(text).run()
 
@@ -57,9 +57,6 @@ def plain(text: str) -> str:
     Words are in lower case and letters of formulas keep their case; single spaces stand between all of them. Spaces of
     the text and periods, commas and semicolons at its end do not count. A text that has nothing else gives "". One that
     `tokens` cannot split is returned as `clean` spells it.
-
-    Raises:
-      RecursionError: if text commands (`\\text{...}`) are nested some hundreds deep.
     """
     text = clean(text)
     try:
@@ -79,7 +76,10 @@ def drop_last_signs(found: list[Token]) -> None:
 
 
 class _Tokenizer:
-    def __init__(self, text: str, prose: bool = False, upright: bool = False) -> None:
+    def __init__(self, text: str, prose: bool = False, upright: bool = False, nested: int = 0) -> None:
+        if nested > _NESTED:
+            raise Unread
+        self.nested = nested
         self.text = text
         self.prose = prose  # within \text{...}, where single letters are words
         self.upright = upright  # within \mathrm{...}, where several letters are a word
@@ -147,7 +147,7 @@ class _Tokenizer:
         if name in TEXT_COMMANDS or name in FONT_COMMANDS or name in ("boxed", "fbox"):
             inner, end = _braced(self.text, end)
             unit = name == "mathrm" and ("/" in inner or (bool(self.found) and inner.strip() in UNIT_LETTERS))
-            sub = _Tokenizer(inner, name in TEXT_COMMANDS or unit, name in FONT_COMMANDS)
+            sub = _Tokenizer(inner, name in TEXT_COMMANDS or unit, name in FONT_COMMANDS, self.nested + 1)
             found = sub.run()
             if name in FONT_COMMANDS and len(found) == 1 and found[0].text in FUNCTIONS | OPERATORS:
                 found = [Token("cmd", found[0].text, spaced)]

@@ -259,16 +259,17 @@ def confine_files(readable: Sequence[str], listed: Sequence[str], writable: str)
         (writable, _WRITE),
         (null, 0b110),
     ]
-    for path, allowed in rights:
-        if not os.path.exists(path):
-            continue
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        if not os.path.isdir(path):
-            allowed &= 0b111 | 1 << 14
-        done = libc.syscall(add, rules, 1, struct.pack("=Qi", allowed, fd), 0)
-        os.close(fd)
-        if done != 0:
-            return False
-    done = libc.syscall(restrict, rules, 0)
-    os.close(rules)
-    return done == 0
+    try:
+        for path, allowed in rights:
+            if not os.path.exists(path):
+                continue
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            if not os.path.isdir(path):
+                allowed &= 0b111 | 1 << 14
+            done = libc.syscall(add, rules, 1, struct.pack("=Qi", allowed, fd), 0)
+            os.close(fd)
+            if done != 0:
+                return False
+        return libc.syscall(restrict, rules, 0) == 0
+    finally:
+        os.close(rules)

@@ -42,18 +42,25 @@ def receive(control: socket.socket) -> tuple[Any, list[int]]:
       OSError: if the socket fails or its time limit passes.
     """
     data, fds, _, _ = socket.recv_fds(control, 8, 4)
-    while data and len(data) < 8:
-        data += control.recv(8 - len(data))
-    size = int.from_bytes(data, "big")
-    parts = bytearray()
-    while len(parts) < size:
-        part = control.recv(min(1 << 20, size - len(parts)))
+    try:
+        size = int.from_bytes(_exactly(control, 8, bytearray(data)) if data else b"", "big")
+        if not data or size > _MESSAGE_BYTES:
+            raise EOFError
+        return json.loads(_exactly(control, size, bytearray())), list(fds)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def _exactly(control: socket.socket, size: int, read: bytearray) -> bytearray:
+    """Reads on until there are `size` bytes; EOFError if the other end closes the socket before."""
+    while len(read) < size:
+        part = control.recv(min(1 << 20, size - len(read)))
         if not part:
             raise EOFError
-        parts += part
-    if not data or size > _MESSAGE_BYTES:
-        raise EOFError
-    return json.loads(parts), list(fds)
+        read += part
+    return read
 
 
 def send(control: socket.socket, message: Any, fds: list[int] | None = None) -> None:

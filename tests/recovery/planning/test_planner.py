@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,13 @@ def test_a_model_of_changes_that_bend_with_size_has_their_bend_and_no_spread():
     assert model.spread == pytest.approx(0, abs=1e-12)
     assert (model.slope(0.0), model.slope(1.0)) == (1.0, pytest.approx(0.8))
     assert model.slope(9.0) == model.slope(2.0)  # no further than is known
+
+
+def test_a_change_of_size_0_says_nothing_about_errors():
+    """As that of a placebo, whose learning rate is 0."""
+    real = [known(x, y, size) for x, y, size in ((1.0, 1.5, 1.0), (2.0, 1.0, 2.0), (-1.0, -0.2, 0.5))]
+    assert fit([known(0.0, 0.1, 0.0), *real]) == fit(real)
+    assert fit([known(0.0, 0.1, 0.0)]) == fit([])
 
 
 def test_the_spread_is_of_errors_left_out_one_by_one_in_units_of_size():
@@ -290,8 +298,11 @@ def test_outcomes_are_ranked_held_and_regretted_by_hand():
     measured, judged = ({name: after(rng, **change) for name, change in true.items()} for _ in range(2))
     measured["nothing"] = CURRENT
     found = outcomes(record, measured, judged)
-    assert found["spearman"]["n"] == 6 and found["spearman_by_domain"]["n"] == 18
     assert 0.3 < found["spearman"]["estimate"] < 1  # five in order, the sixth out of it
+    # Six lengths of one refresh are one independent case.
+    assert found["spearman"]["n"] == found["spearman_by_domain"]["n"] == 1
+    assert found["spearman"]["ci95"] is None and "1 independent groups" in found["spearman"]["reason"]
+    assert found["calibration"]["domain"]["held"]["n"] == 1
     regret = found["regret"]
     assert (regret["pick"], regret["best"]) == ("refresh-math-6", "refresh-math-5")
     expected = np.mean([100 * np.mean(judged["refresh-math-5"][d] - judged["refresh-math-6"][d]) for d in CURRENT])
@@ -387,6 +398,7 @@ class Seen:
     domain: str
     rewards_PG: np.ndarray
     bias: float = 0.0
+    valid_BT, weight_B = np.ones((1, 7)), np.ones(1)  # 7 tokens in a micro-batch
 
 
 def seen(params: Any, domain: str, bias: float = 0.0) -> Seen:
@@ -405,8 +417,8 @@ class World:
         config.analyze.held = held
         config.recover.update({"fractions": (0.5, 1.0), "strengths": (0.5, 1.0), "n_reweighted": reweighted})
         self.config = parse(config)
-        self.runtime = SimpleNamespace(config=self.config)
-        self.gradients = 0
+        self.runtime = SimpleNamespace(config=self.config, rollouts=SimpleNamespace(spent=Counter()))
+        self.gradients = self.passes = 0
 
     def rows(self, sample: Seen) -> list[Seen]:
         return [sample] * 4
@@ -418,6 +430,7 @@ class World:
         return {"w": jnp.asarray(-(j * (1 - j) * bend + rows.bias) * slope)}
 
     def log_probs(self, params: Any, sample: Seen) -> np.ndarray:
+        self.passes += 1
         j = level(params, sample.domain)
         return np.log(np.where(sample.rewards_PG > 0, j, 1 - j))[..., None]
 
@@ -455,7 +468,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, held: int = 8, **options: Any) -> t
     monkeypatch.setattr(planner, "OffPolicyLookahead", Refreshes)
     monkeypatch.setattr(planner.evidence, "scores", lambda probe, rule, ends, sample: (options["scores"](ends), {}))
     options.setdefault("scores", lambda ends: tree.scale(1.0, jax.tree.map(jnp.abs, ends.edit)))
-    runtime: Any = SimpleNamespace(config=world.config)
+    runtime: Any = world.runtime
     stages = resolve_stages(world.config, WORDS)
     current = {d: np.full((8, 2000), level(THETA["qa"], d)) for d in WORDS}
     probe: Any = world
@@ -550,11 +563,18 @@ def test_a_rule_without_evidence_is_left_out_and_says_why(monkeypatch):
     assert record["left_out"]["rollback-math-qa-removing-0.5-1"] == "A's gradient is not measurable"
 
 
+def test_what_a_plan_computes_is_counted(monkeypatch):
+    _, world = planned(monkeypatch, reweighted=2)
+    spent = world.runtime.rollouts.spent
+    assert world.gradients > 0 and spent["gradient"] == 7 * world.gradients
+    assert world.passes == len(WORDS) * (1 + 2) and spent["forward"] == 7 * 4 * world.passes
+
+
 def test_a_plan_needs_a_past_and_domains_of_it(monkeypatch):
     with pytest.raises(UserError, match="trained 'cw' alone"):
         planned(monkeypatch, actions=[Action("refresh", "cw", 1)])
     world = World(8)
-    runtime, probe, stages = SimpleNamespace(config=world.config), world, resolve_stages(world.config, WORDS)
+    runtime, probe, stages = world.runtime, world, resolve_stages(world.config, WORDS)
     with pytest.raises(UserError, match="nothing can be won back"):
         planner.make_plan(*(runtime, probe, Path("."), stages, "base", THETA.__getitem__, {}, Told()))  # type: ignore
 
@@ -582,7 +602,7 @@ def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
     boxed = param_shapes(tiny.model)
     runtime: Any = SimpleNamespace(
         config=parsed, model=tiny.model, mesh=tiny.mesh, shapes=nn.unbox(boxed),
-        shardings=param_shardings(tiny.mesh, boxed),
+        shardings=param_shardings(tiny.mesh, boxed), rollouts=SimpleNamespace(spent=Counter()),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     mask_PGT = (np.arange(5) < rng.integers(1, 6, (8, 3, 1))).astype(np.float32)
@@ -594,11 +614,12 @@ def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
     )  # fmt: skip
     tokens_BT, valid_BT = join(sample.prompts_PT, sample.valid_PT, sample.tokens_PGT, sample.mask_PGT)
 
+    @jax.jit
     def log_probs(params: Any) -> jax.Array:
         return token_log_probs(tiny.model, params, tokens_BT, valid_BT, start=4, temperature=1.0, chunk=0)
 
     probe: Any = SimpleNamespace(
-        runtime=runtime, difference=tree.sub,
+        runtime=runtime, difference=tree.sub, rows=lambda s: s.rows(2),
         log_probs=lambda params, s: np.asarray(log_probs(params)).reshape(8, 3, 5),
     )  # fmt: skip
     # Adam undoes any factor of a gradient that is large against ε: here none is.
@@ -611,20 +632,23 @@ def test_the_first_step_is_the_optimizers_on_the_mean_gradient(tiny_models):
     weight_BT = (adv_PG[:, :, None] * trained_PGT).reshape(24, 5) / trained_PGT.sum()
     weight_BT = jnp.asarray(weight_BT, jnp.float32)
     optimizer = make_optimizer(train.optimizer)
+    updated = jax.jit(optimizer.update)
+    first = jax.jit(jax.grad(lambda p: -jnp.sum(weight_BT * log_probs(p))))
+    later = jax.jit(jax.grad(lambda p, drawn: -jnp.sum(weight_BT * jnp.exp(log_probs(p) - drawn))))
     with jax.set_mesh(tiny.mesh):
         rehearsal = lookahead.OffPolicyLookahead(probe)
         found = rehearsal.first(tiny.params, sample, train)
-        gradient = jax.grad(lambda p: -jnp.sum(weight_BT * log_probs(p)))(tiny.params)
-        update, _ = optimizer.update(gradient, optimizer.init(tiny.params), tiny.params)
+        update, _ = updated(first(tiny.params), optimizer.init(tiny.params), tiny.params)
         # A walk: each step by the gradient where it is, tokens weighted by their ratio however large.
         walked = [jax.tree.map(np.asarray, p) for p in rehearsal.walk(tiny.params, sample, train, 3)]
         at, state, drawn = tiny.params, optimizer.init(tiny.params), log_probs(tiny.params)
         ratios = []
         for _ in range(3):
-            gradient = jax.grad(lambda p: -jnp.sum(weight_BT * jnp.exp(log_probs(p) - drawn)))(at)
-            turned, state = optimizer.update(gradient, state, at)
+            turned, state = updated(later(at, drawn), state, at)
             at = jax.tree.map(lambda p, u: p - train.learning_rate * u, at, turned)
             ratios.append(float(jnp.max(jnp.exp(log_probs(at) - drawn) * mask_PGT.reshape(24, 5))))
+    tokens = int(valid_BT.sum())
+    assert runtime.rollouts.spent == {"forward": 2 * tokens, "trained": (1 + 3) * tokens}
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(update), strict=True):
         np.testing.assert_allclose(a, -b, rtol=2e-3, atol=1e-4)
     assert float(optax.global_norm(found)) > 1

@@ -229,7 +229,6 @@ def test_a_domain_without_any_reward_is_refused(
 @pytest.mark.parametrize(
     ("analyze", "message"),
     [
-        ({"split": "test"}, "analyze.split='test' must be 'train'"),
         ({"prompts": 80}, "analyze.prompts=80, but code has 64 train prompts"),
     ],
 )

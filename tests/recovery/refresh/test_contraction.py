@@ -78,6 +78,7 @@ def test_lengths_are_those_of_a_dense_projection():
     for f, vectors in zip(found, (first, second[:3]), strict=True):
         inside = vectors.T @ (vectors @ route)
         assert f["within"] == pytest.approx(np.linalg.norm(inside), rel=1e-5)
+        np.testing.assert_allclose(f["coordinates"], vectors @ route, rtol=1e-3, atol=1e-5)
         assert f["route"] == pytest.approx(np.linalg.norm(route - inside), rel=1e-5)
         assert f["outside"] == pytest.approx(np.linalg.norm(np.append(route - inside, rest)), rel=1e-5)
     json.dumps(found, allow_nan=False)
@@ -232,6 +233,64 @@ def test_looks_that_are_apart_count_by_their_distance():
     variance = ((-2 - 4 * mean) ** 2 / 4 + (-1 - mean) ** 2) / 1
     expected = student(mean, np.sqrt(variance / 5), 1, 2)
     assert uneven["faster"]["ci95"] == pytest.approx([expected.low, expected.high])
+
+
+def ends(coordinates: Any, random: Any, steps: int = 4) -> list[dict[str, Any]]:
+    """First and last row of a stream, by the coordinates of P_S e and the norms in random subspaces."""
+    rows = []
+    for t, x, drawn in zip((0, steps), coordinates, random, strict=True):
+        norm = float(np.linalg.norm(x))
+        row = {"within": norm, "coordinates": list(x), "route": 1.0, "outside": 1.0, "random": list(drawn)}
+        rows.append({"step": t, "subspaces": [row]})
+    return rows
+
+
+def test_streams_are_compared_with_random_subspaces_and_with_other_domains():
+    rng = np.random.default_rng(6)
+    basis = basis_of(orthonormal(rng, 6), np.arange(6, 0, -1.0))
+    start, random = rng.normal(size=6), rng.uniform(0.5, 1.5, (2, 40))
+    streams = [
+        ends([start, 0.7 * start + 0.05 * rng.normal(size=6)], random * rng.uniform(0.99, 1.01, (2, 40)))
+        for _ in "12345"
+    ]
+    other = ends([start, 1.1 * start], random)
+    (found,) = contraction(streams[0], [basis], 0.1, streams[1:], {"cw": other})
+    rates = np.array([np.log(s[1]["subspaces"][0]["within"] / s[0]["subspaces"][0]["within"]) / 4 for s in streams])
+    by_hand = student(rates.mean(), rates.std(ddof=1) / np.sqrt(5), 4, 5)
+    assert found["streams"] == 5 and found["shrinks"]["ci95"] == pytest.approx([by_hand.low, by_hand.high])
+    drawn = [np.log(np.divide(s[1]["subspaces"][0]["random"], s[0]["subspaces"][0]["random"])) / 4 for s in streams]
+    apart = rates.mean() - np.mean(drawn, axis=0)
+    assert found["than_random"]["estimate"] == pytest.approx(apart.mean())
+    assert found["than_random"]["ci95"] == pytest.approx(np.quantile(apart, [0.025, 0.975]).tolist())
+    assert found["than_random"]["p"] == pytest.approx((1 + np.sum(apart >= 0)) / 41)
+    by_hand = student(rates.mean() - np.log(1.1) / 4, rates.std(ddof=1) * np.sqrt(1 + 1 / 5), 4, 5)
+    assert found["than_other"]["cw"]["ci95"] == pytest.approx([by_hand.low, by_hand.high])
+    moved = np.mean([np.subtract(s[1]["subspaces"][0]["coordinates"], start) for s in streams], axis=0) / 4
+    (slope,), (left,), *_ = np.linalg.lstsq(start[:, None], moved, rcond=None)
+    by_hand = student(slope, np.sqrt(left / 5 / (start @ start)), 5, 6)
+    assert found["toward"]["estimate"] == pytest.approx(-0.3 / 4, abs=0.03)
+    assert found["toward"]["ci95"] == pytest.approx([by_hand.low, by_hand.high])
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_random_movement_in_s_points_at_the_peak_as_rarely_as_its_level():
+    """A share of 2.5 % of random directions has an interval below 0, whatever the length of the movement."""
+    rng, below = np.random.default_rng(7), 0
+    basis = basis_of(orthonormal(rng, 4), [4.0, 3.0, 2.0, 1.0])
+    for _ in range(2000):
+        start = rng.normal(size=4)
+        (found,) = contraction(ends([start, start + 5 * rng.normal(size=4)], np.ones((2, 3))), [basis], 0.1)
+        below += found["toward"]["ci95"][1] < 0
+    assert abs(below / 2000 - 0.025) < 3 * np.sqrt(0.025 * 0.975 / 2000)
+
+
+def test_an_s_without_a_vector_is_not_measurable():
+    empty = basis_of(orthonormal(np.random.default_rng(8), 2), [0.0, -1.0])
+    row = {"within": 0.0, "coordinates": [], "route": 1.0, "outside": 1.0, "random": []}
+    rows = [{"step": t, "subspaces": [row]} for t in (0, 1, 2)]
+    (found,) = contraction(rows, [empty], 0.1, (), {"cw": rows})
+    figures = [found["shrinks"], found["than_random"], found["toward"], found["than_other"]["cw"]]
+    assert {f["reason"] for f in figures} == {"S has no converged vector with a positive eigenvalue"}
 
 
 def test_what_cannot_be_measured_says_why():

@@ -15,7 +15,7 @@ from mdrl_jax.config import default, parse
 from mdrl_jax.errors import UserError
 from mdrl_jax.recovery.refresh import tracker as refresh
 from mdrl_jax.recovery.refresh.contraction import Basis
-from mdrl_jax.recovery.refresh.tracker import Tracker, chosen, scores, stop
+from mdrl_jax.recovery.refresh.tracker import Tracker, chosen, scores, stop, variant
 from mdrl_jax.stage import Stage, resolve_stages
 from mdrl_jax.stats.estimate import paired_difference, ratio_of_means
 
@@ -177,10 +177,64 @@ def test_a_whole_refresh(tmp_path: Path, asked: list[float]):
     row = written["steps"][3]
     assert row["distance"] == pytest.approx(norm, rel=1e-5)
     assert row["subspaces"][0]["within"] ** 2 + row["subspaces"][0]["outside"] ** 2 == pytest.approx(norm**2, rel=1e-5)
+    steps = [params(float(t)) for t in range(5)]
+    pairs = zip(steps, steps[1:], strict=False)
+    moved = [jax.tree.map(lambda a, b: np.asarray(a - b).ravel(), y, x) for x, y in pairs]
+    by_hand = [np.linalg.norm(np.concatenate(jax.tree.leaves(m))) for m in moved]
+    assert [r["path"] for r in written["steps"]] == pytest.approx([0.0, *np.cumsum(by_hand)], rel=1e-5)
     (rate,) = written["contraction"]
     first, last = (written["steps"][t]["subspaces"][0]["within"] for t in (0, 4))
     assert rate["within"]["estimate"] == pytest.approx((last / first) ** 0.25)
     json.dumps(written, allow_nan=False)
+
+
+def test_a_refresh_is_repeated_with_other_keys_and_on_other_domains(tmp_path: Path, asked: list[float]):
+    runtime, stage = setting(streams=3)
+    file = tmp_path / "r.json"
+    tracker = Tracker(runtime, stage, file, lambda: params(9.0), [basis()])
+    walk(tracker)
+    asked.clear()
+    repeats = tracker.repeats(stage)
+    assert [(r.domains, r.stream, r.train.steps) for r in repeats] == [
+        (("math",), "refresh-math-2", 4),
+        (("math",), "refresh-math-3", 4),
+        (("qa",), "refresh-math-by-qa", 4),
+        (("cw",), "refresh-math-by-cw", 4),
+    ]
+    for i, repeat in enumerate(repeats[:3]):
+        tracker.follow(repeat, params(5.0 + i))
+    assert asked == []  # they are measured, not scored
+    again = Tracker(runtime, stage, file, lambda: params(9.0), [basis()])
+    assert [r.stream for r in again.repeats(stage)] == ["refresh-math-by-cw"]
+    (found,) = json.loads(file.read_text())["contraction"]
+    norms = [tracker._displacement(params(x))["subspaces"][0]["within"] for x in (0.0, 4.0, 5.0, 6.0, 7.0)]
+    rates = np.log(np.array(norms[1:]) / norms[0]) / 4
+    assert found["streams"] == 3 and found["shrinks"]["estimate"] == pytest.approx(rates[:3].mean(), rel=1e-4)
+    assert found["than_other"]["qa"]["estimate"] == pytest.approx(rates[:3].mean() - rates[3], rel=1e-3)
+    assert Tracker(*setting(), tmp_path / "s.json").record.get("streams") is None
+
+
+def test_one_stream_or_no_subspace_is_not_repeated(tmp_path: Path, asked: list[float]):
+    for name, streams, bases in (("a", 1, [basis()]), ("b", 3, [])):
+        runtime, stage = setting(streams=streams)
+        tracker = Tracker(runtime, stage, tmp_path / name, lambda: params(9.0), bases)
+        walk(tracker)
+        assert tracker.repeats(stage) == []
+
+
+def test_what_makes_a_refresh_a_variant():
+    def told(**changes: Any) -> str:
+        c = default()
+        c.stages, c.scored_domains = ("math", "qa", "refresh-qa", "refresh-math"), ("math", "qa")
+        c.stage_overrides = {"refresh-math": {"start": "qa", "steps": 4, "prompts_per_step": 8} | changes}
+        stages = resolve_stages(parse(c), ("math", "qa"))
+        return variant(stages[-1], stages[0])
+
+    assert told() == ""
+    assert told(learning_rate=1.0) == f"its learning rate is 1, not {default().train.learning_rate:g}"
+    assert told(prevent={"replay": 0.5, "domains": ("qa",)}) == "it keeps qa"
+    assert told(start="refresh-qa") == "it starts from refresh-qa"
+    assert told(grpo={"kl_coef": 0.1}) == "its settings of grpo are not those of math"
 
 
 def test_it_stops_when_another_domain_has_surely_lost_too_much(tmp_path: Path, asked: list[float]):

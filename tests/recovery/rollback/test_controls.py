@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.recovery.rollback.comparison import controls
-from mdrl_jax.recovery.rollback.controls import BLIND_BITS, matched
+from mdrl_jax.recovery.rollback.controls import BLIND_BITS, matched, permuted
 from mdrl_jax.recovery.rollback.selection import complement, largest, size, support
 from mdrl_jax.recovery.rollback.sweep import ALL, ROUTE
 
@@ -95,21 +95,50 @@ def test_too_few_to_match_with_is_refused():
     np.testing.assert_array_equal(flat(found), ~flat(half))
 
 
+def test_partners_in_the_same_tensor_are_those_of_a_greedy_search_there():
+    rng = np.random.default_rng(3)
+    edit = (rng.normal(size=N) * 10.0 ** rng.integers(-7, -3, N)).astype(np.float32)
+    chosen = rng.random(N) < 0.2
+    chosen[120:240] = rng.random(120) < 0.7  # more than half of one layer: the smallest have no partner
+    found = flat(matched(to_tree(edit), to_tree(chosen), to_tree(np.ones(N, bool)), 0, same_tensor=True))
+    assert not (found & chosen).any()
+    for start in range(0, N, 120):
+        part = slice(start, start + 120)
+        own, n = seen(edit[part])[chosen[part]], int((~chosen[part]).sum())
+        kept = chosen[part] & (seen(edit[part]) >= np.sort(own)[::-1][min(n, own.size) - 1])
+        np.testing.assert_array_equal(
+            np.sort(seen(edit[part][found[part]])), greedy(seen(edit[part]), kept, ~chosen[part])
+        )
+
+
+def test_permuted_magnitudes_keep_the_set_and_its_length_and_take_the_gradients_sign():
+    rng = np.random.default_rng(4)
+    edit, gradient = rng.normal(size=(2, N)).astype(np.float32)
+    chosen = rng.random(N) < 0.3
+    made = flat(permuted(to_tree(edit), to_tree(chosen), to_tree(gradient), 0))
+    assert not made[~chosen].any()
+    np.testing.assert_array_equal(np.sort(abs(made[chosen])), np.sort(abs(edit[chosen])))
+    np.testing.assert_array_equal(np.sign(made[chosen]), np.sign(gradient[chosen]))
+    assert abs(np.corrcoef(abs(made[chosen]), abs(edit[chosen]))[0, 1]) < 4 / np.sqrt(chosen.sum())
+
+
 def test_controls_have_the_size_and_the_support_of_the_set():
     rng = np.random.default_rng(2)
     edit, scores = rng.normal(size=(2, N)).astype(np.float32)
     edit[rng.random(N) < 0.1] = 0.0
     scores[edit == 0] = 0.0
-    route = rng.random(N) < 0.4
+    route, gradient = rng.random(N) < 0.4, rng.normal(size=N).astype(np.float32)
     trial: Any = SimpleNamespace(
-        edit=to_tree(edit), n=N, scores={"rule": to_tree(scores)},
+        edit=to_tree(edit), n=N, scores={"rule": to_tree(scores)}, gradient=to_tree(gradient),
+        chosen_mask=lambda c: largest(trial.scores["rule"], c.size, trial.places[c.place]),
         places={ROUTE: support(to_tree(edit), to_tree(route)), ALL: support(to_tree(edit))},
     )  # fmt: skip
     chosen: Any = SimpleNamespace(rule="rule", place=ROUTE, size=25, strength=0.5)
     mask = largest(trial.scores["rule"], 25, trial.places[ROUTE])
     curves = controls(trial, chosen)
     made = {name: flat(curve.make(0.25 if name == "whole" else 25)[0]) for name, curve in curves.items()}
-    assert set(made) == {"random", "matched", "largest", "out_of_route", "whole"}
+    informed = {"matched_in_tensor", "permuted", "sign_step"}
+    assert set(made) == {"random", "matched", "largest", "out_of_route", "whole"} | informed
     assert {name: curve.make(curve.least)[1] for name, curve in curves.items()} == dict.fromkeys(made, 0.5) | {
         "whole": curves["whole"].least
     }
@@ -122,6 +151,15 @@ def test_controls_have_the_size_and_the_support_of_the_set():
     assert set(np.flatnonzero(made["out_of_route"])) == set(best_outside)
     np.testing.assert_array_equal(made["whole"], edit != 0)
     assert not (made["matched"] & flat(mask)).any()
+    np.testing.assert_array_equal(made["permuted"], flat(mask))
+    # As many coordinates as the set, anywhere, and together a step as long as the set's.
+    assert set(np.flatnonzero(made["sign_step"])) == set(np.argsort(-abs(gradient))[:25])
+    step = flat(curves["sign_step"].make(25)[2]) * made["sign_step"]
+    assert np.linalg.norm(step) == pytest.approx(np.linalg.norm(edit * flat(mask)), rel=1e-5)
+    np.testing.assert_array_equal(np.sign(step), np.sign(gradient) * made["sign_step"])
+    trial.gradient = None
+    assert set(controls(trial, chosen)) == set(made) - {"permuted", "sign_step"}
+    trial.gradient = to_tree(gradient)
     chosen.place = ALL
     anywhere = controls(trial, chosen)
     assert set(anywhere) == set(made) - {"out_of_route"}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mdrl_jax.claims.recovery import c7
+from mdrl_jax.claims.recovery import INFORMED, c7
 from mdrl_jax.config import RecoverSection
 from mdrl_jax.recovery.rollback import comparison
 from mdrl_jax.recovery.rollback.comparison import Control, compare, on_test, outward
@@ -93,6 +93,7 @@ def trial(rules: Sequence[str] = ("adding", "removing", "magnitude"), **changes:
         "places": {ROUTE: to_tree(route), ALL: to_tree(everywhere)},
         "scores": {rule: SCORES[rule](made.evidence) for rule in rules},
         "n": N,
+        "gradient": made.evidence.gradient,
         "settings": settings,
         "validation": made.score(1, 40),
         "held_out": made.score(2, 60),
@@ -122,17 +123,22 @@ def test_the_planted_coordinates_are_found_and_beat_every_control(seen: Any):
     assert setting.rule in ("adding", "removing") and setting.place == ALL and setting.strength == 1.0
     np.testing.assert_array_equal(flat(t.chosen_mask(setting)), made.harmful)
     test = compared["test"]
-    assert set(test["at_equal_loss"]) == {"random", "matched", "largest", "whole"}
+    assert set(test["at_equal_loss"]) == {"random", "matched", "largest", "whole", *INFORMED}
     assert test["lost"]["estimate"] == pytest.approx(test["gain"]["estimate"], rel=0.2) and test["lost"]["n"] == 60
     assert test["recovery"]["ci95"][0] > 0.9
-    for name, figure in test["at_equal_loss"].items():
+    # The planted gradient knows the coordinates, their sign and their steepness: steps by it do as well, and B's edit
+    # adds nothing. What it does not know is found by the claim's parts.
+    blind = {name: f for name, f in test["at_equal_loss"].items() if name not in ("permuted", "sign_step")}
+    for name, figure in blind.items():
         assert figure["ci95"][0] > 0.5 * test["gain"]["estimate"], name
         assert max(s["loss"]["estimate"] for s in figure["settings"]) > test["loss"]["ci95"][1], name
     for name, n in (("random", 40), ("matched", comparison.MATCHED_SETS)):
         drawn = compared["same_size"][name]
         assert drawn["n"] == n and drawn["p"] == pytest.approx(1 / (n + 1))
         assert drawn["gain"]["percentiles"][1] < 0.3 * setting.outcome.gain * 100
-    assert claim["verdict"] == "supported" and len(claim["rows"]) == 1
+    parts = {p["part"]: p["verdict"] for p in claim["parts"]}
+    assert parts["against blind controls"] == "supported" and parts["against A's gradient"] != "supported"
+    assert "supported against blind controls, not against A's gradient" in claim["reason"] and len(claim["rows"]) == 1
 
 
 def test_a_set_that_knows_nothing_of_the_domain_is_not_above_random_ones():
@@ -227,7 +233,7 @@ def test_out_of_route_joins_the_controls_of_a_set_within_the_route():
     setting, _ = choose(t, within)
     assert setting is not None
     made_controls = comparison.controls(t, setting)
-    assert set(made_controls) == {"random", "matched", "largest", "whole", "out_of_route"}
+    assert set(made_controls) == {"random", "matched", "largest", "whole", "out_of_route", *INFORMED}
     inside, outside = (flat(x) for x in (t.places[ROUTE], made_controls["out_of_route"].make(8)[0]))
     n = min(8, int((made.harmful & ~inside).sum()))
     assert outside.sum() == 8 and not (inside & outside).any() and (made.harmful & outside).sum() == n > 3

@@ -120,6 +120,21 @@ def test_agreement_counts_as_the_analysis_does(tmp_path: Path):
     assert "Spearman 1.00" in made.caption and "R² 1.00" in made.caption
 
 
+def test_a_path_on_all_prompts_counts_each_pair_once(tmp_path: Path):
+    """Then the one-segment expansion is on record twice: as the analysis of the pair and as the path's first."""
+    pairs = []
+    for i in range(1, 5):
+        found = objective(0.1 * i, 0.1 * i)
+        n = found["measured"]["n"]
+        for row in found["segments"]:
+            row["predicted"]["n"] = row["measured"]["n"] = n
+        pairs.append({"domain": "a", "stage": f"b{i}", "objectives": {"success_nll": found}})
+    made = damage.agreement(write(tmp_path, pairs))
+    whole(made)
+    keys = [(r["pair"], r["segments"], r["n"]) for r in made.rows]
+    assert len(keys) == len(set(keys)) == 4 * 2
+
+
 def test_curves_and_where_the_model_breaks_down(records: Records):
     made = damage.alphas(records)
     whole(made)

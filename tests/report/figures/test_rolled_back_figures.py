@@ -144,3 +144,13 @@ def test_a_run_without_rollbacks_says_what_makes_them(tmp_path: Path):
     for builder in (rolled_back.sweep, rolled_back.at_equal_loss, rolled_back.fractions):
         with pytest.raises(Absent, match="rollback-"):
             builder(Records(tmp_path))
+
+
+def test_a_rollback_that_tried_nothing_says_so(tmp_path: Path) -> None:
+    """Every rule's evidence may be left out, as where no completion succeeded."""
+    empty = record(points=[], curves={}, chosen=None)
+    (tmp_path / "recovery").mkdir()
+    (tmp_path / "recovery" / "rollback-sums-songs.json").write_text(json.dumps(empty))
+    for builder in (rolled_back.sweep, rolled_back.fractions):
+        with pytest.raises(Absent, match="no rollback tried a set of coordinates"):
+            builder(Records(tmp_path))

@@ -43,6 +43,23 @@ def pair(objective: str, unit: str, **more: Any) -> dict[str, Any]:
     } | more
 
 
+def removed(space: str, undone: float, **more: Any) -> dict[str, Any]:
+    """S of two dimensions undoes `undone` of the damage; random pieces next to nothing, the complement 0.1."""
+    return {
+        "space": space,
+        "n_prompts": 40,
+        "k": [2, 2],
+        "share_of_norm": 0.005,
+        "undone": figure(undone, 0.05),
+        "margins": [
+            {"name": "random", "n": 4, "shares": [-0.01, 0.0, 0.02, 0.03], "band95": [-0.01, 0.03]},
+            {"name": "complement", "share": figure(0.1, 0.02)},
+        ],
+        "curve": [{"k": k, "left": figure(1 - undone * k / 2, 0.05)} for k in (1, 2)],
+        "route": figure(0.5, 0.1),
+    } | more
+
+
 def write(folder: Path, pairs: list[dict[str, Any]]) -> Records:
     """A work folder with these pairs."""
     write_json(folder / "analysis" / "subspace.json", {"pairs": pairs})
@@ -98,6 +115,34 @@ def test_the_rungs_of_the_ladder_add_up_to_half_of_dhd(records: Records):
     reward = {r["term"]: r["estimate"] for r in made.rows if r["objective"] == "reward"}
     assert reward["all"] == pytest.approx(20)  # points
     assert "16.00 [14.00, 18.00] points" in made.caption
+
+
+def test_damage_left_by_the_dimensions_removed(tmp_path: Path):
+    wider = [removed("all parameters", 0.6), {"space": "heads", "reason": "no head is shared"}]
+    records = write(tmp_path, [pair("success_nll", "nats", removal=removed("MLP neurons", 0.3, wider=wider))])
+    made = subspace.removal(records)
+    whole(made)
+    rows = [
+        (r["removed"], r["k"], r["estimate"], r["low"], r["high"]) for r in made.rows if r["space"] == "MLP neurons"
+    ]
+    assert rows == [
+        ("part in S", "0", 100, None, None),
+        ("part in S", "1", pytest.approx(85), pytest.approx(80), pytest.approx(90)),
+        ("part in S", "2", pytest.approx(70), pytest.approx(65), pytest.approx(75)),
+        ("random piece", "2", pytest.approx(99), pytest.approx(97), pytest.approx(101)),
+        ("complement", "2", pytest.approx(90), pytest.approx(88), pytest.approx(92)),
+        ("whole route", "route", pytest.approx(50), pytest.approx(40), pytest.approx(60)),
+    ]
+    assert {r["space"] for r in made.rows} == {"MLP neurons", "all parameters"}
+    assert "S on MLP neurons: 30% [25%, 35%] with 0.5% of the squared norm" in made.caption
+    missing = figure(None, reason="the interval of the damage includes 0")
+    more = {"curve": [{"k": 1, "left": missing}], "route": missing, "undone": missing}
+    margins = [{"name": "random", "n": 4, "shares": [], "band95": None}, {"name": "complement", "share": missing}]
+    closed = removed("MLP neurons", 0.3, margins=margins) | more
+    with pytest.raises(Absent, match="interval of the damage includes 0"):
+        subspace.removal(write(tmp_path, [pair("success_nll", "nats", removal=closed)]))
+    with pytest.raises(Absent, match="no removal test"):
+        subspace.removal(write(tmp_path, [pair("success_nll", "nats")]))
 
 
 def test_one_objective_is_enough_and_the_other_s_reason_is_told(tmp_path: Path):

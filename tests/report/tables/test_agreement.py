@@ -65,7 +65,7 @@ def folders(tmp_path: Path) -> list[Path]:
 def test_the_table_tells_segments_apart_and_lists_every_seed(folders):
     shown = agreement.text(agreement.load(folders))
     one, two = (line for line in shown.splitlines() if "success NLL, nats" in line)
-    assert "1 segments, 12 pairs" in one and "Spearman 1.00" in one
+    assert "1 segment, 12 pairs" in one and "Spearman 1.00" in one
     # Half of 0.1 to 0.4 leaves Σ(m/2)² = 0.075 of a spread of 0.05.
     assert "R² -0.50 [-0.50, -0.50]" in one and "R² 1.00" in two
     assert "math after cw: 0.5, 0.5, 0.5" in shown and "code after math: holds, holds, holds" in shown
@@ -120,3 +120,23 @@ def test_the_screen_shows_damage_in_points_and_every_verdict(folders, tmp_path):
     shown = (tmp_path / "log.txt").read_text()
     assert "reward" in shown and " 40 " in shown and "[39, 41]" in shown and "0.4" in shown
     assert shown.count("supported") == 5 and "because" in shown
+
+
+def test_one_seed_of_two_pairs_has_no_interval_and_one_segment_is_one() -> None:
+    few = damage(0, 0.5)
+    few["pairs"] = few["pairs"][:2]
+    for pair in few["pairs"]:
+        for row in pair["objectives"]["reward"]["segments"]:
+            row["segments"] = 1
+    text = agreement.text([few | {"claims": []}])
+    assert "inf" not in text and "1 segments" not in text and ", 1 segment, " in text and "(no interval)" in text
+
+
+def test_a_record_with_one_objective_is_shown() -> None:
+    one = damage(0, 0.5)
+    for pair in one["pairs"]:
+        pair["objectives"] = {"reward": pair["objectives"]["reward"]}
+    text = agreement.text([one | {"claims": []}])
+    assert "success NLL, nats" not in text and "code after math: not measured" in text
+    check(agreement.picture([one]))
+    assert analysis.damage_table(one["pairs"]).row_count == len(PAIRS)  # pyright: ignore[reportAttributeAccessIssue]

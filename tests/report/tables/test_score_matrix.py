@@ -1,5 +1,6 @@
 """BWT, FWT, forgetting and recovery against figures worked out by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.records import write_json
 from mdrl_jax.report.tables import matrix as mx
 from mdrl_jax.report.tables import recovered, transfer
+from mdrl_jax.stats.estimate import ratio_of_means
 
 DOMAINS = ("code", "math", "qa")
 # Points; the diagonal below the base row is what a stage trains.
@@ -125,6 +127,48 @@ def test_every_recovery_starts_from_the_last_training_stage() -> None:
     assert value(second.collateral) == pytest.approx(30) and second.collateral.detail == "qa"
 
 
+TWO = {**BY_HAND, "refresh-qa": (40.0, 55.0, 91.0), "refresh-math": (31.0, 77.0, 60.5)}
+
+
+def test_a_second_refresh_is_measured_from_the_first() -> None:
+    first, second = recovered.recoveries(build(TWO, noise=0.01))
+    assert build(TWO).starts["refresh-math"] == "refresh-qa"
+    assert value(second.gain) == pytest.approx(77 - 55) and value(second.loss) == pytest.approx(80 - 55)
+    assert value(second.fraction) == pytest.approx(22 / 25)
+    assert value(second.collateral) == pytest.approx(91 - 60.5) and second.collateral.detail == "qa"
+    assert value(first.collateral) == pytest.approx(70 - 55) and first.collateral.detail == "math"
+    assert recovered.recovery_points(build(TWO), "refresh-math") == pytest.approx((22, 25))
+
+
+def test_a_recovery_is_measured_from_the_start_that_is_on_record(tmp_path: Path) -> None:
+    records = [record(s, i, p, 0.01) for i, (s, p) in enumerate(TWO.items())]
+    (_, second) = recovered.recoveries(mx.build([*records[:-1], records[-1] | {"start": "qa"}]))
+    assert value(second.gain) == pytest.approx(77 - 70) and value(second.collateral) == pytest.approx(90 - 60.5)
+    # A folder of an earlier version has no starts on record, and its configuration may name one.
+    for r in records:
+        write_json(tmp_path / "evaluations" / f"{r['index']:02d}-{r['stage']}.json", r)
+    assert mx.load(tmp_path).starts == {**dict(zip(list(TWO)[1:], TWO, strict=False)), "code": "base"}
+    write_json(tmp_path / "config.json", {"config": {"stage_overrides": {"refresh-math": {"start": "math"}}}})
+    (_, second) = recovered.recoveries(mx.load(tmp_path))
+    assert mx.load(tmp_path).starts["refresh-math"] == "math" and value(second.gain) == pytest.approx(77 - 80)
+
+
+def test_a_recovery_whose_start_or_peak_is_unknown_says_so() -> None:
+    records = [record(s, i, p) for i, (s, p) in enumerate(TWO.items())]
+    (r,) = recovered.recoveries(mx.build(records, stages=["math", "refresh-math"]))
+    assert r.gain.estimate is None and r.gain.reason == "refresh-math started from refresh-qa, which was not evaluated"
+    (_, r) = recovered.recoveries(mx.build([*records[:-1], records[-1] | {"start": "code"}]))
+    assert "no stage on the way to code, where refresh-math started, trained math alone" in r.fraction.reason
+    assert transfer.lift(mx.build([records[0], records[2] | {"start": "base"}]), "math").estimate is not None
+
+
+@pytest.mark.parametrize("bad", ["0.5", None, True, float("nan")])
+def test_a_reward_that_is_no_number_is_named(bad: Any) -> None:
+    broken = record("code", 1, (1.0, 2.0)) | {"rewards": {"code": [[1.0], [bad]]}}
+    with pytest.raises(UserError, match=f"evaluation of code: rewards of code: {bad!r} is no number"):
+        mx.build([broken])
+
+
 def test_t_comes_before_any_refresh_and_recovery_starts_on_the_path() -> None:
     # A row off the path right before the refresh is not where it starts from.
     table = {**BY_HAND, "solo-math": (99.0,) * 3, "refresh-math": (47.0, 78.0, 91.0)}
@@ -210,3 +254,60 @@ def test_files_are_read_and_faults_are_named(tmp_path: Any) -> None:
     ragged["rewards"]["math"][0] = [1.0]
     with pytest.raises(UserError, match="differ in their number of samples"):
         mx.build([ragged])
+
+
+def grouped(groups: list[int] | None, seed: int = 0) -> mx.Matrix:
+    """Three stages of one domain, with rewards that two prompts share in part; `groups` goes into the records."""
+    rng = np.random.default_rng(seed)
+    texts, own = rng.random((3, 4)), rng.random((3, 8, 2))
+    records = []
+    for index, stage in enumerate(("qa", "cw", "refresh-qa")):
+        shared = texts[index][np.arange(8) // 2][:, None]
+        rewards = (0.5 + 0.1 * own[index] + 0.2 * shared - 0.5 * (stage == "cw")).tolist()
+        found = {"stage": stage, "index": index + 1, "rewards": {"qa": rewards}, "accuracy": {"qa": rewards}}
+        records.append(found | ({} if groups is None else {"groups": {"qa": groups}}))
+    return mx.build(records)
+
+
+def test_groups_widen_intervals_and_move_no_score() -> None:
+    plain, alone, paired = grouped(None), grouped([*range(8)]), grouped([0, 0, 5, 5, 2, 2, 3, 3])
+    np.testing.assert_array_equal(plain.score_SD, paired.score_SD)
+    np.testing.assert_allclose(plain.stderr_SD, alone.stderr_SD)
+    # The error over groups of two is that of the four means.
+    means_SK = np.array([r["qa"].mean(axis=1).reshape(4, 2).mean(axis=1) for r in paired.rewards])
+    np.testing.assert_allclose(paired.stderr_SD[:, 0], 100 * means_SK.std(axis=1, ddof=1) / 2)
+    for m, n in ((plain, 8), (alone, 8), (paired, 4)):
+        figures = [mx.score_at(m, "", 0, "qa"), mx.difference(m, "", "qa", 0, 1), recovered.recoveries(m)[0].fraction]
+        assert [q.estimate and q.estimate.n for q in figures] == [n, n, n]
+    gain_K, loss_K = means_SK[2] - means_SK[1], means_SK[0] - means_SK[1]
+    fraction, wanted = recovered.recoveries(paired)[0].fraction.estimate, ratio_of_means(gain_K, loss_K)
+    assert fraction is not None and wanted is not None
+    assert (fraction.low, fraction.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_draws_take_whole_groups() -> None:
+    groups = np.array([0, 0, 0, 1, 2, 2, 2, 2])
+    m, rng, sizes = grouped(groups.tolist()), np.random.default_rng(0), set()
+    for _ in range(50):
+        drawn = mx.resample(m, rng)
+        rows = [int(np.flatnonzero((m.rewards[0]["qa"] == x).all(axis=1))[0]) for x in drawn.rewards[0]["qa"]]
+        labels = drawn.groups["qa"]
+        assert len(np.unique(labels)) == 3 and len(labels) == len(rows)
+        for label in np.unique(labels):
+            of = [row for row, at in zip(rows, labels, strict=True) if at == label]
+            assert of == np.flatnonzero(groups == groups[of[0]]).tolist()
+        sizes.add(len(rows))
+    assert len(sizes) > 3
+    many = [mx.resample(m, rng).score_SD[0, 0] for _ in range(4000)]
+    assert np.std(many) == pytest.approx(m.stderr_SD[0, 0] * np.sqrt(2 / 3), rel=0.25)  # sums over few groups, no t
+
+
+def test_groups_that_change_between_stages_are_refused() -> None:
+    rewards = {"qa": [[0.0], [1.0], [1.0]]}
+    first = {"stage": "qa", "index": 1, "rewards": rewards, "groups": {"qa": [0, 0, 1]}}
+    for groups in ({"qa": [0, 1, 1]}, {}):
+        other = {"stage": "cw", "index": 2, "rewards": rewards, "groups": groups}
+        with pytest.raises(UserError, match="evaluation of cw: the groups of qa differ"):
+            mx.build([first, other])
+    with pytest.raises(UserError, match="not one for each prompt"):
+        mx.build([first | {"groups": {"qa": [0, 1]}}])

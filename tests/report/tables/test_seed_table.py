@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mdrl_jax import config
 from mdrl_jax.commands import seeds as command
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import write_json
 from mdrl_jax.report.tables import matrix as mx
 from mdrl_jax.report.tables import seeds
 from mdrl_jax.stats import estimate
+from mdrl_jax.workfolder import resolved
 
 OFFSETS_P = np.linspace(-5, 5, 12)
 OTHER_P = np.random.default_rng(0).permutation(OFFSETS_P)
@@ -90,10 +92,10 @@ def test_one_seed_has_values_and_no_intervals() -> None:
 
 def test_from_eight_seeds_on_prompts_are_drawn_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "N_REPLICATES", 40)
-    # Equal seeds: only the prompts move the scores, while Student's t would say no error at all.
+    # Equal seeds on equal prompts: only the prompts move the scores, while Student's t would say no error at all.
     line = seeds.summarise([mx.build(run(s, 60.0, 78.0)) for s in range(8)]).scores["base", "math"]
     assert line.estimate is not None
-    expected = 2 * 1.96 * OFFSETS_P.std() / np.sqrt(12 * 8)
+    expected = 2 * 1.96 * OFFSETS_P.std() / np.sqrt(12)
     assert line.estimate.high - line.estimate.low == pytest.approx(expected, rel=0.3)
 
 
@@ -121,3 +123,27 @@ def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture
         command.run([str(folders[0]), str(folders[0])])
     with pytest.raises(UserError, match="at least one"):
         command.run([])
+
+
+def test_runs_of_different_experiments_are_refused(tmp_path: Path) -> None:
+    def folder(seed: int, **fields: Any) -> str:
+        c = config.default()
+        c.seed, c.stages = seed, ("math", "cw", "refresh-math")
+        c.model.path = f"/models/of/{seed}/tiny"
+        for name, value in fields.items():
+            section, _, field = name.partition("__")
+            setattr(getattr(c, section), field, value)
+        root = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        for r in RUNS[seed]:
+            write_json(root / f"evaluations/{r['index']:02d}-{r['stage']}.json", r)
+        write_json(root / "config.json", {"config": resolved(config.parse(c))})
+        return str(root)
+
+    first = folder(0)
+    # Other seeds, folders and fields that change no result are one experiment.
+    assert len(seeds.summarise_seeds([first, folder(1, rewards__workers=7)]).seeds) == 2
+    other = folder(2, train__learning_rate=0.5, domains__seed=9)
+    with pytest.raises(UserError, match=r"different experiments: domains.seed=0 and 9, train.learning_rate=.* and 0.5"):
+        seeds.summarise_seeds([first, other])
+    with pytest.raises(UserError, match="model.path"):
+        seeds.summarise_seeds([first, folder(1, model__path="/models/of/0/small")])
