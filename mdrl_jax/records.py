@@ -102,6 +102,15 @@ def _finite(value: Any, at: str, places: list[str]) -> Any:
     return value
 
 
+def as_read(value: Any) -> Any:
+    """A JSON-able value as it is after writing and reading it, so that both can be compared: tuples become lists.
+
+    Raises:
+      TypeError: if the value is not JSON-able.
+    """
+    return json.loads(json.dumps(value))
+
+
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object per line, the whole file at once as `write_bytes` does; earlier rows are not kept.
 

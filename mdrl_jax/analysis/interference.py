@@ -160,7 +160,7 @@ class Analysis:
         """The settings that the figures depend on: configuration, names of the checkpoints, and their sources."""
         return {
             "seed": self.runtime.config.seed,
-            "analyze": dataclasses.asdict(self.runtime.config.analyze),
+            "analyze": records.as_read(dataclasses.asdict(self.runtime.config.analyze)),
             "temperature": self.runtime.config.rollout.sampling.temperature,
             "attention": self.probe.attention_path,
             "stages": [dataclasses.asdict(s) for s in self.checkpoints.stages],

@@ -201,7 +201,7 @@ def of_sample(
     config = probe.runtime.config
     key = jax.random.fold_in(jax.random.key(config.seed), 4)
     ks = [k for k in KS if k < config.analyze.vectors] + [config.analyze.vectors]
-    return measure((halves[0], halves[1]), space, key, UNITS["success_nll"], ks, progress=progress)
+    return measure((halves[0], halves[1]), space, key, UNITS["success_nll"], ks, N_RANDOM, progress)
 
 
 def measure(

@@ -158,7 +158,7 @@ def test_controls_are_removed_at_the_norm_of_the_part_in_the_subspace():
 def test_random_pieces_are_components_in_uniformly_random_subspaces():
     """The cosine of D's part and the piece, against random subspaces that are drawn as bases."""
     world, rng = planted(), np.random.default_rng(0)
-    world.measure(ks=(4,), n_random=400)
+    world.measure(ks=(4,), n_random=120)
     unit = world.d_N[:N] / np.linalg.norm(world.d_N[:N])
     pieces = np.array([world.points[0] - point for point in world.points[10::2]])[:, :N]
     pieces /= np.linalg.norm(pieces, axis=1, keepdims=True)
@@ -168,7 +168,8 @@ def test_random_pieces_are_components_in_uniformly_random_subspaces():
     # Beside D every direction is as likely as any other: the mean of ppᵀ is a multiple of the identity there.
     aside = pieces - np.outer(pieces @ unit, unit)
     spread = np.linalg.eigvalsh(aside.T @ aside / len(aside))
-    assert spread[1] > 0.3 / N and spread[-1] < 2.5 / N
+    # Of 120 draws in 63 dimensions, the smallest is near 0.08 / N and the largest near 3 / N (Marchenko and Pastur).
+    assert spread[1] > 0.03 / N and spread[-1] < 4.5 / N
 
 
 def test_nothing_is_undone_where_the_displacement_has_no_part_in_the_subspace():

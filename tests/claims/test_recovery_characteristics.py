@@ -49,19 +49,20 @@ def rolled_back(world: str, draws: int) -> dict[str, float]:
 
 CASES = [
     *((f"contraction, {w}", lambda n, w=w: contraction(w, 8, n), w == "true") for w in worlds.WALKS),
-    ("C6, true", lambda n: refreshed("true", "true", n), True),
-    *((f"C6, {w}", lambda n, w=w: refreshed(w, "true", n), False) for w in worlds.SCORES if w != "true"),
+    *((f"C6, {w}", lambda n, w=w: refreshed(w, "true", n), w == "true") for w in worlds.SCORES),
     ("C6, random signs", lambda n: refreshed("true", "random signs", n), False),
     *((f"C7, {w}", lambda n, w=w: rolled_back(w, n), w == "true") for w in worlds.GAINS),
 ]
 
 
-def holds(rates: dict[str, float], true: bool, draws: int) -> bool:
+def holds(name: str, rates: dict[str, float], true: bool, draws: int) -> bool:
     """Power ≥ 80 % and P(contradicted) ≤ 5 % where the claim is true, P(supported) ≤ 5 % where it is not.
 
-    Each with two standard errors for the number of draws.
+    Each with two standard errors for the number of draws. A limit shows where the power is lost.
     """
     slack = lambda p: 2 * np.sqrt(p * (1 - p) / draws)  # noqa: E731
+    if "limit" in name:
+        return rates["contradicted"] <= 0.05 + slack(0.05)
     if true:
         return rates["supported"] >= 0.8 - slack(0.8) and rates["contradicted"] <= 0.05 + slack(0.05)
     return rates["supported"] <= 0.05 + slack(0.05)
@@ -70,7 +71,7 @@ def holds(rates: dict[str, float], true: bool, draws: int) -> bool:
 @pytest.mark.parametrize(("name", "simulate", "true"), CASES, ids=[c[0] for c in CASES])
 def test_the_rules_rarely_err(name: str, simulate: Simulate, true: bool):
     draws = FEW_ROLLBACKS if name.startswith("C7") else FEW
-    assert holds(rates := simulate(draws), true, draws), rates
+    assert holds(name, rates := simulate(draws), true, draws), rates
 
 
 @pytest.mark.slow
@@ -79,4 +80,4 @@ def test_the_table_of_the_readme(name: str, simulate: Simulate, true: bool):
     draws = MANY_ROLLBACKS if name.startswith("C7") else MANY
     rates = simulate(draws)
     print(f"\n| {name} | {draws} | " + " | ".join(f"{rates[v]:.1%}" for v in VERDICTS) + " |")
-    assert holds(rates, true, draws), rates
+    assert holds(name, rates, true, draws), rates

@@ -34,7 +34,7 @@ RECOVERY = SMALL.replace(
     c.recover.random_sets, c.recover.fractions, c.recover.strengths = 4, (0.01, 0.1), (1.0,)
     c.recover.rules = ("removing", "magnitude")
     c.recover.forecast_prompts = 8
-    c.recover.limit = 100.0
+    c.recover.limit, c.recover.streams = 100.0, 2
     return c
 
 def sequence():""",
@@ -68,6 +68,14 @@ def test_what_wins_a_domain_back_is_scored_and_judged(recovered):
     looked = [row["step"] for row in refresh["steps"]]
     assert looked in ([0, 1], [0, 1, 2]) and refresh["chosen"] in looked
     assert (refresh["stopped"] == "the budget ended") <= (looked[-1] == 2) and refresh["stopped"]
+    # Repeats are measured at their ends, if the analysis found a subspace to measure in.
+    repeats = ["refresh-math-2", "refresh-math-by-qa"] if refresh["contraction"] else []
+    assert [s["stream"] for s in refresh.get("streams", ())] == repeats
+    assert all(s["distance"] > 0 and s["step"] == looked[-1] for s in refresh.get("streams", ()))
+    assert {c["streams"] for c in refresh["contraction"]} <= {2}
+    c6, c7 = read(workdir, "claims")[5:]
+    assert c6["rows"][0]["path"] == refresh["steps"][-1]["path"] > 0 and c6["rows"][0]["variant"] == ""
+    assert "plain sequence" in c6["rows"][0]["rivals"] and c6["old_rule"] and c7["old_rule"]
 
 
 def test_the_step_that_a_refresh_keeps_is_the_one_saved(recovered):

@@ -247,7 +247,7 @@ def _settings(runtime: Runtime) -> dict[str, Any]:
     config = runtime.config
     return {
         "seed": config.seed,
-        "analyze": dataclasses.asdict(config.analyze),
+        "analyze": records.as_read(dataclasses.asdict(config.analyze)),
         "temperature": config.rollout.sampling.temperature,
     }
 

@@ -126,19 +126,18 @@ def test_the_planted_coordinates_are_found_and_beat_every_control(seen: Any):
     assert set(test["at_equal_loss"]) == {"random", "matched", "largest", "whole", *INFORMED}
     assert test["lost"]["estimate"] == pytest.approx(test["gain"]["estimate"], rel=0.2) and test["lost"]["n"] == 60
     assert test["recovery"]["ci95"][0] > 0.9
-    # The planted gradient knows the coordinates, their sign and their steepness: steps by it do as well, and B's edit
-    # adds nothing. What it does not know is found by the claim's parts.
-    blind = {name: f for name, f in test["at_equal_loss"].items() if name not in ("permuted", "sign_step")}
-    for name, figure in blind.items():
-        assert figure["ci95"][0] > 0.5 * test["gain"]["estimate"], name
+    for name, figure in test["at_equal_loss"].items():
+        # A's gradient finds the coordinates and their sign, but not how far B has moved each of them.
+        most = 0.5 if name not in ("permuted", "sign_step") else 0.02
+        assert figure["ci95"][0] > most * test["gain"]["estimate"], name
         assert max(s["loss"]["estimate"] for s in figure["settings"]) > test["loss"]["ci95"][1], name
     for name, n in (("random", 40), ("matched", comparison.MATCHED_SETS)):
         drawn = compared["same_size"][name]
         assert drawn["n"] == n and drawn["p"] == pytest.approx(1 / (n + 1))
         assert drawn["gain"]["percentiles"][1] < 0.3 * setting.outcome.gain * 100
     parts = {p["part"]: p["verdict"] for p in claim["parts"]}
-    assert parts["against blind controls"] == "supported" and parts["against A's gradient"] != "supported"
-    assert "supported against blind controls, not against A's gradient" in claim["reason"] and len(claim["rows"]) == 1
+    assert parts == dict.fromkeys(("against blind controls", "against A's gradient"), "supported")
+    assert claim["verdict"] == "supported" and len(claim["rows"]) == 1
 
 
 def test_a_set_that_knows_nothing_of_the_domain_is_not_above_random_ones():
