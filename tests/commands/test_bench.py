@@ -49,6 +49,7 @@ def test_forward_only_second_order_is_that_of_the_same_loss(small: curvature.Pro
     np.testing.assert_allclose(second, tree.vdot(small.v, tasks[curvature.HV].call()), rtol=1e-3)
 
 
+@pytest.mark.slow  # most of it is the compilation of random vectors of the benchmark's vocabulary
 def test_route_is_a_tenth_of_each_layer():
     sizes = dataclasses.replace(SMALL, layers=2, width=32)
     problem = curvature.problem(sizes)

@@ -180,7 +180,7 @@ def test_bad_rows_of_a_csv_file_have_the_lines_of_the_file(tmp_path: Path):
 
 
 def articles(path: Path, texts: int, each: int, start: int = 0) -> Path:
-    """A file in SQuAD's layout: a passage of its own for every text, with `each` questions about it."""
+    """A file in SQuAD's layout: an article with one passage for every text, with `each` questions about it."""
     passages = [
         {
             "context": f"passage {t}",
@@ -188,7 +188,7 @@ def articles(path: Path, texts: int, each: int, start: int = 0) -> Path:
         }
         for t in range(start, start + texts)
     ]
-    return write(path, [{"title": "all", "paragraphs": passages}])
+    return write(path, [{"title": p["context"], "paragraphs": [p]} for p in passages])
 
 
 def passages(problems: Any) -> list[str]:

@@ -219,8 +219,8 @@ LAYERS = ["full_attention", "sliding_attention"]
         ("llama", {"rope_parameters": {"rope_type": "dynamic"}}, ["rope", "dynamic"]),
         ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, ["low_freq_factor", "missing"]),
         ("llama", {"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=4"]),
-        ("llama", {"hidden_size": "wide"}, ["wrong type", "wide"]),
-        ("llama", {"vocab_size": None}, ["wrong type"]),
+        ("llama", {"hidden_size": "wide"}, ["hidden_size", "wide"]),
+        ("llama", {"vocab_size": None}, ["vocab_size", "None"]),
         ("llama", {"rope_scaling": "llama3"}, ["wrong type"]),
     ],
 )
