@@ -11,7 +11,8 @@ replies in either style, half and half. Loss, optimizer and settings are the sam
 finding that later domains harm Math. The findings are how much is lost, where in the model, and how cheaply it comes
 back.
 
-Expected scores in points, mean over seeds 0, 1 and 2 ± the half-width of the 95 % interval:
+Scores in points, mean over seeds 0, 1 and 2 ± the half-width of the 95 % interval (before the draws changed; the
+changelog says how):
 
   after stage           code          math            qa            cw
   math            96.3 ± 1.1    94.0 ± 0.2    23.2 ± 1.9    69.1 ± 2.8

@@ -202,7 +202,7 @@ def test_the_gradients_of_successes_are_those_of_their_nll(built):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), probe.gradient(base, micro), want)
 
 
-@pytest.mark.slow  # tests/second_order compares these products on small models
+@pytest.mark.slow  # compiles the analysis for a further space; test_removal.py compares the masks with dense algebra
 def test_curvature_of_all_parameters_cut_to_the_neurons_of_a_route_is_that_of_the_route(built, monkeypatch):
     """And S found there undoes what S found on the route does."""
     monkeypatch.setattr(removal, "N_RANDOM", 1)
