@@ -11,18 +11,22 @@ from mdrl_jax.report.tables.seeds import summarise_seeds
 
 
 def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path | None = None) -> None:
-    """Prints means and intervals over seeds, the comparison of methods, and the agreement of the analyses, if any.
+    """Prints means and intervals over seeds and, if there are any, the comparison of methods and of the analyses.
+
+    There is no comparison of methods if only the plain sequence was run.
 
     Args:
       workdirs: one work folder for each seed.
-      out: JSON file that the table and the comparison of methods are also written to; None writes none.
+      out: JSON file for the table (`SeedTable.record`), with the comparison of methods, if any, under "methods"
+        (`MethodsTable.record`); None writes none.
       plot: PNG file for a plot of predicted against measured damage; None draws none.
 
     Raises:
       UserError: if there is no folder, a folder has no evaluations, a record is not valid JSON, the evaluations of a
         folder do not fit together, a `config.json` has fields or stages that this version does not know, the folders
         hold different experiments (their configurations differ in more than the seed), a seed occurs twice, only some
-        of the folders have an analysis, or `plot` is given but no folder has one.
+        of the folders have an analysis (a `claims.json`), one of these lacks `analysis/damage.json`, or `plot` is given
+        but no folder has an analysis.
       KeyError, ValueError: if a record lacks a field or a domain has no prompts.
       OSError: if `out` or `plot` cannot be written; the tables have been printed.
     """

@@ -55,19 +55,27 @@ class Control:
 
 
 def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
-    """The controls of definitions §9, in the place and at the strength of the chosen setting.
+    """The controls of definitions §9 for the chosen setting, each as a curve.
 
-    A control is left out if it has no setting, for example `out_of_route` if no score outside the route is positive.
+    The sets lie in the place of the chosen setting and have its strength, with two exceptions: "out_of_route" lies
+    outside the shared route, and "whole" is all of B's edit, with the strength as its setting. A control is left out
+    if it has no setting, for example `out_of_route` if no score outside the route is positive. All processes must call
+    this.
 
     Args:
       trial: the fixed part of the rollback.
       chosen: the setting that the sweep chose.
 
     Returns:
-      The curve of each control, by name: "random", "matched", "largest", "whole", and "out_of_route" if the chosen set
-      lies in the shared route. Then those that know more of A: "matched_in_tensor", whose partners lie in the same
+      The curve of each control, by name: "random", random coordinates; "matched", partners of nearly equal |δ_B| for
+      the rule's set of that size, up to half of the place and to the number of the rule's positive scores there;
+      "largest", the largest |δ_B|; "whole"; and "out_of_route", the same rule outside the route, if the chosen set lies
+      in the shared route. Then those that know more of A: "matched_in_tensor", whose partners lie in the same
       tensor; and with A's gradient "permuted" (`controls.permuted`) and "sign_step", the coordinates with the largest
       gradients of A, each moved against its gradient by the root mean square of the chosen set's edit.
+
+    Raises:
+      KeyError: if the trial has no scores of the setting's rule, or not its place.
     """
     within, everywhere, beta = trial.places[chosen.place], support(trial.edit), chosen.strength
     scores, sizes = trial.scores[chosen.rule], magnitude(trial.edit)
