@@ -26,6 +26,7 @@ from mdrl_jax.analysis import captured
 from mdrl_jax.analysis.damage import UNITS
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.second_order.decoder_parts import route_support
 from mdrl_jax.second_order.hvp import symmetry_defect
 from mdrl_jax.second_order.lanczos import Spectrum, block_lanczos, random_block
 
@@ -108,8 +109,7 @@ def place(probe: Probe, start: Any, displacement: Any, route: Route) -> Place:
     """
     index, mask = route.index_LR, route.mask_LR
     point, moved = (probe.slice(x, index, mask) for x in (start, displacement))
-    widths = {"gate": mask[:, None, :], "up": mask[:, None, :], "down": mask[:, :, None]}
-    support = {name: np.broadcast_to(widths[name], x.shape) for name, x in point.items()}
+    support = route_support(point, mask)
     return Place(start, displacement, route, point, probe.fixed(start, index, mask), moved, support)
 
 

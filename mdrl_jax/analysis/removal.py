@@ -20,6 +20,7 @@ same draws of prompts, so that their differences and ratios are paired. The inte
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,6 +78,11 @@ class Space:
     support: Any
     lift: Callable[[Any], Any]
     along: Callable[..., Any]
+
+    @functools.cached_property
+    def length(self) -> float:
+        """‖D‖."""
+        return float(norm(self.displacement))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +333,7 @@ class _Judge:
 
     def _remove(self, name: str, piece: Any, like: str | None = None) -> None:
         """Measures at θ_t minus a piece of D, scaled to the norm of the removed piece `like` if that is given."""
-        whole, length = float(norm(self.space.displacement)), float(norm(piece))
+        whole, length = self.space.length, float(norm(piece))
         target = length if like is None else whole * math.sqrt(self.norms[like])
         factor = target / length if length > 0 else 0.0
         self.columns[name] = self._damage(self.space.along(self._end(), piece, np.float32(-factor)))

@@ -1,6 +1,6 @@
 """The rules that judge the published claims C1 to C5, on interference (definitions §0, §13).
 
-The rules were fixed before any run. Each is a pure function of the figures in `inputs.py` and returns the record of
+The rules are the same for every run. Each is a pure function of the figures in `inputs.py` and returns the record of
 `verdicts.judge`: the verdict, the verdict of each part of the rule, the figure printed with it, the published figure,
 one line with the reason, and the verdict by the rule of the first edition (`first_edition.py`). Its `rows` list every
 domain or pair. How often each rule is right in simulated runs is in `claims/README.md`.
@@ -22,7 +22,7 @@ import numpy as np
 from mdrl_jax.claims import first_edition
 from mdrl_jax.claims.assignment import Assignment
 from mdrl_jax.claims.inputs import DamagePair, Edit, GradientPair, Objective, RoutePair, Sparsity
-from mdrl_jax.claims.published import WEAK_OVERLAP
+from mdrl_jax.claims.published import SEE, WEAK_OVERLAP
 from mdrl_jax.claims.verdicts import (
     Condition,
     Judged,
@@ -41,7 +41,6 @@ from mdrl_jax.claims.verdicts import (
 )
 from mdrl_jax.stats.estimate import Record, missing
 
-SEE = "see configs/claims.py"  # the configuration that gathers the evidence which a quick run lacks
 LEVEL = 0.05  # of the one-sided exact test of C4
 FEWEST_ASSIGNMENTS = round(1 / LEVEL)  # with fewer, no p-value can be below the level
 

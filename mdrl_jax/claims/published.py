@@ -16,6 +16,7 @@ LEAST_FRACTION = 0.5
 # C6: a refresh is brief if it takes at most this share of the steps of the domain's own stage.
 BRIEF = 0.2
 
+SEE = "see configs/claims.py"  # the configuration that gathers the evidence which a quick run lacks
 NOT_MEASURED = "not measured"  # stands in place of a rule for a claim that this version does not measure
 
 

@@ -21,7 +21,7 @@ leave room:
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from mdrl_jax.claims.published import BRIEF, LEAST_FRACTION
+from mdrl_jax.claims.published import BRIEF, LEAST_FRACTION, SEE
 from mdrl_jax.claims.verdicts import (
     Condition,
     Part,
@@ -40,7 +40,6 @@ from mdrl_jax.stats.estimate import Record
 RIVALS = ("joint", "replay", "protect", "pcgrad")
 BLIND = ("random", "matched", "largest", "whole")  # C7: controls that know nothing of A
 INFORMED = ("matched_in_tensor", "permuted", "sign_step")  # C7: controls (i) to (iii) of definitions §9
-SEE = "see configs/claims.py"
 OLD_C6 = (
     f"undecided unless the refresh took ≤ {100 * BRIEF:g} % of a stage's steps; then recovery fraction above "
     f"{LEAST_FRACTION:g} AND collateral below 3 points AND ‖P_S e‖ contracts faster than ‖P_S⊥ e‖ in every S that was "

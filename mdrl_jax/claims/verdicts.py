@@ -87,22 +87,19 @@ def counted_above(value: float | None, bound: float, name: str) -> Condition:
       bound: the bound, in the unit of the value.
       name: the name of the value in the words of the condition.
     """
-    if value is None:
-        return Condition("undecided", f"{name} is not measurable")
-    held = value > bound
-    return Condition(
-        "supported" if held else "contradicted", f"{name} {value:.3g} is {'' if held else 'not '}above {bound:.3g}"
-    )
+    return _counted(value, value is not None and value > bound, f"above {bound:.3g}", name)
 
 
 def counted_under(value: float | None, bound: float, name: str) -> Condition:
     """The condition "value < bound" on an exact count of this run; arguments as in `counted_above`."""
+    return _counted(value, value is not None and value < bound, f"below {bound:.3g}", name)
+
+
+def _counted(value: float | None, held: bool, what: str, name: str) -> Condition:
     if value is None:
         return Condition("undecided", f"{name} is not measurable")
-    held = value < bound
-    return Condition(
-        "supported" if held else "contradicted", f"{name} {value:.3g} is {'' if held else 'not '}below {bound:.3g}"
-    )
+    words = f"{name} {value:.3g} is {what if held else f'not {what}'}"
+    return Condition("supported" if held else "contradicted", words)
 
 
 def size_under(figure: Record, bound: float, name: str) -> Condition:

@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
@@ -167,6 +168,17 @@ def route_slice(tree: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
     down = jax.vmap(lambda kernel_FD, index_R: kernel_FD[index_R])(layers["down"]["kernel"], index_LR) * mask_LR1
     axes, slices = route_axes(index_LR.shape[1]), {"gate": gate, "up": up, "down": down}
     return {name: constrain(x, *axes[name]) for name, x in slices.items()}
+
+
+def route_support(part: Tree, mask_LR: np.ndarray) -> Tree:
+    """A tree like a `route_slice`, on the host: 1 at the weights of neurons and 0 at padded places.
+
+    Args:
+      part: a route slice, or its shapes.
+      mask_LR: as in `route_slice`.
+    """
+    masks = {"gate": mask_LR[:, None, :], "up": mask_LR[:, None, :], "down": mask_LR[:, :, None]}
+    return {name: np.broadcast_to(masks[name], x.shape) for name, x in part.items()}
 
 
 def route_axes(width: int) -> dict[str, Names]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from mdrl_jax.parallel import tree_programs
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.second_order import subspace
-from mdrl_jax.second_order.decoder_parts import route_slice
+from mdrl_jax.second_order.decoder_parts import route_slice, route_support
 from mdrl_jax.second_order.lanczos import random_block
 from mdrl_jax.stats.bootstrap import TAILS
 from mdrl_jax.stats.estimate import Estimate, Record, clustered, missing, student
@@ -306,15 +306,9 @@ def _log(x: Any) -> Floats:
     return np.log(np.where(values > 0, values, np.nan))
 
 
-def _support(part: Any, mask_LR: np.ndarray) -> Any:
-    """A tree like a slice of the route, 0 on padding and 1 elsewhere."""
-    masks = {"gate": mask_LR[:, None, :], "up": mask_LR[:, None, :], "down": mask_LR[:, :, None]}
-    return {name: np.broadcast_to(masks[name], x.shape) for name, x in part.items()}
-
-
 def _draw(part: Any, mask_LR: np.ndarray, k: int, seed: int) -> tuple[Floats, Floats]:
     """`_gram` for `N_RANDOM` subspaces, each spanned by k Gaussian vectors of the route: [N, k, k] and [N, k]."""
-    support, key = _support(part, mask_LR), jax.random.key(seed)
+    support, key = route_support(part, mask_LR), jax.random.key(seed)
     made = [_gram_program(random_block(jax.random.fold_in(key, i), part, k), part, support) for i in range(N_RANDOM)]
     gram_Nkk, weights_Nk = (np.stack([np.asarray(m[j], np.float64) for m in made]) for j in (0, 1))
     return gram_Nkk, weights_Nk

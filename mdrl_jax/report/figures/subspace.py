@@ -42,22 +42,8 @@ def captured(records: Records) -> Figure:
     if all(r["estimate"] is None for r in rows):
         raise Absent(f"no share of DᵀHD could be measured: {rows[0]['reason']}")
     order, names = distinct(rows, "panel"), distinct(rows, "subspace")
-    count, width = panels(len(order), 2, WIDTH)
-    listed = [alt.Tooltip("k:O", title="dimensions"), *estimate_tips(["panel", "subspace"], SHARE)]
-    base = alt.Chart().encode(
-        x=alt.X("k:O", title="dimensions k", axis=alt.Axis(labelAngle=0)),
-        xOffset=alt.XOffset("subspace:N", sort=names),
-        color=alt.Color("subspace:N", scale=by_category(names), title=None, legend=LEGEND),
-        tooltip=listed,
-    )
-    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=SHARE))
-    layers = alt.layer(
-        zero,
-        base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=SHARE), y2="high:Q"),
-        base.mark_point(filled=True, size=45, opacity=1).encode(y=alt.Y("estimate:Q", title=SHARE)),
-        data=data(rows),
-    ).properties(width=width, height=230)
-    chart = side_by_side(layers, "panel", order, count)
+    x = alt.X("k:O", title="dimensions k", axis=alt.Axis(labelAngle=0))
+    chart = _by_dimension(rows, x, "subspace", names, order, SHARE, [0])
     caption = (
         "c(k) = D_SᵀHD_S / DᵀHD, with S cut at k dimensions and 95 % intervals over prompts; it may be below 0 or "
         "above 1. The vectors of S come from one half of the prompts and the shares from the other half. Random "
@@ -166,25 +152,9 @@ def removal(records: Records) -> Figure:
         reason = shares[0]["reason"] if shares else "the analysis has no removal test"
         raise Absent(f"no share of the damage could be measured: {reason}")
     order, names = distinct(rows, "panel"), distinct(rows, "removed")
-    count, width = panels(len(order), 2, WIDTH)
     ks = [*sorted({r["k"] for r in rows if r["k"] != ROUTE}, key=int), ROUTE]
-    title = "damage left, %"
-    base = alt.Chart().encode(
-        x=alt.X("k:O", sort=ks, title="dimensions removed", axis=alt.Axis(labelAngle=0)),
-        xOffset=alt.XOffset("removed:N", sort=names),
-        color=alt.Color("removed:N", scale=by_category(names), title=None, legend=LEGEND),
-        tooltip=[alt.Tooltip("k:O", title="dimensions"), *estimate_tips(["panel", "removed"], title)],
-    )
-    none = (
-        alt.Chart(data([{"at": 0}, {"at": 100}])).mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=title))
-    )
-    layers = alt.layer(
-        none,
-        base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
-        base.mark_point(filled=True, size=45, opacity=1).encode(y=alt.Y("estimate:Q", title=title)),
-        data=data(rows),
-    ).properties(width=width, height=230)
-    chart = side_by_side(layers, "panel", order, count)
+    x = alt.X("k:O", sort=ks, title="dimensions removed", axis=alt.Axis(labelAngle=0))
+    chart = _by_dimension(rows, x, "removed", names, order, "damage left, %", [0, 100])
     caption = (
         "The damage is the rise of −log π of successes sampled at the domain's peak. It is measured again after a "
         "piece of the displacement is taken away: its part in k dimensions of S, its whole part in the space that S "
@@ -194,6 +164,37 @@ def removal(records: Records) -> Figure:
         f"prompts. {_undone(pairs)}{why}"
     )
     return Figure("removal", "Damage left when the part in the conflict subspace is removed", chart, rows, caption)
+
+
+def _by_dimension(
+    rows: list[dict[str, Any]], x: alt.X, field: str, names: list[str], order: list[str], title: str, lines: list[int]
+) -> Any:
+    """A chart of estimates with intervals by dimension: a panel for each of `order`, a color for each of `names`.
+
+    Args:
+      rows: the figures, with "panel", "k", "estimate", "low", "high" and `field`.
+      x: the horizontal axis.
+      field: the field that the color shows.
+      names: its values, in order.
+      order: the panels, in order.
+      title: of the vertical axis.
+      lines: heights of horizontal lines.
+    """
+    count, width = panels(len(order), 2, WIDTH)
+    base = alt.Chart().encode(
+        x=x,
+        xOffset=alt.XOffset(f"{field}:N", sort=names),
+        color=alt.Color(f"{field}:N", scale=by_category(names), title=None, legend=LEGEND),
+        tooltip=[alt.Tooltip("k:O", title="dimensions"), *estimate_tips(["panel", field], title)],
+    )
+    at = alt.Chart(data([{"at": y} for y in lines])).mark_rule(color=INK, opacity=0.5)
+    layers = alt.layer(
+        at.encode(y=alt.Y("at:Q", title=title)),
+        base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
+        base.mark_point(filled=True, size=45, opacity=1).encode(y=alt.Y("estimate:Q", title=title)),
+        data=data(rows),
+    ).properties(width=width, height=230)
+    return side_by_side(layers, "panel", order, count)
 
 
 def _pairs(records: Records) -> tuple[list[dict[str, Any]], str]:
