@@ -62,7 +62,7 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
             show(len(tried), f"λ = {scale:g}")
             params = combine(base, edits, np.float32(scale))
             rewards = validation_rewards(runtime, params)
-            score = {domain: estimate.clustered(x).in_points() for domain, x in rewards.items()}
+            score = {domain: estimate.score(x) for domain, x in rewards.items()}
             mean = estimate.independent_mean(list(score.values()))
             row = {"scale": scale, "average": mean.record(), "scores": {d: e.record() for d, e in score.items()}}
             tried.append(row)

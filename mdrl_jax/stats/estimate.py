@@ -155,6 +155,54 @@ def clustered(values_PG: ArrayLike, unit: str = "", groups: ArrayLike | None = N
     return student(mean, stderr, n - 1, n, unit)
 
 
+def score(rewards_PG: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
+    """Score in points: 100 times the mean reward, with an interval that stays within [0, 100] (definitions §12).
+
+    The interval is Wilson's (1927) of m(1 − m)/stderr² cases, with m and stderr of `clustered_mean` and the quantile of
+    Student's t with one degree of freedom less than there are groups. It is asymmetric: near 100 points it reaches
+    further down than up. If all rewards are equal, the number of cases is that of the groups.
+
+    Args:
+      rewards_PG: rewards in [0, 1] of P prompts with G samples each, or one value per prompt [P].
+      groups: as in `clustered_mean`.
+
+    Returns:
+      The estimate, with the number of groups as its `n`. The interval of a single group is the whole line.
+
+    Raises:
+      ValueError: as in `clustered_mean`, or if the mean reward is not in [0, 1].
+    """
+    mean, stderr = clustered_mean(rewards_PG, groups)
+    n = len(np.asarray(rewards_PG)) if groups is None else len(np.unique(groups))
+    if not 0 <= mean <= 1:
+        raise ValueError(f"rewards must lie in [0, 1], but their mean is {mean:g}")
+    if n == 1:
+        return student(mean, stderr, 0, 1).in_points()
+    cases = mean * (1 - mean) / stderr**2 if 0 < mean < 1 and stderr > 0 else n
+    low, high = wilson(mean, cases, t_quantile(n - 1))
+    return Estimate(mean, low, high, n, stderr=stderr).in_points()
+
+
+def wilson(share: float, n: float, quantile: float | None = None) -> tuple[float, float]:
+    """Wilson's 95 % interval (low, high) of a share of n trials; it has a width also at the shares 0 and 1.
+
+    Args:
+      share: the share, in [0, 1].
+      n: number of trials, above 0; it need not be whole.
+      quantile: half-width of the interval in standard errors; None for that of the normal distribution, 1.96.
+
+    Returns:
+      (low, high), with 0 ≤ low ≤ high ≤ 1.
+
+    Raises:
+      ZeroDivisionError: if `n` is 0.
+    """
+    z2 = (t_quantile(math.inf) if quantile is None else quantile) ** 2 / n
+    middle = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
     """Mean of a − b over the same prompts in the same order, with the interval of `clustered`.
 
@@ -179,9 +227,12 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None
 def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
     """Unweighted mean of m independent estimates that have a standard error, for example one per domain.
 
-    stderr = √(Σ se²) / m, with the degrees of freedom of Welch and Satterthwaite. `n` is the sum of their units. If one
-    of them has no finite standard error, the interval is the whole line and the standard error infinite. If one of them
-    rests on a single unit, the interval is the whole line, unless all standard errors are 0.
+    stderr = √(Σ se²) / m, with the degrees of freedom of Welch and Satterthwaite. The interval is made for each side
+    from the distances d of the value to that end of each interval (Zou and Donner, 2008): with se = d / t(n − 1) in
+    place of the standard error. For Student's intervals that is the standard error itself, and for others, such as
+    those of `score`, the mean has an asymmetric interval too. `n` is the sum of their units. If one of the estimates
+    has no finite standard error, the interval is the whole line and the standard error infinite. If one of them rests
+    on a single unit, the interval is the whole line, unless all standard errors are 0.
 
     Args:
       estimates: at least one, all in one unit, which the mean gets too; this is not checked.
@@ -189,16 +240,22 @@ def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
     Raises:
       ZeroDivisionError: if there are no estimates.
     """
-    se2 = np.array([math.inf if e.stderr is None else e.stderr**2 for e in estimates])
+    value, unit = sum(e.value for e in estimates) / len(estimates), estimates[0].unit
     n = np.array([e.n for e in estimates])
-    value = float(np.mean([e.value for e in estimates]))
-    total = float(se2.sum())
-    if not math.isfinite(total):
-        return student(value, math.inf, 0, int(n.sum()), estimates[0].unit)
-    # Without any spread the interval has no width, whatever the degrees of freedom. A single unit leaves none.
-    known = bool((n > 1).all())
-    dof = float(n.sum()) if not total > 0 else total**2 / float(np.sum(se2**2 / (n - 1))) if known else 0.0
-    return student(value, math.sqrt(total) / len(estimates), dof, int(n.sum()), estimates[0].unit)
+    se2 = np.array([math.inf if e.stderr is None else e.stderr**2 for e in estimates])
+    stderr = math.sqrt(se2.sum()) / len(estimates)
+    if not math.isfinite(stderr) or (stderr > 0 and (n == 1).any()):
+        return student(value, stderr, 0, int(n.sum()), unit)
+
+    def half(distances: Sequence[float]) -> float:
+        units2 = np.array([(d / t_quantile(e.n - 1)) ** 2 for d, e in zip(distances, estimates, strict=True)])
+        total = float(units2.sum())
+        if not total > 0:  # without any spread the interval has no width, whatever the degrees of freedom
+            return 0.0
+        return t_quantile(total**2 / float(np.sum(units2**2 / (n - 1)))) * math.sqrt(total) / len(estimates)
+
+    low, high = half([e.value - e.low for e in estimates]), half([e.high - e.value for e in estimates])
+    return Estimate(value, value - low, value + high, int(n.sum()), unit, stderr)
 
 
 def fieller(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mdrl_jax.stats.bootstrap import jackknife
-from mdrl_jax.stats.estimate import Estimate, Record, missing, over_seeds, student, t_quantile
+from mdrl_jax.stats.estimate import Estimate, Record, missing, over_seeds, student, wilson
 from mdrl_jax.stats.tests import null_record, permutation_p
 
 
@@ -134,25 +134,6 @@ def overlap(
     low, high = (d / (2 - d) for d in wilson(2 * shared / size, size / 2))
     record = Estimate(value, low, high, a.size, "channel").record(null_record(null))
     return record | {"chance": expected / (size - expected), "p": permutation_p(value, null), "shared": shared}
-
-
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval (low, high) of a share of n trials; it has a width also at the shares 0 and 1.
-
-    Args:
-      share: the share, in [0, 1].
-      n: number of trials, above 0; it need not be whole.
-
-    Returns:
-      (low, high), with 0 ≤ low ≤ high ≤ 1.
-
-    Raises:
-      ZeroDivisionError: if `n` is 0.
-    """
-    z2 = t_quantile(math.inf) ** 2 / n
-    middle = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def mean_jaccard(pairs: Mapping[tuple[str, str], Sequence[float]]) -> Estimate:

@@ -109,12 +109,12 @@ def test_shares(first: float, second: float, prompts: int) -> None:
 @pytest.mark.parametrize("mean", [0.5, 0.94, 0.986])
 def test_scores(mean: float, prompts: int) -> None:
     rng = np.random.default_rng(3)
-    p = rng.beta(0.4 * mean, 0.4 * (1 - mean), (N, prompts))
-    x = rng.binomial(4, p) / 4
-    found = [st.clustered(row).includes(mean) for row in x]
-    # Near 100 points few prompts have a failure, and a sample with fewer of them has both a higher mean and a smaller
-    # error: Student's t is then too narrow, as README.md of mdrl_jax/stats says.
-    assert (0.7 if mean > 0.98 else LOW) < shown(f"score {100 * mean:g}, Student's t", f"{prompts} × 4", found) < HIGH
+    p = rng.beta(0.4 * mean, 0.4 * (1 - mean), (4 * N, prompts))
+    found = [st.score(row) for row in rng.binomial(4, p) / 4]
+    covered = [e.includes(100 * mean) for e in found[:N]]
+    assert LOW < shown(f"score {100 * mean:g}, Wilson", f"{prompts} × 4", covered) < HIGH
+    covered = [st.independent_mean(found[i : i + 4]).includes(100 * mean) for i in range(0, 4 * N, 4)]
+    assert LOW < shown(f"mean of four scores {100 * mean:g}", f"{prompts} × 4", covered) < HIGH
 
 
 @pytest.mark.slow

@@ -67,6 +67,38 @@ def test_a_single_seed_has_no_interval_and_writes_null() -> None:
     assert st.over_seeds([1.0, 3.0]).record(null=[0, 1])["null"] == [0, 1]
 
 
+def test_wilson_by_hand() -> None:
+    low, high = st.wilson(0.0, 20)
+    assert (low, high) == (0.0, pytest.approx(3.8415 / 23.8415, rel=1e-4))
+    assert st.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+
+
+def test_scores_near_100_points_cover_where_students_t_does_not() -> None:
+    rng, mean = np.random.default_rng(9), 0.986
+    x = rng.binomial(4, rng.beta(0.4 * mean, 0.4 * (1 - mean), (2000, 100))) / 4
+    scores = [st.score(row) for row in x]
+    assert 0.92 < np.mean([e.includes(100 * mean) for e in scores]) < 0.98
+    assert np.mean([st.clustered(row).includes(mean) for row in x]) < 0.85
+    assert all(0 <= e.low < e.value <= e.high <= 100 for e in scores)
+    averages = [st.independent_mean(scores[i : i + 4]) for i in range(0, 2000, 4)]
+    assert 0.92 < np.mean([e.includes(100 * mean) for e in averages]) < 0.99
+
+
+def test_a_score_of_equal_rewards_is_wilsons_of_as_many_groups() -> None:
+    t = st.t_quantile(9)
+    assert st.score(np.ones((10, 4))).low == pytest.approx(100 / (1 + t**2 / 10))
+    assert st.score(np.ones((20, 4)), np.arange(20) % 10).low == pytest.approx(100 / (1 + t**2 / 10))
+    assert st.score(np.ones((10, 4))).high == 100 and st.score(np.zeros((10, 4))).low == 0
+    # Binary rewards of one sample: Wilson's interval of 10 trials, but with t and the variance of a sample.
+    share, t2 = 0.3, t**2 / 9
+    middle, half = (share + t2 / 2) / (1 + t2), math.sqrt(share * (1 - share) * t2 + t2**2 / 4) / (1 + t2)
+    e = st.score([1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
+    assert (e.low, e.high) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
+    assert st.score([0.5]).low == -math.inf
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], but their mean is 1.5"):
+        st.score([1.0, 2.0])
+
+
 def test_independent_mean_covers_and_reduces_to_one_term() -> None:
     rng = np.random.default_rng(2)
     covered = []

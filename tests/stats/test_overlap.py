@@ -82,10 +82,6 @@ def test_p_is_uniform_at_most_for_random_sets() -> None:
     assert np.mean(p < 0.05) < 0.065
 
 
-def test_wilson_by_hand() -> None:
-    low, high = overlap.wilson(0.0, 20)
-    assert (low, high) == (0.0, pytest.approx(3.8415 / 23.8415, rel=1e-4))
-    assert overlap.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
 def test_mean_over_pairs_by_seed_and_by_domain() -> None:

@@ -283,7 +283,7 @@ def scores(
       KeyError: if `start` lacks a domain, or `rewards` the refreshed one.
       ValueError: if the numbers of prompts of a domain differ, or if a domain has no prompts.
     """
-    score = {name: estimate.clustered(x).in_points() for name, x in rewards.items()}
+    score = {name: estimate.score(x) for name, x in rewards.items()}
     differences = {d: estimate.paired_difference(start[d], rewards[d]).in_points() for d in rewards}
     row: Record = {
         "step": step,

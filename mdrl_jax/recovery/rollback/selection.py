@@ -10,7 +10,7 @@ sharding.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -160,18 +160,19 @@ def _choose(keys: Any, among: Any, count: Count) -> Any:
     enough = counting.reaches(available, count)
     left = jnp.where(enough, count[0], available[0]), jnp.where(enough, count[1], available[1])
     chosen = jax.tree.map(jnp.zeros_like, among)
-    orders: tuple[Callable[[], Any], ...] = (
-        lambda: keys,
-        lambda: _scrambled(keys),
-        lambda: _tensor_numbers(keys),
-    )
-    for order in orders:
-        now = order()
+    orders = (keys, _scrambled(keys), _tensor_numbers(keys))
+
+    def choose(i: jax.Array, state: tuple[Any, Any, Count]) -> tuple[Any, Any, Count]:
+        chosen, among, left = state
+        now = jax.tree.map(lambda *keys: jax.lax.select_n(i, *keys), *orders)
         least = counting.threshold(now, among, left)
         above = counting.at_least(now, among, least + 1)
         chosen = jax.tree.map(jnp.logical_or, chosen, above)
         left = counting.minus(left, counting.count(above))
-        among = jax.tree.map(lambda key, a, t=least: a & (key == t), now, among)
+        return chosen, jax.tree.map(lambda key, a: a & (key == least), now, among), left
+
+    # A loop, because XLA would compile the search for a threshold three times otherwise.
+    chosen, among, left = jax.lax.fori_loop(0, len(orders), choose, (chosen, among, left))
     some = left[0] + left[1] > 0
     return jax.tree.map(lambda c, a: c | (a & some), chosen, among)
 

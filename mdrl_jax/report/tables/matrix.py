@@ -251,7 +251,7 @@ def framed_cells(matrix: Matrix) -> list[tuple[int, int]]:
 
 
 def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
-    """S[row, domain] in points, with Student's t over prompts, or over their groups.
+    """S[row, domain] in points, with Wilson's interval over prompts, or over their groups.
 
     Args:
       matrix: the scores.
@@ -265,7 +265,7 @@ def score_at(matrix: Matrix, name: str, row: int, domain: str) -> Quantity:
     rewards_PG = matrix.rewards[row].get(domain)
     if rewards_PG is None:
         return Quantity(name, None, f"{domain} was not evaluated after {matrix.stages[row]}")
-    return Quantity(name, statistics.clustered(rewards_PG, groups=matrix.groups.get(domain)).in_points())
+    return Quantity(name, statistics.score(rewards_PG, matrix.groups.get(domain)))
 
 
 def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, detail: str = "") -> Quantity:
