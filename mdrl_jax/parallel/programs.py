@@ -39,4 +39,5 @@ def program(name: str, function: Callable[..., Any], **jit_options: Any) -> Call
         compilations[name] += 1
         return function(*args, **kwargs)
 
+    counted.__name__ = counted.__qualname__ = name.replace(" ", "_")  # what profiles and compilation logs show
     return jax.jit(counted, **jit_options)
