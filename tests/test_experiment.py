@@ -198,15 +198,23 @@ def raising(completion, check):
     raise ZeroDivisionError("no verdict")
 
 
+def tiny(*stages: str):
+    """A config of equal shapes for the runs that follow, so that they are compiled once."""
+    c = default()
+    c.stages, c.scored_domains = stages, ("math", "qa")
+    c.domains.n_test = c.domains.n_validation = 8
+    c.evaluate.batch, c.evaluate.samples = 8, 2
+    c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (16,)
+    c.train.steps, c.train.prompts_per_step, c.train.group_size = 2, 8, 4
+    return c
+
+
 def test_a_reward_that_raises_ends_the_run_in_one_line_and_loses_nothing(tmp_path, monkeypatch):
     import dataclasses
 
     from mdrl_jax.domains import math, registry
 
-    c = default()
-    c.stages, c.scored_domains = ("math",), ("math",)
-    c.domains.n_test = c.domains.n_validation = 4
-    c.evaluate.batch, c.evaluate.samples = 8, 2
+    c = tiny("math")
     make = lambda config: dataclasses.replace(math.make(config), reward="tests.test_experiment:raising")  # noqa: E731
     monkeypatch.setitem(registry.DOMAINS, "math", make)
     with pytest.raises(UserError, match=r"16 of 16 completions.*ZeroDivisionError: no verdict") as error:
@@ -220,27 +228,19 @@ def test_failed_rewards_are_counted_by_kind(tmp_path, monkeypatch):
 
     from mdrl_jax.domains import math, registry
 
-    c = default()
-    c.stages, c.scored_domains = ("math",), ("math",)
-    c.domains.n_test = c.domains.n_validation = 4
-    c.evaluate.batch, c.evaluate.samples = 8, 2
-    c.train.steps, c.train.prompts_per_step, c.train.group_size, c.train.grad_accum_steps = 1, 8, 2, 1
+    c = tiny("math")
+    c.train.steps = 1
     c.rewards.max_error_share = 1.0
     make = lambda config: dataclasses.replace(math.make(config), reward="tests.test_experiment:raising")  # noqa: E731
     monkeypatch.setitem(registry.DOMAINS, "math", make)
     experiment.run(parse(c), tmp_path / "run")
     log = (tmp_path / "run/log.txt").read_text()
-    assert "16 reward errors (ZeroDivisionError 16)" in " ".join(log.split())
+    assert "32 reward errors (ZeroDivisionError 32)" in " ".join(log.split())
 
 
 def test_compilations_are_as_many_as_there_are_shapes(tmp_path):
     """Three stages of equal shapes compile one sampler for training, one for scoring, and one GRPO step per bucket."""
-    c = default()
-    c.stages, c.scored_domains = ("math", "qa", "refresh-math"), ("math", "qa")
-    c.domains.n_test = c.domains.n_validation = 8
-    c.evaluate.batch, c.evaluate.samples = 8, 2
-    c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (16,)
-    c.train.steps, c.train.prompts_per_step, c.train.group_size = 2, 8, 4
+    c = tiny("math", "qa", "refresh-math")
     compilations.clear()
     experiment.run(parse(c), tmp_path / "run")
     made = {name: n for name, n in compilations.items() if not name.startswith("refresh_")}

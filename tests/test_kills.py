@@ -22,6 +22,8 @@ FLAGS = (
     "--config.stages=('math','refresh-math')",
     "--config.scored_domains=('math',)",
     "--config.train.checkpoint_every=1",
+    "--config.train.steps=8",
+    "--config.train.prompts_per_step=4",
 )
 STATUS = 143
 
@@ -47,11 +49,66 @@ def until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+def stopped(runs: Runs, name: str, reached: Callable[[], bool], *more: str) -> str:
+    """Starts a run and sends SIGTERM to its process group, as a scheduler does, once `reached()` is true.
+
+    Returns:
+      the last line of its output.
+    """
+    process = runs.start(name, *more)
+    until(process, reached)
+    children = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == STATUS
+    assert_gone(children)
+    return (runs.folder / f"{name}.out").read_text().strip().splitlines()[-1]
+
+
+def damage(stage: Path) -> tuple[int, str]:
+    """Changes a bit in the parameters of the newest checkpoint of a stage: its step, and the name of the file."""
+    newest = max(int(p.name) for p in stage.iterdir() if p.name.isdigit())
+    data = next((stage / str(newest) / "state/params/d").iterdir())
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    return newest, data.name
+
+
+def test_a_run_that_is_stopped_killed_and_damaged_ends_the_same(runs: Runs):
+    """One run: SIGTERM while the base is scored and in training, SIGKILL in a save, a damaged checkpoint, SIGKILL."""
+    name, workdir = "disturbed", runs.folder / "disturbed"
+    stage, again = workdir / "checkpoints/01-math", "start the same command again to go on"
+    line = stopped(runs, name, lambda: "parameters on" in log(workdir))
+    assert line == f"stopped by SIGTERM during base: scores; what was finished is saved; {again}"
+
+    # Without periodic checkpoints, so only the signal causes one.
+    training = (workdir / "tensorboard/01-math").exists
+    line = stopped(runs, name, training, "--config.train.checkpoint_every=0")
+    (step,) = (int(p.name) for p in stage.iterdir())
+    assert line == f"stopped by SIGTERM after step {step} of math; saved; {again}"
+    assert log(workdir).strip().endswith(line)
+
+    assert runs.killed(name, "save", 0, saved=2), "the run ended before the kill"
+    assert f"math: goes on after step {step} of 8" in log(workdir)
+    newest, file = damage(stage)
+    assert newest >= step + 2
+
+    assert runs.killed(name, "record", 0.2, saved=1), "the run ended before the kill"
+    line = next(line for line in log(workdir).splitlines() if line.startswith("warning: "))
+    assert f"01-math: checkpoint {newest} is damaged (state/params/d/{file} was changed)" in line
+    assert line.endswith(f"renamed to {newest}.damaged; the one of step {newest - 1} is used instead")
+    assert f"math: goes on after step {newest - 1} of 8" in log(workdir)
+
+    runs.end(name, runs.start(name))
+    assert differences(runs.folder / "whole", workdir) == [f"left behind: checkpoints/01-math/{newest}.damaged"]
+
+
 # `saved` is a number of steps rather than a time, so that the run makes progress on a machine of any speed.
 KILLS = (("save", 0, 2), ("record", 0.2, 1)), (("save", 0, 0), ("start", 4, 0), ("save", 0, 2), ("work", 0.3, 3))
 
 
-@pytest.mark.parametrize("kills", [KILLS[0], pytest.param(KILLS[1], marks=pytest.mark.slow)])
+@pytest.mark.slow  # the test above has two of these kills
+@pytest.mark.parametrize("kills", KILLS)
 def test_kills_change_nothing(runs: Runs, kills: tuple[tuple[str, float, int], ...]):
     """A run is killed in the middle of a save and of a record; another one at its start, and while it works too."""
     name = f"killed-{len(kills)}"
@@ -60,58 +117,6 @@ def test_kills_change_nothing(runs: Runs, kills: tuple[tuple[str, float, int], .
     runs.end(name, runs.start(name))
     assert log(runs.folder / name).count("goes on after step") >= len(kills) // 2
     assert differences(runs.folder / "whole", runs.folder / name) == []
-
-
-def test_a_run_that_finds_its_newest_checkpoint_damaged_says_so_and_ends_the_same(runs: Runs):
-    workdir = runs.folder / "damaged"
-    process = runs.start("damaged")
-    stage = workdir / "checkpoints" / "01-math"
-    until(process, (stage / "3").exists)
-    children = descendants(process.pid)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert children
-    assert_gone(children)
-    newest = max(int(p.name) for p in stage.iterdir() if p.name.isdigit())
-    data = next((stage / str(newest) / "state/params/d").iterdir())
-    content = bytearray(data.read_bytes())
-    content[len(content) // 2] ^= 1
-    data.write_bytes(content)
-    runs.end("damaged", runs.start("damaged"))
-    line = next(line for line in log(workdir).splitlines() if line.startswith("warning: "))
-    assert f"01-math: checkpoint {newest} is damaged (state/params/d/{data.name} was changed)" in line
-    assert line.endswith(f"renamed to {newest}.damaged; the one of step {newest - 1} is used instead")
-    assert f"math: goes on after step {newest - 1} of 12" in log(workdir)
-    aside = f"checkpoints/01-math/{newest}.damaged"
-    assert differences(runs.folder / "whole", workdir) == [f"left behind: {aside}"]
-
-
-def test_sigterm_ends_a_run_in_order_and_it_goes_on(runs: Runs):
-    """SIGTERM goes to the whole process group, as from a scheduler: while the base is scored, then in training."""
-    workdir, said = runs.folder / "told", runs.folder / "told.out"
-    again = "start the same command again to go on"
-    first = runs.start("told")
-    until(first, lambda: "parameters on" in log(workdir))
-    os.killpg(first.pid, signal.SIGTERM)
-    assert first.wait(60) == STATUS
-    line = said.read_text().strip().splitlines()[-1]
-    assert line == f"stopped by SIGTERM during base: scores; what was finished is saved; {again}"
-
-    second = runs.start("told", "--config.train.checkpoint_every=0")  # so only the signal causes a checkpoint
-    until(second, (workdir / "tensorboard/01-math").exists)
-    children = descendants(second.pid)
-    os.killpg(second.pid, signal.SIGTERM)
-    assert second.wait(60) == STATUS
-    assert children
-    assert_gone(children)
-    line = said.read_text().strip().splitlines()[-1]
-    (newest,) = (int(p.name) for p in (workdir / "checkpoints/01-math").iterdir())
-    assert line == f"stopped by SIGTERM after step {newest} of math; saved; {again}"
-    assert log(workdir).strip().endswith(line)
-
-    runs.end("told", runs.start("told"))
-    assert f"math: goes on after step {newest} of 12" in log(workdir)
-    assert differences(runs.folder / "whole", workdir) == []
 
 
 def test_what_a_kill_left_of_a_record_is_removed_and_in_nobodys_way(tmp_path: Path):

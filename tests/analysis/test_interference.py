@@ -53,9 +53,10 @@ def get_config():
     c.domains.n_test = 4
     c.rollout.prompt_buckets = (BUCKET,)
     c.rollout.completion_buckets = (8,)
-    c.analyze.prompts = 16
-    c.analyze.batch = 4
-    c.analyze.path_prompts = 8
+    c.analyze.prompts = 8
+    c.analyze.group_size = 4
+    c.analyze.batch = 2
+    c.analyze.path_prompts = 4
     c.analyze.vectors = 4
     c.analyze.lanczos_block = 2
     c.analyze.lanczos_steps = 6

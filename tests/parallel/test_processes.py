@@ -40,6 +40,7 @@ def start(commands: Sequence[Sequence[str]], logs: Path) -> list[subprocess.Pope
     settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
     # A restart, and every other process, finds what one of them has compiled.
     settings |= {"JAX_COMPILATION_CACHE_DIR": os.environ[compiled.FOLDER], "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     made = []
     for i, command in enumerate(commands):
         with open(f"{logs}-{i}.txt", "wb") as log:
@@ -112,47 +113,50 @@ def until_step(step: int, workdir: Path, again: str = "") -> list[subprocess.Pop
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The work folder of a run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("runs")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs are made; it has their config file."""
+    made = tmp_path_factory.mktemp("runs")
     text = "from mdrl_jax import config\n\ndef get_config():\n    c = config.default()\n"
     text += "    c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (8,)\n    return c\n"
-    (folder / "small.py").write_text(text)
-    made = run(folder / "whole")
-    assert [p.wait(timeout=300) for p in made] == [0, 0], (folder / "whole-0.txt").read_text()[-2000:]
-    return folder / "whole"
+    (made / "small.py").write_text(text)
+    return made
 
 
-def goes_on_exactly(workdir: Path, whole: Path) -> None:
-    """Started again, the run goes on where it was and ends as one that nothing disturbed, bit by bit."""
-    assert not (workdir / "evaluations" / "01-math.json").exists()
-    assert [p.wait(timeout=300) for p in run(workdir, "-end")] == [0, 0]
-    assert "math: goes on after step" in Path(f"{workdir}-end-0.txt").read_text()
-    for file in ("scores.jsonl", "evaluations/01-math.json", "samples/01-math.jsonl"):
-        assert (workdir / file).read_bytes() == (whole / file).read_bytes(), file
-    for a, b in zip(*(jax.tree.leaves(params(folder)) for folder in (whole, workdir)), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def test_a_notice_stops_all_at_the_same_step_and_a_lost_process_ends_the_others(whole: Path):
-    """One run: SIGTERM to one of its processes; started again, one of them is killed; started again, it ends."""
-    cut = whole.parent / "cut"
-    told = until_step(2, cut)
+def disturb(workdir: Path) -> None:
+    """A run of which one process gets a SIGTERM; started again, one of its processes is killed."""
+    told = until_step(2, workdir)
     told[1].send_signal(signal.SIGTERM)
     assert [p.wait(timeout=60) for p in told] == [STATUS, STATUS]
-    assert "stopped by SIGTERM after step" in Path(f"{cut}-0.txt").read_text()
+    assert "stopped by SIGTERM after step" in Path(f"{workdir}-0.txt").read_text()
 
-    first, second = until_step(4, cut, "-again")
+    first, second = until_step(4, workdir, "-again")
     second.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    assert first.wait(timeout=10 * TIMEOUT) == LOST, Path(f"{cut}-again-0.txt").read_text()[-2000:]
+    assert first.wait(timeout=10 * TIMEOUT) == LOST, Path(f"{workdir}-again-0.txt").read_text()[-2000:]
     assert time.monotonic() - killed < 3 * TIMEOUT
-    said = Path(f"{cut}-again-0.txt").read_text().splitlines()
+    said = Path(f"{workdir}-again-0.txt").read_text().splitlines()
     assert any("math: goes on after step" in line for line in said)
     name = f"process 1 on {socket.gethostname()}"
     assert f"mdrl: error: {name} gave no sign of life for {TIMEOUT:.0f} s; {AGAIN}" in said
     second.wait()
-    goes_on_exactly(cut, whole)
+    assert not (workdir / "evaluations" / "01-math.json").exists()
+
+
+def test_a_notice_stops_all_at_the_same_step_and_a_lost_process_ends_the_others(folder: Path):
+    disturb(folder / "cut")
+
+
+@pytest.mark.slow  # a run of one process shows the same in tests/test_kills.py
+def test_a_disturbed_run_of_several_processes_ends_as_one_that_nothing_disturbed(folder: Path):
+    whole, cut = folder / "whole", folder / "disturbed"
+    assert [p.wait(timeout=300) for p in run(whole)] == [0, 0], (folder / "whole-0.txt").read_text()[-2000:]
+    disturb(cut)
+    assert [p.wait(timeout=300) for p in run(cut, "-end")] == [0, 0]
+    assert "math: goes on after step" in Path(f"{cut}-end-0.txt").read_text()
+    for file in ("scores.jsonl", "evaluations/01-math.json", "samples/01-math.jsonl"):
+        assert (cut / file).read_bytes() == (whole / file).read_bytes(), file
+    for a, b in zip(*(jax.tree.leaves(params(made)) for made in (whole, cut)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def params(workdir: Path) -> Any:

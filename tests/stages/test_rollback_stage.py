@@ -26,7 +26,7 @@ from tests.told import Told
 
 @pytest.fixture(scope="module")
 def built() -> Iterator[runtime.Runtime]:
-    """Runs on one of the eight devices; compiles to slower code."""
+    """Runs on one of the eight devices."""
     c = default()
     c.scored_domains = ("math", "qa", "cw")
     c.stages = ("math", "qa", "cw", "rollback-math-qa")
@@ -36,13 +36,11 @@ def built() -> Iterator[runtime.Runtime]:
     c.domains.n_test = c.domains.n_validation = 16
     c.analyze.update({"prompts": 16, "batch": 4, "path_prompts": 8})
     c.recover.update({"prompts": 16, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1})
-    c.recover.fractions, c.recover.strengths = (0.2, 0.6), (1.0,)
+    c.recover.fractions, c.recover.strengths = (0.6,), (1.0,)
     config = parse(c)
     with pytest.MonkeyPatch.context() as patch, runtime.make_pool(config.rewards) as pool:
         patch.setattr(runtime, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield runtime.build(config, pool)
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
