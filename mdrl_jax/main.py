@@ -73,6 +73,7 @@ def _generate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     )
     integer("top_k", 0, "sample from this many of the likeliest tokens; 0: all", lower_bound=0, flag_values=values)
     integer("seed", 0, "seed of the sampling", flag_values=values)
+    _cache_flag(values)
 
 
 def _evaluate(values: Any) -> None:
@@ -157,6 +158,7 @@ def _rollback_flags(values: flags.FlagValues, argv: list[str]) -> None:
     text("base", None, "folder of the model that --keep was trained from", flag_values=values)
     text("domain", None, "domain of the config that is to be restored", flag_values=values)
     _output_flag(values)
+    _cache_flag(values)
 
 
 def _export(values: Any) -> None:
@@ -261,6 +263,11 @@ def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=values, sys_argv=argv)
 
 
+def _cache_flag(values: flags.FlagValues) -> None:
+    about = "folder for compiled programs, which later commands find there; off: none; default: in the user's cache"
+    flags.DEFINE_string("compilation_cache", None, about, flag_values=values)
+
+
 def _output_flag(values: flags.FlagValues) -> None:
     about = "what standard output shows: text and progress bars, only the final lines, or one JSON object per line"
     flags.DEFINE_enum("output", OUTPUTS[0], OUTPUTS, about, flag_values=values)
@@ -279,6 +286,7 @@ def _hosts_flags(values: flags.FlagValues) -> None:
     integer("process_id", None, "index of this process, from 0", lower_bound=0, flag_values=values)
     about = "seconds without a sign of life from one host after which the run ends on all hosts"
     flags.DEFINE_float("host_timeout", 300.0, about, lower_bound=5.0, flag_values=values)
+    _cache_flag(values)
 
 
 def _join(values: Any) -> None:
@@ -435,7 +443,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: {about}\n{values.get_help()}")
             return 0
         _parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
-        return _together(lambda: execute(values))
+        return _together(lambda: _prepared(values, execute))
     except UserError as e:
         _tell(e)
         return 2
@@ -447,6 +455,14 @@ def _tell(error: UserError | str) -> None:
     from mdrl_jax.progress import printable
 
     print(printable(f"mdrl: error: {' '.join(str(error).split())}"), file=sys.stderr)
+
+
+def _prepared(values: flags.FlagValues, execute: Callable[[Any], int | None]) -> int | None:
+    if "compilation_cache" in values:
+        from mdrl_jax.parallel import programs
+
+        programs.keep_compiled(values.compilation_cache)
+    return execute(values)
 
 
 def _together(execute: Callable[[], int | None]) -> int:

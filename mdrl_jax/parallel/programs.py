@@ -6,13 +6,52 @@ and optimizer state once), and the line that ends a training stage shows the tot
 """
 
 import functools
+import hashlib
+import os
+import platform
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 compilations: Counter[str] = Counter()
+CACHE_BYTES = 2**31  # of the folder of compiled programs; the entries that were read last stay
+
+
+def keep_compiled(folder: str | None = None) -> None:
+    """Keeps compiled programs in a folder, where later processes find them instead of compiling them again.
+
+    Several processes may share the folder, because JAX locks it. It holds at most `CACHE_BYTES`. Programs that compile
+    in less than 0.1 seconds are not kept.
+
+    Args:
+      folder: the folder, which is made if it does not exist; "off" keeps nothing. None leaves JAX's own setting as it
+        is, such as the environment variable JAX_COMPILATION_CACHE_DIR; without one it is `default_cache`.
+    """
+    if folder == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif folder is not None or jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", folder or str(default_cache()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+
+
+def default_cache() -> Path:
+    """The user's folder of compiled programs: `mdrl_jax/compiled-CPU` in $XDG_CACHE_HOME, or else in ~/.cache.
+
+    CPU tells processors apart that have other instructions. Programs for one of them may not run on another, and a home
+    folder may be shared.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        instructions = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    except OSError:
+        instructions = platform.processor()
+    kind = hashlib.sha256(instructions.encode()).hexdigest()[:8]
+    place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(place) / "mdrl_jax" / f"compiled-{platform.machine()}-{kind}"
 
 
 def program(name: str, function: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
