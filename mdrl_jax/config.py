@@ -26,8 +26,8 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import MeshConfig
 from mdrl_jax.rewards.sandbox import CHOICES, PACKAGES
 from mdrl_jax.rl.grpo import GRPOConfig
-from mdrl_jax.rl.rollout import SamplingConfig
 from mdrl_jax.rl.rollouts import RolloutConfig
+from mdrl_jax.rl.sampling import SamplingConfig
 from mdrl_jax.rl.trainer import OptimizerConfig
 from mdrl_jax.section import section
 
@@ -48,6 +48,8 @@ METHODS: dict[str, dict[str, Any]] = {
 CHOOSE = ("refresh", "rollback", "arithmetic", "ties", "plan", "trials", "recover")
 # Those of them that make their candidates from completions of the analysis' prompts.
 FIT = ("rollback", "plan", "trials", "recover")
+# Supervised stages, by what comes before the first "-" of their names.
+SUPERVISED = ("pretrain", "sft")
 
 
 @section
@@ -114,6 +116,10 @@ class TrainSection:
         stage's name (`stage.py`), usually the previous stage.
       reference: name of an earlier stage whose final parameters are the reference policy of the KL, or "base"; "" is
         the stage's start.
+      target: name of an earlier stage whose score the stage has to reach: it ends at the first look at which the mean
+        reward on the validation prompts of its own domain (`recover.prompts`, `recover.samples`) is at least that of
+        the other stage's end; "" for none. Only for a stage of one domain, and not for a refresh.
+      target_every: steps from one look to the next in a stage with a target, at least 1; the last step is one too.
       steps: number of sampled batches, at least 1; each gives grpo.updates_per_batch optimizer steps.
       prompts_per_step: prompts of each sampled batch; divisible by rollout.parts.
       group_size: completions sampled for each prompt, at least 2.
@@ -130,6 +136,8 @@ class TrainSection:
 
     start: str = ""
     reference: str = ""
+    target: str = ""
+    target_every: int = 4
     steps: int = 40
     prompts_per_step: int = 16
     group_size: int = 16
@@ -154,24 +162,32 @@ class TrainSection:
 
 @section
 class SFTSection:
-    """Supervised training (stage `pretrain`) on replies that the domains demonstrate.
+    """Supervised training on replies that the domains demonstrate: stages `sft-D`, `sft` and `pretrain`.
 
-    Wrong replies late in training leave the model able but uncertain, which gives RL something to improve.
+    These are the values for all supervised stages; `stage_overrides` changes them for single stages. The defaults
+    pre-train a tiny model. To fine-tune a large one, set a smaller learning rate and fewer steps. Wrong replies late in
+    a pre-training leave the model able but uncertain, which gives RL something to improve.
 
     Attributes:
+      start, target, target_every: as in `TrainSection`.
       steps: optimizer steps, at least 1.
       batch_size: replies of each step, at least 1; divisible by grad_accum_steps.
       grad_accum_steps: number of micro-batches that a step's replies are divided into; their gradients are added up.
-      length: tokens that prompt and reply are padded to together; a longer demonstration is an error.
+      length: the largest length of prompt and reply together, in tokens. Longer rows of a data set are left out; in a
+        procedural domain they are an error. A batch is padded to the smallest sum of one of rollout.prompt_buckets and
+        one of rollout.completion_buckets that holds its rows, or to this length if no smaller one does.
       learning_rate: learning rate of the optimizer between warm-up and decay, at least 0.
       warmup_steps: steps over which the learning rate rises linearly.
       decay: share of the steps, at the end, over which the learning rate falls linearly to 0; from 0 to 1.
-      noise: probability that a demonstrated reply is wrong, from 0 to 1.
+      noise: probability that a demonstrated reply is wrong, from 0 to 1; replies of data sets stay as they are.
       noise_from: share of the steps, from 0 to 1, before `noise` applies; until then all replies are right.
       checkpoint_every: steps between checkpoints; 0 saves one only at the end.
       optimizer: AdamW and gradient clipping.
     """
 
+    start: str = ""
+    target: str = ""
+    target_every: int = 4
     steps: int = 3000
     batch_size: int = 64
     grad_accum_steps: int = 1
@@ -203,7 +219,8 @@ class EvaluateSection:
 
     Attributes:
       split: the prompts that are used, "test" or "validation"; only "test" in a run with a stage that chooses by
-        validation prompts: a refresh, a rollback, `arithmetic`, `ties`, `plan`, `recover` or `trials`.
+        validation prompts: a refresh, a rollback, `arithmetic`, `ties`, `plan`, `recover`, `trials`, or a stage with a
+        `target`.
       samples: completions sampled for each prompt, at least 1.
       batch: prompts that are sampled at once, at least 1; divisible by the mesh's data * fsdp.
       sampling: temperature, top-k and top-p of the completions.
@@ -272,6 +289,8 @@ class AnalyzeSection:
         and its part of the displacement removed: "heads" (these neurons and the shared attention heads) and "all" (all
         parameters). Each costs a Lanczos iteration over all parameters on both halves of the prompts, and memory for
         lanczos_block * lanczos_steps vectors of their size.
+      theorem: whether the assumptions of the contraction theorem are measured for each conflict subspace. It costs
+        2 * vectors Hessian products over all parameters with each prompt, and memory for 2 * vectors of their size.
       held: number of gradients in memory at a time, at least 2; if there are more blocks than this, gradients are
         computed several times.
       dtype: number format of matrix products, "float32" or "bfloat16"; parameters, their tangents and sums are float32
@@ -291,6 +310,7 @@ class AnalyzeSection:
     lanczos_steps: int = 24
     permutations: int = 40
     removal_spaces: tuple[str, ...] = ()
+    theorem: bool = False
     held: int = 64
     dtype: str = "float32"
     attention_logit_bytes: float = 2.0**30
@@ -300,7 +320,8 @@ class AnalyzeSection:
 class RecoverSection:
     """Recovery of a damaged domain: refreshes, rollbacks, merges and plans (definitions §8 to §10).
 
-    When a refresh stops, and which rollback or merge is chosen, is decided on validation prompts.
+    When a refresh or a stage with a `target` stops, and which rollback or merge is chosen, is decided on validation
+    prompts.
 
     Attributes:
       prompts: validation prompts of each domain, at least 1; all of them if there are fewer.
@@ -348,7 +369,8 @@ class Config:
       seed: determines the order of prompts, all sampling and random weights; 0 <= seed < 2**32.
       stages: names of the stages in the order in which they run, each once; `stage.py` explains the names.
       scored_domains: domains that are scored after every stage; stages may use no others.
-      stage_overrides: fields of `train` for single stages, {stage name: {field: value}}.
+      stage_overrides: fields of `train`, or of `sft` for a supervised stage, for single stages, {stage name: {field:
+        value}}.
       model: the model that the run starts from.
       mesh: how many devices each axis of the mesh has.
       domains: problems and data sets.
@@ -398,13 +420,14 @@ def renamed(path: str) -> str:
 
     Args:
       path: dotted path of the field below the config, without "config.". `stage_overrides.STAGE` has the fields of
-        `train`: "stage_overrides.math.group" gives "stage_overrides.math.group_size".
+        `train`, or of `sft`: "stage_overrides.math.group" gives "stage_overrides.math.group_size".
     """
-    stage = re.match(r"stage_overrides\.[^.]+\.", path)
+    stage = re.match(r"stage_overrides\.([^.]+)\.", path)
     if not stage:
         return RENAMED.get(path, "")
-    found = RENAMED.get(f"train.{path[stage.end() :]}", "")
-    return found and stage[0] + found.removeprefix("train.")
+    section = "sft." if is_supervised(stage[1]) else "train."
+    found = RENAMED.get(section + path[stage.end() :], "")
+    return found and stage[0] + found.removeprefix(section)
 
 
 def default() -> Config:
@@ -509,12 +532,18 @@ def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
     return parsed
 
 
+def is_supervised(stage: str) -> bool:
+    """Whether a stage of this name trains on demonstrations, with the settings of `sft` in place of `train`."""
+    return stage.partition("-")[0] in SUPERVISED
+
+
 def stage_config(config: Config, stage: str) -> TrainSection:
-    """The training settings of one stage: `config.train`, changed by the stage's prefix, then by its overrides.
+    """The GRPO settings of one stage: `config.train`, changed by the stage's prefix, then by its overrides.
 
     Args:
       config: the whole configuration, parsed.
-      stage: name of the stage; it need not be in `config.stages`. Only prefixes in `METHODS` change fields.
+      stage: name of the stage; it need not be in `config.stages`. Only prefixes in `METHODS` change fields. A
+        supervised stage, whose overrides are of `sft`, has `config.train` itself.
 
     Returns:
       A `TrainSection`. Of a section in it, such as `prevent`, only the fields that the prefix or the overrides name
@@ -524,11 +553,31 @@ def stage_config(config: Config, stage: str) -> TrainSection:
       UserError: if an override names no field of `TrainSection` or has the wrong type, or if `GRPOConfig` or
         `OptimizerConfig` refuses a value. All other limits are checked by `parse`.
     """
-    changes, name = config.stage_overrides.get(stage, {}), f"stage_overrides.{stage}"
-    if not isinstance(changes, Mapping):
-        raise UserError(f"{name}={changes!r} has the wrong type; it must be a section of fields")
     preset = METHODS.get(stage.partition("-")[0], {}) if "-" in stage else {}
-    return _fill(TrainSection, _merge(_merge(_as_dict(config.train), preset), changes), name)
+    changes = {} if is_supervised(stage) else _overrides(config, stage)
+    return _fill(TrainSection, _merge(_merge(_as_dict(config.train), preset), changes), f"stage_overrides.{stage}")
+
+
+def sft_config(config: Config, stage: str) -> SFTSection:
+    """The settings of one supervised stage: `config.sft`, changed by the stage's overrides.
+
+    Args:
+      config: the whole configuration, parsed.
+      stage: name of the stage; it need not be in `config.stages`. Any other stage has `config.sft` itself.
+
+    Raises:
+      UserError: if an override names no field of `SFTSection` or has the wrong type, or if `OptimizerConfig` refuses a
+        value. All other limits are checked by `parse`.
+    """
+    changes = _overrides(config, stage) if is_supervised(stage) else {}
+    return _fill(SFTSection, _merge(_as_dict(config.sft), changes), f"stage_overrides.{stage}")
+
+
+def _overrides(config: Config, stage: str) -> Mapping[str, Any]:
+    changes = config.stage_overrides.get(stage, {})
+    if not isinstance(changes, Mapping):
+        raise UserError(f"stage_overrides.{stage}={changes!r} has the wrong type; it must be a section of fields")
+    return changes
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -544,7 +593,8 @@ def _check_splits(config: Config) -> None:
     scored, analyzed = config.evaluate.split, config.analyze.split
     for stage in config.stages:
         kind = stage.partition("-")[0]
-        if kind in CHOOSE and scored == "validation":
+        own = sft_config(config, stage) if is_supervised(stage) else stage_config(config, stage)
+        if (kind in CHOOSE or own.target) and scored == "validation":
             raise UserError(
                 f"evaluate.split={scored!r} would score stage {stage} on the prompts by which it chooses; it must be "
                 "'test' in a run with this stage"
@@ -565,6 +615,22 @@ def _check_splits(config: Config) -> None:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise UserError(message)
+
+
+def _check_sft(s: SFTSection, where: str) -> None:
+    """Checks the limits of a supervised stage's settings; `where` comes before the name of a field in a message."""
+    at_least = {"steps": 1, "batch_size": 1, "grad_accum_steps": 1, "length": 2}
+    at_least |= {"learning_rate": 0, "warmup_steps": 0, "checkpoint_every": 0}
+    for field, least in at_least.items():
+        value = getattr(s, field)
+        _require(value >= least, f"{where}{field}={value} is not valid; it must be >= {least}")
+    for field in ("decay", "noise", "noise_from"):
+        value = getattr(s, field)
+        _require(0 <= value <= 1, f"{where}{field}={value} is not valid; it must lie in [0, 1]")
+    _require(
+        s.batch_size % s.grad_accum_steps == 0,
+        f"{where}batch_size={s.batch_size} is not divisible by grad_accum_steps={s.grad_accum_steps}",
+    )
 
 
 def _check(config: Config) -> None:
@@ -619,20 +685,11 @@ def _check(config: Config) -> None:
         ("recover.n_reweighted", c.recover.n_reweighted, 0),
         ("rewards.workers", c.rewards.workers, 1),
         ("rewards.memory_mb", c.rewards.memory_mb, 128),
-        ("sft.steps", c.sft.steps, 1),
-        ("sft.batch_size", c.sft.batch_size, 1),
-        ("sft.grad_accum_steps", c.sft.grad_accum_steps, 1),
-        ("sft.learning_rate", c.sft.learning_rate, 0),
-        ("sft.warmup_steps", c.sft.warmup_steps, 0),
-        ("sft.checkpoint_every", c.sft.checkpoint_every, 0),
     ):
         _require(value >= least, f"{name}={value} is not valid; it must be >= {least}")
     for field in ("cpu_seconds", "deadline_seconds"):
         value = getattr(c.rewards, field)
         _require(value > 0, f"rewards.{field}={value} is not valid; it must be above 0")
-    for field in ("decay", "noise", "noise_from"):
-        value = getattr(c.sft, field)
-        _require(0 <= value <= 1, f"sft.{field}={value} is not valid; it must lie in [0, 1]")
     a = c.analyze
     even = a.prompts >= 4 * a.batch and a.prompts % (2 * a.batch) == 0
     _require(
@@ -663,7 +720,7 @@ def _check(config: Config) -> None:
     )
     _require(c.rewards.sandbox in CHOICES, f"rewards.sandbox={c.rewards.sandbox!r} is not one of {CHOICES}")
     _require(0 < c.rewards.max_error_share <= 1, "rewards.max_error_share must be above 0 and at most 1")
-    _require(c.sft.batch_size % c.sft.grad_accum_steps == 0, "sft.batch_size must be divisible by sft.grad_accum_steps")
+    _check_sft(c.sft, "sft.")
     for i, stage in enumerate(c.stages):
         s = stage_config(c, stage)
         where = f"stage {stage}"
@@ -683,9 +740,15 @@ def _check(config: Config) -> None:
             rows % parts == 0,
             f"{where}: prompts_per_step * group_size = {rows} is not divisible by grad_accum_steps={parts}",
         )
-        known = ("", "base", *(s for s in c.stages[:i] if s != "analyze"))
-        for field, value in (("start", s.start), ("reference", s.reference)):
-            _require(value in known, f"{where}: {field}={value!r} is not an earlier stage or 'base'")
+        own = sft_config(c, stage) if is_supervised(stage) else s
+        if isinstance(own, SFTSection):
+            _check_sft(own, f"{where}: ")
+        earlier = tuple(s for s in c.stages[:i] if s != "analyze")
+        starts = {"start": own.start} | ({"reference": own.reference} if isinstance(own, TrainSection) else {})
+        for field, value in starts.items():
+            _require(value in ("", "base", *earlier), f"{where}: {field}={value!r} is not an earlier stage or 'base'")
+        _require(own.target in ("", *earlier), f"{where}: target={own.target!r} is not an earlier stage")
+        _require(own.target_every >= 1, f"{where}: target_every={own.target_every} is not valid; it must be >= 1")
         p = s.prevent
         _require(
             p.gradients in GRADIENTS,

@@ -96,7 +96,7 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
 
 
 def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """Scores parameters for a decision: which step of a refresh, coordinate set or factor of a merge is best.
+    """Scores parameters for a decision: which step, coordinate set or factor is best, or whether a target is reached.
 
     The first `recover.prompts` validation prompts of each domain are used, or all if there are fewer. They are sampled
     as `evaluate` samples (`evaluate.sampling`, the same keys). The scores of the choice are reported on other prompts,

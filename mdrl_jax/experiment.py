@@ -35,9 +35,9 @@ from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, resolve_stages, way
-from mdrl_jax.stages import analyze, grpo, merge, rollback
+from mdrl_jax.stages import analyze, grpo, merge, rollback, sft
 from mdrl_jax.stages.plan import Planning
-from mdrl_jax.stages.train import Trainer, costs, metered
+from mdrl_jax.stages.train import Trainer, costs, metered, steps_taken
 from mdrl_jax.workfolder import WorkFolder, flat, resolved
 
 
@@ -64,18 +64,22 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
     folder = WorkFolder(Path(workdir))
     with runtime.make_pool(config.rewards) as pool:
         built = runtime.build(config, pool)
+        data = built.data()
         for stage in stages:
             earlier = stages[: stages.index(stage)]
             if stage.kind == "grpo":
                 grpo.check_divides(built, stage)
                 prepare.check(built, stage)
+            elif stage.kind == "sft":
+                for domain, record in sft.check(built, stage).items():
+                    data[domain].setdefault("demonstrations", {})[stage.name] = record
             elif stage.kind == "rollback":
                 rollback.check(built)
             elif stage.kind == "analyze":
                 analyze.check(built, earlier)
         distributed.check_shared(folder.root)
         folder.open(config)
-        folder.open_data(built.data())
+        folder.open_data(data)
         with preemption.watch(), Screen(folder.root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
             Walk(built, folder, stages, screen).run()
 
@@ -143,7 +147,7 @@ class Walk:
                 self.screen.print(f"{stage.name}: finished before, skipped")
             else:
                 params, spent = trainer.train(stage) if stage.trains else self._made(stage, planning)
-                steps = trainer.steps(stage)
+                steps = steps_taken(self.folder, stage)
                 records.write_json(self.folder.costs(stage), costs(self.runtime, stage, steps, spent))
                 self._score(stage.name, stage.index, stage.folder, steps, lambda p=params: p, stage.start)
                 del params  # frees device memory before the next stage trains
@@ -314,7 +318,7 @@ class Walk:
                         found.collateral.record(),
                         found.loss.record(),
                         record["steps"][-1]["step"],
-                        own[-1].train.steps if own else stage.train.steps,
+                        steps_taken(self.folder, own[-1]) if own else stage.train.steps,
                         record["contraction"],
                         record["steps"][-1].get("path"),
                         variant(stage, own[-1] if own else None),

@@ -233,7 +233,7 @@ def _fit_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_bool(
         "all",
         False,
-        "also compile the programs of pretrain, analyze and rollback if no stage uses them",
+        "also compile the programs of sft, analyze and rollback if no stage uses them",
         flag_values=values,
     )
     _output_flag(values)

@@ -5,6 +5,7 @@ anything is trained or written.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection, stage_config
+from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection, is_supervised, sft_config, stage_config
 from mdrl_jax.domains.base import Domain
 from mdrl_jax.domains.chat import PLAIN
 from mdrl_jax.domains.datasets import SPLITS
+from mdrl_jax.domains.demonstrations import Demonstrations, demonstrations
 from mdrl_jax.domains.prompts import PromptSet, notes, tokenize
 from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.errors import UserError
@@ -79,6 +81,25 @@ class Runtime:
             if domain.data
         }
 
+    @functools.cache  # noqa: B019  (one object lives as long as the process)
+    def demonstrations(self, domain: str, longest: int, pretraining: bool = False) -> Demonstrations:
+        """The rows of a domain that a supervised stage trains on; calls with equal arguments return the same object.
+
+        Args:
+          domain: name of a scored domain.
+          longest: the largest length of prompt and reply together, in tokens.
+          pretraining: whether a procedural domain also shows problems that only a base model may see.
+
+        Returns:
+          Rows of the training prompts, or of `Domain.pretraining`.
+
+        Raises:
+          UserError: as in `domains.demonstrations.demonstrations`.
+        """
+        made = self.domains[domain]
+        problems = made.pretraining if pretraining and made.pretraining else self.prompts[domain, "train"].problems
+        return demonstrations(made, problems, self.tokenizer, self.rollouts.eos_ids, longest)
+
     def base_params(self) -> Any:
         """Loads, or for `model.weights` "random" draws, the parameters of the base model; each call makes new arrays.
 
@@ -139,10 +160,11 @@ def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
         trained = max(trained, train.prompts_per_step * train.group_size // train.grad_accum_steps)
         sampled = max(sampled, train.prompts_per_step // config.rollout.parts)
     sampled = min(sampled, prompts_at_once(config.rollout, model, mesh, 1) or sampled)
+    supervised = [config.sft, *(sft_config(config, stage) for stage in config.stages if is_supervised(stage))]
     uses = (
         (trained, prompt + completion),
         (sampled, prompt),
-        (config.sft.batch_size // config.sft.grad_accum_steps, config.sft.length),
+        *((section.batch_size // section.grad_accum_steps, section.length) for section in supervised),
     )
     rows, length = max(uses, key=lambda use: use[0] * use[1] ** 2)
     fused = attention.splash if mesh.devices.flat[0].platform == "tpu" else attention.blockwise

@@ -10,7 +10,9 @@ table, D, A and B are domains.
 | `rollback-A-B` | no training: subtracts part of B's edit on the conflict set of A, to restore A (definitions §9) |
 | `placebo-D` | GRPO on D at learning rate 0: a control, which must not change any score (definitions §2) |
 | `joint` | GRPO on all scored domains, with equally many prompts of each in every step |
-| `pretrain` | supervised training on the domains' demonstrations |
+| `sft-D` | supervised training on D's demonstrations, from the previous stage |
+| `sft` | supervised training on all scored domains, with evenly many demonstrations of each in every step |
+| `pretrain` | as `sft`, but procedural domains show the problems that a base model may see (`Domain.pretraining`) |
 | `solo-D` | GRPO on D from the base model |
 | `again-D` | as `solo-D`, with other prompts and sampling keys: what do two trainings of one domain share? |
 | `reversed-D` | GRPO on D from the previous `reversed-` stage, or from the base model: for another order of domains |
@@ -25,20 +27,22 @@ prefix, or else from where stage D starts |
 | `orders` | makes no parameters: forecasts, from the solo edits, the damage in every order of the domains |
 
 "The previous stage" is the last one before it in the sequence, which consists of the domains, `refresh-`, `placebo-`,
-`joint`, `pretrain` and `recover`. `rollback-`, `plan`, `trials` and `recover` start from the last plain domain stage
-instead. Stages outside the sequence are side branches: no other kind of stage starts from one unless the config's
-field `start` names it.
+`joint`, `sft-`, `sft`, `pretrain` and `recover`. `rollback-`, `plan`, `trials` and `recover` start from the last plain
+domain stage instead. Stages outside the sequence are side branches: no other kind of stage starts from one unless the
+config's field `start` names it. A supervised stage that `start` takes elsewhere than to the previous stage is a side
+branch too. Only GRPO gives a domain its peak: a supervised stage does not.
 """
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
-from mdrl_jax.config import METHODS, Config, TrainSection, stage_config
+from mdrl_jax.config import METHODS, Config, SFTSection, TrainSection, is_supervised, sft_config, stage_config
 from mdrl_jax.errors import UserError
 
 ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
     "joint": "grpo",
     "pretrain": "sft",
+    "sft": "sft",
     "analyze": "analyze",
     "average": "merge",
     "arithmetic": "merge",
@@ -49,8 +53,8 @@ ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
     "recover": "recover",
 }
 RECORDS = ("analyze", "plan", "trials", "orders")  # kinds of stages that write records but make no parameters
-PREFIXES = ("refresh", "solo", "again", "placebo", "reversed", *METHODS)
-SEQUENCE = ("", "refresh", "placebo")  # prefixes of stages that the next stage starts from; "" is no prefix
+PREFIXES = ("refresh", "solo", "again", "placebo", "reversed", "sft", *METHODS)
+SEQUENCE = ("", "refresh", "placebo", "sft")  # prefixes of stages that the next stage starts from; "" is no prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +67,12 @@ class Stage:
       kind: "grpo", "sft", "rollback", "merge", "recover" or one of `RECORDS`.
       domains: the domains that the stage trains, merges or records; of a rollback, the one domain that it restores.
       start: name of the stage whose final parameters this one starts from, or "base".
-      train: the stage's training settings, with its overrides applied.
+      train: the settings of a GRPO stage, with its overrides applied.
       stream: prompts and sampling keys are drawn under this name; stages to be compared share it.
       reference: name of the stage whose final parameters are the KL's reference policy, or "base".
       keeps: earlier domains that the stage protects from damage (`PreventSection`).
       donor: of a rollback, the domain whose edit is subtracted; "" for every other kind.
+      sft: the settings of a supervised stage, with its overrides applied.
     """
 
     name: str
@@ -80,6 +85,12 @@ class Stage:
     reference: str = ""
     keeps: tuple[str, ...] = ()
     donor: str = ""
+    sft: SFTSection = SFTSection()
+
+    @property
+    def settings(self) -> TrainSection | SFTSection:
+        """The settings that the stage trains with: `sft` of a supervised stage, `train` of any other."""
+        return self.sft if self.kind == "sft" else self.train
 
     @property
     def folder(self) -> str:
@@ -114,8 +125,8 @@ def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stag
 
     Raises:
       UserError: if a name is no valid stage name, a domain is unknown or not scored, a stage lacks a domain or an
-        earlier stage that it needs (a protected domain needs an earlier stage that trained it alone), or the prompts of
-        a step cannot be shared out among its domains.
+        earlier stage that it needs (a protected domain needs an earlier stage that trained it alone), a stage with a
+        target trains several domains or is a refresh, or the prompts of a step cannot be shared out among its domains.
     """
     for domain in config.scored_domains:
         if domain not in known_domains:
@@ -143,6 +154,8 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         domains = (name,)
     if prefix == "placebo":
         train = dataclasses.replace(train, learning_rate=0.0)
+    if prefix == "sft":
+        kind = "sft"
     if prefix in METHODS:
         stream = rest
     for domain in domains:
@@ -161,9 +174,13 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
             f"stage {name}: prompts_per_step={train.prompts_per_step} is not divisible by its {len(domains)} domains"
         )
     branch = [s for s in earlier if s.prefix == prefix]
-    start = train.start or default_start(name, {s.name: s.start for s in earlier}, known)
+    sft = sft_config(config, name)
+    chosen = sft.start if kind == "sft" else train.start
+    start = chosen or default_start(name, {s.name: s.start for s in earlier}, known)
     reference = train.reference or (branch[0].reference if prefix == "kl" and branch else start)
-    stage = Stage(name, index, kind, domains, start, train, stream, reference, (), donor)
+    if kind == "sft":
+        reference = start
+    stage = Stage(name, index, kind, domains, start, train, stream, reference, (), donor, sft)
     stage = dataclasses.replace(stage, keeps=_keeps(stage, earlier))
     _check(stage, earlier)
     return stage
@@ -182,7 +199,7 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
     """
     prefix, rest = _parts(name, domains)
     branch = [s for s in starts if _parts(s, domains)[0] == prefix]
-    before = [s for s in starts if _is_in_sequence(s, domains)]
+    before = _sequence(starts, domains)
     if prefix in ("solo", "again") or (prefix == "reversed" and not branch) or ALL_DOMAINS.get(name) == "merge":
         return "base"
     if prefix == "reversed" or (prefix in METHODS and branch):
@@ -200,13 +217,20 @@ def _parts(name: str, domains: Collection[str]) -> tuple[str, str]:
     return (prefix, rest) if dash and name not in domains else ("", name)
 
 
-def _is_in_sequence(name: str, domains: Collection[str]) -> bool:
-    return _parts(name, domains)[0] in SEQUENCE and ALL_DOMAINS.get(name, "grpo") in ("grpo", "sft", "recover")
+def _sequence(starts: Mapping[str, str], domains: Collection[str]) -> list[str]:
+    """The stages of the sequence, in order; the arguments are those of `default_start`."""
+    found: list[str] = []
+    for name, start in starts.items():
+        aside = is_supervised(name) and start != (found[-1] if found else "base")
+        kind = ALL_DOMAINS.get(name, "grpo")
+        if _parts(name, domains)[0] in SEQUENCE and kind in ("grpo", "sft", "recover") and not aside:
+            found.append(name)
+    return found
 
 
 def _keeps(stage: Stage, earlier: list[Stage]) -> tuple[str, ...]:
     prevent = stage.train.prevent
-    if not (prevent.replay or prevent.transforms):
+    if stage.kind == "sft" or not (prevent.replay or prevent.transforms):
         return ()
     return prevent.domains or tuple(d for d in trained_on_the_way(stage, earlier) if d not in stage.domains)
 
@@ -276,9 +300,15 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
     """Refuses a stage that needs domains or stages which the stages before it do not provide."""
     name, prevent = stage.name, stage.train.prevent
     without = {s.name for s in earlier if not s.scored}
-    for field, value in (("start", stage.start), ("reference", stage.reference)):
+    target = stage.settings.target if stage.trains else ""
+    for field, value in (("start", stage.start), ("reference", stage.reference), ("target", target)):
         if value in without:
-            raise UserError(f"stage {name}: {field}={value!r} makes no parameters; name a stage that does, or 'base'")
+            instead = "name a stage that does" + (", or 'base'" if field != "target" else "")
+            raise UserError(f"stage {name}: {field}={value!r} makes no parameters; {instead}")
+    if target and stage.prefix == "refresh":
+        raise UserError(f"stage {name}: a refresh ends by its own rule; remove its target={target!r}")
+    if target and len(stage.domains) > 1:
+        raise UserError(f"stage {name}: only a stage of one domain has a target; remove its target={target!r}")
     for domain in stage.keeps:
         if domain in stage.domains:
             raise UserError(f"stage {name}: prevent.domains names {domain}, which the stage itself trains; remove it")

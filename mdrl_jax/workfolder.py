@@ -79,6 +79,10 @@ class WorkFolder:
         """File with the steps, tokens, FLOPs and seconds of a stage."""
         return self.root / "costs" / f"{stage.folder}.json"
 
+    def target(self, stage: Stage) -> Path:
+        """File with the looks at a stage that has a target, and whether it reached the target's score."""
+        return self.root / "targets" / f"{stage.folder}.json"
+
     def samples(self, folder: str) -> Path:
         """File with a few completions after a stage, one JSON object a line, for people to read.
 
@@ -138,26 +142,33 @@ class WorkFolder:
     def open_data(self, data: Mapping[str, Any]) -> None:
         """Writes `data.json`; if there is one, checks first that the prompts are those that the run started with.
 
-        A domain that the file does not have yet is accepted. Nothing is written if `data` is empty, as in a run without
-        data sets. All processes must call it.
+        A domain, or a supervised stage, that the file does not have yet is accepted. Nothing is written if `data` is
+        empty, as in a run without data sets. All processes must call it.
 
         Args:
-          data: name of a domain -> its record, with the fingerprint of each split (`Runtime.data`).
+          data: name of a domain -> its record, with the fingerprint of each split (`Runtime.data`) and of the
+            "demonstrations" of each supervised stage, if there are any.
 
         Raises:
-          UserError: if prompts differ, because a data file or the tokenizer was changed; or if `data.json` is not valid
-            JSON.
+          UserError: if prompts or demonstrations differ, because a data file or the tokenizer was changed; or if
+            `data.json` is not valid JSON.
           KeyError: if a record, in the file or in `data`, lacks a split or its fingerprint.
         """
         file = self.root / "data.json"
         before = records.read_json(file) if file.exists() else {}
         for domain, found in data.items():
-            for split, record in found["splits"].items():
-                old = before[domain]["splits"][split]["fingerprint"] if domain in before else record["fingerprint"]
-                if old != record["fingerprint"]:
+            known = before.get(domain, found)
+            shown = known.get("demonstrations", {})
+            pairs = [(f"{s} prompts", known["splits"][s], record) for s, record in found["splits"].items()]
+            pairs += [
+                (f"demonstrations ({stage})", shown.get(stage, record), record)
+                for stage, record in found.get("demonstrations", {}).items()
+            ]
+            for what, old, new in pairs:
+                if old["fingerprint"] != new["fingerprint"]:
                     raise UserError(
-                        f"{self.root} holds a run with different {split} prompts of {domain}: a data file was changed, "
-                        "or the tokenizer; name a new work folder or undo the change"
+                        f"{self.root} holds a run with different {what} of {domain}: a data file was changed, or the "
+                        "tokenizer; name a new work folder or undo the change"
                     )
         if data:
             records.write_json(file, dict(data))

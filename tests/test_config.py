@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 import mdrl_jax
 from configs import paper_qwen3_4b, real_local
+from mdrl_jax import config as config_module
 from mdrl_jax import workfolder
-from mdrl_jax.config import RENAMED, Config, default, parse, renamed, stage_config
+from mdrl_jax.config import RENAMED, Config, default, parse, renamed, sft_config, stage_config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.stage import ALL_DOMAINS, PREFIXES
@@ -145,7 +146,7 @@ PATH = ("math", "qa")
 SOLOS = tuple(f"solo-{d}" for d in ("code", "math", "qa", "cw"))
 CHOICES = ["refresh-math", "rollback-math-qa", "arithmetic", "ties", "plan", "recover", "trials"]
 FITTED = ["rollback-math-qa", "plan", "recover", "trials", "protect-qa", "ewc-qa", "agem-qa", "pcgrad-qa"]
-PLAIN = ["analyze", "again-qa", "placebo-qa", "joint", "average", "replay-qa", "kl-qa", "reversed-qa"]
+PLAIN = ["analyze", "again-qa", "placebo-qa", "joint", "average", "replay-qa", "kl-qa", "reversed-qa", "sft", "sft-qa"]
 
 
 @pytest.mark.parametrize("stage", CHOICES)
@@ -299,6 +300,19 @@ def test_a_run_does_not_go_on_with_other_prompts(tmp_path: Path, key: str | None
     assert json.loads((tmp_path / "data.json").read_text())["math"]["rows"] == (9 if key else 10)
 
 
+def test_a_run_does_not_go_on_with_other_demonstrations(tmp_path: Path):
+    """A supervised stage may be added to a run; its rows may not change afterwards."""
+    folder = workfolder.WorkFolder(tmp_path)
+    math: dict[str, Any] = {"splits": {"train": {"fingerprint": "1"}}}
+    folder.open_data({"math": math})
+    shown = {"sft-math": {"fingerprint": "1"}}
+    folder.open_data({"math": math | {"demonstrations": shown}})
+    folder.open_data({"math": math | {"demonstrations": {**shown, "sft": {"fingerprint": "7"}}}})
+    for stage in ("sft-math", "sft"):
+        with pytest.raises(UserError, match=rf"different demonstrations \({stage}\) of math: a data file was changed"):
+            folder.open_data({"math": math | {"demonstrations": {stage: {"fingerprint": "2"}}}})
+
+
 def test_a_config_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
         parse(default()).train.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
@@ -315,6 +329,50 @@ def test_overrides_change_single_fields_of_single_stages(kind: Any):
     assert section.optimizer == dataclasses.replace(config.train.optimizer, b1=0.5)
     rest = {"steps": plain.steps, "grpo": plain.grpo, "optimizer": plain.optimizer}
     assert dataclasses.replace(section, **rest) == plain
+
+
+@pytest.mark.parametrize("kind", [dict, ConfigDict])
+def test_overrides_of_a_supervised_stage_change_fields_of_sft(kind: Any):
+    changes = {"sft-qa": {"steps": 3, "start": "base", "optimizer": {"b1": 0.5}}, "qa": {"steps": 5}}
+    stages = ("math", "qa", "sft", "sft-qa")
+    config = parse(kind({"stages": stages, "sft": {"length": 40, "steps": 7}, "stage_overrides": changes}))
+    made, plain = sft_config(config, "sft-qa"), sft_config(config, "sft")
+    assert plain == config.sft == sft_config(config, "qa")
+    assert (made.steps, made.start, made.length, made.optimizer.b1) == (3, "base", 40, 0.5)
+    assert dataclasses.replace(made, steps=7, start="", optimizer=plain.optimizer) == plain
+    assert stage_config(config, "sft-qa") == config.train and stage_config(config, "qa").steps == 5
+
+
+SFT_FIELDS = ", ".join(f.name for f in dataclasses.fields(config_module.SFTSection))
+WRONG_IN_SFT = [
+    ({"group_size": 4}, f"unknown field stage_overrides.sft-qa.group_size; stage_overrides.sft-qa has {SFT_FIELDS}"),
+    (
+        {"micro_batches": 4},
+        "stage_overrides.sft-qa.micro_batches is now called stage_overrides.sft-qa.grad_accum_steps",
+    ),
+    ({"steps": 0}, "stage sft-qa: steps=0 is not valid; it must be >= 1"),
+    ({"group": 4}, "unknown field stage_overrides.sft-qa.group; stage_overrides.sft-qa has"),
+    ({"length": 1}, "stage sft-qa: length=1 is not valid; it must be >= 2"),
+    ({"noise": 2.0}, "stage sft-qa: noise=2.0 is not valid; it must lie in [0, 1]"),
+    ({"batch_size": 7, "grad_accum_steps": 2}, "stage sft-qa: batch_size=7 is not divisible by grad_accum_steps=2"),
+    ({"start": "cw"}, "stage sft-qa: start='cw' is not an earlier stage or 'base'"),
+    ({"target": "base"}, "stage sft-qa: target='base' is not an earlier stage"),
+    ({"target": "qa", "target_every": 0}, "stage sft-qa: target_every=0 is not valid; it must be >= 1"),
+]
+
+
+@pytest.mark.parametrize("change, told", WRONG_IN_SFT, ids=[told[:40] for _, told in WRONG_IN_SFT])
+def test_a_wrong_override_of_a_supervised_stage_is_told(change: dict[str, Any], told: str):
+    with pytest.raises(UserError, match=re.escape(told)):
+        parse({"stages": ("math", "qa", "sft-qa", "cw"), "stage_overrides": {"sft-qa": change}})
+
+
+@pytest.mark.parametrize("stage", ["sft-qa", "solo-qa"])
+def test_a_stage_that_ends_by_validation_prompts_is_not_scored_on_them(stage: str):
+    fields = {"stages": (*PATH, stage), "stage_overrides": {stage: {"target": "qa"}}}
+    parse(fields)
+    with pytest.raises(UserError, match=f"evaluate.split='validation' would score stage {stage} on the prompts by"):
+        parse({**fields, "evaluate": {"split": "validation"}})
 
 
 def test_a_start_may_be_base_or_an_earlier_stage():
@@ -335,9 +393,9 @@ TREES = [ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))]
 
 
 def annotated(node: ast.expr | None) -> str:
-    """The name of the class in an annotation; "" if it is anything else."""
-    if isinstance(node, ast.BinOp):  # Class | None
-        return annotated(node.left)
+    """The name of the class in an annotation, or several joined by "|"; "" if it is anything else."""
+    if isinstance(node, ast.BinOp):  # Class | None, or Class | Other
+        return "|".join(filter(None, (annotated(node.left), annotated(node.right))))
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
@@ -345,7 +403,7 @@ def declared() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Annotations of the whole package.
 
     Returns:
-      attributes: name of a class -> its attributes -> the name of their class.
+      attributes: name of a class -> its attributes and properties -> the name of their class.
       returns: name of a function -> the name of the class that it returns.
     """
     attributes: dict[str, dict[str, str]] = {}
@@ -356,6 +414,8 @@ def declared() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
             for part in ast.walk(node):
                 if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
                     known[part.target.id] = annotated(part.annotation)
+                if isinstance(part, ast.FunctionDef) and any(annotated(d) == "property" for d in part.decorator_list):
+                    known[part.name] = annotated(part.returns)
         elif isinstance(node, ast.FunctionDef):
             returns[node.name] = annotated(node.returns)
     return attributes, returns
@@ -381,11 +441,12 @@ class Reads(ast.NodeVisitor):
         self.inside = ""
 
     def kind(self, node: ast.expr) -> str:
-        """The name of the class of an expression; "" if it is not known."""
+        """The name of the class of an expression, or several joined by "|"; "" if it is not known."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id, "")
         if isinstance(node, ast.Attribute):
-            return self.attributes.get(self.kind(node.value), {}).get(node.attr, "")
+            of = (self.attributes.get(name, {}).get(node.attr, "") for name in self.kind(node.value).split("|"))
+            return next(filter(None, of), "")
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             return self.kind(node.args[0]) if name == "replace" and node.args else self.returns.get(name, "")
@@ -419,7 +480,7 @@ class Reads(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if isinstance(node.ctx, ast.Load):
-            self.found.add((self.kind(node.value), node.attr))
+            self.found |= {(name, node.attr) for name in self.kind(node.value).split("|")}
         self.generic_visit(node)
 
 

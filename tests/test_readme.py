@@ -22,10 +22,11 @@ import torch
 from absl import flags
 
 from mdrl_jax import config
-from mdrl_jax.domains.registry import DOMAINS
+from mdrl_jax.domains.registry import DOMAINS, make_domains
 from mdrl_jax.errors import UserError
 from mdrl_jax.main import COMMANDS, POSITIONAL
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+from mdrl_jax.rewards.base import resolve, score
 from mdrl_jax.stage import resolve_stages
 from tests.model.test_huggingface import assert_same_logits
 from tests.test_experiment import environment
@@ -46,9 +47,9 @@ TEXTS = {
         "".join(c["source"]) for c in json.loads((ROOT / "colab/quickstart.ipynb").read_text())["cells"]
     ),
 }
-# The document with the examples of an own domain, reward, model family and rollback rule; and that with the smallest
-# config.
-OWN, SMALLEST = "CONTRIBUTING.md", "README.md"
+# The document with the examples of an own domain, reward, model family and rollback rule; that with the smallest
+# config; and that with the demonstrations of a data set.
+OWN, SMALLEST, SHOWN = "CONTRIBUTING.md", "README.md", "mdrl_jax/domains/README.md"
 
 
 def blocks(where: str, language: str = "python") -> list[str]:
@@ -90,7 +91,8 @@ def test_there_are_commands_and_examples_to_check() -> None:
     texts = {where for where, _ in WRITTEN}
     assert len(WRITTEN) > 12 and texts >= {"README.md", "configs/compare.py", "colab"}
     assert texts >= {"configs/README.md", "tpu_scripts/README.md", "mdrl_jax/analysis/README.md"}
-    assert {where: n for where in DOCUMENTS if where in TEXTS and (n := len(blocks(where)))} == {OWN: 4, SMALLEST: 1}
+    counts = {where: n for where in DOCUMENTS if where in TEXTS and (n := len(blocks(where)))}
+    assert counts == {OWN: 4, SMALLEST: 1, SHOWN: 1}
 
 
 def test_the_readme_is_short() -> None:
@@ -146,6 +148,23 @@ def test_the_smallest_config_is_valid() -> None:
     stages = resolve_stages(parsed, tuple(DOMAINS))
     assert [s.name for s in stages] == ["math", "qa", "refresh-math"] and set(parsed.scored_domains) == {"math", "qa"}
     assert [s.train.steps for s in stages] == [config.TrainSection().steps] * 2 + [4]
+
+
+def test_the_template_of_replies_makes_demonstrations_that_earn_1(tmp_path: Path, monkeypatch: Any) -> None:
+    scope: dict[str, Any] = {}
+    exec(blocks(SHOWN)[0], scope)
+    monkeypatch.chdir(tmp_path)
+    row = re.search(r"# rows such as (\{.*\})", blocks(SHOWN)[0])
+    assert row
+    rows = [json.loads(row[1]), {"question": "And 4 * 6?", "equation": "4 * 6", "answer": "24"}]
+    Path("sums.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    parsed = config.parse(scope["get_config"]())
+    stage = resolve_stages(parsed, tuple(DOMAINS))[1]
+    assert (stage.kind, stage.start, stage.settings.target, stage.sft.length) == ("sft", "base", "solo-math", 256)
+    domain = make_domains(("math",), parsed.domains)["math"]
+    found = {p.prompt: p for split in ("train", "validation", "test") for p in getattr(domain, split)}
+    assert {p.reply for p in found.values()} == {"2 + 3 = 5. The answer is 5.", "4 * 6 = 24. The answer is 24."}
+    assert [score(resolve("math"), p.reply, p.check).reward for p in found.values()] == [1.0, 1.0]
 
 
 def test_the_own_domain_trains(written: Path) -> None:

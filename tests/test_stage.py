@@ -7,7 +7,7 @@ import pytest
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.stage import Stage, default_start, names_on_the_way, peak, resolve_stages
+from mdrl_jax.stage import Stage, default_start, names_on_the_way, peak, resolve_stages, trained_on_the_way
 from mdrl_jax.stages.grpo import shares
 
 KNOWN = tuple(DOMAINS)
@@ -146,6 +146,58 @@ def test_joint_and_pretrain_take_the_scored_domains():
     assert stages["joint"].start == "pretrain"
 
 
+def test_supervised_stages_are_in_the_sequence_and_no_peak():
+    overrides = {"sft-qa": {"steps": 7}}
+    stages = planned("sft", "code", "sft-qa", "qa", "plan", sft={"steps": 9}, stage_overrides=overrides)
+    assert {s.start for s in stages.values()} == {"base", "sft", "code", "sft-qa", "qa"}
+    assert [s.start for s in stages.values()] == ["base", "sft", "code", "sft-qa", "qa"]
+    assert [s.kind for s in stages.values()] == ["sft", "grpo", "sft", "grpo", "plan"]
+    assert stages["sft"].domains == ("code", "math", "qa", "cw") and stages["sft-qa"].domains == ("qa",)
+    assert [stages[n].settings.steps for n in ("sft", "code", "sft-qa")] == [9, stages["code"].train.steps, 7]
+    made = tuple(stages.values())
+    assert peak("qa", "sft-qa", made) is None and peak("qa", "qa", made) == stages["qa"]
+    assert trained_on_the_way(stages["sft-qa"], made) == ("code",) == trained_on_the_way(stages["qa"], made)
+
+
+def test_a_supervised_stage_that_starts_elsewhere_is_a_side_branch():
+    overrides = {"sft-math": {"start": "base", "target": "math"}, "sft-qa": {"start": "math"}}
+    stages = planned("math", "sft-math", "qa", "sft-qa", "cw", stage_overrides=overrides)
+    assert [s.start for s in stages.values()] == ["base", "base", "math", "math", "qa"]
+    # As a record tells it, without the configuration.
+    assert default_start("cw", {n: s.start for n, s in stages.items() if n != "cw"}, KNOWN) == "qa"
+    assert planned("sft-math", "math", stage_overrides={"sft-math": {"start": "base"}})["math"].start == "sft-math"
+
+
+def test_a_supervised_stage_takes_nothing_from_the_settings_of_grpo():
+    train = {"prevent": {"replay": 0.5}, "prompts_per_step": 16}
+    stages = planned("math", "sft-qa", train=train)
+    assert stages["sft-qa"].keeps == () and stages["sft-qa"].reference == "math"
+
+
+WRONG_TARGETS = [
+    (
+        ("math", "qa", "plan", "sft-math"),
+        "sft-math",
+        "plan",
+        "target='plan' makes no parameters; name a stage that does",
+    ),
+    (
+        ("math", "qa", "refresh-math"),
+        "refresh-math",
+        "math",
+        "a refresh ends by its own rule; remove its target='math'",
+    ),
+    (("math", "joint"), "joint", "math", "only a stage of one domain has a target; remove its target='math'"),
+    (("math", "sft"), "sft", "math", "only a stage of one domain has a target; remove its target='math'"),
+]
+
+
+@pytest.mark.parametrize("stages, name, target, told", WRONG_TARGETS, ids=[w[1] for w in WRONG_TARGETS])
+def test_a_target_that_cannot_be_reached_is_refused(stages: tuple[str, ...], name: str, target: str, told: str):
+    with pytest.raises(UserError, match=f"stage {name}: {told}$"):
+        planned(*stages, stage_overrides={name: {"target": target}})
+
+
 @pytest.mark.parametrize("name", ["math", "refresh-math", "solo-math", "placebo-math", "joint"])
 def test_an_override_names_another_start(name: str):
     overrides = {name: {"start": "code"}}
@@ -205,7 +257,20 @@ def test_folders_sort_in_order_of_the_stages():
 @pytest.mark.parametrize(
     "name",
     [
-        *("maths", "refresh-", "refresh-maths", "solo-", "polish-math", "math-qa", "placebo", "base", "joint-math"),
+        *(
+            "maths",
+            "refresh-",
+            "refresh-maths",
+            "sft-maths",
+            "sft-",
+            "pretrain-math",
+            "solo-",
+            "polish-math",
+            "math-qa",
+            "placebo",
+            "base",
+            "joint-math",
+        ),
         *("rollback-math", "rollback-math-maths", "protect-maths", "protect"),
     ],
 )

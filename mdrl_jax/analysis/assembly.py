@@ -232,10 +232,11 @@ def verdicts(found: Mapping[str, Any], stages: Sequence[Record], test: Assignmen
             d,
             e["source"],
             _sparsity(e["all"]),
-            _sparsity(e["sft"]) if "sft" in e else None,
+            _sparsity(e["sft"]["all"]) if "all" in e.get("sft", {}) else None,
             _sparsity(e["random_signs"]) if "random_signs" in e else None,
             e["all"]["fp32"]["relative"],
             e["all"]["participation"],
+            _sft_note(e["sft"]) if "sft" in e else "",
         )
         for d, e in edits["domains"].items()
     ]
@@ -272,6 +273,14 @@ def _sparsity(figures: Record) -> Sparsity:
     return Sparsity(
         figures["bf16"]["unchanged"], figures["scale_free"]["small"], figures["scale_free"]["participation"]
     )
+
+
+def _sft_note(compared: Record) -> str:
+    """How the supervised training that an edit is compared with was matched, or why it cannot be compared."""
+    if "reason" in compared:
+        return compared["reason"]
+    matched = compared["matched"]
+    return f"{matched['step']} steps of learning rate {matched['learning_rate']:g}"
 
 
 def _gradient_pair(earlier: str, later: str, figures: Record, damage: Record) -> GradientPair:

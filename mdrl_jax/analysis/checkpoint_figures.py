@@ -170,6 +170,10 @@ def shared_route(a: Activity, b: Activity, kind: str = "neurons") -> NDArray[np.
 
     Returns:
       booleans [L, F] or [L, H], true for neurons or heads of ℛ; all false if the two routes have none in common.
+
+    Raises:
+      AttributeError: if `kind` is neither of the two.
+      ValueError: if the two activities differ in the numbers of layers, neurons or heads.
     """
     return top_share(a.scores("all", kind), SHARE) & top_share(b.scores("all", kind), SHARE)
 

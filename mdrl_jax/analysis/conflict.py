@@ -143,17 +143,32 @@ class Packed:
         n = min(prompts, self.sample.n_prompts)
         return dataclasses.replace(self, sample=self.sample.take(np.arange(n)), kept=self.kept[:n])
 
-    def by_prompt(self, jets: np.ndarray) -> np.ndarray:
-        """vᵀH_pv for each of the n prompts p, whose mean over prompts is vᵀHv.
+    def part(self, prompts: np.ndarray, batch: int) -> "Packed":
+        """Some of the n prompts alone, as a loss of their own.
+
+        Args:
+          prompts: their positions among the n prompts, ascending.
+          batch: prompts per micro-batch.
+        """
+        rows = np.flatnonzero(np.isin(self.kept, prompts))
+        kept = np.searchsorted(prompts, self.kept[rows])
+        return Packed(self.objective, self.sample.take(rows), kept, len(prompts), batch)
+
+    def by_prompt(self, jets: np.ndarray, order: int = 2) -> np.ndarray:
+        """vᵀH_pv or v·g_p for each of the n prompts p, whose mean over prompts is vᵀHv or v·g.
 
         Args:
           jets: logp, u and w of every token of `sample` along v, [3, ..., P, G, Tc] (`Probe.jets`).
+          order: 2 for vᵀH_pv, 1 for the slope v·g_p along v.
 
         Returns:
           [..., n] in float64, 0 for the prompts that are not in `kept`.
         """
         u_PG, w_PG = (np.where(self.sample.mask_PGT > 0, x, 0.0).sum(-1, dtype=np.float64) for x in jets[1:])
-        terms = -w_PG if self.objective == "success_nll" else -self.sample.adv_PG * (u_PG**2 + w_PG)
+        if self.objective == "success_nll":
+            terms = -w_PG if order == 2 else -u_PG
+        else:
+            terms = -self.sample.adv_PG * (u_PG**2 + w_PG if order == 2 else u_PG)
         out = np.zeros(terms.shape[:-2] + (self.n,))
         out[..., self.kept] = terms.mean(axis=-1)
         return out

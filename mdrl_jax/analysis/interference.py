@@ -40,10 +40,11 @@ from mdrl_jax.analysis import (
     removal,
     routes,
     samples,
+    theorem,
 )
 from mdrl_jax.analysis.probe import Probe, build
 from mdrl_jax.analysis.samples import Sample
-from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
+from mdrl_jax.analysis.sequence import BASE, Checkpoints, Supervised, Trained
 from mdrl_jax.checkpoints import save_tree
 from mdrl_jax.errors import UserError
 from mdrl_jax.rl.grpo import GRPOConfig
@@ -158,6 +159,7 @@ class Analysis:
 
     def settings(self) -> dict[str, Any]:
         """The settings that the figures depend on: configuration, names of the checkpoints, and their sources."""
+        supervised = [dataclasses.asdict(s) for s in self.checkpoints.supervised]
         return {
             "seed": self.runtime.config.seed,
             "analyze": records.as_read(dataclasses.asdict(self.runtime.config.analyze)),
@@ -166,6 +168,7 @@ class Analysis:
             "stages": [dataclasses.asdict(s) for s in self.checkpoints.stages],
             "solos": [dataclasses.asdict(s) for s in self.checkpoints.solos],
             "sources": self.sources,
+            **({"supervised": supervised} if supervised else {}),
         }
 
     def open(self) -> None:
@@ -271,9 +274,11 @@ class Analysis:
           progress: told what is being computed.
 
         Returns:
-          {"domains": {domain: {"source", "stage", figures of `edits.edit_figures`}}, "pairs": [{"domains": [a, b],
-          "by_layer", "global": Jaccards of the most-changed neurons, "sign_conflict"}], "again": [{"domain", "stages":
-          [its first solo stage, another], "by_layer", "global"}], which compares two solo stages of one domain}.
+          {"domains": {domain: {"source", "stage", figures of `edits.edit_figures`, "sft": the same of supervised
+          training to the same score (`matched`), if a supervised stage of the domain has run}}, "pairs": [{"domains":
+          [a, b], "by_layer", "global": Jaccards of the most-changed neurons, "sign_conflict"}], "again": [{"domain",
+          "stages": [its first solo stage, another], "by_layer", "global"}], which compares two solo stages of one
+          domain}.
         """
         domains: dict[str, Any] = {}
         scores: dict[str, Any] = {}
@@ -282,6 +287,8 @@ class Analysis:
             progress(f"{source} edit of {domain}")
             figures = edits.edit_figures(self.params(trained.start), self.params(trained.name))
             domains[domain] = {"source": source, "stage": trained.name} | figures
+            for supervised in (s for s in self.checkpoints.supervised if s.domain == domain):
+                domains[domain]["sft"] = self.matched(trained, supervised)
             scores[domain] = edits.neuron_scores(self.edit(trained))
         pairs = []
         for i, a in enumerate(domains):
@@ -302,6 +309,30 @@ class Analysis:
                     overall = overlap(top_share_global(one), top_share_global(two))
                     again.append(head | {"by_layer": by_layer, "global": overall})
         return {"domains": domains, "pairs": pairs, "again": again}
+
+    def matched(self, trained: Trained, supervised: Supervised) -> dict[str, Any]:
+        """Compares the edit of supervised training with that of RL at a matched score (definitions §3).
+
+        Args:
+          trained: the stage of the RL edit.
+          supervised: a supervised stage of the same domain.
+
+        Returns:
+          {"stage", "matched", figures of `edits.edit_figures`}. "matched" has the target, the step and the learning
+          rate of the supervised stage, its score at this step and the difference to the target's. A stage that starts
+          elsewhere, has another target or did not reach it has a "reason" in place of the figures.
+        """
+        head: dict[str, Any] = {"stage": supervised.name}
+        if supervised.start != trained.start:
+            return head | {"reason": f"{supervised.name} starts from {supervised.start}, not from {trained.start}"}
+        if supervised.target != trained.name:
+            return head | {"reason": f"{supervised.name} does not have the target {trained.name}"}
+        looks = self.checkpoints.looks(supervised.name)
+        last = {key: looks["steps"][-1][key] for key in ("step", "score", "difference")}
+        head["matched"] = {"target": trained.name, "learning_rate": looks["settings"]["learning_rate"], **last}
+        if not looks["reached"]:
+            return head | {"reason": f"{supervised.name}: score of {trained.name} {looks['stopped']}"}
+        return head | edits.edit_figures(self.params(supervised.start), self.params(supervised.name))
 
     def peak_gradients(self, progress: Progress) -> dict[str, Any]:
         """The unit `peak-gradients` (definitions §4): gradients at the base model, of completions from the peaks.
@@ -463,7 +494,8 @@ class Analysis:
         Returns:
           {"domain", "stage", "other", "objective"} with the record of `conflict.find` and with "removal", that of
           `removal.measure`; or with a "reason" why the subspace cannot be sought. For the success NLL, "removal" has
-          the records of `analyze.removal_spaces` under "wider".
+          the records of `analyze.removal_spaces` under "wider". With `analyze.theorem` there is "theorem", the record
+          of `theorem.measure`.
 
         Raises:
           UserError: if the unit `point-<checkpoint>` of the domain's peak is not written yet, if sampling fails
@@ -501,6 +533,9 @@ class Analysis:
                     removal.elsewhere(self.probe, name, start, displacement, support, sample, progress)
                     for name, support in supports.items()
                 ]
+            if self.runtime.config.analyze.theorem:
+                bases = [(v, h["eigenvalues"]) for v, h in zip(vectors, record["halves"], strict=True)]
+                record["theorem"] = theorem.measure(self.probe, at, objective, sample, bases, progress)
         return head | record
 
     def _supports(self, start: Any, neurons_LF: np.ndarray, heads: list[list[int]]) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from mdrl_jax.model import attention
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel import distributed, tree_programs
 from mdrl_jax.parallel.programs import program
-from mdrl_jax.parallel.sharding import batch_divisor, divisor, put
+from mdrl_jax.parallel.sharding import batch_divisor, divisor, named, put, stacked
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import DTYPES, Runtime
 from mdrl_jax.second_order import decoder_parts
+from mdrl_jax.second_order.blocks import combine, products
 from mdrl_jax.second_order.hvp import blocked, exact
 from mdrl_jax.second_order.jets import jets
 from mdrl_jax.second_order.objectives import CompletionBatch, DirectionalDerivatives, Forward, both_losses, reward_loss
@@ -55,7 +56,10 @@ class Probe:
       fixed: (params, index_LR, mask_LR) -> the `fixed` argument of `route_jets` and `hessian`.
       lift: (route tree z, index_LR, mask_LR, params) -> z as a tree like `params`, with 0 off the route. The values of
         `params` do not matter.
+      lift_block: `lift` for a block of route trees, leaves [b, ...].
       outside: (D, route tree z, index_LR, mask_LR) -> D − z, a tree of parameters; z counts as 0 off the route.
+      split: (block of b trees of parameters, k orthonormal route trees, index_LR, mask_LR) -> (their inner products
+        [k, b], the block without its projection onto the k route trees).
       neuron_products: (a, b) -> inner products of two trees of parameters by MLP neuron, [L, F].
       fused: log-probs as a function of all parameters, with the attention of training. They can be differentiated once,
         in reverse mode.
@@ -70,7 +74,9 @@ class Probe:
     slice: Callable[..., Any]
     fixed: Callable[..., Any]
     lift: Callable[..., Any]
+    lift_block: Callable[..., Any]
     outside: Callable[..., Any]
+    split: Callable[..., Any]
     neuron_products: Callable[..., Any]
     fused: Forward
     row_log_probs: Callable[..., Any]
@@ -296,6 +302,16 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     def outside(displacement: Any, z: Any, index_LR: jax.Array, mask_LR: jax.Array) -> Any:
         return tree.sub(displacement, decoder_parts.lift(z, index_LR, mask_LR, displacement))
 
+    def lift_block(block: Any, index_LR: jax.Array, mask_LR: jax.Array, params: Any) -> Any:
+        return jax.vmap(lambda z: decoder_parts.lift(z, index_LR, mask_LR, params))(block)
+
+    def split(block: Any, basis: Any, index_LR: jax.Array, mask_LR: jax.Array) -> tuple[jax.Array, Any]:
+        on_route = jax.vmap(lambda x: decoder_parts.route_slice(x, index_LR, mask_LR))(block)
+        weights_kb = products(basis, on_route)
+        one = jax.tree.map(lambda x: x[0], block)
+        return weights_kb, tree.sub(block, lift_block(combine(basis, weights_kb), index_LR, mask_LR, one))
+
+    stacks = jax.tree.map(stacked, runtime.shardings)
     return Probe(
         runtime=runtime,
         attention_path=attend.__name__,
@@ -305,7 +321,9 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         slice=program("analyze_slice", decoder_parts.route_slice),
         fixed=fixed,
         lift=program("analyze_lift", decoder_parts.lift, **like),
+        lift_block=program("analyze_lift_block", lift_block, out_shardings=stacks),
         outside=program("analyze_outside", outside, **like),
+        split=program("analyze_split", split, out_shardings=(named(runtime.mesh), stacks)),
         neuron_products=program("analyze_neuron_products", routes.neuron_products),
         fused=fused,
         _gradient=program("analyze_gradient", gradient, **like),

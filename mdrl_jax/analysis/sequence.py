@@ -5,7 +5,7 @@ else in `analysis/` sees only this description.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 BASE = "base"
@@ -27,18 +27,33 @@ class Trained:
 
 
 @dataclasses.dataclass(frozen=True)
+class Supervised(Trained):
+    """A checkpoint at the end of a supervised stage of one domain.
+
+    Attributes:
+      target: the name of the checkpoint whose score the stage had to reach; "" for none.
+    """
+
+    target: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpoints:
     """All checkpoints of an analysis.
 
     Attributes:
       stages: the sequence, in the order of training.
       solos: stages that trained one domain from the base model alone.
-      params: reads the parameters of a checkpoint (`BASE`, or a name of `stages` or `solos`).
+      params: reads the parameters of a checkpoint (`BASE`, or a name of `stages`, `solos` or `supervised`).
+      supervised: supervised stages of one domain, at most one of each.
+      looks: (name of one of `supervised` with a target) -> the record of its looks (`stages/target.py`).
     """
 
     stages: tuple[Trained, ...]
     solos: tuple[Trained, ...]
     params: Callable[[str], Any]
+    supervised: tuple[Supervised, ...] = ()
+    looks: Callable[[str], Mapping[str, Any]] = lambda name: {}
 
     def own(self, domain: str) -> Trained:
         """The last stage of the sequence that trained a domain. Its end is the domain's peak θ*_i (definitions §1).

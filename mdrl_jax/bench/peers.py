@@ -32,14 +32,16 @@ def installed(*packages: str) -> bool:
 
 
 def matfree(given: Problem, on: Route) -> tuple[dict[str, Task], list[Line]]:
-    """matfree's Hessian product, Gauss–Newton product and Lanczos.
+    """Compiles matfree's Hessian product, its Gauss–Newton product and its Lanczos of 16 steps.
 
     Args:
       given: the problem on all parameters.
       on: the problem on a route, for Lanczos.
 
     Returns:
-      the tasks by name, and the lines of the table. If matfree is not installed: no tasks, and a line that says so.
+      the tasks with their FLOPs and memory by name, "matfree Hv", "matfree GGN" and "matfree Lanczos"; and the lines of
+      the table. The lines divide by the tasks "gradient" of `whole_tasks` and "Hv on the route" of `route_tasks`, which
+      the caller has to measure too. If matfree is not installed: no tasks, and a line that says so.
     """
     if not installed("matfree"):
         return {}, [Line("matfree", reason="matfree is not installed")]

@@ -37,6 +37,8 @@ class Edit:
       random_signs: the same of each recorded update with fresh random signs; None if updates were not recorded.
       relative_share: share of entries with |δ|/|θ| < 1e-3 (first edition).
       participation: participation ratio over all tensors, (Σδ²)² / (nΣδ⁴) (first edition).
+      sft_note: how long and with which learning rate `sft` was trained; if it is None, why it cannot be compared, or ""
+        if no supervised stage has run.
     """
 
     domain: str
@@ -46,6 +48,7 @@ class Edit:
     random_signs: Sparsity | None
     relative_share: Record
     participation: Record
+    sft_note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

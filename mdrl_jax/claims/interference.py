@@ -75,22 +75,24 @@ def c1(edits: Sequence[Edit]) -> Record:
 
 def _sparsity_parts(edit: Edit) -> list[Part]:
     name = f"{edit.domain} ({edit.source} edit)"
+    trained = f"SFT of {edit.sft_note}" if edit.sft and edit.sft_note else "SFT"
     nulls = "; ".join(
         f"{who}: {_text(x.unchanged['estimate'])}" if x else f"{who}: not measured"
-        for who, x in (("random signs", edit.random_signs), ("SFT", edit.sft))
+        for who, x in (("random signs", edit.random_signs), (trained, edit.sft))
     )
     share = counted_above(edit.rl.unchanged["estimate"], 0.5, f"{name}: share unchanged in bfloat16")
     figures = edit.rl.small, edit.rl.participation
     own, gaussian = (
         " and ".join(map(_text, x)) for x in ([f["estimate"] for f in figures], [f["null"] for f in figures])
     )
+    unmatched = edit.sft_note or f"no SFT to the same score has run; {SEE}"
     unrecorded = (
         "the updates of its steps were not recorded; scale-free share and participation ratio are "
         f"{own}, and {gaussian} for equal steps with random signs; {SEE}"
     )
     return [
         ("unchanged weights", Condition(share.verdict, f"{share.words} ({nulls})")),
-        ("sparser than SFT", _sparser(name, edit.rl, edit.sft, f"no SFT to the same score has run; {SEE}")),
+        ("sparser than SFT", _sparser(name, edit.rl, edit.sft, unmatched)),
         ("sparser than random signs", _sparser(name, edit.rl, edit.random_signs, unrecorded)),
     ]
 

@@ -140,13 +140,13 @@ def _sizes(path: str) -> tuple[ModelConfig, str]:
 def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[Job]:
     """Yields the programs of the stages.
 
-    First come those of GRPO stages and of scores, in the order of the stages; then those of `pretrain`, of the analysis
-    and of rollbacks, once each. Several jobs may have the same name (`merged`).
+    First come those of GRPO stages and of scores, in the order of the stages; then those of supervised stages, of the
+    analysis and of rollbacks, once each. Several jobs may have the same name (`merged`).
 
     Args:
       shapes: shapes of the programs' arguments.
       stages: the stages of the run.
-      everything: also yield the programs of `pretrain`, `analyze` and rollbacks if there is no such stage.
+      everything: also yield the programs of supervised stages, `analyze` and rollbacks if there is no such stage.
 
     Raises:
       UserError: when a job is asked for, if `rollout.cache_gib` has no room for one prompt with all its completions.
@@ -160,7 +160,7 @@ def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[
             yield from scoring(shapes)
     kinds = {s.kind for s in stages}
     if "sft" in kinds or everything:
-        yield from supervised(shapes)
+        yield from supervised(shapes, [s.sft for s in stages if s.kind == "sft"] or [shapes.runtime.config.sft])
     if "analyze" in kinds or everything:
         yield from analysis(shapes, n)
     if "rollback" in kinds or everything:

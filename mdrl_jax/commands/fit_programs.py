@@ -8,21 +8,23 @@ assumed to be as long as the config allows.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mdrl_jax.checkpoints import abstract
+from mdrl_jax.config import SFTSection
 from mdrl_jax.model import flops
 from mdrl_jax.parallel.fit import bytes_a_device
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, named
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.rl.grpo import GRPOBatch
 from mdrl_jax.rl.policy import PolicyBatch
-from mdrl_jax.rl.rollout import SamplingConfig, cache_bytes, make_sampler
+from mdrl_jax.rl.rollout import cache_bytes, make_sampler
 from mdrl_jax.rl.rollouts import prompts_at_once
+from mdrl_jax.rl.sampling import SamplingConfig
 from mdrl_jax.rl.sft import SFTBatch
 from mdrl_jax.rl.trainer import TrainState
 from mdrl_jax.runtime import Runtime
@@ -193,8 +195,9 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
 def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     """Yields the programs of a GRPO stage.
 
-    These are the sampler; the log-probs, if the stage needs a reference or updates more than once on a batch; the
-    training step, if no prevention method changes it; and then for a refresh the sampler of its scores.
+    In this order: the sampler; the log-probs, if the stage needs a reference or updates more than once on a batch; the
+    training step; and, for a refresh or a stage with a target, the sampler of its scores. If EWC, A-GEM, PCGrad or
+    `protect` changes the step, the last two are not yielded.
 
     Args:
       shapes: shapes of the programs' arguments.
@@ -248,27 +251,48 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     if train.prevent.transforms:
         return  # prevention adds arguments to the step whose shapes depend on earlier stages
     yield Job("GRPO step", step, held, rows, ROWS, total, lambda rows: own(rows).gradient)
-    if refreshed:
-        settings, evaluated = runtime.config.recover, runtime.config.evaluate
-        name = f"sample scores, {settings.samples} a prompt"
-        yield sampling(shapes, name, evaluated.batch, settings.samples, evaluated.sampling, moments | held)
+    if refreshed or train.target:
+        yield looking(shapes, moments | held)
 
 
-def supervised(shapes: Shapes) -> Iterator[Job]:
-    """Yields the program of a supervised stage: the training step."""
-    section, config = shapes.runtime.config.sft, shapes.runtime.model.config
-    optimizer, shardings, step = sft.make_programs(shapes.runtime)
+def looking(shapes: Shapes, beside: Mapping[str, float]) -> Job:
+    """The sampler of validation scores while a stage trains; `beside` is what else the stage holds, in bytes by name.
+
+    Raises:
+      UserError: as in `sampling`.
+    """
+    settings, evaluated = shapes.runtime.config.recover, shapes.runtime.config.evaluate
+    name = f"sample scores, {settings.samples} a prompt"
+    return sampling(shapes, name, evaluated.batch, settings.samples, evaluated.sampling, beside)
+
+
+def supervised(shapes: Shapes, sections: Sequence[SFTSection]) -> Iterator[Job]:
+    """Yields the programs of supervised stages: the largest training step, and the sampler of scores for a target.
+
+    Args:
+      shapes: shapes of the programs' arguments.
+      sections: the settings of the stages, at least one.
+
+    Raises:
+      UserError: when a sampler is asked for, as in `sampling`.
+    """
+    section = max(sections, key=lambda s: s.batch_size // s.grad_accum_steps * s.length)
+    config = shapes.runtime.model.config
+    optimizer, shardings, step = sft.make_programs(shapes.runtime, section.optimizer)
 
     def lower(rows: int) -> Any:
         def array(dtype: Any) -> Any:
             return shapes.array((section.batch_size // rows, rows, section.length), dtype, None, "batch")
 
         batch = SFTBatch(tokens_BT=array(I32), valid_BT=array(bool), mask_BT=array(F32))
-        return step.lower(shapes.state(optimizer, shardings), batch, shapes.array((), F32), {})
+        return step.lower(state, batch, shapes.array((), F32), {})
 
+    state = shapes.state(optimizer, shardings)
     rows = section.batch_size // section.grad_accum_steps
     own = flops.sequences(config, section.batch_size, section.length, section.length - 1).gradient
     yield Job("SFT step", lower, {}, rows, ROWS, section.batch_size, lambda _: own)
+    if any(s.target for s in sections):
+        yield looking(shapes, {"optimizer": bytes_a_device(state.opt_state)})
 
 
 def scoring(shapes: Shapes) -> Iterator[Job]:

@@ -9,7 +9,8 @@ from mdrl_jax.commands.loaded import Loaded, load_folder, load_stage
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import tokens
 from mdrl_jax.progress import printable
-from mdrl_jax.rl.rollout import SamplingConfig, make_sampler, stage_key
+from mdrl_jax.rl.rollout import make_sampler, stage_key
+from mdrl_jax.rl.sampling import SamplingConfig
 
 
 def run(

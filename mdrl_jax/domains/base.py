@@ -23,11 +23,13 @@ class Problem:
       check: what the reward function compares the completion with; JSON-serialisable (see `rewards/base.py`).
       group: names the group of prompts that this one depends on, for example by asking about the same text; "" if it
         has none. The prompts of a group are in one split, and intervals draw them together (definitions §14).
+      reply: the reply that a data set's row demonstrates (`SourceConfig.reply`); "" if it has none.
     """
 
     prompt: str
     check: Mapping[str, Any]
     group: str = ""
+    reply: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Domain:
       name: the domain's name, such as "math".
       reward: the reward's name, or "module:function".
       train, validation, test: the problems of each split; no prompt and no group is in two splits.
-      demonstrate: `demonstrate(problem, rng, noise)` writes a reply on which a base model is pretrained. `noise` is the
-        probability that it goes wrong; the domain's module says which part of the reply it applies to. None for
-        domains that are read from data sets.
+      demonstrate: `demonstrate(problem, rng, noise)` writes a reply for supervised stages. `noise` is the probability
+        that it goes wrong; the domain's module says which part of the reply it applies to. In a domain that is read
+        from a data set it gives `Problem.reply`. None if there are no replies.
       pretraining: the problems that the pretraining of a base model may see. They are training problems only, except
         in `qa`, whose module says why.
       data: how the prompts of a data set become tokens. If it is None, the tokenizer gets the bare prompt without a
@@ -112,6 +114,9 @@ class SourceConfig:
         the row as it is.
       prompt: template such as "Question: {question}"; write {{ and }} for literal braces.
       check: maps each key of the reward's check to the field that holds its value.
+      reply: template of the reply that supervised stages train on, such as "{solution} The answer is {answer}."; a
+        field with a list stands for its first item. A row without one of the fields has no reply, and supervised stages
+        leave it out. "": no replies.
       group_by: name of a field, or a template like `prompt`. Prompts for which it gives the same text are a group, such
         as all questions about one passage: they are in one split, and intervals draw them together. "": no groups.
       reward: name of the reward, or "module:function".
@@ -136,6 +141,7 @@ class SourceConfig:
     fields: str = ""
     prompt: str = ""
     check: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reply: str = ""
     group_by: str = ""
     reward: str = ""
     system: str = ""

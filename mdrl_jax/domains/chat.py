@@ -1,25 +1,25 @@
-"""Turns a prompt of a data set into a chat, by the tokenizer's chat template or by a plain one."""
+"""Turns a prompt of a data set, and its reply, into a chat, by the tokenizer's chat template or by a plain one."""
 
 from typing import Any
-
-import jinja2
 
 from mdrl_jax.errors import UserError
 
 PLAIN = "User: {prompt}\n\nAssistant:"  # for models whose tokenizer has no chat template [chosen]
 
 
-def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") -> str:
-    """Writes a user's prompt as the text that the model continues.
+def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "", reply: str | None = None) -> str:
+    """Writes a user's prompt as the text that the model continues, or as the text with the model's reply in it.
 
-    A tokenizer with a chat template uses it, including the marker after which the assistant speaks (the generation
-    prompt). A tokenizer without one uses `PLAIN`, preceded by the system prompt, if any, and an empty line.
+    A tokenizer with a chat template uses it: for a prompt alone it includes the marker after which the assistant speaks
+    (the generation prompt), and a reply is the assistant's turn. A tokenizer without one uses `PLAIN`, preceded by the
+    system prompt, if any, and an empty line; a reply follows after a space.
 
     Args:
       tokenizer: a `transformers` tokenizer.
       prompt: the user's message.
       system: the system prompt; "" for none of our own.
       thinking: "on" or "off" is passed to the template as `enable_thinking`; "" passes nothing.
+      reply: the assistant's message; None for the prompt alone.
 
     Returns:
       The text.
@@ -35,13 +35,15 @@ def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "")
             "enable_thinking; leave domains.thinking empty"
         )
     if not template:
-        return (f"{system}\n\n" if system else "") + PLAIN.format(prompt=prompt)
+        said = "" if reply is None else f" {reply}"
+        return (f"{system}\n\n" if system else "") + PLAIN.format(prompt=prompt) + said
     messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": prompt}]
+    messages += [] if reply is None else [{"role": "assistant", "content": reply}]
     switched = {"enable_thinking": thinking == "on"} if thinking else {}
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switched)
-    except jinja2.TemplateError as e:
-        raise UserError(f"the model's chat template fails: {e}") from e
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply is None, **switched)
+    except Exception as e:  # a template may do what any program does
+        raise UserError(f"the model's chat template fails: {type(e).__name__}: {e}") from e
 
 
 def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") -> list[int]:

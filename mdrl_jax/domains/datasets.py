@@ -137,13 +137,14 @@ class Reader:
       separator: the text that ends a model's thinking, put into every check; "" for none.
 
     Raises:
-      UserError: if `prompt` is no template of field names, or `group_by` neither a template nor a field name; or if the
-        function that `fields` names is unknown or cannot be imported.
+      UserError: if `prompt` or `reply` is no template of field names, or `group_by` neither a template nor a field
+        name; or if the function that `fields` names is unknown or cannot be imported.
     """
 
     def __init__(self, source: SourceConfig, where: str, separator: str):
         self.check, self.separator = dict(source.check), separator
         self.pieces = _pieces(source.prompt, f"{where}.prompt")
+        self.reply = _pieces(source.reply, f"{where}.reply")
         by = source.group_by if not source.group_by or "{" in source.group_by else f"{{{source.group_by}}}"
         self.group = _pieces(by, f"{where}.group_by")
         self.convert = _converter(source.fields, f"{where}.fields")
@@ -186,7 +187,7 @@ class Reader:
             json.dumps(check)
         except TypeError as e:
             raise BadRow(f"wrong type in the check: {e}") from e
-        return Problem(prompt, check, group)
+        return Problem(prompt, check, group, _reply(self.reply, fields))
 
 
 def hash64(text: str) -> bytes:
@@ -207,6 +208,20 @@ def _filled(pieces: list[tuple[str, str | None]], fields: Mapping[str, Any], wha
     except UnicodeEncodeError as e:
         raise BadRow(f"the {what} has a lone surrogate, which is no text") from e
     return text
+
+
+def _reply(pieces: list[tuple[str, str | None]], fields: Mapping[str, Any]) -> str:
+    """Fills the template of the reply; "" if the row lacks a field of it, so that its prompt can be used all the same.
+
+    A field that holds a list, such as all accepted answers, stands for its first item.
+    """
+    if not pieces:
+        return ""
+    firsts = {key: value[0] if isinstance(value, list) and value else value for key, value in fields.items()}
+    try:
+        return _filled(pieces, firsts, "reply")
+    except BadRow:
+        return ""
 
 
 def _pieces(template: str, where: str) -> list[tuple[str, str | None]]:
@@ -271,12 +286,16 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
       config: seed, sizes of the splits, and how chats are written and read.
 
     Returns:
-      The domain. Its splits hold every distinct prompt; `prompts.tokenize` applies the sizes and the limit on length. A
-      split may be empty, which `prompts.tokenize` refuses when the split is used. A problem is read from its file each
-      time it is asked for; this raises UserError if the file was changed since.
+      The domain. Its splits hold each distinct prompt of the usable rows once. Two kinds of prompts are left out: those
+      whose layout names a split that is none of the three, and those whose group is in another split (`group_by`).
+      `prompts.tokenize` applies the sizes and the limit on length. A split may be empty, which `prompts.tokenize`
+      refuses when the split is used. A problem is made from its row each time it is asked for, and the row is read
+      again, unless the file is one JSON document. So the files must not change: UserError is raised only if the row at
+      the old place can no longer be used, and otherwise another problem is returned.
 
     Raises:
-      UserError: if the source is incomplete or not valid, cannot be read, or has more than `max_bad_rows` bad rows.
+      UserError: if the source is incomplete or not valid, cannot be read, or has more than `max_bad_rows` bad rows. The
+        name of its reward is not looked up here.
       OSError: if a file of JSON lines or csv cannot be read to its end.
       Exception: as in `Reader.problems`.
     """
@@ -305,7 +324,8 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
         "test": source.n_test or config.n_test,
     }
     data = Data(sizes, source.system, config.thinking, source.streaming, record)
-    return Domain(name, source.reward, problems["train"], problems["validation"], problems["test"], data=data)
+    replies = (lambda problem, rng, noise: problem.reply) if source.reply else None
+    return Domain(name, source.reward, problems["train"], problems["validation"], problems["test"], replies, data=data)
 
 
 def _scan(

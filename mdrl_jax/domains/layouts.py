@@ -8,6 +8,7 @@ used: TypeError, IndexError or AttributeError. All of these count as a bad row.
 """
 
 import json
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,12 +21,14 @@ def gsm8k(row: Row) -> Fields:
     """GSM8K: the row's `answer` holds a worked solution, then `####`, then the final answer.
 
     Returns:
-      `question`, `answer` (the final answer as text, without commas) and `solution`.
+      `question`, `answer` (the final answer as text, without commas) and `solution`, without the calculator's notes
+      such as `<<48/2=24>>`.
     """
     solution, mark, answer = row["answer"].rpartition("####")
     if not mark or not answer.strip():
         raise ValueError("no answer after ####")
-    return {"question": row["question"], "answer": answer.strip().replace(",", ""), "solution": solution.strip()}
+    steps = re.sub(r"<<[^<>]*>>", "", solution).strip()
+    return {"question": row["question"], "answer": answer.strip().replace(",", ""), "solution": steps}
 
 
 def boxed(text: str) -> str:
@@ -47,17 +50,18 @@ def math(row: Row) -> Fields:
     r"""MATH, MATH-500, AIME and OpenR1-Math: `problem`, and `answer` or a `solution` with the answer in `\boxed{}`.
 
     Returns:
-      `question` and `answer`, as text. A given `answer` is used before the box is.
+      `question` and `answer`, as text, and `solution` as the row has it (None if it has none). A given `answer` is used
+      before the box is.
     """
     answer = row["answer"] if row.get("answer") is not None else boxed(row["solution"])
-    return {"question": row["problem"], "answer": str(answer)}
+    return {"question": row["problem"], "answer": str(answer), "solution": row.get("solution")}
 
 
 def openr1(row: Row) -> list[Fields]:
     """OpenR1-Math. Proofs are left out, because they have no final answer to compare with.
 
     Returns:
-      A list with the fields of `math` (`question`, `answer`); [] for a proof or an empty answer.
+      A list with the fields of `math` (`question`, `answer`, `solution`); [] for a proof or an empty answer.
     """
     proof = row.get("question_type") == "proof" or str(row["answer"]).strip().lower() in ("", "proof")
     return [] if proof else [math(row)]
@@ -69,8 +73,9 @@ def mbpp(row: Row) -> Fields:
     Returns:
       `task`: the text of the task. `example`: a copy of the first test, which shows the function's name; `tests` has
       this test too. `tests`: a list, the imports of the sanitized files and then all tests. `setup`: the set-up code,
-      "" for none. `split`: "test" for `task_id` 11 to 510, "validation" for 511 to 600 and "train" above; "prompt" for
-      1 to 10, which keeps these rows out of every split.
+      "" for none. `code`: the reference solution, with plain line breaks; None if the row has none. `split`: "test" for
+      `task_id` 11 to 510, "validation" for 511 to 600 and "train" above; "prompt" for 1 to 10, which keeps these rows
+      out of every split.
     """
     tests = row["test_list"]
     setup = [row["test_setup_code"]] if row.get("test_setup_code") else []
@@ -81,6 +86,7 @@ def mbpp(row: Row) -> Fields:
         "example": example,
         "tests": [*row.get("test_imports", ()), *tests],
         "setup": "\n".join(setup),
+        "code": "\n".join(row["code"].split("\r\n")) if row.get("code") else None,
         "split": split,
     }
 
@@ -90,9 +96,11 @@ def humaneval(row: Row) -> Fields:
 
     Returns:
       `stub`: the text to complete (`prompt` of the row). `tests`: a list of two texts, the source of `check` (`test`)
-      and its call with the wanted function (`entry_point`).
+      and its call with the wanted function (`entry_point`). `solution`: the rest of the program
+      (`canonical_solution`); None if the row has none.
     """
-    return {"stub": row["prompt"], "tests": [row["test"], f"check({row['entry_point']})"]}
+    tests = [row["test"], f"check({row['entry_point']})"]
+    return {"stub": row["prompt"], "tests": tests, "solution": row.get("canonical_solution")}
 
 
 def klear_code(row: Row) -> Fields:

@@ -2,7 +2,8 @@ r"""Public data sets by name. A preset says where the files are, what the prompt
 
 A config takes a preset with `c.domains.math.preset = "gsm8k"` and may override any of its fields. The most common
 override is local files of the same layout: `c.domains.math.files = ("gsm8k/*.jsonl",)`. The wording of the prompts was
-chosen for this package [chosen]: each asks for the form of reply that its reward can read.
+chosen for this package [chosen]: each asks for the form of reply that its reward can read. `reply`, where the data set
+has solutions, is a demonstration in this form.
 """
 
 import dataclasses
@@ -21,13 +22,17 @@ STUB = (
     "Complete this Python program. Reply with the whole of it, the given part included, in one ```python block."
     "\n\n```python\n{stub}```"
 )
+BOXED = "{solution}\n\nThe final answer is \\boxed{{{answer}}}."
+PROGRAM = "```python\n{code}\n```"
 ANSWERS = {"answer": "answer"}
 SETUP = {"tests": "tests", "setup": "setup"}
 LETTER = {"answer": "letter", "choices": "choices"}
 KEPT = {"constraints": "constraints"}
 
-MULTIPLE_CHOICE = SourceConfig(fields="choices", prompt=CHOICE, check=LETTER, reward="mdrl_jax.rewards.qa:choice")
-COMPETITION = SourceConfig(fields="math", prompt=MATH, check=ANSWERS, reward="math")
+MULTIPLE_CHOICE = SourceConfig(
+    fields="choices", prompt=CHOICE, check=LETTER, reply="{letter}", reward="mdrl_jax.rewards.qa:choice"
+)
+COMPETITION = SourceConfig(fields="math", prompt=MATH, check=ANSWERS, reply=BOXED, reward="math")
 
 PRESETS: dict[str, SourceConfig] = {
     "gsm8k": SourceConfig(
@@ -36,6 +41,7 @@ PRESETS: dict[str, SourceConfig] = {
         fields="gsm8k",
         prompt=MATH,
         check=ANSWERS,
+        reply=BOXED,
         reward="math",
     ),
     "math": dataclasses.replace(
@@ -51,6 +57,7 @@ PRESETS: dict[str, SourceConfig] = {
         fields="mbpp",
         prompt=CODE,
         check=SETUP,
+        reply=PROGRAM,
         reward="code",
     ),
     "humaneval": SourceConfig(
@@ -58,6 +65,7 @@ PRESETS: dict[str, SourceConfig] = {
         fields="humaneval",
         prompt=STUB,
         check={"tests": "tests", "prefix": "stub"},
+        reply="```python\n{stub}{solution}\n```",
         reward="code",
     ),
     "klear_code": SourceConfig(
@@ -81,6 +89,7 @@ PRESETS: dict[str, SourceConfig] = {
         fields="squad",
         prompt="{context}\n\nAnswer in as few words of the text as possible, and with nothing else: {question}",
         check={"answer": "answers"},
+        reply="{answers}",
         group_by="context",
         reward="mdrl_jax.rewards.qa:f1",
     ),
@@ -89,6 +98,7 @@ PRESETS: dict[str, SourceConfig] = {
         test_files=("hub:google-research-datasets/nq_open:validation",),
         prompt="Answer in as few words as possible, and with nothing else: {question}",
         check=ANSWERS,
+        reply="{answer}",
         reward="mdrl_jax.rewards.qa:exact_match",
     ),
     "mmlu": dataclasses.replace(
@@ -111,6 +121,7 @@ PRESETS: dict[str, SourceConfig] = {
     "references": SourceConfig(
         prompt="{prompt}",
         check={"prompt": "prompt", "reference": "reference"},
+        reply="{reference}",
         reward="mdrl_jax.rewards.judge:pairwise",
     ),
 }

@@ -78,13 +78,13 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
 
     Returns:
       The prompts: all of a procedural domain; of a data set the first ones that fit, at most `Data.sizes[split]`. With
-      `Data.streaming`, a training problem and its tokens are made anew each time they are read; this raises UserError
-      if the data file was changed since.
+      `Data.streaming`, a training problem and its tokens are made anew each time they are read. So the data file must
+      not change: UserError is raised only if the row at the old place can no longer be used.
 
     Raises:
       UserError: if the split is empty, or no prompt of a data set fits; if the chat template fails or does not know
-        `enable_thinking`, or a data file was changed since it was indexed; or if a procedural prompt is longer than
-        `longest` or has a word that the tokenizer does not know.
+        `enable_thinking`, or a data file was changed so that a row can no longer be used; or if a procedural prompt is
+        longer than `longest` or has a word that the tokenizer does not know.
       AttributeError: if `split` is another word.
     """
     problems: Sequence[Problem] = getattr(domain, split)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from mdrl_jax.errors import UserError
@@ -81,7 +80,7 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": mark}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except jinja2.TemplateError:  # not reported here: `domains/chat.py` reports it if a domain uses the template
+    except Exception:  # not reported here: `domains/chat.py` reports it if a domain uses the template
         return []
     after = tokenizer(text.rpartition(mark)[2], add_special_tokens=False).input_ids[:1]
     return [i for i in after if i in tokenizer.added_tokens_decoder]

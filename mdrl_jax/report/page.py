@@ -85,7 +85,7 @@ def write(workdir: str | Path) -> Path:
 
     Each file is written whole or not at all. Files of figures that can no longer be made stay as they are. If a builder
     raises `Absent` or one of `DAMAGED`, the page says so in place of the figure. If a run has several processes, all of
-    them must call this.
+    them must call this; the first one writes, and the others wait for it.
 
     Args:
       workdir: the work folder.
@@ -95,7 +95,9 @@ def write(workdir: str | Path) -> Path:
 
     Raises:
       UserError: if `workdir` is not a folder.
-      OSError: if a file cannot be written.
+      OSError: if a file cannot be written, or if a record that exists cannot be read.
+      ValueError: if a chart cannot be drawn as PNG, or if a text has a lone surrogate.
+      HostLost: if another process does not call this in time.
     """
     root = Path(workdir)
     if not root.is_dir():

@@ -107,14 +107,14 @@ def join(prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any) ->
     Returns:
       the joined tokens [P * G, Tp + Tc], and True at the real ones among them [P * G, Tp + Tc].
     """
-    n_prompts, group, _ = completions_PGT.shape
+    n_prompts, group, length = completions_PGT.shape
     rows = n_prompts * group
 
     def repeat(x_PT: Any) -> Any:
         return np.repeat(x_PT, group, axis=0)
 
-    tokens_BT = np.concatenate([repeat(prompts_PT), completions_PGT.reshape(rows, -1)], axis=1)
-    valid_BT = np.concatenate([repeat(valid_PT), mask_PGT.reshape(rows, -1) > 0], axis=1)
+    tokens_BT = np.concatenate([repeat(prompts_PT), completions_PGT.reshape(rows, length)], axis=1)
+    valid_BT = np.concatenate([repeat(valid_PT), mask_PGT.reshape(rows, length) > 0], axis=1)
     return tokens_BT, valid_BT
 
 

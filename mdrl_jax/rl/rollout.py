@@ -32,37 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mdrl_jax.errors import UserError
-from mdrl_jax.model.transformer import NEGATIVE, Cache, Decoder, Prefix
+from mdrl_jax.model.transformer import Cache, Decoder, Prefix
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain
-from mdrl_jax.section import section
-
-
-@section
-class SamplingConfig:
-    """How completions are drawn.
-
-    Attributes:
-      temperature: divides the logits; 0: always take the most probable token.
-      top_k: draw only from this many most probable tokens; 0: from all.
-      top_p: draw only from the smallest set of most probable tokens whose mass reaches top_p; 1: from all.
-
-    Raises:
-      UserError: if temperature or top_k is below 0, or top_p is not above 0 and at most 1.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UserError(f"temperature={self.temperature} is not valid; it must be >= 0")
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} is not valid; it must be >= 0 (0: all tokens)")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is not valid; it must be above 0 and at most 1")
+from mdrl_jax.rl.sampling import SamplingConfig, draw
 
 
 @struct.dataclass
@@ -111,38 +84,6 @@ class _State:
     logp_BT: jax.Array
     prefix: Prefix
     cache: Cache
-
-
-def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Array:
-    """Log-probs of the distribution that tokens are drawn from.
-
-    Temperature 0 puts all mass on the largest logit, on the first one if several are equal. Otherwise temperature,
-    top-k and top-p apply in this order, as in vLLM and transformers. Tokens that tie with the last token kept by top-k
-    or top-p are kept too.
-
-    Args:
-      logits_BV: logits of the model, before the temperature.
-      sampling: temperature, top-k and top-p.
-
-    Returns:
-      log-probs in nats [B, V]; excluded tokens get about -1e30, a finite number that stands for minus infinity.
-    """
-    vocab = logits_BV.shape[-1]
-    if sampling.temperature == 0:
-        best_BV = jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), vocab, dtype=bool)
-        return jnp.where(best_BV, 0.0, NEGATIVE)
-    logits_BV = logits_BV / sampling.temperature
-    if 0 < sampling.top_k < vocab:
-        kth_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < kth_B1, NEGATIVE, logits_BV)
-    if sampling.top_p < 1:
-        descending_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        p_BV = jax.nn.softmax(descending_BV, axis=-1)
-        before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-        n_kept_B1 = jnp.sum(before_BV < sampling.top_p, axis=-1, keepdims=True)
-        threshold_B1 = jnp.take_along_axis(descending_BV, n_kept_B1 - 1, axis=-1)
-        logits_BV = jnp.where(logits_BV < threshold_B1, NEGATIVE, logits_BV)
-    return jax.nn.log_softmax(logits_BV, axis=-1)
 
 
 def stage_key(seed: int, stage: str, step: int) -> jax.Array:
@@ -239,11 +180,8 @@ def decode_loop(
 
     def sample(state: _State, keys_B: jax.Array) -> _State:
         logits_BV = constrain(apply(state.hidden_BD, lm_head_DV, method="logits"), "batch", "vocab")
-        logp_BV = sampling_log_probs(logits_BV, sampling)
         at_B = by_row(state.step - state.start_S)
-        keys = jax.vmap(jax.random.fold_in)(keys_B, at_B)
-        token_B = jax.vmap(jax.random.categorical)(keys, logp_BV).astype(jnp.int32)
-        logp_B = jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
+        token_B, logp_B = draw(logits_BV, jax.vmap(jax.random.fold_in)(keys_B, at_B), sampling)
         running_B = ~state.done_B & (at_B < max_new_tokens)
         write = (jnp.arange(max_new_tokens)[None, :] == at_B[:, None]) & running_B[:, None]
         token_B = jnp.where(running_B, token_B, 0)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mdrl_jax import records
 from mdrl_jax.analysis import interference
-from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
+from mdrl_jax.analysis.sequence import BASE, Checkpoints, Supervised, Trained
 from mdrl_jax.checkpoints import load_tree
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.parallel.sharding import named
@@ -67,30 +67,34 @@ def run(
     """
     started = time.monotonic()
     earlier = stages[: stages.index(stage)]
-    found = interference.run(
-        runtime, sequence(earlier, params_after), folder.root, runtime.config.train.grpo, screen.steps
-    )
+    by_name = {s.name: s for s in earlier}
+    checkpoints = sequence(earlier, params_after, lambda name: records.read_json(folder.target(by_name[name])))
+    found = interference.run(runtime, checkpoints, folder.root, runtime.config.train.grpo, screen.steps)
     screen.print(analysis.summary(found))
     screen.event("claims", claims=found["claims"])
     screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
 
 
-def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoints:
+def sequence(
+    stages: Sequence[Stage], params: Callable[[str], Any], looks: Callable[[str], Any] = lambda name: {}
+) -> Checkpoints:
     """Selects the stages of a run that the interference analysis compares.
 
-    These are the stages named after a domain that precede the first refresh, and all stages that trained one domain
-    from the base model (`solo-*`, `again-*`). If a selected domain stage starts from a stage that is not selected, its
-    start is taken to be the selected stage before it, or "base".
+    These are the stages named after a domain that precede the first refresh; all stages that trained one domain from
+    the base model (`solo-*`, `again-*`); and the supervised stages of one domain (`sft-*`). If a selected domain stage
+    starts from a stage that is not selected, its start is taken to be the selected stage before it, or "base".
 
     Args:
       stages: the stages before the analysis, in order.
       params: (name of a stage, or "base") -> the parameters at its end.
+      looks: (name of a stage with a target) -> the record of its looks.
 
     Returns:
       The selected stages, with `params` to read their parameters; nothing is read here.
     """
     trained: list[Trained] = []
     solos: list[Trained] = []
+    supervised: list[Supervised] = []
     refreshed = False
     for stage in stages:
         refreshed = refreshed or stage.name.startswith("refresh-")
@@ -100,7 +104,9 @@ def sequence(stages: Sequence[Stage], params: Callable[[str], Any]) -> Checkpoin
             trained.append(Trained(stage.name, stage.name, stage.start if stage.start in known else before))
         elif stage.name.startswith(("solo-", "again-")):
             solos.append(Trained(stage.name, stage.domains[0], stage.start))
-    return Checkpoints(tuple(trained), tuple(solos), params)
+        elif stage.prefix == "sft":
+            supervised.append(Supervised(stage.name, stage.domains[0], stage.start, stage.sft.target))
+    return Checkpoints(tuple(trained), tuple(solos), params, tuple(supervised), looks)
 
 
 def conflict_bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:

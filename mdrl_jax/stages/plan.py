@@ -29,7 +29,7 @@ from mdrl_jax.recovery.rollback.evidence import kept_sample
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak
-from mdrl_jax.stages.train import Trainer
+from mdrl_jax.stages.train import Trainer, steps_taken
 from mdrl_jax.stats.estimate import figure_text
 from mdrl_jax.workfolder import WorkFolder
 
@@ -217,7 +217,14 @@ class Planning:
         self.screen.print(f"{stage.name}: {len(made)} objectives, {len(runs)} orders run; recovery/orders.json")
 
     def _before(self, stage: Stage) -> Sequence[Stage]:
-        return self.stages[: self.stages.index(stage)]
+        """The stages before this one; one that a target ended early has the steps that it took."""
+        earlier = self.stages[: self.stages.index(stage)]
+        return [
+            dataclasses.replace(s, train=dataclasses.replace(s.train, steps=steps_taken(self.folder, s)))
+            if s.kind == "grpo" and s.train.target
+            else s
+            for s in earlier
+        ]
 
     def _plan(self) -> dict[str, Any]:
         return records.read_json(self.folder.root / "recovery" / "plan.json")

@@ -1,7 +1,8 @@
-"""Supervised training on the domains' demonstrations: the stage `pretrain`, which made the embedded base model.
+"""The steps of a supervised stage: training on the replies that one domain, or all of them, demonstrate.
 
-A batch has equally many replies of every domain, up to a remainder. The loss is `rl/sft.py`; only tokens of the reply
-enter it.
+`stages/train.py` runs them. Rows and replies of a step are drawn from (seed, stage, step) alone, so a resumed stage
+draws the same ones. A step of several domains has equally many rows of each, up to a remainder. The loss is
+`rl/sft.py`; only tokens of the reply enter it, its end token included.
 """
 
 import random
@@ -12,14 +13,67 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax.config import SFTSection
+from mdrl_jax.domains.demonstrations import Demonstrations
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import tokens
 from mdrl_jax.parallel.sharding import batch_divisor, put
+from mdrl_jax.rl.rollouts import RolloutConfig
 from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
-from mdrl_jax.rl.trainer import TrainState, make_optimizer, make_train_step, micro_batches, state_shardings
+from mdrl_jax.rl.trainer import (
+    OptimizerConfig,
+    TrainState,
+    make_optimizer,
+    make_train_step,
+    micro_batches,
+    state_shardings,
+)
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
 from mdrl_jax.stages.grpo import Metrics
+
+
+def check(runtime: Runtime, stage: Stage) -> dict[str, Any]:
+    """Refuses a supervised stage that cannot run, before any stage runs.
+
+    Args:
+      runtime: model, devices, domains and configuration of the run.
+      stage: the supervised stage.
+
+    Returns:
+      name of a domain -> which rows of it were left out, for `data.json` (`Demonstrations.record`); of data sets only.
+
+    Raises:
+      UserError: if a domain has no replies or none that fits, rows are longer than the model allows, or the mesh does
+        not divide the rows of a micro-batch.
+    """
+    section, most = stage.sft, runtime.model.config.max_positions
+    rows = section.batch_size // section.grad_accum_steps
+    if rows % batch_divisor(runtime.mesh):
+        raise UserError(
+            f"stage {stage.name}: sft.batch_size / sft.grad_accum_steps = {rows} is not divisible by the mesh's "
+            f"data * fsdp = {batch_divisor(runtime.mesh)}"
+        )
+    if section.length > most:
+        raise UserError(
+            f"stage {stage.name}: sft.length={section.length}, but the model allows {most} tokens; lower it"
+        )
+    return {s.domain.name: dict(s.record) for s in shown(runtime, stage) if s.record}
+
+
+def shown(runtime: Runtime, stage: Stage) -> list[Demonstrations]:
+    """The rows of each domain of a supervised stage, in the order of its domains.
+
+    Args:
+      runtime: domains, tokenizer and configuration of the run.
+      stage: the supervised stage.
+
+    Raises:
+      UserError: as in `Runtime.demonstrations`; the message begins with the stage.
+    """
+    try:
+        return [runtime.demonstrations(d, stage.sft.length, stage.name == "pretrain") for d in stage.domains]
+    except UserError as e:
+        raise UserError(f"stage {stage.name}: {e}") from e
 
 
 def learning_rate(section: SFTSection, step: int) -> float:
@@ -29,7 +83,7 @@ def learning_rate(section: SFTSection, step: int) -> float:
     `decay` of the steps. It would reach 0 one step after the last one.
 
     Args:
-      section: section `sft` of the configuration.
+      section: the settings of the stage.
       step: number of the step, from 0.
     """
     rise = (step + 1) / section.warmup_steps if section.warmup_steps else 1.0
@@ -37,7 +91,21 @@ def learning_rate(section: SFTSection, step: int) -> float:
     return section.learning_rate * min(1.0, rise, fall)
 
 
-def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
+def lengths(rollout: RolloutConfig, longest: int) -> tuple[int, ...]:
+    """The lengths that rows are padded to: sums of a prompt bucket and a completion bucket below `longest`, and it.
+
+    Args:
+      rollout: section `rollout` of the configuration.
+      longest: the largest length, `sft.length`.
+
+    Returns:
+      The lengths in tokens, in ascending order.
+    """
+    sums = {p + c for p in rollout.prompt_buckets for c in rollout.completion_buckets}
+    return (*sorted(n for n in sums if n < longest), longest)
+
+
+def batch(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
     """The batch of one step: replies of all domains in turn, drawn from (seed, stage, step) alone.
 
     Args:
@@ -47,50 +115,44 @@ def demonstrations(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
         `sft.noise`.
 
     Returns:
-      An `SFTBatch` of NumPy arrays [B, T] with B = `sft.batch_size` and T = `sft.length`, padded on the left. Each
+      An `SFTBatch` of NumPy arrays [B, T] with B = `sft.batch_size`, padded on the left to T, one of `lengths`. Each
       reply ends with the end token. Row i has a reply of domain i modulo the number of domains, so the numbers of
       replies differ by at most 1.
 
     Raises:
-      UserError: if a domain has no demonstrations, or a demonstration is longer than `sft.length` tokens.
+      UserError: if a domain has no demonstrations, or a procedural one is longer than `sft.length` tokens.
     """
-    section = runtime.config.sft
-    rng = random.Random(f"{runtime.config.seed}/{stage.name}/{step}")
+    section, tokenizer, eos_ids = stage.sft, runtime.tokenizer, runtime.rollouts.eos_ids
+    rng = random.Random(f"{runtime.config.seed}/{stage.stream}/{step}")
     noise = section.noise if step >= section.noise_from * section.steps else 0.0
-    prompts, replies = [], []
-    for i in range(section.batch_size):
-        domain = runtime.domains[stage.domains[i % len(stage.domains)]]
-        if domain.demonstrate is None or not domain.pretraining:
-            raise UserError(f"domain {domain.name} has no demonstrations; only procedural domains can be pretrained on")
-        problem = rng.choice(domain.pretraining)
-        prompts.append(problem.prompt)
-        replies.append(domain.demonstrate(problem, rng, noise))
-    reply_ids = [[*ids, runtime.rollouts.eos_ids[0]] for ids in runtime.tokenizer(replies).input_ids]
-    lengths = [len(ids) for ids in reply_ids]
-    rows = [[*p, *r] for p, r in zip(runtime.tokenizer(prompts).input_ids, reply_ids, strict=True)]
-    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-    if len(rows[longest]) > section.length:
+    sources = shown(runtime, stage)
+    drawn = [sources[i % len(sources)].draw(rng, noise, tokenizer, eos_ids) for i in range(section.batch_size)]
+    rows = [[*prompt, *reply] for prompt, reply in drawn]
+    longest = max(rows, key=len)
+    if len(longest) > section.length:
         raise UserError(
-            f"sft.length={section.length} is too short for the {len(rows[longest])} tokens of "
-            f"{prompts[longest]!r} {replies[longest]!r}"
+            f"stage {stage.name}: sft.length={section.length} is too short for the {len(longest)} tokens of "
+            f"{tokenizer.decode(longest)!r}"
         )
-    tokens_BT, valid_BT = tokens.left_pad(rows, section.length, tokens.pad_id(runtime.tokenizer))
-    from_end = section.length - np.arange(section.length)[None, :]
-    mask_BT = (from_end <= np.asarray(lengths)[:, None]).astype(np.float32)
+    length = tokens.bucket(len(longest), lengths(runtime.config.rollout, section.length), "a demonstration")
+    tokens_BT, valid_BT = tokens.left_pad(rows, length, tokens.pad_id(tokenizer))
+    from_end = length - np.arange(length)[None, :]
+    mask_BT = (from_end <= np.asarray([len(reply) for _, reply in drawn])[:, None]).astype(np.float32)
     return SFTBatch(tokens_BT=tokens_BT, valid_BT=valid_BT, mask_BT=mask_BT)
 
 
-def make_programs(runtime: Runtime) -> tuple[Any, TrainState, Any]:
-    """The programs of a supervised stage; they depend on the configuration alone.
+def make_programs(runtime: Runtime, config: OptimizerConfig) -> tuple[Any, TrainState, Any]:
+    """The programs of a supervised stage; stages with the same optimizer share them.
 
     Args:
       runtime: model, devices and configuration of the run.
+      config: `sft.optimizer` of the stage.
 
     Returns:
       The optimizer, without the learning rate; the shardings of the training state; the jitted training step
-      (`make_train_step`).
+      (`make_train_step`), which is compiled once for each length of rows.
     """
-    optimizer = make_optimizer(runtime.config.sft.optimizer)
+    optimizer = make_optimizer(config)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     loss_fn = make_sft_loss(runtime.model, runtime.config.model.logprob_chunk)
     return optimizer, shardings, make_train_step("sft_step", loss_fn, optimizer, shardings, runtime.mesh)
@@ -114,20 +176,12 @@ def sft_steps(
       that keeps it must copy it first.
 
     Raises:
-      UserError: if the mesh does not divide the rows of a micro-batch, or as in `demonstrations`; it is raised when the
-        first step, or the step concerned, is asked for.
+      UserError: as in `batch`; it is raised when the step concerned is asked for.
     """
-    section = runtime.config.sft
-    rows = section.batch_size // section.grad_accum_steps
-    if rows % batch_divisor(runtime.mesh):
-        raise UserError(
-            f"sft.batch_size / sft.grad_accum_steps = {rows} is not divisible by the mesh's data * fsdp = "
-            f"{batch_divisor(runtime.mesh)}"
-        )
+    section = stage.sft
     for step in range(first, section.steps):
-        drawn = demonstrations(runtime, stage, step)
+        drawn = batch(runtime, stage, step)
         runtime.rollouts.spent["trained"] += int(np.sum(drawn.valid_BT))
-        batch = micro_batches(drawn, section.grad_accum_steps)
-        batch = put(batch, runtime.mesh, None, "batch")
-        state, logged = step_fn(state, batch, jnp.float32(learning_rate(section, step)), {})
+        divided = put(micro_batches(drawn, section.grad_accum_steps), runtime.mesh, None, "batch")
+        state, logged = step_fn(state, divided, jnp.float32(learning_rate(section, step)), {})
         yield step + 1, state, {name: float(value) for name, value in logged.items()}

@@ -2,7 +2,8 @@
 
 `experiment.py` calls `Trainer.train` for each training stage. The steps themselves are in `stages/grpo.py` and
 `stages/sft.py`; `recovery/prevention/prepare.py` adds what protects other domains to the GRPO step. This file connects
-them to checkpoints, costs, TensorBoard, the progress bar and, in a refresh, the tracker that decides when to stop.
+them to checkpoints, costs, TensorBoard, the progress bar and what may end a stage early: the tracker of a refresh, or
+the looks at a stage with a target.
 
 The costs of a stage so far (seconds and tokens) are saved in each checkpoint's meta, so a resumed stage continues to
 count from there.
@@ -24,6 +25,7 @@ from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.model import flops
 from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh import tracker as refresh
 from mdrl_jax.report.screen.console import Screen
@@ -31,7 +33,7 @@ from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.rl.trainer import TrainState, init_state
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak
-from mdrl_jax.stages import grpo, sft
+from mdrl_jax.stages import grpo, sft, target
 from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "loss")
@@ -83,26 +85,13 @@ class Trainer:
     bases: Callable[[str], Any]
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def steps(self, stage: Stage) -> int:
-        """The number of steps that a finished stage took; 0 if it is no training stage.
-
-        Of a refresh it is the step at which it stopped, not the step that it kept.
-
-        Raises:
-          UserError: if the stage is a refresh whose record `recovery/NAME.json` is missing or damaged.
-        """
-        if not stage.trains:
-            return 0
-        if stage.prefix == "refresh":
-            return records.read_json(self.folder.root / "recovery" / f"{stage.name}.json")["steps"][-1]["step"]
-        return self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
-
     def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
         """Trains a stage to its end, or continues it from its newest checkpoint.
 
-        It writes checkpoints and TensorBoard events; of a refresh also `recovery/NAME.json` after each scored step. A
-        refresh that was interrupted trains again from its start, but does not score again what is in that record. If
-        the last checkpoint is that of the stage's end, nothing is trained.
+        It writes checkpoints and TensorBoard events; of a refresh also `recovery/NAME.json` after each scored step, and
+        of a stage with a target `targets/NN-NAME.json` after each look. Neither scores again what is in that record. A
+        refresh that was interrupted trains again from its start. If the last checkpoint is that of the stage's end,
+        nothing is trained.
 
         Args:
           stage: a stage of kind "grpo" or "sft".
@@ -113,34 +102,38 @@ class Trainer:
 
         Raises:
           UserError: if too many rewards of a step fail, a checkpoint cannot be written, the parameters of an earlier
-            stage cannot be read, a domain to be kept has no completion with a reward, or a refresh continues a record
-            with other settings; of a supervised stage as in `sft_steps`.
+            stage cannot be read, a domain to be kept has no completion with a reward, or a refresh or a stage with a
+            target continues a record with other settings; of a supervised stage as in `sft_steps`.
           RuntimeError: if the reward workers do not start, or their pool is closed.
           Stopped: after a SIGTERM; a checkpoint is saved first, or the scores so far if the stage is a refresh.
         """
         keep = self.runtime.config.checkpoints.keep
         with StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn) as checkpoints:
             first = checkpoints.latest() or 0
-            costs = collections.Counter(checkpoints.meta()["costs"] if first else {})
-            watched = stage.prefix == "refresh"
-            total = self.runtime.config.sft.steps if stage.kind == "sft" else stage.train.steps
-            if first and (watched or first == total):  # a refresh saves one checkpoint only, at its end
+            saved = checkpoints.meta() if first else {"costs": {}}
+            costs = collections.Counter(saved["costs"])
+            watched, total = stage.prefix == "refresh", stage.settings.steps
+            # A refresh saves one checkpoint only, at its end. A stage with a target has not ended before its last look.
+            if first and (watched or saved.get("ended") or (first == total and not stage.settings.target)):
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), dict(costs)
             meter = metered(self.runtime)
             recipe = self._sft(stage) if stage.kind == "sft" else self._grpo(stage)
             state = self._state(stage, recipe, checkpoints, first)
             tracker = self._tracker(stage) if watched else None
+            looks = self._looks(stage) if stage.settings.target else None
+            board_folder, ended = self.folder.root / "tensorboard" / stage.folder, ""
             if tracker:
                 tracker.look(0, state.params)
+            elif looks and first and looks.due(first):  # a run that was stopped by SIGTERM saves before it looks
+                ended = looks.look(first, state.params)
             totals: collections.Counter[str] = collections.Counter()
 
             def account() -> dict[str, Any]:
                 return dict(costs + collections.Counter(meter()))
 
-            board_folder, ended = self.folder.root / "tensorboard" / stage.folder, ""
             with TensorBoard(board_folder, resumed_at=first + 1) as board:
-                steps = recipe.steps(state, first)
+                steps = iter(()) if ended else recipe.steps(state, first)
                 for done, state, metrics in self.screen.track(stage.name, recipe.total, first, _watched(steps)):
                     board.scalars(done, {f"train/{k}": v for k, v in metrics.items() if k != "rewards"})
                     board.histogram("train/rewards", metrics.get("rewards", ()), done)
@@ -148,19 +141,25 @@ class Trainer:
                     stopping = preemption.noticed()
                     if tracker:
                         ended = tracker.look(done, state.params)
-                        if ended:
-                            break
-                    elif done == recipe.total or stopping or _due(done, recipe.checkpoint_every):
+                    elif looks and looks.due(done) and not stopping:
+                        try:
+                            ended = looks.look(done, state.params)
+                        except preemption.Stopped:
+                            stopping = True
+                    last = bool(ended) if looks else done == recipe.total
+                    if not tracker and (last or stopping or _due(done, recipe.checkpoint_every)):
                         board.flush()  # a run that resumes from this step does not log it again
                         meta = self._meta(stage, account(), done * recipe.prompts)
-                        if done == recipe.total:
-                            checkpoints.save_params(done, state.params, meta)
+                        if last:
+                            checkpoints.save_params(done, state.params, meta | {"ended": True})
                         else:
                             checkpoints.save(done, state, meta)
+                    if ended:
+                        break
                     if stopping:
                         checkpoints.wait()
-                        saved = "its scores are saved, and its training will start over" if tracker else "saved"
-                        raise preemption.Stopped(f"after step {done} of {stage.name}", saved)
+                        kept = "its scores are saved, and its training will start over" if tracker else "saved"
+                        raise preemption.Stopped(f"after step {done} of {stage.name}", kept)
             params, spent = state.params, account()
             if tracker:
                 params, done = tracker.best, tracker.record["chosen"]
@@ -168,6 +167,8 @@ class Trainer:
                 self._repeat(stage, tracker)
                 checkpoints.save_params(max(done, 1), params, self._meta(stage, spent, 0))
                 self.screen.print(f"{stage.name}: kept step {done}; ended because {ended}")
+        if looks:
+            self.screen.print(f"{stage.name}: score of {stage.settings.target} {ended}")
         self.screen.print(_line(stage, recipe.total - first, spent["seconds"], totals))
         return params, spent
 
@@ -224,16 +225,22 @@ class Trainer:
         read = functools.partial(self.params_after, at.name) if at else None
         return refresh.Tracker(self.runtime, stage, file, read, self.bases(domain))
 
+    def _looks(self, stage: Stage) -> Looks:
+        return target.looks(self.runtime, stage, self.folder.target(stage), self.params_after)
+
     def _sft(self, stage: Stage) -> Recipe:
-        if "sft" not in self.programs:
-            self.programs["sft"] = sft.make_programs(self.runtime)
-        optimizer, shardings, step = self.programs["sft"]
-        section = self.runtime.config.sft
+        key = "sft", stage.sft.optimizer
+        if key not in self.programs:
+            self.programs[key] = sft.make_programs(self.runtime, stage.sft.optimizer)
+        optimizer, shardings, step = self.programs[key]
+        for source in sft.shown(self.runtime, stage):
+            if note := source.note():
+                self.screen.print(f"{stage.name}: {note}")
         return Recipe(
             optimizer,
             shardings,
-            section.steps,
-            section.checkpoint_every,
+            stage.sft.steps,
+            stage.sft.checkpoint_every,
             lambda state, first: sft.sft_steps(self.runtime, stage, step, state, first),
             0,
         )
@@ -255,6 +262,27 @@ class Trainer:
             lambda state, first: grpo.grpo_steps(self.runtime, stage, made, state, reference, first, kept.extra),
             stage.train.prompts_per_step,
         )
+
+
+def steps_taken(folder: WorkFolder, stage: Stage) -> int:
+    """The number of steps that a finished stage took; 0 if it is no training stage.
+
+    Of a refresh, and of a stage with a target, it is the step at which it stopped. (A refresh may keep an earlier one.)
+
+    Args:
+      folder: the work folder of the run.
+      stage: the stage.
+
+    Raises:
+      UserError: if the record of a refresh, or of a stage with a target, is missing or damaged.
+    """
+    if not stage.trains:
+        return 0
+    if stage.prefix == "refresh":
+        return records.read_json(folder.root / "recovery" / f"{stage.name}.json")["steps"][-1]["step"]
+    if stage.settings.target:
+        return records.read_json(folder.target(stage))["steps"][-1]["step"]
+    return stage.settings.steps
 
 
 def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:

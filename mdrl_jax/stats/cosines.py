@@ -129,7 +129,8 @@ def between(gram_Tnm: Array) -> Between:
 
     Args:
       gram_Tnm: for each of T tensors the inner products ⟨x_i, y_j⟩ of A's n blocks with B's m blocks, [T, n, m]. Both
-        need at least two blocks. This is not checked: with a single block `pair` is nan, and so are all intervals.
+        need at least two blocks. This is not checked: with a single block `pair` is nan or infinite, all intervals are
+        nan, and NumPy warns.
     """
     return _between(gram_Tnm.mean(-1), gram_Tnm.mean(-2), np.sum(gram_Tnm**2, axis=(-2, -1)))
 

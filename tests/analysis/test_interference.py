@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from mdrl_jax import records, runtime
-from mdrl_jax.analysis import conflict, interference, removal, routes, samples
+from mdrl_jax.analysis import conflict, interference, removal, routes, samples, theorem
 from mdrl_jax.analysis.checkpoint_figures import shared_route, solo_effects
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
@@ -201,6 +202,30 @@ def test_the_gradients_of_successes_are_those_of_their_nll(built):
             share = float(micro.success_B.mean())
             want = jax.tree.map(lambda x, share=share: share * x, of_rows(base, micro))
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), probe.gradient(base, micro), want)
+
+
+def test_the_theorem_is_measured_for_what_was_found_if_the_configuration_asks_for_it(
+    built, sequence, tmp_path, monkeypatch
+):
+    folder, _, params = sequence
+    shutil.copytree(folder / "analysis", tmp_path / "analysis")
+    halves = [{"measured_dimension": None, "eigenvalues": [2.0 + i]} for i in (0, 1)]
+    vectors, given = [{"gate": np.zeros((1 + i, 2))} for i in (0, 1)], []
+    monkeypatch.setattr(conflict, "find", lambda *a: ({"halves": halves}, vectors))
+    monkeypatch.setattr(removal, "on_route", lambda *a: {})
+    monkeypatch.setattr(interference, "save_tree", lambda *a: None)
+    monkeypatch.setattr(theorem, "measure", lambda *a: given.append(a) or {"halves": []})
+    for asked in (False, True):
+        analyze = dataclasses.replace(built.config.analyze, theorem=asked)
+        runtime = dataclasses.replace(built, config=dataclasses.replace(built.config, analyze=analyze))
+        made = build(built, built.config.train.grpo)
+        with jax.set_mesh(built.mesh):
+            one = interference.Analysis(runtime, Checkpoints(STAGES, SOLOS, params), tmp_path, made, {})
+            record = one.conflict("math", STAGES[2], "success_nll", lambda text: None)
+        assert ("theorem" in record) == asked
+    ((_, at, objective, sample, found, _),) = given
+    assert found == [(vectors[0], [2.0]), (vectors[1], [3.0])]
+    assert objective == "success_nll" and sample.n_prompts == 16 and at.route.size > 0
 
 
 @pytest.mark.slow  # compiles the analysis for a further space; test_removal.py compares the masks with dense algebra

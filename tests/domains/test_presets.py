@@ -163,6 +163,54 @@ def test_gsm8ks_own_solutions_and_mbpps_references_earn_1(made: dict[str, Domain
     assert [s.reward for s in scores] == [1.0] * 10 + [1.0, 0.0] * 7
 
 
+def test_what_presets_demonstrate_earns_1(made: dict[str, Domain]):
+    requests = []
+    for name, n in (("gsm8k", 60), ("squad", 60), ("nq_open", 60), ("mmlu", 60), ("mbpp", 6)):
+        requests += [(made[name].reward, p.reply, p.check) for p in made[name].train[:n]]
+    with RewardPool(1) as pool:
+        assert [s.reward for s in pool.score(requests)] == [1.0] * len(requests)
+    replies = {name: [p.reply for p in problems(made[name])] for name in FILES}
+    assert all(all(replies[name]) for name in ("gsm8k", "squad", "nq_open", "mmlu", "mbpp"))
+    assert not any(replies["ifeval"]) and not any(replies["longbench_write"])
+    assert made["ifeval"].demonstrate is None
+    assert asked(made["gsm8k"], "Natalia sold clips").reply == (
+        "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether in April and May.\n\n"
+        "The final answer is \\boxed{72}."
+    )
+    assert not any("\r" in reply or "<<" in reply for reply in replies["mbpp"][:1] + replies["gsm8k"])
+
+
+# Rows as their hubs have them, and the replies made of them.
+REPLIES = [
+    (
+        "math",
+        {"problem": "P", "solution": r"It is $\boxed{2}$."},
+        "It is $\\boxed{2}$.\n\nThe final answer is \\boxed{2}.",
+    ),
+    ("math", {"problem": "P", "answer": "2"}, ""),
+    ("openr1_math", {"problem": "P", "answer": "2", "solution": "So."}, "So.\n\nThe final answer is \\boxed{2}."),
+    ("mbpp", {"text": "T", "test_list": ["a"], "task_id": 700, "code": "a\r\nb"}, "```python\na\nb\n```"),
+    ("mbpp", {"text": "T", "test_list": ["a"], "task_id": 700}, ""),
+    (
+        "humaneval",
+        {"prompt": "def f():\n", "test": "t", "entry_point": "f", "canonical_solution": "    return 1"},
+        "```python\ndef f():\n    return 1\n```",
+    ),
+    ("humaneval", {"prompt": "def f():\n", "test": "t", "entry_point": "f"}, ""),
+    ("squad", {"context": "C", "question": "Q", "answers": {"text": ["a", "b"]}}, "a"),
+    ("nq_open", {"question": "Q", "answer": ["a", "b"]}, "a"),
+    ("mmlu", {"question": "Q", "choices": ["w", "x"], "answer": 1}, "B"),
+    ("references", {"prompt": "P", "reference": "R"}, "R"),
+]
+
+
+@pytest.mark.parametrize("name, row, reply", REPLIES, ids=[f"{i}-{r[0]}" for i, r in enumerate(REPLIES)])
+def test_a_row_has_a_reply_where_it_has_a_solution(name: str, row: dict[str, Any], reply: str):
+    source = completed(SourceConfig(preset=name, files=("x",)), "domains.qa")
+    ((problem, _),) = datasets.Reader(source, "domains.qa", "").problems(row)
+    assert problem.reply == reply
+
+
 # Rows as their hubs have them, and the fields made of them.
 OTHERS: list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = [
     (

@@ -382,6 +382,24 @@ def test_with_all_those_of_absent_stages_come_too():
     assert few < more and {"SFT step", "Hv on the route", "rollback set"} < more
 
 
+def test_supervised_stages_have_their_largest_step_and_the_scores_of_their_targets():
+    small = {"batch_size": 64, "length": 30}
+    overrides = {"sft-code": small, "sft": {"batch_size": 96, "grad_accum_steps": 2, "length": 28}}
+    for target, looks in (("", set()), ("solo-code", {"sample scores, 3 a prompt"})):
+        overrides["sft-code"] = small | {"target": target}
+        stages = ("solo-code", "sft-code", "sft")
+        changes = {"recover": {"samples": 3}, "stage_overrides": overrides, "stages": stages}
+        built, _ = fit.abstract_runtime(config.parse(settings(**changes)), jax.devices())
+        found = fit.merged(
+            fit.jobs(fit.Shapes(built), resolve_stages(built.config, built.config.scored_domains), False)
+        )
+        made = {j.name: j for j in found}
+        assert made.keys() - {"sample, 16 a prompt", "GRPO step", "sample scores, 4 a prompt"} == {"SFT step", *looks}
+        step = made["SFT step"]
+        assert (step.size, step.most) == (64, 64) and step.own
+        assert step.own(64) == flops.sequences(fit._sizes("tiny")[0], 64, 30, 29).gradient
+
+
 def command(tmp_path, *arguments):
     file = tmp_path / "c.py"
     file.write_text("from mdrl_jax import config\n\ndef get_config():\n    return config.default()\n")

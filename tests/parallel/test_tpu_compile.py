@@ -28,7 +28,8 @@ from mdrl_jax.parallel.fit import compile_for, whole_parameters
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, over_tensor, param_shardings
 from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig
 from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss
-from mdrl_jax.rl.rollout import SamplingConfig, make_sampler
+from mdrl_jax.rl.rollout import make_sampler
+from mdrl_jax.rl.sampling import SamplingConfig
 from mdrl_jax.rl.trainer import OptimizerConfig, TrainState, make_optimizer, make_train_step, state_shardings
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,6 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 
 from mdrl_jax.config import SFTSection
@@ -51,12 +50,11 @@ def test_a_protected_step_counts_the_completions_that_it_takes() -> None:
 def test_a_supervised_step_counts_all_tokens_of_its_rows(monkeypatch: Any) -> None:
     valid_BT = rows([3, 6, 2, 5], [1] * 4).valid_BT
     batch = SFTBatch(tokens_BT=valid_BT.astype(int), valid_BT=valid_BT, mask_BT=valid_BT.astype(np.float32))
-    monkeypatch.setattr(sft, "demonstrations", lambda *_: batch)
+    monkeypatch.setattr(sft, "batch", lambda *_: batch)
     monkeypatch.setattr(sft, "put", lambda tree, *_: tree)
-    section = dataclasses.replace(SFTSection(), steps=3, batch_size=4, grad_accum_steps=2)
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
-    run = runtime(config=SimpleNamespace(sft=section), mesh=mesh)
-    steps: Any = sft.sft_steps(run, None, lambda state, *_: (state, {"loss": 1.0}), None, 1)  # pyright: ignore
+    stage: Any = SimpleNamespace(sft=dataclasses.replace(SFTSection(), steps=3, batch_size=4, grad_accum_steps=2))
+    run = runtime(mesh=None)
+    steps: Any = sft.sft_steps(run, stage, lambda state, *_: (state, {"loss": 1.0}), None, 1)  # pyright: ignore
     assert [done for done, *_ in steps] == [2, 3]
     assert run.rollouts.spent == {"trained": 2 * (3 + 6 + 2 + 5)}
 

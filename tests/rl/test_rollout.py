@@ -14,19 +14,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mdrl_jax.errors import UserError
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import named, param_shardings
 from mdrl_jax.rl.logprobs import token_log_probs
-from mdrl_jax.rl.rollout import (
-    SamplingConfig,
-    completion_mask,
-    make_sampler,
-    row_keys,
-    sampling_log_probs,
-    stage_key,
-)
+from mdrl_jax.rl.rollout import completion_mask, make_sampler, row_keys, stage_key
+from mdrl_jax.rl.sampling import SamplingConfig
+from tests.rl.test_sampling import MIXES, oracle
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -35,34 +29,6 @@ WIDTH, GROUP, NEW = 5, 3, 6
 P = len(LENGTHS)
 NEVER = (-1,)  # an end token that is never drawn
 PLAIN = SamplingConfig()
-MIXES = [
-    SamplingConfig(temperature=0.7),
-    SamplingConfig(temperature=1.6),
-    SamplingConfig(top_k=5),
-    SamplingConfig(top_k=1),
-    SamplingConfig(top_k=1000),
-    SamplingConfig(top_p=0.6),
-    SamplingConfig(top_p=1e-6),
-    SamplingConfig(temperature=0.7, top_k=9, top_p=0.8),
-    SamplingConfig(temperature=2.0, top_k=4, top_p=0.5),
-]
-
-
-def oracle(logits_V, sampling):
-    """Log-probs of the sampling distribution, from its definition in float64; -inf for excluded tokens."""
-    if sampling.temperature == 0:
-        return np.where(np.arange(len(logits_V)) == np.argmax(logits_V), 0.0, -np.inf)
-    scaled_V = np.asarray(logits_V, np.float64) / sampling.temperature
-    order = np.argsort(-scaled_V)
-    kept = order[: sampling.top_k or None]
-    p = np.exp(scaled_V[kept] - scaled_V[kept].max())
-    p /= p.sum()
-    n, mass = 0, 0.0
-    while n < len(kept) and (n == 0 or (mass < sampling.top_p)):
-        mass, n = mass + p[n], n + 1
-    logp_V = np.full(len(logits_V), -np.inf)
-    logp_V[kept[:n]] = np.log(p[:n] / p[:n].sum())
-    return logp_V
 
 
 def prompts(vocab, seed=0):
@@ -88,27 +54,6 @@ def joined(tiny, done):
     mask_BT = completion_mask(done.length_PG, new).reshape(-1, new) > 0
     tokens_BT = np.concatenate([np.repeat(tokens_PT, group, axis=0), done.tokens_PGT.reshape(-1, new)], axis=1)
     return tokens_BT, np.concatenate([np.repeat(valid_PT, group, axis=0), mask_BT], axis=1), mask_BT
-
-
-@pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.0), PLAIN, *MIXES], ids=str)
-def test_sampling_log_probs_equal_the_oracle(sampling):
-    logits_BV = 3 * np.random.default_rng(0).normal(size=(7, 40)).astype(np.float32)
-    ours_BV = np.asarray(sampling_log_probs(jnp.asarray(logits_BV), sampling))
-    theirs_BV = np.stack([oracle(row, sampling) for row in logits_BV])
-    inside = np.isfinite(theirs_BV)
-    np.testing.assert_allclose(ours_BV[inside], theirs_BV[inside], atol=2e-5)
-    assert (ours_BV[~inside] < -1e29).all() and not np.isnan(ours_BV).any()
-
-
-def test_greedy_takes_the_first_of_equals():
-    logp_BV = sampling_log_probs(jnp.array([[1.0, 3.0, 3.0]]), SamplingConfig(temperature=0.0))
-    np.testing.assert_allclose(np.exp(logp_BV), [[0, 1, 0]])
-
-
-@pytest.mark.parametrize(("field", "value"), [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)])
-def test_bad_sampling_is_refused_by_name(field, value):
-    with pytest.raises(UserError, match=f"{field}={value}"):
-        SamplingConfig(**{field: value})
 
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.0), MIXES[7], MIXES[8]], ids=str)

@@ -82,8 +82,6 @@ def test_p_is_uniform_at_most_for_random_sets() -> None:
     assert np.mean(p < 0.05) < 0.065
 
 
-
-
 def test_mean_over_pairs_by_seed_and_by_domain() -> None:
     domains = "code", "cw", "math", "qa"
     pairs = [(a, b) for i, a in enumerate(domains) for b in domains[i + 1 :]]

@@ -33,10 +33,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax import records
-from mdrl_jax.errors import UserError
 from mdrl_jax.evaluate import validation_rewards
 from mdrl_jax.parallel import tree_programs
+from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.refresh.contraction import Basis, contraction, lengths
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
@@ -87,7 +86,6 @@ class Tracker:
     are not scored again.
 
     Attributes:
-      record: the record so far, as in the file.
       best: a copy of the parameters of the step record["chosen"]; None until `look` was called with that step.
       last: a copy of the parameters of the last scored step, from which the length of the path is measured on.
 
@@ -114,22 +112,20 @@ class Tracker:
         peak_params: Callable[[], Any] | None = None,
         bases: Sequence[Basis] = (),
     ):
-        self.runtime, self.file, self.bases, self.peak = runtime, file, tuple(bases), peak_params
+        self.runtime, self.bases, self.peak = runtime, tuple(bases), peak_params
         self.domain, self.learning_rate = stage.domains[0], stage.train.learning_rate
         self.best: Any = None
         self.last: Any = None
         settings = _settings(runtime, stage, self.bases)
-        self.record: Record = {"stage": stage.name, "domain": self.domain, "settings": settings, "steps": []}
-        if file.exists():
-            before = records.read_json(file)
-            if before["settings"] != settings:
-                name = next(k for k in settings if before["settings"].get(k) != settings[k])
-                raise UserError(
-                    f"{file} holds a refresh with another {name}: delete the file to start over, or undo the change"
-                )
-            self.record = before
-        elif peak_params is not None:
+        head: Record = {"stage": stage.name, "domain": self.domain, "settings": settings, "steps": []}
+        self._looks = Looks(file, head, self._measure, self._judge, "a refresh")
+        if self._looks.new and peak_params is not None:
             self.record["peak"] = validation_rewards(runtime, peak_params(), [self.domain])[self.domain].tolist()
+
+    @property
+    def record(self) -> Record:
+        """The record so far, as in the file."""
+        return self._looks.record
 
     def look(self, step: int, params: Any) -> str:
         """Scores, measures and records a step, and decides whether the refresh stops with it.
@@ -149,18 +145,13 @@ class Tracker:
           Stopped: after a SIGTERM, while the step is scored; it is not recorded then.
           The errors of `peak_params`.
         """
-        settings = self.record["settings"]
-        if step % settings["every"] and step != settings["steps"]:
+        if not self._looks.due(step):
             return ""
-        rows = self.record["steps"]
-        if step not in [row["step"] for row in rows]:
-            rows.append(self._measure(step, params))
-            self.record["chosen"], self.record["stopped"] = chosen(self.record), stop(self.record)
-            self._write()
+        ended = self._looks.look(step, params)
         self.last = jax.tree.map(jnp.copy, params)
         if step == self.record["chosen"]:
             self.best = jax.tree.map(jnp.copy, params)
-        return self.record["stopped"] if step == rows[-1]["step"] else ""
+        return ended
 
     def repeats(self, stage: Stage) -> list[Stage]:
         """The repeats of a refresh that has ended: those of `recover.streams` that are not in the record.
@@ -201,10 +192,17 @@ class Tracker:
         """
         head = {"domain": repeat.domains[0], "stream": repeat.stream, "step": repeat.train.steps}
         self.record.setdefault("streams", []).append(head | self._displacement(params))
-        self._write()
+        self.record["contraction"] = self._contraction()
+        self._looks.write()
 
-    def _write(self) -> None:
-        """Writes the record, with the contraction by all steps and repeats so far."""
+    def _judge(self, record: Record) -> None:
+        record["chosen"], record["stopped"] = chosen(record), stop(record)
+        record["contraction"] = self._contraction()
+
+    def _contraction(self) -> list[Record]:
+        """The contraction by all steps and repeats so far; [] if θ*_i is not known."""
+        if self.peak is None:
+            return []
         rows, streams, others = self.record["steps"], [], {}
         for ends in self.record.get("streams", ()):
             path = [rows[0], ends]
@@ -212,10 +210,7 @@ class Tracker:
                 streams.append(path)
             else:
                 others[ends["domain"]] = path
-        known = self.peak is not None
-        made = contraction(rows, self.bases, self.learning_rate, streams, others) if known else []
-        self.record["contraction"] = made
-        records.write_json(self.file, self.record)
+        return contraction(rows, self.bases, self.learning_rate, streams, others)
 
     def _displacement(self, params: Any) -> Record:
         """‖e‖ ("distance") and its parts ("subspaces") at some parameters; empty if θ*_i is not known."""

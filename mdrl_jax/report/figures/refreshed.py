@@ -9,13 +9,15 @@ import numpy as np
 from mdrl_jax.claims.published import LEAST_FRACTION, RECOVERY_FRACTION
 from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, by_category, data
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.intervals import columns, tips, tooltips, words
-from mdrl_jax.stats.estimate import Record
+from mdrl_jax.report.intervals import columns, number, tips, tooltips, words
+from mdrl_jax.report.tables.theorem import Check, checks
+from mdrl_jax.stats.estimate import Estimate, Record, figure_text
 
 AVERAGE = "mean of all"
 PARTS = {"within": "in S", "route": "on the route, not in S", "outside": "everywhere but in S"}
 RANDOM = "random subspaces"
 OBJECTIVES = {"reward": "reward", "success_nll": "success NLL"}
+OPTIMIZER = "AdamW on the loss of GRPO"  # every refresh is trained so (`rl.trainer.OptimizerConfig`)
 ACROSS = 4  # small charts in a line
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
@@ -63,6 +65,31 @@ def contraction(records: Records) -> list[Figure | Table]:
         names = ", ".join(r["stage"] for r in refreshes)
         why = "they come from a stage `analyze` before the refresh, and an S of no dimension is not followed"
         raise Absent(f"{names}: no conflict subspaces were followed: {why}")
+    return found
+
+
+def theorem(records: Records) -> list[Table]:
+    """The contraction theorem on this run: each assumption as measured, and both factors (definitions §8).
+
+    Returns:
+      For each refresh a table `STAGE-theorem-…` for each conflict subspace S that the analysis measured the assumptions
+      of. It has a row for each assumption (what was measured with its 95 % interval over blocks of prompts, what the
+      theorem asks for, and whether it holds). Three more rows have the factor of the theorem; its bound for the first
+      step, which allows for the gradient in S and for the part outside S; and the measured factor. The caption sums up
+      in words.
+
+    Raises:
+      Absent: if there is no `recovery/refresh-*.json` or no `analysis/subspace.json`, or if no S has both records.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
+    """
+    refreshes = [records.json(path) for path in records.files("recovery/refresh-*.json")]
+    pairs = records.json("analysis/subspace.json")["pairs"]
+    found = [_theorem(record, check) for record in refreshes for check in checks(record, pairs, OPTIMIZER)]
+    if not found:
+        names = ", ".join(r["stage"] for r in refreshes)
+        why = "it needs analyze.theorem=True, as in configs/claims.py, and a conflict subspace found before the refresh"
+        raise Absent(f"{names}: no assumption of the contraction theorem was measured: {why}")
     return found
 
 
@@ -247,6 +274,34 @@ def _factors(record: Record) -> Table:
     )
     title = f"Refresh of {record['domain']}: factors per step"
     return Table(f"{record['stage']}-factors", title, head, rows, caption, head[1:])
+
+
+def _theorem(record: Record, check: Check) -> Table:
+    head, rows = check.head, []
+    for a in check.assumptions:
+        shown = [a.text or _figure(a.figure), *(f"{what}: {_figure(x)}" for what, x in a.more.items())]
+        rows.append((a.name, "; ".join(shown), a.asked, a.verdict))
+    factors = {"factor of the theorem, 1 − αμ": check.factor, "bound of the first step": check.bound}
+    rows += [(what, _one_minus(x), f"α = {check.alpha:g}, the learning rate", "–") for what, x in factors.items()]
+    rows.append(("measured factor a step", words(check.measured, ".4f"), "–", "–"))
+    several = len({b["stage"] for b in record["contraction"]}) > 1
+    name = f"{record['stage']}-theorem-{head['stage']}-{head['objective']}-{head['half'] + 1}"
+    title = f"Refresh of {record['domain']}: the theorem in S ({_label(head, several)}; {head['k']} dimensions)"
+    return Table(name, title, ("what", "measured", "asked", "verdict"), rows, check.summary())
+
+
+def _figure(figure: Estimate | None) -> str:
+    if figure is None:
+        return "–"
+    return figure_text(figure.value, (figure.low, figure.high), ".3g", number=number).replace("inf", "∞")
+
+
+def _one_minus(figure: Estimate | None) -> str:
+    """A factor near 1 as the text `1 − x [1 − y, 1 − z]`."""
+    if figure is None:
+        return "–"
+    value, low, high = (f"1 {'−' if x <= 1 else '+'} {abs(1 - x):.2g}" for x in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _bound(found: Record) -> str:

@@ -1,0 +1,83 @@
+"""Looks at a stage while it trains: scores of some of its steps, in a file that is written after each look.
+
+A refresh (`refresh/tracker.py`) and a stage with a target (`stages/target.py`) end by what is seen. A step
+that is in the file already, because the run was killed after it, is not measured again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mdrl_jax import records
+from mdrl_jax.errors import UserError
+from mdrl_jax.stats.estimate import Record
+
+
+class Looks:
+    """The record of the looks at one stage.
+
+    Attributes:
+      record: the record so far, as in the file: "settings", "steps" (one row for each look) and other fields.
+      new: whether there was no file, so that this run begins the record.
+
+    Args:
+      file: where the record is read from, if the file exists, and written to.
+      record: the record before the first look. Its "settings" are all that the rows depend on; two of them say which
+        steps are looked at: "every" step of this multiple, and the last of "steps".
+      measure: (step, parameters) -> the row of a step; a dictionary with "step", JSON-able.
+      judge: adds to a record with a new row, among other fields, "stopped": why the stage ends with this row, in words;
+        "" if it goes on.
+      what: what the record is of, for messages, such as "a refresh".
+
+    Raises:
+      UserError: if the file has other settings or is not valid JSON.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        record: Record,
+        measure: Callable[[int, Any], Record],
+        judge: Callable[[Record], None],
+        what: str,
+    ):
+        self.file, self.measure, self.judge = file, measure, judge
+        self.record, self.new = record, not file.exists()
+        if self.new:
+            return
+        settings, self.record = record["settings"], records.read_json(file)
+        before = self.record["settings"]
+        if before != settings:
+            name = next(k for k in settings if before.get(k) != settings[k])
+            raise UserError(
+                f"{file} holds {what} with another {name}: delete the file to start over, or undo the change"
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether a step is looked at: every multiple of "every" in the settings, and the last step."""
+        settings = self.record["settings"]
+        return step % settings["every"] == 0 or step == settings["steps"]
+
+    def look(self, step: int, params: Any) -> str:
+        """Measures and records a step, and says whether the stage ends with it. Steps come in their order.
+
+        Args:
+          step: number of the step; one that is `due`.
+          params: the parameters after it.
+
+        Returns:
+          The reason to end, in words; "" if the stage goes on.
+
+        Raises:
+          The errors of `measure`; the step is not recorded then.
+        """
+        rows = self.record["steps"]
+        if step not in [row["step"] for row in rows]:
+            rows.append(self.measure(step, params))
+            self.judge(self.record)
+            self.write()
+        return self.record["stopped"] if step == rows[-1]["step"] else ""
+
+    def write(self) -> None:
+        """Writes the record to the file."""
+        records.write_json(self.file, self.record)

@@ -1,0 +1,187 @@
+"""The distribution that tokens are drawn from, and the draw of one token a row.
+
+`rollout.py` calls `draw` at every step of the decoding loop, so both parts avoid what costs more than the model itself
+on a large vocabulary. The thresholds of top-k and top-p are found by bisection and not by a sort. A token is drawn by
+the inverse of the cumulative distribution from one uniform number a row, and not by the largest of V Gumbel numbers.
+
+Letters of shapes: B rows, V vocabulary.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.model.transformer import NEGATIVE
+from mdrl_jax.section import section
+
+
+@section
+class SamplingConfig:
+    """How completions are drawn.
+
+    Attributes:
+      temperature: divides the logits; 0: always take the most probable token.
+      top_k: draw only from this many most probable tokens; 0: from all.
+      top_p: draw only from the smallest set of most probable tokens whose mass reaches top_p; 1: from all.
+
+    Raises:
+      UserError: if temperature or top_k is below 0, or top_p is not above 0 and at most 1.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise UserError(f"temperature={self.temperature} is not valid; it must be >= 0")
+        if self.top_k < 0:
+            raise UserError(f"top_k={self.top_k} is not valid; it must be >= 0 (0: all tokens)")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} is not valid; it must be above 0 and at most 1")
+
+
+def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Array:
+    """Log-probs of the distribution that tokens are drawn from.
+
+    Temperature 0 puts all mass on the largest logit, on the first one if several are equal. Otherwise temperature,
+    top-k and top-p apply in this order, as in vLLM and transformers. Tokens that tie with the last token kept by top-k
+    or top-p are kept too.
+
+    Args:
+      logits_BV: logits of the model, before the temperature.
+      sampling: temperature, top-k and top-p.
+
+    Returns:
+      log-probs in nats [B, V]; excluded tokens get about -1e30, a finite number that stands for minus infinity.
+    """
+    if sampling.temperature == 0:
+        best_BV = jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[-1], dtype=bool)
+        return jnp.where(best_BV, 0.0, NEGATIVE)
+    return jax.nn.log_softmax(_kept(logits_BV, sampling), axis=-1)
+
+
+def draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+    """Draws one token of each row from the distribution of `sampling_log_probs`.
+
+    The token is the first one at which the cumulative probability exceeds a uniform number of the row's key.
+
+    Args:
+      logits_BV: logits of the model, before the temperature.
+      keys_B: one typed JAX key for each row.
+      sampling: temperature, top-k and top-p.
+
+    Returns:
+      (token ids [B], int32; their log-probs in nats [B]).
+    """
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.zeros(logits_BV.shape[0], jnp.float32)
+    logits_BV = _kept(logits_BV, sampling)
+    weight_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
+    uniform_B = jax.vmap(jax.random.uniform)(keys_B)
+    token_B, chosen_B = _inverse(weight_BV, uniform_B)
+    return token_B, jnp.log(chosen_B) - jnp.log(jnp.sum(weight_BV, axis=-1))
+
+
+def _kept(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Array:
+    """The logits divided by the temperature, with `NEGATIVE` at the tokens that top-k and top-p exclude."""
+    logits_BV = logits_BV / sampling.temperature
+    vocab = logits_BV.shape[-1]
+    if 0 < sampling.top_k < vocab:
+        lowest_B1 = jnp.min(logits_BV, axis=-1, keepdims=True)
+        kth_B1 = _threshold(logits_BV, jnp.ones_like(logits_BV), jnp.full_like(lowest_B1, sampling.top_k), lowest_B1)
+        logits_BV = jnp.where(logits_BV < kth_B1, NEGATIVE, logits_BV)
+    if sampling.top_p < 1:
+        highest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+        mass_BV = jnp.exp(logits_BV - highest_B1)
+        wanted_B1 = sampling.top_p * jnp.sum(mass_BV, axis=-1, keepdims=True)
+        # The tokens below this have at most the mass 1 − top_p of the largest one, so at most that share of the whole.
+        lowest_B1 = highest_B1 - math.log(vocab / (1 - sampling.top_p))
+        logits_BV = jnp.where(logits_BV < _threshold(logits_BV, mass_BV, wanted_B1, lowest_B1), NEGATIVE, logits_BV)
+    return logits_BV
+
+
+def _threshold(logits_BV: jax.Array, weight_BV: jax.Array, wanted_B1: jax.Array, low_B1: jax.Array) -> jax.Array:
+    """A threshold [B, 1] that keeps the fewest tokens with at least the wanted weight together.
+
+    A token is kept if its logit is at or above the threshold. Bisection stops for a row as soon as only one token is
+    between its bounds.
+
+    Args:
+      logits_BV: the logits.
+      weight_BV: weight of each token.
+      wanted_B1: the weight that is wanted, at most that of all tokens and above 0.
+      low_B1: a threshold whose tokens have the wanted weight.
+    """
+
+    def above(threshold_B1: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Weight and number of the tokens at or above a threshold."""
+        kept_BV = logits_BV >= threshold_B1
+        weight_B1 = jnp.sum(jnp.where(kept_BV, weight_BV, 0.0), axis=-1, keepdims=True)
+        return weight_B1, jnp.sum(kept_BV, axis=-1, keepdims=True)
+
+    # The weight at or above `low` is at least what is wanted, and that at or above `high` is less.
+    high_B1 = jnp.nextafter(jnp.max(logits_BV, axis=-1, keepdims=True), jnp.inf)
+    n_low_B1 = above(low_B1)[1]
+    state = low_B1, high_B1, n_low_B1, jnp.zeros_like(n_low_B1)
+
+    def open_rows(state: tuple[jax.Array, ...]) -> jax.Array:
+        low_B1, high_B1, n_low_B1, n_high_B1 = state
+        middle_B1 = low_B1 + (high_B1 - low_B1) / 2
+        return (n_low_B1 - n_high_B1 > 1) & (middle_B1 > low_B1) & (middle_B1 < high_B1)
+
+    def halve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        low_B1, high_B1, n_low_B1, n_high_B1 = state
+        middle_B1 = low_B1 + (high_B1 - low_B1) / 2
+        weight_B1, n_B1 = above(middle_B1)
+        enough_B1, going_B1 = weight_B1 >= wanted_B1, open_rows(state)
+        up_B1, down_B1 = going_B1 & enough_B1, going_B1 & ~enough_B1
+        return (
+            jnp.where(up_B1, middle_B1, low_B1),
+            jnp.where(down_B1, middle_B1, high_B1),
+            jnp.where(up_B1, n_B1, n_low_B1),
+            jnp.where(down_B1, n_B1, n_high_B1),
+        )
+
+    return jax.lax.while_loop(lambda state: jnp.any(open_rows(state)), halve, state)[0]
+
+
+def _inverse(weight_BV: jax.Array, uniform_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first token at which the cumulative weight exceeds `uniform` times the whole, and its weight.
+
+    The vocabulary is cut into about √V blocks: the first search is over sums of blocks, the second within one block. If
+    rounding leaves no such block or token, the last one with a weight above 0 is taken, so a token of weight 0 is never
+    drawn.
+    """
+    batch, vocab = weight_BV.shape
+    width = 2 ** math.ceil(math.log2(vocab) / 2)
+    blocks = -(-vocab // width)
+    weight_BNK = jnp.pad(weight_BV, ((0, 0), (0, blocks * width - vocab))).reshape(batch, blocks, width)
+    sum_BN = jnp.sum(weight_BNK, axis=-1)
+    end_BN = jnp.cumsum(sum_BN, axis=-1)
+    target_B = uniform_B * end_BN[:, -1]
+    block_BN = _first(end_BN, sum_BN, target_B)
+    start_B = jnp.sum(jnp.where(block_BN, end_BN - sum_BN, 0.0), axis=-1)
+    # A masked sum in place of a gather, which would collect a sharded vocabulary on every device.
+    inside_BK = jnp.sum(jnp.where(block_BN[:, :, None], weight_BNK, 0.0), axis=1)
+    token_BK = _first(jnp.cumsum(inside_BK, axis=-1), inside_BK, target_B - start_B)
+    token_B = jnp.argmax(block_BN, axis=-1) * width + jnp.argmax(token_BK, axis=-1)
+    return token_B.astype(jnp.int32), jnp.sum(jnp.where(token_BK, inside_BK, 0.0), axis=-1)
+
+
+def _first(end_BN: jax.Array, weight_BN: jax.Array, target_B: jax.Array) -> jax.Array:
+    """One-hot rows [B, N]: the first entry of positive weight whose cumulative weight is above the target, or the last.
+
+    Args:
+      end_BN: cumulative weights.
+      weight_BN: the weights, at least one of each row above 0.
+      target_B: the target of each row.
+    """
+    positive_BN = weight_BN > 0
+    place_BN = jax.lax.broadcasted_iota(jnp.int32, weight_BN.shape, 1)
+    past_BN = positive_BN & (end_BN > target_B[:, None])
+    last_B = jnp.max(jnp.where(positive_BN, place_BN, 0), axis=-1)
+    chosen_B = jnp.where(jnp.any(past_BN, axis=-1), jnp.argmax(past_BN, axis=-1), last_B)
+    return place_BN == chosen_B[:, None]
