@@ -60,9 +60,11 @@ def gradient_figures(
     Args:
       probe: the compiled device programs.
       params: the parameters at the point.
-      samples: completions of each domain, of equally many prompts; for the reward they are sampled at the point.
+      samples: completions of one or more domains, of equally many prompts, at least one block of `analyze.batch`.
+        Prompts beyond the last whole block are left out. For the reward, they are sampled at the point.
       own: the domain A that peaks at the point; None at the base model.
-      later: the later stages whose edits δ_B are multiplied with A's gradient; empty at the base model.
+      later: the later stages whose edits δ_B are multiplied with A's gradient, at most one of each domain; empty at the
+        base model.
       progress: told what is being computed.
       successes: compares gradients of the success NLL in place of the reward's. A block's gradient is then −∇log π,
         summed over its successes and divided by its number of completions, so blocks with more successes count more.
@@ -73,7 +75,7 @@ def gradient_figures(
       are no comparisons if there is only one domain.
 
     Raises:
-      ValueError: if a domain has fewer than four blocks of `analyze.batch` prompts, or `analyze.held` is below 2.
+      ValueError: if there are several domains with fewer than four blocks each, or `analyze.held` is below 2.
       KeyError: if `later` is not empty and `own` is not among the domains of `samples`.
     """
     names, batch = list(samples), probe.runtime.config.analyze.batch

@@ -158,11 +158,29 @@ def trained(rewards_PG: Any, mask_PGT: Any, ended_PG: Any, config: GRPOConfig) -
     return Trained(adv_PG, informative_P, np.asarray(mask_BT).reshape(mask_PGT.shape))
 
 
+def in_the_loss(batch: PolicyBatch) -> jax.Array:
+    """Whether a row of a micro-batch has a token that is trained, a boolean scalar: `needed` of `make_train_step`."""
+    return jnp.any(batch.grpo.mask_BT > 0)
+
+
+def trained_first(mask_PGT: Any) -> np.ndarray:
+    """The order of the rows of a batch, row numbers [P * G]: rows with a trained token first.
+
+    The rows that the loss leaves out thereby fill micro-batches of their own, which the training step does not compute.
+    Among themselves, both kinds keep their order.
+
+    Args:
+      mask_PGT: 1 on the tokens that are trained.
+    """
+    n_prompts, group, length = mask_PGT.shape
+    return np.argsort(~mask_PGT.reshape(n_prompts * group, length).any(axis=1), kind="stable")
+
+
 def policy_batch(
     prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any, logp_PGT: Any, trained: Trained,
     n: int, mesh: Mesh,
 ) -> PolicyBatch:  # fmt: skip
-    """Makes the batch of a training step and puts it on the devices.
+    """Makes the batch of a training step and puts it on the devices. Its rows are in the order of `trained_first`.
 
     Args:
       prompts_PT: as in `join`.
@@ -184,6 +202,7 @@ def policy_batch(
     rows = trained.adv_PG.size
     tokens_BT, valid_BT = join(prompts_PT, valid_PT, completions_PGT, mask_PGT)
     logp_BT, mask_BT = (x.reshape(rows, -1) for x in (logp_PGT, trained.mask_PGT))
-    on_host = tokens_BT, valid_BT, logp_BT, trained.adv_PG.reshape(-1), mask_BT
+    order_B = trained_first(trained.mask_PGT)
+    on_host = [x[order_B] for x in (tokens_BT, valid_BT, logp_BT, trained.adv_PG.reshape(-1), mask_BT)]
     tokens, valid, logp, adv, mask = put(micro_batches(on_host, n), mesh, None, "batch")
     return PolicyBatch(tokens, valid, GRPOBatch(None, logp, None, adv, mask))

@@ -159,7 +159,12 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
 
 
 def make_train_step(
-    name: str, loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh
+    name: str,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    mesh: Mesh,
+    needed: Callable[[Any], jax.Array] | None = None,
 ) -> Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """The training step as a program, which its first call compiles.
 
@@ -169,6 +174,8 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       shardings: from `state_shardings`.
       mesh: the devices.
+      needed: (micro-batch) -> whether its loss, count and metrics can differ from 0, a boolean scalar. Those that are
+        not needed are not computed. None if all are.
 
     Returns:
       the jitted function (state, batch, learning_rate, extra) -> (next state, metrics). The memory of the given state
@@ -184,12 +191,17 @@ def make_train_step(
     takes_extra = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Any, learning_rate: jax.Array, extra: Any):
-        def add(total: Any, micro: Any) -> tuple[Any, None]:
+        def added(total: Any, micro: Any) -> Any:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
             (loss, (count, metrics)), grads = gradient(state.params, micro)
             # Pin the gradient's sharding; otherwise XLA may choose another and reshard activations to match it.
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
-            return jax.tree.map(jnp.add, total, (grads, (loss, count), metrics)), None
+            return jax.tree.map(jnp.add, total, (grads, (loss, count), metrics))
+
+        def add(total: Any, micro: Any) -> tuple[Any, None]:
+            if needed is None:
+                return added(total, micro), None
+            return jax.lax.cond(needed(micro), added, lambda total, _: total, total, micro), None
 
         first = jax.tree.map(lambda x: x[0], batch)
         _, (_, metric_shapes) = jax.eval_shape(loss_fn, state.params, first)

@@ -47,9 +47,10 @@ def run(
     screen: Screen,
     params_after: Callable[[str], Any],
 ) -> None:
-    """Analyses the stages before `stage`, writes the records and the claims, and shows a summary.
+    """Analyses the stages before `stage` that `sequence` selects, writes records and claims, and shows a summary.
 
-    Parts that an earlier run finished are read from the work folder.
+    `check` has to be called first; it refuses what cannot be analysed. Parts that an earlier run finished are read from
+    the work folder.
 
     Args:
       runtime: model, devices, prompts and rewards of the run.
@@ -60,10 +61,11 @@ def run(
       params_after: (name of a stage, or "base") -> the parameters at its end.
 
     Raises:
-      UserError: if the folder holds an analysis with other settings or of other stages, a record of it is damaged,
-        sampling fails (`samples.draw`), or a Lanczos search fails.
+      UserError: if the folder holds an analysis with other settings or of other stages, a JSON record of it is not
+        valid, sampling fails (`samples.draw`), or a Lanczos search fails.
       ValueError: if a second-order term of a conflict subspace is not finite.
       Stopped: after a SIGTERM; finished parts are saved.
+      The errors of `samples.load`, if the file of a sample is damaged, and of `params_after`.
     """
     started = time.monotonic()
     earlier = stages[: stages.index(stage)]

@@ -21,7 +21,15 @@ from mdrl_jax.domains.prompts import visit_order
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import batch_divisor, put
 from mdrl_jax.rl.grpo import kl_estimate
-from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss, make_log_probs, policy_batch, trained
+from mdrl_jax.rl.policy import (
+    PolicyBatch,
+    in_the_loss,
+    make_grpo_loss,
+    make_log_probs,
+    policy_batch,
+    trained,
+    trained_first,
+)
 from mdrl_jax.rl.rollouts import ScoredRollouts, prompts_at_once
 from mdrl_jax.rl.trainer import (
     TrainState,
@@ -75,7 +83,7 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
     return Programs(
         optimizer=optimizer,
         shardings=shardings,
-        step=make_train_step("grpo_step", loss_fn, optimizer, shardings, runtime.mesh),
+        step=make_train_step("grpo_step", loss_fn, optimizer, shardings, runtime.mesh, in_the_loss),
         log_probs=make_log_probs(runtime.model, runtime.mesh, temperature, chunk),
     )
 
@@ -160,7 +168,7 @@ def grpo_steps(
         updates = []
         for _ in range(train.grpo.updates_per_batch):
             state, logged = programs.step(state, batch, rate, extra(step, state.params))
-            runtime.rollouts.spent["trained"] += int(metrics["tokens"])
+            runtime.rollouts.spent["trained"] += int(metrics["tokens_trained"])
             updates.append(logged)
         for name in updates[0]:
             metrics[name] = float(np.mean([float(u[name]) for u in updates]))
@@ -222,7 +230,8 @@ def make_batch(
       - "rewards": all rewards, an array [P, G].
       - "reward", "accuracy" (both in [0, 1]), "length" (tokens) and "ended" (share): means over completions.
       - "tokens": tokens of all rows, in which a prompt counts once for each completion; "tokens_sampled": tokens of the
-        completions alone.
+        completions alone; "tokens_trained": tokens of the rows that an update computes.
+      - "real": share of real tokens, without padding, among all positions that an update computes; 0 if there are none.
       - "informative": share of prompts whose rewards differ; "dropped_groups": number of prompts that are left out of
         the loss because theirs do not.
       - "entropy": mean of −log p of a sampled token, in nats, under the distribution that it was drawn from.
@@ -254,8 +263,15 @@ def make_batch(
     old = log_probs(params) if grpo.updates_per_batch > 1 else None
     ref = log_probs(reference) if grpo.kl_coef > 0 else None
     batch = dataclasses.replace(batch, grpo=dataclasses.replace(batch.grpo, old_logp_BT=old, ref_logp_BT=ref))
+    n_rows, per_micro = kept.adv_PG.size, kept.adv_PG.size // train.grad_accum_steps
+    order_B = trained_first(kept.mask_PGT)
+    computed = -(-int(kept.mask_PGT.any(axis=-1).sum()) // per_micro) * per_micro
+    lengths_B = (cut.valid_PT.sum(axis=1)[:, None] + cut.mask_PGT.sum(axis=-1)).reshape(n_rows)[order_B]
+    n_trained = float(lengths_B[:computed].sum())
     metrics = {
         "tokens": whole,
+        "tokens_trained": n_trained,
+        "real": n_trained / max(computed * batch.tokens_BT.shape[-1], 1),
         "tokens_sampled": n_tokens,
         "rewards": scored.rewards_PG,
         "reward": float(scored.rewards_PG.mean()),
@@ -270,7 +286,7 @@ def make_batch(
     }
     if ref is None and train.kl_every and step % train.kl_every == 0:
         kl_BT = kl_estimate(log_probs(params), log_probs(reference), "k3")
-        whole_BT = cut.mask_PGT.reshape(kept.adv_PG.size, -1)
+        whole_BT = cut.mask_PGT.reshape(n_rows, -1)[order_B]
         whole_BT = put(micro_batches(whole_BT, train.grad_accum_steps), runtime.mesh, None, "batch")
         metrics["kl"] = float(jnp.sum(kl_BT * whole_BT) / jnp.sum(whole_BT))
     return batch, metrics

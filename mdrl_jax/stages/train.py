@@ -322,9 +322,10 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
 
     Returns:
       The fields of the record: "stage", "kind", "steps", "seconds", "flops" and numbers of tokens: "tokens_read" in
-      prompts and "tokens_sampled" in completions; "tokens_trained" (every optimizer update on a batch counts its tokens
-      again); "tokens_forward" in log-probs and activities, "tokens_gradient" in gradients and Fisher diagonals, and
-      "tokens_jets" in first and second derivatives, beside the training. All are totals over the stage.
+      prompts and "tokens_sampled" in completions; "tokens_trained" in the micro-batches that are computed (every
+      optimizer update on a batch counts them again); "tokens_forward" in log-probs and activities, "tokens_gradient" in
+      gradients and Fisher diagonals, and "tokens_jets" in first and second derivatives, beside the training. All are
+      totals over the stage.
 
     Raises:
       KeyError: if `found` has no "seconds".

@@ -23,7 +23,7 @@ from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, param_shardings, put
 from mdrl_jax.rewards.base import Score
 from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig
-from mdrl_jax.rl.policy import PolicyBatch, make_grpo_loss
+from mdrl_jax.rl.policy import PolicyBatch, in_the_loss, make_grpo_loss
 from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
 from mdrl_jax.rl.trainer import (
     OptimizerConfig,
@@ -93,12 +93,14 @@ def setting(model: Any, loss: str) -> tuple[Any, Any]:
     return make_grpo_loss(model, config, 1.0, COMPLETION, 0), batch
 
 
-def make(loss_fn: Any, config: OptimizerConfig, params: Any, placed: Any, mesh: Mesh) -> tuple[TrainState, Callable]:
+def make(
+    loss_fn: Any, config: OptimizerConfig, params: Any, placed: Any, mesh: Mesh, needed: Any = None
+) -> tuple[TrainState, Callable]:
     """The state before the first step, with these parameters, and the jitted step."""
     optimizer = make_optimizer(config)
     shardings = state_shardings(optimizer, jax.eval_shape(lambda: params), placed, mesh)
     state = init_state(optimizer, jax.device_put(params, placed), shardings)
-    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh)
+    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh, needed)
 
 
 def make_bigram(loss_fn: Any, config: OptimizerConfig) -> tuple[TrainState, Callable]:
@@ -160,6 +162,32 @@ def test_micro_batches_are_exact_and_the_update_is_hand_written_optax(loss: str)
         assert_close(state.params, wanted, 1e-6)
         assert float(logged["loss"]) == pytest.approx(float(value), abs=1e-6)
         assert float(logged["grad_norm"]) == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+
+
+def test_micro_batches_that_are_not_needed_are_not_computed():
+    """The update is the same, and the loss runs for those with a trained token alone."""
+    loss_fn, batch = setting(Bigram(), "token")
+    half = batch.grpo.mask_BT.shape[0] // 2
+    mask_BT = np.array(batch.grpo.mask_BT)
+    mask_BT[half:] = 0
+    batch = dataclasses.replace(batch, grpo=dataclasses.replace(batch.grpo, mask_BT=mask_BT))
+    runs: list[int] = []
+
+    def counted(params: Any, micro: Any) -> Any:
+        jax.debug.callback(lambda: runs.append(1))
+        return loss_fn(params, micro)
+
+    found = []
+    for needed, expected in ((None, 4), (in_the_loss, 2)):
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        state, step = make(counted, NEAR_LINEAR, Bigram.params(), {"table": named(mesh)}, mesh, needed)
+        runs.clear()
+        state, logged = step(state, micro_batches(batch, 4), jnp.float32(1.0), {})
+        found.append(jax.device_get((state.params, logged)))
+        jax.effects_barrier()
+        assert len(runs) == expected
+    assert_close(*found, 1e-7)
+    assert largest_move(found[1][0], Bigram.params()) > 1e-3
 
 
 @pytest.mark.parametrize("loss", ["sft", "token"])

@@ -39,7 +39,8 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
     The interval of a forecast is for the expected score, but the outcome has a sampling error of its own. Two shares
     are therefore given: `held` counts the intervals that hold the measured outcome, and `held_with_error` those that
     hold it after they are widened by the outcome's error. Actions of one kind, domain and donor share their direction,
-    so they are one cluster. Intervals of correlations and of shares rest on the number of clusters, their "n".
+    so they are one cluster. The "n" of correlations is the number of clusters, and their intervals rest on it. Shares
+    are over the forecasts that have an interval; their "n" is the number of these, or that of clusters if it is less.
 
     Args:
       plan: the record of `decision.decide`.
@@ -50,15 +51,17 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
     Returns:
       A record:
 
-      - "actions", by rank, those that were tried: "name", "allowed", "collateral" (measured, in points), and
+      - "actions", by rank, those that were tried, and `nothing`: "name", "allowed", "collateral" (the largest measured
+        loss of another domain, in points; below 0 if all of them gained), and
         {"forecast", "measured"} as records in points in "average_change", and by domain in "changes".
       - "spearman" over actions of the mean over domains, and "spearman_by_domain" over pairs (action, domain).
-      - "calibration", the shares {"held", "held_with_error"}, and "mean_error", the mean of |forecast − outcome| in
-        points; each by "average" (over actions) and "domain" (over pairs). Without any action but `nothing`, the shares
-        have no estimate, and the mean errors are None.
-      - "regret", a record in points, None if `judged` lacks the pick. It adds "pick", "best" (the name of the best
-        finalist within the limit, or the pick if none is), "pick_within_limit", and "judged": {"gain", "collateral"} in
-        points by action.
+      - "calibration", {"average" (over actions), "domain" (over pairs)}, each with the shares "held" and
+        "held_with_error"; a share of no forecast has no estimate. "mean_error", the mean of |forecast − outcome| in
+        points by the same two names; None without any action but `nothing`.
+      - "regret", the gain of "best" minus that of "pick" on the test prompts, a record in points; None if `judged`
+        lacks the pick. "best" is the action of `judged` with the largest gain within the limit, `nothing` included, or
+        the pick if none is within it. So the regret is below 0 if the pick gained more than "best" but is over the
+        limit. The record adds "pick_within_limit", and "judged": {"gain", "collateral"} in points by action.
 
     Raises:
       KeyError: if `measured`, or `judged` where it has the pick, lacks `nothing`, or an action lacks a domain.
