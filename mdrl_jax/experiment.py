@@ -25,7 +25,7 @@ from mdrl_jax.evaluate import Evaluation, evaluate
 from mdrl_jax.parallel import distributed
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh.tracker import variant
-from mdrl_jax.report import page, tensorboard
+from mdrl_jax.report import tensorboard
 from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tables import matrix, methods
@@ -284,6 +284,8 @@ class Walk:
         root = self.folder.root
         result = matrix.load(root)
         judged = self._claims(result)
+        from mdrl_jax.report import page  # here, because the first step of a run need not wait for its import
+
         page.write(root)
         tensorboard.save_figures(root)
         self.screen.print(terminal.summary(result), final=True)

@@ -53,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Programs that take long to compile are compiled once, also where several tests of this process make them anew.
     jax.config.update("jax_compilation_cache_dir", os.environ[compiled.FOLDER])
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[compiled.FOLDER]  # commands that tests start use it, too
+    os.environ["XDG_CACHE_HOME"] = os.environ[compiled.FOLDER]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -38,8 +38,13 @@ def keep_compiled(folder: str | None = None) -> None:
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
 
 
+def user_cache() -> Path:
+    """The user's folder of what the package can make again: `mdrl_jax` in $XDG_CACHE_HOME, or else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdrl_jax"
+
+
 def default_cache() -> Path:
-    """The user's folder of compiled programs: `mdrl_jax/compiled-CPU` in $XDG_CACHE_HOME, or else in ~/.cache.
+    """The user's folder of compiled programs: `compiled-CPU` in `user_cache`.
 
     CPU tells processors apart that have other instructions. Programs for one of them may not run on another, and a home
     folder may be shared.
@@ -50,8 +55,7 @@ def default_cache() -> Path:
     except OSError:
         instructions = platform.processor()
     kind = hashlib.sha256(instructions.encode()).hexdigest()[:8]
-    place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(place) / "mdrl_jax" / f"compiled-{platform.machine()}-{kind}"
+    return user_cache() / f"compiled-{platform.machine()}-{kind}"
 
 
 def program(name: str, function: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ The report can be written at any moment of a run. If the record of a builder is 
 that says so in place of the figure.
 """
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from mdrl_jax.claims.published import CLAIMS, NOT_MEASURED
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import programs
 from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import run
 from mdrl_jax.report.folder import Absent, Records
@@ -206,8 +208,20 @@ def _html(root: Path, found: Records, parts: Sequence[Part]) -> str:
         unread=unread,
         is_figure=lambda item: isinstance(item, Figure),
         # A closing tag in the library's source would end the script element that holds it.
-        library=vl_convert.javascript_bundle().replace("</script", "<\\/script"),  # pyright: ignore[reportCallIssue]
+        library=_library().replace("</script", "<\\/script"),
     )
+
+
+def _library() -> str:
+    """The JavaScript that draws the charts, from the user's cache folder, because making it takes seconds."""
+    file = programs.user_cache() / f"vega-{vl_convert.__version__}.js"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return file.read_text(encoding="utf-8")
+    made = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]
+    with contextlib.suppress(OSError):  # the page does not need the cache
+        file.parent.mkdir(parents=True, exist_ok=True)
+        records.write_text(file, made)
+    return made
 
 
 def _state(found: Records) -> list[str]:

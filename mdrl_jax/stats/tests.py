@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from mdrl_jax.stats.bootstrap import TAILS, jackknife
 from mdrl_jax.stats.estimate import Estimate, Record, missing, over_seeds, t_quantile
@@ -80,6 +79,8 @@ def spearman_rho(x: Floats, y: Floats) -> Floats:
 
     Ties get the mean of their ranks. A single pair, or none, counts as constant.
     """
+    from scipy.stats import rankdata  # here, because its import takes a second, which few commands need
+
     x, y = (rankdata(z, axis=-1) - (z.shape[-1] + 1) / 2 for z in (x, y))
     with np.errstate(invalid="ignore"):
         return np.sum(x * y, axis=-1) / np.sqrt(np.sum(x**2, axis=-1) * np.sum(y**2, axis=-1))

@@ -155,7 +155,7 @@ def test_the_expansion_tells_the_nll_of_a_small_edit_along_the_whole_path(sequen
         # What is left is third order.
         assert abs(step["remainder"]["estimate"]) < 0.15 * step["alpha"] ** 2 * size, step["alpha"]
     left = [abs(row["remainder"]["estimate"]) for row in nll["segments"]]
-    assert left[-1] < 0.1 * left[0]
+    assert left[-1] < 0.1 * left[0] + 2e-6  # differences of log-probs in float32
 
 
 def test_two_solo_stages_that_end_alike_have_the_same_neurons(sequence):

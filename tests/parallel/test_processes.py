@@ -1,5 +1,7 @@
 """Several processes of two devices each against one process with as many devices, and the loss of one of them."""
 
+import ast
+import json
 import os
 import signal
 import socket
@@ -16,8 +18,10 @@ import pytest
 import several
 from flax import linen as nn
 
+from mdrl_jax import config, runtime
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.config import EMBEDDED_MODEL
+from mdrl_jax.evaluate import evaluate
 from mdrl_jax.model import huggingface
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.distributed import AGAIN, LOST
@@ -52,11 +56,9 @@ def start(commands: Sequence[Sequence[str]], logs: Path) -> list[subprocess.Pope
     return made
 
 
+@pytest.mark.slow  # that several processes sample what one does is part of the test of a notice
 @pytest.mark.usefixtures("fast_compile")
-@pytest.mark.parametrize(
-    "processes, curvature",
-    [(2, False), pytest.param(2, True, marks=pytest.mark.slow), pytest.param(4, True, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("processes, curvature", [(2, False), (2, True), (4, True)])
 def test_several_processes_compute_what_one_does(
     processes: int, curvature: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -142,8 +144,22 @@ def disturb(workdir: Path) -> None:
     assert not (workdir / "evaluations" / "01-math.json").exists()
 
 
-def test_a_notice_stops_all_at_the_same_step_and_a_lost_process_ends_the_others(folder: Path):
+@pytest.mark.usefixtures("fast_compile")
+def test_a_notice_stops_all_at_the_same_step_and_a_lost_process_ends_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The base is scored on the same completions as in one process with as many devices."""
     disturb(folder / "cut")
+    made = config.from_file(folder / "small.py")
+    made.update_from_flattened_dict({name: ast.literal_eval(value) for name, value in CHANGES.items()})
+    monkeypatch.setattr("mdrl_jax.runtime.make_mesh", lambda section: make_mesh(section, jax.devices()[:4]))
+    parsed = config.parse(made)
+    with runtime.make_pool(parsed.rewards) as pool:
+        built = runtime.build(parsed, pool)
+        with jax.set_mesh(built.mesh):
+            one = evaluate(built, built.base_params(), "scores", several._untold).record()
+    several_processes = json.loads((folder / "cut/evaluations/00-base.json").read_text())
+    assert several_processes["rewards"] == one["rewards"] and np.mean(one["rewards"]["math"]) > 0
 
 
 @pytest.mark.slow  # a run of one process shows the same in tests/test_kills.py

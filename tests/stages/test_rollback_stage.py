@@ -36,7 +36,7 @@ def built() -> Iterator[runtime.Runtime]:
     c.domains.n_test = c.domains.n_validation = 16
     c.analyze.update({"prompts": 16, "batch": 4, "path_prompts": 8})
     c.recover.update({"prompts": 16, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1})
-    c.recover.fractions, c.recover.strengths = (0.6,), (1.0,)
+    c.recover.fractions, c.recover.strengths = (0.6, 0.95), (1.0,)
     config = parse(c)
     with pytest.MonkeyPatch.context() as patch, runtime.make_pool(config.rewards) as pool:
         patch.setattr(runtime, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
@@ -52,7 +52,7 @@ def points(built: runtime.Runtime) -> dict[str, Any]:
         return jax.tree.map(lambda x: x + size * x.std() * rng.normal(size=x.shape).astype(np.float32), params)
 
     base = built.base_params()
-    qa = moved(base, 0.15)
+    qa = moved(base, 0.3)
     return {"base": base, "math": base, "qa": qa, "cw": moved(qa, 0.001)}
 
 

@@ -141,12 +141,15 @@ def test_the_planted_coordinates_are_found_and_beat_every_control(seen: Any):
 
 
 def test_a_set_that_knows_nothing_of_the_domain_is_not_above_random_ones():
-    blind = to_tree(np.random.default_rng(5).random(N).astype(np.float32))
-    made, t = trial(("opposition",), scores={"opposition": blind})
-    setting, compared, claim = judged(made, t)
-    assert setting is not None and claim["verdict"] != "supported"
-    low = compared["test"]["at_equal_loss"]["largest"]["ci95"][0]
-    assert low <= 0 or compared["test"]["at_equal_loss"]["random"]["ci95"][0] <= 0
+    """Which coordinates such a set has is luck, which the interval over prompts leaves out; so several sets are drawn."""
+    above = []
+    for seed in range(5, 11):
+        blind = to_tree(np.random.default_rng(seed).random(N).astype(np.float32))
+        made, t = trial(("opposition",), scores={"opposition": blind})
+        setting, compared, claim = judged(made, t)
+        assert setting is not None and claim["verdict"] != "supported"
+        above.append(compared["test"]["at_equal_loss"]["random"]["estimate"])
+    assert abs(np.mean(above)) < 4 * np.std(above, ddof=1) / np.sqrt(len(above))
 
 
 def test_settings_follow_the_scheme():
