@@ -141,7 +141,7 @@ def test_the_planted_coordinates_are_found_and_beat_every_control(seen: Any):
 
 
 def test_a_set_that_knows_nothing_of_the_domain_is_not_above_random_ones():
-    """Which coordinates such a set has is luck, which the interval over prompts leaves out; so several sets are drawn."""
+    """Which coordinates such a set has is luck, and the interval over prompts leaves it out. Several are drawn."""
     above = []
     for seed in range(5, 11):
         blind = to_tree(np.random.default_rng(seed).random(N).astype(np.float32))
