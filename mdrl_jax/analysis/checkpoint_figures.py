@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax.analysis import gradients
-from mdrl_jax.analysis.conflict import route
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.routes import SHARE, WHICH, Activity
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.analysis.subspace.conflict import route
 from mdrl_jax.stats.bootstrap import jackknife
 from mdrl_jax.stats.estimate import student
 from mdrl_jax.stats.overlap import half_sampled, half_sets, jaccard, overlap, top_share

@@ -31,20 +31,11 @@ import jax
 import numpy as np
 
 from mdrl_jax import records
-from mdrl_jax.analysis import (
-    assembly,
-    checkpoint_figures,
-    conflict,
-    damage,
-    edits,
-    removal,
-    routes,
-    samples,
-    theorem,
-)
+from mdrl_jax.analysis import assembly, checkpoint_figures, damage, edits, routes, samples
 from mdrl_jax.analysis.probe import Probe, build
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Supervised, Trained
+from mdrl_jax.analysis.subspace import conflict, removal, theorem
 from mdrl_jax.checkpoints import save_tree
 from mdrl_jax.errors import UserError
 from mdrl_jax.rl.grpo import GRPOConfig

@@ -1,6 +1,6 @@
 """The device programs of the analysis: log-probs, jets, gradients, activity and Hessian products of a model.
 
-`build` makes one `Probe` for a run. `damage.py`, `conflict.py` and `checkpoint_figures.py` call its methods with the
+`build` makes one `Probe` for a run. `damage.py`, `subspace/` and `checkpoint_figures.py` call its methods with the
 completions of `samples.py`. A *jet* is (logp, u, w) of every token along a direction v: the log-prob, u = v·∇logp and
 w = vᵀ∇²logp v (`second_order/jets.py`).
 

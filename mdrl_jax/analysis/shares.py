@@ -1,8 +1,9 @@
 """Turns second-order terms of single prompts into shares of DᵀHD with intervals (definitions §7, §12).
 
-`captured.py` supplies the terms: dᵀH_p d of each prompt p, for projections d of the displacement D. The columns have
-these names: "total" (DᵀHD), "route", "measured S" (S at its measured dimension), "random j", and for each dimension k
-"S k", "top coordinates k" and "eigenvectors of <domain> k". The column "outside <name>" is (D − d)ᵀH_p(D − d).
+`subspace/captured.py` supplies the terms: dᵀH_p d of each prompt p, for projections d of the displacement D. The
+columns have these names: "total" (DᵀHD), "route", "measured S" (S at its measured dimension), "random j", and for each
+dimension k "S k", "top coordinates k" and "eigenvectors of <domain> k". The column "outside <name>" is (D − d)ᵀH_p(D −
+d).
 
 All figures use one set of draws of prompts, so that their ratios and differences are paired. An array with the axis X
 is a figure of these draws (`stats.bootstrap.Draws`): it holds the mean over the sample in entry 0.

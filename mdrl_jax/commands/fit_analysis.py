@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
-from mdrl_jax.analysis import conflict, probe
+from mdrl_jax.analysis import probe
 from mdrl_jax.analysis.routes import SHARE
 from mdrl_jax.analysis.samples import sampled_at_once
+from mdrl_jax.analysis.subspace import conflict
 from mdrl_jax.commands.fit_programs import F32, I32, ROWS, Job, Shapes, sampling
 from mdrl_jax.model import flops
 from mdrl_jax.parallel.counting import KEY_BITS

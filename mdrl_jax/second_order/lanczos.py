@@ -1,7 +1,7 @@
 """Block Lanczos on trees: the algebraically largest eigenvalues of a symmetric matrix A, and their eigenvectors.
 
-`analysis/conflict.py` finds the conflict subspace with it (definitions §7). There A is the Hessian on a route, known
-only by its products (`hvp.py`). This file is the loop on the host; `blocks.py` has what runs on devices.
+`analysis/subspace/conflict.py` finds the conflict subspace with it (definitions §7). There A is the Hessian on a route,
+known only by its products (`hvp.py`). This file is the loop on the host; `blocks.py` has what runs on devices.
 
 **Method** (Golub and Underwood 1977). From a start block of b vectors, n steps build an orthonormal basis
 Q_m = (q_1, …, q_m) of m = b·n vectors. Each step multiplies the newest block with A, and orthogonalises the product

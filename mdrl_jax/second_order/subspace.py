@@ -1,7 +1,7 @@
 """Linear algebra of subspaces whose vectors are trees: bases, projections, principal angles, number of dimensions.
 
-`analysis/captured.py` and `recovery/refresh/contraction.py` use it for the conflict subspace S, the span of the
-eigenvectors that `lanczos.py` finds (definitions §7). `recovery/prevention/protect.py` uses it for gradients.
+`analysis/subspace/captured.py` and `recovery/refresh/contraction.py` use it for the conflict subspace S, the span of
+the eigenvectors that `lanczos.py` finds (definitions §7). `recovery/prevention/protect.py` uses it for gradients.
 
 A vector is a tree, for S a route slice {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}. A basis of k vectors is
 the same tree with a leading axis k. Trees are not flattened: an inner product is a sum on each device and an all-reduce

@@ -1,8 +1,8 @@
 """Extreme eigenvalues of matrices that are means over blocks of prompts, with intervals over blocks (definitions §12).
 
-`analysis/theorem.py` uses them for the Hessian on a subspace. A *block* is a part of the prompts. Each function takes
-sums over the prompts of each of M blocks, and the number of prompts of each block. Every estimate has M as its `n`. All
-functions raise ValueError if there are fewer than `FEWEST_BLOCKS` blocks.
+`analysis/subspace/theorem.py` uses them for the Hessian on a subspace. A *block* is a part of the prompts. Each
+function takes sums over the prompts of each of M blocks, and the number of prompts of each block. Every estimate has M
+as its `n`. All functions raise ValueError if there are fewer than `FEWEST_BLOCKS` blocks.
 
 Noise moves extreme eigenvalues outwards: the smallest eigenvalue of a noisy matrix is too small, and the largest one is
 too large. Two values are therefore computed:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from mdrl_jax import records, runtime
-from mdrl_jax.analysis import conflict, interference, removal, routes, samples, theorem
+from mdrl_jax.analysis import interference, routes, samples
 from mdrl_jax.analysis.checkpoint_figures import shared_route, solo_effects
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
+from mdrl_jax.analysis.subspace import conflict, removal, theorem
 from mdrl_jax.checkpoints import StageCheckpoints
 from mdrl_jax.config import EMBEDDED_MODEL, Config, default, parse
 from mdrl_jax.errors import UserError

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax import config, runtime
-from mdrl_jax.analysis import conflict, probe, samples
+from mdrl_jax.analysis import probe, samples
+from mdrl_jax.analysis.subspace import conflict
 from mdrl_jax.evaluate import evaluate
 from mdrl_jax.parallel import distributed
 from mdrl_jax.progress import Step

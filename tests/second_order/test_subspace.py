@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mdrl_jax.analysis import captured as ladder
-from mdrl_jax.analysis import conflict
 from mdrl_jax.analysis.shares import Means
+from mdrl_jax.analysis.subspace import captured as ladder
+from mdrl_jax.analysis.subspace import conflict
 from mdrl_jax.claims import first_edition, inputs
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.second_order import subspace

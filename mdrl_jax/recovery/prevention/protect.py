@@ -23,8 +23,8 @@ Alternatives did worse on the quickstart, where the damage is not well described
     was projected too.
   * Bases of each layer's inputs (arXiv 2103.09762) kept all of Math, but QA learned little.
 
-Eigenvectors of the Hessian on a route (`analysis/conflict.py`) were not tried, because they span only MLP neurons and
-ignore the first order.
+Eigenvectors of the Hessian on a route (`analysis/subspace/conflict.py`) were not tried, because they span only MLP
+neurons and ignore the first order.
 
 Memory: k trees like the parameters for each kept domain. If that is too much, use fewer vectors (`prevent.vectors`) or
 PCGrad (`prevent.gradients`), which needs one tree for each kept domain.

@@ -1,8 +1,8 @@
 """How fast the displacement e_t = θ_t − θ* shrinks, inside the conflict subspaces S and outside (definitions §8, C6).
 
 θ* is the peak of the domain that is refreshed, and θ_t are the parameters after step t of the refresh. The analysis
-finds S before the refresh (`analysis/conflict.py`, definitions §7). `refresh/tracker.py` calls `lengths` at every step
-that it scores, and `contraction` on all steps scored so far.
+finds S before the refresh (`analysis/subspace/conflict.py`, definitions §7). `refresh/tracker.py` calls `lengths` at
+every step that it scores, and `contraction` on all steps scored so far.
 
 The choices behind the figures [chosen]:
   * S is spanned by the eigenvectors with a positive eigenvalue that the analysis found on one half of the prompts. Each

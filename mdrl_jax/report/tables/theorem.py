@@ -2,8 +2,8 @@
 
 The theorem bounds what a step of a refresh does to the displacement e = θ − θ* in a conflict subspace S (definitions
 §8). Plain gradient descent multiplies ‖P_S e‖ by at most 1 − αμ if there is no gradient in S at θ*, S is invariant
-under the Hessian, μ > 0, and αλmax ≤ 1. `analysis/theorem.py` measures the assumptions at θ*, and the refresh records
-the factor (`recovery/refresh/contraction.py`).
+under the Hessian, μ > 0, and αλmax ≤ 1. `analysis/subspace/theorem.py` measures the assumptions at θ*, and the refresh
+records the factor (`recovery/refresh/contraction.py`).
 
 An assumption *holds* or *does not hold* if its interval lies wholly on one side of what is asked. Otherwise it is
 *undecided*. No measurement shows that a gradient is 0 or that S is invariant. These two hold if ‖P_S ∇L(θ*)‖ and

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mdrl_jax import tree
-from mdrl_jax.analysis import removal
+from mdrl_jax.analysis.subspace import removal
 from mdrl_jax.parallel.sharding import named
 
 Array = np.ndarray

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from mdrl_jax.analysis import conflict, probe, theorem
+from mdrl_jax.analysis import probe
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.analysis.subspace import conflict, theorem
 from mdrl_jax.config import default, parse
 from mdrl_jax.model import huggingface
 from mdrl_jax.model.families import ModelConfig

@@ -22,10 +22,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mdrl_jax.analysis import captured
 from mdrl_jax.analysis.damage import UNITS
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.analysis.subspace import captured
 from mdrl_jax.second_order.decoder_parts import route_support
 from mdrl_jax.second_order.hvp import symmetry_defect
 from mdrl_jax.second_order.lanczos import Spectrum, block_lanczos, random_block

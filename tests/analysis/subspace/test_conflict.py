@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdrl_jax.analysis import conflict
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.analysis.subspace import conflict
 from mdrl_jax.config import AnalyzeSection
 from mdrl_jax.parallel.programs import program
 

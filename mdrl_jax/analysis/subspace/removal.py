@@ -31,13 +31,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mdrl_jax import tree
-from mdrl_jax.analysis.captured import KS
-from mdrl_jax.analysis.conflict import Packed, Place, halves_of, pack
 from mdrl_jax.analysis.damage import UNITS
 from mdrl_jax.analysis.expansion import Draws
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.routes import inside, inside_block
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.analysis.subspace.captured import KS
+from mdrl_jax.analysis.subspace.conflict import Packed, Place, halves_of, pack
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.tree_programs import norm
 from mdrl_jax.second_order import subspace

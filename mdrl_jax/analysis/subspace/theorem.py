@@ -31,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax import tree
-from mdrl_jax.analysis.captured import AT_ONCE
-from mdrl_jax.analysis.conflict import Packed, Place, halves_of, pack
 from mdrl_jax.analysis.damage import UNITS
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
+from mdrl_jax.analysis.subspace.captured import AT_ONCE
+from mdrl_jax.analysis.subspace.conflict import Packed, Place, halves_of, pack
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import batch_divisor
 from mdrl_jax.parallel.tree_programs import norm
