@@ -323,8 +323,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(small_folder: Path, tmp_path: P
     monkeypatch.setattr(experiment, "evaluate", lambda *_: told)
     made = sft.make_programs(runtime_module.build(config, pool), config.sft.optimizer)
     monkeypatch.setattr(sft, "make_programs", lambda runtime, optimizer: made)
-    for module in (experiment.page, experiment.tensorboard):
-        monkeypatch.setattr(module, "write" if module is experiment.page else "save_figures", lambda root: None)
+    monkeypatch.setattr("mdrl_jax.report.page.write", lambda root: None)
+    monkeypatch.setattr("mdrl_jax.report.tensorboard.save_figures", lambda root: None)
     experiment.run(config, tmp_path / "whole", "quiet")
     real, asked = sft.batch, []
 
