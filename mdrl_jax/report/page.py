@@ -7,6 +7,7 @@ that says so in place of the figure.
 import contextlib
 import dataclasses
 import datetime
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def _html(root: Path, found: Records, parts: Sequence[Part]) -> str:
 
 def _library() -> str:
     """The JavaScript that draws the charts, from the user's cache folder, because making it takes seconds."""
-    file = programs.user_cache() / f"vega-{vl_convert.__version__}.js"
+    file = programs.user_cache() / f"vega-{importlib.metadata.version('vl-convert-python')}.js"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return file.read_text(encoding="utf-8")
     made = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]
