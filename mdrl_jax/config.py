@@ -573,6 +573,19 @@ def sft_config(config: Config, stage: str) -> SFTSection:
     return _fill(SFTSection, _merge(_as_dict(config.sft), changes), f"stage_overrides.{stage}")
 
 
+def own_config(config: Config, stage: str) -> TrainSection | SFTSection:
+    """The settings that a stage of this name trains with: `sft_config` if it is supervised, otherwise `stage_config`.
+
+    Args:
+      config: the whole configuration, parsed.
+      stage: name of the stage.
+
+    Raises:
+      UserError: as in these two.
+    """
+    return sft_config(config, stage) if is_supervised(stage) else stage_config(config, stage)
+
+
 def _overrides(config: Config, stage: str) -> Mapping[str, Any]:
     changes = config.stage_overrides.get(stage, {})
     if not isinstance(changes, Mapping):
@@ -593,8 +606,7 @@ def _check_splits(config: Config) -> None:
     scored, analyzed = config.evaluate.split, config.analyze.split
     for stage in config.stages:
         kind = stage.partition("-")[0]
-        own = sft_config(config, stage) if is_supervised(stage) else stage_config(config, stage)
-        if (kind in CHOOSE or own.target) and scored == "validation":
+        if (kind in CHOOSE or own_config(config, stage).target) and scored == "validation":
             raise UserError(
                 f"evaluate.split={scored!r} would score stage {stage} on the prompts by which it chooses; it must be "
                 "'test' in a run with this stage"
@@ -740,7 +752,7 @@ def _check(config: Config) -> None:
             rows % parts == 0,
             f"{where}: prompts_per_step * group_size = {rows} is not divisible by grad_accum_steps={parts}",
         )
-        own = sft_config(c, stage) if is_supervised(stage) else s
+        own = own_config(c, stage)
         if isinstance(own, SFTSection):
             _check_sft(own, f"{where}: ")
         earlier = tuple(s for s in c.stages[:i] if s != "analyze")

@@ -281,11 +281,11 @@ class Walk:
                 board.text(f"samples/{domain}", "\n\n".join(lines), index)
 
     def _finish(self, seconds: float) -> None:
+        from mdrl_jax.report import page  # here, because the first step of a run need not wait for its import
+
         root = self.folder.root
         result = matrix.load(root)
         judged = self._claims(result)
-        from mdrl_jax.report import page  # here, because the first step of a run need not wait for its import
-
         page.write(root)
         tensorboard.save_figures(root)
         self.screen.print(terminal.summary(result), final=True)

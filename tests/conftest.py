@@ -8,6 +8,7 @@ the time; the runs that tests start inherit them.
 import collections
 import contextlib
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
+from mdrl_jax.config import EMBEDDED_MODEL  # noqa: E402
+from mdrl_jax.domains import vocabulary  # noqa: E402
 from mdrl_jax.model import huggingface  # noqa: E402
 from mdrl_jax.model.families import FAMILIES, ModelConfig, RopeScaling  # noqa: E402
 from mdrl_jax.model.transformer import Decoder  # noqa: E402
@@ -164,3 +167,15 @@ def tiny(request: pytest.FixtureRequest, tiny_models: dict[str, TinyModel]) -> T
 def mesh8() -> Mesh:
     """A mesh of eight devices with data, fsdp and tensor parallelism at once."""
     return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of one small layer, with the procedural domains' tokenizer and without weights."""
+    folder = tmp_path_factory.mktemp("small")
+    shipped = json.loads((EMBEDDED_MODEL / "config.json").read_text())
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    (folder / "config.json").write_text(json.dumps(shipped | sizes | heads))
+    vocabulary.make_tokenizer().save_pretrained(folder)
+    return folder

@@ -81,7 +81,7 @@ def demonstrations(
       longest: the largest length of prompt and reply together, in tokens; a row of just this length fits.
 
     Returns:
-      Of a data set, the rows that have a reply and fit; of a procedural domain, all problems.
+      The rows of a data set that have a reply and fit, or all problems of a procedural domain.
 
     Raises:
       UserError: if the domain has no replies, no row of a data set has one, or all of them are too long; or if the chat

@@ -267,7 +267,8 @@ class Trainer:
 def steps_taken(folder: WorkFolder, stage: Stage) -> int:
     """The number of steps that a finished stage took; 0 if it is no training stage.
 
-    Of a refresh, and of a stage with a target, it is the step at which it stopped. (A refresh may keep an earlier one.)
+    A refresh or a stage with a target took as many steps as the number of the step at which it stopped. A refresh may
+    keep an earlier step.
 
     Args:
       folder: the work folder of the run.

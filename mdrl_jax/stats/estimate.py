@@ -172,15 +172,15 @@ def score(rewards_PG: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
     Raises:
       ValueError: as in `clustered_mean`, or if the mean reward is not in [0, 1].
     """
-    mean, stderr = clustered_mean(rewards_PG, groups)
-    n = len(np.asarray(rewards_PG)) if groups is None else len(np.unique(groups))
+    plain = clustered(rewards_PG, groups=groups)
+    mean, n = plain.value, plain.n
     if not 0 <= mean <= 1:
         raise ValueError(f"rewards must lie in [0, 1], but their mean is {mean:g}")
     if n == 1:
-        return student(mean, stderr, 0, 1).in_points()
-    cases = mean * (1 - mean) / stderr**2 if 0 < mean < 1 and stderr > 0 else n
+        return plain.in_points()
+    cases = mean * (1 - mean) / plain.stderr**2 if 0 < mean < 1 and plain.stderr else n
     low, high = wilson(mean, cases, t_quantile(n - 1))
-    return Estimate(mean, low, high, n, stderr=stderr).in_points()
+    return replace(plain, low=low, high=high).in_points()
 
 
 def wilson(share: float, n: float, quantile: float | None = None) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from mdrl_jax.stats.estimate import missing
 from tests.analysis.test_edits import nested, two_ends
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
-# Of the RL edit few entries are large; that of SFT is Gaussian.
+# The RL edit has few large entries, and the SFT edit is Gaussian.
 BEFORE, _ = two_ends()
 
 

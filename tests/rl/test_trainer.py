@@ -2,7 +2,6 @@
 batch."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from jax.sharding import Mesh
 
 from mdrl_jax import config as config_module
 from mdrl_jax import runtime as runtime_module
-from mdrl_jax.domains import vocabulary
 from mdrl_jax.errors import UserError
 from mdrl_jax.model.transformer import param_shapes
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, param_shardings, put
-from mdrl_jax.rewards.base import Score
 from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig
 from mdrl_jax.rl.policy import PolicyBatch, in_the_loss, make_grpo_loss
 from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
@@ -38,6 +35,7 @@ from mdrl_jax.rl.trainer import (
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import resolve_stages
 from mdrl_jax.stages import grpo
+from tests.odd_pool import OddPool
 
 B, PROMPT, COMPLETION, VOCAB = 8, 4, 6, 96
 # The rows of the first half are longer, so the micro-batches' numbers of tokens differ.
@@ -274,26 +272,6 @@ def test_rows_that_do_not_divide_are_refused():
 
 
 # --- the loop of steps in stages/grpo.py ------------------------------------------------------------------------------
-
-
-class OddPool:
-    """A reward pool without processes. Its reward is a function of the text that varies within nearly every group."""
-
-    def score(self, requests: list[tuple[str, str, Any]]) -> list[Score]:
-        values = [sum(map(ord, text)) % 3 / 2 for _, text, _ in requests]
-        return [Score(value, value) for value in values]
-
-
-@pytest.fixture(scope="module")
-def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of one small layer, with the procedural domains' tokenizer and without weights."""
-    folder = tmp_path_factory.mktemp("small")
-    shipped = json.loads((config_module.EMBEDDED_MODEL / "config.json").read_text())
-    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
-    (folder / "config.json").write_text(json.dumps(shipped | sizes | heads))
-    vocabulary.make_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def built(folder: Path, monkeypatch: pytest.MonkeyPatch, **train: Any) -> Runtime:

@@ -15,51 +15,24 @@ import pytest
 import torch
 import transformers
 
-from mdrl_jax import config as config_module
 from mdrl_jax import experiment
 from mdrl_jax import runtime as runtime_module
 from mdrl_jax.checkpoints import steps
 from mdrl_jax.config import parse
-from mdrl_jax.domains import vocabulary
 from mdrl_jax.errors import UserError
 from mdrl_jax.evaluate import Evaluation
 from mdrl_jax.model import huggingface, tokens
 from mdrl_jax.model.flops import matrix_weights
 from mdrl_jax.parallel.sharding import make_mesh
-from mdrl_jax.rewards.base import Score
 from mdrl_jax.rl.rollouts import RolloutConfig
 from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, resolve_stages
 from mdrl_jax.stages import sft, target
+from tests.odd_pool import OddPool
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 DOMAINS = ("code", "math", "qa", "cw")
-
-
-class OddPool:
-    """A reward pool without processes. Its reward is a function of the text."""
-
-    def score(self, requests: list[tuple[str, str, Any]]) -> list[Score]:
-        values = [sum(map(ord, text)) % 3 / 2 for _, text, _ in requests]
-        return [Score(value, value) for value in values]
-
-    def __enter__(self) -> "OddPool":
-        return self
-
-    def __exit__(self, *_: Any) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of one small layer, with the procedural domains' tokenizer and without weights."""
-    folder = tmp_path_factory.mktemp("small")
-    shipped = json.loads((config_module.EMBEDDED_MODEL / "config.json").read_text())
-    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
-    (folder / "config.json").write_text(json.dumps(shipped | sizes | heads))
-    vocabulary.make_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

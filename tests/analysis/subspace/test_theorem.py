@@ -153,7 +153,7 @@ TEMPERATURE = 0.7
 
 
 def on_devices(mesh: Any) -> tuple[Runtime, Any]:
-    """What the analysis of the tiny decoder runs with, and parameters."""
+    """A runtime for analyses of the tiny decoder, and parameters."""
     c = default()
     c.rollout.sampling.temperature = TEMPERATURE
     c.rollout.prompt_buckets, c.rollout.completion_buckets = (START,), (LENGTH - START,)
@@ -198,7 +198,7 @@ def spanning(seed: int) -> Any:
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[tuple[Runtime, Any, Any]]:
-    """What an analysis of the tiny decoder runs with, its parameters, and a displacement."""
+    """A probe of the tiny decoder, its parameters, and a displacement."""
     jax.config.update("jax_disable_most_optimizations", True)
     runtime, params = on_devices(make_mesh(MeshConfig(), jax.devices()[:1]))
     yield runtime, params, jax.tree.map(lambda x: 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params)
