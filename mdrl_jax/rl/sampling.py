@@ -76,13 +76,9 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: SamplingConfig) -> t
     Returns:
       (token ids [B], int32; their log-probs in nats [B]).
     """
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.zeros(logits_BV.shape[0], jnp.float32)
-    logits_BV = _kept(logits_BV, sampling)
-    weight_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
-    uniform_B = jax.vmap(jax.random.uniform)(keys_B)
-    token_B, chosen_B = _inverse(weight_BV, uniform_B)
-    return token_B, jnp.log(chosen_B) - jnp.log(jnp.sum(weight_BV, axis=-1))
+    probability_BV = jnp.exp(sampling_log_probs(logits_BV, sampling))
+    token_B, chosen_B = _inverse(probability_BV, jax.vmap(jax.random.uniform)(keys_B))
+    return token_B, jnp.log(chosen_B)
 
 
 def _kept(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.analysis.test_theorem import N, judged, orthonormal, quiet
+from tests.analysis.subspace.test_theorem import N, judged, orthonormal, quiet
 
 from mdrl_jax.analysis.subspace.theorem import assumptions
 from mdrl_jax.recovery.refresh.contraction import Basis, contraction
