@@ -216,7 +216,7 @@ def test_a_wrong_parameter_is_an_error() -> None:
 def test_no_kind_is_slow_on_a_long_reply(text: str) -> None:
     import time
 
-    start = time.process_time()
+    start = time.thread_time()
     for kind, parameters, *_ in CASES:
         satisfied(text + "x", {"kind": kind, **parameters})
-    assert time.process_time() - start < 5
+    assert time.thread_time() - start < 5

@@ -201,10 +201,10 @@ STALLING = [
 def test_no_reply_takes_long(gold: str) -> None:
     final_answer(r"\boxed{\sqrt{8}/2}", {"answer": r"\sqrt{2}"})  # sympy is there
     for reply in STALLING:
-        start = time.process_time()
+        start = time.thread_time()
         assert final_answer(rf"\boxed{{{reply}}}", {"answer": gold}) == final_answer(reply, {"answer": gold}) == 0.0
         # Work that grows with the square of such lengths takes minutes; a slow machine takes a few seconds.
-        assert time.process_time() - start < 20.0, reply[:40]
+        assert time.thread_time() - start < 20.0, reply[:40]
 
 
 def test_what_stalls_ends_with_its_worker() -> None:

@@ -284,6 +284,6 @@ SLOW = ["answer is " * 20_000, "the " * 50_000, " " * 200_000 + "x", "(A" * 50_0
 def test_no_reply_is_slow_to_judge(reply: str) -> None:
     import time
 
-    start = time.process_time()
+    start = time.thread_time()
     chosen(reply, CHOICES)
-    assert time.process_time() - start < 2
+    assert time.thread_time() - start < 2
