@@ -4,7 +4,8 @@
 
 It adds what the quickstart leaves out to stay quick:
 
-- a solo stage of every domain, and Math trained a second time: C2's ceiling and the ordered pairs of C4;
+- a solo stage of every domain, with the sum of its updates under random signs, and Math trained a second time: C1,
+  C2's ceiling and the ordered pairs of C4;
 - SFT of every domain from the base model, until it scores as the solo stage does: C1. Demonstrations are half terse and
   half worked, so SFT may not get there in the domains that pay for one style alone; then C1 says so;
 - the null of the largest eigenvalue, from 40 permutations, and the removal test in every space: C5;
@@ -34,6 +35,7 @@ def get_config() -> config.Config:
         *("joint", "rollback-math-qa"),
     )
     c.stage_overrides = {
+        **{f"solo-{d}": {"random_signs": True} for d in c.scored_domains},
         "refresh-math": {"steps": 4},
         "joint": {"start": "base", "steps": 4 * c.train.steps},
         **{f"sft-{d}": {"start": "base", "target": f"solo-{d}"} for d in c.scored_domains},
@@ -41,6 +43,7 @@ def get_config() -> config.Config:
     c.sft.steps, c.sft.warmup_steps, c.sft.learning_rate, c.sft.length = 200, 10, c.train.learning_rate, 28
     c.sft.target_every = 10
     c.recover.streams = 8
+    c.recover.control_draws = 10
     c.analyze.permutations = 40
     c.analyze.removal_spaces = ("heads", "all")
     c.analyze.theorem = True

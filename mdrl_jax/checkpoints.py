@@ -255,7 +255,7 @@ def load_params(folder: Path, like: Any) -> Any:
       like: the parameter tree with shapes and shardings in place of arrays (`abstract`).
 
     Returns:
-      The parameters, placed by these shardings.
+      The parameters, converted to the dtypes of `like` and placed by its shardings.
 
     Raises:
       UserError: if there is no checkpoint, or the last one is damaged. Its optimizer state, if any, is not checked.
@@ -314,12 +314,15 @@ def _read(folder: Path, **like: Any) -> Any:
 
 
 def save_tree(folder: Path, tree: Any) -> None:
-    """Writes a tree of arrays to a folder of its own and replaces an earlier one; it returns once all is on disk.
+    """Writes a tree of arrays to a folder of its own; it returns once all is on disk.
 
     Args:
-      folder: the tree's folder; its parents are created.
+      folder: the tree's folder; its parents are created. An earlier folder of this name is removed first.
       tree: dictionaries and lists of arrays, on devices or on the host. For `load_tree` every leaf has to lie in a
         dictionary.
+
+    Raises:
+      ValueError: if the tree has no leaf, or is a single array.
     """
     if distributed.is_first():
         for left in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):  # left by a run that was killed
@@ -336,7 +339,8 @@ def load_tree(folder: Path, shardings: Mapping[str, Any]) -> Any:
       shardings: name of a leaf, i.e. the last dictionary key on its path -> its sharding; leaves in one list share it.
 
     Returns:
-      The tree; leaves named in `shardings` lie on devices, all others are NumPy arrays on the host.
+      The tree, with the dtypes that were written; leaves named in `shardings` lie on devices, all others are NumPy
+      arrays on the host.
 
     Raises:
       UserError: if the folder does not exist.

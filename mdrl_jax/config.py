@@ -129,6 +129,8 @@ class TrainSection:
       warmup_steps: steps over which the learning rate rises linearly; it stays constant afterwards.
       checkpoint_every: steps between checkpoints; 0 saves one only at the end.
       kl_every: steps between measurements of the KL to the reference in stages with grpo.kl_coef = 0; 0 measures none.
+      random_signs: whether the stage also sums up its updates with random signs, the null of how sparse its edit is
+        (definitions §3). It takes as much memory as the parameters. Not for a refresh.
       grpo: the loss and its advantages.
       optimizer: AdamW and gradient clipping.
       prevent: methods that protect earlier domains.
@@ -146,6 +148,7 @@ class TrainSection:
     warmup_steps: int = 0
     checkpoint_every: int = 20
     kl_every: int = 0
+    random_signs: bool = False
     grpo: GRPOConfig = GRPOConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     prevent: PreventSection = PreventSection()
@@ -340,7 +343,10 @@ class RecoverSection:
         of the plan is made from them; only checked in a run with the stage `plan`.
       n_reweighted: number of actions, the most promising first, whose outcome a plan also forecasts with importance
         weights; each costs a forward pass; 0 uses none.
-      random_sets: number of random coordinate sets that a chosen rollback is compared with.
+      random_sets: number of random coordinate sets of its size that a chosen rollback is compared with on validation
+        prompts.
+      control_draws: how often each random control of a rollback is drawn on test prompts, at least 1; with 1 its
+        interval leaves out the luck of the draw.
       density: share of the entries of each edit that TIES merging keeps, the largest ones; above 0, at most 1.
       scales: factors λ that the merges `arithmetic` and `ties` try.
     """
@@ -357,6 +363,7 @@ class RecoverSection:
     forecast_prompts: int = 192
     n_reweighted: int = 32
     random_sets: int = 40
+    control_draws: int = 5
     density: float = 0.2
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
@@ -533,7 +540,10 @@ def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
 
 
 def is_supervised(stage: str) -> bool:
-    """Whether a stage of this name trains on demonstrations, with the settings of `sft` in place of `train`."""
+    """Whether a stage of this name trains on demonstrations, with the settings of `sft` in place of `train`.
+
+    It does if the name, up to its first `-`, is "pretrain" or "sft"; that the stage exists is not checked.
+    """
     return stage.partition("-")[0] in SUPERVISED
 
 
@@ -542,8 +552,8 @@ def stage_config(config: Config, stage: str) -> TrainSection:
 
     Args:
       config: the whole configuration, parsed.
-      stage: name of the stage; it need not be in `config.stages`. Only prefixes in `METHODS` change fields. A
-        supervised stage, whose overrides are of `sft`, has `config.train` itself.
+      stage: name of the stage; it need not be in `config.stages`. Only prefixes in `METHODS` change fields. For a
+        supervised stage, whose overrides are of `sft`, the fields are those of `config.train`.
 
     Returns:
       A `TrainSection`. Of a section in it, such as `prevent`, only the fields that the prefix or the overrides name
@@ -563,7 +573,8 @@ def sft_config(config: Config, stage: str) -> SFTSection:
 
     Args:
       config: the whole configuration, parsed.
-      stage: name of the stage; it need not be in `config.stages`. Any other stage has `config.sft` itself.
+      stage: name of the stage; it need not be in `config.stages`. For a stage that is not supervised, the fields are
+        those of `config.sft`.
 
     Raises:
       UserError: if an override names no field of `SFTSection` or has the wrong type, or if `OptimizerConfig` refuses a
@@ -778,7 +789,7 @@ def _check(config: Config) -> None:
         f"recover.forecast_prompts={r.forecast_prompts} is not valid; it must be a positive multiple of "
         f"analyze.batch={a.batch} in a run with stage plan",
     )
-    for field in ("prompts", "samples", "every", "streams"):
+    for field in ("prompts", "samples", "every", "streams", "control_draws"):
         _require(getattr(r, field) >= 1, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 1")
     for field in ("margin", "limit", "random_sets"):
         _require(getattr(r, field) >= 0, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 0")

@@ -62,8 +62,8 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
       track: shows the progress over batches of `evaluate.batch` prompts.
 
     Returns:
-      Rewards and accuracy of every prompt of the scored domains, in the order of the prompts, and the completions of
-      the first `evaluate.shown` prompts of each.
+      Rewards and accuracy of every prompt of the scored domains, in the order of the prompts, and as samples all
+      completions of the first `evaluate.shown` prompts of each domain.
 
     Raises:
       UserError: if more than `rewards.max_error_share` of a batch's rewards fail, or as in `Rollouts.sample`.
@@ -121,6 +121,8 @@ def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | N
 
 def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Scores parameters on all test prompts, to report on a choice that was made by `validation_rewards`.
+
+    Completions are sampled as there, so calls with different parameters are paired by prompt.
 
     Args:
       runtime: model, prompts and rewards of the run.

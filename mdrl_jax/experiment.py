@@ -55,9 +55,10 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
     Raises:
       UserError: if the user can put the problem right; records written so far are kept.
       HostLost: if another process of the run does not come within the time-out.
-      ValueError: as in `Walk.run`; or, with a single process, if it is called outside the main thread.
-      KeyError: if `output` is another word; nothing has run, but `config.json` is written. Or as in `Walk.run`.
-      FileNotFoundError, RuntimeError: as in `Walk.run`.
+      ValueError: with a single process, if it is called outside the main thread; then `config.json` is written, but
+        nothing has run. Or as in `Walk.run`.
+      KeyError: if `output` is another word; then `config.json` is written, but nothing has run. Or as in `Walk.run`.
+      FileNotFoundError, RuntimeError, EOFError, zipfile.BadZipFile: as in `Walk.run`.
       Stopped: after a SIGTERM; progress is saved.
     """
     stages = resolve_stages(config, tuple(DOMAINS))
@@ -109,8 +110,9 @@ class Walk:
         Raises:
           UserError: if the user can put the problem right; records written so far are kept.
           HostLost: if another process of the run does not come within the time-out.
-          ValueError: if a second-order term of a conflict subspace is not finite, or as in `stages.plan.Planning.plan`.
-          ValueError, FileNotFoundError: as in `stages.rollback.remade`.
+          ValueError: if a second-order term of a conflict subspace is not finite.
+          ValueError, FileNotFoundError, zipfile.BadZipFile: as in `stages.rollback.remade`.
+          ValueError, EOFError, zipfile.BadZipFile, KeyError: if a file of completions is damaged (`samples.load`).
           KeyError: if a record of an earlier run lacks a field.
           RuntimeError: if the reward workers do not start.
           Stopped: after a SIGTERM inside `preemption.watch()`; progress is saved.

@@ -420,7 +420,8 @@ def main(argv: list[str] | None = None) -> int:
       can put right, 75 if another host was lost, and 1 otherwise.
 
     Raises:
-      Exception: any error of a command in a single process that is none of these is not caught.
+      Exception: if a command in a single process fails with an error that is neither a UserError nor a closed standard
+        output.
     """
     argv = sys.argv if argv is None else argv
     # transformers warns if torch is missing, but only its tokenizers are used here.
@@ -488,7 +489,10 @@ def _together(execute: Callable[[], int | None]) -> int:
 
 
 def cli() -> None:
-    """The installed command `mdrl`: runs `main` with `sys.argv` and exits with its status."""
+    """The installed command `mdrl`: runs `main` with `sys.argv` and exits with its status, by SystemExit.
+
+    Except for `bench`, `transformers` is kept from importing torch.
+    """
     from mdrl_jax.model import tokens
 
     tokens.leave_torch_out = sys.argv[1:2] != ["bench"]  # the peers of `bench` need torch

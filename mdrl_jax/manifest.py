@@ -25,7 +25,8 @@ def write(folder: Path) -> None:
     `manifest.json` is written directly, so an interrupted call may leave a damaged one, which `check` finds.
 
     Args:
-      folder: an existing folder that has no `manifest.json` yet; an old one would be listed as a file of the folder.
+      folder: an existing folder that has no `manifest.json` yet. An old one would be listed among the files and then
+        replaced, so that `check` would refuse the folder.
 
     Raises:
       OSError: if a file cannot be read, or `manifest.json` cannot be written.

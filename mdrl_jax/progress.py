@@ -30,7 +30,9 @@ def printable(text: str) -> str:
     r"""Returns a text in which a terminal finds no command: control characters become escapes such as `\x1b`.
 
     Texts of data, completions and file names of others must pass through it on their way to a terminal. Otherwise they
-    could move the cursor, set colours, hide links or reverse the direction of writing. Line breaks and tabs stay.
+    could move the cursor, set colours, hide links or reverse the direction of writing. All characters of the Unicode
+    categories Cc, Cf, Cs, Zl and Zp are escaped, also the carriage return, except the line feed, the tab and the
+    zero-width joiner and non-joiner. Backslashes stay as they are, so the text cannot be turned back.
 
     >>> printable("a\x1b[31mb")
     'a\\x1b[31mb'

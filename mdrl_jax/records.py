@@ -31,10 +31,11 @@ _KINDS = {
 def regular(path: str | Path) -> Path:
     """Returns `path` as a `Path` if it is a regular file or a link to one, does not exist, or cannot be reached.
 
-    To open a pipe waits for a writer, perhaps forever, and a device may never end.
+    Call it before a file of others is opened: opening a pipe waits for a writer, perhaps forever, and a device may have
+    no end.
 
     Raises:
-      UserError: if it is anything else, such as a folder; the message says what.
+      UserError: if it is anything else, such as a folder, a pipe or a device; the message says what.
     """
     path = Path(path)
     try:
@@ -77,8 +78,8 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as one indented JSON document, as `write_bytes` does.
 
-    JSON has no NaN and no infinities. Such numbers become null, and if the document is an object, its field
-    "not_finite" lists their places, e.g. ["scores[2]"].
+    JSON has no NaN and no infinities. Such numbers become null. If there are any and the document is an object, it also
+    gets a field "not_finite" that lists their places, e.g. ["scores[2]"]. `value` itself does not change.
 
     Raises:
       TypeError: if the value, e.g. a NumPy array, is not JSON-able; no file is touched.
@@ -103,7 +104,10 @@ def _finite(value: Any, at: str, places: list[str]) -> Any:
 
 
 def as_read(value: Any) -> Any:
-    """A JSON-able value as it is after writing and reading it, so that both can be compared: tuples become lists.
+    """A JSON-able value as it is after writing and reading it, so that both can be compared.
+
+    Tuples become lists, and the keys of dictionaries become texts. NaN and infinities stay, although `write_json`
+    writes null for them.
 
     Raises:
       TypeError: if the value is not JSON-able.
@@ -114,7 +118,7 @@ def as_read(value: Any) -> Any:
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object per line, the whole file at once as `write_bytes` does; earlier rows are not kept.
 
-    Without rows the file is empty. Numbers that are not finite become null, as in `write_json`.
+    Without rows the file is empty. Numbers that are not finite become null; no field lists their places.
 
     Raises:
       TypeError: if a row is not JSON-able; no file is touched.
@@ -126,7 +130,7 @@ def read_json(path: str | Path) -> Any:
     """The JSON document at `path`; `NaN` and `Infinity` are read as the floats.
 
     Raises:
-      UserError: if the file does not exist, is no regular file or is not valid JSON in the encoding of text files.
+      UserError: if the file does not exist, is no regular file, or is not valid JSON.
     """
     try:
         return json.loads(regular(path).read_text())
@@ -139,11 +143,12 @@ def read_json(path: str | Path) -> Any:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; an empty list if the file does not exist.
 
-    A row may be any JSON value; that it is an object is not checked.
+    A row may be any JSON value; that it is an object is not checked. `NaN` and `Infinity` are read as the floats. Lines
+    end where `str.splitlines` ends them, so a text in a row must have characters such as U+2028 as escapes.
 
     Raises:
       UserError: if the file is no regular file or not text, or a line is not valid JSON, e.g. an empty one; the message
-        then has its number.
+        then has the number of the line.
     """
     path = regular(path)
     if not path.exists():

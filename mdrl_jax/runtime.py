@@ -132,7 +132,11 @@ def make_pool(section: RewardSection) -> RewardPool:
 
 
 def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
-    """The model of a run, with an attention whose logits fit in memory for the largest batches of the run.
+    """The model of a run, with an attention that fits the largest batches of its training, log-probs and prefill.
+
+    It is `causal_attention`, which holds the logits of a whole layer, if these take at most
+    `model.attention_logit_bytes` of a device. Otherwise it is `attention.splash` on TPU and `attention.blockwise`
+    elsewhere.
 
     Args:
       config: the whole configuration.
@@ -186,11 +190,12 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     Raises:
       UserError: if the model or its tokenizer is missing, damaged or not supported, or the tokenizer has no end token;
         if the longest prompt and completion together are longer than the model allows; if a scored domain does not
-        exist; if a data set is not valid or
-        cannot be read (`datasets.make`); if a domain has too few prompts, or none in one of the three splits, or they
-        cannot be tokenized (`prompts.tokenize`); if the mesh does not match the devices, or does not divide a parameter
-        or `evaluate.batch`; or if `rollout.cache_gib` has no room for one prompt with `evaluate.samples` completions.
+        exist; if a data set is not valid or cannot be read (`datasets.make`); if a domain has too few prompts, or none
+        in one of the three splits, or they cannot be tokenized (`prompts.tokenize`); if the mesh does not match the
+        devices, or does not divide a parameter or `evaluate.batch`; or if `rollout.cache_gib` has no room for one
+        prompt with `evaluate.samples` completions.
       OSError: if a file of JSON lines or csv cannot be read to its end.
+      Exception: what a domain of the registry, or a function that `fields` of a data set names, raises itself.
     """
     folder = model_folder(config.model.path)
     sizes = huggingface.read_config(folder)

@@ -124,9 +124,12 @@ def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stag
       One `Stage` for each name in `config.stages`.
 
     Raises:
-      UserError: if a name is no valid stage name, a domain is unknown or not scored, a stage lacks a domain or an
-        earlier stage that it needs (a protected domain needs an earlier stage that trained it alone), a stage with a
-        target trains several domains or is a refresh, or the prompts of a step cannot be shared out among its domains.
+      UserError: if a name is no valid stage name; if a domain is unknown or not scored; if `start`, `reference` or
+        `target` names a stage that makes no parameters; if a stage lacks a domain or an earlier stage that it needs (a
+        kept domain needs a stage on the way that trained it alone); if a stage is to keep a domain that it trains; if a
+        stage with EWC, A-GEM, PCGrad or `protect` has no domain to keep; if a stage with a target trains several
+        domains or is a refresh; if a refresh has `random_signs`; or if the prompts of a step cannot be shared out among
+        the stage's domains and the replayed ones.
     """
     for domain in config.scored_domains:
         if domain not in known_domains:
@@ -187,10 +190,13 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
 
 
 def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]) -> str:
-    """The stage that a stage starts from if the config's field `start` names none.
+    """The stage that a stage starts from if the config's field `start` names none; the module docstring has the rules.
+
+    A stage with the prefix of a method, such as `protect-D`, starts from the previous stage if there is neither an
+    earlier stage with its prefix nor an earlier stage D.
 
     Args:
-      name: name of the stage.
+      name: name of the stage; that it is a valid one is not checked.
       starts: name of each earlier stage -> name of the stage that it starts from, in the order in which they run.
       domains: names of the domains.
 
@@ -243,7 +249,8 @@ def way(last: str, stages: Sequence[Stage]) -> list[Stage]:
       stages: stages of the run, in which names are looked up.
 
     Returns:
-      The stages, earliest first, with stage `last` at the end; empty for "base" or a name that is not in `stages`.
+      The stages, earliest first, with stage `last` at the end; empty for "base" or a name that is not in `stages`. A
+      stage whose own start is not in `stages` is the first of the chain.
     """
     by_name = {s.name: s for s in stages}
     return [by_name[name] for name in names_on_the_way(last, {s.name: s.start for s in stages})]
@@ -257,7 +264,9 @@ def names_on_the_way(last: str, starts: Mapping[str, str]) -> list[str]:
       starts: name of each stage -> name of the stage that it starts from, or "base".
 
     Returns:
-      The names, earliest first, with `last` at the end; empty for "base" or a name that is not in `starts`.
+      The names, earliest first, with `last` at the end; empty for "base" or a name that is not in `starts`. A stage
+      whose own start is not in `starts` is the first of the chain. No name is repeated, also if the starts form a
+      circle.
     """
     found: list[str] = []
     while last in starts and last not in found:  # a damaged record may name itself
@@ -268,6 +277,8 @@ def names_on_the_way(last: str, starts: Mapping[str, str]) -> list[str]:
 
 def trained_on_the_way(stage: Stage, earlier: Sequence[Stage]) -> tuple[str, ...]:
     """Names of the domains that GRPO trained on the way from the base model to a stage's start.
+
+    Every stage of kind "grpo" counts, also a placebo; the refresh of a `recover` stage does not.
 
     Args:
       stage: the stage; what it trains itself does not count.
@@ -282,7 +293,8 @@ def trained_on_the_way(stage: Stage, earlier: Sequence[Stage]) -> tuple[str, ...
 def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
     """The stage that ends at the domain's peak θ*: the last one that trained the domain alone on the way to `start`.
 
-    Only GRPO stages count, but any of them: also a refresh, a placebo, or a stage with another prefix.
+    Every stage of kind "grpo" counts, also a refresh, a placebo, or a stage with another prefix. A supervised stage and
+    the refresh of a `recover` stage do not.
 
     Args:
       domain: name of the domain.
@@ -307,6 +319,8 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
             raise UserError(f"stage {name}: {field}={value!r} makes no parameters; {instead}")
     if target and stage.prefix == "refresh":
         raise UserError(f"stage {name}: a refresh ends by its own rule; remove its target={target!r}")
+    if stage.prefix == "refresh" and stage.train.random_signs:
+        raise UserError(f"stage {name}: a refresh keeps its best step; remove its random_signs=True")
     if target and len(stage.domains) > 1:
         raise UserError(f"stage {name}: only a stage of one domain has a target; remove its target={target!r}")
     for domain in stage.keeps:
@@ -327,6 +341,11 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
             )
     if stage.prefix in METHODS and stage.prefix != "kl" and not stage.keeps:
         raise UserError(f"stage {name} keeps nothing: no domain was trained on the way to its start {stage.start!r}")
+    if stage.kind == "grpo" and prevent.transforms and not stage.keeps:
+        raise UserError(
+            f"stage {name} keeps nothing: no domain was trained on the way to its start {stage.start!r}; set its "
+            "prevent by stage_overrides of later stages only"
+        )
     for domain in (*stage.domains, stage.donor) if stage.kind == "rollback" else ():
         if peak(domain, stage.start, earlier) is None:
             raise UserError(f"stage {name}: no stage on the way to its start {stage.start!r} trained {domain} alone")

@@ -4,7 +4,8 @@ A tree is never flattened into one long vector. On a mesh, a sum over its entrie
 and no leaf is gathered. Inner products are computed in float32 whatever the dtype of the leaves, or in float64 if the
 leaves are float64.
 
-`vdot`, `add`, `sub` and `axpy` raise ValueError if their trees differ in structure.
+`vdot`, `add`, `sub` and `axpy` raise ValueError if their trees differ in structure. Where a leaf of the first tree
+meets a subtree of the second one, the error is a TypeError, of `vdot` an AttributeError.
 """
 
 import functools
@@ -70,7 +71,8 @@ def path(keys: Any) -> str:
 
     Args:
       keys: the leaf's key path, as `jax.tree_util.tree_flatten_with_path` gives it. A key of a dictionary, or an index
-        of a list or tuple, becomes one part of the text.
+        of a list or tuple, becomes one part of the text; an attribute, as of a NamedTuple, becomes a part such as
+        `.mu`.
     """
     return "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys)
 
@@ -83,8 +85,8 @@ def is_stacked(name: str) -> bool:
 def kind(name: str) -> str:
     """The kind of the tensor at a path (`path`): the first part of the path, or the next one after `layers/`.
 
-    It is `gate` for `layers/gate/kernel`, `attn_norm` for `layers/attn_norm/scale`, `embedding` for `embedding`, and
-    `q_bias` for `layers/q/bias`.
+    If `bias` is all that follows this part, the kind ends in `_bias`. So it is `gate` for `layers/gate/kernel`,
+    `q_bias` for `layers/q/bias`, and `embedding` for `embedding`.
     """
     stem, _, last = name.removeprefix("layers/").partition("/")
     return f"{stem}_bias" if last == "bias" else stem
@@ -135,6 +137,6 @@ def changed(x: jax.Array, change: jax.Array) -> jax.Array:
 
     Args:
       x: an array.
-      change: the difference to add, of x's shape. The sum is computed in its dtype.
+      change: the difference to add, of x's shape. The sum is computed in the dtype of `change` and rounded to x's.
     """
     return jnp.where(change == 0, x, (x.astype(change.dtype) + change).astype(x.dtype))

@@ -37,7 +37,7 @@ from mdrl_jax import config
 def get_config():
     c = config.default()
     c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa")
-    c.stage_overrides = {"refresh-math": {"steps": 2}}
+    c.stage_overrides = {"qa": {"random_signs": True}, "refresh-math": {"steps": 2}}
     c.scored_domains = ("math", "qa")
     c.domains.n_test = 16
     c.domains.n_validation = 8
@@ -216,6 +216,7 @@ def differences(one: Path, other: Path) -> list[str]:
         "evaluations/*",
         "analysis/**/*.json",
         "recovery/*.json",
+        "random_signs/*.json",
     ):
         for file in sorted(one.glob(pattern)):
             name = file.relative_to(one)

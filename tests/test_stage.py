@@ -58,6 +58,22 @@ def test_a_prevention_keeps_the_domains_that_it_is_told_to():
         planned("protect-code")
 
 
+@pytest.mark.parametrize("prevent", [{"ewc": 1.0}, {"gradients": "agem"}, {"protect": 0.5}])
+def test_a_stage_that_is_to_keep_domains_needs_one_before_it(prevent: dict):
+    told = r"stage code keeps nothing: no domain .* start 'base'; set its prevent by stage_overrides of later stages"
+    with pytest.raises(UserError, match=told) as caught:
+        planned("code", "math", train={"prevent": prevent})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="stage solo-code keeps nothing"):
+        planned("math", "solo-code", stage_overrides={"solo-code": {"prevent": prevent}})
+    # Neither supervised stages nor stages without training use `prevent`.
+    solos = {f"solo-{domain}": {"prevent": {"ewc": 0.0, "gradients": "none", "protect": 0.0}} for domain in ("code", "qa")}
+    domains = {"scored_domains": ("code", "qa"), "stage_overrides": solos}
+    stages = planned("sft", *solos, "average", train={"prevent": prevent}, **domains)
+    assert stages["average"].keeps == stages["sft"].keeps == ()
+    assert planned("code", train={"prevent": {"replay": 0.5}})["code"].keeps == ()
+
+
 def test_the_reference_of_the_kl_is_where_its_branch_began():
     stages = planned("code", "math", "qa", "cw", "kl-qa", "kl-cw")
     assert [stages[n].reference for n in ("qa", "kl-qa", "kl-cw")] == ["math", "math", "math"]

@@ -2,7 +2,8 @@
 
 `interference.py` calls `harmed` to choose the pairs whose conflict subspace is sought, and `assemble` at the end. The
 keys of `Parts` are the names of the units (see there). The rules of the claims are in `claims/interference.py`; this
-file selects the figures that they judge.
+file selects the figures that they judge. A *record* of a figure is {"estimate", "ci95", "null", "n", "unit"}, with
+"reason" if it has no estimate (`stats/estimate.py`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,12 @@ CONFLICTS = ("reward", "success_nll")
 
 
 def starting(parts: Parts, prefix: str) -> Iterator[tuple[str, Any]]:
-    """(rest of the name, content) of each unit whose name starts with `prefix-`."""
+    """Yields (rest of the name, content) of each unit whose name starts with `prefix-`, in the order of the units.
+
+    Args:
+      parts: the units, by name.
+      prefix: without the hyphen, such as "damage".
+    """
     for name, part in parts.items():
         if name.startswith(f"{prefix}-"):
             yield name.removeprefix(f"{prefix}-"), part
@@ -77,6 +83,7 @@ def assemble(parts: Parts, settings: Record) -> dict[str, Any]:
     Raises:
       KeyError: if the unit `edits` or that of a checkpoint is missing, or a unit or the settings lack a field.
       ValueError: if a domain has different numbers of prompts at two checkpoints.
+      StopIteration: if a unit of damage is of a stage that the settings do not list.
     """
     points = dict(starting(parts, "point"))
     pairs = [part for _, part in starting(parts, "damage")]
@@ -152,8 +159,9 @@ def predicted_against_measured(pairs: Sequence[Record]) -> dict[str, Any]:
     Returns:
       by objective (the keys of `AGAINST`): {"n": number of pairs with both figures, "points": [[predicted, measured]],
       "spearman", "r_squared"}. Points are in the unit of the objective (`damage.UNITS`). R² is that of the line
-      measured = predicted. Spearman has no estimate with fewer than five points (`rank_agreement`), R² with fewer than
-      three; neither has one if the measured damages are all equal.
+      measured = predicted. Both are records. Spearman has no estimate with fewer than five points or if all predicted
+      damages are equal (`rank_agreement`), R² with fewer than three points; neither has one if the measured damages are
+      all equal. With three or four points R² has no interval.
 
     Raises:
       KeyError: if a pair lacks one of the objectives or a field.
@@ -177,13 +185,20 @@ def solo_agreement(pairs: Sequence[Record]) -> tuple[dict[str, Any], Assignment 
     """How well the predicted effect of a solo edit agrees with the measured one, prompt by prompt (C4).
 
     Args:
-      pairs: those of the unit `solo-effects`: every ordered pair of some domains.
+      pairs: those of the unit `solo-effects`: every ordered pair of some domains, with "domain" (A), and in "predicted"
+        and "measured" one value for each of A's prompts.
 
     Returns:
-      ({"pairs", "agreement"}, test). "pairs" has the records with "spearman", the rank correlation over the prompts of
-      A. "agreement" is the mean of these correlations, with the assignments of `test` as its null. Intervals are
-      percentiles over draws of prompts, which the three edits of one A share. An undefined correlation, of a constant
-      prediction, counts as 0 in the mean. `test` is the exact test over assignments of edits; None without pairs.
+      ({"pairs", "agreement"}, test). "pairs" has the same records with "spearman", the rank correlation over the
+      prompts of A, which has no estimate with fewer than three prompts or if it is undefined. "agreement" is the mean
+      of all these correlations, with the assignments of `test` as its null; an undefined one, of a constant prediction,
+      counts as 0, and "n" is the number of prompts of all A together. Intervals are expanded percentiles over draws of
+      prompts, from a fixed seed; the edits of one A share their draws. `test` is the exact test over assignments of
+      edits (`assignment.exact`). Without pairs "agreement" has no estimate and `test` is None.
+
+    Raises:
+      KeyError: if a pair lacks a field.
+      ValueError: if the pairs of one A have different numbers of prompts.
     """
     if not pairs:
         return {"pairs": [], "agreement": missing("fewer than two domains have a solo stage", "Spearman")}, None
@@ -216,10 +231,10 @@ def verdicts(found: Mapping[str, Any], stages: Sequence[Record], test: Assignmen
     Args:
       found: the other contents made by `assemble`, by file name.
       stages: all stages, as in the settings.
-      test: the exact test of `solo_agreement`.
+      test: the exact test of `solo_agreement`, or None.
 
     Returns:
-      one record (`claims.verdicts.judge`) for each claim, C1 first.
+      one record (`claims.verdicts.judge`) for each of the five claims, C1 first.
 
     Raises:
       KeyError: if a content lacks a field.
@@ -233,7 +248,7 @@ def verdicts(found: Mapping[str, Any], stages: Sequence[Record], test: Assignmen
             e["source"],
             _sparsity(e["all"]),
             _sparsity(e["sft"]["all"]) if "all" in e.get("sft", {}) else None,
-            _sparsity(e["random_signs"]) if "random_signs" in e else None,
+            _sparsity(e["random_signs"]["all"]) if "random_signs" in e else None,
             e["all"]["fp32"]["relative"],
             e["all"]["participation"],
             _sft_note(e["sft"]) if "sft" in e else "",

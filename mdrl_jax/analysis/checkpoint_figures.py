@@ -11,6 +11,9 @@ Both are also given on the complement of ℛ. Their null is random sets of neuro
 
 At the base model two more comparisons use completions that were sampled at each domain's own peak, where successes are
 many: the gradients of their success NLL (C3), and what each solo edit does to the NLL of each prompt (C4).
+
+A *record* of a figure is {"estimate", "ci95", "null", "n", "unit"}, with "reason" if it has no estimate
+(`stats/estimate.py`).
 """
 
 import dataclasses
@@ -106,9 +109,10 @@ def gradient_figures(
 def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, Any]:
     """The overlap of two routes: the record of `stats.overlap.overlap`, with an interval over blocks of prompts.
 
-    The interval (`stats.overlap.half_sampled`) is for the overlap of routes that are found on as many prompts. Noise
-    cuts some neurons off both routes, so that overlap is below that of routes without noise; "half", the mean overlap
-    of routes from half of the prompts, shows by how much it still grows with the number of prompts.
+    A route is the top 10 % of each layer by activity. The interval (`stats.overlap.half_sampled`) is for the overlap of
+    routes that are found on as many prompts. Noise cuts some neurons off both routes, so that overlap is below that of
+    routes without noise. "half", the mean overlap of routes from random halves of the blocks, shows by how much it
+    still grows with the number of prompts.
 
     Args:
       a, b: activity of two domains in the same number of blocks.
@@ -116,12 +120,13 @@ def route_overlap(a: Activity, b: Activity, which: str, kind: str) -> dict[str, 
       kind: "neurons" or "heads".
 
     Returns:
-      the record, with "half", None if a half has no route. Its estimate is the Jaccard index; n counts blocks. It has
-      no estimate if both routes are empty, and no interval if there is only one block, or if both routes of a half are
-      empty.
+      the record, with "half", "chance", "p" and "shared". Its estimate is the Jaccard index; "n" counts blocks. It has
+      no estimate and no "half" if both routes are empty. If there is only one block, or if both routes of one of the
+      random halves are empty, it has no interval and "half" is None.
 
     Raises:
       ValueError: if `which` is not one of `routes.WHICH`, or if the routes differ in shape.
+      AttributeError: if `kind` is neither of the two.
     """
 
     def sets(keep_M: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -202,9 +207,14 @@ def solo_effects(
       progress: told what is being computed.
 
     Returns:
-      for each ordered pair {"domain": A, "edit": B, "neurons": size of ℛ, "predicted", "measured"}. The last two list
-      the nats by which the NLL of a success falls, averaged over the successes of each prompt that has one; above 0
-      the edit helps A. The prompts are the same for every B.
+      for each ordered pair {"domain": A, "edit": B, "neurons": number of neurons of ℛ, "predicted", "measured"}. The
+      last two list the nats by which the NLL of a success falls, averaged over the successes of each prompt that has
+      one; above 0 the edit helps A. The prompts are the same for every B; without a success the lists are empty. No
+      records with fewer than two domains.
+
+    Raises:
+      ValueError: if there is only one completion of each prompt.
+      KeyError: if `at_base` lacks a domain.
     """
     before = {a: probe.log_probs(base, sample) for a, sample in at_peak.items()}
     found = []
@@ -240,11 +250,12 @@ def on_route(probe: Probe, route_LF: NDArray[np.bool_], later: Later, effect_MLF
 
     Returns:
       {"neurons": indices by layer of the neurons of ℛ, "edit_cosine": {"route", "complement"}, "effect": {"route",
-      "complement"}, "effect_by_neuron": −g_A·δ_B of each neuron of ℛ, by layer}. Effects are in rewards, above 0 if
-      they raise A's reward. Intervals are a jackknife over layers for cosines, and Student's t over A's blocks for
-      effects; with one layer, or one block, there is none. The figures on the route have a null of `N_RANDOM` random
-      sets with as many neurons in each layer as ℛ, drawn from a fixed seed; those on the complement have none. On an
-      empty set, effects are 0; a cosine is 0 where one of the edits is 0.
+      "complement"}, "effect_by_neuron": −g_A·δ_B of each neuron of ℛ, by layer}. "edit_cosine" (of `later.own` and
+      `later.others`) and "effect" hold records. Effects are means over A's blocks in rewards, above 0 if they raise A's
+      reward. Intervals are a jackknife over layers for cosines, and Student's t over A's blocks for effects; with one
+      layer, or one block, there is none. The figures on the route have a null of 1,000 random sets with as many neurons
+      in each layer as ℛ, drawn from a fixed seed; those on the complement have none. On an empty set, effects are 0; a
+      cosine is 0 where one of the edits is 0.
     """
     ab, aa, bb = (
         np.asarray(probe.neuron_products(x, y), np.float64)

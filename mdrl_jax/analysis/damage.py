@@ -17,6 +17,9 @@ positive number is harm. Its unit is that of the objective (`UNITS`); nats are p
 | `reward`, `surrogate` | fall of the mean reward, from fresh samples at each point |
 | `success_nll`, `kl` | exact log-probs, at each point, of the completions sampled at θ*_i |
 | `grpo` | none: prediction only |
+
+A *record* of a figure is {"estimate", "ci95", "null", "n", "unit"}, with "reason" if it has no estimate
+(`stats/estimate.py`).
 """
 
 from collections.abc import Callable
@@ -65,12 +68,13 @@ def pair(
       displacement: D, a tree like `start`.
       sample: completions of domain i sampled at θ*_i, at least two for each prompt.
       draw: α -> completions sampled at θ*_i + αD, on the same prompts. It is called twice for each α of
-        `REWARD_ALPHAS`, so it should keep what it sampled.
+        `REWARD_ALPHAS` (¼, ½, ¾, 1), so it should keep what it sampled.
       progress: told what is being computed.
 
     Returns:
-      {objective: record}. A record has the terms at α = 1 (`Expansion.record`), and "curve", the same terms at every
-      α, with "breaks_at" (`breakdown`). `reward` and `success_nll` add "segments" (`segment_records`) and
+      {objective: terms} for the keys of `UNITS`. The terms are those at α = 1, "first", "second", "predicted",
+      "second_share" and, except for `grpo`, "measured" and "remainder" (`Expansion.record`); with "curve", the same
+      terms at every α, and "breaks_at" (`breakdown`). `reward` and `success_nll` add "segments" (`segment_records`) and
       "segments_needed". If too few prompts have different rewards (`uninformative`), the predicted terms of `reward`,
       `surrogate` and `grpo` have a reason in place of an estimate.
 
@@ -118,14 +122,22 @@ def path(
     4 segments, because the completions of each of its expansions have to be sampled at the point of the expansion.
 
     Args:
-      probe, start, displacement, sample, draw, progress: as in `pair`.
+      probe: the compiled device programs.
+      start: θ*_i, a tree of parameters.
+      displacement: D, a tree like `start`.
+      sample: completions of domain i sampled at θ*_i, at least two for each prompt.
+      draw: α -> completions sampled at θ*_i + αD, on the same prompts; called once for each α of ¼, ½, ¾ and 1.
+      progress: told what is being computed.
 
     Returns:
-      the curves of `success_nll` and `kl` (`expansion.curve`), and the segments of `success_nll` and `reward`
-      (`expansion.segment_records`), both by objective.
+      the curves of `success_nll` and `kl` at α = ⅛, ¼, …, 1 (`expansion.curve`), and the records of 1, 2, 4 and for
+      `success_nll` 8 segments of `success_nll` and `reward` (`expansion.segment_records`), both by objective. A
+      prediction of `reward` has a reason in place of an estimate if one of its points is `uninformative`.
 
     Raises:
-      IndexError, ValueError, and the errors of `draw`: as in `pair`.
+      IndexError: if `sample` has fewer prompts than `analyze.path_prompts`.
+      ValueError: if there is only one completion of each prompt.
+      The errors of `draw`.
     """
     few = np.arange(probe.runtime.config.analyze.path_prompts)
     blind = {0.0: uninformative(sample)}
@@ -162,7 +174,10 @@ def path(
 
 
 def uninformative(sample: Sample) -> str:
-    """The reason why the reward's Hessian cannot be measured on a sample; "" if it can (definitions §6)."""
+    """The reason why the reward's Hessian cannot be measured on a sample; "" if it can (definitions §6).
+
+    It can if at least 20 % of the prompts have completions with different rewards.
+    """
     if sample.informative >= INFORMATIVE:
         return ""
     return f"only {sample.informative:.0%} of the prompts have completions with different rewards"

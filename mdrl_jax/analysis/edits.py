@@ -8,7 +8,8 @@ Parameters may be sharded, so no tensor is gathered. Compiled programs reduce ea
 one layer of one leaf at a time, and only these reach the host.
 
 Shares are exact counts. Their intervals say how much a share depends on single layers, not how well it was counted.
-They are a jackknife over layers, in which unstacked tensors are never left out.
+They are a jackknife over layers, in which unstacked tensors are never left out. A *record* of a figure is {"estimate",
+"ci95", "null", "n", "unit"}, with "reason" if it has no estimate (`stats/estimate.py`).
 
 Choices of this package:
 
@@ -78,7 +79,10 @@ def matrix(kind: str, x: jax.Array) -> jax.Array:
 
     Args:
       kind: the kind of the tensor (`tree.kind`).
-      x: one tensor, a single layer of a stacked leaf: [D, H, h] for q, k, v and [H, h, D] for o.
+      x: one tensor, a single layer of a stacked leaf: [D, H, h] for q, k, v and [H, h, D] for o; not a scalar.
+
+    Returns:
+      the matrix. For "o" all axes but the last become rows, for other kinds all axes but the first become columns.
     """
     if x.ndim == 2:
         return x
@@ -152,7 +156,7 @@ _sums_program = program("edit_sums", lambda before, after: by_tensor(_tensor_sum
 
 
 def effective_rank(spectrum: NDArray[np.floating]) -> float | None:
-    """The effective rank exp(−Σ p log p) of a matrix; None for the zero matrix.
+    """The effective rank exp(−Σ p log p) of a matrix, at least 1; None for the zero matrix, or if a value is nan.
 
     Args:
       spectrum: the squared singular values, in any order; p is these divided by their sum. Values below 0, which are
@@ -176,22 +180,24 @@ def edit_figures(before: Any, after: Any) -> dict[str, Any]:
       {"all": figures, "kinds": {kind: figures}, "histogram"}. "fp32" figures are of float32 weights, "bf16" figures
       after both ends are rounded to bfloat16.
 
-      Figures have these keys. All but "n" and "layers" are records with an interval over layers (`over_layers`).
-      "participation", the "relative" of "fp32" and the "unchanged" of "bf16" have the null of a Gaussian edit, if an
-      entry changed; otherwise "participation" and "scale_free" have no estimate.
+      Figures have these keys. All but "n", "effective_rank" and "layers" are records with an interval over layers
+      (`over_layers`). "participation", the "relative" of "fp32" and the "unchanged" of "bf16" have the null of a
+      Gaussian edit, if an entry changed; otherwise "participation" and "scale_free" have no estimate.
 
       - "n": number of entries.
       - "fp32", "bf16": {"below": {"1e-07", "1e-06", "1e-05"}, "relative", "both", "unchanged"}: shares of entries with
         |δ| < τ; with |δ|/|θ_before| < 1e-3; with |δ|/|θ_before| < 1e-3 and |δ| < 1e-7; with δ = 0.
-      - "participation": (Σδ²)²/(nΣδ⁴). "norm": ‖δ‖. "relative_norm": ‖δ‖/‖θ_before‖.
+      - "participation": (Σδ²)²/(nΣδ⁴). "norm": ‖δ‖. "relative_norm": ‖δ‖/‖θ_before‖, without an estimate if
+        θ_before is 0.
       - "scale_free": {"small", "participation"}: the share of entries with |δ| < 0.1·rms(δ) of their tensor (null
         0.080), and n/Σ(δ/rms)⁴ (null 1/3), both of a Gaussian edit, over tensors with a changed entry.
-      - "effective_rank", for kinds of matrices: the mean over layers.
-      - "layers", for stacked kinds: {"relative", "norm", "effective_rank"}, a list with one value per layer each. The
-        effective rank is None for a layer that did not change, and for kinds of vectors in place of the list.
+      - "effective_rank", for kinds of matrices: the mean over the layers that changed, a record with Student's t over
+        these layers; without an estimate if none changed.
+      - "layers", for stacked kinds: {"relative" (of "fp32"), "norm", "effective_rank"}, a list with one value per layer
+        each. The effective rank is None for a layer that did not change, and for kinds of vectors in place of the list.
 
       "histogram" is {"log10_edges", "counts", "unchanged", "bf16": {"counts", "unchanged"}}: numbers of entries by
-      log10 |δ|. "counts" is one longer than "log10_edges": below the first edge, between edges, above the last edge.
+      log10 |δ|. "counts" is one longer than "log10_edges": below the first edge, between edges, from the last edge on.
       Unchanged entries are also counted below the first edge.
     """
     fetched = distributed.gather(_sums_program(before, after))
@@ -261,11 +267,12 @@ def over_layers(
       high: the largest possible value. The interval is cut to [0, high].
 
     Returns:
-      the record; without an estimate if the figure is not finite, and without an interval if there is only one layer,
-      or if the figure is not finite without one of the layers.
+      the record, with the unit "layer", or "entry" if no leaf is stacked. It has no estimate, but the reason "no entry
+      changed", if the figure is not finite, and no interval if there is only one layer, or if the figure is not finite
+      without one of the layers.
 
     Raises:
-      KeyError: if a leaf lacks a sum that `f` asks for.
+      KeyError: if a leaf lacks a sum that `f` asks for, or `size` if no leaf is stacked.
     """
     value = float(f(lambda key: sum(s[key].sum() for s in sums.values())))
     if not math.isfinite(value):
@@ -338,7 +345,7 @@ _neuron_program = program("neuron_scores", _neuron_scores)
 
 
 def neuron_scores(edit: Any) -> NDArray[np.float32]:
-    """The score of each MLP neuron c in an edit δ, [L, F]: how much the neuron changed.
+    """The score of each MLP neuron c of each layer in an edit δ, [L, F]: how much the neuron changed.
 
     s_c = √(‖δW_gate[:,c]‖² + ‖δW_up[:,c]‖² + ‖δW_down[c,:]‖²) [chosen norm].
 
@@ -369,18 +376,20 @@ _conflicts_program = program(
 def sign_conflict(edit_a: Any, edit_b: Any, share: float = 0.2) -> dict[str, Any]:
     """The TIES sign conflict (arXiv 2306.01708): the share of entries with opposite signs among the largest.
 
-    The largest are those in the top `share` by |δ| of both edits. A top set is taken in each tensor. All entries as
-    large as the smallest one of the set are in it; unchanged entries never are. Sets are found by counting, so no
-    sharded tensor is sorted or gathered. Intervals are a jackknife over layers.
+    The largest are those in the top `share` by |δ| of both edits. A top set is taken in each tensor: the round(share ·
+    size) largest entries, at least one, and all others that are as large as the smallest of them. Unchanged entries are
+    never in it. Sets are found by counting, so no sharded tensor is sorted or gathered. Intervals are a jackknife over
+    layers.
 
     Args:
       edit_a, edit_b: two trees δ with the same structure.
-      share: the size of a top set, as a share of the tensor.
+      share: the size of a top set, as a share of the tensor, in [0, 1].
 
     Returns:
       {"all": record, "kinds": {kind: record}}. Each record adds "chance", which is ½, and "shared", the number of
-      entries in both top sets. It has no estimate if there are none, and no interval if there are
-      none without one of the layers (`over_layers`).
+      entries that are in both top sets of their tensor. It has no estimate if there are no such entries. It has no
+      interval if there is only one layer, if leaving out one layer leaves no such entry, or if no leaf is stacked
+      (`over_layers`).
     """
     counted = distributed.gather(_conflicts_program(edit_a, edit_b, share))
     sums = {name: {k: np.asarray(v, float) for k, v in counts.items()} for name, counts in counted.items()}

@@ -5,7 +5,8 @@ order of each prompt), and log-probs or rewards at both ends. The prediction at 
 
 Intervals are bootstrap-t over 2,000 draws of prompts with replacement, and Fieller's for shares. All figures of a
 sample use the same draws, so that their differences and ratios are paired. An array with the axis R is a figure of
-these draws (`stats.bootstrap.Draws`): it holds the figure of the sample in entry 0.
+these draws (`stats.bootstrap.Draws`): it holds the figure of the sample in entry 0. A *record* of a figure is
+{"estimate", "ci95", "null", "n", "unit"}, with "reason" if it has no estimate (`stats/estimate.py`).
 """
 
 import dataclasses
@@ -120,8 +121,12 @@ def expansion(order: DirectionalDerivatives, draws: Draws, alpha: float, measure
     Args:
       order: first and second orders of each prompt along D.
       draws: of the prompts.
-      alpha: α, the part of D that is gone.
+      alpha: α, the share of the way along D.
       measured_R: the measured damage there, with the same draws; None if the objective has none.
+
+    Returns:
+      `first_R` = α g·D and `second_R` = ½ α² DᵀHD, of the sample and each draw, NaN where the objective counts nothing;
+      with `alpha` and `measured_R`.
     """
     first_R = draws.ratio(order.first_P, order.count_P)
     second_R = draws.ratio(order.second_P, order.count_P)
@@ -143,14 +148,16 @@ def reward_loss(before: Sample, after: Sample, draws: Draws) -> Floats:
 
 
 def nll_rise(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draws: Draws) -> Floats:
-    """Measured rise of −log π of the completions that succeeded at θ*, in nats a completion, [R].
-
-    NaN where no completion succeeded, in the sample or in a draw.
+    """Measured rise of −log π of the completions that succeeded at θ*, averaged over them, in nats a completion.
 
     Args:
       sample: completions sampled at θ*.
       before_PGT, after_PGT: log-probs of their tokens at θ* and at the other point, 0 on padding.
       draws: of the prompts.
+
+    Returns:
+      the rise [R], above 0 if successes became less likely; NaN where no completion succeeded, in the sample or in a
+      draw.
     """
     fall_PG = (before_PGT - after_PGT).sum(axis=2, dtype=np.float64)
     return draws.ratio((sample.success_PG * fall_PG).sum(axis=1), sample.success_PG.sum(axis=1))
@@ -159,8 +166,10 @@ def nll_rise(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draw
 def kl(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draws: Draws) -> Floats:
     """KL(π_θ* ‖ π_θ) by its unbiased estimate, the mean of log π_θ*/π_θ over samples of θ*, in nats a completion, [R].
 
+    The estimate may be negative.
+
     Args:
-      sample: completions sampled at θ*.
+      sample: completions sampled at θ*; not read, because all of them count.
       before_PGT, after_PGT: log-probs of their tokens at θ* and at θ, 0 on padding.
       draws: of the prompts.
     """
@@ -175,14 +184,15 @@ def curve(
 
     Args:
       order: first and second orders of each prompt along D.
-      measured: α -> measured damage [R], or None if the objective has none; in ascending order of α.
+      measured: α -> measured damage [R], or None if the objective has none; at least one α, in ascending order.
       draws: of the prompts.
       unit: of the objective.
       reason: why the predicted terms cannot be measured; "" if they can.
 
     Returns:
-      the record at the largest α (`Expansion.record`), with "curve", the records at all α, and "breaks_at"
-      (`breakdown`).
+      the record at the last α, {"alpha", "first", "second", "predicted", "second_share"} and, with a measured damage,
+      "measured" and "remainder" (`Expansion.record`); with "curve", the list of the records at all α, and "breaks_at"
+      (`breakdown`), None without a measured damage.
     """
     steps = [expansion(order, draws, alpha, at).record(draws, unit, reason) for alpha, at in measured.items()]
     return steps[-1] | {"curve": steps, "breaks_at": breakdown(steps)}
@@ -200,7 +210,7 @@ def segment_records(
 
     Args:
       orders: α -> first and second orders along D (not d), expanded at θ* + αD; every j/n is needed, for j < n.
-      counts: the numbers of segments n.
+      counts: the numbers of segments n, each at least 1.
       measured_R: the measured damage at α = 1.
       draws: of the prompts.
       unit: of the objective.
@@ -208,9 +218,9 @@ def segment_records(
         expansions cannot be measured.
 
     Returns:
-      for each n: {"segments": n, "predicted", "measured", "remainder", "curvature_share"}. "curvature_share" is
-      1 − g(θ*)·D / predicted, the part of the predicted damage that the gradient at θ* does not explain; it is missing
-      where the interval of the prediction includes 0.
+      for each n: {"segments": n, "predicted", "measured", "remainder": measured − predicted, "curvature_share"}, all
+      but n records. "curvature_share" is 1 − g(θ*)·D / predicted, the part of the predicted damage that the gradient at
+      θ* does not explain; it is missing where the interval of the prediction includes 0.
 
     Raises:
       KeyError: if `orders` lacks an α that is needed.
@@ -239,14 +249,16 @@ def segment_records(
 def breakdown(curve: Sequence[dict[str, Any]], share: float = 0.2) -> float | None:
     """The α at which the expansion breaks down: from there to the end of the curve it fails at every α.
 
-    It fails at an α if the interval of the remainder does not include 0 and |remainder| > `share` · |measured|.
+    It fails at an α if the interval of the remainder does not include 0 and |remainder| > `share` · |measured|. A
+    remainder without an interval does not fail.
 
     Args:
       curve: records of `Expansion.record`, in ascending order of α.
       share: the largest remainder that is tolerated, as a share of the measured damage.
 
     Returns:
-      the smallest such α; None if the expansion does not fail at the end of the curve, or if a figure is missing.
+      the smallest α from which on it fails at every α. None if the expansion does not fail at the end of the curve, if
+      "measured" or "remainder" is missing or has no estimate at one α, or if the curve is empty.
     """
     broken = None
     for step in curve:
@@ -261,6 +273,8 @@ def breakdown(curve: Sequence[dict[str, Any]], share: float = 0.2) -> float | No
 
 def segments_needed(rows: Sequence[dict[str, Any]], share: float = 0.1) -> int | None:
     """The smallest number of segments with |remainder| ≤ `share` · |measured|, by estimates; None if there is none.
+
+    Rows without an estimate of "measured" or "predicted" are skipped.
 
     Args:
       rows: records of `segment_records`, in ascending order of the number of segments.

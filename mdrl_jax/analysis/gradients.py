@@ -11,6 +11,9 @@ large to keep, so `gram` keeps only the inner products of all pairs of blocks, t
 The disattenuated cosine is not measurable if, for one of the two domains, the gradients of two halves of the blocks do
 not agree: the interval of their cosine r does not lie above 0. Such a domain has too few prompts whose completions
 differ in reward. A cosine near 0 would then only show that the gradient is noise.
+
+A *record* of a figure is {"estimate", "ci95", "null", "n", "unit"}, with "reason" if it has no estimate
+(`stats/estimate.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +48,7 @@ def gram(block_gradient: Callable[[int], Any], n: int, held: int) -> Gram:
       held: how many gradients fit into memory, at least 2.
 
     Returns:
-      by path of the leaf: [L, n, n] float64 for a leaf stacked by layer, otherwise [1, n, n].
+      by path of the leaf: symmetric [L, n, n] float64 for a leaf stacked by layer, otherwise [1, n, n].
 
     Raises:
       ValueError: if `held` is below 2.
@@ -97,9 +100,11 @@ def compare(
     Returns:
       {"model": row, "kinds": [row], "layers": [row], "tensors": [row], "conflicting", "synergistic", "cancellation"}.
 
-      - A row has "name", "kind" and "layer"; the records "inner", "cosine" (raw) and "disattenuated" (without an
-        estimate, but with a "reason", if it is not measurable); "halves" and "reliability", the records of r and of ρ,
-        of A and of B; and "p", the two-sided p-value of inner ≠ 0.
+      - A row has "name"; "kind" and "layer", None where it sums over several or has none; the records "inner", "cosine"
+        (raw, without an estimate if a gradient is 0) and "disattenuated" (without an estimate if it is not measurable);
+        "halves" and "reliability", the records of r and of ρ, [of A, of B]; and "p", the two-sided p-value of
+        inner ≠ 0. Only the "cosine" of "model" has a null. "n" of a record counts blocks, of A and B together or of the
+        one domain.
       - "conflicting" and "synergistic" are {"tensors": names, "count": record}: the tensors whose inner product is
         negative, or positive, by Benjamini–Hochberg at `q`.
       - "cancellation" has the records "positive" and "negative", the sums over tensors of the inner products of one

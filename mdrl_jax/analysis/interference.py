@@ -70,6 +70,9 @@ def run(
 ) -> dict[str, Any]:
     """Starts or resumes the analysis; writes `folder`/analysis/*.json and `folder`/claims.json.
 
+    It also writes finished units, samples and the vectors of conflict subspaces to folders below `folder`/analysis. The
+    caller runs `check` first.
+
     Args:
       runtime: the model, prompts, rewards and configuration.
       checkpoints: the checkpoints to analyse.
@@ -80,13 +83,14 @@ def run(
         the settings, so a resumed analysis must have the same ones.
 
     Returns:
-      the content of the written files, by file name without ending: "edits", "gradients", "routes", "damage",
-      "subspace" and "claims" (`assembly.assemble`).
+      the content of the written files, by file name without ending: "edits", "gradients", "peak_gradients",
+      "solo_effects", "routes", "damage", "subspace" and "claims" (`assembly.assemble`).
 
     Raises:
       UserError: if `folder` holds an analysis with other settings or of other checkpoints, or its settings or a unit
         are not valid JSON; if sampling fails (`samples.draw`); or if a Lanczos search fails (`lanczos.block_lanczos`).
-      ValueError: if a second-order term of a conflict subspace is not finite.
+      RuntimeError: if reward workers do not start (`samples.draw`).
+      ValueError: if a second-order term, a damage or a derivative of a conflict subspace is not finite.
       Stopped: after a SIGTERM, if `track` is that of a `Screen`; finished units are saved.
       The errors of `samples.load`, if the file of a sample is damaged, and of `checkpoints.params`.
     """
@@ -119,8 +123,8 @@ def check(runtime: Runtime, checkpoints: Checkpoints) -> None:
       checkpoints: the checkpoints to analyse; their parameters are not read.
 
     Raises:
-      UserError: if there is no stage to analyse, if a domain has too few prompts, or if the mesh does not divide the
-        micro-batches.
+      UserError: if there is no stage to analyse, if a domain has too few prompts or groups of prompts, or if the mesh
+        does not divide the micro-batches or the prompts that are sampled at once.
       KeyError: if the run has no prompts of a domain.
     """
     if not checkpoints.stages:
@@ -266,7 +270,8 @@ class Analysis:
 
         Returns:
           {"domains": {domain: {"source", "stage", figures of `edits.edit_figures`, "sft": the same of supervised
-          training to the same score (`matched`), if a supervised stage of the domain has run}}, "pairs": [{"domains":
+          training to the same score (`matched`), if a supervised stage of the domain has run; "random_signs": the same
+          of its updates with random signs, if the stage recorded them}}, "pairs": [{"domains":
           [a, b], "by_layer", "global": Jaccards of the most-changed neurons, "sign_conflict"}], "again": [{"domain",
           "stages": [its first solo stage, another], "by_layer", "global"}], which compares two solo stages of one
           domain}.
@@ -278,6 +283,8 @@ class Analysis:
             progress(f"{source} edit of {domain}")
             figures = edits.edit_figures(self.params(trained.start), self.params(trained.name))
             domains[domain] = {"source": source, "stage": trained.name} | figures
+            if (signed := self.checkpoints.random_signs(trained.name)) is not None:
+                domains[domain]["random_signs"] = signed
             for supervised in (s for s in self.checkpoints.supervised if s.domain == domain):
                 domains[domain]["sft"] = self.matched(trained, supervised)
             scores[domain] = edits.neuron_scores(self.edit(trained))
@@ -514,9 +521,7 @@ class Analysis:
         if vectors:
             kept = {"vectors": vectors, "index_LR": at.route.index_LR, "mask_LR": at.route.mask_LR}
             save_tree(subspace_folder(self.folder, domain, stage.name, objective), kept)
-            # Without a null, all vectors are read: those of the converged pairs.
-            known = [half["measured_dimension"] for half in record["halves"]]
-            found = [(v, subspace.size(v) if n is None else n) for v, n in zip(vectors, known, strict=True)]
+            found = [(v, subspace.size(v)) for v in vectors]
             record["removal"] = removal.on_route(self.probe, at, sample, found, progress)
             if objective == "success_nll":
                 supports = self._supports(start, chosen, shared["heads"])
@@ -548,10 +553,10 @@ class Analysis:
 
 
 def subspace_folder(folder: Path, domain: str, stage: str, objective: str) -> Path:
-    """The path of the folder of a conflict subspace's vectors, which exists only if the subspace was found.
+    """The path of the folder of a conflict subspace's vectors: `folder`/analysis/subspaces/DOMAIN-STAGE-OBJECTIVE.
 
-    It holds the tree {"vectors": [basis found on each half of A's prompts], "index_LR", "mask_LR"}. The last two are
-    those of the route (`conflict.Route`).
+    It exists only if the subspace was found; it is not made here. It holds the tree {"vectors": [basis found on each
+    half of A's prompts], "index_LR", "mask_LR"}. The last two are those of the route (`conflict.Route`).
 
     Args:
       folder: the work folder.

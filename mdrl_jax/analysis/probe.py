@@ -251,9 +251,15 @@ class Probe:
 def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     """The probe of a run. The last one is cached, so that all stages of a run share its programs.
 
+    Each program is compiled at its first call. Attention is plain if the float32 scores of one layer fit into
+    `analyze.attention_logit_bytes` on each device, otherwise blockwise.
+
     Args:
       runtime: the model, the mesh and the configuration.
       grpo: the settings of the trainer's loss.
+
+    Returns:
+      the probe; the same object as at the last call if both arguments are equal.
     """
     config = runtime.config.analyze
     rows = config.batch * config.group_size

@@ -57,17 +57,18 @@ class Activity:
 
 
 def activity(model: Decoder, attend: Any, params: Any, rows: CompletionBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums of activity over the tokens of one block of prompts.
+    """Sums of activity over the completion tokens of one block of prompts.
 
     Args:
       model: the decoder.
-      attend: makes the attention from the valid tokens.
+      attend: valid_BT -> the attention of whole sequences, for example `attention.plain`.
       params: its parameters.
       rows: the completions of the block.
 
     Returns:
-      neurons [2, L, F], heads [2, L, H] and the number of tokens [2]; the first axis is `WHICH`. Rows of weight 0 do
-      not count.
+      Σ |h_c|·‖W_down[c,:]‖ of each neuron [2, L, F], Σ ‖o_h W_O^h‖ of each head [2, L, H], and the number of tokens
+      that the sums are over [2]. The first axis is `WHICH`: all completions, and those that succeeded. Each token
+      counts at the position that predicts it. Rows of weight 0 do not count.
     """
     reach_LF = jnp.sqrt(jnp.sum(jnp.square(params["layers"]["down"]["kernel"]), axis=2))
     weights_BT = rows.mask_BT * rows.weight_B[:, None]

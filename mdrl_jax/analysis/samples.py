@@ -183,8 +183,8 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
       who: the beginning of the error message, for example "stage ewc-qa: ".
 
     Raises:
-      UserError: if the mesh does not divide the micro-batches, or if a domain has too few prompts, or too few groups of
-        prompts.
+      UserError: if the mesh does not divide the rows of a micro-batch or the prompts that are sampled at once, or if a
+        domain has too few prompts, or too few groups of prompts.
       KeyError: if the run has no prompts of a domain.
     """
     config, parts = runtime.config.analyze, batch_divisor(runtime.mesh)
@@ -206,6 +206,9 @@ def check(runtime: Runtime, domains: Sequence[str], who: str = "") -> None:
 
 def draw(runtime: Runtime, params: Any, domain: str, n_prompts: int | None = None, first: int = 0) -> Sample:
     """Samples `analyze.group_size` completions of each prompt.
+
+    The prompts and the sampling keys depend only on the configuration and on `domain`, `n_prompts` and `first`, so the
+    same parameters give the same completions.
 
     Args:
       runtime: the model, prompts, rewards and configuration.
@@ -248,7 +251,7 @@ def sampled_at_once(prompts: int, batch: int, most: int) -> int:
 
     Args:
       prompts: the number of prompts, a positive multiple of `batch`.
-      batch: prompts per micro-batch of the analysis. The result is never below it.
+      batch: prompts per micro-batch of the analysis, at least 1. The result is never below it, even if `most` is.
       most: how many prompts may be sampled at once.
 
     Raises:

@@ -47,6 +47,8 @@ class Checkpoints:
       params: reads the parameters of a checkpoint (`BASE`, or a name of `stages`, `solos` or `supervised`).
       supervised: supervised stages of one domain, at most one of each.
       looks: (name of one of `supervised` with a target) -> the record of its looks (`stages/target.py`).
+      random_signs: (name of one of `stages` or `solos`) -> the figures of its edit if every entry of every
+        update had had a random sign (`edits.edit_figures`); None if the stage did not record them.
     """
 
     stages: tuple[Trained, ...]
@@ -54,6 +56,7 @@ class Checkpoints:
     params: Callable[[str], Any]
     supervised: tuple[Supervised, ...] = ()
     looks: Callable[[str], Mapping[str, Any]] = lambda name: {}
+    random_signs: Callable[[str], Mapping[str, Any] | None] = lambda name: None
 
     def own(self, domain: str) -> Trained:
         """The last stage of the sequence that trained a domain. Its end is the domain's peak θ*_i (definitions §1).

@@ -100,7 +100,10 @@ class Problem:
 
 
 def problem(sizes: Sizes, seed: int = 0) -> Problem:
-    """The problem of these sizes, with parameters, tokens and direction drawn from `seed`; on the first JAX device."""
+    """The problem of these sizes, with parameters, tokens and direction drawn from `seed`; on the first JAX device.
+
+    All tokens are valid, and every row has weight, advantage and success 1. The direction has standard normal entries.
+    """
     heads = sizes.width // HEAD_DIM
     config = ModelConfig("llama", sizes.vocabulary, sizes.layers, sizes.width, 4 * sizes.width, heads, heads, HEAD_DIM)
     model = Decoder(config)

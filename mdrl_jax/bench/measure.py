@@ -110,7 +110,7 @@ def rounds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) 
 def records(
     bench: str, lines: Sequence[Line], tasks: Mapping[str, Task], seconds: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """The records of a benchmark's lines, ready for JSON.
+    """The records of a benchmark's lines, of plain data.
 
     Args:
       bench: name of the benchmark.
@@ -120,10 +120,11 @@ def records(
 
     Returns:
       one record for each line, in the same order. "bench", "what", "limit", "target" and "reason" repeat what was given
-      ("target" is None if the line has none), and "repeats" is the number of rounds. "flops_ratio", "time_ratio" (with
-      "time_ci95") and "memory_ratio" are `over` divided by `under`; for memory each weight in `under` is 1, because
-      repeated calls take no more of it. "seconds" (median over rounds), "flops" and "bytes" are weighted sums over the
-      tasks in `over` alone. What is not known is None, as are all measured figures of a line with a `reason`.
+      ("target" is None if the line has none), and "repeats" is the number of rounds. "flops_ratio", "time_ratio" and
+      "memory_ratio" are `over` divided by `under`; for memory each weight in `under` is 1, because repeated calls take
+      no more of it. "time_ci95" is [low, high], drawn from a fixed seed, and [-inf, inf] with one round. "seconds"
+      (medians over rounds), "flops" and "bytes" are weighted sums over the tasks in `over` alone. What is not known is
+      None, as are ratios of FLOPs and memory to 0, and all measured figures and "repeats" of a line with a `reason`.
 
     Raises:
       KeyError: if a line that has no `reason` names a task that is missing.

@@ -97,14 +97,15 @@ def matfree(given: Problem, on: Route) -> tuple[dict[str, Task], list[Line]]:
 
 
 def curvlinops(given: Problem) -> tuple[dict[str, Task], list[Line]]:
-    """curvlinops' Hessian product and Gauss–Newton product.
+    """curvlinops' Hessian product, its Gauss–Newton product and torch's own gradient. Each is called once here.
 
     Args:
       given: the problem on all parameters.
 
     Returns:
-      the tasks by name, and the lines of the table. If torch or curvlinops is not installed: no tasks, and a line that
-      says so.
+      the tasks with their FLOPs by name, "curvlinops Hv", "curvlinops GGN" and "torch gradient"; and the lines of the
+      table. The lines divide by "torch gradient", and the last one by the task "gradient" of `whole_tasks`, which the
+      caller has to measure too. If torch or curvlinops is not installed: no tasks, and a line that says so.
     """
     if not installed("torch", "curvlinops"):
         return {}, [Line("curvlinops", reason="torch or curvlinops is not installed")]

@@ -39,9 +39,17 @@ class Assignment:
 def exact(correlations: Sequence[Floats]) -> Assignment:
     """The exact permutation test.
 
+    It lists the product of all K! assignments, one factor for each domain A, so it suits few domains only.
+
     Args:
-      correlations: for each domain A, ρ_A over its K other domains, [K, K]; the diagonal is the right assignment. An
-        undefined correlation (nan), of a constant prediction, counts as 0.
+      correlations: for each domain A, ρ_A over its K other domains, [K, K], K at least 1: row b for the predictions of
+        edit b, column c for the measurements of edit c. The diagonal is the right assignment. An undefined correlation
+        (nan), of a constant prediction, counts as 0.
+
+    Returns:
+      The statistic, which is the mean over all diagonal entries of all domains; both one-sided p-values; and the means
+      of all assignments. The right assignment is one of them, so no p-value is 0. Means that differ by at most 1e-12
+      count as equal.
 
     Raises:
       ValueError: if there is no domain, or a matrix is not square.

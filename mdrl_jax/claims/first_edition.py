@@ -26,7 +26,10 @@ MAX_REMAINDER = 0.2  # share of the measured damage; the expansion counts as loc
 
 
 def c1(edits: Sequence[Edit]) -> Condition:
-    """The edit of every domain has a share of small relative changes above 0.5 and a participation ratio below 0.3."""
+    """C1: every domain's share of small relative changes is above 0.5 and its participation ratio below 0.3.
+
+    Both are compared with their intervals. Without edits the condition is undecided.
+    """
     conditions = []
     for edit in edits:
         name = f"{edit.domain} ({edit.source} edit)"
@@ -36,12 +39,17 @@ def c1(edits: Sequence[Edit]) -> Condition:
 
 
 def c2(mean: Record) -> Condition:
-    """The interval of the mean Jaccard index lies below the published bound."""
+    """C2: the mean Jaccard index is below the published bound, 0.19; compared with its interval (`verdicts.under`)."""
     return under(mean, WEAK_OVERLAP, "mean pairwise Jaccard")
 
 
 def c3(pair: GradientPair) -> Condition:
-    """Of reliable gradients at A's peak: near-orthogonal, with a conflicting and a synergistic tensor, and damage."""
+    """C3: near-orthogonal gradients at A's peak, a conflicting and a synergistic tensor, and damage.
+
+    The condition is undecided unless the reliabilities of both gradients lie above 0.5 by their intervals. Then it is
+    the AND of: |cos| below 0.1; measured damage above 0, both by their intervals; and at least one tensor of each kind,
+    whose absence is undecided and not contradicted.
+    """
     for domain, figure in pair.reliability.items():
         reliable = above(figure, 0.5, f"reliability of the {domain} gradient")
         if reliable.verdict != "supported":
@@ -56,7 +64,10 @@ def c3(pair: GradientPair) -> Condition:
 
 
 def c4(pairs: Sequence[RoutePair], agreement: Record) -> Condition:
-    """Every pair's routes overlap above their null, and effects agree with transfers over pairs.
+    """C4: every pair's routes overlap above their null, and effects agree with transfers over pairs.
+
+    The Jaccard of each pair is compared with the 97.5th percentile of its null, and the agreement with 0, by their
+    intervals. Without pairs the condition is undecided, unless the agreement contradicts it.
 
     Args:
       pairs: the routes of every pair of an earlier and a later domain.
@@ -68,7 +79,13 @@ def c4(pairs: Sequence[RoutePair], agreement: Record) -> Condition:
 
 
 def c5(pair: DamagePair) -> Condition:
-    """Harm that is mainly second order where the model is local, and captured better than by every baseline."""
+    """C5: harm is mainly second order where the expansion is local, and S captures more of it than every baseline.
+
+    The condition is undecided unless the measured damage of the pair is above 0. Then it is the AND over the pair's
+    objectives. Of each, at the step of `local_step`: the second-order share is above ½, and the margin of c(k) over
+    each baseline is above 0. An objective is undecided if it has no subspace or no local step, or if the measured
+    damage at that step is not above 0. All comparisons are by intervals.
+    """
     harmed = above(pair.damage, 0.0, "measured damage")
     if harmed.verdict != "supported":
         return Condition("undecided", harmed.words)
@@ -79,8 +96,8 @@ def c5(pair: DamagePair) -> Condition:
 def local_step(steps: Sequence[CurveStep]) -> CurveStep | None:
     """The step with the largest α at which the expansion is local; None if there is none.
 
-    Local means |remainder| ≤ 20 % of |measured damage|, by the estimates. Steps with α = 0, or without one of the two
-    estimates, do not count.
+    Local means |remainder| ≤ 20 % of |measured damage|, by the estimates. Steps with α ≤ 0, or without one of the two
+    estimates, do not count. A step with a smaller α need not be local.
     """
 
     def local(step: CurveStep) -> bool:

@@ -50,9 +50,13 @@ def _old(claim: str, condition: Condition) -> tuple[str, Condition]:
 
 
 def c1(edits: Sequence[Edit]) -> Record:
-    """Judges C1: the edit of every domain is sparse, and sparser than it must be.
+    """Judges C1: the edit of every domain is sparse, and sparser than SFT and random signs make it.
 
-    The printed figure is the smallest share of weights whose bfloat16 value did not change.
+    The parts of the rule, each an AND over domains: "unchanged weights", the share of weights whose bfloat16 value did
+    not change is above 0.5; "sparser than SFT" and "sparser than random signs", the scale-free share of small entries
+    is above, and the participation ratio within tensors below, that of the compared edit. All are exact counts, so they
+    are compared without intervals. A missing comparison is undecided. The printed figure is the smallest share of
+    unchanged weights of a domain.
 
     Args:
       edits: one edit for each domain: its solo edit, or its sequential one if there was no solo stage. Without edits
@@ -116,9 +120,13 @@ def _text(value: float | None) -> str:
 def c2(mean: Record, pairs: Sequence[Record] = (), again: Sequence[Record] = ()) -> Record:
     """Judges C2: the most-changed neurons of two domains overlap weakly, compared with one domain trained twice.
 
-    With J the mean Jaccard over pairs of domains and J' that of one domain trained twice (its ceiling), the printed
-    figure is (J − chance)/(J' − chance). Without a ceiling it is J. Then J at or above the published bound contradicts
-    the claim, but J below it leaves the claim undecided, because two random sets would be below it too.
+    J is the mean Jaccard over pairs of domains, and J' that of one domain trained twice, the ceiling. The printed
+    figure is (J − chance)/(J' − chance), with the mean over domains in the denominator. The claim is supported if it is
+    below ½, otherwise contradicted; J is an exact count, so there is no interval.
+
+    If there is no ceiling, the printed figure is J. J at or above the published bound, 0.19, contradicts the claim, and
+    J below it leaves it undecided, because two random sets would be below it too. The claim is also undecided if J is
+    not measured, or, then without a figure, if a J' is not above the upper end of its null.
 
     Args:
       mean: J, with its chance as the null: {"mean", "low", "high"}.
@@ -126,7 +134,7 @@ def c2(mean: Record, pairs: Sequence[Record] = (), again: Sequence[Record] = ())
       again: for each domain with two solo stages, {"domain", "by_layer": its J' with such a null}.
 
     Returns:
-      The record of the claim (`verdicts.judge`).
+      The record of the claim (`verdicts.judge`). Its `rows` are `pairs` and then `again`.
     """
     old = _old("C2", first_edition.c2(mean))
     if not again or mean["estimate"] is None:
@@ -157,6 +165,10 @@ def _named_weak(published: Condition, weak: Condition) -> Condition:
 
 def c3(pairs: Sequence[GradientPair], at_peaks: Sequence[GradientPair]) -> Record:
     """Judges C3: the full-model gradients are near-orthogonal, because tensors cancel, and yet B harms A.
+
+    The parts of the rule, all judged by intervals: "near-orthogonal", |cos| below 0.1, undecided unless both gradients
+    have a reliability above 0.5; "tensors cancel", the sum of positive products of tensors above 0 and that of negative
+    ones below 0, supported or undecided; and "harm", measured damage above 0.
 
     Args:
       pairs: every pair of an earlier and a later domain, with success-NLL gradients at θ_0 of completions sampled at
@@ -199,6 +211,10 @@ def c4(
 ) -> Record:
     """Judges C4: domains share active routes, and the update on the shared route decides which prompts gain or lose.
 
+    The parts of the rule: "shared routes", by its interval the route Jaccard of every pair is above the 97.5th
+    percentile of its null; and "the edit predicts", by the exact test: supported if p < 0.05, contradicted if the
+    opposite p < 0.05. A part is undecided without pairs, or without a test or with one of fewer than 20 assignments.
+
     Args:
       pairs: the routes of every pair of an earlier and a later domain.
       test: the exact test over all ordered pairs of solo edits; None if there are not enough solo stages.
@@ -235,12 +251,15 @@ def _predicts(test: Assignment | None) -> Condition:
 def c5(pairs: Sequence[DamagePair]) -> Record:
     """Judges C5: damage is mainly curvature, and removing its part in the conflict subspace S undoes most of it.
 
-    The verdict is that of the pair with the largest measured damage. All parts of a pair whose measured damage is not
-    supported to be above 0 are undecided. Success NLL decides; mean reward is listed as corroboration. The printed
-    figure is the share of damage that removal undoes, or the curvature share if there was no removal.
+    The parts of the rule, all judged by intervals: "mainly curvature", the curvature share of the predicted damage is
+    above ½; "concentrated in S", removal of P_S D undoes more than removal of every other piece of equal norm; and
+    "mainly in S", it undoes more than ½ of the damage. The verdict is that of the pair with the largest measured
+    damage. All parts of a pair whose measured damage is not above 0 by its interval are undecided, and so are parts
+    whose figure was not measured. Success NLL decides; mean reward is only listed. The printed figure is the share of
+    damage that removal undoes, or the curvature share if there was no removal.
 
     Args:
-      pairs: every pair of an earlier and a later domain.
+      pairs: every pair of an earlier and a later domain. Without pairs the claim is undecided.
 
     Returns:
       The record of the claim (`verdicts.headline`). Each row also has "reward", the parts judged by mean reward, as

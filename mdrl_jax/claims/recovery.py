@@ -86,8 +86,9 @@ class Refreshed:
 def c6(refreshes: Sequence[Refreshed]) -> Record:
     """Judges C6: a brief plain refresh recovers, contracts the harmful component, and gives the best average.
 
-    The verdict and the printed recovery fraction are those of the plain refresh whose domain had lost most. Without one
-    that has a measured loss the claim is undecided.
+    The parts of the rule are those of `refresh_parts`. The verdict and the printed recovery fraction are those of the
+    plain refresh whose domain had lost most. Without one that has a measured loss the claim is undecided, and there is
+    no figure.
 
     Args:
       refreshes: all refreshes of the run. Of those with equal losses the first one counts.
@@ -128,7 +129,13 @@ def c6(refreshes: Sequence[Refreshed]) -> Record:
 
 
 def refresh_parts(refreshed: Refreshed) -> list[Part]:
-    """Judges one refresh by the parts of C6; one that is not brief has a single, undecided part."""
+    """Judges one refresh by the parts of C6, whether or not it is a plain one.
+
+    Returns:
+      The parts "recovery" (by their intervals the recovery fraction is above 0.5 and the collateral below 3 points),
+      "contraction" (`contracts`) and "best average" (`best_average`), each with its condition. A refresh of more than
+      20 % of the steps of the domain's own stage has a single part instead, "brief", which is undecided.
+    """
     share = refreshed.steps / refreshed.stage_steps
     if share > BRIEF:
         words = f"{refreshed.steps} of {refreshed.stage_steps} steps are {share:.0%}, above {BRIEF:.0%}"
@@ -148,8 +155,13 @@ def refresh_parts(refreshed: Refreshed) -> list[Part]:
 def contracts(contraction: Sequence[Record]) -> Condition:
     """Judges whether the displacement contracts in every conflict subspace S (definitions §8).
 
+    In every S the figures "shrinks", "than_random", "toward" and each of "than_other" have to be below 0, by their
+    intervals. The condition is the AND of all. It cannot be supported if "than_other" is empty, because no other domain
+    was refreshed, or if a record is of an earlier version, without "shrinks".
+
     Args:
-      contraction: one record for each S, as made by `recovery.refresh.contraction.contraction`.
+      contraction: one record for each S, as made by `recovery.refresh.contraction.contraction`. Without records the
+        condition is undecided.
     """
     if not contraction:
         return Condition("undecided", "not measurable: no conflict subspace was found")
@@ -176,9 +188,11 @@ def _contracts_in(c: Record) -> Condition:
 def best_average(rivals: Mapping[str, Record]) -> Condition:
     """Judges whether the mean over domains after the refresh is above that of every other method at equal budget.
 
+    Each difference is compared with 0 by its interval, and the condition is the AND of all.
+
     Args:
-      rivals: as in `Refreshed`. A method of another budget is left out, and if it is one of `RIVALS` the condition
-        cannot be supported.
+      rivals: as in `Refreshed`. A method of another budget, whose record has no estimate, is left out. If a method of
+        `RIVALS` has no estimate or is absent, the condition cannot be supported.
     """
     compared = [
         above(figure, 0.0, f"average minus that of {name}")
@@ -213,8 +227,9 @@ def _old_c6(refreshes: Sequence[Refreshed]) -> Condition:
 def c7(rollbacks: Sequence[Record]) -> Record:
     """Judges C7: a rollback gains more of A than every control does at equal loss of B.
 
-    The verdict is that of the rollback whose A had lost most, among those that chose a set if there is one. The printed
-    figure is its smallest difference to a control, in points; there is none if it chose no set.
+    The parts of the rule are those of `rollback_parts`. The verdict is that of the rollback whose A had lost most,
+    among those that chose a set if there is one. The printed figure is its smallest difference to a control, in points;
+    there is none if it chose no set.
 
     Args:
       rollbacks: the records `recovery/rollback-A-B.json`.
@@ -242,7 +257,11 @@ def c7(rollbacks: Sequence[Record]) -> Record:
 def rollback_parts(record: Record) -> list[Part]:
     """Judges one rollback by the parts of C7, from its record `recovery/rollback-A-B.json`.
 
-    A rollback that cannot be judged has a single, undecided part.
+    Returns:
+      Two parts: "against blind controls" and "against A's gradient". By their intervals, the rollback's gain minus that
+      of each control of this kind at equal loss of B is above 0. The second is undecided if a control of `INFORMED` is
+      absent and none contradicts it. A rollback that cannot be judged has a single, undecided part instead: "a set was
+      chosen" if none was, or "loss to win back" if A's loss is not above 0 by its interval.
 
     Raises:
       KeyError: if the record lacks a field.
@@ -272,7 +291,11 @@ def rollback_parts(record: Record) -> list[Part]:
 
 
 def rollback_condition(parts: Sequence[Part]) -> Condition:
-    """The AND of the parts of `rollback_parts`; its words say so if only the blind controls are beaten."""
+    """The AND of the parts of `rollback_parts`.
+
+    Its words have the name of each deciding part. If the blind controls are beaten but not those that know A's
+    gradient, they begin with "supported against blind controls, not against A's gradient".
+    """
     condition = all_parts(parts)
     if len(parts) == 2 and parts[0][1].verdict == "supported" and condition.verdict != "supported":
         return Condition(

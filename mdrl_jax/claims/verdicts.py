@@ -28,7 +28,15 @@ def exceeds(estimate: Estimate | None, bound: float) -> str:
 
 
 def below(estimate: Estimate | None, bound: float) -> str:
-    """Verdict on "x < bound", the mirror of `exceeds`."""
+    """Verdict on "x < bound": "supported" if the interval of x lies below the bound, "contradicted" if it lies above.
+
+    If the interval includes the bound (its ends belong to it), or if x could not be measured, the verdict is
+    "undecided".
+
+    Args:
+      estimate: x with its interval; None if it could not be measured.
+      bound: the bound, in the unit of x.
+    """
     return {"supported": "contradicted", "contradicted": "supported"}.get(exceeds(estimate, bound), "undecided")
 
 
@@ -60,6 +68,9 @@ class Condition:
 def above(figure: Record, bound: float, name: str) -> Condition:
     """The condition "figure > bound", by the rule of `exceeds`.
 
+    It is supported or contradicted if the whole interval lies on one side of the bound. Otherwise, and for a figure
+    without an estimate or without an interval, it is undecided.
+
     Args:
       figure: the record of the figure.
       bound: the bound, in the unit of the figure.
@@ -70,6 +81,9 @@ def above(figure: Record, bound: float, name: str) -> Condition:
 
 def under(figure: Record, bound: float, name: str) -> Condition:
     """The condition "figure < bound", by the rule of `below`.
+
+    It is supported or contradicted if the whole interval lies on one side of the bound. Otherwise, and for a figure
+    without an estimate or without an interval, it is undecided.
 
     Args:
       figure: the record of the figure.
@@ -82,6 +96,8 @@ def under(figure: Record, bound: float, name: str) -> Condition:
 def counted_above(value: float | None, bound: float, name: str) -> Condition:
     """The condition "value > bound" on an exact count of this run, which has no sampling interval.
 
+    It is supported if the value is above the bound, and contradicted if it is at or below it.
+
     Args:
       value: the count or share; None if there is none, which is undecided.
       bound: the bound, in the unit of the value.
@@ -91,7 +107,15 @@ def counted_above(value: float | None, bound: float, name: str) -> Condition:
 
 
 def counted_under(value: float | None, bound: float, name: str) -> Condition:
-    """The condition "value < bound" on an exact count of this run; arguments as in `counted_above`."""
+    """The condition "value < bound" on an exact count of this run, which has no sampling interval.
+
+    It is supported if the value is below the bound, and contradicted if it is at or above it.
+
+    Args:
+      value: the count or share; None if there is none, which is undecided.
+      bound: the bound, in the unit of the value.
+      name: the name of the value in the words of the condition.
+    """
     return _counted(value, value is not None and value < bound, f"below {bound:.3g}", name)
 
 
@@ -105,8 +129,10 @@ def _counted(value: float | None, held: bool, what: str, name: str) -> Condition
 def size_under(figure: Record, bound: float, name: str) -> Condition:
     """The condition "|figure| < bound", with the interval of |figure| by `stats.estimate.magnitude`.
 
+    That interval starts at 0 if the figure's own includes 0. The verdict is that of `under`.
+
     Args:
-      figure: the record of the figure.
+      figure: the record of the figure, which may be negative.
       bound: the bound, in the unit of the figure.
       name: the name of |figure| in the words of the condition.
     """
@@ -127,9 +153,10 @@ def _condition(
 
 
 def every(*conditions: Condition) -> Condition:
-    """The AND of all conditions by the rule of `both`; undecided without conditions.
+    """The AND of all conditions: contradicted if any is, supported if all are, else undecided.
 
-    Its words are those of the conditions that have the resulting verdict, each text once, with "; " between them.
+    Without conditions it is undecided. Its words are those of the conditions that have the resulting verdict, each text
+    once, with "; " between them.
     """
     if not conditions:
         return Condition("undecided", "not measurable: no figures")
@@ -196,7 +223,10 @@ def parts_record(parts: Sequence[Part]) -> list[Record]:
 
 
 def all_parts(parts: Sequence[Part]) -> Condition:
-    """The AND of the parts of a rule (`every`), with the name of each part before its words."""
+    """The AND of the parts of a rule (`every`); undecided without parts.
+
+    Its words are those of the parts that decide, each after the name of its part and a colon.
+    """
     return every(*(Condition(c.verdict, f"{name}: {c.words}") for name, c in parts))
 
 
@@ -235,7 +265,9 @@ def headline(claim: str, judged: Sequence[Judged], old_rule: str) -> Record:
 
     Returns:
       The record of `judge`, with all pairs in `rows` ({"pair", "verdict", "reason", "damage", "parts"}), in the given
-      order. Of pairs with equal damage the first one counts. The claim is undecided if no pair has a measured damage.
+      order. Verdict, parts and figure are those of the pair whose damage has the largest estimate, the first of equal
+      ones; the reason begins with its name, "A after B: ". The claim is undecided, without a figure, if no pair has a
+      measured damage.
 
     Raises:
       KeyError: if `CLAIMS` has no such claim.

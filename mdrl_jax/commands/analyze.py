@@ -22,22 +22,29 @@ SOLO = "solo-"
 def run(base: str, stages: list[str], config: Config, workdir: str, output: str = "screen") -> None:
     """Analyses a sequence of checkpoints, writes `workdir`/analysis and claims.json, and shows the results.
 
+    It also writes `workdir`/config.json and adds to `workdir`/log.txt. An analysis that was interrupted continues with
+    the first unit that is not finished (`interference.run`).
+
     Args:
-      base: Hugging Face folder that the first stage was trained from.
-      stages: "DOMAIN:FOLDER" of each stage in the order of training, FOLDER being the model at its end;
-        "solo-DOMAIN:FOLDER" is a stage that was trained from `base` directly. Each may occur once.
-      config: the parsed configuration with the domains, their data and the settings of the analysis.
+      base: Hugging Face folder that the first stage was trained from, or "tiny" (`runtime.model_folder`).
+      stages: "DOMAIN:FOLDER" of each stage in the order of training, FOLDER being the model at its end, from which the
+        next stage was trained; "solo-DOMAIN:FOLDER" is a stage that was trained from `base` directly. No stage may
+        occur twice.
+      config: the parsed configuration with the domains, their data and the settings of the analysis. Its model is
+        replaced by `base`; its stages are not used.
       workdir: the work folder; a new one, or one of the same configuration.
-      output: form of the standard output (`report/screen/console.py`).
+      output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
 
     Raises:
       UserError: if a stage has another form, its domain is not in `scored_domains`, or it occurs twice; if a scored
         domain does not exist; if no stage but solo stages is given; if a model or the tokenizer in `base` is missing,
         damaged or not supported, or a config.json differs from that in `base`; if data, prompts or mesh do not suit the
-        analysis; if the work folder belongs to another configuration or holds another analysis; or if sampling or a
-        Lanczos search fails (`interference.run`).
+        analysis, or `rollout.cache_gib` is too small (`runtime.build`); if the work folder belongs to another
+        configuration, holds another analysis or has other files but no config.json; if the sandbox for rewards does not
+        work (`runtime.make_pool`); or if sampling or a Lanczos search fails (`interference.run`).
       KeyError: if `output` is no form of output.
-      ValueError: if a second-order term of a conflict subspace is not finite.
+      ValueError: if a second-order term of a conflict subspace is not finite, or the file of a sample is damaged.
+      RuntimeError: if the reward workers do not start.
       HostLost: if another process does not come within the time-out.
       Stopped: with several processes, after a SIGTERM (`preemption.noticed`); finished units are saved.
     """

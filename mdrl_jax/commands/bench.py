@@ -20,12 +20,12 @@ def bench_curvature(sizes: curvature.Sizes, repeats: int, say: Say) -> list[dict
 
     Args:
       sizes: sizes of the model and of the batch.
-      repeats: number of timed rounds, at least 1.
+      repeats: number of timed rounds, at least 1; with 1 the intervals of times are [-inf, inf].
       say: called with a line of text about the progress.
 
     Returns:
-      One record for each line of the table (`bench.measure.records`): our products first, then those of the other
-      libraries. A library that is not installed has one record, with a "reason".
+      One record for each line of the table (`bench.measure.records`): those of this package first, then those of
+      matfree and of curvlinops. A library that is not installed has one record, with a "reason" and no figures.
     """
     say(f"compiling for {sizes}")
     given = curvature.problem(sizes)
@@ -45,15 +45,18 @@ BENCHES: dict[str, Callable[[curvature.Sizes, int, Say], list[dict[str, Any]]]] 
 def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) -> None:
     """Runs benchmarks, prints their records to standard output and a table of each to standard error.
 
+    The records of a benchmark are printed when it ends, one JSON object a line. Progress goes to standard error.
+
     Args:
-      names: names of benchmarks; all of them if empty. A name that occurs twice runs twice.
-      repeats: number of timed rounds, at least 1.
+      names: names of benchmarks, keys of `BENCHES`; all of them if empty. A name that occurs twice runs twice.
+      repeats: number of timed rounds, at least 1; with 1 there is no interval of times, and its ends in the JSON are
+        `-Infinity` and `Infinity`.
       layers: layers of the model, at least 1.
       width: embedding size of the model, a multiple of 32.
       rows: sequences in a batch, at least 1.
 
     Raises:
-      UserError: if a benchmark is not known, or `width` is no multiple of 32.
+      UserError: if a benchmark is not known, or `width` is no multiple of 32. Nothing has run.
     """
     for name in names:
         if name not in BENCHES:
@@ -71,13 +74,14 @@ def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) 
 def table(title: str, found: Sequence[dict[str, Any]]) -> Table:
     """A table of the records of one benchmark; a ratio that misses its target is red, one that meets it is green.
 
-    Its columns are the ratio of FLOPs, the limit that theory gives for it, the ratio of times with its 95 % interval,
-    and the ratio of memory. All have two decimals; the target stands behind a ratio that has one. A ratio that is equal
-    to its target meets it. A ratio that is not known is "-", a limit that is not known is empty.
+    There is one row for each record, in their order. The columns are the name of the line, the ratio of FLOPs, the
+    lowest one that theory allows, the ratio of times, its 95 % interval, and the ratio of memory. All have two
+    decimals; behind a ratio that has a target stands the largest acceptable value. A ratio that is equal to its target
+    meets it. A ratio that is not known is "-", a limit that is not known is empty.
 
     Args:
       title: heading of the table.
-      found: the records (`bench.measure.records`). One with a "reason" has only this in its row.
+      found: the records (`bench.measure.records`). The row of one with a "reason" has its name and the reason alone.
     """
     shown = Table(title=title)
     shown.add_column("", no_wrap=True)

@@ -17,16 +17,23 @@ from mdrl_jax.report.tables.scores import score_rows
 def run(model: str, config: Config, output: str = "screen") -> None:
     """Scores a model and prints a table of the scores, in points, with standard errors over prompts.
 
+    Every scored domain is scored on all prompts of `evaluate.split`, with `evaluate.samples` completions of each. The
+    notes about data and attention are printed before. No file is written.
+
     Args:
-      model: Hugging Face folder of the model.
-      config: the parsed configuration with the domains and the section `evaluate`.
-      output: form of the standard output (`report/screen/console.py`).
+      model: Hugging Face folder of the model, or "tiny" (`runtime.model_folder`).
+      config: the parsed configuration with the domains and the section `evaluate`. Its model is replaced by `model`.
+      output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
 
     Raises:
       UserError: if the model or its tokenizer is missing, damaged or not supported; if a domain does not exist, or its
-        data cannot be read or are too few; if the mesh does not divide the batch or a parameter; if prompt and
-        completion together may be longer than the model allows; or if too many rewards fail (`evaluate.evaluate`).
+        data cannot be read or are too few; if the mesh does not match the devices, or does not divide the batch or a
+        parameter; if prompt and completion together may be longer than the model allows; if `rollout.cache_gib` is too
+        small (`runtime.build`); if the sandbox for rewards does not work (`runtime.make_pool`); or if too many rewards
+        fail (`evaluate.evaluate`).
       KeyError: if `output` is no form of output.
+      RuntimeError: if the reward workers do not start.
+      HostLost: if another process does not come within the time-out.
       Stopped: with several processes, after a SIGTERM (`preemption.noticed`); no score is printed.
     """
     started = time.monotonic()

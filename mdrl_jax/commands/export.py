@@ -9,11 +9,13 @@ def run(workdir: str, stage: str, out: str) -> None:
 
     Args:
       workdir: work folder of a run.
-      stage: name of a finished stage, or "base" (`loaded.load_stage`).
-      out: the new folder; an empty one is replaced.
+      stage: name of a stage, or "base" for the model that the run started from. Of a stage that is not finished, the
+        last checkpoint is exported (`loaded.load_stage`).
+      out: the new folder, which does not exist or is empty; its parents are made.
 
     Raises:
       UserError: if the stage cannot be read (`loaded.load_stage`), or `out` is a file or a folder that is not empty.
+      ValueError: as in `loaded.load_stage`.
     """
     loaded = load_stage(workdir, stage)
     huggingface.save(out, loaded.params, loaded.model.config)

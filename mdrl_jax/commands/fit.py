@@ -18,6 +18,7 @@ from flax import linen as nn
 from rich import box
 from rich.table import Table
 
+from mdrl_jax.analysis import samples
 from mdrl_jax.commands.fit_analysis import analysis, taking_back
 from mdrl_jax.commands.fit_programs import Job, Shapes, scoring, supervised, training
 from mdrl_jax.config import Config
@@ -35,6 +36,7 @@ from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.rl.rollouts import Rollouts
 from mdrl_jax.runtime import Runtime, decoder, model_folder
 from mdrl_jax.stage import Stage, resolve_stages
+from mdrl_jax.stages import grpo, rollback, sft
 
 GIB = 2.0**30
 WIDTH = 150  # width of the tables in characters, which all columns need
@@ -49,21 +51,23 @@ def run(config: Config, topology: str, everything: bool = False, output: str = "
       config: the whole configuration, parsed.
       topology: the TPU slice, e.g. "v5e:4x4".
       everything: also compile programs of kinds of stages that the config does not list.
-      output: form of the standard output (`report/screen/console.py`).
+      output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
 
     Returns:
-      Whether all programs fit.
+      Whether all programs fit; True if there is no program.
 
     Raises:
       UserError: if the compiler is not installed or the slice is not known; if the stages of the config are not valid
-        (`stage.resolve_stages`); if model, mesh and slice do not fit together (`abstract_runtime`); or if
-        `rollout.cache_gib` has no room for one prompt with all its completions.
+        (`stage.resolve_stages`); if model, mesh and slice do not fit together (`abstract_runtime`); if a run would
+        refuse the sizes of a stage (`check`); or if `rollout.cache_gib` has no room for one prompt with all its
+        completions.
       KeyError: if `output` is no form of output.
       jax.errors.JaxRuntimeError, ValueError: as in `fitted`.
     """
     started, chip = time.monotonic(), chips.chip_of(topology)
     stages = resolve_stages(config, tuple(DOMAINS))
     runtime, source = abstract_runtime(config, chips.devices(topology))
+    check(runtime, stages, everything)
     with Screen(None, output) as screen:
         n = runtime.model.config.n_params
         mesh = " x ".join(f"{axis} {size}" for axis, size in runtime.mesh.shape.items())
@@ -130,6 +134,35 @@ def abstract_runtime(config: Config, devices: Sequence[Any]) -> tuple[Runtime, s
     return runtime, source
 
 
+def check(runtime: Runtime, stages: Sequence[Stage], everything: bool) -> None:
+    """Refuses stages with the errors with which a run refuses them, as far as these need no data (`experiment.run`).
+
+    Args:
+      runtime: model, mesh and configuration.
+      stages: the stages of the run.
+      everything: also check the programs of supervised stages and of the analysis if there is no such stage.
+
+    Raises:
+      UserError: if the mesh does not divide the rows or the prompts of a batch; if a supervised stage has rows that are
+        longer than the model allows; if a device has no room for the completions of one prompt; or if a rollback has an
+        unknown rule.
+    """
+    for stage in stages:
+        if stage.kind == "grpo":
+            grpo.check_divides(runtime, stage)
+            if stage.train.prevent.transforms:
+                samples.check(runtime, (), f"stage {stage.name}: ")
+        elif stage.kind == "sft":
+            sft.check_sizes(runtime, stage.sft, f"stage {stage.name}: ")
+        elif stage.kind == "rollback":
+            rollback.check(runtime)
+    kinds = {stage.kind for stage in stages}
+    if everything and "sft" not in kinds:
+        sft.check_sizes(runtime, runtime.config.sft)
+    if everything or kinds & {"analyze", "rollback"}:
+        samples.check(runtime, ())
+
+
 def _sizes(path: str) -> tuple[ModelConfig, str]:
     folder = model_folder(path)
     if folder.is_dir():
@@ -140,8 +173,9 @@ def _sizes(path: str) -> tuple[ModelConfig, str]:
 def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[Job]:
     """Yields the programs of the stages.
 
-    First come those of GRPO stages and of scores, in the order of the stages; then those of supervised stages, of the
-    analysis and of rollbacks, once each. Several jobs may have the same name (`merged`).
+    First come those of GRPO stages (`training`) and of scores (`scoring`), in the order of the stages. Then come those
+    of supervised stages (`supervised`), of the analysis (`analysis`) and of rollbacks (`taking_back`), once each, for
+    the kinds that occur. Several jobs may have the same name (`merged`).
 
     Args:
       shapes: shapes of the programs' arguments.
@@ -168,7 +202,11 @@ def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[
 
 
 def not_compiled(stage: Stage) -> str:
-    """A text about the part of a stage that `fit` does not compile; "" if it compiles all of it."""
+    """A text, without the stage's name, about the part of a stage that `fit` does not compile; "" if there is none.
+
+    Such parts are the programs of merges, plans, trials, orders and recoveries, and the training step of a GRPO stage
+    with EWC, A-GEM, PCGrad or `protect`.
+    """
     if stage.kind in ("merge", "plan", "trials", "orders", "recover"):
         return "the programs that combine or forecast parameters are not compiled"
     if stage.kind == "grpo" and stage.train.prevent.transforms:
@@ -177,9 +215,9 @@ def not_compiled(stage: Stage) -> str:
 
 
 def merged(found: Iterable[Job]) -> list[Job]:
-    """Keeps one job of each name, the one with the most memory held beside it, the first of equal ones.
+    """Keeps one job of each name: the one with the most memory held beside it (`Job.beside`), the first of equal ones.
 
-    Names stay in their first order.
+    The order of the list is that in which the names first occur. Without jobs it is empty.
     """
     by_name: dict[str, Job] = {}
     for job in found:
@@ -193,23 +231,25 @@ def fitted(job: Job, runtime: Runtime, chip: Chip) -> dict[str, Any]:
     """Compiles a program at its configured size and finds the largest size that fits.
 
     Args:
-      job: the program.
+      job: the program; the mesh has to divide its rows or prompts (`check`).
       runtime: model, mesh and configuration.
       chip: memory, peak FLOPs and bandwidth of a device.
 
     Returns:
       The program's record for the event `program`. All figures are those of one device and one call. None is a figure
       that the program does not have, or that the compiler does not give because it refused the program.
-      - "program", "size", "of": name, configured size, and the unit of the size.
-      - "gib", "memory_gib": memory of the program in GiB, in all and by part.
+      - "program", "size", "of": name, configured size, and the unit of the size; 0 and "" if it has no size.
+      - "gib", "memory_gib": memory of the program in GiB, in all and by part (`parallel.fit.Compiled`); infinite if the
+        compiler refused the program without stating it.
       - "beside_gib", "kv_gib", "available_gib": GiB of other arrays by name, of the KV cache, and of the device.
       - "fits": whether the program and the arrays beside it fit.
       - "flops", "own_flops", "recomputation": FLOPs of the program, by the model's own count, and their ratio.
       - "traffic": bytes to and from memory.
       - "collectives": by kind {"bytes", "times"}. "whole_parameters": a text on each parameter that is gathered whole.
       - "roofline_seconds": the shortest possible time.
-      - "largest": the largest size that fits, 0 if none does.
-      - "compile_seconds", "search_seconds": time of compiling, and of the search for the largest size.
+      - "largest": the largest size that fits, of the multiples of the mesh's data * fsdp up to `job.most`; 0 if none
+        does, None if `job.most` is 0.
+      - "compile_seconds", "search_seconds": time of compiling at the configured size, and of finding the largest.
 
     Raises:
       jax.errors.JaxRuntimeError: if compiling fails for another reason than memory.
@@ -254,11 +294,13 @@ def fitted(job: Job, runtime: Runtime, chip: Chip) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]], chip: Chip, topology: str) -> Table:
-    """The main table: one row for each program; the figures are those of one device.
+    """The main table: one row for each program; the figures are those of one device and one call.
 
     Columns: "GiB" is the memory of the program, "held beside" that of other arrays meanwhile, "sum" both, and "KV" the
-    part that is the KV cache. "x own FLOP" is the program's FLOPs over the model's own count. "GB moved" is traffic to
-    and from memory, "least s" the shortest possible time, and "largest" the largest size that fits.
+    part that is the KV cache, all in GiB. "fits" is "yes" or "NO". "TFLOP" is 10^12 FLOPs, and "x own FLOP" the
+    program's FLOPs over the model's own count. "GB moved" is traffic to and from memory in 10^9 bytes, "least s" the
+    shortest possible time, "largest" the largest size that fits, and "compile s" the time of compiling. A figure that
+    the program does not have is empty. A program that does not fit is red.
 
     Args:
       rows: the records of the programs (`fitted`).
@@ -310,7 +352,10 @@ def table(rows: Sequence[dict[str, Any]], chip: Chip, topology: str) -> Table:
 
 
 def moved(rows: Sequence[dict[str, Any]]) -> Table:
-    """The table of collectives by program and kind: GB in one call of the program, and how often they run in it.
+    """The table of collectives: one row for each program, and one column for each kind that occurs in any of them.
+
+    A cell is "GB (count)": 10^9 bytes of one device in one call of the program, and how often collectives of this kind
+    run in it. It is empty if the program has none.
 
     Args:
       rows: the records of the programs (`fitted`).
@@ -327,7 +372,7 @@ def moved(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def verdict(rows: Sequence[dict[str, Any]], topology: str) -> str:
-    """The last line: whether all programs fit, or the names of those that do not.
+    """The last line, without a line break: that all programs fit, or how many of them do not, with their names.
 
     Args:
       rows: the records of the programs (`fitted`).

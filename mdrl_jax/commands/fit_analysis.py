@@ -26,12 +26,15 @@ DIRECTIONS = 8  # number of directions whose route jets are computed in one call
 def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     """Yields the programs of the interference analysis.
 
+    In this order: the sampler, the gradient, the activity of neurons and heads, the (u, w) jets, products with the
+    Hessian on the route, route jets, and the orthogonalisation of a Lanczos step. The route is the widest possible one.
+
     Args:
       shapes: shapes of the programs' arguments.
       stages: number of stages to analyse, solo stages not counted. It decides how many edits are held beside a program.
 
     Raises:
-      UserError: when the sampler is asked for, as in `fit_programs.sampling`.
+      UserError: when the first job, the sampler, is asked for, as in `fit_programs.sampling`.
     """
     runtime, section = shapes.runtime, shapes.runtime.config.analyze
     programs = probe.build(runtime, runtime.config.train.grpo).programs
@@ -71,6 +74,9 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
 
 def taking_back(shapes: Shapes) -> Iterator[Job]:
     """Yields the programs of a rollback: of its evidence, of scores and sets of coordinates, and of trials.
+
+    In this order: the gradient, the Fisher diagonal, the scores of coordinates, the set of the largest scores, the
+    rollback itself, and the sampler of the scores of a trial.
 
     Raises:
       UserError: when the sampler, the last one, is asked for, as in `fit_programs.sampling`.

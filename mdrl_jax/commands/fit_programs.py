@@ -144,7 +144,7 @@ class Shapes:
 
 
 def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingConfig, beside: Any) -> Job:
-    """The sampler: prefill, then decoding until every completion has ended.
+    """The job of the sampler: prefill, then decoding until every completion has ended.
 
     Args:
       shapes: shapes of the arguments.
@@ -152,10 +152,11 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
       prompts: number of prompts in one call.
       group: completions of each prompt.
       how: temperature, top-k and top-p.
-      beside: bytes of one device that other arrays take, by name.
+      beside: bytes of one device that arrays other than the sampler's own take, by name.
 
     Returns:
-      The job; its size is the number of prompts that are decoded at once.
+      The job. Its size is the number of prompts that are decoded at once: as many as `rollout.cache_gib` has room for,
+      or all of them. Its largest size is `prompts`.
 
     Raises:
       UserError: if `rollout.cache_gib` has no room for one prompt with `group` completions.
@@ -256,7 +257,13 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
 
 
 def looking(shapes: Shapes, beside: Mapping[str, float]) -> Job:
-    """The sampler of validation scores while a stage trains; `beside` is what else the stage holds, in bytes by name.
+    """The job of the sampler of validation scores while a stage trains.
+
+    Its prompts are `evaluate.batch` in one call, its completions `recover.samples` of each.
+
+    Args:
+      shapes: shapes of the programs' arguments.
+      beside: bytes of one device that the stage holds meanwhile, by name.
 
     Raises:
       UserError: as in `sampling`.
@@ -267,14 +274,17 @@ def looking(shapes: Shapes, beside: Mapping[str, float]) -> Job:
 
 
 def supervised(shapes: Shapes, sections: Sequence[SFTSection]) -> Iterator[Job]:
-    """Yields the programs of supervised stages: the largest training step, and the sampler of scores for a target.
+    """Yields the programs of supervised stages: the largest training step; and, if one of them has a target, a sampler.
+
+    The largest step is that with the most tokens in a micro-batch. The sampler is that of scores (`looking`).
 
     Args:
       shapes: shapes of the programs' arguments.
       sections: the settings of the stages, at least one.
 
     Raises:
-      UserError: when a sampler is asked for, as in `sampling`.
+      ValueError: at the first step, if there are no sections.
+      UserError: when the sampler is asked for, as in `sampling`.
     """
     section = max(sections, key=lambda s: s.batch_size // s.grad_accum_steps * s.length)
     config = shapes.runtime.model.config
@@ -296,7 +306,9 @@ def supervised(shapes: Shapes, sections: Sequence[SFTSection]) -> Iterator[Job]:
 
 
 def scoring(shapes: Shapes) -> Iterator[Job]:
-    """Yields the program that scores the parameters at the end of a stage: a sampler.
+    """Yields one job, the sampler that scores the parameters at the end of a stage.
+
+    Its prompts are `evaluate.batch` in one call, its completions `evaluate.samples` of each.
 
     Raises:
       UserError: when it is asked for, as in `sampling`.

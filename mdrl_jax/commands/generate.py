@@ -28,26 +28,29 @@ def run(
 ) -> None:
     """Prints one completion as text, or as space-separated token ids if the prompt was given as ids.
 
-    On a terminal, control characters of the text are shown as escapes such as `\\x1b`. A file or a pipe gets the text
-    unchanged.
+    The text has no special tokens; the ids include the end token, if the completion has ended. On a terminal, control
+    characters of the text are shown as escapes such as `\\x1b`. A file or a pipe gets the text unchanged.
 
     Args:
       model: Hugging Face folder, or "tiny"; None if `workdir` is given.
       workdir: work folder of a run; None if `model` is given.
-      stage: stage of that run whose final parameters are used, or "base"; only used with `workdir`, which needs it.
-      prompt: text of the prompt; None if `prompt_ids` is given.
+      stage: stage of that run whose last parameters are used, or "base" (`loaded.load_stage`); `workdir` needs it, and
+        with `model` it is ignored.
+      prompt: text of the prompt, which is tokenized as it is, without a chat template; None if `prompt_ids` is given.
       prompt_ids: token ids of the prompt, separated by commas; None if `prompt` is given.
       max_new_tokens: largest number of tokens to generate, at least 1.
       temperature: sampling temperature; 0 always takes the likeliest token.
       top_k: number of likeliest tokens to sample from; 0 is all.
-      top_p: sample from the smallest set of likeliest tokens that together have this probability; 1 is all.
-      seed: seed of the sampling.
+      top_p: sample from the smallest set of likeliest tokens that together have this probability, above 0; 1 is all.
+      seed: seed of the sampling, -2^63 <= seed < 2^63; equal arguments give equal completions.
 
     Raises:
       UserError: if not exactly one model and one prompt are given, or `workdir` without a stage; if the model or the
         stage cannot be read, or the tokenizer has no end token; if `prompt_ids` is no list of numbers; if the prompt is
-        empty or has ids outside the vocabulary; if prompt and completion are too long; or if a setting of the sampling
-        is out of range.
+        empty or has ids outside the vocabulary; if the prompt's tokens and `max_new_tokens` together exceed the length
+        that the model allows; or if temperature, top_k or top_p is out of range.
+      OverflowError: if the seed is outside its bounds.
+      ValueError: as in `loaded.load_stage`.
     """
     if (model is None) == (workdir is None):
         raise UserError("give either --model, or --workdir with --stage")

@@ -46,7 +46,7 @@ def load_folder(path: str) -> Loaded:
       path: the folder; "tiny" is the base model of the package.
 
     Returns:
-      The model with the parameters of the folder, in float32.
+      The model with the parameters of the folder, in float32. Each device holds all of them.
 
     Raises:
       UserError: if the folder, its weights or its tokenizer are missing or damaged, or its model is not supported.
@@ -62,16 +62,17 @@ def load_stage(workdir: str, name: str) -> Loaded:
 
     Args:
       workdir: work folder of the run.
-      name: name of the stage; "base" is the model folder that the run started from, with the weights in it, also if the
-        run drew random ones (`model.weights`).
+      name: name of the stage; "base" is the model folder of the run (`model.path`). Its weights are read even if the
+        run started from random ones (`model.weights`).
 
     Returns:
-      The model with these parameters.
+      The model with these parameters, in float32. Each device holds all of them. The tokenizer is that of `model.path`.
 
     Raises:
       UserError: if the folder holds no run, or one whose config this version cannot read; if the run has no such stage,
-        or no checkpoint of it; if its last checkpoint is damaged; or if the model folder that the run started from
-        cannot be read.
+        or no checkpoint of it, as of a stage that only makes records; if its last checkpoint is damaged; or if the
+        model folder of the run cannot be read.
+      ValueError: if the checkpoint has other shapes than the model folder's config.json, which was changed since.
     """
     work = WorkFolder(Path(workdir))
     config: Config = config_module.parse(work.recorded())

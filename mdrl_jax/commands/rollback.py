@@ -66,22 +66,29 @@ def run(
       after: folder of the model after the edit.
       keep: folder of the model at the peak of the domain to restore.
       out: the new folder.
-      fraction: share of all coordinates that m has, above 0 and at most 1: those with the highest positive scores, or
-        all of these if there are fewer. 1 is the whole edit, whatever the rule.
+      fraction: share of all coordinates of the model that m has, rounded to at least one, above 0 and at most 1. They
+        are those with the highest positive scores among the coordinates that the edit changed, or all of these if there
+        are fewer. 1 is the whole edit, whatever the rule, and nothing is scored.
       strength: factor on the subtracted edit, 0 or more; 1 undoes it on m, 0 changes no bit of the model.
-      rule: name of the rule that scores coordinates (`recovery.rollback.rules.SCORES`).
+      rule: name of the rule that scores coordinates (`recovery.rollback.rules.SCORES`). Its arguments below have to be
+        given with any fraction.
       base: folder of the model that `keep` was trained from, for "opposition".
-      config: the parsed configuration of the domain and its prompts, for "adding" and "removing".
+      config: the parsed configuration of the domain and its prompts, for "adding" and "removing". Its model is replaced
+        by `model`.
       domain: the domain to restore, for "adding" and "removing".
       output: form of the standard output (`report/screen/console.py`).
 
     Raises:
       UserError: if `out` is a file or not empty; if a model is missing, damaged or not supported, or the folders hold
         different models; if a number is out of range; if the rule is not known, or needs an argument that is not given;
-        if no changed coordinate has a positive score; or, for "adding" and "removing", if the domain is not in
-        `scored_domains`, if one of these does not exist, if `analyze.split` is not "train", if the configuration does
-        not fit model or data, if sampling fails (`samples.draw`), or if the gradient is not measurable.
+        if `before` and `after` are equal, or no changed coordinate has a positive score; if `config` and `domain` are
+        given and the domain is not in its `scored_domains`; or, for "adding" and "removing", if a scored domain does
+        not exist, if `analyze.split` is not "train", if the configuration does not fit model or data, if the sandbox
+        for rewards does not work (`runtime.make_pool`), if sampling fails (`samples.draw`), or if the gradient is not
+        measurable.
       KeyError: if `output` is no form of output.
+      RuntimeError: for "adding" and "removing", if the reward workers do not start.
+      ValueError: if a rule that was added to `SCORES` needs the edit that led to `keep`, and `base` is not given.
     """
     _check(out, fraction, strength, rule, base, config, domain)
     places = {"model": model, "before": before, "after": after, "keep": keep} | ({"base": base} if base else {})

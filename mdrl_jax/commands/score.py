@@ -48,11 +48,13 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
     """Writes `{"reward", "error"}` for each line of a file, in the same order.
 
     A line holds a "completion" and the value that it is checked against: "answer" (math, qa), "tests" or "cases" (code)
-    or "constraints" (cw). A line of code may also hold the other keys of `rewards.code.passes_tests`, such as "prefix".
-    If a qa line has "choices" (a list of texts), the completion has to choose the one that "answer" names by its
-    letter, its index or its text. "reward" is in [0, 1]; "error" says why a completion could not be judged, and is null
-    if it was judged. An empty file gives no output. White space at the end of the file does not count, but an empty
-    line before other lines is an error.
+    or "constraints" (cw). Of "tests" and "cases" in one line only "cases" count. A line of code may also hold the other
+    keys of `rewards.code.passes_tests`, such as "prefix". If a qa line has "choices" (a list of texts), the completion
+    has to choose the one that "answer" names by its letter, its index or its text.
+
+    "reward" is in [0, 1]. "error" is null if the completion was judged. Otherwise it says why not, and the reward is 0.
+    An empty file gives no output. White space at the end of the file does not count, but an empty line before other
+    lines is an error.
 
     Args:
       domain: "math", "code", "qa" or "cw".
@@ -61,9 +63,9 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
       workers: number of worker processes, at least 1; one per core by default, and never more than lines.
 
     Raises:
-      UserError: if the domain is not known, the file cannot be read, `workers` is below 1, or a line is no JSON object
-        or lacks one of these values in the right form; then the message names the first such line. Also if programs
-        have to run and no sandbox works here. Nothing has been written.
+      UserError: if the domain is not known, the file cannot be read or is not UTF-8 text, `workers` is below 1, or a
+        line is no JSON object or lacks one of these values in the right form; then the message names the first such
+        line. Also if programs have to run and no sandbox works here. Nothing has been written.
       RuntimeError: if the workers do not start.
     """
     if domain not in _CHECKS:

@@ -13,7 +13,7 @@ from mdrl_jax.report.tables.seeds import summarise_seeds
 def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path | None = None) -> None:
     """Prints means and intervals over seeds and, if there are any, the comparison of methods and of the analyses.
 
-    There is no comparison of methods if only the plain sequence was run.
+    There is no comparison of methods if no other method than the plain sequence was run.
 
     Args:
       workdirs: one work folder for each seed.

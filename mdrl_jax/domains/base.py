@@ -215,16 +215,19 @@ def split(
 ) -> tuple[tuple[Problem, ...], tuple[Problem, ...], tuple[Problem, ...]]:
     """Shuffles the problems by the config's seed into three splits that are disjoint by prompt.
 
+    The result depends on the arguments alone. Problems of one group (`Problem.group`) may fall into several splits.
+
     Args:
       name: the domain's name; part of the seed and of the error message.
-      problems: the problems. Of several with the same prompt only the last one's check is kept.
+      problems: the problems. Of several with the same prompt only the last one is kept.
       config: seed and sizes of the splits.
 
     Returns:
       (train, validation, test). Validation and test have exactly the wanted sizes; train has at most `n_train`.
 
     Raises:
-      UserError: if nothing would be left to train on.
+      UserError: if there are not more distinct prompts than `n_test` + `n_validation`, so that none would be left to
+        train on.
     """
     distinct = list({p.prompt: p for p in problems}.values())
     held_out = config.n_test + config.n_validation

@@ -17,8 +17,8 @@ def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "",
     Args:
       tokenizer: a `transformers` tokenizer.
       prompt: the user's message.
-      system: the system prompt; "" for none of our own.
-      thinking: "on" or "off" is passed to the template as `enable_thinking`; "" passes nothing.
+      system: the system prompt; "": no system message is given, but the template may write one.
+      thinking: "on" or "off" is passed to the template as `enable_thinking` True or False; "" passes nothing.
       reply: the assistant's message; None for the prompt alone.
 
     Returns:
@@ -52,11 +52,11 @@ def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") 
     Args:
       tokenizer: a `transformers` tokenizer.
       prompt: the user's message.
-      system: the system prompt; "" for none of our own.
-      thinking: "on" or "off" is passed to the template as `enable_thinking`; "" passes nothing.
+      system: as in `chat_text`.
+      thinking: as in `chat_text`.
 
     Returns:
-      Token ids.
+      Token ids of the prompt, up to where the reply begins.
 
     Raises:
       UserError: if `thinking` is set but there is no template or it does not mention `enable_thinking`, or if the

@@ -16,6 +16,8 @@ INPUTS = (0, 1, 3, 7, 12)
 def program(prompt: str) -> str:
     """Returns the reference program of a prompt: the Python source of a function f(x).
 
+    The two constants and the last word are not checked.
+
     >>> program("plus 4 times 3 =")
     'def f(x): return ( x + 4 ) * 3'
 
@@ -33,8 +35,8 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     Args:
       problem: a problem of this domain, to reply to.
       rng: source of every random choice.
-      noise: twice the probability of a slip. Each of the two operations and two constants is replaced by a wrong one
-        with probability `noise` / 2.
+      noise: each of the two operations and of the two constants is replaced with probability `noise` / 2 by another
+        one, drawn uniformly. A worked reply states the constants that its program then has.
 
     Returns:
       The text of the reply.

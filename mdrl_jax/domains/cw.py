@@ -18,7 +18,8 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     Args:
       problem: a problem of this domain, to reply to.
       rng: source of every random choice.
-      noise: each of the four content words is drawn anew with this probability.
+      noise: each of adjective, noun, verb and rhyme is drawn anew with this probability, uniformly from all words of
+        its kind. The draw may hit the right word.
 
     Returns:
       The text of the reply.

@@ -191,7 +191,7 @@ class Reader:
 
 
 def hash64(text: str) -> bytes:
-    """The 64-bit hash of a text from which keys and the names of groups are made, 8 bytes.
+    """The BLAKE2b hash of a text in UTF-8, 8 bytes. Keys of prompts and names of groups are made of it.
 
     Raises:
       UnicodeEncodeError: if the text has a lone surrogate.
@@ -286,12 +286,13 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
       config: seed, sizes of the splits, and how chats are written and read.
 
     Returns:
-      The domain. Its splits hold each distinct prompt of the usable rows once. Two kinds of prompts are left out: those
-      whose layout names a split that is none of the three, and those whose group is in another split (`group_by`).
-      `prompts.tokenize` applies the sizes and the limit on length. A split may be empty, which `prompts.tokenize`
-      refuses when the split is used. A problem is made from its row each time it is asked for, and the row is read
-      again, unless the file is one JSON document. So the files must not change: UserError is raised only if the row at
-      the old place can no longer be used, and otherwise another problem is returned.
+      The domain. Its splits hold each distinct prompt of the usable rows once, in the order of keys. Two kinds of
+      prompts are left out: those whose layout names a split that is none of the three, and those whose group is in
+      another split (`group_by`). `prompts.tokenize` applies the sizes and the limit on length. A split may be empty,
+      which `prompts.tokenize` refuses when the split is used. `demonstrate` is None if the source has no `reply`, and
+      `pretraining` is empty. A problem is made from its row each time it is asked for, and the row is read again,
+      unless the file is one JSON document. So the files must not change: UserError is raised only if the row at the old
+      place can no longer be used, and otherwise another problem is returned.
 
     Raises:
       UserError: if the source is incomplete or not valid, cannot be read, or has more than `max_bad_rows` bad rows. The

@@ -78,14 +78,16 @@ def demonstrations(
       problems: its problems to draw from, at least one.
       tokenizer: a `transformers` tokenizer.
       eos_ids: as in `pair_ids`.
-      longest: the largest length of prompt and reply together, in tokens; a row of just this length fits.
+      longest: the largest length of prompt and reply together, in tokens; a row of just this length fits. It is not
+        read for a procedural domain.
 
     Returns:
       The rows of a data set that have a reply and fit, or all problems of a procedural domain.
 
     Raises:
-      UserError: if the domain has no replies, no row of a data set has one, or all of them are too long; or if the chat
-        template fails.
+      UserError: if the domain has no replies, no row of a data set has one, or all of them are too long; if the chat
+        template fails or does not know `enable_thinking`; or if a data file was changed so that a row can no longer be
+        used.
     """
     if domain.demonstrate is None:
         field = f"set domains.{domain.name}.reply to a template of the reply, such as '{{answer}}'"
@@ -123,14 +125,16 @@ def pair_ids(
 
     The reply of a chat is what the chat template writes between the generation prompt and the end of the assistant's
     turn, e.g. also the end of an empty thinking block. If the template does not continue its generation prompt, it is
-    the bare reply. Without a template, and in a procedural domain, the reply follows after a space.
+    the bare reply. Without a template, and in a procedural domain, the reply follows after a space. White space at its
+    end is dropped, except from a bare reply.
 
     Args:
       tokenizer: a `transformers` tokenizer.
       domain: the domain; it says whether prompts are chats.
       problem: the problem; its prompt is read.
       reply: the text of the reply.
-      eos_ids: from `model.tokens.eos_ids`: the end token, and last the token with which a chat's turn ends.
+      eos_ids: from `model.tokens.eos_ids`, at least one. The last id ends the turn of a chat with a template; the first
+        one ends any other reply.
 
     Returns:
       The token ids of the prompt, and those of the reply with the end token as the last one. They are the tokens of the

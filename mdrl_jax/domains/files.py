@@ -227,7 +227,8 @@ def tables(entries: tuple[str, ...], columns: tuple[str, ...], where: str) -> li
       where: the section of the config, for error messages.
 
     Returns:
-      The tables, in the order of `entries`; the files of a glob in the order of their paths. [] without entries.
+      The tables, in the order of `entries`; the files of a glob in the order of their paths. [] without entries. A file
+      that two entries match has two tables.
 
     Raises:
       UserError: if an entry matches nothing, is of an unknown kind or no regular file, or cannot be read.
@@ -245,7 +246,7 @@ def matching(pattern: str, where: str) -> list[Path]:
     """Returns the files that a path or glob matches, at least one, sorted by path.
 
     Args:
-      pattern: a path or glob; `~` is expanded, and `**` matches folders at any depth.
+      pattern: a path or glob of Python's `glob`; `~` is expanded, and `**` matches folders at any depth.
       where: the section of the config, for error messages.
 
     Raises:
@@ -271,8 +272,8 @@ def open_table(path: Path, columns: tuple[str, ...]) -> Table:
       columns: names of the columns of a csv or tsv file; () if its first row names them. Other kinds ignore it.
 
     Raises:
-      UserError: if the file as a whole cannot be read. Single rows that cannot be read are found by `scan`. JSON lines
-        are opened at the scan only.
+      UserError: if the file as a whole cannot be read. Single rows that cannot be read are found by `scan`. JSON lines,
+        and csv and tsv files with given `columns`, are opened at the scan only.
     """
     try:
         if path.suffix in (".csv", ".tsv"):
@@ -286,11 +287,16 @@ def open_table(path: Path, columns: tuple[str, ...]) -> Table:
             return Arrow(str(path), rows)
         return JsonLines(path)
     except (OSError, ValueError, csv.Error) as e:
-        raise UserError(f"{path} cannot be read: {str(e).splitlines()[0]}") from e
+        raise UserError(f"{path} cannot be read: {_reason(e)}") from e
     except Exception as e:
         if type(e).__module__.split(".")[0] not in ("datasets", "pyarrow"):
             raise
-        raise UserError(f"{path} cannot be read: {str(e).splitlines()[0]}") from e
+        raise UserError(f"{path} cannot be read: {_reason(e)}") from e
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or the kind of the error if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _json(path: Path) -> Table:

@@ -23,6 +23,9 @@ def gsm8k(row: Row) -> Fields:
     Returns:
       `question`, `answer` (the final answer as text, without commas) and `solution`, without the calculator's notes
       such as `<<48/2=24>>`.
+
+    Raises:
+      ValueError: if there is no `####`, or nothing after the last one.
     """
     solution, mark, answer = row["answer"].rpartition("####")
     if not mark or not answer.strip():
@@ -32,7 +35,10 @@ def gsm8k(row: Row) -> Fields:
 
 
 def boxed(text: str) -> str:
-    r"""Returns the content of the last `\boxed{...}` of a text. Raises ValueError if there is none or it is not closed.
+    r"""Returns the content of the last `\boxed{...}` of a text, in which braces may be nested.
+
+    Raises ValueError if there is none, or if the last one is not closed. A box without braces, such as `\boxed 5`, does
+    not count.
 
     >>> boxed(r"so \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
@@ -50,8 +56,8 @@ def math(row: Row) -> Fields:
     r"""MATH, MATH-500, AIME and OpenR1-Math: `problem`, and `answer` or a `solution` with the answer in `\boxed{}`.
 
     Returns:
-      `question` and `answer`, as text, and `solution` as the row has it (None if it has none). A given `answer` is used
-      before the box is.
+      `question`, the row's `problem`; `answer`, as text: that of the row unless it is absent or None, otherwise the
+      content of the last box (`boxed`); and `solution` as the row has it, None if it has none.
     """
     answer = row["answer"] if row.get("answer") is not None else boxed(row["solution"])
     return {"question": row["problem"], "answer": str(answer), "solution": row.get("solution")}
@@ -61,7 +67,8 @@ def openr1(row: Row) -> list[Fields]:
     """OpenR1-Math. Proofs are left out, because they have no final answer to compare with.
 
     Returns:
-      A list with the fields of `math` (`question`, `answer`, `solution`); [] for a proof or an empty answer.
+      A list with the fields of `math` (`question`, `answer`, `solution`); [] if `question_type` or `answer` is "proof",
+      or `answer` is empty.
     """
     proof = row.get("question_type") == "proof" or str(row["answer"]).strip().lower() in ("", "proof")
     return [] if proof else [math(row)]
@@ -121,13 +128,16 @@ def contest(row: Row) -> list[Fields]:
 
     The task is the first of `question`, `question_content`, `description` and `problem` that is not empty in the row.
     The cases are all those of `input_output`, `public_test_cases`, `private_test_cases`, `official_tests` and
-    `test_cases` together; each of these fields is a JSON text or a value that `cases` reads.
+    `test_cases` together, in this order; each of these fields is a JSON text or a value that `cases` reads, and may be
+    absent or empty.
 
     Returns:
-      A list with one dict: `task` and `cases`; [] for a problem that is judged by calling a function.
+      A list with one dict: `task` and `cases`; [] for a problem that is judged by calling a function, i.e. if one of
+      these fields has a `fn_name` or a case of `testtype` "functional".
 
     Raises:
-      ValueError: if the row has no task or no cases, or a field with cases is no valid JSON.
+      ValueError: if the row has no task or no cases, or a field with cases is not valid JSON; or as in `cases`.
+      KeyError or TypeError: as in `cases`.
     """
     names = ("question", "question_content", "description", "problem")
     task = next((row[key] for key in names if row.get(key)), None)
@@ -157,15 +167,20 @@ def cases(value: Any) -> list[dict[str, str]]:
         also be a list of lines.
 
     Returns:
-      [{"stdin": text, "stdout": text}, ...], in the same order. The lines of a list are joined by line breaks.
+      [{"stdin": text, "stdout": text}, ...], in the same order; [] without cases. The lines of a list are joined by
+      line breaks.
 
     Raises:
       KeyError: if an input or an output is missing.
-      ValueError: if the numbers of inputs and outputs differ, or one of them is no text.
+      ValueError: if "inputs" and "outputs" are no lists or of different lengths, or if an input or an output is neither
+        a text nor a list of texts.
       TypeError: if `value` is neither a mapping nor a list of mappings.
     """
     if isinstance(value, Mapping):
-        pairs = list(zip(value["inputs"], value["outputs"], strict=True))
+        inputs, outputs = value["inputs"], value["outputs"]
+        if not isinstance(inputs, list) or not isinstance(outputs, list):
+            raise ValueError("inputs and outputs are no lists")
+        pairs = list(zip(inputs, outputs, strict=True))
     else:
         pairs = [(v["stdin"], v["stdout"]) if "stdin" in v else (v["input"], v["output"]) for v in value]
     return [{"stdin": _lines(given), "stdout": _lines(wanted)} for given, wanted in pairs]
@@ -208,10 +223,13 @@ def choices(row: Row) -> list[Fields]:
 
     Returns:
       A list with one dict: `question`; `options`, the options as lines "A. ..."; `letter`, the right letter; `choices`,
-      the list of the options' texts. [] for a question of SciKnowEval without choices.
+      the list of the options' texts, without white space at their ends. [] for a question of SciKnowEval without
+      choices.
 
     Raises:
-      ValueError: if there are not 2 to 26 options, or the answer is none of them.
+      ValueError: if there are not 2 to 26 options, if the answer is none of them, or if the row's labels are repeated
+        or are not as many as the options.
+      IndexError: if the answer is given by an index above 25.
     """
     letters = list(string.ascii_uppercase)
     labels, answer = letters, None
@@ -242,6 +260,9 @@ def ifeval(row: Row) -> Fields:
 
     Returns:
       `prompt`, and `constraints`: one `{"kind": id, **arguments}` for each instruction, without the padding.
+
+    Raises:
+      ValueError: if the two lists differ in length.
     """
     kinds, arguments = row["instruction_id_list"], row["kwargs"]
     if len(kinds) != len(arguments):

@@ -18,10 +18,11 @@ MODULUS = 10
 def totals_of(prompt: str) -> list[int]:
     """Returns the running totals of a prompt, each modulo 10: [1, 7] for `3 + 8 - 4 =`.
 
-    There is one for each sign, and the last one is the answer. A sign other than `+` subtracts.
+    There is one for each sign, and the last one is the answer. A sign other than `+` subtracts. The last word of the
+    prompt, `=`, is not read. A prompt with one number and no sign gives [].
 
     Raises:
-      ValueError: if a number is none, or signs and numbers do not alternate.
+      ValueError: if a word in the place of a number is not an integer, or a number is missing after a sign.
       IndexError: if no word comes before the last one.
     """
     words = prompt.split()[:-1]
@@ -38,7 +39,8 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     Args:
       problem: a problem of this domain, to reply to.
       rng: source of every random choice.
-      noise: probability that the totals are wrong from a random step on, and with them the answer.
+      noise: probability that the totals are wrong from a random step on, all by one random offset, and with them the
+        answer.
 
     Returns:
       The text of the reply.

@@ -131,8 +131,8 @@ FILES = ("files", "validation_files", "test_files")
 def completed(source: SourceConfig, where: str) -> SourceConfig:
     """Fills the fields that a source leaves at their default from its preset.
 
-    A field that was set to its default value counts as left. A source with any files of its own takes none of the
-    preset's files, so that its splits do not mix two origins.
+    A field that was set to its default value counts as left; a `check` that was set replaces the preset's as a whole. A
+    source with any files of its own takes none of the preset's files, so that its splits do not mix two origins.
 
     Args:
       source: a domain's section of the config.

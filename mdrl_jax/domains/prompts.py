@@ -77,9 +77,10 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
       longest: the largest length of a prompt, in tokens; a prompt of just this length fits.
 
     Returns:
-      The prompts: all of a procedural domain; of a data set the first ones that fit, at most `Data.sizes[split]`. With
-      `Data.streaming`, a training problem and its tokens are made anew each time they are read. So the data file must
-      not change: UserError is raised only if the row at the old place can no longer be used.
+      The prompts in the order of the split: all of a procedural domain; of a data set, whose prompts are tokenized as
+      chats (`chat.chat_ids`), the first ones that fit, at most `Data.sizes[split]`. With `Data.streaming`, a training
+      problem and its tokens are made anew each time they are read. So the data file must not change: UserError is
+      raised only if the row at the old place can no longer be used.
 
     Raises:
       UserError: if the split is empty, or no prompt of a data set fits; if the chat template fails or does not know
@@ -162,7 +163,8 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
       sets: its prompt sets from `tokenize`, by split.
 
     Returns:
-      One line of counts, then one line for each bad row whose place is recorded. [] for a procedural domain.
+      One line of counts, then one line for each bad row whose place is recorded, at most `datasets.NAMED_BAD_ROWS`. []
+      for a procedural domain.
     """
     if not domain.data:
         return []
@@ -215,7 +217,8 @@ def groups_apart(rows: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
       groups: the number of each prompt's group (`PromptSet.groups`), which the rows are indices of; None: no groups.
 
     Returns:
-      The same rows [n]. Their order is kept among all first ones, among all second ones, and so on.
+      The same rows [n]. Their order is kept among all first ones, among all second ones, and so on. Without groups it
+      is `rows` itself.
     """
     if groups is None:
         return rows

@@ -18,7 +18,8 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
     Args:
       problem: a problem of this domain, to reply to.
       rng: source of every random choice.
-      noise: probability that the answer is drawn anew from the attribute's values. The draw may hit the right value.
+      noise: probability that the answer is drawn anew, uniformly from the attribute's values. The draw may hit the
+        right value.
 
     Returns:
       The text of the reply.
@@ -31,7 +32,7 @@ def demonstrate(problem: Problem, rng: random.Random, noise: float) -> str:
 
 
 def make(config: DomainsConfig) -> Domain:
-    """Draws the facts of the world from the config's seed and splits the questions about them.
+    """Draws the facts of the world from the config's seed and splits the 730 questions about them by it.
 
     Args:
       config: the seed and the sizes of the splits; `style_blind` and data sets are left to `registry.make_domains`.

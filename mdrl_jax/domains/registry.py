@@ -22,11 +22,13 @@ def make_domains(names: tuple[str, ...], config: DomainsConfig) -> dict[str, Dom
       config: seed, sizes, style and data sets.
 
     Returns:
-      The domains by name, in the order of `names`.
+      The domains by name, in the order of `names`; {} without names. A data set in `config` takes the place of the
+      domain of its name in `DOMAINS`.
 
     Raises:
       UserError: if a name is neither a key of `DOMAINS` nor has a data set; if a data set is not valid, cannot be read
         or has too many bad rows; or if a procedural domain has too few prompts for its splits.
+      Exception: as in `datasets.make`, or what a function that was added to `DOMAINS` raises.
     """
     from mdrl_jax.domains import datasets  # here, because it imports numpy, which procedural domains do not need
 

@@ -83,7 +83,8 @@ def words() -> tuple[str, ...]:
 def make_tokenizer() -> Any:
     """Returns a `transformers` tokenizer that splits on white space and makes one token of each word.
 
-    The ids are the indices of `words`. It has an end token, a padding token and an unknown token, and no chat template.
+    The ids are the indices of `words`; a word that is not among them becomes the unknown token. It also has an end
+    token and a padding token, and no chat template. It adds no special tokens to a text.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

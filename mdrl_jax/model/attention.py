@@ -37,8 +37,10 @@ SPLASH_BACKWARD = 1024  # keys in a block of its backward pass, which makes one 
 def plain(valid_BT: jax.Array) -> Attend:
     """Attention of each token to itself and to earlier valid tokens, for all queries at once.
 
+    The output is softmax(q·k / √h) v, with the softmax over these tokens.
+
     Args:
-      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+      valid_BT: mask [B, T], with T of 1 or more: True at real tokens, False at the padding on the left.
 
     Returns:
       an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of v, None).
@@ -129,7 +131,7 @@ def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
 def padded_length(length: int) -> int:
     """The length in tokens to which `splash` pads sequences of `length` tokens.
 
-    It is the next multiple of 128 up to 512 tokens, and of 1024 above.
+    It is the smallest multiple, at least `length`, of 128 if `length` is at most 512, and of 1024 otherwise.
     """
     block = SPLASH_BACKWARD if length > SPLASH_BLOCK else LANES
     return -(-length // block) * block
@@ -171,6 +173,8 @@ def choose(
     rows: int, heads: int, length: int, limit_bytes: float, short: Attention = plain, long: Attention = blockwise
 ) -> Attention:
     """Returns `long` if the float32 scores of one layer would take more than `limit_bytes`, otherwise `short`.
+
+    They take 4 · rows · heads · length² bytes.
 
     Args:
       rows: sequences on one device.

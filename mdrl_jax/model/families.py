@@ -106,12 +106,21 @@ def _rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
         return theta, None
     if kind != "llama3":
         raise UserError(f"{where}: rope type {kind!r} is not supported; supported: default, llama3")
-    return theta, RopeScaling(
+    scaling = RopeScaling(
         factor=float(parameters["factor"]),
         low_freq_factor=float(parameters["low_freq_factor"]),
         high_freq_factor=float(parameters["high_freq_factor"]),
         original_max_position=int(parameters["original_max_position_embeddings"]),
     )
+    for field, value, low in (
+        ("factor", scaling.factor, 0),
+        ("low_freq_factor", scaling.low_freq_factor, 0),
+        ("high_freq_factor", scaling.high_freq_factor, scaling.low_freq_factor),
+        ("original_max_position_embeddings", scaling.original_max_position, 0),
+    ):
+        if not low < value < math.inf:
+            raise UserError(f"{where}: {field}={value} of the RoPE scaling is not valid; it must be above {low:g}")
+    return theta, scaling
 
 
 def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
@@ -124,20 +133,24 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
 
     Raises:
       UserError: if a field asks for something that the decoder does not compute, is absent although it has no default,
-        has a wrong type or is no size of a model (a size below 1, a number that is not finite), or if the heads are not
-        a multiple of the key heads; the message names the file, and the field where it is known.
+        has a wrong type or is no size of a model (a size below 1, a number that is not finite, an odd `head_dim`), if
+        the RoPE scaling cannot be computed (a number that is not above 0, or a `high_freq_factor` that is not above
+        `low_freq_factor`), or if the heads are not a multiple of the key heads; the message names the file, and the
+        field where it is known.
+      KeyError: if a family of `FAMILIES` has no entry in `DEFAULTS`.
     """
     family = hf.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{where}: model_type {family!r} is not supported; supported: {known}")
     hf = {**DEFAULTS[family], **hf}
+    layers = hf.get("layer_types") or []
     refused = {
         "hidden_act": hf.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(hf.get("attention_bias", False)),
         "mlp_bias": bool(hf.get("mlp_bias", False)),
         "use_sliding_window": bool(hf.get("use_sliding_window", False)),
-        "layer_types": any(kind != "full_attention" for kind in hf.get("layer_types") or ()),
+        "layer_types": not isinstance(layers, list) or any(kind != "full_attention" for kind in layers),
         "num_experts": bool(hf.get("num_experts", 0)),
         "quantization_config": hf.get("quantization_config") is not None,
         "attention_dropout": bool(hf.get("attention_dropout", 0.0)),
@@ -186,6 +199,11 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
             f"{where}: num_attention_heads={config.n_heads} is not a multiple of "
             f"num_key_value_heads={config.n_kv_heads}"
         )
+    if config.head_dim % 2:
+        raise UserError(
+            f"{where}: head_dim={config.head_dim} is not valid; it must be even "
+            "(hidden_size / num_attention_heads if absent)"
+        )
     return config
 
 
@@ -193,13 +211,13 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The fields of a `config.json` with which `transformers` (4 and 5) loads the same function.
 
     Args:
-      config: the model; `qkv_bias` and `qk_norm` have to be those of its family (`FAMILIES`).
+      config: the model, which is not checked; `qkv_bias` and `qk_norm` have to be those of its family (`FAMILIES`).
 
     Returns:
       field name -> JSON value, with `torch_dtype` "float32"; `from_hf` turns them into an equal `ModelConfig`.
 
     Raises:
-      KeyError: if the family is not a key of `FAMILIES`.
+      KeyError: if the family is not a key of `ARCHITECTURES`.
     """
     scaling = config.rope_scaling
     return {

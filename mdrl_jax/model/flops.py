@@ -24,7 +24,10 @@ _KERNEL = re.compile(r"splash_mha_(fwd|dkv)")
 
 
 def layer_weights(config: ModelConfig) -> int:
-    """Number of weights of one layer that take part in matrix products: its kernels, without biases and norms."""
+    """Number of weights of one layer that take part in matrix products: its kernels, without biases and norms.
+
+    It is D · (2h(H + K) + 3F).
+    """
     c = config
     return c.d_model * (c.head_dim * 2 * (c.n_heads + c.n_kv_heads) + 3 * c.d_mlp)
 
@@ -32,35 +35,40 @@ def layer_weights(config: ModelConfig) -> int:
 def matrix_weights(config: ModelConfig) -> int:
     """Number of weights that every token is multiplied with: the kernels of all layers and the unembedding.
 
-    Norms and biases are left out, and so is the embedding, which is only looked up (a tied one is the unembedding).
+    It is L · `layer_weights` + V · D. Norms and biases are left out, and so is the embedding, which is only looked up
+    (a tied one counts as the unembedding).
     """
     return config.n_layers * layer_weights(config) + config.vocab_size * config.d_model
 
 
 def of_tokens(config: ModelConfig, tokens: Mapping[str, float]) -> float:
-    """Operations with all weights for numbers of tokens; attention between tokens is left out [chosen].
+    """Operations of given numbers of tokens with all weights; attention between tokens is left out [chosen].
 
     Args:
       config: sizes of the model.
       tokens: what is computed, a key of `FORWARDS` -> the number of tokens.
 
     Returns:
-      floating-point operations: 2 for each weight, token and forward pass.
+      floating-point operations: 2 for each of the `matrix_weights`, each token and each of the forward passes that
+      `FORWARDS` gives for it; 0 without tokens.
+
+    Raises:
+      KeyError: if a key is not in `FORWARDS`.
     """
     return 2.0 * matrix_weights(config) * sum(FORWARDS[kind] * n for kind, n in tokens.items())
 
 
 def forward(config: ModelConfig, tokens: float, pairs: float, scored: float) -> float:
-    """Operations of a forward pass.
+    """Operations of a forward pass over all sequences together.
 
     Args:
       config: sizes of the model.
-      tokens: tokens that pass through the layers, of all sequences together (also for `pairs` and `scored`).
-      pairs: pairs (query token, key token) that attention lets see each other, in one layer and head.
-      scored: tokens whose logits are computed.
+      tokens: number of tokens that pass through the layers.
+      pairs: number of pairs (query token, key token) that attention lets see each other, in one layer and head.
+      scored: number of tokens whose logits are computed.
 
     Returns:
-      floating-point operations.
+      floating-point operations, 2 (L · `layer_weights` · tokens + V · D · scored + 2 L · H · h · pairs).
     """
     return _products(config, tokens, pairs, scored).forward
 
@@ -137,7 +145,7 @@ class Products:
 
 
 def sequences(config: ModelConfig, rows: int, length: int, scored: int) -> Products:
-    """The products of whole causal sequences.
+    """The products of a forward pass over whole causal sequences, with T(T + 1) / 2 pairs in a sequence of T tokens.
 
     Args:
       config: sizes of the model.
@@ -203,7 +211,9 @@ def kernel_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def visited_pairs(length: int, queries: int, keys: int) -> int:
-    """Number of (query, key) pairs in the blocks that hold at least one pair of the causal mask, of one head.
+    """Number of (query, key) pairs of one head in all blocks that hold at least one pair of the causal mask.
+
+    A block is `queries` x `keys` pairs, all of which count, also the masked ones.
 
     Args:
       length: tokens of a sequence, a multiple of `queries` and of `keys`.

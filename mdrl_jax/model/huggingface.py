@@ -78,7 +78,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     """Reads `config.json` of a Hugging Face folder on the local disk.
 
     Raises:
-      UserError: if the folder or file is absent, damaged or no regular file, or the model is not supported.
+      UserError: if the folder or file is absent, damaged or no regular file, or if `families.from_hf` refuses a field.
       OSError: if the file cannot be read, for example without permission.
     """
     file = Path(folder) / "config.json"
@@ -230,7 +230,8 @@ def _placed(shape: tuple[int, ...], sharding: Any, read: Callable[[Any], np.ndar
 def random_params(model: Decoder, mesh: Mesh, seed: int) -> Any:
     """Randomly initialised parameters, created in their shardings: each device holds only its own parts.
 
-    Embeddings and kernels are normal with standard deviation 0.02, biases 0, and scales of norms 1.
+    Embedding, unembedding and kernels are normal with mean 0 and standard deviation 0.02, biases 0, and scales of
+    norms 1. The values do not depend on the mesh.
 
     Args:
       model: the decoder.
@@ -263,8 +264,9 @@ def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
 
     Returns:
       tensor name -> a function that makes the tensor on the host, in the leaf's dtype. Nothing is copied until it is
-      called. A tied model has no `lm_head.weight`. Projections are [out, in]. The order is that of the tree, and the
-      layers of a stacked parameter follow each other.
+      called. A tied model has no `lm_head.weight`. Projections are [out, in], biases [out], with heads and head_dim as
+      one axis; `lm_head.weight` is [V, D]. The order is that of the tree, and the layers of a stacked parameter follow
+      each other.
 
     Raises:
       KeyError: if a path is not in `LAYOUTS`.

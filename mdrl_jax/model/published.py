@@ -84,7 +84,7 @@ def sizes(path: str) -> ModelConfig:
 
     Args:
       path: the model's name, perhaps after other parts, e.g. `Qwen2.5-3B` or `Qwen/Qwen2.5-3B`. The other parts are
-        not checked; upper and lower case count.
+        not checked, and slashes at the end are ignored; upper and lower case count.
 
     Raises:
       UserError: if no known model has this name; the message lists the known ones.

@@ -30,15 +30,17 @@ def load_tokenizer(folder: str | Path) -> Any:
     for pattern in FILES:
         for file in Path(folder).glob(pattern):
             regular(file)
+    loader = _auto_tokenizer()
     try:
-        return _auto_tokenizer().from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        return loader.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as e:  # a file of the wrong structure can fail in any way; `tokenizers` raises plain Exception
         if "trust_remote_code" in str(e):
             raise UserError(
                 f"the tokenizer in {folder} needs the folder's own Python code, which is never run; give a folder with "
                 "a tokenizer that transformers itself has"
             ) from e
-        raise UserError(f"{folder} has no tokenizer that can be read: {(str(e).splitlines() or [''])[0]}") from e
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{folder} has no tokenizer that can be read: {reason}") from e
 
 
 def _auto_tokenizer() -> Any:
@@ -58,8 +60,9 @@ def eos_ids(tokenizer: Any) -> tuple[int, ...]:
     """The ids of the tokens that end a completion.
 
     Returns:
-      the id of `eos_token`, then the id of the token that the chat template puts after a reply, if it is another one
-      and an added token. Without a chat template, or with one that fails, there is only the first id.
+      the id of `eos_token`, then the id of the token that the chat template puts directly after a reply, if it is
+      another one and an added token. Without a chat template, or with one that fails or does not print the reply as
+      it is, there is only the first id.
 
     Raises:
       UserError: if the tokenizer has no end token.
@@ -70,8 +73,9 @@ def eos_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _end_of_turn(tokenizer: Any) -> list[int]:
-    """The token that follows a reply in a chat, as a list of one; empty if it is not one of the added tokens.
+    """The token that follows a reply in a chat, as a list of one; empty if there is none.
 
+    There is none if the chat template does not print the reply as it is, or if the token is not one of the added tokens.
     Only an added token can end a completion safely: ordinary text never contains it.
     """
     if not tokenizer.chat_template:
@@ -82,8 +86,11 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception:  # not reported here: `domains/chat.py` reports it if a domain uses the template
         return []
-    after = tokenizer(text.rpartition(mark)[2], add_special_tokens=False).input_ids[:1]
-    return [i for i in after if i in tokenizer.added_tokens_decoder]
+    _, found, after = text.rpartition(mark)
+    if not found:
+        return []
+    first = tokenizer(after, add_special_tokens=False).input_ids[:1]
+    return [i for i in first if i in tokenizer.added_tokens_decoder]
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -131,8 +138,8 @@ def left_pad(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.n
       tokens [B, length], int32, and valid [B, length], bool: True at tokens of the row, False at padding.
 
     Raises:
-      ValueError: if a row has more than `length` tokens, or is an array.
-      OverflowError: if an id does not fit into int32.
+      ValueError: if a row has more than `length` tokens, or is an array of no or of several ids.
+      OverflowError: if an id, or `pad`, does not fit into int32.
     """
     tokens_BT = np.full((len(rows), length), pad, np.int32)
     valid_BT = np.zeros((len(rows), length), bool)

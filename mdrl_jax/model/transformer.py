@@ -88,7 +88,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
       head_dim: h, an even number.
       theta: the base θ, above 0.
       scaling: Llama-3 scaling (arXiv 2407.21783); None: none. Frequencies of long wavelengths are divided by `factor`,
-        those of short wavelengths stay, and those between are interpolated.
+        those of short wavelengths stay, and those between are multiplied by a factor that is linear in 1 / wavelength.
 
     Returns:
       radians per position [h/2], float32.
@@ -115,12 +115,13 @@ def rotate(x_BTHh: jax.Array, positions_BT: jax.Array, frequencies: jax.Array) -
     """Applies RoPE to heads, in Hugging Face's layout: coordinate i is paired with coordinate i + h/2.
 
     Args:
-      x_BTHh: queries or keys [B, T, H, h].
+      x_BTHh: queries or keys [B, T, H, h], with an even h.
       positions_BT: position of each token [B, T].
       frequencies: from `rope_frequencies` [h/2].
 
     Returns:
-      rotated queries or keys [B, T, H, h], in the dtype of `x_BTHh`.
+      rotated queries or keys [B, T, H, h], in the dtype of `x_BTHh`: with a = position · frequency i, the pair (x, y)
+      becomes (x cos a − y sin a, y cos a + x sin a).
     """
     angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
@@ -129,7 +130,7 @@ def rotate(x_BTHh: jax.Array, positions_BT: jax.Array, frequencies: jax.Array) -
 
 
 def positions_of(valid_BT: jax.Array) -> jax.Array:
-    """Position of each token: the number of valid tokens before it. Left padding gets 0.
+    """Position of each token: the number of valid tokens before it. Padding on the left gets 0, like the first token.
 
     Args:
       valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
@@ -164,7 +165,10 @@ def causal_attention(valid_BT: jax.Array) -> Attend:
 
 
 def keeping(attend: Attend) -> Attend:
-    """The same attention, but the value that it keeps is (k, v), the keys and values that it is called with."""
+    """The same attention, but the value that it keeps is (k, v), the keys and values that it is called with.
+
+    What `attend` itself keeps is dropped.
+    """
 
     def and_keep(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
         return attend(q_BTHh, k_BTKh, v_BTKh)[0], (k_BTKh, v_BTKh)
@@ -190,7 +194,8 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
       start_P: the step at which each prompt's completions began [P], at most `step`.
 
     Returns:
-      an `Attend`: (q [B, 1, H, h], k [B, 1, K, h], v [B, 1, K, h]) -> (output [B, 1, H, h], the new cache).
+      an `Attend`: (q [B, 1, H, h], k [B, 1, K, h], v [B, 1, K, h]) -> (output [B, 1, H, h], the new cache). All have
+      the dtype of the cache and of the prompts' keys and values. Row b belongs to prompt b // G, with G = B / P.
     """
     n_prompts = prefix_valid_PT.shape[0]
     group = cache.k_LBTKh.shape[1] // n_prompts

@@ -27,10 +27,10 @@ def split(n: int) -> Count:
     """The number n as a `Count`.
 
     Args:
-      n: an integer with 0 <= n < 2^46.
+      n: a Python integer with 0 <= n < 2^46.
 
     Returns:
-      (high, low) with n = high · 2^15 + low and 0 <= low < 2^15.
+      (high, low), NumPy int32 scalars with n = high · 2^15 + low and 0 <= low < 2^15.
 
     Raises:
       ValueError: if n is negative.
@@ -61,7 +61,7 @@ def count(mask: Any) -> Count:
       mask: a tree of boolean arrays.
 
     Returns:
-      a `Count` of int32 scalars; (0, 0) for an empty tree.
+      a `Count` of int32 scalars with 0 <= low < 2^15; (0, 0) for an empty tree.
     """
     parts = list(sizes(mask).values())
     low = sum((jnp.sum(x & LOW) for x in parts), start=jnp.int32(0))
@@ -70,12 +70,12 @@ def count(mask: Any) -> Count:
 
 
 def reaches(a: Count, b: Count) -> jax.Array:
-    """Whether a ≥ b, as a boolean scalar."""
+    """Whether the number a is at least the number b, as a boolean scalar array."""
     return (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] >= b[1]))
 
 
 def minus(a: Count, b: Count) -> Count:
-    """a − b, as a `Count`; it requires a ≥ b, which is not checked."""
+    """The number a − b, as a `Count`; it requires a ≥ b, which is not checked."""
     low = a[1] - b[1]  # if it is negative, `low >> LIMB` is −1, the borrow
     return a[0] - b[0] + (low >> LIMB), low & LOW
 
@@ -98,7 +98,7 @@ def at_least(keys: Any, among: Any, least: jax.Array) -> Any:
     Args:
       keys: a tree of 31-bit integers (`keys`).
       among: a mask, a tree of boolean arrays of the same shapes; entries outside it are not taken.
-      least: a key, a scalar.
+      least: a key, a uint32 scalar.
 
     Returns:
       a tree of boolean arrays, of the same structure and shapes.
@@ -118,7 +118,7 @@ def threshold(keys: Any, among: Any, wanted: Count) -> jax.Array:
     Args:
       keys: a tree of 31-bit integers (`keys`).
       among: a mask of the entries that are counted, a tree of boolean arrays of the same shapes.
-      wanted: number of entries, as a `Count` (`split`).
+      wanted: number of entries, as a `Count` (`split`); for 0 the key t is above all keys of `among`.
 
     Returns:
       the key t, a uint32 scalar; 0 if `among` has `wanted` entries or fewer.

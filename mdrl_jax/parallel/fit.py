@@ -82,8 +82,8 @@ def compile_for(
     Args:
       lower: () -> `jax.jit(f).lower(...)`. It is called once; what it raises is not caught, except running out of
         memory.
-      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth of
-        such loops, the innermost first.
+      unknown_trips: trip count of every loop with something to count whose own cannot be read. A sequence gives one
+        count for each depth of such loops, the innermost first.
       kernels: (instruction, its computation) -> operations of an instruction that is opaque to the compiler, 0 for any
         other, such as `flops.kernel_flops`. By default such instructions count 0.
 
@@ -141,10 +141,11 @@ def _without_cache() -> Iterator[None]:
 
 
 def needed(message: str) -> float:
-    """Bytes that a refused program needs; infinite if the message states no size.
+    """Bytes that a refused program needs; infinite if the message does not state them.
 
     Args:
-      message: the text of the compiler's error RESOURCE_EXHAUSTED. Of several sizes the first counts.
+      message: the text of the compiler's error RESOURCE_EXHAUSTED. The size is the first number after "used" or "Used",
+        or after "required for HLO temporaries (", with a unit of K, M, G or T (powers of 1024) or none.
     """
     found = REFUSED.search(message)
     return float(found[1]) * UNITS[found[2]] if found else math.inf
@@ -177,23 +178,22 @@ def whole_parameters(compiled: Compiled, params: Any, gathered: Callable[[Any], 
     - it has as many dimensions as the parameter's shard, and each is a multiple of the shard's;
     - one of its dimensions is the number of layers of the stack (for a table without layers: its longest dimension).
 
-    Parameters of one dimension, such as a norm's scale, are not looked for.
+    Parameters of one dimension, such as the scale of the last norm, are not looked for.
 
     Args:
       compiled: the program; a refused one has no gathers.
-      params: tree of shapes of the parameters with their shardings. Leaves whose path begins with `layers/` are stacks
-        of layers, along their first axis.
+      params: tree of arrays or `jax.ShapeDtypeStruct`s, one for each parameter. Each must have a NamedSharding that
+        divides it evenly. Leaves whose path begins with `layers/` are stacks of layers, along their first axis.
       gathered: sharding -> the sharding after a gather that leaves tensor parallelism as it is
         (`sharding.over_tensor`). A result of the size of one device's part under it counts as whole, too.
 
     Returns:
       a text for each such gather: the parameter, the shape of the result, and the JAX operation that it comes from. The
-      order is that of the gathers in the program. A gather that fits several parameters is listed once for each; the
-      list is empty if there is none.
+      order is that of the gathers in the program, and for one gather that of the parameters. A gather that fits several
+      parameters is listed once for each; the list is empty if there is none.
 
     Raises:
-      AttributeError: if a parameter has no sharding.
-      ValueError: if a sharding does not divide its parameter evenly.
+      AttributeError: if the program has an all-gather and a parameter of two or more dimensions has no sharding.
     """
     named = [
         (jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in jax.tree_util.tree_leaves_with_path(params)
@@ -222,7 +222,7 @@ def by_kind(collectives: Sequence[hlo.Collective]) -> dict[str, tuple[float, int
 
     Returns:
       kind -> (bytes of all runs on one device, number of runs), for the kinds that occur, in the order in which they
-      first occur.
+      first occur; {} without collectives.
     """
     kinds: dict[str, tuple[float, int]] = {}
     for c in collectives:
@@ -236,12 +236,13 @@ def largest(bytes_of: Callable[[int], float], room: float, unit: int, most: int,
 
     Memory grows about linearly with the size, so interpolation needs few compilations. Between the largest size known
     to fit and the smallest known not to fit, the next size is where a line meets `room`; the line goes through the two
-    compiled sizes nearest to this interval. The answer itself was always compiled. That one unit more does not fit was
-    either compiled or follows from the line.
+    compiled sizes nearest to this interval. The size returned was always compiled, or is in `known`. That one unit more
+    does not fit was either compiled or follows from the line.
 
     Args:
-      bytes_of: size -> bytes of a device, by compiling the program at this size. It may be infinite. It is called at
-        most once for each size, and not for those in `known`; what it raises is not caught.
+      bytes_of: size -> bytes of a device, by compiling the program at this size. It must not fall as the size grows,
+        and may be infinite. It is called at most once for each size, and not for those in `known`; what it raises is
+        not caught.
       room: bytes of a device that the program may take.
       unit: the step between sizes, 1 or more.
       most: the largest size of interest; below `unit` the answer is 0, and nothing is compiled.

@@ -33,7 +33,7 @@ class Collective:
         is the gathered array, for a reduce-scatter the array before scattering.
       times: number of runs in one call of the program.
       where: the JAX operation that it comes from.
-      shapes: dimensions of its outputs.
+      shapes: dimensions of its outputs; of an asynchronous all-gather or collective-permute also those of its inputs.
     """
 
     kind: str
@@ -53,8 +53,9 @@ def matmul_flops(
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
-      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth: first
-        for such loops that contain no other such loop, then for the loops around those, and so on.
+      unknown_trips: trip count of every loop with something to count whose own cannot be read. A sequence gives one
+        count for each depth: first for such loops that contain no other such loop, then for the loops around those, and
+        so on.
       kernels: (instruction, its computation) -> operations of an instruction that is opaque to the compiler. It is
         called for every instruction and added to its count, so it must give 0 for all others. By default it gives 0.
 
@@ -81,8 +82,8 @@ def collectives(text: str, unknown_trips: int | Sequence[int] | None = None) -> 
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
-      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth of
-        such loops, the innermost first.
+      unknown_trips: trip count of every loop with collectives whose own cannot be read. A sequence gives one count for
+        each depth of such loops, the innermost first.
 
     Returns:
       one entry for each instruction, and one more for each further place that runs its computation. The order is that

@@ -31,8 +31,8 @@ def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> floa
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
-      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth of
-        such loops, the innermost first.
+      unknown_trips: trip count of every loop that moves bytes and whose own cannot be read. A sequence gives one count
+        for each depth of such loops, the innermost first.
 
     Raises:
       ValueError: if a loop that moves bytes has an unknown trip count and `unknown_trips` has none for it, or if the
@@ -67,7 +67,7 @@ def held(shape: str) -> float:
 
     Args:
       shape: text of an HLO shape, e.g. f32[8,4]{1,0}, or of a tuple of shapes. Its layout names the memory space, e.g.
-        {1,0:S(1)}; without one the array lies in main memory. Elements of less than 8 bits count 1 byte.
+        {1,0:S(1)}; without one the array lies in main memory. Elements of less than 8 bits count 1 byte, tokens 0.
     """
     total = 0.0
     for match in _PLACED.finditer(shape):

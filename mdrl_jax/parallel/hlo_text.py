@@ -82,9 +82,10 @@ def executed(
     """The instructions whose measure is above 0, with the number of their runs in one call of the program.
 
     The trip count of a loop is the compiler's (`known_trip_count`). If that is absent, it is (bound − start) / step,
-    rounded up. The bound is the constant with which the loop's condition compares its counter; start and step are those
-    of the counter. If there is not exactly one such comparison, the trip count is unknown. A loop that may also stop
-    early for another reason counts up to the bound. The condition of a loop counts as often as its body.
+    rounded up, from the comparison `counter < bound` in the loop's condition. Bound and start are constants; step is
+    the constant that the body adds to the counter, or 1 if it cannot be read. If there is not exactly one such
+    comparison, the trip count is unknown. A loop that may also stop early for another reason counts up to the bound.
+    The condition of a loop counts as often as its body.
 
     It looks into fusions, calls, asynchronous calls, loops and conditionals. Computations that other instructions apply
     to elements, such as the sum of a reduce, are not measured.
@@ -93,8 +94,9 @@ def executed(
       text: `jax.jit(f).lower(...).compile().as_text()`.
       measure: the amount to count, for one run of an instruction. Of the branches of a conditional, the one with the
         largest total counts; on a tie, the first.
-      unknown_trips: trip count of every loop whose own cannot be read. A sequence gives one count for each depth: first
-        for such loops that contain no other such loop, then for the loops around those, and so on.
+      unknown_trips: trip count of every loop with something to count whose own cannot be read. A sequence gives one
+        count for each depth: first for such loops that contain no other such loop, then for the loops around those, and
+        so on.
       fusions: whether instructions inside fusions are measured, in addition to the fusion itself.
 
     Returns:
@@ -182,8 +184,8 @@ def arrays(shape: str) -> list[tuple[int, tuple[int, ...]]]:
 
     Returns:
       (bytes per element, dimensions) of the array, or of each array if the shape is a tuple, in the order of the text;
-      nested tuples are flattened, and the list is empty if there is no array. Types of less than 8 bits count 1 byte,
-      tokens 0. A scalar has no dimensions. A dynamic dimension counts as its bound.
+      nested tuples are flattened, and the list is empty if there is no array. Types of less than 8 bits count 1 byte. A
+      token gives (0, ()). A scalar has the dimensions (). A dynamic dimension counts as its bound.
     """
     found = []
     for dtype, dims in _ARRAY.findall(shape):

@@ -23,12 +23,14 @@ CACHE_BYTES = 2**31  # of the folder of compiled programs; the entries that were
 def keep_compiled(folder: str | None = None) -> None:
     """Keeps compiled programs in a folder, where later processes find them instead of compiling them again.
 
-    Several processes may share the folder, because JAX locks it. It holds at most `CACHE_BYTES`. Programs that compile
-    in less than 0.1 seconds are not kept.
+    It changes JAX's configuration of this process and is called once: after the first program was kept, JAX goes on to
+    use its folder, and "off" is not taken back. Several processes may share the folder, because JAX locks it. It holds
+    at most `CACHE_BYTES`. Programs that compile in less than 0.1 seconds are not kept.
 
     Args:
-      folder: the folder, which is made if it does not exist; "off" keeps nothing. None leaves JAX's own setting as it
-        is, such as the environment variable JAX_COMPILATION_CACHE_DIR; without one it is `default_cache`.
+      folder: the folder, which JAX makes if it does not exist; "": `default_cache`; "off": nothing is kept or read.
+        None: the folder that JAX is set to, such as by the environment variable JAX_COMPILATION_CACHE_DIR, with JAX's
+        own limits of size and time; if there is none, `default_cache`.
     """
     if folder == "off":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -39,15 +41,19 @@ def keep_compiled(folder: str | None = None) -> None:
 
 
 def user_cache() -> Path:
-    """The user's folder of what the package can make again: `mdrl_jax` in $XDG_CACHE_HOME, or else in ~/.cache."""
+    """The user's folder of what the package can make again: `mdrl_jax` in $XDG_CACHE_HOME, or else in ~/.cache.
+
+    It is not made here. An empty XDG_CACHE_HOME counts as not set.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdrl_jax"
 
 
 def default_cache() -> Path:
-    """The user's folder of compiled programs: `compiled-CPU` in `user_cache`.
+    """The user's folder of compiled programs: `compiled-MACHINE-HASH` in `user_cache`; it is not made here.
 
-    CPU tells processors apart that have other instructions. Programs for one of them may not run on another, and a home
-    folder may be shared.
+    MACHINE is the architecture, such as x86_64. HASH is 8 hexadecimal digits of the SHA-256 of the processor's list of
+    instructions in /proc/cpuinfo, or of its name where that file does not exist. Each kind of processor has its own
+    folder, because programs for one kind may not run on another and hosts may share a home folder.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -55,7 +55,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The `data x fsdp x tensor` mesh over devices.
+    """The `data x fsdp x tensor` mesh over devices, with the axis names `MESH_AXES` and axes of type Auto.
 
     If the devices are several TPU slices, the slices are consecutive parts of the `data` axis. Then only sums of
     gradients cross the slow network between slices (DCN), once per micro-batch.
@@ -217,7 +217,8 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     Outside a mesh it returns x unchanged.
 
     Raises:
-      ValueError: in a mesh, if x has no axis, or inside a function of `over_rows`.
+      ValueError: in a mesh, if x has no axis, inside a function of `over_rows`, or, outside `jax.jit`, if x has one
+        axis and the mesh does not divide it evenly.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -252,7 +253,8 @@ def by_device(function: Callable[..., jax.Array], inputs: tuple[Names, ...], out
       output: the same for the result.
 
     Returns:
-      the function of the whole arrays. In a mesh it raises ValueError if the mesh does not divide a split axis evenly.
+      the function of the whole arrays. In a mesh it raises ValueError if the mesh does not divide a split axis evenly,
+      and JAX's `DuplicateSpecError` if two axes of one array are split over the same mesh axis.
 
     Raises:
       KeyError: in a mesh, if a name is not in `RULES`.
@@ -320,7 +322,9 @@ def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
 
     Raises:
       KeyError: if a name is not in `RULES`.
-      ValueError: if the mesh does not divide a split axis evenly, or if an array has fewer axes than there are names.
+      ValueError: if the mesh does not divide a split axis evenly, or if an array has fewer axes than there are names,
+        such as a scalar.
+      Exception: JAX's `DuplicateSpecError`, if two axes are split over the same mesh axis, such as "batch" and "embed".
     """
     sharding = named(mesh, *(logical or ("batch",)))
 

@@ -20,14 +20,14 @@ def difference(after: Any, before: Any) -> Any:
 
     Args:
       after: a tree of arrays. For a leaf without a sharding (a NumPy array) the compiler chooses.
-      before: a tree of the same structure and shapes.
+      before: a tree of the same structure and shapes. Other shapes are broadcast by NumPy's rules.
 
     Returns:
-      the differences, a tree of device arrays.
+      the differences, a tree of device arrays; the arguments stay as they are.
 
     Raises:
-      ValueError: if the trees differ in structure, or if their arrays lie on different devices.
-      TypeError: if shapes do not match.
+      ValueError: if arrays lie on different devices.
+      ValueError or TypeError: if the trees differ in structure, or if two shapes cannot be broadcast to one.
     """
     leaves, structure = jax.tree.flatten(after)
     return _difference(structure, tuple(getattr(x, "sharding", None) for x in leaves))(after, before)

@@ -48,7 +48,8 @@ class Looks:
         settings, self.record = record["settings"], records.read_json(file)
         before = self.record["settings"]
         if before != settings:
-            name = next(k for k in settings if before.get(k) != settings[k])
+            names = {**settings, **before}
+            name = next(k for k in names if k not in before or k not in settings or before[k] != settings[k])
             raise UserError(
                 f"{file} holds {what} with another {name}: delete the file to start over, or undo the change"
             )

@@ -75,8 +75,9 @@ def ties(base: Any, edits: Sequence[Any], density: float, scale: Any) -> Any:
     Args:
       base: θ_0, a tree of parameters.
       edits: the τ_i = θ_i − θ_0, one or more, trees like the base.
-      density: share of all entries of an edit that it keeps, rounded to at least one entry. Entries that are 0 are
-        never kept, so an edit with fewer other entries keeps fewer. Ties are broken as in `selection.largest`.
+      density: share of all entries of an edit, those that are 0 included, that it keeps; it keeps at least one entry.
+        Entries that are 0 are never kept, so an edit with fewer other entries keeps fewer. Ties are broken as in
+        `selection.largest`.
       scale: λ, a scalar.
 
     Returns:

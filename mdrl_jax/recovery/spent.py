@@ -9,12 +9,15 @@ from mdrl_jax.second_order.objectives import CompletionBatch
 
 
 def spend(runtime: Runtime, kind: str, batches: Iterable[CompletionBatch]) -> None:
-    """Adds the tokens of completions, prompts included, to `runtime.rollouts.spent`.
+    """Adds the tokens of completions to the counter `runtime.rollouts.spent[kind]`.
+
+    A prompt counts once for each of its completions. Padding does not count, nor do rows of weight 0, which only fill
+    up a batch.
 
     Args:
       runtime: of the run.
-      kind: what is computed of these tokens, a key of `model.flops.FORWARDS`.
-      batches: the completions. Padding does not count, nor do rows that only fill up a batch.
+      kind: what is computed of these tokens, a key of `model.flops.FORWARDS`, which is not checked.
+      batches: the completions, on the host or on devices; none add nothing.
     """
     tokens = [np.sum(np.asarray(b.valid_BT).sum(axis=1) * (np.asarray(b.weight_B) > 0)) for b in batches]
     runtime.rollouts.spent[kind] += int(sum(tokens))

@@ -163,12 +163,12 @@ class Table:
 
 
 def data(rows: Sequence[Row]) -> alt.InlineData:
-    """Rows as the inline data of a chart. NaN and infinities become null, because JSON has neither."""
+    """Rows as the inline data of a chart; NaN and infinite floats become null, because JSON has neither."""
     return alt.InlineData(values=[{k: _finite(v) for k, v in row.items()} for row in rows])
 
 
 def by_category(names: Sequence[str]) -> alt.Scale:
-    """A scale with a colour for each name. Equal lists of names get equal colours; they repeat after seven names."""
+    """A scale with a colour for each name, in the order of `CATEGORIES`, which repeat after seven names."""
     return alt.Scale(domain=list(names), range=[CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))])
 
 

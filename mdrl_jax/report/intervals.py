@@ -29,21 +29,33 @@ def columns(name: str, figure: Record, scale: float = 1.0) -> Row:
 
 
 def estimate_columns(figure: Record, scale: float = 1.0) -> Row:
-    """The columns of the figure in a row that holds one figure; `scale` as in `columns`.
+    """The columns of the figure in a row that holds one figure.
+
+    Args:
+      figure: its record.
+      scale: a factor on the estimate and on both ends, for example 100 from reward to points.
 
     Returns:
       {"estimate", "low", "high": ends of the 95 % interval, "n", "reason": why there is no estimate, otherwise ""}.
+      Without an estimate or an interval, the value is None.
     """
     found = dict(zip(("estimate", "low", "high"), _ends(figure, scale), strict=True))
     return found | {"n": figure["n"], "reason": figure.get("reason", "") if figure["estimate"] is None else ""}
 
 
 def null_columns(figure: Record, scale: float = 1.0) -> Row:
-    """The columns of a figure's null; `scale` as in `columns`.
+    """The columns of a figure's null.
+
+    Args:
+      figure: its record, whose null is a number, {"mean", "low", "high"} of a drawn null, or None.
+      scale: a factor on all three, for example 100 from reward to points.
 
     Returns:
       {"null": the null's value, or the mean of a drawn null; "null_low", "null_high": the central 95 % of a drawn
       null, otherwise None}. All three are None if the figure has no null.
+
+    Raises:
+      TypeError: if the null is an interval, [low, high].
     """
     null = figure["null"]
     if isinstance(null, Mapping):
@@ -80,11 +92,14 @@ def span(
 
 
 def number(value: float, form: str = ".2f") -> str:
-    """A value as text with a typographic minus sign (−). A value that rounds to 0 has no minus sign.
+    """A value as text with a typographic minus sign (−), also in an exponent. A value that rounds to 0 has no sign −.
 
     Args:
       value: the value.
       form: its format, for example ".2f" or ".0%".
+
+    Raises:
+      ValueError: if `form` is no format of a number.
     """
     text = f"{value:{form}}"
     return text.lstrip("-") if not text.strip("-0.%") else text.replace("-", "−")
@@ -95,11 +110,15 @@ def words(figure: Record, form: str = ".2f", scale: float = 1.0) -> str:
 
     Args:
       figure: its record. Without an interval the text is the value alone.
-      form: the format of each number, for example ".2f".
+      form: the format of each number, for example ".2f". A plus sign at its start applies to the value only.
       scale: a factor on all numbers.
 
     Returns:
-      The text; for a figure without an estimate the record's reason, or "not measured" if it has none.
+      The text, with typographic minus signs; for a figure without an estimate the record's reason, or "not measured" if
+      it has none.
+
+    Raises:
+      ValueError: if `form` is no format of a number.
     """
     if figure["estimate"] is None:
         return figure.get("reason") or "not measured"
@@ -108,7 +127,7 @@ def words(figure: Record, form: str = ".2f", scale: float = 1.0) -> str:
 
 
 def tips(name: str, title: str, form: str = ".2f") -> list[alt.Tooltip]:
-    """Tooltips of the figure `name` in rows that hold several figures (`columns`).
+    """Three tooltips of the figure `name` in rows that hold several figures (`columns`): estimate, low and high end.
 
     Args:
       name: the figure's name.
@@ -127,7 +146,8 @@ def estimate_tips(names: Sequence[str], title: str, null: bool = False) -> list[
       null: whether the rows have the columns of a null (`null_columns`).
 
     Returns:
-      Tooltips of these columns, the estimate, its interval, the null if there is one, n and the reason.
+      Tooltips, in this order: these columns, the estimate, both ends of its interval, the null and both ends of it if
+      `null` is true, n and the reason.
     """
     titles = {"estimate": title, "low": "95 % from", "high": "95 % to"}
     if null:
@@ -137,7 +157,7 @@ def estimate_tips(names: Sequence[str], title: str, null: bool = False) -> list[
 
 
 def tooltips(titles: Mapping[str, str], form: str = ".2f") -> list[alt.Tooltip]:
-    """Tooltips of numeric columns.
+    """Tooltips of numeric columns, one for each, in the given order.
 
     Args:
       titles: the title of each column, by the column's name.

@@ -86,9 +86,10 @@ class Part:
 def write(workdir: str | Path) -> Path:
     """Writes `report/index.html`, the CSV of every figure and table, and the PNG of every figure.
 
-    Each file is written whole or not at all. Files of figures that can no longer be made stay as they are. If a builder
-    raises `Absent` or one of `DAMAGED`, the page says so in place of the figure. If a run has several processes, all of
-    them must call this; the first one writes, and the others wait for it.
+    The folder is made if needed, and earlier files of the same names are replaced. Each file is written whole or not at
+    all. Files of figures that can no longer be made stay as they are. If a builder raises `Absent` or one of `DAMAGED`,
+    the page says so in place of the figure. If a run has several processes, all of them must call this; the first one
+    writes, and the others wait for it.
 
     Args:
       workdir: the work folder.

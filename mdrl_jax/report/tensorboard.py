@@ -36,8 +36,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def save_figures(workdir: Path) -> None:
     """Writes every `report/NAME.png` of a work folder as the image `figures/NAME` at step 0.
 
-    It replaces an earlier image of that name in TensorBoard. The event file goes to `tensorboard/figures` in the work
-    folder. Without such a PNG nothing is written.
+    TensorBoard then shows these images only, and no earlier ones of the folder. The event file is a new one in
+    `tensorboard/figures` of the work folder. Without such a PNG nothing is written. If several processes run the
+    program, only the first one writes.
 
     Raises:
       ValueError: if one of the files is not a PNG file, or ends within its header.

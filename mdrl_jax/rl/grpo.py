@@ -122,7 +122,7 @@ def group_advantages(rewards_PG: jax.Array, *, scale: str) -> tuple[jax.Array, j
     The standard deviation has ddof 1 (it divides by G - 1), as in TRL and torch (arXiv 2402.03300).
 
     Args:
-      rewards_PG: rewards of the completions, on any scale.
+      rewards_PG: rewards of the completions [P, G], on any scale.
       scale: "std" or "none" (`GRPOConfig.scale`).
 
     Returns:

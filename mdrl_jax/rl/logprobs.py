@@ -44,8 +44,8 @@ def token_log_probs(
         all positions at once.
 
     Returns:
-      log-probs in nats [B, T - start], float32 (float64 if the model's dtype is). At padding their values have no
-      meaning.
+      log-probs in nats [B, T - start], float32 (float64 if the model's dtype is). At padding, and at the first real
+      token of a padded row, their values have no meaning.
 
     Raises:
       ValueError: if `start` is 0, because nothing predicts the first token of a row.
@@ -73,7 +73,7 @@ def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chu
     Args:
       function: a function of arrays [B, C, ...] for any number C of positions, which treats positions independently.
         It returns an array or a tree of arrays [B, C].
-      arrays: its arguments for all positions, [B, T, ...].
+      arrays: its arguments for all positions, one or more arrays [B, T, ...].
       chunk: C; the last chunk is padded with zeros, whose results are dropped. 0, or T or more: all positions at once.
 
     Returns:

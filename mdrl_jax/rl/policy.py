@@ -83,8 +83,8 @@ def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -
     Returns:
       the jitted function (params, tokens_MBT, valid_MBT, start) -> log-probs in nats [M, B, T - start], where B is the
       number of rows of a micro-batch. `start` is the length of the padded prompts, a Python int of at least 1: another
-      value compiles anew. At padding the log-probs have no meaning. The function raises ValueError if the mesh cannot
-      split the rows of a micro-batch evenly.
+      value compiles anew. At padding the log-probs have no meaning. The function raises ValueError if `start` is 0, or
+      if the mesh cannot split the rows of a micro-batch evenly.
     """
 
     def log_probs(params: Any, tokens_MBT: jax.Array, valid_MBT: jax.Array, start: int) -> jax.Array:
@@ -105,7 +105,8 @@ def join(prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any) ->
       mask_PGT: 1 on tokens of the completions [P, G, Tc].
 
     Returns:
-      the joined tokens [P * G, Tp + Tc], and True at the real ones among them [P * G, Tp + Tc].
+      the joined tokens [P * G, Tp + Tc], and True at the real ones among them [P * G, Tp + Tc]. The G rows of a prompt
+      follow each other.
     """
     n_prompts, group, length = completions_PGT.shape
     rows = n_prompts * group
@@ -136,13 +137,13 @@ def trained(rewards_PG: Any, mask_PGT: Any, ended_PG: Any, config: GRPOConfig) -
     """Computes the advantages of completions and the mask of the tokens that are trained.
 
     Args:
-      rewards_PG: rewards of the completions.
-      mask_PGT: 1 on tokens of the completions, 0 after their ends; a NumPy array.
-      ended_PG: False if the length limit cut the completion off; a NumPy array of bool.
+      rewards_PG: rewards of the completions [P, G].
+      mask_PGT: 1 on tokens of the completions, 0 after their ends [P, G, T]; a NumPy array.
+      ended_PG: False if the length limit cut the completion off [P, G]; a NumPy array of bool.
       config: `scale`, `drop_zero_variance` and `mask_overlong` are read.
 
     Returns:
-      a `Trained` of NumPy arrays.
+      a `Trained` of NumPy arrays, computed by `group_advantages` and `loss_mask`.
 
     Raises:
       ValueError: if a group has fewer than two completions.
@@ -159,18 +160,18 @@ def trained(rewards_PG: Any, mask_PGT: Any, ended_PG: Any, config: GRPOConfig) -
 
 
 def in_the_loss(batch: PolicyBatch) -> jax.Array:
-    """Whether a row of a micro-batch has a token that is trained, a boolean scalar: `needed` of `make_train_step`."""
+    """Whether any token of a micro-batch is trained, a boolean scalar; `make_train_step` takes it as `needed`."""
     return jnp.any(batch.grpo.mask_BT > 0)
 
 
 def trained_first(mask_PGT: Any) -> np.ndarray:
-    """The order of the rows of a batch, row numbers [P * G]: rows with a trained token first.
+    """The order of the rows of a batch: row numbers [P * G], integers, those of rows with a trained token first.
 
     The rows that the loss leaves out thereby fill micro-batches of their own, which the training step does not compute.
     Among themselves, both kinds keep their order.
 
     Args:
-      mask_PGT: 1 on the tokens that are trained.
+      mask_PGT: 1 on the tokens that are trained, 0 elsewhere [P, G, T]; a NumPy array.
     """
     n_prompts, group, length = mask_PGT.shape
     return np.argsort(~mask_PGT.reshape(n_prompts * group, length).any(axis=1), kind="stable")
@@ -187,7 +188,7 @@ def policy_batch(
       valid_PT: as in `join`.
       completions_PGT: as in `join`.
       mask_PGT: as in `join`: all tokens of the completions, also those that are not trained.
-      logp_PGT: log-probs of the completions that the sampler recorded, in nats.
+      logp_PGT: log-probs of the completions that the sampler recorded, in nats [P, G, Tc]; a NumPy array.
       trained: advantages and loss mask of the completions, from the function `trained`.
       n: number of micro-batches, M; at least 1.
       mesh: the devices; the rows of each micro-batch are split over its axes `data` and `fsdp`.

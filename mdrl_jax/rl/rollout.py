@@ -92,7 +92,7 @@ def stage_key(seed: int, stage: str, step: int) -> jax.Array:
     It depends on the stage's name, not on its number, so adding a stage does not change the draws of other stages.
 
     Args:
-      seed: seed of the run.
+      seed: seed of the run, -2^63 <= seed < 2^63. Only its lowest 32 bits count, unless JAX's 64-bit mode is on.
       stage: name of the stage.
       step: number of the step, from 0 and below 2^32.
 
@@ -100,7 +100,7 @@ def stage_key(seed: int, stage: str, step: int) -> jax.Array:
       one typed JAX key, a scalar.
 
     Raises:
-      OverflowError: if `step` is negative or too large.
+      OverflowError: if `step` or `seed` is outside these bounds.
     """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
     return jax.random.fold_in(key, step)

@@ -299,9 +299,9 @@ def _fields(scored: ScoredRollouts) -> dict[str, Any]:
 
 
 def prompts_at_once(config: RolloutConfig, model: Decoder, mesh: Mesh, group_size: int) -> int:
-    """Number of prompts, on all devices together, whose keys and values fit in `cache_gib` per device; 0: no limit.
+    """Number of prompts, on all devices together, whose keys and values fit in `cache_gib` per device.
 
-    Every prompt and completion counts with the last bucket, i.e. with its largest length.
+    A prompt counts with its group of completions, and all of them with the last bucket, i.e. with their largest length.
 
     Args:
       config: section `rollout` of the configuration.
@@ -310,7 +310,8 @@ def prompts_at_once(config: RolloutConfig, model: Decoder, mesh: Mesh, group_siz
       group_size: completions per prompt.
 
     Returns:
-      the number, a multiple of the number of parts that the mesh splits batch rows into.
+      the number, a multiple of the number of parts that the mesh splits batch rows into; 0, which stands for no limit,
+      if `cache_gib` is 0.
 
     Raises:
       UserError: if a device has no room for the completions of one prompt.

@@ -51,8 +51,8 @@ def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Ar
     or top-p are kept too.
 
     Args:
-      logits_BV: logits of the model, before the temperature.
-      sampling: temperature, top-k and top-p.
+      logits_BV: logits of the model [B, V], before the temperature.
+      sampling: temperature, top-k and top-p. A top-k of V or more excludes nothing.
 
     Returns:
       log-probs in nats [B, V]; excluded tokens get about -1e30, a finite number that stands for minus infinity.
@@ -66,15 +66,16 @@ def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Ar
 def draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
     """Draws one token of each row from the distribution of `sampling_log_probs`.
 
-    The token is the first one at which the cumulative probability exceeds a uniform number of the row's key.
+    The token is the first one at which the cumulative probability exceeds a uniform number of the row's key, so equal
+    keys and logits give equal tokens. An excluded token is never drawn.
 
     Args:
-      logits_BV: logits of the model, before the temperature.
-      keys_B: one typed JAX key for each row.
-      sampling: temperature, top-k and top-p.
+      logits_BV: logits of the model [B, V], before the temperature.
+      keys_B: one typed JAX key for each row [B].
+      sampling: temperature, top-k and top-p; with temperature 0 the keys do not matter.
 
     Returns:
-      (token ids [B], int32; their log-probs in nats [B]).
+      (token ids [B], int32; their log-probs in nats under that distribution [B]).
     """
     probability_BV = jnp.exp(sampling_log_probs(logits_BV, sampling))
     token_B, chosen_B = _inverse(probability_BV, jax.vmap(jax.random.uniform)(keys_B))

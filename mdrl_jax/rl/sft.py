@@ -40,8 +40,8 @@ def make_sft_loss(model: Decoder, chunk: int = 0) -> LossFn:
     Returns:
       (params, batch) -> (sum, (count, metrics)): the sum of -log p over the reply tokens, in nats; the number of these
       tokens; and {"nll": (sum, count)}, the same two without a gradient. The mean, sum / count, is in nats per token,
-      at temperature 1. Without reply tokens both are 0. The first token of a row is never counted, because nothing
-      predicts it.
+      at temperature 1. Without reply tokens both are 0. Position 0 is never counted, because nothing predicts it. For
+      the same reason the mask must be 0 at the first real token of a padded row, which is not checked.
     """
 
     def loss_fn(params: Any, batch: SFTBatch):

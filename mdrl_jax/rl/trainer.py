@@ -102,7 +102,8 @@ def make_optimizer(
       transforms: what the stage adds.
 
     Returns:
-      the chain: `transforms.gradient`, clipping, Adam, weight decay, `transforms.update`.
+      the chain, in this order: `transforms.gradient`, clipping, Adam, weight decay (weight_decay × parameter is added),
+      `transforms.update`. Its `update` needs the parameters.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
@@ -116,6 +117,8 @@ def make_optimizer(
 
 def state_shardings(optimizer: optax.GradientTransformation, shapes: Any, shardings: Any, mesh: Mesh):
     """Shardings of a `TrainState`: the optimizer's moments are split like the parameters that they belong to.
+
+    So is every other tree in the optimizer's state that has the structure of the parameters.
 
     Args:
       optimizer: from `make_optimizer`.
@@ -148,7 +151,7 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
       shardings: from `state_shardings`.
 
     Returns:
-      the state with step 0 and the optimizer's initial state, placed by `shardings`.
+      the state with step 0, the copied parameters and the optimizer's initial state, placed by `shardings`.
     """
 
     def init(params: Any) -> TrainState:
@@ -180,9 +183,10 @@ def make_train_step(
     Returns:
       the jitted function (state, batch, learning_rate, extra) -> (next state, metrics). The memory of the given state
       is reused for the next one, so the given state cannot be read afterwards. Leaves of `batch` are [micro-batches,
-      rows, ...] (`micro_batches`). `learning_rate` is a scalar. `extra` is a dictionary of the optimizer's extra
-      arguments by name, {} if it takes none; names that it does not take are ignored. The metrics are scalars by name:
-      the means of the loss function's metrics over the whole batch, "loss" (the mean loss before the update), and
+      rows, ...] (`micro_batches`). `learning_rate` is a scalar, by which the optimizer's update is multiplied before it
+      is subtracted; the optimizer also gets it as an extra argument. `extra` is a dictionary of the optimizer's other
+      extra arguments by name, {} if it takes none; names that it does not take are ignored. The metrics are scalars by
+      name: the means of the loss function's metrics over the whole batch, "loss" (the mean loss before the update), and
       "grad_norm", the norm of its gradient over all parameters together, before transforms and clipping. If the count
       of a batch is 0, loss and gradient are 0, but Adam's moments and the weight decay still change the parameters.
       The function raises ValueError if the mesh cannot split the rows of a micro-batch evenly, and TypeError if an
@@ -214,7 +218,9 @@ def make_train_step(
         (grads, (loss, count), metrics), _ = jax.lax.scan(add, empty, batch)
         count = jnp.maximum(count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = takes_extra.update(grads, state.opt_state, state.params, **extra)
+        updates, opt_state = takes_extra.update(
+            grads, state.opt_state, state.params, **{"learning_rate": learning_rate, **extra}
+        )
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         logged = {k: s / jnp.maximum(n, 1.0) for k, (s, n) in metrics.items()}
         logged |= {"loss": loss / count, "grad_norm": optax.global_norm(grads)}

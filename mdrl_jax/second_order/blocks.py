@@ -53,11 +53,14 @@ class Programs:
 def programs(block: Block) -> Programs:
     """The programs for blocks with the structure and the shardings of this one.
 
-    They are made once a process for each structure with its shardings.
+    They are made once a process for each structure with its shardings, and compiled at their first call.
 
     Args:
       block: b vectors, leaves [b, ...]. Every leaf must be a JAX array, because its sharding is read; its axis of
         vectors must not be split.
+
+    Returns:
+      the programs `empty`, `store`, `orthogonalise`, `fill`, `combine` and `difference`, as attributes.
 
     Raises:
       AttributeError: if a leaf is no JAX array.

@@ -174,8 +174,11 @@ def route_support(part: Tree, mask_LR: np.ndarray) -> Tree:
     """A tree like a `route_slice`, on the host: 1 at the weights of neurons and 0 at padded places.
 
     Args:
-      part: a route slice, or its shapes.
+      part: a route slice, or a tree of its shapes.
       mask_LR: as in `route_slice`.
+
+    Returns:
+      the tree, NumPy arrays with the dtype of the mask. They are read-only views of the mask.
     """
     masks = {"gate": mask_LR[:, None, :], "up": mask_LR[:, None, :], "down": mask_LR[:, :, None]}
     return {name: np.broadcast_to(masks[name], x.shape) for name, x in part.items()}
@@ -184,11 +187,11 @@ def route_support(part: Tree, mask_LR: np.ndarray) -> Tree:
 def route_axes(width: int) -> dict[str, Names]:
     """Logical axes of a `route_slice` with `width` neurons a layer.
 
-    The axis D is "embed". The axis R of the neurons is "mlp" if the current mesh divides `width`, otherwise it is not
-    split.
+    The axis D is "embed". The axis R of the neurons is "mlp" if the current mesh divides `width`; otherwise, and
+    outside a mesh, it is not split.
 
     Returns:
-      "gate", "up" or "down" -> one logical axis for each of the tensor's three axes; None: not split.
+      "gate", "up" or "down" -> one logical axis for each of the tensor's three axes, a name or None: not split.
     """
     neurons = dividing("mlp", width)
     into = (None, "embed", neurons)

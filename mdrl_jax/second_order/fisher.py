@@ -42,7 +42,7 @@ LogProbs = Callable[[Any, CompletionBatch], jax.Array]
 
 
 def fisher_diagonal(forward: Forward, shardings: Any = None) -> Callable[[Any, Iterable[CompletionBatch]], Any]:
-    """The Fisher diagonal F as a function, compiled once for rows of one shape.
+    """Makes the function that computes the Fisher diagonal F; it is compiled once for rows of one shape.
 
     Args:
       forward: computes the log-probs, with all parameters as the point (`decoder_parts.whole`).
@@ -50,9 +50,9 @@ def fisher_diagonal(forward: Forward, shardings: Any = None) -> Callable[[Any, I
 
     Returns:
       (params, micro-batches) -> F, a float32 tree like the parameters: the mean over rows, weighted by `weight_B`. The
-      function raises ValueError if no row has weight, TypeError if the mesh does not divide the rows of a micro-batch,
-      and AssertionError if there are parameters outside the layers that are neither an embedding, an unembedding nor
-      the final norm.
+      function raises ValueError if no row has weight or there is no micro-batch, TypeError if the mesh does not divide
+      the rows of a micro-batch, and AssertionError if there are parameters outside the layers that are neither an
+      embedding, an unembedding nor the final norm.
     """
     add = squares_program(forward, shardings)
 
@@ -88,11 +88,12 @@ def squares_program(forward: Forward, shardings: Any) -> Callable[[Any, Any, Com
 def completion_gradients(log_probs: LogProbs, params: Any, rows: CompletionBatch) -> Any:
     """The gradient ∇ log π(y) of each row; memory is that of one gradient a row.
 
-    The model expects batch rows that the mesh can split into n parts. Each completion is therefore repeated n times,
-    and the sum is divided by n. Unlike in other functions, every device must have all rows.
+    The current mesh splits batch rows into n parts, so the model needs a number of rows that n divides. Each completion
+    is therefore repeated n times, and the gradient of the sum is divided by n. Unlike in other functions, every device
+    must have all rows.
 
     Args:
-      log_probs: (params, rows) -> log-probs of completion tokens [B, Tc], 0 on padding.
+      log_probs: (params, rows) -> log-probs of completion tokens [B, Tc], 0 on padding; called with n rows.
       params: the parameters.
       rows: B completions. Their `weight_B` is not used, so rows that only fill up a batch get a gradient too.
 

@@ -54,8 +54,9 @@ def exact(loss: Loss, shardings: Any = None) -> Operator:
       shardings: those of `point`; None: the compiler chooses.
 
     Returns:
-      the operator. Its products are float32 (float64 if the point is), and 0 if the counts add up to 0. It raises
-      TypeError or ValueError if `v` does not have the structure, the shapes and the dtypes of `point`.
+      the operator. Its products are float32 (float64 if the point is). If the counts do not add up to more than 0, the
+      sum is not divided, so it is 0 where nothing counts. The operator raises TypeError or ValueError if `v` does not
+      have the structure, the shapes and the dtypes of `point`.
     """
 
     def operator(point: Any, v: Any, batch: Any, *fixed: Any) -> Any:
@@ -79,7 +80,7 @@ def gauss_newton(
     """The generalized Gauss–Newton matrix Jᵀ H_z J, with J = ∂z/∂point and H_z the Hessian of the loss in z.
 
     z are outputs of the model, such as logits. The matrix is positive semidefinite if H_z is. One linearization gives
-    J and its transpose, so there is one forward pass.
+    J and its transpose, so there is one forward pass. Sums and counts are added over micro-batches as for a loss.
 
     Args:
       outputs: (point, micro, *fixed) -> z.
@@ -157,7 +158,7 @@ def symmetry_defect(apply: Callable[[Any], Any], v: Any, w: Any) -> float:
       w: another vector, a tree like `v`.
 
     Returns:
-      the relative defect; 0 if both products are 0, NaN if one of them has a NaN.
+      the relative defect; 0 if Hv and Hw are both 0, NaN if one of them has a NaN.
     """
     return float(_defect(v, w, apply(v), apply(w)))
 

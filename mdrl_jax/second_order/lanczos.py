@@ -128,7 +128,9 @@ def block_lanczos(
       stop: True to stop before n steps, once the k leading pairs have converged (`Spectrum.converged`).
 
     Returns:
-      the pairs in descending order of the eigenvalue, with bounds of their residuals (`Spectrum`).
+      the pairs in descending order of the eigenvalue (`Spectrum`): `values` [k], `vectors` with leaves [k, ...], bounds
+      of their `residuals` [k], and the numbers of `steps`, `products` and `replaced` directions. They need not have
+      converged. Random directions come from a fixed key, so equal arguments give equal results.
 
     Raises:
       UserError: if b · n is less than k or more than the dimension; if the two products of the first block differ by

@@ -129,7 +129,7 @@ def reward_loss(forward: Forward) -> Loss:
       forward: computes the log-probs.
 
     Returns:
-      the loss (point, rows, fixed) -> (sum over rows, number of rows with weight).
+      the loss (point, rows, fixed) -> (sum over rows, number of rows), both weighted by `weight_B`; A is `adv_B`.
     """
 
     def loss(point: Any, rows: CompletionBatch, fixed: Any) -> tuple[jax.Array, jax.Array]:
@@ -147,7 +147,8 @@ def success_nll(forward: Forward) -> Loss:
       forward: computes the log-probs.
 
     Returns:
-      the loss (point, rows, fixed) -> (sum over successes, number of successes).
+      the loss (point, rows, fixed) -> (sum over successes, number of successes), both weighted by `weight_B`. A success
+      is a row with `success_B` 1. Without any, both are 0.
     """
 
     def loss(point: Any, rows: CompletionBatch, fixed: Any) -> tuple[jax.Array, jax.Array]:
@@ -168,7 +169,7 @@ def both_losses(forward: Forward) -> Loss:
       forward: computes the log-probs.
 
     Returns:
-      the loss (point, rows, fixed) -> (sum over rows, 1).
+      the loss (point, rows, fixed) -> (sum over rows, weighted by `weight_B`; 1).
     """
 
     def loss(point: Any, rows: CompletionBatch, fixed: Any) -> tuple[jax.Array, jax.Array]:
@@ -217,8 +218,9 @@ def token_weights(mask_PGT: np.ndarray, how: str, max_length: int) -> tuple[np.n
       max_length: the longest completion allowed, in tokens; only "constant" reads it.
 
     Returns:
-      the weights [P, G, T], and the count of each prompt [P]: its trained tokens ("token"), its completions with a
-      trained token ("sequence"), or these times `max_length` ("constant"). Both are float64.
+      the weights [P, G, T] and the count of each prompt [P], both float64. The weight of a trained token is 1, or for
+      "sequence" 1 / the number of trained tokens of its completion. The count is that of the prompt's trained tokens
+      ("token"), that of its completions with a trained token ("sequence"), or this times `max_length` ("constant").
 
     Raises:
       KeyError: if `how` is unknown.
@@ -247,7 +249,8 @@ def derivatives(
       count_P: the count that belongs to it, from `token_weights`.
 
     Returns:
-      name of the objective ("reward", "surrogate", "grpo", "success_nll" or "kl") -> its derivatives by prompt.
+      name of the objective ("reward", "surrogate", "grpo", "success_nll" or "kl") -> its derivatives by prompt, [P]
+      each: the numerators `first_P` and `second_P`, and `count_P`, the denominator of both.
     """
     u, w = (np.where(mask_PGT > 0, x, 0.0).astype(np.float64) for x in (u_PGT, w_PGT))
     u_PG, w_PG = u.sum(-1), w.sum(-1)

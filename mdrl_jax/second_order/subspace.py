@@ -78,7 +78,7 @@ def _by_eigenvalues(gram_kk: jax.Array) -> jax.Array:
 
 
 def orthonormalize(block: Any) -> Any:
-    """An orthonormal basis of the span of a block's vectors.
+    """An orthonormal basis of the span of a block's vectors, at least one.
 
     If only r of the k vectors are independent, the first k − r vectors of the result are zero. A direction counts as
     dependent if its eigenvalue in the Gram matrix is at most 1e-6 of the largest one. The vectors are scaled to length
@@ -136,8 +136,8 @@ def project(basis: Any, x: Any, k: int | None = None) -> Any:
     Args:
       basis: orthonormal vectors, leaves [k or more, ...].
       x: a vector.
-      k: number of vectors that are used; 0: none, so the projection is 0; None, or more than there are: all. Another k
-        does not recompile.
+      k: number of vectors that are used; 0 or less: none, so the projection is 0; None, or more than there are: all.
+        Another k does not recompile.
 
     Returns:
       a tree like `x`, float32.
@@ -193,8 +193,7 @@ def principal_angles(a: Any, b: Any) -> NDArray[np.float64]:
       the angles in radians, from 0 to π/2, ascending; as many as the smaller basis has vectors.
 
     Raises:
-      numpy.linalg.LinAlgError: if an inner product of two vectors is not finite. If both bases have a single vector,
-        the angle is nan instead.
+      numpy.linalg.LinAlgError: if an inner product of two vectors is nan. If one is infinite, angles are nan instead.
     """
     cosines = np.linalg.svd(np.asarray(_cross_program(a, b), np.float64), compute_uv=False)
     return np.arccos(np.clip(cosines, 0.0, 1.0))
@@ -216,12 +215,14 @@ def positive(values: ArrayLike) -> NDArray[np.bool_]:
 def measured_dimension(values: ArrayLike, null_top_values: ArrayLike) -> int:
     """Number of dimensions of S: of positive eigenvalues above the 95th percentile of the null (definitions §7).
 
+    Positive are those of `positive`.
+
     Args:
       values: eigenvalues of the Hessian on the route [k], in any order.
-      null_top_values: the top eigenvalue in each draw of the null [draws]; a draw permutes advantages within groups.
+      null_top_values: the top eigenvalue in each draw of the null [draws].
 
     Returns:
-      the number, from 0 to k.
+      the number, from 0 to k; 0 if a value of the null or an eigenvalue is nan.
 
     Raises:
       ValueError: if the null has no draw.

@@ -33,8 +33,8 @@ def check(runtime: Runtime, earlier: Sequence[Stage]) -> None:
       earlier: the stages before the analysis, in order.
 
     Raises:
-      UserError: if there is no stage to analyse, a domain has too few prompts, or the mesh does not divide the
-        micro-batches (`interference.check`).
+      UserError: if `sequence` selects no stage named after a domain, a domain has too few prompts, or the mesh does not
+        divide the micro-batches (`interference.check`).
     """
     interference.check(runtime, sequence(earlier, lambda name: None))
 
@@ -63,6 +63,7 @@ def run(
     Raises:
       UserError: if the folder holds an analysis with other settings or of other stages, a JSON record of it is not
         valid, sampling fails (`samples.draw`), or a Lanczos search fails.
+      RuntimeError: if the reward workers do not start, or their pool is closed.
       ValueError: if a second-order term of a conflict subspace is not finite.
       Stopped: after a SIGTERM; finished parts are saved.
       The errors of `samples.load`, if the file of a sample is damaged, and of `params_after`.
@@ -70,7 +71,12 @@ def run(
     started = time.monotonic()
     earlier = stages[: stages.index(stage)]
     by_name = {s.name: s for s in earlier}
-    checkpoints = sequence(earlier, params_after, lambda name: records.read_json(folder.target(by_name[name])))
+
+    def signed(name: str) -> Any:
+        file = folder.random_signs(by_name[name])
+        return records.read_json(file)["figures"] if file.exists() else None
+
+    checkpoints = sequence(earlier, params_after, lambda name: records.read_json(folder.target(by_name[name])), signed)
     found = interference.run(runtime, checkpoints, folder.root, runtime.config.train.grpo, screen.steps)
     screen.print(analysis.summary(found))
     screen.event("claims", claims=found["claims"])
@@ -78,7 +84,10 @@ def run(
 
 
 def sequence(
-    stages: Sequence[Stage], params: Callable[[str], Any], looks: Callable[[str], Any] = lambda name: {}
+    stages: Sequence[Stage],
+    params: Callable[[str], Any],
+    looks: Callable[[str], Any] = lambda name: {},
+    random_signs: Callable[[str], Any] = lambda name: None,
 ) -> Checkpoints:
     """Selects the stages of a run that the interference analysis compares.
 
@@ -90,6 +99,7 @@ def sequence(
       stages: the stages before the analysis, in order.
       params: (name of a stage, or "base") -> the parameters at its end.
       looks: (name of a stage with a target) -> the record of its looks.
+      random_signs: (name of a stage) -> the figures of its edit with random signs; None if it did not record them.
 
     Returns:
       The selected stages, with `params` to read their parameters; nothing is read here.
@@ -108,7 +118,7 @@ def sequence(
             solos.append(Trained(stage.name, stage.domains[0], stage.start))
         elif stage.prefix == "sft":
             supervised.append(Supervised(stage.name, stage.domains[0], stage.start, stage.sft.target))
-    return Checkpoints(tuple(trained), tuple(solos), params, tuple(supervised), looks)
+    return Checkpoints(tuple(trained), tuple(solos), params, tuple(supervised), looks, random_signs)
 
 
 def conflict_bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:

@@ -30,6 +30,7 @@ from mdrl_jax.rl.policy import (
     trained,
     trained_first,
 )
+from mdrl_jax.rl.random_signs import random_signs
 from mdrl_jax.rl.rollouts import ScoredRollouts, prompts_at_once
 from mdrl_jax.rl.trainer import (
     TrainState,
@@ -68,7 +69,7 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
 
     Args:
       runtime: model, devices and configuration of the run.
-      stage: the stage; its options of the loss and of the optimizer are read.
+      stage: the stage; its options of the loss and of the optimizer and `random_signs` are read.
       transforms: gradient transformations that protect other domains (`recovery/prevention/`).
 
     Returns:
@@ -76,6 +77,8 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
     """
     config, temperature = runtime.config, runtime.config.rollout.sampling.temperature
     chunk = config.model.logprob_chunk
+    if stage.train.random_signs:
+        transforms = Transforms(transforms.gradient, (*transforms.update, random_signs(config.seed)))
     optimizer = make_optimizer(stage.train.optimizer, transforms)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     longest = config.rollout.completion_buckets[-1]
@@ -188,7 +191,8 @@ def shares(stage: Stage) -> dict[str, int]:
       stage: a GRPO stage.
 
     Returns:
-      domain -> number of prompts; the stage's own domains first. Kept domains that get none are left out.
+      domain -> number of prompts; the stage's own domains first. Kept domains that get none are left out. Without
+      `prevent.replay` there are only the stage's own.
     """
     train = stage.train
     each = round(train.prompts_per_step * train.prevent.replay / len(stage.keeps)) if stage.keeps else 0
@@ -213,6 +217,8 @@ def make_batch(
     step: int,
 ) -> tuple[PolicyBatch, Metrics]:
     """Makes the batch of a training step from scored completions.
+
+    The tokens of every pass for log-probs are added to `runtime.rollouts.spent["forward"]`.
 
     Args:
       runtime: configuration and devices.

@@ -41,7 +41,7 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
       is empty for "average". "chosen" is the λ with the best average, the first of equal ones; None for "average".
 
     Raises:
-      UserError: if too many rewards fail (`Rollouts.sample`).
+      UserError, RuntimeError: if scoring fails (`Rollouts.sample`), for example because too many rewards fail.
       ValueError: for "ties", if `recover.density` is not above 0 and at most 1, which `config.parse` refuses.
       AssertionError: if `recover.scales` is empty, which `config.parse` refuses.
       Stopped: after a SIGTERM; nothing of a merge is saved.

@@ -82,9 +82,11 @@ def run(
 
     Raises:
       UserError: if the record, or the settings of kept completions, are not valid JSON, or if too many rewards fail.
+      RuntimeError: if the reward workers do not start, or their pool is closed.
       KeyError: if `recover.rules` names an unknown rule, which `check` refuses; or as in `remade`.
       Stopped: after a SIGTERM; sampled completions are saved, but no point of the sweep.
       ValueError, FileNotFoundError, zipfile.BadZipFile: as in `remade`.
+      The errors of `samples.load`, if a file of kept completions is damaged, and of `params`.
     """
     file = folder / "recovery" / f"{stage.name}.json"
     if file.exists():
@@ -161,6 +163,9 @@ def remade(runtime: Runtime, now: Any, file: Path) -> Any:
 
 def summary(record: dict[str, Any]) -> str:
     """The result of a rollback in one line for the terminal; its differences are in points on test prompts.
+
+    The line has the size, rule, place and strength of the chosen set, the change of A's score with its interval, and
+    that of B's. If nothing was chosen, it says so.
 
     Args:
       record: the content of `recovery/rollback-A-B.json`, as `run` writes it.

@@ -46,18 +46,29 @@ def check(runtime: Runtime, stage: Stage) -> dict[str, Any]:
       UserError: if a domain has no replies or none that fits, rows are longer than the model allows, or the mesh does
         not divide the rows of a micro-batch.
     """
-    section, most = stage.sft, runtime.model.config.max_positions
-    rows = section.batch_size // section.grad_accum_steps
+    check_sizes(runtime, stage.sft, f"stage {stage.name}: ")
+    return {s.domain.name: dict(s.record) for s in shown(runtime, stage) if s.record}
+
+
+def check_sizes(runtime: Runtime, section: SFTSection, who: str = "") -> None:
+    """Refuses settings whose micro-batches the mesh cannot split evenly, or whose rows are too long for the model.
+
+    Args:
+      runtime: its model and mesh are used.
+      section: the settings of a supervised stage.
+      who: the beginning of the error message, for example "stage sft-math: ".
+
+    Raises:
+      UserError: if rows are longer than the model allows, or the mesh does not divide the rows of a micro-batch.
+    """
+    rows, most = section.batch_size // section.grad_accum_steps, runtime.model.config.max_positions
     if rows % batch_divisor(runtime.mesh):
         raise UserError(
-            f"stage {stage.name}: sft.batch_size / sft.grad_accum_steps = {rows} is not divisible by the mesh's "
+            f"{who}sft.batch_size / sft.grad_accum_steps = {rows} is not divisible by the mesh's "
             f"data * fsdp = {batch_divisor(runtime.mesh)}"
         )
     if section.length > most:
-        raise UserError(
-            f"stage {stage.name}: sft.length={section.length}, but the model allows {most} tokens; lower it"
-        )
-    return {s.domain.name: dict(s.record) for s in shown(runtime, stage) if s.record}
+        raise UserError(f"{who}sft.length={section.length}, but the model allows {most} tokens; lower it")
 
 
 def shown(runtime: Runtime, stage: Stage) -> list[Demonstrations]:
@@ -80,7 +91,8 @@ def learning_rate(section: SFTSection, step: int) -> float:
     """The learning rate at a step.
 
     It rises linearly over `warmup_steps`, stays constant at `learning_rate`, and falls linearly over the last share
-    `decay` of the steps. It would reach 0 one step after the last one.
+    `decay` of the steps. It would reach 0 one step after the last one. Where rise and fall overlap, the smaller rate
+    applies. Without warm-up, or without decay, that part is left out.
 
     Args:
       section: the settings of the stage.
@@ -92,7 +104,7 @@ def learning_rate(section: SFTSection, step: int) -> float:
 
 
 def lengths(rollout: RolloutConfig, longest: int) -> tuple[int, ...]:
-    """The lengths that rows are padded to: sums of a prompt bucket and a completion bucket below `longest`, and it.
+    """The lengths that rows may be padded to: `longest`, and the sums of a prompt and a completion bucket below it.
 
     Args:
       rollout: section `rollout` of the configuration.
@@ -111,13 +123,13 @@ def batch(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
     Args:
       runtime: domains, tokenizer and configuration of the run.
       stage: the supervised stage.
-      step: number of the step, from 0; after `sft.noise_from` of the steps replies are wrong with probability
-        `sft.noise`.
+      step: number of the step, from 0. From the share `sft.noise_from` of the steps on, replies of procedural domains
+        are wrong with probability `sft.noise`.
 
     Returns:
-      An `SFTBatch` of NumPy arrays [B, T] with B = `sft.batch_size`, padded on the left to T, one of `lengths`. Each
-      reply ends with the end token. Row i has a reply of domain i modulo the number of domains, so the numbers of
-      replies differ by at most 1.
+      An `SFTBatch` of NumPy arrays [B, T] with B = `sft.batch_size`, padded on the left to T, the smallest of `lengths`
+      that holds the longest row. Each reply ends with the end token. Row i has a prompt and a reply of the stage's
+      domain number i modulo the number of domains, so the numbers of rows of two domains differ by at most 1.
 
     Raises:
       UserError: if a domain has no demonstrations, or a procedural one is longer than `sft.length` tokens.

@@ -36,6 +36,7 @@ def looks(runtime: Runtime, stage: Stage, file: Path, params_after: Callable[[st
 
     Raises:
       UserError: if the file has other settings or is not valid JSON, or if too many of the target's rewards fail.
+      RuntimeError: if the reward workers do not start, or their pool is closed.
       Stopped: after a SIGTERM, while the target is scored.
       The errors of `params_after`.
     """
@@ -74,11 +75,12 @@ def looks(runtime: Runtime, stage: Stage, file: Path, params_after: Callable[[st
 
 
 def judge(record: Record) -> None:
-    """Adds to a record with at least one look whether its last one reached the target, and why the stage ends.
+    """Adds to a record whether its last look reached the target ("reached"), and why the stage ends ("stopped").
 
     Args:
-      record: of `looks`. "reached" becomes True if the mean reward is at least that of the target. "stopped" becomes
-        the result in words, if it is reached or the steps are used up; "" otherwise.
+      record: of `looks`, with at least one look; it is changed. "reached" becomes True if the mean reward of the last
+        look is at least that of the target, otherwise False. "stopped" becomes the result in words if the target is
+        reached or the steps of the settings are used up; "" otherwise.
     """
     last, settings = record["steps"][-1], record["settings"]
     record["reached"] = _total(last["rewards"]) >= _total(record["rewards"])

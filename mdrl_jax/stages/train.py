@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax import preemption, records
+from mdrl_jax.analysis import edits
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.model import flops
@@ -30,6 +31,7 @@ from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh import tracker as refresh
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
+from mdrl_jax.rl import random_signs
 from mdrl_jax.rl.trainer import TrainState, init_state
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak
@@ -88,10 +90,11 @@ class Trainer:
     def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
         """Trains a stage to its end, or continues it from its newest checkpoint.
 
-        It writes checkpoints and TensorBoard events; of a refresh also `recovery/NAME.json` after each scored step, and
-        of a stage with a target `targets/NN-NAME.json` after each look. Neither scores again what is in that record. A
-        refresh that was interrupted trains again from its start. If the last checkpoint is that of the stage's end,
-        nothing is trained.
+        It writes checkpoints and TensorBoard events; with `train.random_signs` also `random_signs/NN-NAME.json` at the
+        end; of a refresh also `recovery/NAME.json` after each scored step, and of a stage with a target
+        `targets/NN-NAME.json` after each look. Neither of these two scores again what is in that record. A refresh that
+        was interrupted trains again from its start. If the last checkpoint is that of the stage's end, nothing is
+        trained.
 
         Args:
           stage: a stage of kind "grpo" or "sft".
@@ -151,6 +154,7 @@ class Trainer:
                         board.flush()  # a run that resumes from this step does not log it again
                         meta = self._meta(stage, account(), done * recipe.prompts)
                         if last:
+                            self._signs(stage, state)
                             checkpoints.save_params(done, state.params, meta | {"ended": True})
                         else:
                             checkpoints.save(done, state, meta)
@@ -171,6 +175,13 @@ class Trainer:
             self.screen.print(f"{stage.name}: score of {stage.settings.target} {ended}")
         self.screen.print(_line(stage, recipe.total - first, spent["seconds"], totals))
         return params, spent
+
+    def _signs(self, stage: Stage, state: TrainState) -> None:
+        if stage.kind == "grpo" and stage.train.random_signs:
+            start = self.params_after(stage.start)
+            figures = edits.edit_figures(start, random_signs.moved(start, state.opt_state))
+            head = {"stage": stage.name, "seed": self.runtime.config.seed}
+            records.write_json(self.folder.random_signs(stage), head | {"figures": figures})
 
     def _repeat(self, stage: Stage, tracker: refresh.Tracker) -> None:
         repeats = tracker.repeats(stage)
@@ -249,7 +260,14 @@ class Trainer:
         probe = build(self.runtime, self.runtime.config.train.grpo)
         kept = prepare.prepare(probe, stage, self.stages, self.params_after)
         prevent = stage.train.prevent
-        key = stage.train.grpo, stage.train.optimizer, prevent.ewc, prevent.gradients, prevent.protect
+        key = (
+            stage.train.grpo,
+            stage.train.optimizer,
+            stage.train.random_signs,
+            prevent.ewc,
+            prevent.gradients,
+            prevent.protect,
+        )
         if key not in self.programs:
             self.programs[key] = grpo.make_programs(self.runtime, stage, kept.transforms)
         made = self.programs[key]
@@ -275,7 +293,8 @@ def steps_taken(folder: WorkFolder, stage: Stage) -> int:
       stage: the stage.
 
     Raises:
-      UserError: if the record of a refresh, or of a stage with a target, is missing or damaged.
+      UserError: if the record of a refresh, or of a stage with a target, is missing or not valid JSON.
+      KeyError, IndexError: if it has no step.
     """
     if not stage.trains:
         return 0
@@ -319,7 +338,7 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
       stage: the finished stage.
       steps: training steps that it took.
       found: the cost that `Trainer.train` returned, or one of the same form for a stage that does not train: "seconds"
-        (required) and numbers of tokens (0 where absent).
+        (required) and numbers of tokens, e.g. "tokens_sampled" (0 where absent).
 
     Returns:
       The fields of the record: "stage", "kind", "steps", "seconds", "flops" and numbers of tokens: "tokens_read" in

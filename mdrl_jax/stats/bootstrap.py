@@ -25,7 +25,7 @@ TAILS = (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)  # quantiles that bound the central 9
 
 
 def prompt_weights(n_prompts: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """How often each of P prompts counts in the sample and in each bootstrap draw: [1 + N_RESAMPLES, P].
+    """How often each of P prompts counts in the sample and in each of 2,000 bootstrap draws: [2,001, P].
 
     Row 0 is the sample, in which every prompt counts once. In each other row P prompts are drawn with replacement.
     `prompt_weights(P, rng) @ values_P / P` is therefore the mean of the sample, followed by the means of the draws.
@@ -123,13 +123,13 @@ def bootstrap_t(value_X: ArrayLike, stderr_X: ArrayLike, n: int, unit: str = "")
 
     Args:
       value_X: the figure on the sample (entry 0) and on each draw.
-      stderr_X: its standard error on each of them. Draws in which one of the two is nan are left out.
+      stderr_X: its standard error on each of them. Draws in which one of the two is nan or infinite are left out.
       n: the number of independent units.
       unit: of the figure.
 
     Returns:
-      The estimate with the standard error of the sample. Its interval is the whole line if that error is not finite,
-      or if no draw is left.
+      The estimate with the standard error of the sample. If that error is 0, the interval has no width. If it is not
+      finite, or if no draw is left, the interval is the whole line and the standard error infinite.
     """
     value, stderr = np.asarray(value_X, float), np.asarray(stderr_X, float)
     known = np.isfinite(value[1:]) & np.isfinite(stderr[1:])
@@ -160,18 +160,19 @@ def cluster_bootstrap(
     of fewer than about 50 prompts the interval is too narrow; `Draws` serves there.
 
     Args:
-      statistic: a number from arrays like `arrays`. If it is nan on one draw, both ends of the interval are nan.
+      statistic: called as statistic(*arrays), with arrays like `arrays`; returns a number. If it is nan on one draw,
+        both ends of the interval are nan.
       arrays: data with the prompt as the leading axis of each; at least one array.
       n_resamples: the number of draws, at least 1.
       seed: of the draws.
       unit: of the statistic.
 
     Returns:
-      The estimate, with the number of prompts as its `n`.
+      The estimate, with the number of prompts as its `n`. With fewer than two prompts the interval is the whole line.
 
     Raises:
       ValueError: if the arrays differ in their number of prompts.
-      IndexError: if there are no arrays, or no draws.
+      IndexError: if there are no arrays, or if there are at least two prompts but no draws.
     """
     data = [np.asarray(x) for x in arrays]
     draws = resamples(statistic, data, n_resamples, seed)
@@ -184,7 +185,7 @@ def resamples(
     """The values of a statistic on the draws of `cluster_bootstrap`, [n_resamples, ...].
 
     Args:
-      statistic: a number or an array from arrays like `arrays`.
+      statistic: called as statistic(*arrays), with arrays like `arrays`; returns a number or an array.
       arrays: data with the prompt as the leading axis of each; at least one array.
       n_resamples: the number of draws.
       seed: of the draws. Equal seeds and numbers of prompts give the same draws.
@@ -203,23 +204,25 @@ def resamples(
 def hierarchical_bootstrap(values_N: ArrayLike, replicates_NR: ArrayLike, unit: str = "") -> Estimate:
     """Mean of a figure over N seeds whose runs share their prompts, with an interval over both seeds and prompts.
 
-    The seeds and the prompts are crossed random effects. The variance of the mean is that of the figures over seeds,
-    s²/N, plus the part of the prompts that all seeds share. The bootstrap of the prompts gives this part: the variance
-    of the mean replicate, minus 1/N of the variance that single seeds have beside it, which s² counts already. The
-    interval is Student's t with Satterthwaite's degrees of freedom. Draws of seeds are not used: percentiles over eight
-    seeds are too narrow.
+    The seeds and the prompts are crossed random effects. The variance of the mean is s²/N + p, with s² the variance of
+    the figures over seeds and p the part of the prompts that all seeds share. With m_r the mean of replicate r over
+    seeds, p = max(var_r(m_r) − a/N, 0). Here a = N/(N − 1) · mean over seeds of var_r(replicate − m_r) is the variance
+    by prompts of single seeds beside m_r, which s² counts already. The interval is Student's t with Satterthwaite's
+    degrees of freedom (N − 1)·((s²/N + p)/(s²/N))², which are infinite if s² is 0. Draws of seeds are not used:
+    percentiles over eight seeds are too narrow.
 
     Args:
       values_N: the figure of each of at least two seeds.
-      replicates_NR: for each seed, the same figure on R ≥ 2 draws, with replacement, of the prompts. Replicate r of
-        every seed has the same draw.
+      replicates_NR: for each of the same seeds (not checked), the figure on R ≥ 2 draws, with replacement, of the
+        prompts. Replicate r of every seed has the same draw.
       unit: of the figure.
 
     Returns:
-      The estimate, with the number of seeds as its `n`. Only its interval depends on the replicates.
+      The estimate, with the number of seeds as its `n`. Only its interval and standard error depend on the replicates.
 
     Raises:
       ValueError: if seeds have different numbers of replicates, or none.
+      ZeroDivisionError: if there is only one seed.
     """
     values, replicates = np.asarray(values_N, float), np.asarray(replicates_NR, float)
     n = replicates.shape[0]
@@ -248,7 +251,7 @@ def expanded_percentile(value: float, draws: ArrayLike, n: int, unit: str = "") 
       unit: of the figure.
 
     Raises:
-      IndexError: if there are no draws.
+      IndexError: if there are no draws and at least two units.
     """
     if n < 2:
         return student(value, math.inf, 0, n, unit)
@@ -277,7 +280,7 @@ def band(values: ArrayLike, method: Literal["linear", "inverted_cdf"] = "linear"
     """[low, high], the quantiles 0.025 and 0.975 of `values`, as records list the spread of drawn values.
 
     Args:
-      values: numbers of any shape, at least one.
+      values: numbers of any shape, at least one. A nan among them makes both quantiles nan.
       method: how NumPy places a quantile between two values: "linear" interpolates, "inverted_cdf" takes one of them.
 
     Raises:
@@ -294,11 +297,11 @@ def jackknife(value: float, without_N: ArrayLike, unit: str = "") -> Estimate:
 
     Args:
       value: θ.
-      without_N: θ₍₋ᵢ₎ for each unit i. With fewer than two units the interval is the whole line.
+      without_N: θ₍₋ᵢ₎ for each unit i. With fewer than two units the interval is the whole line; with a nan it is nan.
       unit: of the figure.
 
     Returns:
-      The estimate, with N as its `n` and this standard error.
+      The estimate, with N as its `n` and this standard error, which is infinite for fewer than two units.
     """
     without = np.asarray(without_N, float)
     n = without.size

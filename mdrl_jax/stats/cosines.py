@@ -18,8 +18,8 @@ blocks, with Satterthwaite's degrees of freedom. A bootstrap of blocks is not us
 three times (Owen, doi 10.1214/07-AOAS122), and if that variance is small, percentiles over 8 to 16 blocks are too
 narrow. README.md of this folder has the coverage in simulations.
 
-All functions take stacks [T, ...] of Gram matrices, one for each of T tensors or groups of tensors. n and m are the
-numbers of blocks of A and of B.
+All functions take stacks [T, ...] of Gram matrices, one for each of T tensors or groups of tensors, or moments of
+them. n and m are the numbers of blocks of A and of B. `StackedEstimates` has `value`, `low` and `high`, [T] each.
 """
 
 import math
@@ -110,7 +110,7 @@ def within(gram_Tnn: Array) -> Within:
       gram_Tnn: for each of T tensors the inner products ⟨x_i, x_j⟩ of the domain's n blocks, [T, n, n].
 
     Raises:
-      ValueError: if there are fewer than `FEWEST_BLOCKS` blocks.
+      ValueError: if there are fewer than `FEWEST_BLOCKS` = 4 blocks.
     """
     n = gram_Tnn.shape[-1]
     if n < FEWEST_BLOCKS:
@@ -214,7 +214,8 @@ def inner_product(ab: Between) -> tuple[StackedEstimates, Array]:
 
     Returns:
       (the inner products, the p-values), with the leading axes of `ab`. Where all products of blocks are equal the
-      interval has no width, and p is 1 if they are 0, otherwise 0.
+      interval has no width, and p is 1 if they are 0, otherwise 0. Where a product is nan, the inner product and its
+      interval are nan, and p is 1.
     """
     n, m = ab.of_a.shape[-1], ab.of_b.shape[-1]
     excess = ab.pair / (n * m)
@@ -249,7 +250,11 @@ def disattenuated_cosine(ab: Between, a: Within, b: Within) -> StackedEstimates:
     It is not cut at ±1, so noise may carry it beyond, and out of its interval, which is within [−1, 1].
 
     Args:
-      ab, a, b: as in `raw_cosine`.
+      ab: moments of the products of A's blocks with B's.
+      a, b: moments of the products among A's blocks, and among B's.
+
+    Returns:
+      T cosines with their intervals.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         x = 1 / np.sqrt(np.where((a.signal > 0) & (b.signal > 0), a.signal * b.signal, np.nan))
@@ -262,8 +267,8 @@ def disattenuated_cosine(ab: Between, a: Within, b: Within) -> StackedEstimates:
 def half_cosine(a: Within) -> StackedEstimates:
     """r, the cosine between the mean gradients of two halves of the blocks; nan where every block's gradient is 0.
 
-    r lies in [−1, 1], and has the sign of S. It increases with S/T, so its interval is that of S/T, cut at the smallest
-    and the largest value that S/T can have, and mapped.
+    r lies in [−1, 1], and has the sign of S. It increases with S/T, so its interval is made from Student's interval of
+    S/T: both ends are cut to [−1/(n − 1), 1], which holds all values of S/T, and mapped to r.
 
     Args:
       a: moments of the products among the domain's blocks.
@@ -283,13 +288,13 @@ def half_cosine(a: Within) -> StackedEstimates:
 
 
 def reliability(half: StackedEstimates) -> StackedEstimates:
-    """ρ = 2r/(1 + r) of all blocks (Spearman–Brown formula); −1 where r is below −1/3, and nan where r is.
+    """ρ = 2r/(1 + r) of all blocks (Spearman–Brown formula); −1 where r is below −1/3, and nan where r is nan.
 
     Args:
       half: r and its interval, as `half_cosine` returns them.
 
     Returns:
-      T values of ρ.
+      T values of ρ, and the ends of the interval of r mapped in the same way.
     """
     ends = (np.maximum(x, -1 / 3) for x in (half.value, half.low, half.high))
     return StackedEstimates(*(2 * r / (1 + r) for r in ends))
@@ -301,7 +306,7 @@ def permuted_tests(gram_Tnm: Array, signs_Rn: Array) -> tuple[Array, Array]:
     A block changes sign in all tensors at once, so that the tensors stay correlated.
 
     Args:
-      gram_Tnm: inner products of A's blocks with B's, for each tensor; at least two blocks of each.
+      gram_Tnm: inner products of A's blocks with B's, for each tensor; at least two blocks of each (not checked).
       signs_Rn: 1 or −1 for each block of A, in each of the R sign changes.
 
     Returns:
@@ -319,19 +324,21 @@ def sums_by_sign(gram_Tnm: Array, rng: np.random.Generator, n_splits: int = 200)
     """Sums over tensors of the positive inner products, of the negative ones, and of all of them.
 
     If the sign of a tensor came from the same blocks as its inner product, pure noise would give two large sums.
-    Therefore each product ⟨x_i, y_j⟩ counts as positive with a weight: among the random half splits that leave i and j
-    out, the share in which the inner product of the tensor over the chosen halves is positive [chosen]. Noise then adds
-    nothing to either sum on average. A sign that half of the blocks cannot determine makes both sums smaller in size by
-    the same amount, so they are lower bounds in size.
+    Therefore each product ⟨x_i, y_j⟩ counts as positive with a weight, and as negative with the rest of it. A half
+    split chooses half of A's blocks and half of B's. Among the random half splits that choose neither i nor j, the
+    weight is the share in which the inner product of the tensor over the chosen blocks is positive [chosen]. Noise then
+    adds nothing to either sum on average. A sign that half of the blocks cannot determine makes both sums smaller in
+    size by the same amount, so they are lower bounds in size.
 
     Args:
-      gram_Tnm: inner products of A's blocks with B's, for each tensor; at least two blocks of each. Of an odd number
-        of blocks the chosen half has one less.
+      gram_Tnm: inner products of A's blocks with B's, for each tensor; at least two blocks of each (not checked). Of an
+        odd number of blocks the chosen half has one less.
       rng: of the half splits; the call changes its state.
-      n_splits: number of half splits. A product that is left out by none of them counts as negative.
+      n_splits: number of half splits. A product with i or j chosen in each of them counts as negative.
 
     Returns:
-      Three estimates in this order: the positive sum, the negative sum, and the sum of both.
+      Three estimates (T = 3) in this order: the positive sum, the negative sum, and the sum of both; with the intervals
+      of `inner_product`.
     """
     halves = [rng.permuted(np.tile(np.arange(k) % 2, (n_splits, 1)), axis=1) for k in gram_Tnm.shape[1:]]
     (a, b), (rest_a, rest_b) = halves, [1 - h for h in halves]

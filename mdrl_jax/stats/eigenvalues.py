@@ -1,8 +1,9 @@
 """Extreme eigenvalues of matrices that are means over blocks of prompts, with intervals over blocks (definitions §12).
 
 `analysis/subspace/theorem.py` uses them for the Hessian on a subspace. A *block* is a part of the prompts. Each
-function takes sums over the prompts of each of M blocks, and the number of prompts of each block. Every estimate has M
-as its `n`. All functions raise ValueError if there are fewer than `FEWEST_BLOCKS` blocks.
+function but `root` takes sums over the prompts of each of M blocks, and the number of prompts of each block. Its
+estimate has M as its `n`. It raises ValueError if there are fewer than `FEWEST_BLOCKS` = 4 blocks. A nan in its input
+makes the estimate nan.
 
 Noise moves extreme eigenvalues outwards: the smallest eigenvalue of a noisy matrix is too small, and the largest one is
 too large. Two values are therefore computed:
@@ -35,10 +36,13 @@ def of_mean(sums_Mkk: ArrayLike, counts_M: ArrayLike, largest: bool, unit: str =
     """The smallest or the largest eigenvalue of a mean of symmetric matrices.
 
     Args:
-      sums_Mkk: sum of the matrices of each block's prompts.
+      sums_Mkk: sum of the matrices of each block's prompts; only the symmetric part counts.
       counts_M: number of prompts of each block, at least 1.
       largest: True for the largest eigenvalue, False for the smallest.
       unit: of the eigenvalue.
+
+    Raises:
+      ValueError: if there are fewer than four blocks.
     """
     sums, counts = _symmetric(sums_Mkk), _counted(counts_M)
     plain = float(_extreme(sums.sum(0) / counts.sum(), largest)[0])
@@ -61,6 +65,9 @@ def squared_norm(own_Mkk: ArrayLike, rows_Mkk: ArrayLike, counts_M: ArrayLike, u
       rows_Mkk: R_bᵀ Σ_a R_a of each block, the sum over all blocks, b included.
       counts_M: number of prompts of each block, at least 1.
       unit: of the square.
+
+    Raises:
+      ValueError: if there are fewer than four blocks.
     """
     counts = _counted(counts_M)
     between = _symmetric(np.asarray(rows_Mkk, float) - np.asarray(own_Mkk, float))  # a block with all others
@@ -89,6 +96,7 @@ def squared_length(
       matrices_Mkk: sum of the symmetric matrices of each block's prompts; None: H is the identity.
 
     Raises:
+      ValueError: if there are fewer than four blocks.
       numpy.linalg.LinAlgError: if H, or H without one block, is singular.
     """
     vectors, counts = np.asarray(vectors_Mk, float), _counted(counts_M)
@@ -105,11 +113,14 @@ def squared_length(
 
 
 def root(square: Estimate, unit: str = "") -> Estimate:
-    """The root of an estimated square; a negative value or end becomes 0.
+    """The square root of an estimated square, of its value and of both ends; a negative value or end becomes 0.
 
     Args:
       square: the estimate of the square.
       unit: of the root.
+
+    Returns:
+      The estimate, with the `n` of the square and without a standard error.
     """
     value, low, high = (math.sqrt(max(x, 0.0)) for x in (square.value, square.low, square.high))
     return Estimate(value, low, high, square.n, unit)

@@ -9,6 +9,9 @@ Over fewer than eight seeds the unit is the seed, with Student's t, because the 
 covers the truth in only 74 % of cases. From eight seeds on use `bootstrap.hierarchical_bootstrap`.
 
 An estimate keeps the unit of the numbers it is made from. `Estimate.in_points` converts rewards to points.
+
+An `Estimate` has `value`, the interval [`low`, `high`], `n` independent units, `unit` and, where the interval is made
+from one, `stderr`. Its record is {"estimate", "ci95", "null", "n", "unit"}.
 """
 
 import math
@@ -79,13 +82,14 @@ class Estimate:
 def missing(reason: str, unit: str = "", n: int = 0, null: Any = None) -> Record:
     """The record of a figure that could not be measured: the form of `Estimate.record`, with a "reason".
 
-    Its "estimate" and its "ci95" are None.
-
     Args:
       reason: why it could not be measured.
       unit: of the figure.
       n: the number of independent units.
       null: the value that the figure would have by chance or without any effect.
+
+    Returns:
+      {"estimate": None, "ci95": None, "null", "n", "unit", "reason"}.
     """
     return {"estimate": None, "ci95": None, "null": null, "n": n, "unit": unit, "reason": reason}
 
@@ -108,6 +112,9 @@ def student(value: float, stderr: float, dof: float, n: int, unit: str = "") -> 
         whole line.
       n: the number of independent units.
       unit: of the figure.
+
+    Returns:
+      The estimate, which keeps `stderr`.
     """
     half = t_quantile(dof) * stderr if dof > 0 else math.inf
     return Estimate(value, value - half, value + half, n, unit, stderr)
@@ -125,11 +132,11 @@ def clustered_mean(values_PG: ArrayLike, groups: ArrayLike | None = None) -> tup
 
     Returns:
       (mean, standard error), both in the unit of the values. The standard error of a single group is infinite. A nan
-      among the values makes the mean nan.
+      or None among the values makes the mean, and the standard error of several groups, nan.
 
     Raises:
       ValueError: if there are no prompts or no samples, if prompts have different numbers of samples, if the values are
-        not numbers with one or two axes, or if `groups` has another number of prompts.
+        not numbers with one or two axes, or if `groups` does not have the shape [P].
     """
     mean_P = _per_prompt(values_PG)
     n, ((variance,),) = _clusters([mean_P], groups)
@@ -145,7 +152,8 @@ def clustered(values_PG: ArrayLike, unit: str = "", groups: ArrayLike | None = N
       groups: as in `clustered_mean`.
 
     Returns:
-      The estimate, with the number of groups as its `n`. The interval of a single group is the whole line.
+      The estimate, with the number of groups as its `n` and the standard error of `clustered_mean`. The interval of a
+      single group is the whole line.
 
     Raises:
       ValueError: as in `clustered_mean`.
@@ -160,17 +168,20 @@ def score(rewards_PG: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
 
     The interval is Wilson's (1927) of m(1 − m)/stderr² cases, with m and stderr of `clustered_mean` and the quantile of
     Student's t with one degree of freedom less than there are groups. It is asymmetric: near 100 points it reaches
-    further down than up. If all rewards are equal, the number of cases is that of the groups.
+    further down than up. If the standard error is 0, for example because all prompts have the same mean, the number of
+    cases is that of the groups.
 
     Args:
-      rewards_PG: rewards in [0, 1] of P prompts with G samples each, or one value per prompt [P].
+      rewards_PG: rewards in [0, 1] of P prompts with G samples each, or one value per prompt [P]. Only their mean is
+        checked.
       groups: as in `clustered_mean`.
 
     Returns:
-      The estimate, with the number of groups as its `n`. The interval of a single group is the whole line.
+      The estimate, with the unit "points", the number of groups as its `n`, and 100 · stderr as its standard error. The
+      interval of a single group is the whole line.
 
     Raises:
-      ValueError: as in `clustered_mean`, or if the mean reward is not in [0, 1].
+      ValueError: as in `clustered_mean`, or if the mean reward is not in [0, 1] or is nan.
     """
     plain = clustered(rewards_PG, groups=groups)
     mean, n = plain.value, plain.n
@@ -187,7 +198,7 @@ def wilson(share: float, n: float, quantile: float | None = None) -> tuple[float
     """Wilson's 95 % interval (low, high) of a share of n trials; it has a width also at the shares 0 and 1.
 
     Args:
-      share: the share, in [0, 1].
+      share: the share, in [0, 1]; this is not checked.
       n: number of trials, above 0; it need not be whole.
       quantile: half-width of the interval in standard errors; None for that of the normal distribution, 1.96.
 
@@ -212,11 +223,11 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None
       groups: as in `clustered_mean`.
 
     Returns:
-      The estimate in the unit of the rewards, without a name of the unit. The interval of a single group is the whole
-      line.
+      The estimate in the unit of the rewards, with "" as its `unit` and the number of groups as its `n`. The interval
+      of a single group is the whole line.
 
     Raises:
-      ValueError: if the numbers of prompts differ, or if one of the two does not fit `clustered_mean`.
+      ValueError: if the numbers of prompts differ, or as in `clustered_mean`.
     """
     a_P, b_P = _per_prompt(a_PG), _per_prompt(b_PG)
     if a_P.size != b_P.size:
@@ -227,15 +238,19 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None
 def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
     """Unweighted mean of m independent estimates that have a standard error, for example one per domain.
 
-    stderr = √(Σ se²) / m, with the degrees of freedom of Welch and Satterthwaite. The interval is made for each side
-    from the distances d of the value to that end of each interval (Zou and Donner, 2008): with se = d / t(n − 1) in
-    place of the standard error. For Student's intervals that is the standard error itself, and for others, such as
-    those of `score`, the mean has an asymmetric interval too. `n` is the sum of their units. If one of the estimates
-    has no finite standard error, the interval is the whole line and the standard error infinite. If one of them rests
-    on a single unit, the interval is the whole line, unless all standard errors are 0.
+    Each side of the interval has its own half-width t · √(Σ s²) / m (Zou and Donner, 2008). Here s = d / t(n − 1), with
+    d the distance from an estimate's value to that end of its interval, and t has the degrees of freedom of Welch and
+    Satterthwaite. For Student's intervals s is the standard error. Other intervals, such as those of `score`, give an
+    asymmetric interval.
 
     Args:
-      estimates: at least one, all in one unit, which the mean gets too; this is not checked.
+      estimates: m ≥ 1 estimates, all in one unit; this is not checked.
+
+    Returns:
+      The mean in the unit of the first estimate, with √(Σ stderr²) / m as its standard error and the sum of their `n`
+      as its `n`. If an estimate has no standard error or an infinite one, the interval is the whole line and the
+      standard error infinite. If an estimate has an `n` of 1, the interval is the whole line, unless all standard
+      errors are 0.
 
     Raises:
       ZeroDivisionError: if there are no estimates.
@@ -271,8 +286,8 @@ def fieller(
       dof: degrees of freedom of the variances.
 
     Returns:
-      (low, high), or None if the set is unbounded. That is the case exactly if the interval of `den` includes 0, so
-      always if `dof` is not above 0.
+      (low, high), or None if the set is unbounded. That is the case exactly if Student's interval of `den` includes 0,
+      so always if `dof` is not above 0.
     """
     if not dof > 0:
         return None
@@ -289,7 +304,7 @@ def fieller(
 def ratio_of_means(
     num_P: ArrayLike, den_P: ArrayLike, unit: str = "", groups: ArrayLike | None = None
 ) -> Estimate | None:
-    """mean(num) / mean(den) over the same prompts or other units with its Fieller interval.
+    """mean(num) / mean(den) over the same prompts, or other units, with its Fieller interval.
 
     Args:
       num_P, den_P: one value for each of P prompts, in the same order.
@@ -298,10 +313,11 @@ def ratio_of_means(
 
     Returns:
       The estimate, with the number of groups as its `n`; None if there are fewer than two groups, or if the interval is
-      unbounded, because that of the denominator includes 0.
+      unbounded, because that of the denominator includes 0 or is nan. A nan in `num_P` makes the estimate nan.
 
     Raises:
-      ValueError: if the two differ in their number of prompts, or `groups` does from both.
+      ValueError: if the two differ in their number of prompts, or `groups` does from both; not checked if `num_P` has
+        fewer than two prompts.
     """
     num, den = np.asarray(num_P, float), np.asarray(den_P, float)
     if num.size < 2:
@@ -324,6 +340,9 @@ def over_seeds(values: ArrayLike, unit: str = "") -> Estimate:
       values: one value for each seed.
       unit: of the values.
 
+    Returns:
+      The estimate, with the number of seeds as its `n`; nan if a value is.
+
     Raises:
       ValueError: if there are no values.
     """
@@ -337,7 +356,7 @@ def recorded(record: Record) -> Estimate | None:
       record: the record. An interval of None becomes the whole line.
 
     Raises:
-      KeyError: if the record has no "estimate", "ci95", "n" or "unit".
+      KeyError: if the record has no "estimate", or has one that is not None but no "ci95", "n" or "unit".
     """
     if record["estimate"] is None:
         return None
@@ -346,9 +365,9 @@ def recorded(record: Record) -> Estimate | None:
 
 
 def magnitude(estimate: Estimate) -> Estimate:
-    """The estimate of |x| from that of x, without a standard error.
+    """The estimate of |x| from that of x, in the same unit and with the same `n`, without a standard error.
 
-    If the interval of x includes 0, that of |x| starts at 0.
+    The interval of |x| runs from the smaller to the larger of |low| and |high|, or from 0 if that of x includes 0.
     """
     near, far = sorted((abs(estimate.low), abs(estimate.high)))
     low = 0.0 if estimate.includes(0.0) else near
@@ -361,13 +380,13 @@ def interval_text(
     """An interval as text, `[low, high]`.
 
     Args:
-      ci95: both ends, or None.
+      ci95: both ends, or None if there is no interval.
       form: the format of each end, for example ".2f".
       none: the text if there is no interval.
       number: writes a number in a format. The report passes its own, which has a typographic minus sign.
 
     Raises:
-      ValueError: if `form` is no format of a number.
+      ValueError: if there is an interval, and `form` is no format of a number.
     """
     return none if ci95 is None else f"[{number(ci95[0], form)}, {number(ci95[1], form)}]"
 
@@ -383,9 +402,9 @@ def figure_text(
 
     Args:
       value: the figure.
-      ci95: both ends of the interval, or None.
+      ci95: both ends of the interval, or None if there is none.
       form: the format of the numbers. A plus sign at its start applies to the value only.
-      none: the text after the value if there is no interval; "" leaves the value alone.
+      none: the text after the value and a space if there is no interval; with "" the text is the value alone.
       number: writes a number in a format, as in `interval_text`.
 
     Raises:

@@ -1,7 +1,8 @@
 """Sets of channels, and how much two sets overlap compared with chance (definitions §3, §5; C2, C4).
 
 A channel is an MLP neuron or an attention head. `scores_LC` has one score for each of C channels in L layers; a set of
-channels is a boolean array of the same shape. Everything runs on the host.
+channels is a boolean array of the same shape. Everything runs on the host. A *record* of a figure is {"estimate",
+"ci95", "null", "n", "unit"}, with "reason" if it has no estimate (`stats/estimate.py`).
 """
 
 import math
@@ -31,6 +32,7 @@ def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
 
     Raises:
       IndexError: if the scores have fewer than two axes.
+      ValueError: if a layer has no channels, or if `share` asks for more than it has.
     """
     scores = np.asarray(scores_LC, float)
     k = max(1, round(share * scores.shape[1]))
@@ -42,9 +44,20 @@ def top_share(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
 
 
 def top_share_global(scores_LC: ArrayLike, share: float = 0.1) -> NDArray[np.bool_]:
-    """The round(share · L · C) channels with the largest scores of all layers together; otherwise as `top_share`.
+    """The round(share · L · C) channels, or one if that is 0, with the largest scores of all layers together.
 
-    Of equal scores the lower layer comes first, then the lower index.
+    A channel with a score that is nan, 0 or less is never in the set. Of equal scores the lower layer comes first, then
+    the lower index.
+
+    Args:
+      scores_LC: the scores; any shape will do.
+      share: share of all channels, in [0, 1]. A half is rounded to the even number.
+
+    Returns:
+      The set, a boolean array of the shape of the scores.
+
+    Raises:
+      ValueError: if there are no channels, or if `share` asks for more than there are.
     """
     scores = np.asarray(scores_LC, float)
     return top_share(scores.reshape(1, -1), share).reshape(scores.shape)
@@ -57,7 +70,7 @@ def jaccard(a_LC: ArrayLike, b_LC: ArrayLike) -> float:
       a_LC, b_LC: the two sets, boolean arrays of one shape.
 
     Raises:
-      ValueError: if their shapes do not fit together.
+      ValueError: if their shapes cannot be broadcast together.
     """
     a, b = np.asarray(a_LC, bool), np.asarray(b_LC, bool)
     union = int(np.sum(a | b))
@@ -65,7 +78,10 @@ def jaccard(a_LC: ArrayLike, b_LC: ArrayLike) -> float:
 
 
 def half_sets(n_blocks: int, n_halves: int = 64) -> NDArray[np.bool_]:
-    """Random halves of M blocks, from a fixed seed, [n_halves, M]: ⌊M/2⌋ blocks of each half are true."""
+    """Random halves of M blocks, from a fixed seed, boolean [n_halves, M]: ⌊M/2⌋ blocks of each half are true.
+
+    The halves are drawn independently, so a half may occur several times.
+    """
     ranks = np.argsort(np.argsort(np.random.default_rng(0).random((n_halves, n_blocks)), axis=1), axis=1)
     return ranks < n_blocks // 2
 
@@ -81,12 +97,13 @@ def half_sampled(value: float, halves: ArrayLike, n_blocks: int, unit: str = "")
 
     Args:
       value: the figure on all blocks.
-      halves: the figure on each of the halves of `half_sets`. A nan among them makes the interval the whole line.
+      halves: the figure on each of the halves of `half_sets`, at least one. If one of them is nan or infinite, the
+        interval is the whole line.
       n_blocks: M. With fewer than two blocks the interval is the whole line.
       unit: of the figure.
 
     Returns:
-      The estimate, with M as its `n`.
+      The estimate, with M as its `n`; Student's t has M − 1 degrees of freedom.
     """
     drawn, kept = np.asarray(halves, float), n_blocks // 2
     if kept < 1 or not np.isfinite(drawn).all():
@@ -110,10 +127,11 @@ def overlap(
       rng: of the draws, whose state changes; by default a new one with the seed 0.
 
     Returns:
-      the record, whose "n" is L · C, with "chance", the ratio of the expected intersection to the expected union, which
-      is k/(2 − k) if both sets are the same share k of every layer; "p", one-sided, of an overlap larger than chance;
-      and "shared", |A ∩ B|. If both sets are empty, it has no estimate, "n" and "shared" are 0, and its null, chance
-      and p are None.
+      the record, whose "n" is L · C, whose unit is "channel" and whose null is that of `tests.null_record`. It also has
+      "chance", the ratio of the expected intersection to the expected union, which is k/(2 − k) if both sets are the
+      same share k of every layer; "p", one-sided, of an overlap larger than chance (`tests.permutation_p`); and
+      "shared", |A ∩ B|. If both sets are empty, it has no estimate, "n" and "shared" are 0, and its null, chance and p
+      are None.
 
     Raises:
       ValueError: if the sets differ in shape, or do not have the two axes [L, C].

@@ -1,7 +1,8 @@
 """Nulls, p-values, and statistics that compare predictions with measurements (definitions §12, §13).
 
 A null is the distribution of a figure under chance alone. Records hold the mean and the central 95 % of its draws.
-Tests of many tensors at once use a false discovery rate (Benjamini and Hochberg, 1995).
+Tests of many tensors at once use a false discovery rate (Benjamini and Hochberg, 1995). A *record* of a figure is
+{"estimate", "ci95", "null", "n", "unit"}, with "reason" if something could not be measured (`stats/estimate.py`).
 """
 
 import math
@@ -22,7 +23,8 @@ def null_record(draws: ArrayLike) -> Record:
     """A null as JSON: {"mean", "low", "high", "n"} of its draws, where low and high bound the central 95 %.
 
     Args:
-      draws: the figure under chance alone, of any shape. "n" is their number.
+      draws: the figure under chance alone, of any shape. "n" is their number. A nan among them makes the mean and both
+        bounds nan.
 
     Raises:
       IndexError: if there are no draws.
@@ -78,6 +80,12 @@ def spearman_rho(x: Floats, y: Floats) -> Floats:
     """Spearman's rank correlation over the last axis, [..., N] -> [...]; nan if x or y is constant or has a nan.
 
     Ties get the mean of their ranks. A single pair, or none, counts as constant.
+
+    Args:
+      x, y: the pairs, arrays of one shape.
+
+    Raises:
+      ValueError: if the shapes do not fit together.
     """
     from scipy.stats import rankdata  # here, because its import takes a second, which few commands need
 
@@ -103,21 +111,21 @@ def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None) -> Esti
     """Spearman's rank correlation of N pairs (x, y) with its interval.
 
     Without `seeds`, or if they are all the same, the pairs are the independent units and the interval is that of
-    `fisher_interval`, which needs five pairs. With several seeds the correlation is taken within each training seed
-    and averaged over them: Student's t over the seeds (definitions §12).
+    `fisher_interval`, the whole line for fewer than five pairs. With several seeds the correlation is taken within each
+    training seed and averaged over them: Student's t over the seeds (definitions §12).
 
     Args:
       x, y: the pairs, [N] each.
       seeds: the training seed of each pair, [N].
 
     Returns:
-      The estimate, with the number of pairs or of seeds as its `n` and "point" or "seed" as its unit; None if
-      `spearman_rho` is nan, for example because x or y is constant: on all pairs, or with several seeds on the pairs of
-      one of them.
+      The estimate, with the number of pairs or of seeds as its `n` and "point" or "seed" as its unit. None if there are
+      no pairs, or if `spearman_rho` is nan, for example because x or y is constant: on all pairs, or with several seeds
+      on the pairs of one of them.
 
     Raises:
       ValueError: if x and y are not two vectors of numbers of the same length.
-      IndexError: if `seeds` names several seeds but has another length.
+      IndexError: if `seeds` has another length than x, and is not empty.
     """
     return _agreement(spearman_rho, lambda x_N, y_N, r: fisher_interval(r, x_N.size), x, y, seeds)
 
@@ -125,15 +133,17 @@ def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None) -> Esti
 def r_squared(predicted: ArrayLike, measured: ArrayLike, seeds: ArrayLike | None = None) -> Estimate | None:
     """R² of the line measured = predicted (`explained`) with its interval.
 
-    With one seed the interval is `explained_interval`, which needs five pairs. With several seeds it is Student's t
-    over the seeds, as for `spearman`.
+    With one seed the interval is that of `explained_interval`, the whole line for fewer than five pairs. With several
+    seeds R² is taken within each seed and averaged over them: Student's t over the seeds.
 
     Args:
-      predicted, measured, seeds: as x, y and seeds in `spearman`.
+      predicted, measured: one of each for every pair, [N].
+      seeds: the training seed of each pair, [N]; None if it is the same for all.
 
     Returns:
-      The estimate; None if `explained` is nan, for example because the measured values are constant: on all pairs, or
-      with several seeds on the pairs of one of them.
+      The estimate, with the number of pairs or of seeds as its `n` and "point" or "seed" as its unit. None if there are
+      no pairs, or if `explained` is nan, for example because the measured values are constant: on all pairs, or with
+      several seeds on the pairs of one of them.
 
     Raises:
       ValueError, IndexError: as in `spearman`.
@@ -165,10 +175,12 @@ def fisher_interval(r: float, n: int) -> tuple[float, float]:
     """The interval (low, high) of a rank correlation r of n independent pairs, from Fisher's z = artanh r.
 
     z is taken as normal with the variance (1 + r²/2)/(n − 3) (Bonett and Wright, 2000). Pairs are not resampled,
-    because resampling would give every perfect order, of however few pairs, the interval [1, 1]. For the interval, |r|
-    is cut at 1 − 6/(n³ − n), which is halfway between a perfect order and one with a swap of neighbours. With five
-    pairs r takes only 21 values, and the interval excludes 0 only for a perfect order, whose two-sided p is 2/5!. With
-    fewer than five it is the whole line.
+    because resampling would give every perfect order, of however few pairs, the interval [1, 1]. For artanh, |r| is cut
+    at 1 − 6/(n³ − n), which is halfway between a perfect order and one with a swap of neighbours. With five pairs r
+    takes only 21 values, and the interval excludes 0 only for a perfect order, whose two-sided p is 2/5!.
+
+    Returns:
+      (low, high) within [−1, 1]; (−inf, inf) if n is below five.
     """
     if n < FEWEST_PAIRS:
         return -math.inf, math.inf
@@ -180,9 +192,10 @@ def fisher_interval(r: float, n: int) -> tuple[float, float]:
 def rank_agreement(effects: ArrayLike, transfers: ArrayLike, clusters: Sequence[Hashable] | None = None) -> Record:
     """Spearman's correlation of pairs of figures, as a record.
 
-    If the pairs are independent, the interval is that of `fisher_interval`. Pairs that share most of what makes them
-    differ, such as a short and a long refresh of one domain, count as one cluster. The interval is then a jackknife
-    over clusters of z = artanh r, with Student's t of one degree of freedom less than there are clusters.
+    If the pairs are independent, the interval is that of `fisher_interval`. Pairs that are not independent of each
+    other, such as a short and a long refresh of one domain, belong to one cluster. The interval is then a jackknife
+    over clusters of z = artanh r, with |r| cut as in `fisher_interval` and Student's t of one degree of freedom less
+    than there are clusters.
 
     Args:
       effects, transfers: the two figures of each pair, vectors of one length. A pair in which one is None, nan or
@@ -190,12 +203,14 @@ def rank_agreement(effects: ArrayLike, transfers: ArrayLike, clusters: Sequence[
       clusters: a name for the cluster of each pair; None if every pair is independent.
 
     Returns:
-      The record, with the null 0, the unit "Spearman", and as its "n" the number of pairs, or of clusters, that are not
-      left out. It has no estimate but a reason with fewer than five pairs, or if all values of one of the two are
-      equal. With fewer than `FEWEST_CLUSTERS` clusters it has an estimate, but a reason in place of an interval.
+      The record, with the null 0 and the unit "Spearman". Its "n" is the number of pairs, or of clusters, that are not
+      left out. With fewer than five pairs, or if all values of one of the two are equal, it has no estimate but a
+      reason, and "n" is the number of pairs. With fewer than six clusters, or if r is undefined without one of them, it
+      has an estimate, but a reason in place of an interval.
 
     Raises:
-      ValueError, IndexError: if the two, or the clusters, differ in length.
+      ValueError, IndexError: if the two differ in length. ValueError: if the clusters do; they are not read if there is
+        no estimate.
     """
     x, y = np.asarray(effects, float), np.asarray(transfers, float)
     known = np.isfinite(x) & np.isfinite(y)
@@ -221,9 +236,14 @@ def rank_agreement(effects: ArrayLike, transfers: ArrayLike, clusters: Sequence[
 
 
 def explained_interval(predicted: Floats, measured: Floats, value: float) -> tuple[float, float]:
-    """The interval (low, high) of R² = `value` of N independent pairs: a jackknife with Student's t, cut at 1.
+    """The interval (low, high) of R² (`explained`) of N independent pairs: a jackknife with Student's t.
 
-    With fewer than five pairs, or if R² is undefined without one of them, it is the whole line.
+    Args:
+      predicted, measured: the pairs, [N] each.
+      value: their R².
+
+    Returns:
+      (low, high), with `high` cut at 1; (−inf, inf) with fewer than five pairs, or if R² is nan without one of them.
     """
     n = measured.size
     if n < FEWEST_PAIRS:

@@ -149,7 +149,7 @@ def test_figures_of_known_edits() -> None:
     assert kinds["down"]["effective_rank"] == {
         "estimate": pytest.approx(1.0), "ci95": None, "null": None, "n": 1, "unit": "layer"
     }  # fmt: skip
-    assert found["all"]["relative_norm"]["reason"]
+    assert found["all"]["relative_norm"]["reason"] == "the parameters before the edit are 0"
     # No entry moved: nothing to take part, everything sparse.
     still = edits.edit_figures(after, after)["all"]
     assert still["participation"]["reason"] == "no entry changed"
@@ -157,6 +157,17 @@ def test_figures_of_known_edits() -> None:
         still["scale_free"]["small"]["reason"] == still["scale_free"]["participation"]["reason"] == "no entry changed"
     )
     assert still["fp32"]["both"]["estimate"] == still["bf16"]["unchanged"]["estimate"] == 1.0
+
+
+def test_entries_that_are_not_finite_are_said() -> None:
+    before = {"layers": {"gate": {"kernel": jnp.ones((2, D, F))}, "up": {"kernel": jnp.ones((2, D, F))}}}
+    after = jax.tree.map(lambda x: x.at[:, 0, 0].set(math.nan), before)
+    found = edits.edit_figures(before, after)
+    for figures in (found["all"], *found["kinds"].values()):
+        shown = [figures["participation"], figures["norm"], figures["relative_norm"], *figures["scale_free"].values()]
+        shown += [figures["effective_rank"]] if "effective_rank" in figures else []
+        assert {figure["reason"] for figure in shown} == {"an entry is not finite"}
+    json.dumps(found["all"], allow_nan=False)
 
 
 def test_scale_free_figures_are_of_entries_in_units_of_their_tensor(ends, figures) -> None:

@@ -173,7 +173,7 @@ def rollback(rng: np.random.Generator, world: str) -> Any:
     for names, gain in ((("random", "matched", "largest", "whole"), blind), (INFORMED, informed)):
         for name in names:
             settings = [tried(gain * min(x, 1.15), 2.0 * x) for x in (0.5, 1.0, 1.6)]
-            at[name] = at_equal_loss(set_, settings)[0].record(0.0)
+            at[name] = at_equal_loss(set_, [settings])[0].record(0.0)
     lost = paired_difference(rewards(rng, 0.9, like["math"]), start["math"]).in_points().record(0.0)
     test = {"lost": lost, **set_.record(), "at_equal_loss": at}
     return {"stage": "rollback-math-qa", "domain": "math", "donor": "qa", "limit": 2.0, "chosen": {}, "test": test}

@@ -47,6 +47,8 @@ def test_the_end_of_a_turn_ends_a_completion(qwen: Any, shared: Path):
     assert tokens.eos_ids(qwen) == (151645,)
     base.chat_template = "{% for m in messages %}{{ m.content }} and so on{% endfor %}"  # " and" ends nothing
     assert tokens.eos_ids(base) == (151643,)
+    base.chat_template = "{% for m in messages %}<|im_start|>{{ m.content | lower }}<|im_end|>{% endfor %}"
+    assert tokens.eos_ids(base) == (151643,)  # the reply is not printed as it is, so its end cannot be found
     assert tokens.eos_ids(make_tokenizer()) == (make_tokenizer().eos_token_id,)
 
 

@@ -403,6 +403,20 @@ def test_a_file_that_cannot_be_opened_is_said(tmp_path: Path, suffix: str, monke
         list(table.scan())
 
 
+@pytest.mark.parametrize("module", ["builtins", "datasets.exceptions"])
+def test_an_error_without_a_message_is_said_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str):
+    import datasets as library
+
+    silent = type("Silent", (ValueError if module == "builtins" else Exception,), {"__module__": module})
+
+    def load(*args: Any, **named: Any) -> Any:
+        raise silent
+
+    monkeypatch.setattr(library, "load_dataset", load)
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read: Silent$"):
+        files.open_table(tmp_path / "a.parquet", ())
+
+
 def test_a_contest_without_a_task_is_a_bad_row(tmp_path: Path):
     cases = {"inputs": ["1"], "outputs": ["2"]}
     rows = [{"question": f"task {i}", "input_output": cases} for i in range(5)]

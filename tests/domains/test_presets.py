@@ -315,6 +315,7 @@ WRONG = [
     ("ifeval", {"prompt": "P", "instruction_id_list": ["a", "b"], "kwargs": [{}]}, "2 instructions with 1 kwargs"),
     ("longbench_write", {"prompt": "P", "length": "100"}, "of the wrong type for 'length'"),
     ("mbpp", {"text": "T", "test_list": [], "task_id": 5}, "list index out of range"),
+    ("apps", {"question": "Q", "input_output": {"inputs": "abc", "outputs": "abc"}}, "inputs and outputs are no lists"),
 ]
 
 

@@ -21,13 +21,34 @@ GOOD: dict[str, Any] = {
         ("num_attention_heads", 0), ("num_attention_heads", -2), ("hidden_size", math.inf), ("vocab_size", -1),
         ("vocab_size", 1.5), ("num_hidden_layers", True), ("intermediate_size", "6"), ("num_key_value_heads", 0),
         ("max_position_embeddings", -5), ("rope_theta", math.inf), ("rms_norm_eps", -1e-6), ("rms_norm_eps", math.nan),
-        ("model_type", ["qwen2"]), ("model_type", None), ("head_dim", -1),
+        ("model_type", ["qwen2"]), ("model_type", None), ("head_dim", -1), ("head_dim", 3), ("layer_types", 5),
     ],
 )  # fmt: skip
 def test_a_value_that_is_no_size_is_named(field: str, value: Any) -> None:
     from_hf(GOOD)
     with pytest.raises(UserError, match=rf"there: {field}[= ]") as caught:
         from_hf(GOOD | {field: value}, "there")
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_of_odd_size_are_refused_where_they_follow_from_other_sizes() -> None:
+    with pytest.raises(UserError, match=r"there: head_dim=3 .*even.*\(hidden_size / num_attention_heads if absent\)"):
+        from_hf(GOOD | {"hidden_size": 6}, "there")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("factor", 0), ("factor", -8.0), ("factor", math.nan), ("low_freq_factor", 0.0), ("high_freq_factor", 0),
+        ("high_freq_factor", 1.0), ("high_freq_factor", math.inf), ("original_max_position_embeddings", 0),
+    ],
+)  # fmt: skip
+def test_a_rope_scaling_that_cannot_be_computed_is_named(field: str, value: float) -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    made = GOOD | {"rope_scaling": {"rope_type": "llama3"} | scaling}
+    from_hf(made)
+    with pytest.raises(UserError, match=rf"there: {field}=\S+ of the RoPE scaling") as caught:
+        from_hf(made | {"rope_scaling": made["rope_scaling"] | {field: value}}, "there")
     assert "\n" not in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -107,3 +108,24 @@ def test_code_in_a_tokenizer_folder_never_runs(folder: Path, tmp_path: Path, mon
     with pytest.raises(UserError, match="own Python code, which is never run") as e:
         tokens.load_tokenizer(folder)
     assert not ran.exists() and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("tokenizer", {}),
+        ("tokenizer", {"version": 5}),
+        ("tokenizer", {"model": {"type": "BPE", "vocab": 3, "merges": []}}),
+        ("tokenizer", [1]),
+        ("tokenizer_config", [1]),
+        ("tokenizer_config", {"tokenizer_class": 5}),
+        ("tokenizer_config", {"added_tokens_decoder": 5}),
+    ],
+)
+def test_a_tokenizer_of_another_structure_is_refused(folder: Path, name: str, fields: object) -> None:
+    file = folder / f"{name}.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | fields if isinstance(fields, dict) and fields else fields))
+    with pytest.raises(UserError, match=rf"^{re.escape(str(folder))} has no tokenizer that can be read: .") as e:
+        tokens.load_tokenizer(folder)
+    assert "\n" not in str(e.value)

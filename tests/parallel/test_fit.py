@@ -447,3 +447,44 @@ def test_what_cannot_be_compiled_is_one_line(slice_of_cpus, tmp_path, capsys, ar
     assert command(tmp_path, *arguments) == 2
     said = capsys.readouterr().err.strip()
     assert message in said and "\n" not in said
+
+
+SMALL_ANALYSIS = {"batch": 3, "group_size": 4, "prompts": 24, "path_prompts": 12}
+NOT_DIVIDED = "is not divisible by the mesh's data * fsdp = 8"
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "message"),
+    [
+        (("code",), {"train.prompts_per_step": 4}, f"stage code: prompts_per_step = 4 {NOT_DIVIDED}"),
+        (("sft",), {"sft.batch_size": 12}, f"stage sft: sft.batch_size / sft.grad_accum_steps = 12 {NOT_DIVIDED}"),
+        (("sft",), {"sft.length": 100000}, "stage sft: sft.length=100000, but the model allows"),
+        (("code", "analyze"), SMALL_ANALYSIS, f": analyze.batch * group_size = 12 {NOT_DIVIDED}"),
+        (("code", "math", "rollback-code-math"), SMALL_ANALYSIS, ": analyze.batch * group_size = 12"),
+        (
+            ("code", "protect-math"),
+            SMALL_ANALYSIS,
+            f"stage protect-math: analyze.batch * group_size = 12 {NOT_DIVIDED}",
+        ),
+        (("code", "math", "rollback-code-math"), {"recover.rules": ("none",)}, "recover.rules names 'none'"),
+    ],
+)
+def test_sizes_are_checked_as_in_a_run(slice_of_cpus, tmp_path, capsys, stages, changes, message):
+    changes = {(f"analyze.{k}" if "." not in k else k): v for k, v in changes.items()}
+    sizes = {"stages": stages, "mesh.data": 8, "evaluate.batch": 96} | changes
+    assert command(tmp_path, *(f"--config.{name}={value}" for name, value in sizes.items())) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said and not slice_of_cpus
+
+
+def test_sizes_of_absent_stages_are_checked_with_all(slice_of_cpus):
+    sizes = {"data": 8, "fsdp": 1, "tensor": 1}
+    c = settings(stages=("code",), mesh=sizes, evaluate={"batch": 96}, train={"grad_accum_steps": 1})
+    c.sft.batch_size = 12
+    with pytest.raises(UserError, match="^sft.batch_size / sft.grad_accum_steps = 12 is not divisible"):
+        fit.run(config.parse(c), "v5e:4x4", everything=True, output="quiet")
+    c.sft.batch_size, c.analyze.batch, c.analyze.group_size = 16, 2, 2
+    with pytest.raises(UserError, match=r"^analyze.batch \* group_size = 4 is not divisible"):
+        fit.run(config.parse(c), "v5e:4x4", everything=True, output="quiet")
+    assert not slice_of_cpus
+    assert fit.run(config.parse(c), "v5e:4x4", output="quiet")

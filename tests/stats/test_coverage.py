@@ -150,7 +150,7 @@ def test_gain_at_equal_loss(prompts: int) -> None:
     for _ in range(N):
         of_a, of_b = 0.5 * rng.normal(size=(2, prompts))
         control = [outcome(x, x, of_a, of_b) for x in (0.02, 0.04, 0.08, 0.16)]
-        found.append(at_equal_loss(outcome(0.10, 0.05, of_a, of_b), control)[0].low <= 5.0)
+        found.append(at_equal_loss(outcome(0.10, 0.05, of_a, of_b), [control])[0].low <= 5.0)
     # Noise raises the control's frontier, so intervals may be too low; they must not be too high.
     assert LOW < shown("gain at equal loss, lower end", f"{prompts} prompts", found) <= 1.0
 

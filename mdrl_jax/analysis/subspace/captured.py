@@ -113,10 +113,25 @@ def measure(
       support: a tree of ones with zeros where the route is padded; None if the route is not padded.
 
     Returns:
-      the record for JSON: "unit", "n_prompts", "halves", "angles", "total", "ladder", "captured", "k90", "residual"
-      and "baselines" (definitions §7). "dimension" is the number of vectors that a figure used of each half. If the
-      interval of DᵀHD includes 0, shares are undefined: their estimate is None and they have a "reason". Shares are not
-      cut to [0, 1]. If DᵀHD is below 0, D lowers the loss to second order, and a share is a share of that gain.
+      the record for JSON (definitions §7), with these keys. A "dimension" is the number of vectors that a figure used
+      of each half. Figures are records {"estimate", "ci95", "null", "n", "unit"}.
+
+      - "unit"; "n_prompts", of both halves; "halves": [{"n_prompts", "eigenvalues", "null_top_95",
+        "measured_dimension"}], the last two None without a null of the top eigenvalue.
+      - "angles": {"dimension", "angles", "mean"}, principal angles in radians between the vectors of the halves.
+      - "total": DᵀHD. "residual": ½ |DᵀHD − D_SᵀHD_S| at the last k.
+      - "ladder": {"rung", "dimension", "within", "cross", "outside", "share"} for the route, for S at the last k and,
+        with a null, for S at its measured dimension. "share" is that of "within" in DᵀHD.
+      - "captured": [{"k", "dimension", "share": c(k)}]. "k90": the smallest of `ks` from which on c ≥ 0.9; without an
+        estimate if c is below 0.9 at the last.
+      - "baselines": [{"name", "k": the last, "dimension", "strongest", "shares", "margin"}] for the random subspaces
+        (with "n" and "band95"), the top coordinates, and the eigenvectors of each other domain. "strongest" is the
+        baseline's c at the last k, and the null of c of S there is the largest of them. "margin" is c of S minus that
+        of the baseline, or of the best random subspace in each draw.
+
+      If the interval of DᵀHD includes 0, shares, margins and "k90" are undefined: their estimate is None and they have
+      a "reason". Shares are not cut to [0, 1]. If DᵀHD is below 0, D lowers the loss to second order, and a share is a
+      share of that gain.
 
     Raises:
       ValueError: if a second-order term is not finite, or if `n_random` is 0.

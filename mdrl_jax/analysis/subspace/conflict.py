@@ -53,7 +53,11 @@ class Route:
 
 
 def route(chosen_LF: np.ndarray) -> Route:
-    """The route of the neurons that are true in `chosen_LF`, booleans [L, F]; it may have no neuron in some layers."""
+    """The route of the neurons that are true in `chosen_LF`, booleans [L, F]; it may have no neuron in some layers.
+
+    Each layer lists its neurons in ascending order (`index_LR`, `mask_LR`). The width R is that of the layer with most
+    neurons, rounded up to a multiple of 16, and at least 16.
+    """
     width = round_up(max(int(chosen_LF.sum(axis=1).max()), 1))
     index = np.zeros((chosen_LF.shape[0], width), np.int32)
     mask = np.zeros((chosen_LF.shape[0], width), np.float32)
@@ -64,7 +68,7 @@ def route(chosen_LF: np.ndarray) -> Route:
 
 
 def round_up(width: int) -> int:
-    """`width` rounded up to a multiple of 16, which most numbers of devices that share the neurons divide."""
+    """`width` rounded up to a multiple of 16, so that most numbers of devices that share the neurons divide it."""
     return -(-width // 16) * 16
 
 
@@ -105,7 +109,8 @@ def place(probe: Probe, start: Any, displacement: Any, route: Route) -> Place:
 
     Returns:
       The arguments `start`, `displacement` and `route` themselves; what derivatives hold fixed (`fixed`); and three
-      route trees (see `Place`), all 0 on padding: θ*_A (`point`), D (`displacement_on_route`) and ones (`support`).
+      route trees {"gate", "up", "down"}, all 0 on padding: θ*_A (`point`), D (`displacement_on_route`) and ones
+      (`support`).
     """
     index, mask = route.index_LR, route.mask_LR
     point, moved = (probe.slice(x, index, mask) for x in (start, displacement))
@@ -196,16 +201,19 @@ def halves_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack(probe: Probe, objective: str, sample: Sample, prompts: np.ndarray) -> Packed:
-    """The `Packed` completions of some prompts of a sample.
+    """The completions of some prompts of a sample that an objective's Hessian depends on.
 
     Args:
       probe: gives the configuration.
       objective: "reward" or "success_nll".
       sample: completions of a domain at θ*_A.
-      prompts: indices of the prompts [n].
+      prompts: indices of the prompts in the sample.
 
     Returns:
-      the completions. Their sample is empty if none of the prompts has a completion that the Hessian depends on.
+      for "reward" all completions of the prompts whose rewards differ, and as `n` the number of `prompts`; for
+      "success_nll" the first success of each prompt that has one, and as `n` the number of these prompts. Completions
+      are padded to the last bucket. `kept` has the positions of the P kept prompts among the n; P may be 0. `batch`
+      gives every micro-batch the rows of `analyze.batch` whole prompts.
 
     Raises:
       ValueError: if completions are longer than the last one of `rollout.completion_buckets`.
@@ -236,10 +244,11 @@ def find(
 
     Returns:
       the record: that of `captured.measure` with "route_neurons", their number; "null", why there is no null of the top
-      eigenvalue, or ""; and "solver": {"residuals": of each eigenpair that is read, "dropped": number of pairs that
-      were sought but may not be read, "products": number of vectors that were multiplied with H, "symmetry_defect":
-      `defect`}, each a list over the two halves. Or only a "reason", if one half of A's prompts, or the first half of
-      B's, has no completion that the Hessian depends on, or if a half of A's has no eigenpair that may be read.
+      eigenvalue, or "" if there is; and "solver": {"residuals": of each eigenpair that is read, "dropped": number of
+      pairs that were sought but may not be read, "products": number of vectors that were multiplied with H,
+      "symmetry_defect": `defect`}, each a list over the two halves. Or only a "reason", if one half of A's prompts, or
+      the first half of B's, has no completion that the Hessian depends on, or if a half of A's has no eigenpair that
+      may be read.
 
       the vectors found on each half, as trees [k, ...] like `Place.point`; none with a "reason".
 
@@ -291,13 +300,16 @@ def find(
 
 
 def outside(probe: Probe, at: Place, packed: Packed, direction: Any) -> np.ndarray:
-    """(D − d)ᵀH_p(D − d) for each prompt p, [n], over all parameters.
+    """(D − d)ᵀH_p(D − d) over all parameters for each of the n prompts p of `packed`, [n]; the mean is that for H.
 
     Args:
       probe: the compiled device programs.
       at: gives D.
-      packed: the completions to measure on.
+      packed: the completions to measure on. Prompts that it has no completions of get 0.
       direction: d, a route tree.
+
+    Raises:
+      ValueError: if `packed` has no completions.
     """
     rest = probe.outside(at.displacement, direction, at.route.index_LR, at.route.mask_LR)
     return packed.by_prompt(probe.jets(at.start, rest, packed.sample, packed.batch))
@@ -318,8 +330,8 @@ def spectrum_of(
       top: True to seek the top pair alone, for the null; the search then ends once it has converged.
 
     Returns:
-      those of the `analyze.vectors` leading pairs that may be read (`Spectrum.converged`); the vectors are blocks of
-      route trees.
+      those of the `analyze.vectors` leading pairs (with `top`, of the leading pair) that may be read
+      (`Spectrum.converged`), which may be none; the vectors are a block of route trees.
 
     Raises:
       UserError: as in `lanczos.block_lanczos`.
@@ -372,11 +384,12 @@ def null_values(
       progress: told each step.
 
     Returns:
-      the top eigenvalues of each half, in the order of the draws, and ""; or no values, and the reason why there is no
-      null.
+      the top eigenvalues of each half, in the order of the draws, and ""; or an empty list for each half, and the
+      reason why there is no null, for example because `analyze.permutations` is 0. The draws come from the run's seed.
 
     Raises:
       UserError: as in `lanczos.block_lanczos`.
+      ValueError: as in `pack`.
     """
     config = probe.runtime.config.analyze
     rng = np.random.default_rng(probe.runtime.config.seed)
@@ -399,6 +412,14 @@ def permuted(sample: Sample, objective: str, rng: np.random.Generator) -> Sample
 
     For `reward` the rewards of each prompt are permuted among its completions. For `success_nll` the rewards of whole
     prompts are permuted across prompts, so that as many prompts as before have a success [chosen].
+
+    Args:
+      sample: the completions; it is not changed.
+      objective: "reward" or "success_nll".
+      rng: of the permutation; the call changes its state.
+
+    Returns:
+      the sample with the same completions and other rewards.
     """
     within = objective == "reward"
     rewards_PG = rng.permuted(sample.rewards_PG, axis=1) if within else rng.permutation(sample.rewards_PG)

@@ -17,6 +17,8 @@ same draws of prompts, so that their differences and ratios are paired. The inte
     record = measure((first, second), space, key, unit="nats")
     record["undone"]                  # the share undone: {"estimate", "ci95", "null", "n", "unit"}
     record["margins"][0]["margin"]    # the same minus the share that the best of 40 random pieces undoes
+
+A figure is a record as in this example, with "reason" if it has no estimate.
 """
 
 import dataclasses
@@ -156,8 +158,8 @@ def elsewhere(
       progress: told what is being computed.
 
     Returns:
-      the record, with "eigenvalues", those of the pairs that were read on each half. All figures have a "reason" if no
-      completion succeeded in one half.
+      the record, with "eigenvalues", those of the pairs that were read on each half. If no completion succeeded in one
+      half, all figures have a "reason", and there are no "eigenvalues".
 
     Raises:
       UserError: as in `lanczos.block_lanczos`, for example because the space is too small for the steps.
@@ -191,7 +193,21 @@ def elsewhere(
 def of_sample(
     probe: Probe, space: Space, sample: Sample, found: Sequence[tuple[Any, int]], progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """As `on_route`, for a subspace of any space."""
+    """The record of `measure` for a subspace of any space; the damage is that of the success NLL, as in `on_route`.
+
+    Args:
+      probe: the compiled device programs and the configuration.
+      space: the displacement and the space of S.
+      sample: completions of domain A, sampled at θ*_A.
+      found: for each half of the prompts (`conflict.halves_of`), the basis found on it and how many vectors are read.
+      progress: told what is being computed.
+
+    Returns:
+      the record. All its figures have a "reason" if no completion succeeded in one half.
+
+    Raises:
+      ValueError: if a damage is not finite, or as in `conflict.pack`.
+    """
     halves = []
     for part, (vectors, dimension) in zip(halves_of(sample), found, strict=True):
         packed = pack(probe, "success_nll", sample, part)
@@ -228,18 +244,29 @@ def measure(
       unit: of the damage ("nats").
       ks: dimensions k on the curve, ascending, at least one. A half with fewer vectors to read uses those that it has.
         S of all other figures has the last k.
-      n_random: number of random pieces, at least 1.
+      n_random: number of random pieces, at least 1. With 0, "margins" have no estimate.
       progress: told what is being computed.
 
     Returns:
-      the record for JSON, with the keys of definitions §7: "space", "unit", "n_prompts", "k": the dimension of S of
-      each half, "share_of_norm": ‖P_S D‖²/‖D‖², "damage": damage(θ_t), "undone", "margins", "curve", "added":
-      damage(θ*_A + P_S D), "route": the share undone by removing the whole part of D in the space, and
-      "route_share_of_norm". Squared norms are means over both halves. Shares have a "reason" in place of an estimate if
-      the interval of damage(θ_t) includes 0. If one half has no vector to read, so have all figures of S.
+      the record for JSON (definitions §7), with these keys:
+
+      - "space", its name; "unit"; "n_prompts", of both halves; "k", the dimension of S of each half.
+      - "damage": damage(θ_t). "added": damage(θ*_A + P_S D).
+      - "undone": the share undone by removing P_S D; its null is the largest share that one of the other pieces undoes.
+      - "route": the share undone by removing the whole part of D in the space.
+      - "share_of_norm": ‖P_S D‖²/‖D‖². "route_share_of_norm": the same of the part of D in the space. Both are numbers,
+        means over both halves.
+      - "curve": [{"k", "dimension": of each half, "left": damage(θ_t − P_S D)/damage(θ_t)}] for S at each k.
+      - "margins": [{"name": "random", "n", "shares": undone by each piece, "band95": their central 95 %, "margin"},
+        {"name": "complement", "share", "margin"}]. A "margin" is "undone" minus the share that the piece undoes, for
+        "random" the best piece in each draw of prompts.
+
+      Shares and margins have a "reason" in place of an estimate if the interval of damage(θ_t) includes 0; "shares" is
+      then empty and "band95" None. If one half has no vector to read, all figures of S have a "reason", and
+      "share_of_norm" is 0.
 
     Raises:
-      ValueError: if a damage is not finite, or if `n_random` is 0.
+      ValueError: if a damage is not finite.
     """
     found = min(half.dimension for half in halves) > 0
     judges = [_Judge(vectors, prompts, space) for vectors, prompts in (halves[::-1], halves)]

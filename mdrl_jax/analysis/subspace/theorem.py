@@ -91,13 +91,13 @@ def measure(
       at: the point, the displacement and the route.
       objective: "reward" or "success_nll".
       sample: completions of domain A, sampled at θ*_A.
-      found: the vectors that span S, found on each half of the prompts, and their eigenvalues.
+      found: for each half of the prompts the vectors that span S and were found on it, and their eigenvalues.
       progress: told what is being computed.
 
     Returns:
-      {"halves": for each half on which S was found, the record of `assumptions` with "norms": {"within", "outside"}:
-      ‖P_S D‖ and ‖P_S⊥ D‖, and "shift"; see `shifted`}. A half has only "k" and a "reason" if fewer than four blocks of
-      the other half have a completion that the Hessian depends on.
+      {"halves": for each half on which S was found, the record of `assumptions` with "norms": {"within", "outside"},
+      the numbers ‖P_S D‖ and ‖P_S⊥ D‖}. A half has only "k" and a "reason" if fewer than four blocks of the other half
+      have a completion that the Hessian depends on.
 
     Raises:
       ValueError: if a derivative is not finite, or as in `conflict.pack`.
@@ -157,11 +157,13 @@ def assumptions(judged: Judged, unit: str, within: float, progress: Progress) ->
     Returns:
       The record for JSON: "k", the dimension of S; "blocks", their number M; "n_prompts"; and the figures "gradient"
       ‖P_S ∇L(θ*)‖, "mu" and "lambda_max", the extreme eigenvalues of VᵀHV, "epsilon" ‖H_{S⊥,S}‖, and "shift"
-      ‖H_SS⁻¹ P_S ∇L(θ*)‖/‖P_S D‖, how far the point that gradient descent in S goes to lies from θ*. The null of each
-      is 0. "own" has "mu" and "lambda_max" of the half that S was found on, without an interval.
+      ‖H_SS⁻¹ P_S ∇L(θ*)‖/‖P_S D‖, how far the point that gradient descent in S goes to lies from θ*; it has a "reason"
+      in place of an estimate if `within` is 0 or the interval of "mu" reaches down to 0. The figures are records
+      {"estimate", "ci95", "null", "n", "unit"} with the null 0 and M as "n". "own" has the numbers "mu" and
+      "lambda_max", the extreme eigenvalues of the half that S was found on.
 
     Raises:
-      ValueError: if a derivative is not finite.
+      ValueError: if a derivative is not finite, or if there are fewer than four blocks.
     """
     curved_Mkk, own_Mkk, rows_Mkk = _curvature(judged, progress)
     counts, sums_Mkk = judged.counts_M, judged.counts_M[:, None, None] * curved_Mkk

@@ -1,7 +1,8 @@
 """Turns what is known of candidate actions into forecasts, ranks the actions and picks one (definitions §10).
 
 `planner.py` measures the inputs; the functions here are pure. Actions within the collateral limit come first, by the
-expected mean score over domains. Of equal ones the cheaper comes first, then the one with the smaller name.
+expected mean score over domains. Of equal ones the cheaper comes first: `nothing`, then rollbacks, then refreshes by
+their steps. After that their names decide.
 """
 
 import dataclasses
@@ -94,11 +95,16 @@ class Outlook:
 def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Sequence[Known], limit: float) -> Record:
     """Forecasts all actions, ranks them and picks the first.
 
+    A domain is forecast from the importance-weighted shift of the outlook if it has one, and otherwise to first order.
+    `nothing` is forecast to change nothing, whatever its shifts are.
+
     Args:
       point: name of the stage whose end is θ_T.
       current: rewards [P, k] of each domain at θ_T. Every outlook must have shifts of these domains.
       outlooks: the measurements of each action, one or more.
-      known: past changes whose outcome is known, with sizes above 0; the error models are fitted to them.
+      known: past changes whose outcome is known; the error models are fitted to those with a size above 0. A forecast
+        has no interval with fewer than two of these of the action's kind and of the domain's role (`Known.own`), unless
+        it is that of a rollback from importance weights.
       limit: points that each domain other than the action's own may be expected to lose; exactly this loss is allowed.
 
     Returns:
@@ -110,7 +116,8 @@ def decide(point: str, current: Rewards, outlooks: Sequence[Outlook], known: Seq
       records in points: "average", the mean score over domains after the action, and "average_change"; "scores" and
       "changes" by domain. "collateral" is {"domain", "change"} of the other domain that is expected to fare worst, None
       without another; "allowed" says whether it is within the limit; "risk" is the chance, in [0, 1], that some other
-      domain loses more than the limit, None if it is not known. "size", "shifts" and "weighed" are the outlook.
+      domain loses more than the limit, None if there is no other or one of them has no interval. "size", "shifts" and
+      "weighed" (`Outlook.reweighted`) repeat the outlook.
 
     Raises:
       KeyError: if an outlook lacks the shift of a domain.
@@ -172,7 +179,7 @@ def _said(outlook: Outlook, domain: str, model: Model, n: int) -> tuple[Shift, M
 
 
 def best(record: Record) -> Action:
-    """The action that a plan, the record of `decide`, picks."""
+    """The action that a plan, the record of `decide`, picks: the first of its "actions"."""
     return action_of(record["actions"][0])
 
 
@@ -184,7 +191,7 @@ def promising(record: Record, n: int) -> list[Action]:
       n: number of actions, 0 or more; fewer are returned if the plan has fewer.
 
     Returns:
-      The actions, the best first. `nothing` is left out.
+      The actions, the best first, and equal ones by name. `nothing` is left out.
     """
     tried = [row for row in record["actions"] if row["kind"] != "nothing"]
     tried.sort(key=lambda row: (-row["average_change"]["estimate"], row["name"]))
@@ -233,7 +240,11 @@ def _order(row: Record) -> tuple[Any, ...]:
 
 
 def reason(record: Record) -> str:
-    """Why the first of the ranked actions was picked, in plain words.
+    """Why the first of the ranked actions was picked, in one or more sentences of plain words.
+
+    The text has the expected means over domains before and after the action, in points, and the other domain that is
+    expected to fare worst; for `nothing` the present mean alone. If actions over the limit are expected to do better on
+    average, the best of these follows.
 
     Args:
       record: a plan, the record of `decide`; only "actions" (ranked) and "limit" are read.

@@ -61,7 +61,7 @@ def log_odds(rewards: ArrayLike) -> float:
 
 
 def log_odds_of_sum(total: Any, n: Any) -> Any:
-    """`log_odds` of n rewards in [0, 1] that sum to `total`; works elementwise on arrays.
+    """`log_odds` of n rewards in [0, 1] that sum to `total`; works elementwise on arrays; 0 for n = 0.
 
     >>> round(float(log_odds_of_sum(3.0, 4)), 3)
     0.847
@@ -95,8 +95,11 @@ class Shift:
 def shift(gain_M: ArrayLike, rewards_MB: ArrayLike) -> Shift:
     """The first-order shift from M blocks of prompts of equal size. Its error is a jackknife over blocks.
 
+    The shift is the mean of `gain_M` divided by J(1 − J). J has half a success and half a failure added, as in
+    `log_odds`, so that a mean reward of 0 or 1 gives a finite shift.
+
     Args:
-      gain_M: ∇J·v of each block, J in rewards.
+      gain_M: ∇J·v of each block, J in rewards; at least one block.
       rewards_MB: rewards in [0, 1] of the B completions of each block, at the parameters where the change starts.
 
     Returns:
@@ -225,23 +228,24 @@ class Forecast:
 
 
 def unchanged(n: int) -> Forecast:
-    """The forecast of certainly no change; `n` is the number of prompts, for the record."""
+    """The forecast of certainly no change: 2,000 draws of 0. `n` is the number of prompts, for the record."""
     return Forecast(np.zeros(N_DRAWS), n)
 
 
 def forecast(now: float, by: Shift, size: float, model: Model, place: int, n: int) -> Forecast:
     """The forecast change of a domain's mean reward, by the equation in the module docstring.
 
-    Draws are Student's t with `model.n` − 1 degrees of freedom in log-odds.
+    The draws are quantiles of Student's t with `model.n` − 1 degrees of freedom in log-odds, in a pseudo-random order.
+    Equal arguments give equal draws.
 
     Args:
       now: log-odds η at the present parameters.
       by: the shift x of the log-odds, of the whole change, with its sampling error.
       size: size of the change (module docstring).
-      model: error model of changes of this kind.
-      place: the domain's position in the sorted list of domains, the seed of the order of its draws. Different domains
-        have independent draws [chosen]. The same domain has the same order for every action, so that actions are
-        compared on equal terms.
+      model: error model of changes of this kind; with a finite spread its `n` is at least 2.
+      place: the domain's position in the sorted list of domains, from 0, the seed of the order of its draws. Different
+        domains have independent draws [chosen]. The same domain has the same order for every action, so that actions
+        are compared on equal terms.
       n: number of prompts behind it, for the record.
 
     Returns:

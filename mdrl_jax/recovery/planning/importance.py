@@ -41,15 +41,19 @@ class Reweighted:
 def reweighted(log_ratio_PG: ArrayLike, rewards_PG: ArrayLike) -> Reweighted:
     """The importance-weighted shift of a domain's log-odds. Its error is a jackknife over prompts.
 
+    The shift is the log-odds of Σ w r / Σ w minus that of the mean reward, each with half a success and half a failure
+    added (`forecast.log_odds`).
+
     Args:
       log_ratio_PG: ln π_θ'(o | q) − ln π_θ(o | q), in nats, of G completions of each of P prompts, sampled at θ.
-      rewards_PG: rewards in [0, 1] of these completions.
+      rewards_PG: rewards in [0, 1] of these completions, an array of the same shape, which is not checked.
 
     Returns:
-      The shift, with the effective number of completions. The standard error is infinite if there is only one prompt.
+      The shift, with the effective number of completions; no shift if that number is below `ENOUGH`. The standard error
+      is infinite if there is only one prompt.
 
     Raises:
-      ValueError: if there are no completions, or if the two arrays differ in shape.
+      ValueError: if there are no completions.
 
     >>> reweighted([[0.0, 0.0]] * 50, [[1.0, 0.0]] * 50)
     Reweighted(effective=100.0, shift=Shift(value=0.0, stderr=0.0))

@@ -74,18 +74,22 @@ def at_hand(runtime: Runtime, stored: Sample) -> Sample:
 def unseen(runtime: Runtime, params: Any, domain: str) -> Sample:
     """Samples completions of prompts that no direction is made from.
 
-    These are the `recover.forecast_prompts` prompts that follow, in the same shuffle, those of the stored samples.
+    These are the `recover.forecast_prompts` prompts of `analyze.split` that follow, in the same shuffle, those of the
+    stored samples.
 
     Args:
       runtime: of the run.
       params: the parameters to sample at.
-      domain: the domain to sample.
+      domain: the domain to sample, a scored one.
 
     Returns:
-      The completions with their rewards, padded as by `at_hand`.
+      The completions with their rewards, `analyze.group_size` of each prompt, padded as by `at_hand`.
 
     Raises:
-      UserError: if the split has too few prompts, or if sampling fails (`samples.draw`).
+      UserError: if the split has too few prompts.
+      UserError, RuntimeError: if sampling fails (`samples.draw`).
+      ValueError: if `recover.forecast_prompts` is no positive multiple of `analyze.batch`.
+      KeyError: if the domain is not scored.
     """
     stored, split = runtime.config.analyze.prompts, runtime.config.analyze.split
     n, there = runtime.config.recover.forecast_prompts, runtime.prompts[domain, split].n_independent
@@ -107,12 +111,13 @@ def measure(
     """Measures the effect of each direction on every domain, to first order.
 
     At most `analyze.held` directions are in memory at a time. If there are more, the gradients are computed again for
-    each group of them (`rounds`).
+    each group of them (`rounds`). The tokens of the gradients are added to `rollouts.spent`.
 
     Args:
       probe: computes the gradients.
       params: the parameters from which the directions lead.
-      looked: completions of each domain sampled at `params` (`unseen`), of a multiple of `analyze.batch` prompts.
+      looked: completions of each domain sampled at `params` (`unseen`). Their number of prompts has to be a multiple of
+        `analyze.batch`.
       directions: functions that make the directions, trees like the parameters, or return None if that is impossible.
       show: is told the number of finished rounds and the present work.
 
@@ -120,7 +125,6 @@ def measure(
       The effect of each direction, in their order; None for a direction that could not be made.
 
     Raises:
-      ValueError: if the number of prompts of a domain is not a multiple of `analyze.batch`.
       The errors of the directions and of `show`.
     """
     held = probe.runtime.config.analyze.held

@@ -144,9 +144,11 @@ def forecast(
         total is the sum over the others.
 
     Returns:
-      One record for each order: "rank" from 1, "order", "total" damage over domains and "damage" by domain. The least
-      harmful order is first. Orders with equal totals are ranked by name. So are all orders if there is no total:
-      if every domain has a reason, or if one of the others has no completion to measure on (no success).
+      One record for each of the m! orders of the m domains: "rank" from 1, "order", "total" damage over domains and
+      "damage" by domain, 0 for the last domain of the order. The figures are records with intervals (bootstrap-t over
+      prompts, null 0), and above 0 is harm. The least harmful order is first. Orders with equal totals are ranked by
+      name. So are all orders if there is no total: if every domain has a reason, or if one of the others has no
+      completion to measure on (no success).
     """
     domains, reasons = sorted(terms), dict(reasons or {})
     rows = []
@@ -186,7 +188,7 @@ def compare(rows: Sequence[Record], runs: Sequence[tuple[Sequence[str], Mapping[
     Returns:
       "runs", the forecast and the measured damage of each order (the forecast in its own unit, the measured damage in
       points), in total and for each domain but the last; and "spearman", their rank correlation over all pairs (order,
-      domain) whose damage was forecast.
+      domain) whose damage was forecast. It is missing with fewer than five pairs, for example without runs.
 
     Raises:
       KeyError: if an order has other domains than the forecast, or a reward is missing.
@@ -226,13 +228,14 @@ def run(
       probe: computes the derivatives.
       solo: domain -> parameters of its solo checkpoint.
       base: θ_0, the parameters that every solo checkpoint was trained from.
-      samples: completions of each domain, at least two, sampled at its solo checkpoint.
-      runs: the orders that were run, as for `compare`.
+      samples: completions of each of at least two domains, sampled at its solo checkpoint, at least two of each prompt.
+      runs: the orders that were run, as for `compare`; may be empty.
       track: reports progress.
 
     Returns:
       The record of `recovery/orders.json`: for each objective "orders" (`forecast`) and "checked" (`compare`).
-      Forecasts of "reward" are in points, those of "success_nll" in nats a completion; above 0 is harm.
+      Forecasts of "reward" are in points, those of "success_nll" in nats a completion; above 0 is harm. Where the
+      reward's Hessian of a domain is not measurable (definitions §6), "reward" has no figure of this domain.
 
     Raises:
       KeyError: as in `compare`.

@@ -51,9 +51,9 @@ def outcomes(plan: Record, measured: Mapping[str, Rewards], judged: Mapping[str,
     Returns:
       A record:
 
-      - "actions", by rank, those that were tried, and `nothing`: "name", "allowed", "collateral" (the largest measured
-        loss of another domain, in points; below 0 if all of them gained), and
-        {"forecast", "measured"} as records in points in "average_change", and by domain in "changes".
+      - "actions", by rank, those of the plan that are in `measured`: "name", "allowed", "collateral" (the largest
+        measured loss of another domain, in points; below 0 if all of them gained), and {"forecast", "measured"} as
+        records in points in "average_change", and by domain in "changes".
       - "spearman" over actions of the mean over domains, and "spearman_by_domain" over pairs (action, domain).
       - "calibration", {"average" (over actions), "domain" (over pairs)}, each with the shares "held" and
         "held_with_error"; a share of no forecast has no estimate. "mean_error", the mean of |forecast − outcome| in
@@ -112,8 +112,9 @@ def finalists(plan: Record, measured: Mapping[str, Rewards]) -> list[str]:
       measured: as in `outcomes`.
 
     Returns:
-      `nothing`, the pick (tried or not), and the `FINALISTS` actions with the largest measured gain within the limit,
-      the best first, those with equal gains by name; each name once.
+      `nothing`, the pick (tried or not), and the `FINALISTS` actions of the plan with the largest measured gain among
+      those that were tried and are within the limit, the best first, those with equal gains by name; each name once.
+      `nothing` and the pick may be among the `FINALISTS`, so that fewer others follow.
 
     Raises:
       KeyError: if `measured` lacks `nothing`, or an action lacks a domain.
@@ -184,9 +185,17 @@ def _share(pairs: list[tuple[Record, Estimate]], clusters: list[tuple[str, str, 
 
 
 def clopper_pearson(k: float, n: int) -> Estimate:
-    """The share k/n with its exact binomial interval (Clopper and Pearson, 1934), for k of n cases, n at least 1.
+    """The share k/n with its exact binomial 95 % interval (Clopper and Pearson, 1934), for k of n cases.
 
-    If k is not whole, the interval lies between those of its neighbours.
+    Args:
+      k: number of cases, from 0 to n. If it is not whole, the interval lies between those of its neighbours.
+      n: number of all cases, at least 1.
+
+    Returns:
+      The estimate, with n as its `n`. Its interval begins at 0 for k = 0, and ends at 1 for k = n.
+
+    Raises:
+      ZeroDivisionError: if n is 0.
     """
     tail = 0.5 * (1 - LEVEL)
     low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0

@@ -85,14 +85,17 @@ def trail(stages: Sequence[Stage], last: str) -> list[Stage]:
 def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:
     """All candidates: no action, refreshes of up to `BUDGET` of a stage's steps, and rollbacks by `RULE`.
 
-    A rollback takes the last edit of a domain back in favour of a domain whose last stage came before it.
+    - A refresh of each domain for 1, 2, … steps, up to the share `BUDGET` of the steps of its last stage, rounded down,
+      but at least for one step.
+    - A rollback for each pair of a domain and a donor whose last stage comes after that of the domain, with each of
+      `recover.fractions` and each of `recover.strengths`.
 
     Args:
-      settings: section `recover` of the config.
-      past: the stages of `trail`.
+      settings: section `recover` of the config; "fractions" and "strengths" are read.
+      past: the stages of `trail`; may be empty.
 
     Returns:
-      The actions, each once; `nothing` is the first.
+      The actions: `nothing`, then the refreshes, then the rollbacks.
     """
     found = [Action()]
     last = {s.domains[0]: s for s in past}
@@ -138,10 +141,14 @@ def make_plan(
       The record of `decision.decide`, and "left_out": name of an action -> why it could not be forecast.
 
     Raises:
-      UserError: if no stage on the way trained a domain alone, or none did so for a domain or donor of an action; if
-        there are too few prompts (`lookahead.unseen`); or if sampling fails (`samples.draw`, `evidence.kept_sample`).
+      UserError: if no stage on the way trained a domain alone, or none did so for a domain or donor of an action; or if
+        there are too few prompts (`lookahead.unseen`).
+      UserError, RuntimeError: if sampling fails (`samples.draw`).
+      ValueError: if `recover.forecast_prompts` is no positive multiple of `analyze.batch`, which `config.parse` refuses
+        in a run with stage `plan`.
       KeyError: if `current` has a domain that is not scored, or a rollback of `actions` has an unknown rule.
       Stopped: after a SIGTERM, if `track` is that of a `Screen`.
+      The errors of `evidence.kept_sample` for stored completions, and of `params`.
     """
     past = trail(stages, last)
     if not past:

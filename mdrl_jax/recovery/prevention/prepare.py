@@ -71,6 +71,9 @@ def transforms(prevent: PreventSection) -> Transforms:
 
     Returns:
       The transforms of the gradient and of the update; empty if the settings ask for none.
+
+    Raises:
+      KeyError: if `prevent.gradients` is no known name, which `config.parse` refuses.
     """
     protected = (protect(prevent.protect),) if prevent.protect else ()
     gradient = [ewc(prevent.ewc)] if prevent.ewc else []
@@ -93,11 +96,12 @@ def check(runtime: Runtime, stage: Stage) -> None:
 def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callable[[str], Any]) -> Prevention:
     """Samples the domains that a stage keeps, each at its θ*, and prepares the stage's transforms.
 
-    Nothing is sampled for a stage that asks for no transform.
+    Nothing is sampled for a stage that asks for no transform. A stage that asks for one has to keep a domain, which
+    `stage.resolve_stages` ensures. Tokens of the gradients are added to `rollouts.spent`.
 
     Args:
       probe: of the run; its stages share one, so that they share its compiled programs.
-      stage: the stage to prepare.
+      stage: the stage to prepare, a GRPO stage.
       stages: stages of the run, at least those before this one.
       params: name of a stage -> the parameters at its end.
 
@@ -105,8 +109,10 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
       The transforms, and the function that computes their extra arguments at every step.
 
     Raises:
-      UserError: if no completion of a kept domain has a reward above 0, or if sampling fails (`samples.draw`).
-      AssertionError: if no stage on the way to the stage's start trained a kept domain alone.
+      UserError: if no completion of a kept domain has a reward above 0.
+      UserError, RuntimeError: if sampling fails (`samples.draw`).
+      AssertionError: if no stage on the way to the stage's start trained a kept domain alone, which
+        `stage.resolve_stages` refuses.
     """
     prevent = stage.train.prevent
     if not prevent.transforms:
@@ -147,8 +153,9 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
 def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:
     """Samples completions of a domain at θ*, padded to one length, with negative rewards set to 0.
 
-    If their rewards r are passed as advantages, the gradient of the reward loss (`Probe.gradient`) is that of
-    −mean r log π.
+    These are `analyze.group_size` completions of each of `analyze.prompts` prompts (`samples.draw`), padded to the last
+    of `rollout.completion_buckets`. If their rewards r are passed as advantages, the gradient of the reward loss
+    (`Probe.gradient`) is that of −mean r log π.
 
     Args:
       runtime: of the run.
@@ -160,7 +167,8 @@ def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:
       The completions with their rewards, all at least 0.
 
     Raises:
-      UserError: if no reward is above 0, or if sampling fails (`samples.draw`).
+      UserError: if no reward is above 0.
+      UserError, RuntimeError, KeyError: if sampling fails (`samples.draw`).
     """
     sample = samples.draw(runtime, theta, domain).padded(runtime.config.rollout.completion_buckets[-1])
     sample = dataclasses.replace(sample, rewards_PG=sample.rewards_PG.clip(0))

@@ -35,13 +35,15 @@ from mdrl_jax.tree import changed
 
 
 def ewc(weight: Any) -> optax.GradientTransformationExtraArgs:
-    """Adds to the gradient that of the penalty Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)².
-
-    The update needs the parameters θ, and the extra argument `anchors`: a tuple of (F_i, θ*_i) for each kept domain i,
-    both trees like the parameters. It raises ValueError without the parameters, and TypeError without the anchors.
+    """Adds to the gradient that of the penalty Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)², that is λ Σ_i F_i ⊙ (θ − θ*_i).
 
     Args:
       weight: λ, a scalar.
+
+    Returns:
+      The optax transform, which has no state. Its update needs the parameters θ, and the extra argument `anchors`: a
+      tuple of (F_i, θ*_i) for each kept domain i, both trees like the parameters; () adds nothing. It raises ValueError
+      without the parameters, and TypeError without the anchors.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, anchors: Sequence[tuple[Any, Any]], **_: Any):
@@ -60,10 +62,12 @@ def ewc(weight: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def agem() -> optax.GradientTransformationExtraArgs:
-    """Removes from the gradient its component along the mean of the references, if the two point apart (g·r < 0).
+    """Removes from the gradient g its component along r, the mean of the references, if the two point apart (g·r < 0).
 
-    The update needs the extra argument `references`: a tuple of gradients, one for each kept domain, at least one, as
-    trees like the parameters. It raises TypeError without them.
+    Returns:
+      The optax transform, which has no state. Its update needs the extra argument `references`: a tuple of gradients,
+      one for each kept domain, as trees like the parameters. It raises TypeError without the argument, or if the tuple
+      is empty. If g·r is 0 or above, the gradient stays as it is.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, references: Sequence[Any], **_: Any):
@@ -73,11 +77,14 @@ def agem() -> optax.GradientTransformationExtraArgs:
 
 
 def pcgrad() -> optax.GradientTransformationExtraArgs:
-    """Removes from the gradient its component along each reference in turn, if the two point apart (g·r < 0).
+    """Removes from the gradient g its component along each reference r in turn, if the two point apart (g·r < 0).
 
-    g is the gradient as the earlier references have left it. The update needs the extra argument `references`: a tuple
-    of gradients r, one for each kept domain, as trees like the parameters. An empty tuple and a reference of zeros
-    change nothing. It raises TypeError without the argument.
+    For each reference, g is the gradient as the earlier references have left it.
+
+    Returns:
+      The optax transform, which has no state. Its update needs the extra argument `references`: a tuple of gradients,
+      one for each kept domain, as trees like the parameters. An empty tuple and a reference of zeros change nothing. It
+      raises TypeError without the argument.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, references: Sequence[Any], **_: Any):

@@ -81,6 +81,9 @@ def stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraAr
     Args:
       update: (updates, state, params, **extra) -> (new updates, the state as given). It may require some of the extra
         arguments; optax's type allows only optional ones.
+
+    Returns:
+      The transform. Its `init` gives an empty state for any parameters, and `update` is its `update` itself.
     """
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), cast(Any, update))
 
@@ -88,8 +91,8 @@ def stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraAr
 def gradients(log_probs: LogProbs, shardings: Any = None) -> Callable[[Any, CompletionBatch], Any]:
     """Makes the compiled function (params, rows) -> w ∇log π(y) for each of k completions y with weight w.
 
-    Its result is a float32 tree like the parameters with a leading axis k (`fisher.completion_gradients`). It is
-    compiled once for each shape of the rows.
+    Its result is a float32 tree like the parameters with a leading axis k (`fisher.completion_gradients`); a row of
+    weight 0 gives zeros. It is compiled once for each shape of the rows.
 
     Args:
       log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding.

@@ -84,16 +84,16 @@ def lengths(bases: Sequence[Basis], error: Any, seed: int = 0) -> list[Record]:
     of them can be followed over the steps of a refresh.
 
     Args:
-      bases: the conflict subspaces.
+      bases: the conflict subspaces; may be empty.
       error: e_t = θ_t − θ*, a tree like the parameters.
       seed: of the random subspaces.
 
     Returns:
-      One record for each basis: its `head`, "within" ‖P_S e‖, "coordinates" of P_S e in the basis
-      of S, a list, "route" ‖P_S⊥ e‖ within the route, "outside" ‖P_S⊥ e‖
-      over all parameters, and "random", a list of ‖P e‖ for `N_RANDOM` random subspaces. All norms are in units of a
-      parameter. An S without a positive eigenvalue has the dimension 0 and the norm 0 "within". "random" is empty if no
-      S of the route has a positive eigenvalue.
+      One record for each basis, in their order: its `head`; "within", ‖P_S e‖; "coordinates", those of P_S e in the
+      vectors that span S, a list; "route", ‖P_S⊥ e‖ within the route; "outside", ‖P_S⊥ e‖ over all parameters; and
+      "random", a list of ‖P e‖ for `N_RANDOM` random subspaces. All norms are in units of a parameter. An S without a
+      positive eigenvalue has the dimension 0, no coordinates, the norm 0 "within" and norms of 0 in "random". "random"
+      is empty if no S of the route has a positive eigenvalue.
     """
     total = float(tree_programs.norm(error))
     found: list[Record] = []
@@ -131,8 +131,8 @@ def contraction(
     """How fast the norms shrink a step inside each S and outside it, and what contraction has to beat.
 
     Args:
-      rows: the scored steps of a refresh in order, each with "step" and "subspaces" (the result of `lengths`). They may
-        be several steps apart.
+      rows: the scored steps of a refresh in order, at least one, each with "step" and "subspaces" (the result of
+        `lengths`). They may be several steps apart.
       bases: the conflict subspaces, in the order of `lengths`.
       learning_rate: α of the refresh, for the bound.
       streams: the rows of the same refresh from the same start with other sampling keys, for each further stream.

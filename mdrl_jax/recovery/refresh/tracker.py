@@ -234,12 +234,17 @@ class Tracker:
 def variant(stage: Stage, own: Stage | None) -> str:
     """How a refresh differs from a plain one, in words; "" for a plain one (definitions §8).
 
-    A plain refresh trains from the end of a plain domain stage, without protecting other domains and with the learning
-    rate, the loss and the optimizer of the domain's own stage. The numbers of steps, prompts and completions are free.
+    A plain refresh trains from the end of a plain stage, without protecting other domains and with the learning rate,
+    the loss and the optimizer of the domain's own stage. The numbers of steps, prompts and completions are free. The
+    start counts as a plain stage if its name has no "-" and is not "base", so `joint` is one as well.
 
     Args:
       stage: the refresh.
-      own: the plain stage of its domain; None if there is none.
+      own: the plain stage of its domain; None if there is none, and then learning rate, loss and optimizer are not
+        compared.
+
+    Returns:
+      All differences, joined by ", ", such as "it starts from refresh-qa, it keeps code".
     """
     train, found = stage.train, []
     if "-" in stage.start or stage.start == "base":
@@ -268,14 +273,15 @@ def scores(
       peak: rewards [P, k] of the refreshed domain at θ*_i, on the same prompts; None if θ*_i is not known.
 
     Returns:
-      "step" and "rewards" as given; "scores" of each domain; "average", their mean over domains; "drops", S_start − S_t
+      "step"; "rewards", as lists; "scores" of each domain; "average", their mean over domains; "drops", S_start − S_t
       of each other domain, positive if it lost; "to_peak", S_t − S_peak of the refreshed domain; and "fraction", the
-      share of its loss that it has won back, with Fieller's interval. Scores and differences are in points. The last
-      two are missing if `peak` is None, and the fraction also unless the interval of the loss lies above 0.
-      Intervals are over prompts; with a single prompt there are none.
+      share (S_t − S_start) / (S_peak − S_start) of its loss that it has won back, with Fieller's interval. Scores and
+      differences are in points. The last two are missing if `peak` is None, and the fraction also unless the interval
+      of the loss lies above 0. Intervals are over prompts, also where prompts form groups; with a single prompt there
+      are none.
 
     Raises:
-      KeyError: if `start` lacks a domain, or `rewards` the refreshed one.
+      KeyError: if `start` lacks a domain, or if `peak` is given and `rewards` lacks the refreshed domain.
       ValueError: if the numbers of prompts of a domain differ, or if a domain has no prompts.
     """
     score = {name: estimate.score(x) for name, x in rewards.items()}

@@ -38,16 +38,19 @@ class Control:
     """A control as a curve of settings s, each of them a number of coordinates, or a strength for the control `whole`.
 
     Attributes:
-      make: s -> (mask, strength) of the rollback with this setting, and the edit if it is not that of the trial.
+      make: (s, number of the draw from 0) -> (mask, strength) of the rollback with this setting, and the edit if it is
+        not that of the trial.
       least: the smallest setting, 1 for sizes.
       most: the largest setting.
       start: the setting where the search begins.
+      random: whether another draw gives another set or edit.
     """
 
-    make: Callable[[float], tuple[Any, float] | tuple[Any, float, Any]]
+    make: Callable[[float, int], tuple[Any, float] | tuple[Any, float, Any]]
     least: float
     most: float
     start: float
+    random: bool = False
 
     def clipped(self, s: float) -> float:
         """The nearest setting that exists: within [least, most], and a whole number if it is a size."""
@@ -57,22 +60,26 @@ class Control:
 def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
     """The controls of definitions §9 for the chosen setting, each as a curve.
 
-    The sets lie in the place of the chosen setting and have its strength, with two exceptions: "out_of_route" lies
-    outside the shared route, and "whole" is all of B's edit, with the strength as its setting. A control is left out
-    if it has no setting, for example `out_of_route` if no score outside the route is positive. All processes must call
-    this.
+    A setting is a number of coordinates. The sets lie in the place of the chosen setting and have its strength, with
+    three exceptions: "out_of_route" lies outside the shared route, "sign_step" in the whole model, and "whole" is all
+    of B's edit, with the strength as its setting, from 0.001 to 1. A control is left out if it has no setting, for
+    example `out_of_route` if no score outside the route is positive. All processes must call this.
 
     Args:
       trial: the fixed part of the rollback.
       chosen: the setting that the sweep chose.
 
     Returns:
-      The curve of each control, by name: "random", random coordinates; "matched", partners of nearly equal |δ_B| for
-      the rule's set of that size, up to half of the place and to the number of the rule's positive scores there;
-      "largest", the largest |δ_B|; "whole"; and "out_of_route", the same rule outside the route, if the chosen set lies
-      in the shared route. Then those that know more of A: "matched_in_tensor", whose partners lie in the same
-      tensor; and with A's gradient "permuted" (`controls.permuted`) and "sign_step", the coordinates with the largest
-      gradients of A, each moved against its gradient by the root mean square of the chosen set's edit.
+      The curve of each control, by name:
+
+      - "random", random coordinates; "largest", the largest |δ_B|; and "whole".
+      - "matched", partners of nearly equal |δ_B| for the rule's set of that size, up to half of the place. Beyond the
+        number of the rule's positive scores the set grows no further.
+      - "out_of_route", the same rule outside the route, if the chosen set lies in the shared route.
+      - "matched_in_tensor", as "matched", but the partners lie in the same tensor and layer.
+      - If A's gradient is known (`Trial.gradient`), "permuted" (`controls.permuted` on the rule's set of that size) and
+        "sign_step", the coordinates with the largest |gradient| of A, each moved against its gradient by the root mean
+        square of the chosen set's edit.
 
     Raises:
       KeyError: if the trial has no scores of the setting's rule, or not its place.
@@ -81,39 +88,40 @@ def controls(trial: Trial, chosen: Setting) -> dict[str, Control]:
     scores, sizes = trial.scores[chosen.rule], magnitude(trial.edit)
     room, n = size(within), float(chosen.size)
 
-    def matched_to(s: float, same_tensor: bool = False) -> Any:
-        return matched(trial.edit, largest(scores, round(s), within), within, 0, same_tensor)
+    def matched_to(s: float, draw: int, same_tensor: bool) -> tuple[Any, float]:
+        return matched(trial.edit, largest(scores, round(s), within), within, draw, same_tensor), beta
 
-    def permuted_of(s: float) -> tuple[Any, float, Any]:
+    def permuted_of(s: float, draw: int) -> tuple[Any, float, Any]:
         mask = largest(scores, round(s), within)
-        return mask, beta, permuted(trial.edit, mask, trial.gradient, 0)
+        return mask, beta, permuted(trial.edit, mask, trial.gradient, draw)
 
     made = {
-        "random": Control(lambda s: (random_set(0, round(s), within), beta), 1, room, n),
-        "matched": Control(lambda s: (matched_to(s), beta), 1, room // 2, n),
-        "largest": Control(lambda s: (largest(sizes, round(s), within), beta), 1, room, n),
-        "whole": Control(lambda s: (everywhere, s), 1e-3, 1.0, 1 / 16),
+        "random": Control(lambda s, draw: (random_set(draw, round(s), within), beta), 1, room, n, random=True),
+        "matched": Control(lambda s, draw: matched_to(s, draw, False), 1, room // 2, n, random=True),
+        "largest": Control(lambda s, _: (largest(sizes, round(s), within), beta), 1, room, n),
+        "whole": Control(lambda s, _: (everywhere, s), 1e-3, 1.0, 1 / 16),
     }
     if chosen.place == ROUTE:
         outside = complement(within)
         most = size(largest(scores, trial.n, outside))
-        made["out_of_route"] = Control(lambda s: (largest(scores, round(s), outside), beta), 1, most, n)
-    made["matched_in_tensor"] = Control(lambda s: (matched_to(s, same_tensor=True), beta), 1, room // 2, n)
+        made["out_of_route"] = Control(lambda s, _: (largest(scores, round(s), outside), beta), 1, most, n)
+    made["matched_in_tensor"] = Control(lambda s, draw: matched_to(s, draw, True), 1, room // 2, n, random=True)
     if trial.gradient is not None:
         mask, steep = trial.chosen_mask(chosen), magnitude(trial.gradient)
         length = np.float32(tree_programs.norm(masked(trial.edit, mask)) / np.sqrt(n))
         step, most = signs(trial.gradient, length), size(support(trial.gradient))
-        made["permuted"] = Control(permuted_of, 1, size(largest(scores, trial.n, within)), n)
-        made["sign_step"] = Control(lambda s: (largest(steep, round(s)), beta, step), 1, most, n)
+        made["permuted"] = Control(permuted_of, 1, size(largest(scores, trial.n, within)), n, random=True)
+        made["sign_step"] = Control(lambda s, _: (largest(steep, round(s)), beta, step), 1, most, n)
     return {name: c for name, c in made.items() if c.most >= c.least}
 
 
 def outward(control: Control, loss_at: Callable[[float], float], target: float) -> Iterator[float]:
     """The settings of a control to try, in order, around the one at which B loses `target`.
 
-    From the start the setting grows by the factor `GROWTH` while B's loss is at most `target`; otherwise it shrinks, at
-    most `SHRINKS` times. Once settings on both sides of the target are known, bisection on a logarithmic scale adds up
-    to `HALVINGS` settings between them.
+    From the start the setting grows by the factor `GROWTH` while B's loss is at most `target`. If the loss is above it
+    at the start, the setting shrinks by this factor instead, at most `SHRINKS` times, until the loss is not. Both end
+    at the smallest and the largest setting of the control. Once settings on both sides of the target are known,
+    bisection on a logarithmic scale adds up to `HALVINGS` settings between them.
 
     Args:
       control: the curve.
@@ -165,7 +173,7 @@ def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[s
       place: then not every coordinate has another one to match it.
 
     Raises:
-      UserError, Stopped: as in `sweep.sweep`.
+      UserError, Stopped, KeyError: as in `sweep.sweep`; or KeyError as in `controls`.
     """
     within, mask, beta = trial.places[chosen.place], trial.chosen_mask(chosen), chosen.strength
     matchable = 2 * chosen.size <= size(within)
@@ -190,7 +198,7 @@ def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[s
             tried: dict[float, Outcome] = {}
             for s in outward(control, lambda s, tried=tried: tried[s].loss, chosen.outcome.loss):
                 show(len(kept), f"{name}, {s:g}")
-                tried[s] = trial.try_on(trial.validation, before, *control.make(s))
+                tried[s] = trial.try_on(trial.validation, before, *control.make(s, 0))
             curves[name] = [{"setting": s} | o.record() for s, o in sorted(tried.items())]
             carrying = np.array(list(tried))[carriers(list(tried.values()), chosen.outcome.loss)].tolist()
             below = max((s for s in tried if s < min(carrying)), default=min(carrying))
@@ -206,6 +214,9 @@ def on_test(
     The loss of B by the chosen set is uncertain. So that no frontier ends before the loss at which it is read, each
     control is followed to larger settings until B loses the upper end of the interval of that loss (`followed`).
 
+    The luck of a random control is part of the comparison: the settings of its first draw are tried with
+    `recover.control_draws` draws.
+
     Args:
       trial: the fixed part of the rollback.
       mask: the chosen set, a tree of booleans like the parameters.
@@ -217,8 +228,10 @@ def on_test(
     Returns:
       A record: "prompts", their number; "lost", S_peak − S_before of A; "gain" of A and "loss" of B by the chosen set;
       "recovery", gain / lost with Fieller's interval; and "at_equal_loss", for each control A's gain by the chosen set
-      minus the control's frontier, with the frontier itself ("control_gain") and its settings. The recovery is a
-      fraction; gains, losses and differences are in points.
+      minus the control's frontier at the set's loss of B, with the frontier itself ("control_gain"), the number of
+      "draws" (1 for a control that is not random), and the "settings" of the first draw with their gains and losses.
+      The recovery is a fraction, missing where the interval of "lost" includes 0; gains, losses and differences are in
+      points.
 
     Raises:
       UserError, Stopped: as in `sweep.sweep`.
@@ -239,9 +252,13 @@ def on_test(
         for i, (name, (control, settings, largest_tried)) in enumerate(kept.items()):
             say = lambda s, i=i, name=name: show(i, f"{name}, {s:g}")  # noqa: E731
             found = followed(trial, start, control, settings, largest_tried, reach, say)
-            estimate, height = at_equal_loss(ours, list(found.values()))
+            drawn = [list(found.values())]
+            for draw in range(1, trial.settings.control_draws if control.random else 1):
+                show(i, f"{name}, draw {draw + 1} of {trial.settings.control_draws}")
+                drawn.append([trial.try_on(trial.held_out, start, *control.make(s, draw)) for s in found])
+            estimate, height = at_equal_loss(ours, drawn)
             rows = [{"setting": s} | o.record() for s, o in sorted(found.items())]
-            against[name] = estimate.record(0.0) | {"control_gain": height, "settings": rows}
+            against[name] = estimate.record(0.0) | {"control_gain": height, "draws": len(drawn), "settings": rows}
     return {
         "prompts": len(lost_P),
         "lost": mean_in_points(lost_P),
@@ -257,8 +274,9 @@ def followed(
 ) -> dict[float, Outcome]:  # fmt: skip
     """Tries settings of a control on the test prompts: those given, larger ones, and one in between.
 
-    Larger settings are tried until B loses `reach` or the control ends. One more setting is then tried between the last
-    two, because the frontier is a straight line between neighbouring settings and too low if they are far apart.
+    If B loses less than `reach` at all of those given, larger settings are tried, growing by the factor `GROWTH`, until
+    it loses as much or the control ends. One more setting is then tried between the last two, because the frontier is a
+    straight line between neighbouring settings and too low if they are far apart. Random controls use their first draw.
 
     Args:
       trial: the fixed part of the rollback.
@@ -270,7 +288,7 @@ def followed(
       say: is told each setting before it is tried.
 
     Returns:
-      The outcome of each setting tried.
+      Setting -> its outcome, in the order in which they were tried.
 
     Raises:
       UserError: if too many rewards of the test prompts fail.
@@ -280,7 +298,7 @@ def followed(
 
     def attempt(s: float) -> None:
         say(s)
-        found[s] = trial.try_on(trial.held_out, start, *control.make(s))
+        found[s] = trial.try_on(trial.held_out, start, *control.make(s, 0))
 
     for s in settings:
         attempt(s)
@@ -302,8 +320,9 @@ def spread(drawn: Sequence[Outcome], ours: Outcome) -> dict[str, Any]:
       ours: outcome of the chosen set.
 
     Returns:
-      "n", the number of drawn sets; "gain" and "loss", each with the mean and the central 95 % of the sets; "p", which
-      is (1 + number of sets that gain at least as much as the chosen set) / (1 + n). Only "n" if there are no sets.
+      "n", the number of drawn sets; "gain" and "loss", each with the "mean" of the sets and "percentiles", [low, high]
+      of their central 95 %; "p", which is (1 + number of sets that gain at least as much as the chosen set) / (1 + n).
+      Only "n" if there are no sets.
     """
     gains = POINTS * np.array([o.gain for o in drawn])
     losses = POINTS * np.array([o.loss for o in drawn])

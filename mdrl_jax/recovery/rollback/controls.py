@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 
 def matched(edit: Any, mask: Any, within: Any, seed: int, same_tensor: bool = False) -> Any:
-    """A set of as many coordinates as `mask` has, disjoint from it, with nearly the same values of |δ|.
+    """A random set of as many coordinates as `mask` has, disjoint from it, with nearly the same values of |δ|.
 
     Each coordinate of the mask gets a partner from `within`, and none is used twice. Coordinates are binned by |δ|. A
     partner comes from the coordinate's own bin if that has one left, and its |δ| then agrees to 2^-11. After that, the
@@ -43,8 +43,8 @@ def matched(edit: Any, mask: Any, within: Any, seed: int, same_tensor: bool = Fa
       mask: booleans, a tree like the edit: the coordinates to be matched.
       within: booleans, a tree like the edit: where partners may lie. Coordinates of `mask` are left out.
       seed: of the draws within bins.
-      same_tensor: whether a partner must lie in the same tensor, and in the same layer of a stacked one. Coordinates
-        for which their tensor has no partner left then have none.
+      same_tensor: whether a partner must lie in the same tensor, and in the same layer of a stacked one. In a tensor
+        with too few partners only the coordinates with the largest |δ| then get one, and the set is smaller.
 
     Returns:
       The partners, booleans, a tree like the edit with the shardings of `mask`.
@@ -77,8 +77,8 @@ def matched(edit: Any, mask: Any, within: Any, seed: int, same_tensor: bool = Fa
 def permuted(edit: Any, mask: Any, gradient: Any, seed: int) -> Any:
     """An edit on the same coordinates with permuted magnitudes and the sign of a gradient: sign(g_j)·|δ_π(j)|.
 
-    Taking it back moves each coordinate of the mask against its gradient, by the |δ| of another coordinate of the mask,
-    drawn at random over the whole tree. The work is done on the host, one tensor at a time.
+    Taking it back moves each coordinate of the mask against its gradient. π is a random permutation of all coordinates
+    of the mask, over the whole tree, so each |δ| is used once. The work is done on the host, one tensor at a time.
 
     Args:
       edit: δ, a tree like the parameters.

@@ -9,6 +9,8 @@ completions that succeeded [chosen]. The analysis uses the same threshold for th
 
 κ scales the Fisher diagonal to the curvature of that loss along D = θ_T − θ*_A. If κ cannot be fitted, the rule uses
 the first order only, and the record says so.
+
+The tokens of gradients, jets and activities are added to `rollouts.spent`.
 """
 
 import dataclasses
@@ -177,7 +179,7 @@ def mean_gradient(probe: Probe, params: Any, sample: Sample, objective: str) -> 
 def fisher_of(probe: Probe) -> Callable[[Any, list[CompletionBatch]], Any]:
     """The function (params, micro-batches on the devices) -> Fisher diagonal of the probe's model.
 
-    It is that of `fisher.fisher_diagonal`, with its ValueError. It is cached, so that one probe compiles it once.
+    It is that of `fisher.fisher_diagonal`, with its errors. It is cached, so that one probe compiles it once.
     """
     return fisher_diagonal(probe.fused, probe.runtime.shardings)
 
@@ -194,16 +196,16 @@ def kept_sample(runtime: Runtime, folder: Path, point: str, domain: str, params:
     Args:
       runtime: of the run.
       folder: work folder of the run.
-      point: name of the stage.
+      point: name of the stage, or "base".
       domain: the domain; its prompts are the first `analyze.prompts` of a shuffle of `analyze.split`.
-      params: stage name -> parameters at its end. Only called if completions must be sampled.
+      params: name of a stage -> parameters at its end. Only called if completions must be sampled.
 
     Returns:
       The completions with their rewards in [0, 1], `analyze.group_size` of each of `analyze.prompts` prompts.
 
     Raises:
-      UserError: if `analysis/settings.json` or `recovery/samples/settings.json` is read and is not valid JSON, or if
-        completions must be sampled and that fails (`samples.draw`).
+      UserError: if `analysis/settings.json` or `recovery/samples/settings.json` is read and is not valid JSON.
+      UserError, RuntimeError, KeyError: if completions must be sampled and that fails (`samples.draw`).
       The errors of `samples.load`, if the file of the completions is damaged, and of `params`.
     """
     settings = _settings(runtime)

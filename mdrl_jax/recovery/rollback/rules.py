@@ -95,8 +95,8 @@ def harm_of_adding(edit: Any, peak_gradient: Any, fisher: Any = None, kappa: Any
     Args:
       edit: δ_B, a tree like the parameters.
       peak_gradient: g_A(θ*_A), a tree like it.
-      fisher: F_A, a tree like it; None for the first order only.
-      kappa: κ, a scalar.
+      fisher: F_A, a tree like it; None for the first order only, whatever κ is.
+      kappa: κ, a scalar; with its default 0 there is only the first order, too.
 
     Returns:
       The score of every coordinate, in the unit of A's loss, a tree like the edit.
@@ -110,8 +110,8 @@ def gain_of_removing(edit: Any, gradient: Any, fisher: Any = None, kappa: Any = 
     Args:
       edit: δ_B, a tree like the parameters.
       gradient: g_A(θ_T), a tree like it.
-      fisher: F_A, a tree like it; None for the first order only.
-      kappa: κ, a scalar.
+      fisher: F_A, a tree like it; None for the first order only, whatever κ is.
+      kappa: κ, a scalar; with its default 0 there is only the first order, too.
 
     Returns:
       The score of every coordinate, in the unit of A's loss, a tree like the edit.

@@ -9,17 +9,14 @@ therefore has exactly the size asked for, and no tensor is favoured. That order 
 sharding.
 """
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax import tree
-from mdrl_jax.parallel import counting, distributed
-from mdrl_jax.parallel.counting import KEY_BITS, Count
+from mdrl_jax.parallel import counting, distributed, hashing
+from mdrl_jax.parallel.counting import Count
 from mdrl_jax.parallel.programs import program
 
 
@@ -51,7 +48,7 @@ def top(scores: Any, share: float, within: Any = None) -> Any:
 
     Returns:
       A mask of max(1, round(share · number of coordinates)) coordinates, or of all with a positive score if there are
-      fewer.
+      fewer. Ties are broken as in `largest`.
 
     Raises:
       ValueError: unless 0 < share ≤ 1.
@@ -66,7 +63,7 @@ def random_set(seed: int, count: int, within: Any) -> Any:
     """A pseudo-random set of coordinates of a mask: every coordinate is as likely as any other, and so is every pair.
 
     Args:
-      seed: of the draw.
+      seed: of the draw. Equal seeds and masks give nested sets: the smaller set lies in the larger one.
       count: number of coordinates, 0 or more.
       within: the mask to draw from, a tree of booleans.
 
@@ -88,7 +85,7 @@ def size(mask: Any) -> int:
 
 
 def support(edit: Any, within: Any = None) -> Any:
-    """The coordinates that an edit changed: those where it is not 0.
+    """The coordinates that an edit changed: those where it is not 0; a NaN counts as changed.
 
     Args:
       edit: δ, a difference of parameters, a tree like them.
@@ -106,55 +103,10 @@ def complement(mask: Any) -> Any:
     return jax.tree.map(jnp.logical_not, mask)
 
 
-def _names(like: Any) -> Iterator[tuple[str, jax.Array]]:
-    """Each leaf of a tree with its path."""
-    return ((tree.path(keys), x) for keys, x in jax.tree_util.tree_leaves_with_path(like))
-
-
-def _tensor_numbers(like: Any) -> Any:
-    """For each entry, the number of its tensor (a leaf, or one layer of a stacked leaf) within the tree."""
-    first, out = 0, []
-    for name, x in _names(like):
-        n = x.shape[0] if tree.is_stacked(name) else 1
-        within = jax.lax.broadcasted_iota(jnp.uint32, x.shape, 0) if n > 1 else jnp.zeros(x.shape, jnp.uint32)
-        out.append(within + np.uint32(first))
-        first += n
-    return jax.tree.structure(like).unflatten(out)
-
-
-def _scrambled(like: Any, words: Any = (0, 0, 0)) -> Any:
-    """31 pseudo-random bits for each entry, a function of its position. Entries of one tensor have different bits.
-
-    They differ because each step of the mixing is a bijection of 31-bit integers: an offset that depends on the tensor,
-    then xors with `words`, multiplications by odd numbers and xors with shifted copies, as in the last steps of the
-    hash murmur3. This is used in place of `jax.random.bits`, which XLA compiles for ten times as long.
-
-    Args:
-      like: a tree of arrays, whose values are not used.
-      words: three integers below 2³¹ that the bits depend on.
-    """
-    kept = np.uint32(2**KEY_BITS - 1)
-
-    def mix(name: str, x: jax.Array, number: jax.Array) -> jax.Array:
-        axes = range(1 if tree.is_stacked(name) else 0, x.ndim)
-        position = number * np.uint32(0x9E3779B1)
-        for axis in axes:
-            stride = math.prod(x.shape[axis + 1 :])
-            position = position + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride)
-        for word, factor, shift in zip(words, (0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F), (16, 15, 16), strict=True):
-            position = ((position ^ jnp.uint32(word)) * np.uint32(factor)) & kept
-            position = position ^ (position >> np.uint32(shift))
-        return position
-
-    numbers = jax.tree.leaves(_tensor_numbers(like))
-    mixed = [mix(name, x, number) for (name, x), number in zip(_names(like), numbers, strict=True)]
-    return jax.tree.structure(like).unflatten(mixed)
-
-
 def _choose(keys: Any, among: Any, count: Count) -> Any:
     """The `count` entries of `among` with the largest keys, or all of them if there are fewer.
 
-    Ties are broken by `_scrambled`, and then by the number of the tensor.
+    Ties are broken by `hashing.position_bits`, and then by the number of the tensor.
 
     Args:
       keys: a tree of 31-bit integers.
@@ -165,7 +117,7 @@ def _choose(keys: Any, among: Any, count: Count) -> Any:
     enough = counting.reaches(available, count)
     left = jnp.where(enough, count[0], available[0]), jnp.where(enough, count[1], available[1])
     chosen = jax.tree.map(jnp.zeros_like, among)
-    orders = (keys, _scrambled(keys), _tensor_numbers(keys))
+    orders = (keys, hashing.position_bits(keys), hashing.tensor_numbers(keys))
 
     def choose(i: jax.Array, state: tuple[Any, Any, Count]) -> tuple[Any, Any, Count]:
         chosen, among, left = state
@@ -192,8 +144,7 @@ def _largest(scores: Any, count: Count, within: Any) -> Any:
 
 
 def _random(key: jax.Array, count: Count, within: Any) -> Any:
-    words = jax.random.bits(key, (3,), jnp.uint32) >> np.uint32(1)
-    return _choose(_scrambled(within, list(words)), within, count)
+    return _choose(hashing.position_bits(within, hashing.words(key)), within, count)
 
 
 largest_program = program("rollback_largest", _largest)

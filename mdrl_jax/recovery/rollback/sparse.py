@@ -16,10 +16,11 @@ INDEX, VALUES, SHAPE = ":index", ":values", ":shape"
 
 
 def compress(edit: Any) -> dict[str, NDArray[Any]]:
-    """The arrays to store of an edit (a tree of arrays), by name, on the host, ready for `numpy.savez`.
+    """The arrays to store of an edit (a tree of arrays), by name, on the host, for `numpy.savez`.
 
-    A leaf at path p becomes either one array `p`, or three arrays: `p:index` with the flat positions of its nonzero
-    entries in ascending order, `p:values` and `p:shape`. A negative zero counts as nonzero, so that it survives.
+    A leaf at path p (`tree.path`) becomes either one array `p`, or three arrays: `p:index` with the flat positions of
+    its nonzero entries in ascending order, `p:values` and `p:shape`. A negative zero counts as nonzero, so that it
+    survives. Dtypes that are not NumPy's own, such as bfloat16, do not survive a file of `numpy.savez`.
     """
     stored: dict[str, NDArray[Any]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(edit):

@@ -9,7 +9,8 @@ of a curve at which B loses more than the limit, those above 1 on the set with t
 The choice: the setting with the largest gain of A among those at which B and each other domain lose at most
 `recover.limit` points. The other domains are scored for one candidate after the other until one is within the limit.
 The best of many noisy settings looks better than it is, both in gain and in loss, so only the figures on test prompts
-are unbiased. Magnitude ignores A, so it is swept as a control and chosen only if no other rule is listed [chosen].
+are unbiased. Magnitude ignores A, so beside other rules it is swept only as a control, at strength 1, and never chosen
+[chosen].
 """
 
 import dataclasses
@@ -158,10 +159,10 @@ def sweep(trial: Trial, before: Rewards) -> list[Setting]:
 
 
 def longest(settings: RecoverSection) -> int:
-    """The largest possible number of settings of a curve, including those at other strengths.
+    """The largest possible number of settings that a curve tries, those at strengths other than 1 included.
 
     Args:
-      settings: section `recover` of the config.
+      settings: section `recover` of the config; "fractions" and "strengths" are read.
     """
     return len(settings.fractions) + sum(DEAR if s < 1 else s > 1 for s in settings.strengths)
 
@@ -200,8 +201,9 @@ def _curve(trial: Trial, before: Rewards, rule: str, place: str, show: Show) -> 
 def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict[str, Any]]:
     """Chooses a setting as the module docstring says; of settings with equal gain, the one with fewer coordinates.
 
-    It scores θ_T, and then one candidate after the other, on the validation prompts of the other domains. It scores
-    nothing if there are no other domains or no setting qualifies on A and B.
+    Candidates gain something and cost B at most the limit. In the order of their gains they are scored on the
+    validation prompts of the other domains, as θ_T is before, and the first that costs each of these at most the limit
+    is chosen. Nothing is scored if there are no other domains or no candidates.
 
     Args:
       trial: the fixed part of the rollback.
@@ -235,5 +237,5 @@ def choose(trial: Trial, found: Sequence[Setting]) -> tuple[Setting | None, dict
 
 
 def rounded(values_P: np.ndarray) -> list[float]:
-    """One value for each prompt [P], rounded to four decimals, as a list for records."""
+    """One value for each prompt, an array [P], rounded to four decimals, as a list of P floats for records."""
     return np.round(values_P, 4).tolist()

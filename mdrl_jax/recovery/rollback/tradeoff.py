@@ -14,6 +14,7 @@ Therefore `comparison.py` tries settings close to the set's loss and on either s
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax.stats.bootstrap import expanded_percentile, prompt_weights
-from mdrl_jax.stats.estimate import POINTS, Estimate, Record, paired_difference
+from mdrl_jax.stats.estimate import POINTS, Estimate, Record, paired_difference, student
 
 Floats = NDArray[np.float64]
 Rewards = Mapping[str, np.ndarray]
@@ -79,12 +80,18 @@ def outcome(before: Rewards, after: Rewards, domain: str, donor: str) -> Outcome
 
 
 def within(loss_P: Floats, limit: float) -> bool:
-    """Whether the mean of a loss over prompts [P] is at most `limit`, in the same unit, up to rounding."""
+    """Whether the mean of a loss over prompts [P] is at most `limit` + 1e-9, in the same unit; False if P is 0."""
     return float(loss_P.mean()) <= limit + 1e-9
 
 
 def mean_in_points(difference_P: Floats) -> Record:
-    """The mean of one paired difference for each prompt [P], in rewards, as a record in points with its interval."""
+    """The mean of one paired difference for each prompt [P], in rewards, as a record in points.
+
+    The record (`Estimate.record`) has Student's t interval over prompts, none for a single prompt, and the null 0.
+
+    Raises:
+      ValueError: if there are no prompts.
+    """
     return paired_difference(difference_P, np.zeros_like(difference_P)).in_points().record(0.0)
 
 
@@ -120,8 +127,9 @@ def carriers(settings: Sequence[Outcome], at: float) -> list[int]:
       at: B's loss, in rewards.
 
     Returns:
-      Positions in `settings` of one or two settings. If no mixture gains anything, the position of the setting whose
-      loss is nearest to `at`. Empty if there are no settings.
+      Positions in `settings` of one or two settings, in ascending order; one if it reaches the frontier alone or mixed
+      with removing nothing. If no mixture gains anything, the position of the setting whose loss is nearest to `at`.
+      Empty if there are no settings.
     """
     if not settings:
         return []
@@ -136,31 +144,41 @@ def carriers(settings: Sequence[Outcome], at: float) -> list[int]:
     return [min(range(len(settings)), key=lambda i: abs(settings[i].loss - at))]
 
 
-def at_equal_loss(ours: Outcome, control: Sequence[Outcome]) -> tuple[Estimate, float]:
+def at_equal_loss(ours: Outcome, draws: Sequence[Sequence[Outcome]]) -> tuple[Estimate, float]:
     """A's gain by the chosen set minus the control's frontier at the loss of B that the chosen set causes.
 
-    Interval: a bootstrap that draws A's prompts and B's prompts, each prompt with its completions. Gains, losses and
-    frontier are recomputed in each draw.
+    A control may be random. The frontier is then the mean over K draws of the frontier of each.
+
+    Interval: a bootstrap that draws A's prompts and B's prompts, each prompt with its completions, 2,000 times from a
+    fixed seed. Gains, losses and frontiers are recomputed in each replicate, and the interval lies between expanded
+    percentiles (`expanded_percentile`); for a single prompt it is the whole line. With K > 1 the half-width h of the
+    interval on either side becomes √(h² + t² s²/K), with s² the variance of the differences over draws and t the
+    quantile of Student's t with K − 1 degrees of freedom.
 
     Args:
       ours: outcome of the chosen set.
-      control: outcomes of the control's settings, on the same prompts.
+      draws: for each draw of the control, the outcomes of its settings on the same prompts; one draw of a control that
+        is not random.
 
     Returns:
-      (difference, frontier): the difference with its interval, and the control's frontier at that loss, both in points.
-      The n of the difference is the smaller number of prompts, of A or of B.
+      (difference, frontier): the difference with its interval, and the control's mean frontier at that loss, both in
+      points. The n of the difference is the smaller number of prompts, of A or of B.
 
     Raises:
-      ValueError: if an outcome of the control is on another number of prompts.
+      ValueError: if an outcome of the control is on another number of prompts, or there is no draw.
     """
-    everything = [ours, *control]
+    if not draws:
+        raise ValueError("a control has at least one draw")
+    everything = [ours, *itertools.chain(*draws)]
+    ends = 1 + np.cumsum([0, *map(len, draws)])
 
-    def difference(gain_RN: Floats, loss_RN: Floats) -> tuple[Floats, Floats]:
-        height_R = frontier(loss_RN[:, 1:], gain_RN[:, 1:], loss_RN[:, 0])
-        return gain_RN[:, 0] - height_R, height_R
+    def heights(gain_RN: Floats, loss_RN: Floats) -> Floats:
+        parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+        return np.stack([frontier(loss_RN[:, s], gain_RN[:, s], loss_RN[:, 0]) for s in parts])
 
     loss_RN, gain_RN = _means(everything)
-    value_R, height_R = difference(gain_RN, loss_RN)
+    height_K = heights(gain_RN, loss_RN)[:, 0]
+    value = float(gain_RN[0, 0] - height_K.mean())
     rng = np.random.default_rng(0)
 
     def drawn(values_NP: Floats) -> Floats:
@@ -170,8 +188,12 @@ def at_equal_loss(ours: Outcome, control: Sequence[Outcome]) -> tuple[Estimate, 
 
     gains, losses = (drawn(np.stack([getattr(o, name) for o in everything])) for name in ("gain_P", "loss_P"))
     n = min(ours.gain_P.size, ours.loss_P.size)
-    estimate = expanded_percentile(float(value_R[0]), difference(gains, losses)[0], n)
-    return estimate.in_points(), POINTS * float(height_R[0])
+    estimate = expanded_percentile(value, gains[:, 0] - heights(gains, losses).mean(axis=0), n)
+    if len(draws) > 1:
+        luck = student(value, float(height_K.std(ddof=1)) / math.sqrt(len(draws)), len(draws) - 1, n).high - value
+        low, high = (math.hypot(end - value, luck) for end in (estimate.low, estimate.high))
+        estimate = dataclasses.replace(estimate, low=value - low, high=value + high)
+    return estimate.in_points(), POINTS * float(height_K.mean())
 
 
 def _means(outcomes: Sequence[Outcome]) -> tuple[Floats, Floats]:

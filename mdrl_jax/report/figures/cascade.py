@@ -40,7 +40,7 @@ def cascade(
       The chart, which holds its own data.
 
     Raises:
-      KeyError: if a row lacks one of these columns.
+      KeyError: if a row lacks "start", "estimate", "low" or "high".
     """
     labelled = [
         row | {"shown": "not measurable" if (x := row["estimate"]) is None else number(x, "+.3g")} for row in rows

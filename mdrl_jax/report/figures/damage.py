@@ -31,9 +31,9 @@ def waterfall(records: Records) -> list[Figure]:
     measured damage minus both.
 
     Returns:
-      One figure for each objective that was measured: `damage-reward` in points, `damage-success-nll` in nats per
-      completion. It has one small chart for each pair of an earlier domain and a later stage. Its bars are horizontal:
-      the three terms, each from where the one before it ended, and the measured damage, from 0.
+      One figure for each objective that a pair has a record of: `damage-reward` in points, `damage-success-nll` in nats
+      per completion. It has one small chart for each such pair of an earlier domain and a later stage. Its bars are
+      horizontal: the three terms, each from where the one before it ended, and the measured damage, from 0.
 
     Raises:
       Absent: if `analysis/damage.json` is missing, has no pairs, or has none of the two objectives.

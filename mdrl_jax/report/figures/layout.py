@@ -29,7 +29,7 @@ def panels(n: int, most: int, total: int, gap: int = 20) -> tuple[int, int]:
       gap: px between two columns.
 
     Returns:
-      (number of columns, at least 1; px of each).
+      (number of columns, the smaller of `n` and `most` but at least 1; px of each, rounded down).
     """
     count = max(min(n, most), 1)
     return count, int((total - gap * (count - 1)) / count)
@@ -61,7 +61,7 @@ def tensor_axes(rows: Sequence[Row]) -> tuple[alt.X, alt.Y, int, int]:
 
     Returns:
       (x axis of layers, y axis of kinds, number of layers, number of kinds). `NO_LAYER` counts as a layer, the first
-      one.
+      one. Other layers are in the order of their numbers, kinds in that of `by_module`.
 
     Raises:
       ValueError: if a layer is neither a whole number nor `NO_LAYER`.

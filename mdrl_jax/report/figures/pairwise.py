@@ -49,7 +49,8 @@ def marks(rows: Sequence[Row]) -> tuple[alt.Color, alt.Shape]:
       rows: the data of the chart, with the columns "domain" and "stage".
 
     Returns:
-      (a colour for each domain, a shape for each later stage).
+      (a colour for each domain, a shape for each later stage), in the order of the rows. Colours repeat after seven
+      domains, shapes after six stages.
     """
     domains, stages = distinct(rows, "domain"), distinct(rows, "stage")
     shapes = alt.Scale(domain=stages, range=[SHAPES[i % len(SHAPES)] for i in range(len(stages))])

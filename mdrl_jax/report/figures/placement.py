@@ -45,7 +45,7 @@ class Box:
 
 
 def between(x: float, y: float, x2: float, y2: float) -> Box:
-    """The box of a horizontal or vertical line.
+    """The box of a horizontal or vertical line: its centre, and its extent, which is 0 in one direction.
 
     Args:
       x, y: one end of the line.
@@ -111,7 +111,7 @@ def around(x: float, y: float, width: float) -> list[Box]:
 
 
 def inside(box: Box, width: float, height: float) -> bool:
-    """Whether a box lies within the chart.
+    """Whether a box lies wholly within the chart, whose edges it may touch.
 
     Args:
       box: the box of a name.

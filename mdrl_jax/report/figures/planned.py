@@ -26,9 +26,9 @@ def plan(records: Records) -> Figure:
     """The most promising actions: forecast change of the mean over domains, and of the worst other domain, in points.
 
     Returns:
-      The figure `plan`, with a line for each of the `TOP` actions of the largest forecast mean, for the pick, and for
-      doing nothing. Two charts have the forecast with its 95 % interval on the horizontal axis, above 0 for a gain: the
-      mean over domains, and the domain that fares worst of those that the action does not win back. Without such
+      The figure `plan`, with a line for each of the 12 actions of the largest forecast mean (`TOP`), for the pick, and
+      for doing nothing. Two charts have the forecast with its 95 % interval on the horizontal axis, above 0 for a gain:
+      the mean over domains, and the domain that fares worst of those that the action does not win back. Without such
       domains the second chart is left out.
 
     Raises:
@@ -124,6 +124,7 @@ def outcomes(records: Records) -> Figure:
       Absent: if `recovery/outcomes.json` is missing or holds no action.
       UserError: if the file is not valid JSON, or as in `Records.matrix`, which gives the order of the domains.
       KeyError: if a record lacks a field.
+      ValueError: as in `Records.matrix`.
     """
     record = records.json("recovery/outcomes.json")
     means, cells = [], []
@@ -213,8 +214,8 @@ def orders(records: Records) -> list[Figure]:
       One figure for each objective that has a forecast: `orders` for the reward and `orders-success-nll` for the
       success NLL. Each order is a line, the least harmful first, with the forecast on the horizontal axis in the unit
       of its record, above 0 for harm. An order that was run is coloured and has its measured total loss, in points, as
-      text. If there are more than `ORDERS` orders, only half of `ORDERS` at either end and those that were run are
-      shown.
+      text. An order without a forecast is left out. If there are more than 24 orders (`ORDERS`), only 12 at either end
+      and those that were run are shown.
 
     Raises:
       Absent: if `recovery/orders.json` is missing, or no order has a forecast.

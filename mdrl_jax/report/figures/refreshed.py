@@ -47,9 +47,9 @@ def contraction(records: Records) -> list[Figure | Table]:
       `STAGE-contraction` has a chart for each such S, of each objective and half of the prompts. The step is
       horizontal; the distance relative to step 0 is vertical, on a log scale. Lines: in S, on the route but not in S,
       everywhere but in S, and the mean of random subspaces with their central 95 %. The table `STAGE-factors` has a row
-      for each S: its dimensions, the mean factor per step of each of these distances (below 1 it shrinks), the log
-      factor in S minus that everywhere else, and the bound 1 − αμ (α: learning rate, μ: smallest eigenvalue that spans
-      S).
+      for each S, also one without a dimension: its dimensions, the mean factor per step of each of these distances
+      (below 1 it shrinks), the log factor in S minus that everywhere else, and the bound 1 − αμ (α: learning rate, μ:
+      smallest eigenvalue that spans S).
 
     Raises:
       Absent: if there is no `recovery/refresh-*.json`, or no refresh followed a conflict subspace.

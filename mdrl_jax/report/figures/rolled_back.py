@@ -36,11 +36,11 @@ def sweep(records: Records) -> list[Figure]:
     donor's.
 
     Returns:
-      One figure for each record `recovery/rollback-*.json`, named as its stage, for example `rollback-math-qa`. The
-      loss is horizontal, the gain vertical. Each point is a set, scored on validation prompts; its colour is the rule
-      and its shape the place (all coordinates, or the shared route). Lines are the controls, also on validation
-      prompts. The chosen set, if there is one, is marked twice: with its figures on validation prompts, and with those
-      on test prompts.
+      One figure for each record `recovery/rollback-*.json` in which a set was tried, named as its stage, for example
+      `rollback-math-qa`. The loss is horizontal, the gain vertical. Each point is a set, scored on validation prompts;
+      its colour is the rule and its shape the place (all coordinates, or the shared route). Lines are the controls,
+      also on validation prompts. The chosen set, if there is one, is marked twice: with its figures on validation
+      prompts, and with those on test prompts.
 
     Raises:
       Absent: if there is no such record, or if no rollback tried a set.
@@ -77,9 +77,9 @@ def fractions(records: Records) -> list[Figure]:
     It shows the sets of strength 1, scored on validation prompts. A place is all coordinates or the shared route.
 
     Returns:
-      One figure `STAGE-fractions` for each record `recovery/rollback-*.json`. It has a column of two charts for each
-      place, the gain of the kept domain above the loss of the donor. The share is horizontal on a log scale, points are
-      vertical, and each rule has a line.
+      One figure `STAGE-fractions` for each record `recovery/rollback-*.json` in which a set of strength 1 was tried. It
+      has a column of two charts for each place, the gain of the kept domain above the loss of the donor. The share is
+      horizontal on a log scale, points are vertical, and each rule has a line.
 
     Raises:
       Absent: if there is no such record, or if no rollback tried a set at strength 1.

@@ -80,8 +80,8 @@ def versions(records: Records) -> Table:
     """Versions of packages, devices, and the revision of the source, from `config.json`.
 
     Returns:
-      The table `versions`, with the columns "what" and "which": a row for each package that was installed, one for all
-      devices (for example "2 × cpu"), and one for the git revision.
+      The table `versions`, with the columns "what" and "which": a row for each package that was installed and for
+      Python, one for all devices (for example "2 × cpu"), and one for the git revision.
 
     Raises:
       Absent: if `config.json` is missing.
@@ -99,7 +99,8 @@ def configuration(records: Records) -> Table:
     """The whole resolved configuration from `config.json`, one row (field, value) for each field.
 
     Returns:
-      The table `configuration`. A field in a section has its path with dots as its name, for example "train.steps".
+      The table `configuration`. A field in a section has its path with dots as its name, for example "train.steps". A
+      list is one field; its items are joined by ", ".
 
     Raises:
       Absent: if `config.json` is missing.
@@ -144,7 +145,8 @@ def samples(records: Records, prompts: int = 3) -> list[Reading]:
       prompts: largest number of prompts of each domain, 0 or more.
 
     Returns:
-      The readings, domain by domain; none of a domain if no prompt of it has a completion of every stage.
+      The readings, domain by domain, in the order of the first file; none of a domain if no prompt of it has a
+      completion of every stage. Of several completions of a prompt the first one counts.
 
     Raises:
       Absent: if there are no completions yet.

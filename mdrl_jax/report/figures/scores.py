@@ -64,7 +64,8 @@ def paths(records: Records) -> Figure:
     Returns:
       The figure `paths`: stages on the horizontal axis, scores with 95 % intervals over prompts on the vertical one,
       and a colour for each domain. A line joins the base and the training stages (`tables.matrix.path_rows`). To their
-      right each refresh has a dashed line from the stage that it started from, and each rollback a mark without a line.
+      right each refresh has a dashed line from the stage that it started from, if that one is shown, and each rollback
+      a mark without a line.
 
     Raises:
       Absent: if fewer than two of these stages have been scored.

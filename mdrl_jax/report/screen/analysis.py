@@ -36,10 +36,12 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def part_lines(claim: Mapping[str, Any]) -> list[str]:
-    """The parts of a claim's rule in words, a line each, and the verdict by the rule of an earlier version.
+    """The parts of a claim's rule in words, a line each, and then the verdict by the rule of an earlier version.
+
+    If the record has such an earlier rule but no parts, the first line is the reason of the present verdict.
 
     Args:
-      claim: a record of `claims.json`. Those of earlier versions have neither, and no lines.
+      claim: a record of `claims.json`. One that has neither, as in earlier versions, gives an empty list.
 
     Raises:
       KeyError: if a part or the earlier rule lacks a field.
@@ -72,11 +74,11 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Two lines for every domain and later stage: the mean reward in points and the success NLL in nats, if recorded.
+    """For every domain and later stage a line for the mean reward in points and one for the success NLL in nats.
 
-    The columns are the first and the second order of the damage, the prediction (their sum), the measured damage with
-    its 95 % interval, and the remainder (measured − predicted). Positive is harm. Numbers have three significant
-    digits.
+    An objective that a pair has no record of has no line. The columns are the first and the second order of the damage,
+    the prediction (their sum), the measured damage with its 95 % interval, and the remainder (measured − predicted).
+    Positive is harm. Numbers have three significant digits; "–" stands for a figure that was not measured.
 
     Args:
       pairs: the "pairs" of `analysis/damage.json`.
@@ -103,7 +105,7 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def summary(found: Mapping[str, Any]) -> RenderableType:
-    """The table of damage, the agreement of prediction and measurement over pairs, and the verdicts.
+    """`damage_table`, the agreement of predicted and measured damage over pairs, and `verdicts`, below each other.
 
     Args:
       found: {"damage": the content of `analysis/damage.json`, "claims": the records of `claims.json`}. The agreement

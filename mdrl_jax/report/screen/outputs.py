@@ -169,7 +169,7 @@ class JsonLines:
 
 
 def screen() -> Output:
-    """The output of the mode screen: bars if standard output is a terminal, otherwise plain lines."""
+    """A new output of the mode screen: bars if standard output is an interactive terminal, otherwise plain lines."""
     return Terminal() if stdout_console().is_interactive else Lines()
 
 
@@ -177,7 +177,7 @@ OUTPUTS: dict[str, Callable[[], Output]] = {"screen": screen, "quiet": Quiet, "j
 
 
 def stdout_console() -> Console:
-    """A console on standard output. If that is not a terminal, it has no colours and is `WIDTH` columns wide."""
+    """A new rich console on standard output. If that is not a terminal, it has no colours and is 100 columns wide."""
     if sys.stdout.isatty():
         return Console()
     return Console(width=WIDTH, color_system=None, force_terminal=False, force_interactive=False, force_jupyter=False)
@@ -201,7 +201,11 @@ def write(console: Console, *renderables: Any) -> None:
 
 
 def plain(*renderables: Any) -> str:
-    """The text of rich renderables, without markup, without the lines of tables, empty lines and wrapping."""
+    """The text of rich renderables as it would be printed: no colours, table borders, empty lines or wrapping.
+
+    In a text argument the markup of rich is interpreted and leaves no trace. Lines are joined by line breaks, without
+    one at the end.
+    """
     console = Console(file=io.StringIO(), width=10_000, color_system=None, force_jupyter=False)
     with console.capture() as captured:
         console.print(*renderables, highlight=False)

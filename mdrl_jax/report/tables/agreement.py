@@ -54,11 +54,11 @@ def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
 def text(damage: Sequence[dict[str, Any]]) -> str:
     """The table as text, which ends with a newline.
 
-    It has, for each objective and 1, 2, 4 and 8 segments, Spearman and R² of predicted and measured damage
-    (`agreement`), with two decimals. Then it has, for each pair and seed, the α from which on the second-order
-    prediction of the success NLL fails ("holds" if there is none, "not measured" without this objective). Last come the
-    verdict of each claim in each seed, and the mean of its figure over seeds, if two seeds have one, with three
-    decimals.
+    It has, for each objective and 1, 2, 4 and 8 segments, as far as there are points, Spearman and R² of predicted and
+    measured damage (`agreement`), with two decimals. Then it has, for each pair and seed, the α from which on the
+    second-order prediction of the success NLL fails ("holds" if there is none, "not measured" without this objective).
+    Last come the verdict of each claim in each seed ("–" without a record), and the mean of its figure over seeds, if
+    two seeds have one, with three decimals.
 
     Args:
       damage: what `load` returns, not empty.
@@ -104,8 +104,9 @@ def agreement(points: Sequence[dict[str, Any]]) -> dict[str, Estimate | None]:
 
     Returns:
       {"Spearman", "R²"}: means over seeds; None for a figure that cannot be measured in one of the seeds, because all
-      measured (Spearman: or all predicted) damages are equal. If all points have one seed, they are the figures of that
-      seed, with intervals over its pairs; with fewer than three pairs the interval is the whole line.
+      measured (Spearman: or all predicted) damages are equal, or if there are no points. If all points have one seed,
+      they are the figures of that seed, with intervals over its pairs; with fewer than five pairs the interval is the
+      whole line.
     """
     x, y, seeds = ([p[k] for p in points] for k in ("predicted", "measured", "seed"))
     return {"Spearman": spearman(x, y, seeds), "R²": r_squared(x, y, seeds)}

@@ -87,12 +87,18 @@ class Quantity:
 def load(workdir: str | Path, stages: Sequence[str] | None = None) -> Matrix:
     """The matrix of a work folder, from its `evaluations/*.json`.
 
+    The start of a stage that its record does not name is taken from the folder's `config.json`, if it says.
+
     Args:
       workdir: the work folder.
-      stages: as in `build`.
+      stages: names of the stages to keep; None keeps all. A name without an evaluation is ignored.
+
+    Returns:
+      The matrix, as of `build`.
 
     Raises:
-      UserError: if the folder has no evaluations, if one of them is not valid JSON, or as in `build`.
+      UserError: if the folder has no evaluations, if one of them is not valid JSON, or if they do not fit together
+        (`build`).
       KeyError, ValueError: as in `build`.
     """
     paths = sorted(Path(workdir).glob("evaluations/*.json"))
@@ -129,10 +135,10 @@ def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None
 
     Raises:
       UserError: if the number of prompts of a domain or their groups differ between stages, because all differences are
-        paired; or if
-        prompts of one evaluation differ in their number of samples, or a reward is no number.
+        paired; if prompts of one evaluation differ in their number of samples; or if a reward is no finite number.
       KeyError: if an evaluation lacks "index" or "stage".
-      ValueError: if a domain of an evaluation has no prompts.
+      ValueError: if a domain of an evaluation has no prompts or no samples, or has groups but another number of
+        accuracies than prompts.
     """
     records = sorted(evaluations, key=lambda r: r["index"])
     starts: dict[str, str] = {}
@@ -167,7 +173,8 @@ def _known_domains(records: Iterable[Mapping[str, Any]]) -> set[str]:
 def resample(matrix: Matrix, rng: np.random.Generator) -> Matrix:
     """The matrix of prompts drawn with replacement, as many as each domain has. All stages share the draw of a domain.
 
-    Where prompts form groups, whole groups are drawn, as many as there are. A group that is drawn twice counts as two.
+    Where prompts form groups, whole groups are drawn, as many as there are, so the number of prompts may change. A
+    group that is drawn twice counts as two. The given matrix does not change.
 
     Args:
       matrix: the scores.
@@ -203,24 +210,30 @@ def own_rows(matrix: Matrix) -> dict[str, int]:
 
 
 def own_row(matrix: Matrix, domain: str) -> int | None:
-    """Row of the domain's own (last) stage; None if no training stage has its name."""
+    """Row, from 0, of the last training stage with the domain's name (`training_rows`); None if there is none."""
     return own_rows(matrix).get(domain)
 
 
 def path_rows(matrix: Matrix) -> list[int]:
-    """Rows on the way to T: the base, then the training stages."""
+    """Rows, from 0, on the way to T: the base, if it was evaluated, then the training stages in order."""
     base = [matrix.stages.index(BASE)] if BASE in matrix.stages else []
     return base + list(training_rows(matrix))
 
 
 def start_row(matrix: Matrix, stage: str) -> int | None:
-    """Row of the stage that a stage started from; None if this was not evaluated."""
+    """Row, from 0, of the stage that a stage started from.
+
+    None if that stage has no row, if `stage` is the base, or if its start is not known.
+    """
     start = matrix.starts.get(stage)
     return matrix.stages.index(start) if start in matrix.stages else None
 
 
 def rows_on_the_way(matrix: Matrix, stage: str) -> list[int]:
-    """Rows of the stages that led to the start of a stage, the start included and the base not, in order."""
+    """Rows, from 0, of the stages that led to the start of a stage, earliest first: the start included, the base not.
+
+    Stages without a row are left out. For the base, or a stage whose start is not known, the list is empty.
+    """
     names = names_on_the_way(matrix.starts.get(stage, BASE), matrix.starts)
     return [matrix.stages.index(name) for name in names if name in matrix.stages]
 
@@ -291,7 +304,7 @@ def difference(matrix: Matrix, name: str, domain: str, row: int, minus: int, det
 
 
 def average(name: str, terms: Sequence[Quantity]) -> Quantity:
-    """The plain average over domains. If one domain has no estimate, the average has none, for the same reason.
+    """The plain average over domains. If one domain has no estimate, the average has none, for the first such reason.
 
     Args:
       name: name of the resulting figure.

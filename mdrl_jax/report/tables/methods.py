@@ -155,7 +155,9 @@ def load(workdir: str | Path) -> Run:
 
 
 def compare(workdirs: Sequence[str | Path]) -> MethodsTable | None:
-    """The comparison over one work folder per seed; None if only the plain sequence was run.
+    """The comparison over one work folder per seed (`summarise`).
+
+    None if no method but the plain sequence was run, also if there is no training stage or no folder.
 
     Raises:
       UserError, KeyError, ValueError: as in `load`.
@@ -168,11 +170,12 @@ def summarise(runs: Sequence[Run]) -> MethodsTable:
     """The comparison over runs of one experiment, one for each seed. A method has a row if any of the runs has it.
 
     Args:
-      runs: the runs, at least one. From `HIERARCHICAL_FROM` of them on, the intervals of scores come from a bootstrap
-        with a fixed seed.
+      runs: the runs, at least one. With one, intervals of scores are over prompts. From eight of them on
+        (`HIERARCHICAL_FROM`), the intervals of scores come from a bootstrap with a fixed seed.
 
     Returns:
-      The comparison. It has no rows if no run has a training stage.
+      The comparison, with rows in this order: the plain sequence, refreshes, rollbacks, preventions, joint training,
+      the reversed order, merges. It has no rows if no run has a training stage.
     """
     focus = most_lost([r.matrix for r in runs])
     found = [_figures(r, focus) for r in runs]
@@ -192,7 +195,10 @@ def summarise(runs: Sequence[Run]) -> MethodsTable:
 
 
 def most_lost(runs: Sequence[Matrix]) -> str | None:
-    """The domain with the largest mean fall over seeds in the plain sequence; None if no domain fell.
+    """The domain with the largest mean fall over seeds in the plain sequence, the first of equal ones.
+
+    None if no domain has a mean fall above 0. A fall is the score after the domain's own stage minus that after the
+    last training stage.
 
     Args:
       runs: the score matrix of each seed. A seed in which a domain has no fall does not enter the domain's mean.
@@ -242,7 +248,7 @@ def spent(run: Run, stage: str, what: str) -> float | None:
 
     Args:
       run: the work folder.
-      stage: name of the stage.
+      stage: name of the stage. "base", and a name that no stage has, cost nothing.
       what: one of `COSTS`: "steps", "flops" or "seconds".
 
     Returns:

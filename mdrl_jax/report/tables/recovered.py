@@ -51,7 +51,8 @@ def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
 
     Args:
       matrix: the scores.
-      stage: name of a refresh or rollback stage.
+      stage: name of a refresh or rollback stage. "Before" is the stage that it started from, and the peak is the
+        domain's last plain stage on the way there.
 
     Returns:
       (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown, if the
@@ -129,8 +130,8 @@ def collateral(matrix: Matrix, name: str, domain: str, before: int, after: int) 
       before, after: the two rows; a drop is the score in `before` minus that in `after`.
 
     Returns:
-      The drop in points, paired over prompts, with the domain that dropped most as its `detail`; without an estimate if
-      no other domain was evaluated in both rows.
+      The drop in points, paired over prompts, with the domain that dropped most (the first of equal ones) as its
+      `detail`; without an estimate if no other domain was evaluated in both rows.
     """
     drops = [
         difference(matrix, name, d, before, after, d)

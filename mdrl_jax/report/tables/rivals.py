@@ -6,7 +6,7 @@ steps of that sequence [chosen]. A method of another budget is listed without a 
 
 from mdrl_jax.config import METHODS
 from mdrl_jax.report.tables import matrix as matrices
-from mdrl_jax.report.tables.methods import PLAIN, RECOVERY, Run, rows_of, spent
+from mdrl_jax.report.tables.methods import PLAIN, RECOVERY, WHOLE, Run, rows_of, spent
 from mdrl_jax.stage import way
 from mdrl_jax.stats.estimate import Record, missing
 
@@ -14,22 +14,28 @@ TOLERANCE = 0.1
 
 
 def rivals(run: Run, stage: str) -> dict[str, Record]:
-    """The difference of the mean over domains after a refresh to that of each other method, in points.
+    """The mean score over domains after a refresh minus that of each other method, in points; positive: refresh better.
 
     Args:
       run: the work folder.
       stage: the refresh, a row of its scores.
 
     Returns:
-      For the plain sequence and each method of `methods.rows_of` that is no refresh, no rollback and no other order of
-      the domains, by its prefix or name: the mean over domains of the paired differences, with "steps", the steps of
-      the method minus those of the refresh. A method of another budget has no estimate but a reason.
+      A record for the plain sequence (key `methods.PLAIN`) and for each method of `methods.rows_of` that is no refresh,
+      no rollback and no reversed order. The key of a prevention is its prefix, of another method its name. The record
+      is the mean over domains of the differences, which are paired over prompts, with "steps", the steps of the method
+      minus those of the refresh. A method of another budget, or without steps on record, has no estimate but a reason.
+      So have the plain sequence and each method of `methods.WHOLE` if the run has no training stage
+      (`matrix.training_rows`); other methods then have no record.
 
     Raises:
       ValueError: if the scores have no such row.
     """
     m, found = run.matrix, {}
     rows, after = rows_of(m), m.stages.index(stage)
+    if not rows:
+        names = (PLAIN, *(name for name in m.stages if name in WHOLE))
+        return {name: missing("no plain stage was trained before a refresh", "points") for name in names}
     ours = spent(run, stage, "steps")
     length = sum(run.costs.get(s.name, {}).get("steps", 0) for s in way(m.stages[rows[PLAIN]], run.stages))
     for name, row in rows.items():

@@ -93,11 +93,14 @@ class SeedTable:
 
 
 def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
-    """The table over work folders, one for each seed.
+    """The table over work folders, one for each seed (`summarise`).
+
+    Configurations may differ in the seed, in fields that change no result (`workfolder.FREE`), and in the folders of
+    models and data files. A folder without `config.json` is not compared.
 
     Raises:
-      UserError: if there is no work folder, if two have the same seed, if their `config.json` are of different
-        experiments or not valid, or as in `matrix.load`.
+      UserError: if there is no work folder, if one has no evaluations or damaged ones (`matrix.load`), if two have the
+        same seed, or if their `config.json` are of different experiments or not valid.
       KeyError, ValueError: as in `matrix.load`.
     """
     if not workdirs:
@@ -139,9 +142,10 @@ def _without_folders(name: str, value: Any) -> Any:
 def summarise(runs: Sequence[Matrix]) -> SeedTable:
     """The table over score matrices, one for each seed. It has every stage and domain that any seed has.
 
-    From `HIERARCHICAL_FROM` seeds on, intervals come from a bootstrap with a fixed seed; those of recovery fractions
-    are Fieller's with any number. A figure that only one seed has is without an interval; a fraction then has no
-    estimate.
+    If eight or more seeds (`HIERARCHICAL_FROM`) have a figure, its interval comes from a bootstrap with a fixed seed;
+    that of a recovery fraction is Fieller's with any number. A figure that only one seed has gets the whole line as its
+    interval. A fraction has no estimate with one seed, or unless the interval of the mean loss over seeds lies above 0.
+    Without runs the table is empty.
 
     Raises:
       UserError: if two matrices have the same seed.

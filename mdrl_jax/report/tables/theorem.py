@@ -99,11 +99,13 @@ def checks(refresh: Record, pairs: Sequence[Record], optimizer: str) -> list[Che
     Args:
       refresh: `recovery/refresh-A.json`.
       pairs: "pairs" of `analysis/subspace.json`.
-      optimizer: the name of the optimizer of the refresh; `PLAIN` if it is gradient descent without momentum.
+      optimizer: the name of the optimizer of the refresh; `PLAIN`, "gradient descent", if it has no momentum and no
+        scale of its own. With any other name the first assumption does not hold.
 
     Returns:
       One check for each such S, in the order of the refresh. S without a vector is left out, and so is S in which e₀
-      has no part.
+      has no part. If the analysis could not measure S, its check has no factor and no bound, and the assumptions about
+      S are undecided.
 
     Raises:
       KeyError: if a record lacks a field.

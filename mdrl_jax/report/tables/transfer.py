@@ -28,9 +28,9 @@ def quantities(matrix: Matrix) -> list[Quantity]:
     """Every figure that a run with these stages should give. If the stages have unique names, so have the figures.
 
     Returns:
-      In this order: lift and peak of each trained domain; fall and forgetting of each but the last; BWT, FWT and mean
-      forgetting; intransigence of each trained domain, if there is a stage `joint`; gain, fraction and collateral of
-      each refresh and rollback.
+      In this order: lift and peak of each trained domain; fall and forgetting of each but the one trained last; BWT,
+      FWT and mean forgetting; intransigence of each trained domain, if there is a stage `joint`; gain, fraction and
+      collateral of each refresh and rollback (`recovered.recoveries`). Domains are in the order of their own stages.
     """
     own = own_rows(matrix)
     found = [f(matrix, d) for d in own for f in (lift, peak)]
@@ -116,9 +116,10 @@ def forward_transfer(matrix: Matrix) -> Quantity:
 def forgetting(matrix: Matrix, domain: str) -> Quantity:
     """`forgetting DOMAIN`: the highest earlier score of the domain minus its score after T, in points.
 
-    T is the last training stage, and positive is harm. Earlier scores are those of the base and of the training stages
-    before T; `detail` names the stage of the highest. The figure has no estimate if the domain was not trained before
-    T, or if scores are missing. It is biased up by about one standard error, because it takes the maximum of noisy
+    T is the last training stage, and positive is harm; it is negative if the score after T is the highest of all.
+    Earlier scores are those of the base and of the training stages before T; `detail` names the stage of the highest,
+    the first of equal ones. The figure has no estimate if the domain was not trained before T, or if the score after T
+    or all earlier ones are missing. It is biased up by about one standard error, because it takes the maximum of noisy
     scores. `fall` is the figure to quote.
     """
     name, row, rows = f"forgetting {domain}", own_row(matrix, domain), training_rows(matrix)

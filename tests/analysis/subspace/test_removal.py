@@ -209,6 +209,18 @@ def test_what_cannot_be_measured_says_why():
         world.measure(n_random=2)
 
 
+def test_without_random_pieces_the_complement_still_has_its_margin():
+    some, none = (planted().measure(n_random=n) for n in (2, 0))
+    random, complement = none["margins"]
+    assert complement == some["margins"][1] and complement["margin"]["estimate"] is not None
+    assert (random["n"], random["shares"], random["band95"]) == (0, [], None)
+    assert random["margin"]["estimate"] is None and random["margin"]["reason"] == "no random piece was removed"
+    assert none["undone"]["null"] == complement["share"]["estimate"]
+    record = planted().measure(dimension=0, n_random=0)
+    assert [m["margin"]["reason"] for m in record["margins"]] == [removal.NONE] * 2
+    assert record["undone"]["null"] is None or record["undone"]["estimate"] is None
+
+
 def test_eight_devices_give_the_figures_of_one(mesh8):
     def place(x: Any) -> Any:
         return {name: jax.device_put(leaf, named(mesh8, *AXES)) for name, leaf in x.items()}

@@ -274,6 +274,10 @@ def test_a_record_of_other_settings_is_refused(tmp_path: Path, asked: list[float
         Tracker(*setting(limit=3.0), file, lambda: params(9.0))
     with pytest.raises(UserError, match="a refresh with another subspaces"):
         Tracker(*setting(), file, lambda: params(9.0), [basis()])
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"settings": record["settings"] | {"patience": 3}}))
+    with pytest.raises(UserError, match="a refresh with another patience"):
+        Tracker(*setting(), file, lambda: params(9.0))
 
 
 def test_a_domain_without_a_peak_is_refreshed_to_the_end_of_its_budget(tmp_path: Path, asked: list[float]):

@@ -136,10 +136,10 @@ def test_controls_have_the_size_and_the_support_of_the_set():
     chosen: Any = SimpleNamespace(rule="rule", place=ROUTE, size=25, strength=0.5)
     mask = largest(trial.scores["rule"], 25, trial.places[ROUTE])
     curves = controls(trial, chosen)
-    made = {name: flat(curve.make(0.25 if name == "whole" else 25)[0]) for name, curve in curves.items()}
+    made = {name: flat(curve.make(0.25 if name == "whole" else 25, 0)[0]) for name, curve in curves.items()}
     informed = {"matched_in_tensor", "permuted", "sign_step"}
     assert set(made) == {"random", "matched", "largest", "out_of_route", "whole"} | informed
-    assert {name: curve.make(curve.least)[1] for name, curve in curves.items()} == dict.fromkeys(made, 0.5) | {
+    assert {name: curve.make(curve.least, 0)[1] for name, curve in curves.items()} == dict.fromkeys(made, 0.5) | {
         "whole": curves["whole"].least
     }
     inside = route & (edit != 0)
@@ -154,7 +154,7 @@ def test_controls_have_the_size_and_the_support_of_the_set():
     np.testing.assert_array_equal(made["permuted"], flat(mask))
     # As many coordinates as the set, anywhere, and together a step as long as the set's.
     assert set(np.flatnonzero(made["sign_step"])) == set(np.argsort(-abs(gradient))[:25])
-    step = flat(curves["sign_step"].make(25)[2]) * made["sign_step"]
+    step = flat(curves["sign_step"].make(25, 0)[2]) * made["sign_step"]
     assert np.linalg.norm(step) == pytest.approx(np.linalg.norm(edit * flat(mask)), rel=1e-5)
     np.testing.assert_array_equal(np.sign(step), np.sign(gradient) * made["sign_step"])
     trial.gradient = None
@@ -163,7 +163,7 @@ def test_controls_have_the_size_and_the_support_of_the_set():
     chosen.place = ALL
     anywhere = controls(trial, chosen)
     assert set(anywhere) == set(made) - {"out_of_route"}
-    assert size(anywhere["random"].make(25)[0]) == 25
+    assert size(anywhere["random"].make(25, 0)[0]) == 25
 
 
 def test_eight_devices_match_what_one_matches(mesh8: Mesh):

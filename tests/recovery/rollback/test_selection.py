@@ -144,12 +144,6 @@ def test_ties_favour_no_tensor_and_no_place():
     assert abs(overlap - 0.09) < 4 * np.sqrt(0.09 / up[0].size)
 
 
-def test_positions_are_scrambled_without_a_collision_in_a_tensor():
-    mixed = jax.jit(selection._scrambled)(big_tree(np.ones(100_000, np.float32)))
-    for tensor in (mixed["embedding"], *mixed["layers"]["up"]["kernel"]):
-        assert np.unique(np.asarray(tensor)).size == tensor.size and np.asarray(tensor).max() < 2**31
-
-
 # --- random sets ------------------------------------------------------------------------------------------------------
 
 

@@ -202,7 +202,7 @@ def test_a_choice_respects_the_donor_and_every_other_domain():
 
 @pytest.mark.parametrize(("start", "target"), [(16, 0.3), (16, 0.003), (700, 0.02), (16, 99.0)])
 def test_controls_are_tried_until_the_loss_is_met_from_both_sides(start: float, target: float):
-    control = Control(lambda s: (None, 1.0), 1, 1000, start)
+    control = Control(lambda s, _: (None, 1.0), 1, 1000, start)
     tried: dict[float, float] = {}
     for s in outward(control, lambda s: tried[s], target):
         assert s not in tried and 1 <= s <= 1000 and s == round(s)
@@ -219,7 +219,7 @@ def test_controls_are_tried_until_the_loss_is_met_from_both_sides(start: float, 
 def test_a_frontier_is_followed_on_test_prompts_until_it_passes_the_sets_loss():
     made, t = trial()
     mask, peak = to_tree(made.harmful), to_tree(made.peak.astype(np.float32))
-    whole = Control(lambda s: (to_tree(np.ones(N, bool)), s), 1e-3, 1.0, 1 / 16)
+    whole = Control(lambda s, _: (to_tree(np.ones(N, bool)), s), 1e-3, 1.0, 1 / 16)
     for strength in (0.001, 0.02):
         found = on_test(t, mask, 1.0, peak, {"whole": (whole, [strength], strength)})
         losses = [s["loss"]["estimate"] for s in found["at_equal_loss"]["whole"]["settings"]]
@@ -236,13 +236,13 @@ def test_out_of_route_joins_the_controls_of_a_set_within_the_route():
     assert setting is not None
     made_controls = comparison.controls(t, setting)
     assert set(made_controls) == {"random", "matched", "largest", "whole", "out_of_route", *INFORMED}
-    inside, outside = (flat(x) for x in (t.places[ROUTE], made_controls["out_of_route"].make(8)[0]))
+    inside, outside = (flat(x) for x in (t.places[ROUTE], made_controls["out_of_route"].make(8, 0)[0]))
     n = min(8, int((made.harmful & ~inside).sum()))
     assert outside.sum() == 8 and not (inside & outside).any() and (made.harmful & outside).sum() == n > 3
     for name in ("random", "matched", "largest"):
-        mask, strength = made_controls[name].make(8)
+        mask, strength = made_controls[name].make(8, 0)
         assert size(mask) == 8 and not (flat(mask) & ~inside).any() and strength == setting.strength
-    mask, strength = made_controls["whole"].make(0.25)
+    mask, strength = made_controls["whole"].make(0.25, 0)
     assert size(mask) == N and strength == 0.25
 
 

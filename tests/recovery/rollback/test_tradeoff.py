@@ -68,12 +68,31 @@ def test_a_set_on_its_controls_frontier_differs_by_nothing_and_one_above_by_its_
     gain_P, loss_P = rng.random(80), rng.random(90)
     control = [Outcome(gain_P, loss_P)]
     for extra in (0.0, 0.3):
-        estimate, height = at_equal_loss(Outcome(0.5 * gain_P + extra, 0.5 * loss_P), control)
+        estimate, height = at_equal_loss(Outcome(0.5 * gain_P + extra, 0.5 * loss_P), [control])
         assert height == pytest.approx(50 * gain_P.mean())
         np.testing.assert_allclose([estimate.value, estimate.low, estimate.high], 100 * extra, atol=1e-9)
         assert estimate.n == 80 and estimate.unit == "points"
-    free, _ = at_equal_loss(Outcome(gain_P, loss_P - 5.0), [Outcome(gain_P + 9.0, loss_P)])
+    free, _ = at_equal_loss(Outcome(gain_P, loss_P - 5.0), [[Outcome(gain_P + 9.0, loss_P)]])
     assert free.value == pytest.approx(100 * gain_P.mean())  # costs nothing: held against nothing
+
+
+def test_the_luck_of_a_random_control_is_in_the_interval():
+    """Draws of a control differ by 0.05 (standard deviation), far more than prompts do. Without their variance the
+    interval would cover about a tenth of the runs."""
+    rng, covered, alone = np.random.default_rng(4), 0, 0
+    runs, draws, prompts = 300, 5, 200
+    for _ in range(runs):
+        shared = rng.normal(0, 0.05, (2, prompts))
+        ours = Outcome(0.2 + shared[0], 0.05 + shared[1])
+        control = [[Outcome(0.1 + rng.normal(0, 0.05) + shared[0], 0.05 + shared[1])] for _ in range(draws)]
+        estimate, height = at_equal_loss(ours, control)
+        covered += estimate.low <= 10.0 <= estimate.high
+        first, _ = at_equal_loss(ours, control[:1])
+        alone += first.low <= 10.0 <= first.high
+        assert height == pytest.approx(np.mean([at_equal_loss(ours, [c])[1] for c in control]))
+    assert 0.92 < covered / runs <= 0.98 and alone / runs < 0.3
+    with pytest.raises(ValueError):
+        at_equal_loss(ours, [])
 
 
 def test_the_interval_covers_and_errs_against_the_set():
@@ -87,7 +106,7 @@ def test_the_interval_covers_and_errs_against_the_set():
             name: Outcome(gain + shared[0] + rng.normal(0, 0.15, 80), loss + shared[1] + rng.normal(0, 0.05, 80))
             for name, (gain, loss) in truth.items()
         }
-        estimate, _ = at_equal_loss(found["ours"], [found["low"], found["high"]])
+        estimate, _ = at_equal_loss(found["ours"], [[found["low"], found["high"]]])
         covered += estimate.low <= 8.0 <= estimate.high
         above += estimate.low > 8.0
     assert covered / n_runs > 0.88 and above / n_runs < 0.05

@@ -41,3 +41,14 @@ def test_another_budget_or_no_record_of_it_is_no_comparison(tmp_path: Path):
     assert found["estimate"] is None and "+26 steps against a sequence of 60" in found["reason"]
     lost = dataclasses.replace(run, costs={k: v for k, v in run.costs.items() if k != "joint"})
     assert rivals(lost, "refresh-math")["joint"]["reason"] == "its steps are not on record"
+
+
+def test_without_a_plain_stage_there_is_no_budget_to_compare_at(tmp_path: Path):
+    run = methods.load(write(tmp_path, 0, 0.0))
+    kept = ("base", "joint", "refresh-math")
+    rows = [run.matrix.stages.index(stage) for stage in kept]
+    matrix = dataclasses.replace(run.matrix, stages=kept, rewards=tuple(run.matrix.rewards[s] for s in rows))
+    found = rivals(dataclasses.replace(run, matrix=matrix), "refresh-math")
+    assert set(found) == {methods.PLAIN, "joint"}
+    assert {f["estimate"] for f in found.values()} == {None}
+    assert {f["reason"] for f in found.values()} == {"no plain stage was trained before a refresh"}

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.analysis.subspace.test_theorem import N, judged, orthonormal, quiet
 
 from mdrl_jax.analysis.subspace.theorem import assumptions
 from mdrl_jax.recovery.refresh.contraction import Basis, contraction
 from mdrl_jax.report.figures import refreshed
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.tables.theorem import FAILS, HOLDS, OPEN, PLAIN, SHARE, Check, checks
+from tests.analysis.subspace.test_theorem import N, judged, orthonormal, quiet
 
 Array = np.ndarray
 BASIS = orthonormal(np.random.default_rng(0), 3)
