@@ -327,7 +327,7 @@ class RecoverSection:
     prompts.
 
     Attributes:
-      prompts: validation prompts of each domain, at least 1; all of them if there are fewer.
+      prompts: validation prompts of each domain, at least 1, or 2 for a plan; all of them if there are fewer.
       samples: completions sampled for each prompt, at least 1.
       every: steps of a refresh from one scoring to the next, at least 1.
       streams: how often a refresh is trained to measure how it contracts, at least 1; the first time is the one that is
@@ -788,6 +788,10 @@ def _check(config: Config) -> None:
         whole or "plan" not in c.stages,
         f"recover.forecast_prompts={r.forecast_prompts} is not valid; it must be a positive multiple of "
         f"analyze.batch={a.batch} in a run with stage plan",
+    )
+    _require(
+        r.prompts >= 2 or "plan" not in c.stages,
+        f"recover.prompts={r.prompts} is not valid; it must be >= 2 in a run with stage plan",
     )
     for field in ("prompts", "samples", "every", "streams", "control_draws"):
         _require(getattr(r, field) >= 1, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 1")

@@ -35,7 +35,7 @@ from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, resolve_stages, way
-from mdrl_jax.stages import analyze, grpo, merge, rollback, sft
+from mdrl_jax.stages import analyze, grpo, locality, merge, rollback, sft
 from mdrl_jax.stages.plan import Planning
 from mdrl_jax.stages.train import Trainer, costs, metered, steps_taken
 from mdrl_jax.workfolder import WorkFolder, flat, resolved
@@ -78,6 +78,8 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
                 rollback.check(built)
             elif stage.kind == "analyze":
                 analyze.check(built, earlier)
+            elif stage.kind == "locality":
+                locality.check(built, stage)
         distributed.check_shared(folder.root)
         folder.open(config)
         folder.open_data(data)
@@ -141,6 +143,9 @@ class Walk:
             "plan": planning.plan,
             "trials": planning.trials,
             "orders": planning.orders,
+            "locality": lambda stage: locality.run(
+                self.runtime, self.folder, stage, self.stages, self.screen, self._params_after
+            ),
         }
         for stage in self.stages:
             if not stage.scored:

@@ -46,12 +46,14 @@ def watch() -> Iterator[None]:
     With several processes it does nothing, because JAX's service receives the signal.
 
     Raises:
-      ValueError: if the block is entered outside the main thread.
+      ValueError: if the block is entered outside the main thread; nothing has changed then.
     """
     global _told
     if distributed.count() > 1:
         yield
         return
+    if threading.current_thread() is not threading.main_thread():
+        raise ValueError("only the main thread can watch for a SIGTERM")
     # During a step or a compilation no Python signal handler can run, but the wake-up pipe is written to even then.
     read, write = os.pipe()
     os.set_blocking(write, False)

@@ -25,15 +25,19 @@ prefix, or else from where stage D starts |
 | `recover` | carries out the action that the plan picks: a refresh, a rollback or nothing |
 | `trials` | makes no parameters: tries every action of the plan on validation prompts, to check the forecasts |
 | `orders` | makes no parameters: forecasts, from the solo edits, the damage in every order of the domains |
+| `locality-A` | makes no parameters: how well one expansion at A's peak predicts A's damage by each edit from there |
+| any name of a training stage, `@` and a label, e.g. `qa@slow` | the same stage once more, with settings of its own |
 
 "The previous stage" is the last one before it in the sequence, which consists of the domains, `refresh-`, `placebo-`,
 `joint`, `sft-`, `sft`, `pretrain` and `recover`. `rollback-`, `plan`, `trials` and `recover` start from the last plain
 domain stage instead. Stages outside the sequence are side branches: no other kind of stage starts from one unless the
-config's field `start` names it. A supervised stage that `start` takes elsewhere than to the previous stage is a side
-branch too. Only GRPO gives a domain its peak: a supervised stage does not.
+config's field `start` names it. A stage with a label is always a side branch; it has the default start of the stage
+without the label and draws the same prompts and sampling keys. A supervised stage that `start` takes elsewhere than to
+the previous stage is a side branch too. Only GRPO gives a domain its peak: a supervised stage does not.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 from mdrl_jax.config import METHODS, Config, SFTSection, TrainSection, is_supervised, sft_config, stage_config
@@ -52,8 +56,9 @@ ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
     "orders": "orders",
     "recover": "recover",
 }
-RECORDS = ("analyze", "plan", "trials", "orders")  # kinds of stages that write records but make no parameters
-PREFIXES = ("refresh", "solo", "again", "placebo", "reversed", "sft", *METHODS)
+# Kinds of stages that write records but make no parameters.
+RECORDS = ("analyze", "plan", "trials", "orders", "locality")
+PREFIXES = ("refresh", "solo", "again", "placebo", "reversed", "sft", "locality", *METHODS)
 SEQUENCE = ("", "refresh", "placebo", "sft")  # prefixes of stages that the next stage starts from; "" is no prefix
 
 
@@ -99,8 +104,9 @@ class Stage:
 
     @property
     def prefix(self) -> str:
-        """The text of the name before its first `-`: `refresh` for `refresh-math`; "" for `math` or `joint`."""
-        return self.name.partition("-")[0] if "-" in self.name else ""
+        """The text of the name before its first `-`: `refresh` for `refresh-math`; "" for `math` or `qa@slow`."""
+        plain = unlabelled(self.name)
+        return plain.partition("-")[0] if "-" in plain else ""
 
     @property
     def trains(self) -> bool:
@@ -143,22 +149,22 @@ def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stag
 
 
 def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: int, name: str) -> Stage:
-    train = stage_config(config, name)
-    prefix, _, rest = name.partition("-")
-    kind, domains, donor, stream = "grpo", (rest or name,), "", name
-    if name in ALL_DOMAINS:
-        kind, domains, prefix = ALL_DOMAINS[name], config.scored_domains, ""
+    train, plain = stage_config(config, name), unlabelled(name)
+    prefix, _, rest = plain.partition("-")
+    kind, domains, donor, stream = "grpo", (rest or plain,), "", plain
+    if plain in ALL_DOMAINS:
+        kind, domains, prefix = ALL_DOMAINS[plain], config.scored_domains, ""
     elif prefix == "rollback":
         kept, _, donor = rest.partition("-")
         kind, domains = "rollback", (kept, donor)
     elif not rest:
         prefix = ""
     elif prefix not in PREFIXES:
-        domains = (name,)
+        domains = (plain,)
     if prefix == "placebo":
         train = dataclasses.replace(train, learning_rate=0.0)
-    if prefix == "sft":
-        kind = "sft"
+    if prefix in ("sft", "locality"):
+        kind = prefix
     if prefix in METHODS:
         stream = rest
     for domain in domains:
@@ -166,17 +172,22 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
             raise UserError(
                 f"stage {name!r} is not a valid stage name; valid are a domain ({', '.join(known)}), a prefix and a "
                 f"domain (prefixes: {', '.join(f'{p}-' for p in PREFIXES)}), rollback-A-B with two domains A and B, "
-                f"or one of {', '.join(ALL_DOMAINS)}"
+                f"one of {', '.join(ALL_DOMAINS)}, or one of these that trains, with @ and a label"
             )
         if domain not in config.scored_domains:
             raise UserError(f"stage {name!r} uses domain {domain}, which is not in scored_domains; add it there")
+    if plain != name and (kind not in ("grpo", "sft") or not re.fullmatch(r"@[\w.]+", name.removeprefix(plain))):
+        raise UserError(
+            f"stage {name!r} is not a valid stage name: only a stage that trains has a label, which is @ and then "
+            "letters, digits, underscores and dots"
+        )
     if kind == "rollback":
         domains = domains[:1]
     if kind == "grpo" and train.prompts_per_step % len(domains):
         raise UserError(
             f"stage {name}: prompts_per_step={train.prompts_per_step} is not divisible by its {len(domains)} domains"
         )
-    branch = [s for s in earlier if s.prefix == prefix]
+    branch = [s for s in earlier if s.prefix == prefix and "@" not in s.name]
     sft = sft_config(config, name)
     chosen = sft.start if kind == "sft" else train.start
     start = chosen or default_start(name, {s.name: s.start for s in earlier}, known)
@@ -203,8 +214,9 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
     Returns:
       The name of one of the earlier stages, or "base".
     """
+    name = unlabelled(name)
     prefix, rest = _parts(name, domains)
-    branch = [s for s in starts if _parts(s, domains)[0] == prefix]
+    branch = [s for s in starts if "@" not in s and _parts(s, domains)[0] == prefix]
     before = _sequence(starts, domains)
     if prefix in ("solo", "again") or (prefix == "reversed" and not branch) or ALL_DOMAINS.get(name) == "merge":
         return "base"
@@ -215,6 +227,11 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
     if prefix == "rollback" or name in ("plan", "trials", "recover"):
         before = [s for s in before if s in domains]
     return before[-1] if before else "base"
+
+
+def unlabelled(name: str) -> str:
+    """The name of a stage without its label: `qa` for `qa@slow`, and `qa` for `qa`."""
+    return name.partition("@")[0]
 
 
 def _parts(name: str, domains: Collection[str]) -> tuple[str, str]:
@@ -228,8 +245,8 @@ def _sequence(starts: Mapping[str, str], domains: Collection[str]) -> list[str]:
     found: list[str] = []
     for name, start in starts.items():
         aside = is_supervised(name) and start != (found[-1] if found else "base")
-        kind = ALL_DOMAINS.get(name, "grpo")
-        if _parts(name, domains)[0] in SEQUENCE and kind in ("grpo", "sft", "recover") and not aside:
+        trains = ALL_DOMAINS.get(name, "grpo") in ("grpo", "sft", "recover")
+        if "@" not in name and _parts(name, domains)[0] in SEQUENCE and trains and not aside:
             found.append(name)
     return found
 
@@ -308,6 +325,19 @@ def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
     return own[-1] if own else None
 
 
+def from_the_peak(domain: str, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that train something else from the end of the stage that is named after a domain, in order.
+
+    Args:
+      domain: name of the domain.
+      stages: stages of the run.
+
+    Returns:
+      The training stages whose start is the stage `domain` and that do not train this domain alone.
+    """
+    return [s for s in stages if s.trains and s.start == domain and s.domains != (domain,)]
+
+
 def _check(stage: Stage, earlier: list[Stage]) -> None:
     """Refuses a stage that needs domains or stages which the stages before it do not provide."""
     name, prevent = stage.name, stage.train.prevent
@@ -317,6 +347,12 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
         if value in without:
             instead = "name a stage that does" + (", or 'base'" if field != "target" else "")
             raise UserError(f"stage {name}: {field}={value!r} makes no parameters; {instead}")
+    if stage.kind == "locality" and not from_the_peak(stage.domains[0], earlier):
+        domain = stage.domains[0]
+        raise UserError(
+            f"stage {name}: no earlier stage trains another domain from the end of stage {domain}; add one, such as a "
+            f"domain with the start {domain!r}"
+        )
     if target and stage.prefix == "refresh":
         raise UserError(f"stage {name}: a refresh ends by its own rule; remove its target={target!r}")
     if stage.prefix == "refresh" and stage.train.random_signs:

@@ -97,6 +97,10 @@ WRONG = [
     ({"analyze": {"permutations": 39}}, "analyze.permutations=39 is not valid; it must be at least 40, or 0"),
     ({"stages": ("math", "plan"), "recover": {"forecast_prompts": 24}}, "recover.forecast_prompts=24 is not valid"),
     ({"stages": ("math", "plan"), "recover": {"forecast_prompts": 0}}, "recover.forecast_prompts=0 is not valid"),
+    (
+        {"stages": ("math", "plan"), "recover": {"prompts": 1}},
+        "recover.prompts=1 is not valid; it must be >= 2 in a run",
+    ),
     ({"stages": ("math", "analyze", "qa"), "stage_overrides": {"qa": {"start": "analyze"}}}, "start='analyze'"),
     ({"train": {"steps": 0}}, "steps"),
     ({"train": {"prompts_per_step": 0}}, "prompts_per_step"),
@@ -182,7 +186,7 @@ def test_forecasts_of_orders_and_their_scores_use_different_prompts():
 
 def test_every_kind_of_stage_is_known_to_choose_or_not():
     """A new kind of stage has to be added to the lists above, and to `config.CHOOSE` or `config.FIT` if it belongs."""
-    named = {s.partition("-")[0] for s in (*CHOICES, *FITTED, *PLAIN, *SOLOS, "orders", "pretrain")}
+    named = {s.partition("-")[0] for s in (*CHOICES, *FITTED, *PLAIN, *SOLOS, "orders", "pretrain", "locality-math")}
     assert named == {*ALL_DOMAINS, *PREFIXES, "rollback"}
 
 

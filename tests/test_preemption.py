@@ -47,6 +47,24 @@ def test_a_signal_is_noticed_and_the_next_watch_knows_nothing_of_it():
     signal.signal(signal.SIGUSR1, other)
 
 
+def test_outside_the_main_thread_it_is_refused_and_nothing_is_left_open():
+    errors = []
+
+    def enter() -> None:
+        try:
+            with preemption.watch():
+                errors.append(None)
+        except ValueError as e:
+            errors.append(e)
+
+    opened = len(os.listdir("/proc/self/fd")), threading.active_count()
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert isinstance(errors[0], ValueError) and "main thread" in str(errors[0])
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == opened
+
+
 def test_work_that_shows_how_far_it_is_stops_between_its_pieces_and_the_log_says_where(tmp_path: Path):
     done = []
     with pytest.raises(preemption.Stopped, match="stopped by SIGTERM during scores; what was finished is saved; start"):

@@ -67,7 +67,9 @@ def test_a_stage_that_is_to_keep_domains_needs_one_before_it(prevent: dict):
     with pytest.raises(UserError, match="stage solo-code keeps nothing"):
         planned("math", "solo-code", stage_overrides={"solo-code": {"prevent": prevent}})
     # Neither supervised stages nor stages without training use `prevent`.
-    solos = {f"solo-{domain}": {"prevent": {"ewc": 0.0, "gradients": "none", "protect": 0.0}} for domain in ("code", "qa")}
+    solos = {
+        f"solo-{domain}": {"prevent": {"ewc": 0.0, "gradients": "none", "protect": 0.0}} for domain in ("code", "qa")
+    }
     domains = {"scored_domains": ("code", "qa"), "stage_overrides": solos}
     stages = planned("sft", *solos, "average", train={"prevent": prevent}, **domains)
     assert stages["average"].keeps == stages["sft"].keeps == ()
@@ -313,3 +315,34 @@ def test_an_analysis_trains_nothing_and_what_follows_starts_where_it_did():
     stages = planned("code", "math", "analyze", "qa")
     assert [s.trains for s in stages.values()] == [True, True, False, True]
     assert stages["qa"].start == "math"
+
+
+def test_a_label_makes_a_side_branch_with_the_start_and_the_draws_of_its_stage():
+    stages = planned(
+        "math", "qa", "qa@slow", "cw", "cw@2", "refresh-math", "refresh-math@2", "sft-qa", "sft-qa@x", "protect-cw@a",
+        stage_overrides={"qa@slow": {"start": "math", "learning_rate": 1e-3}},
+    )  # fmt: skip
+    slow = stages["qa@slow"]
+    assert (slow.start, slow.domains, slow.stream, slow.prefix, slow.kind) == ("math", ("qa",), "qa", "", "grpo")
+    assert slow.train.learning_rate == 1e-3 != stages["qa"].train.learning_rate
+    assert stages["cw"].start == "qa" and stages["cw@2"].start == "cw"
+    assert stages["refresh-math"].start == "cw" and stages["refresh-math@2"].start == "refresh-math"
+    assert (stages["refresh-math@2"].prefix, stages["refresh-math@2"].stream) == ("refresh", "refresh-math")
+    assert stages["sft-qa@x"].kind == "sft" and stages["sft-qa@x"].start == "sft-qa"
+    assert stages["protect-cw@a"].domains == ("cw",) and stages["protect-cw@a"].start == "qa"
+    for name in ("qa@", "@x", "qa@a-b", "qa@a@b", "analyze@1", "rollback-math-qa@1", "average@2"):
+        with pytest.raises(UserError, match="is not a valid stage name"):
+            planned("math", "qa", name)
+
+
+def test_locality_needs_an_edit_that_starts_at_the_peak():
+    stages = planned("math", "qa", "cw", "locality-math", "solo-qa")
+    assert (stages["locality-math"].kind, stages["locality-math"].domains) == ("locality", ("math",))
+    assert not stages["locality-math"].scored and not stages["locality-math"].trains
+    for names in (
+        ("math", "locality-math"),
+        ("math", "qa", "cw", "locality-cw"),
+        ("math", "refresh-math", "locality-math"),
+    ):
+        with pytest.raises(UserError, match="no earlier stage trains another domain from the end of stage"):
+            planned(*names)

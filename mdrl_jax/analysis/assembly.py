@@ -23,6 +23,7 @@ Parts = Mapping[str, Any]
 # For each objective whose prediction is compared with a measurement: the objective with the measured damage.
 AGAINST = {"reward": "reward", "surrogate": "reward", "success_nll": "success_nll", "kl": "kl"}
 CONFLICTS = ("reward", "success_nll")
+FEWEST_PROMPTS = 3  # of two prompts every rank correlation is ±1
 
 
 def starting(parts: Parts, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -191,10 +192,11 @@ def solo_agreement(pairs: Sequence[Record]) -> tuple[dict[str, Any], Assignment 
     Returns:
       ({"pairs", "agreement"}, test). "pairs" has the same records with "spearman", the rank correlation over the
       prompts of A, which has no estimate with fewer than three prompts or if it is undefined. "agreement" is the mean
-      of all these correlations, with the assignments of `test` as its null; an undefined one, of a constant prediction,
+      of these correlations, with the assignments of `test` as its null; an undefined one, of a constant prediction,
       counts as 0, and "n" is the number of prompts of all A together. Intervals are expanded percentiles over draws of
       prompts, from a fixed seed; the edits of one A share their draws. `test` is the exact test over assignments of
-      edits (`assignment.exact`). Without pairs "agreement" has no estimate and `test` is None.
+      edits (`assignment.exact`). An A with fewer than three prompts counts neither in "agreement" nor in `test`.
+      Without any other A "agreement" has no estimate and `test` is None.
 
     Raises:
       KeyError: if a pair lacks a field.
@@ -207,6 +209,10 @@ def solo_agreement(pairs: Sequence[Record]) -> tuple[dict[str, Any], Assignment 
         own = [p for p in pairs if p["domain"] == domain]
         predicted_KP, measured_KP = (np.array([p[key] for p in own], float) for key in ("predicted", "measured"))
         n = predicted_KP.shape[1]
+        if n < FEWEST_PROMPTS:
+            few = missing(f"{n} prompts with a success: too few", "Spearman", n, 0.0)
+            rows += [pair | {"spearman": few} for pair in own]
+            continue
         correlations.append(np.array([spearman_rho(x, measured_KP) for x in predicted_KP]))
         drawn_RP = rng.integers(0, n, (N_RESAMPLES, n))
         for k, pair in enumerate(own):
@@ -214,13 +220,17 @@ def solo_agreement(pairs: Sequence[Record]) -> tuple[dict[str, Any], Assignment 
             draws.append(np.nan_to_num(draws_R))
             rho = float(correlations[-1][k, k])
             known = draws_R[np.isfinite(draws_R)]
-            if np.isfinite(rho) and n > 2:
+            if np.isfinite(rho):
                 figure = expanded_percentile(rho, known, n, "Spearman").record(0.0)
             else:
-                figure = missing(f"{n} prompts with a success: too few, or no change differs", "Spearman", n, 0.0)
+                figure = missing("a figure is the same for all prompts with a success", "Spearman", n, 0.0)
             rows.append(pair | {"spearman": figure})
+    if not correlations:
+        why = f"no domain with a solo stage has {FEWEST_PROMPTS} prompts with a success"
+        return {"pairs": rows, "agreement": missing(why, "Spearman")}, None
     test = assignment.exact(correlations)
-    n = sum({p["domain"]: len(p["predicted"]) for p in pairs}.values())
+    counts = {p["domain"]: len(p["predicted"]) for p in pairs}
+    n = sum(count for count in counts.values() if count >= FEWEST_PROMPTS)
     mean = expanded_percentile(test.statistic, np.mean(draws, axis=0), n, "Spearman").record(null_record(test.means))
     return {"pairs": rows, "agreement": mean}, test
 

@@ -44,7 +44,8 @@ RELATIVE = 1e-3
 SMALL = 0.1  # an entry is small if |δ| is below this share of the rms of its tensor's edit
 GAUSSIAN = {"small": math.erf(SMALL / math.sqrt(2)), "participation": 1 / 3}  # the scale-free figures of a Gaussian
 LOG_EDGES = np.arange(-12.0, 0.5, 0.5)  # bin edges of the histogram of log10 |δ|
-UNCHANGED = "no entry changed"
+UNCHANGED, NOT_FINITE = "no entry changed", "an entry is not finite"
+FROM_ZERO = "the parameters before the edit are 0"
 VECTORS = ("norm", "bias")  # the names of kinds that are not matrices end in these
 Sums = dict[str, NDArray[np.float64]]
 
@@ -209,7 +210,8 @@ def edit_figures(before: Any, after: Any) -> dict[str, Any]:
         ranks = [effective_rank(s) for s in fetched[name].get("spectrum", ())]
         if ranks:
             known = [r for r in ranks if r is not None]
-            figures["effective_rank"] = over_seeds(known, "layer").record() if known else missing(UNCHANGED, "layer")
+            absent = missing(_undefined({name: sums[name]}), "layer")
+            figures["effective_rank"] = over_seeds(known, "layer").record() if known else absent
         if tree.is_stacked(name):
             s = sums[name]
             norms = np.sqrt(s["second"]).tolist()
@@ -251,8 +253,17 @@ def _additive(values: dict[str, Any], shape: tuple[int, ...]) -> Sums:
     return out
 
 
+def _undefined(sums: dict[str, Sums]) -> str:
+    """Why a figure of an edit is not finite, if the figure is a ratio of sums of powers of δ."""
+    return NOT_FINITE if sum(s["second"].sum() for s in sums.values()) else UNCHANGED
+
+
 def over_layers(
-    sums: dict[str, Sums], f: Callable[[Callable[[str], Any]], Any], size: str = "n", high: float = 1.0
+    sums: dict[str, Sums],
+    f: Callable[[Callable[[str], Any]], Any],
+    size: str = "n",
+    high: float = 1.0,
+    reason: str = NOT_FINITE,
 ) -> dict[str, Any]:
     """A figure made of sums over tensors, with its jackknife interval over layers.
 
@@ -265,18 +276,19 @@ def over_layers(
         with totals that are numbers; and, if a leaf is stacked, with totals [L], each without one layer, to return [L].
       size: the sum that becomes the record's n if no leaf is stacked; otherwise n is the number of layers.
       high: the largest possible value. The interval is cut to [0, high].
+      reason: why the figure is not finite, if it is not.
 
     Returns:
-      the record, with the unit "layer", or "entry" if no leaf is stacked. It has no estimate, but the reason "no entry
-      changed", if the figure is not finite, and no interval if there is only one layer, or if the figure is not finite
-      without one of the layers.
+      the record, with the unit "layer", or "entry" if no leaf is stacked. It has no estimate, but the reason, if the
+      figure is not finite, and no interval if there is only one layer, or if the figure is not finite without one of
+      the layers.
 
     Raises:
       KeyError: if a leaf lacks a sum that `f` asks for, or `size` if no leaf is stacked.
     """
     value = float(f(lambda key: sum(s[key].sum() for s in sums.values())))
     if not math.isfinite(value):
-        return missing(UNCHANGED, "layer")
+        return missing(reason, "layer")
     stacked = [s for name, s in sums.items() if tree.is_stacked(name)]
     if not stacked:
         return student(value, math.inf, 0, int(sum(s[size].sum() for s in sums.values())), "entry").record()
@@ -306,20 +318,22 @@ def _figures(sums: dict[str, Sums]) -> dict[str, Any]:
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 if no entry changed
         total = {
             key: sum(s[key].sum() for s in sums.values())
-            for key in ("n", "second", "gauss_fourth", "gauss_relative", "gauss_unchanged")
+            for key in ("n", "second", "theta", "gauss_fourth", "gauss_relative", "gauss_unchanged")
         }
-        out["participation"] = over_layers(sums, lambda s: np.divide(s("second") ** 2, s("n") * s("fourth")))
+        why, participation = _undefined(sums), lambda s: np.divide(s("second") ** 2, s("n") * s("fourth"))
+        out["participation"] = over_layers(sums, participation, reason=why)
         if out["participation"]["estimate"] is not None:
             out["participation"]["null"] = float(total["second"] ** 2 / (total["n"] * total["gauss_fourth"]))
             out["fp32"]["relative"]["null"] = float(total["gauss_relative"] / total["n"])
             out["bf16"]["unchanged"]["null"] = float(total["gauss_unchanged"] / total["n"])
         scale_free = {
-            "small": over_layers(sums, lambda s: np.divide(s("small"), s("changed_n"))),
-            "participation": over_layers(sums, lambda s: np.divide(s("changed_n"), s("scaled_fourth"))),
+            "small": over_layers(sums, lambda s: np.divide(s("small"), s("changed_n")), reason=why),
+            "participation": over_layers(sums, lambda s: np.divide(s("changed_n"), s("scaled_fourth")), reason=why),
         }
         out["scale_free"] = {key: figure | {"null": GAUSSIAN[key]} for key, figure in scale_free.items()}
         out["norm"] = over_layers(sums, lambda s: np.sqrt(s("second")), high=math.inf)
-        ratio = over_layers(sums, lambda s: np.sqrt(np.divide(s("second"), s("theta"))), high=math.inf)
+        why = FROM_ZERO if total["theta"] == 0 else NOT_FINITE
+        ratio = over_layers(sums, lambda s: np.sqrt(np.divide(s("second"), s("theta"))), high=math.inf, reason=why)
     return out | {"relative_norm": ratio}
 
 

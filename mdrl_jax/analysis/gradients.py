@@ -31,6 +31,7 @@ from mdrl_jax.stats.estimate import Record, missing
 from mdrl_jax.stats.tests import benjamini_hochberg, null_record
 
 Gram = dict[str, NDArray[np.float64]]
+NOT_FINITE = "a gradient is not finite"
 
 _products = program("gradient_products", lambda a, b: tree.per_tensor(tree.vdot, a, b))
 
@@ -104,11 +105,13 @@ def compare(
         (raw, without an estimate if a gradient is 0) and "disattenuated" (without an estimate if it is not measurable);
         "halves" and "reliability", the records of r and of ρ, [of A, of B]; and "p", the two-sided p-value of
         inner ≠ 0. Only the "cosine" of "model" has a null. "n" of a record counts blocks, of A and B together or of the
-        one domain.
+        one domain. If a gradient is not finite in one of the tensors that a row sums over, the row's records have that
+        reason in place of an estimate, and "p" is None; "halves" and "reliability" of the other domain stay.
       - "conflicting" and "synergistic" are {"tensors": names, "count": record}: the tensors whose inner product is
-        negative, or positive, by Benjamini–Hochberg at `q`.
+        negative, or positive, by Benjamini–Hochberg at `q`. "n" of the count is the number of tensors with a p-value;
+        without any, the count has no estimate.
       - "cancellation" has the records "positive" and "negative", the sums over tensors of the inner products of one
-        sign (`cosines.sums_by_sign`), and "net", their sum.
+        sign (`cosines.sums_by_sign`), and "net", their sum; without estimates if a gradient is not finite.
 
     Raises:
       ValueError: if A or B has fewer than four blocks.
@@ -116,8 +119,9 @@ def compare(
     tensors = [(name, layer) for name, g in gram.items() for layer in range(g.shape[0])]
     stacked = [(name, layer if tree.is_stacked(name) else None) for name, layer in tensors]
     full_Tnn = np.concatenate([np.asarray(g, float) for g in gram.values()])
+    full_Tnn = np.where(np.isfinite(full_Tnn), full_Tnn, np.nan)
     groups, rows = _groups(stacked)
-    all_Tnn = np.einsum("gt,tij->gij", groups, full_Tnn, optimize=True)
+    all_Tnn = np.stack([full_Tnn[member].sum(axis=0) for member in groups])
     a, b = (cosines.within(all_Tnn[:, np.asarray(x)[:, None], np.asarray(x)]) for x in (blocks_a, blocks_b))
     cross = all_Tnn[:, np.asarray(blocks_a)[:, None], np.asarray(blocks_b)]
     ab = cosines.between(cross)
@@ -127,19 +131,21 @@ def compare(
     halves = [cosines.half_cosine(x) for x in (a, b)]
     reliable = [cosines.reliability(h) for h in halves]
     for t, row in enumerate(rows):
-        row["inner"] = _record(inner, t, n, "")
-        row["cosine"] = _record(raw, t, n, "a gradient is zero")
-        why = _unmeasurable(halves, t)
+        finite = [bool(np.isfinite(x.power[t])) for x in (a, b)]
+        row["inner"] = _record(inner, t, n, NOT_FINITE)
+        row["cosine"] = _record(raw, t, n, "a gradient is zero" if all(finite) else NOT_FINITE)
+        why = _unmeasurable(halves, t) if all(finite) else NOT_FINITE
         row["disattenuated"] = _record(clean, t, n, "no signal") if why is None else missing(why, "block", n)
-        row["halves"] = [_record(h, t, x.n, "the gradient is zero") for h, x in zip(halves, (a, b), strict=True)]
-        row["reliability"] = [_record(r, t, x.n, "the gradient is zero") for r, x in zip(reliable, (a, b), strict=True)]
-        row["p"] = float(p[t])
+        own = ["the gradient is zero" if good else "the gradient is not finite" for good in finite]
+        for key, figures in (("halves", halves), ("reliability", reliable)):
+            row[key] = [_record(f, t, x.n, text) for f, x, text in zip(figures, (a, b), own, strict=True)]
+        row["p"] = None if np.isnan(p[t]) else float(p[t])
     at = len(rows) - len(stacked)  # the rows of single tensors come last
     null = _null(cross[at:], n_null, q, seed)
     squared = a.squared_norm[0] * b.squared_norm[0]
     if squared > 0:
         rows[0]["cosine"]["null"] = null_record(null["net"] / np.sqrt(squared))
-    called = benjamini_hochberg(p[at:], q)
+    called, tested = benjamini_hochberg(p[at:], q), int(np.isfinite(p[at:]).sum())
     out: dict[str, Any] = {
         "model": rows[0],
         "kinds": [r for r in rows[1:at] if r["layer"] is None],
@@ -148,22 +154,23 @@ def compare(
     }
     for word, sign in (("conflicting", -1), ("synergistic", 1)):
         names = [r["name"] for r, c, x in zip(rows[at:], called, inner.value[at:], strict=True) if c and sign * x > 0]
-        count = {"estimate": len(names), "ci95": None, "null": null_record(null[word]), "n": len(called)}
-        out[word] = {"tensors": names, "count": count | {"unit": "tensor"}}
+        count = {"estimate": len(names), "ci95": None, "null": null_record(null[word]), "n": tested, "unit": "tensor"}
+        out[word] = {"tensors": names, "count": count if tested else missing(NOT_FINITE, "tensor")}
     sums = cosines.sums_by_sign(cross[at:], np.random.default_rng(seed))
     names = ("positive", "negative", "net")
-    return out | {"cancellation": {name: _record(sums, g, n, "") | {"null": 0.0} for g, name in enumerate(names)}}
+    return out | {
+        "cancellation": {name: _record(sums, g, n, NOT_FINITE) | {"null": 0.0} for g, name in enumerate(names)}
+    }
 
 
-def _groups(tensors: list[tuple[str, int | None]]) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
+def _groups(tensors: list[tuple[str, int | None]]) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
     """The rows of `compare`: the model, kinds, layers, and every tensor by itself.
 
     Args:
       tensors: path of the leaf and layer (None if it is not stacked) of each of T tensors.
 
     Returns:
-      for each of R rows, 1 for the tensors that it sums over and 0 for the others, [R, T]; and its "name", "kind" and
-      "layer".
+      for each of R rows, which tensors it sums over, [R, T]; and its "name", "kind" and "layer".
     """
     kinds = list(dict.fromkeys(tree.kind(name) for name, _ in tensors))
     layers = sorted({layer for _, layer in tensors if layer is not None})
@@ -175,7 +182,7 @@ def _groups(tensors: list[tuple[str, int | None]]) -> tuple[NDArray[np.float64],
     rows += [{"name": kind, "kind": kind, "layer": None} for kind in kinds]
     rows += [{"name": f"layer {layer}", "kind": None, "layer": layer} for layer in layers]
     rows += [{"name": tree.label(name, i), "kind": tree.kind(name), "layer": i} for name, i in tensors]
-    return np.array(member, float), rows
+    return np.array(member), rows
 
 
 def _null(cross_Tnm: NDArray[np.float64], n_null: int, q: float, seed: int) -> dict[str, NDArray[np.float64]]:

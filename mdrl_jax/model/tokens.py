@@ -75,8 +75,8 @@ def eos_ids(tokenizer: Any) -> tuple[int, ...]:
 def _end_of_turn(tokenizer: Any) -> list[int]:
     """The token that follows a reply in a chat, as a list of one; empty if there is none.
 
-    There is none if the chat template does not print the reply as it is, or if the token is not one of the added tokens.
-    Only an added token can end a completion safely: ordinary text never contains it.
+    There is none if the chat template does not print the reply as it is, or if the token is not an added token. Only
+    an added token can end a completion safely: ordinary text never contains it.
     """
     if not tokenizer.chat_template:
         return []

@@ -13,15 +13,13 @@ from mdrl_jax.report.figures import (
     damage,
     edits,
     gradients,
-    methods,
-    planned,
-    refreshed,
-    rolled_back,
+    locality,
     routes,
     run,
     scores,
     subspace,
 )
+from mdrl_jax.report.figures.recovery import methods, planned, refreshed, rolled_back
 from mdrl_jax.report.folder import Records
 
 Item = Figure | Table
@@ -93,6 +91,14 @@ SECTIONS = (
         "How much of the second-order damage lies in the conflict subspace S, which is spanned by the leading "
         "eigenvectors of the Hessian on the shared route.",
         (subspace.removal, subspace.captured, subspace.spectrum, subspace.ladder),
+    ),
+    Section(
+        "locality",
+        "How local the theory is",
+        "The theory expands a domain's loss at its peak. Here several trainings of another domain start at one peak "
+        "and move less or more far: how far does one expansion still predict the damage, and how much of it lies in "
+        "the leading eigenvectors of the Hessian?",
+        (locality.locality,),
     ),
     Section(
         "edits",

@@ -62,8 +62,9 @@ def score(fn: RewardFunction, completion: str, check: Mapping[str, Any]) -> Scor
     """Judges one reply: the reward by style and content, the accuracy by content alone.
 
     The accuracy is `fn` of the answer. The reward is the same, unless the check has "terse" and the reply has working:
-    then the reward is `fn` of the whole reply, and `fn` is called twice. White space at the ends of the reply is
-    removed first; a check with a "prefix", the beginning of a program, keeps that of a whole reply.
+    then the reward is `fn` of the whole reply, and `fn` is called twice. White space at both ends is removed from what
+    `fn` gets. Only where the check has a "prefix", the beginning of a program, and either "terse" or no "separator",
+    does the whole reply keep it.
 
     Args:
       fn: the reward function.
@@ -103,8 +104,8 @@ def resolve(name: str) -> RewardFunction:
       name: math, code, qa, cw or an import path `module:function`, where `function` has no dots.
 
     Raises:
-      UserError: if the name is unknown, cannot be imported (whatever the module raises), lies in the main script, or
-        means nothing that can be called.
+      UserError: if the name is unknown, cannot be imported (whatever Exception the module raises), lies in the main
+        script, or means nothing that can be called.
     """
     module_name, colon, attribute = SHORT_NAMES.get(name, name).partition(":")
     choices = f"give one of {', '.join(SHORT_NAMES)}, or an import path module:function"

@@ -45,8 +45,9 @@ def program(completion: str, prefix: str = "") -> str:
     1. Code that begins with the whole prefix, white space at its ends aside, is the program alone.
     2. Code that is valid Python and defines the last top-level function or class of the prefix anew replaces it: the
        program is what the prefix has before that definition, then the code.
-    3. Otherwise the program is the prefix, then the code, whose indentation is kept. If only this makes it valid, the
-       indentation that ends the prefix is left out, because the code may begin with it again.
+    3. Otherwise the program is the prefix, then at once the code, without a line break between the two; the code keeps
+       its indentation. If only this makes it valid, the indentation that ends the prefix is left out, because the code
+       may begin with it again.
 
     Args:
       completion: the reply.

@@ -71,7 +71,9 @@ def language_is(text: str, language: str) -> bool:
 def n_sentences(text: str) -> int:
     """Counts sentences by the rule in the module's docstring. Words after the last sentence's end count as one more.
 
-    A Chinese or Japanese sentence also ends without white space after it.
+    Closing quotation marks, brackets and asterisks may follow the sign that ends a sentence, and `…` ends one too. A
+    Chinese or Japanese sentence also ends without white space after it. "I." is no initial. What has no letter or digit
+    is no sentence.
 
     >>> n_sentences("1. Mr. Doe came at 3.30 p.m. today. Why? Nobody knows")
     3
@@ -116,7 +118,7 @@ def frequency(text: str, *, keyword: str, frequency: int, relation: str) -> bool
 def forbidden_words(text: str, *, forbidden_words: Sequence[str]) -> bool:
     """Whether none of the words occurs, ignoring case. An occurrence inside a longer word is allowed.
 
-    Digits and `_` are parts of words.
+    Digits and `_` are parts of words. True for no words.
     """
     return not any(re.search(rf"(?<!\w){re.escape(w)}(?!\w)", text, re.IGNORECASE) for w in forbidden_words)
 
@@ -254,7 +256,8 @@ def number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
 def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> bool:
     """Whether there are at least `num_sections` section heads: the splitter and a number, as in "Section 1".
 
-    They count wherever they stand in the text. One space or none stands between the splitter and the number.
+    They count wherever they stand in the text. One white-space character or none stands between the splitter and the
+    number.
 
     Args:
       text: the reply.
@@ -268,7 +271,7 @@ def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> 
 def json_format(text: str) -> bool:
     """Whether the whole text is JSON of any type; a fence of three backticks, also with "json", is allowed around it.
 
-    NaN and Infinity count as JSON.
+    One end of the fence may be missing. NaN and Infinity count as JSON.
     """
     inner = re.sub(r"^```(?:json|Json|JSON)?", "", text.strip()).removesuffix("```")
     try:

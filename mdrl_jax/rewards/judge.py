@@ -191,9 +191,10 @@ def _task(check: Mapping[str, Any]) -> str:
 def rubric(completion: str, check: Mapping[str, Any]) -> float:
     """The judge's score of the reply to `check["prompt"]`, from 0 to 10, divided by 10.
 
-    `check["reference"]`, if there is one, is shown to the judge as a reference. A blank reply scores 0; the judge is
-    not asked, and the check and the settings are not looked at. The call may last until the deadline of the settings
-    (`settings`). With a cache, an answer that it has is not asked for again, and a new one is written to it.
+    `check["reference"]`, if there is one other than "", is shown to the judge as a reference. A blank reply scores 0;
+    the judge is not asked, and the check and the settings are not looked at. The call may last until the deadline of
+    the settings (`settings`). With a cache, an answer that it has is not asked for again, and a new one is written to
+    it.
 
     Args:
       completion: the reply.

@@ -39,6 +39,9 @@ Several values
 
 Texts
 - Everything else is compared as text. Words are compared without case; letters of formulas keep theirs.
+- Letters side by side are a word or a product of variables by the rules of `is_word` in `formulas/words.py`: "First" is
+  "first", and `bca` is `abc`. In a reply, three or more of the variables of the right answer are a product, unless all
+  are capitals: `xab` is `abx`.
 - A letter to choose counts with or without the text of the choice: `\text{(B) } 5` is `B`, but not 5.
 
 Numbers never wait for sympy, which is imported at its first use. Formulas of over 1000 characters are texts. The limits
@@ -61,7 +64,8 @@ def final_answer(completion: str, check: Mapping[str, Any]) -> float:
     """1.0 if the final answer of the reply equals `check["answer"]`, or one of its items if it is a list; else 0.0.
 
     The answers are compared by the rules in the module's docstring. A right answer may be a text or a number, which is
-    read as Python prints it. An empty list gives 0.0, and so does a right answer without words and signs, such as "".
+    read as Python prints it. A whole reply that is about as short as the right answer and equals it as a text counts
+    too. An empty list gives 0.0, and so does a right answer without words and signs, such as "".
 
     Raises:
       KeyError: if the check has no "answer".
@@ -84,7 +88,14 @@ def _right(completion: str, wanted: str) -> bool:
     found = extract(completion, number)
     if any(plain(f) == text for f in found if len(f) <= 4 * len(wanted) + 100):
         return True
-    return bool(found) and equal(parse(found[0]), gold)
+    if not found:
+        return False
+    answer = parse(found[0])
+    if equal(answer, gold):
+        return True
+    letters = frozenset(n.name for n in children(gold) if n.kind == "symbol" and len(n.name) == 1)
+    again = parse(found[0], letters)  # "xab" is no word beside "abx"
+    return again != answer and equal(again, gold)
 
 
 def equal(answer: Node, wanted: Node) -> bool:
@@ -101,12 +112,12 @@ def equal(answer: Node, wanted: Node) -> bool:
     answer, wanted = _as_pair(answer, wanted), _as_pair(wanted, answer)
     if "text" in (answer.kind, wanted.kind):
         return answer.kind == wanted.kind and answer.name == wanted.name != ""
-    if (gaps := intervals(wanted)) is not None and (found := intervals(answer)) is not None:
-        names = {name for name in (variable(answer), variable(wanted)) if name}
-        return len(names) < 2 and _same_intervals(found, gaps)
     if answer.kind == "list" and answer.name == "or" and wanted.kind not in ("list", "set", "plusminus", "relation"):
         if all(equal(a, wanted) for a in answer.args):  # "1/2 or 0.5"
             return True
+    if (gaps := intervals(wanted)) is not None and (found := intervals(answer)) is not None:
+        names = {name for name in (variable(answer), variable(wanted)) if name}
+        return len(names) < 2 and _same_intervals(found, gaps)
     label, value = _settled(answer)
     gold_label, gold = _settled(wanted)
     if gold is None or (gold_label is not None and not _is_name(gold_label)):
@@ -251,7 +262,8 @@ def _same_relation(a: Node, b: Node) -> bool:
     turned = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
     if a.name != b.name:
         a = Node("relation", a.args[::-1], turned.get(a.name, ""))
-    return a.name == b.name and all(_same_value(*pair) for pair in zip(a.args, b.args, strict=True))
+    orders = (a.args, a.args[::-1]) if a.name == "!=" else (a.args,)
+    return a.name == b.name and any(all(_same_value(*pair) for pair in zip(o, b.args, strict=True)) for o in orders)
 
 
 def _same_intervals(a: list[Interval], b: list[Interval]) -> bool:

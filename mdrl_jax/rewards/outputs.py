@@ -24,7 +24,7 @@ def same_output(got: str, wanted: str, tolerance: float = 0.0, layout: str = "li
       wanted: the wanted output.
       tolerance: the largest error of a number, absolute or relative to the wanted number, as in Codeforces' checkers:
         |got − wanted| ≤ tolerance × max(1, |wanted|). 0 wants equal numbers. It must not be NaN. Numbers of over 1000
-        characters are compared as texts.
+        characters are compared as texts, and so are "inf" and "nan".
       layout: "lines" wants the same words in each line, and empty lines between others count; "words" ignores where
         lines end. Any other text means "lines".
 

@@ -114,8 +114,10 @@ def _answers(check: Mapping[str, Any]) -> list[str]:
 def exact_match(completion: str, check: Mapping[str, Any]) -> float:
     """1.0 if the reply equals one of the answers in `check["answer"]`, else 0.0.
 
-    Numbers are equal if their values are ("1,000" and "1000.0"; not "-3.5" and "35"), other texts if they are equal
-    when normalized (`normalized`). `check["answer"]` is one answer or a list of accepted ones, each a text or a number.
+    Numbers are equal if their values are ("1,000" and "1000.0"; not "-3.5" and "35"); the signs $, € and £ before them,
+    and a percent sign and a period after them, do not count. Other texts are equal if they are when normalized
+    (`normalized`), and those without words if they are the same; a blank reply earns 0. `check["answer"]` is one answer
+    or a list of accepted ones, each a text or a number.
 
     Raises:
       KeyError: if the check has no "answer".

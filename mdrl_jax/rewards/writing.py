@@ -9,8 +9,9 @@ prompts, weighted by the number of constraints. The loose functions count a cons
 text or for one of its variants: without the first line, without the last line, without both, and each of these four
 without asterisks.
 
-A word is a run of letters and digits, with apostrophes and hyphens inside it. The kinds below ignore case. An empty
-text satisfies no constraint, not even one that only forbids something; otherwise silence would earn a reward.
+A word is a run of letters and digits, with apostrophes and hyphens inside it. The kinds below ignore case. In
+`satisfied` and the rewards, a blank text satisfies no constraint, not even one that only forbids something; otherwise
+silence would earn a reward.
 
 A parameter that is a word must be a single word by this definition; another text, such as "New York", is never found.
 The types of parameters are not checked. A wrong one raises TypeError or AttributeError, or the constraint just fails.
@@ -27,7 +28,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 def words(text: str) -> list[str]:
-    """Returns the words of `text` in order, in lower case."""
+    """Returns the words of `text` in order, in lower case, a repeated one each time; [] if it has none."""
     return _WORD.findall(text.lower())
 
 
@@ -37,7 +38,7 @@ def include(text: str, *, word: str) -> bool:
 
 
 def word_count(text: str, *, count: int) -> bool:
-    """Whether there are exactly `count` words."""
+    """Whether there are exactly `count` words; a text without words has 0."""
     return len(words(text)) == count
 
 
@@ -63,7 +64,10 @@ def no_repeats(text: str) -> bool:
 
 
 def order(text: str, *, words: Sequence[str]) -> bool:
-    """Whether all of `words` occur in this order, a repeated one each time; other words may stand between them."""
+    """Whether all of `words` occur in this order, a repeated one each time; other words may stand between them.
+
+    True for no `words`.
+    """
     rest = iter(_WORD.findall(text.lower()))
     return all(word.lower() in rest for word in words)
 
@@ -73,7 +77,7 @@ def repetition(text: str, *, n: int, most: float) -> bool:
 
     Args:
       text: the reply. A text of fewer than `n` words fails.
-      n: words in a run, at least 1. Runs overlap: one begins at each word that has n − 1 words after it.
+      n: words in a run, at least 1 (not checked). Runs overlap: one begins at each word that has n − 1 words after it.
       most: the largest share of repeats that still passes, in [0, 1]. 0 allows none.
     """
     found = words(text)
@@ -90,7 +94,8 @@ def length(text: str, *, length: int) -> float:
         max(0, 1 − (length / n − 1) / 2)  otherwise.
 
     It is 1 at the wanted length. It is 0 from four times the wanted length up, and from a third of it down. As
-    published, a word is a run of unaccented Latin letters or a single Chinese character.
+    published, a word is a single Chinese character, or a run of unaccented Latin letters beside which no other letter,
+    digit or `_` stands: "don't" has two words, and "café" and "x1" have none.
 
     Args:
       text: the reply; one without words scores 0.

@@ -29,9 +29,10 @@ LossFn = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, Pair]]
 
 @section
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101), after the gradient is clipped by its global norm.
+    """AdamW (arXiv 1711.05101) or plain gradient descent, after the gradient is clipped by its global norm.
 
     Attributes:
+      name: "adamw", or "sgd" for gradient descent without momentum, which does not read `b1`, `b2` and `eps`.
       b1: decay rate of the mean of gradients.
       b2: decay rate of the mean of squared gradients.
       eps: added to the root of the mean of squared gradients.
@@ -39,9 +40,10 @@ class OptimizerConfig:
       clip_norm: largest norm of the gradient, over all parameters together; 0: no clipping.
 
     Raises:
-      UserError: if b1 or b2 is not in [0, 1), or another value is below 0.
+      UserError: if the name is another, if b1 or b2 is not in [0, 1), or if another value is below 0.
     """
 
+    name: str = "adamw"
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -49,6 +51,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.name not in ("adamw", "sgd"):
+            raise UserError(f"optimizer.name={self.name!r} is not known; known: adamw, sgd")
         for field in ("b1", "b2"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not valid; 0 <= {field} < 1")
@@ -98,18 +102,19 @@ def make_optimizer(
     step, so that one compilation serves all its values.
 
     Args:
-      config: constants of AdamW, and the clipping.
+      config: the optimizer's constants, and the clipping.
       transforms: what the stage adds.
 
     Returns:
-      the chain, in this order: `transforms.gradient`, clipping, Adam, weight decay (weight_decay × parameter is added),
-      `transforms.update`. Its `update` needs the parameters.
+      the chain, in this order: `transforms.gradient`, clipping, Adam (unless it is plain gradient descent), weight
+      decay (weight_decay × parameter is added), `transforms.update`. Its `update` needs the parameters.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     return optax.chain(
         *transforms.gradient,
         clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        adam if config.name == "adamw" else optax.identity(),
         optax.add_decayed_weights(config.weight_decay),
         *transforms.update,
     )

@@ -92,7 +92,8 @@ def sequence(
     """Selects the stages of a run that the interference analysis compares.
 
     These are the stages named after a domain that precede the first refresh; all stages that trained one domain from
-    the base model (`solo-*`, `again-*`); and the supervised stages of one domain (`sft-*`). If a selected domain stage
+    the base model (`solo-*`, `again-*`); and the supervised stages of one domain (`sft-*`). Stages with a label
+    (`@`) are left out. If a selected domain stage
     starts from a stage that is not selected, its start is taken to be the selected stage before it, or "base".
 
     Args:
@@ -108,7 +109,7 @@ def sequence(
     solos: list[Trained] = []
     supervised: list[Supervised] = []
     refreshed = False
-    for stage in stages:
+    for stage in (s for s in stages if "@" not in s.name):
         refreshed = refreshed or stage.name.startswith("refresh-")
         if stage.name in DOMAINS and not refreshed:
             known = {BASE, *(t.name for t in trained)}

@@ -213,21 +213,23 @@ def hierarchical_bootstrap(values_N: ArrayLike, replicates_NR: ArrayLike, unit: 
 
     Args:
       values_N: the figure of each of at least two seeds.
-      replicates_NR: for each of the same seeds (not checked), the figure on R ≥ 2 draws, with replacement, of the
-        prompts. Replicate r of every seed has the same draw.
+      replicates_NR: for each of the same seeds, the figure on R ≥ 2 draws, with replacement, of the prompts. Replicate
+        r of every seed has the same draw.
       unit: of the figure.
 
     Returns:
       The estimate, with the number of seeds as its `n`. Only its interval and standard error depend on the replicates.
 
     Raises:
-      ValueError: if seeds have different numbers of replicates, or none.
+      ValueError: if seeds have different numbers of replicates, or none, or if there are not as many seeds as figures.
       ZeroDivisionError: if there is only one seed.
     """
     values, replicates = np.asarray(values_N, float), np.asarray(replicates_NR, float)
     n = replicates.shape[0]
     if replicates.ndim != 2 or replicates.size == 0:
         raise ValueError(f"every seed needs the same number of replicates, not an array of shape {replicates.shape}")
+    if values.shape != (n,):
+        raise ValueError(f"{values.size} figures of seeds, but replicates of {n}")
     common_R = replicates.mean(axis=0)
     apart = float((replicates - common_R).var(axis=1, ddof=1).mean()) * n / (n - 1)
     of_seeds = float(values.var(ddof=1)) / n

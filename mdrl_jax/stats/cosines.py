@@ -214,15 +214,15 @@ def inner_product(ab: Between) -> tuple[StackedEstimates, Array]:
 
     Returns:
       (the inner products, the p-values), with the leading axes of `ab`. Where all products of blocks are equal the
-      interval has no width, and p is 1 if they are 0, otherwise 0. Where a product is nan, the inner product and its
-      interval are nan, and p is 1.
+      interval has no width, and p is 1 if they are 0, otherwise 0. Where a product is nan, the inner product, its
+      interval and p are nan.
     """
     n, m = ab.of_a.shape[-1], ab.of_b.shape[-1]
     excess = ab.pair / (n * m)
     error, dof = _error([(ab.of_a, excess), (ab.of_b, excess)], excess, (n - 1) * (m - 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stdtr(dof, -np.abs(ab.inner) / error)
-    return _student(ab.inner, (error, dof)), np.where(np.isnan(p), 1.0, p)
+    return _student(ab.inner, (error, dof)), np.where((ab.inner == 0) & (error == 0), 1.0, p)
 
 
 def raw_cosine(ab: Between, a: Within, b: Within) -> StackedEstimates:

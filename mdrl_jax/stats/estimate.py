@@ -316,11 +316,12 @@ def ratio_of_means(
       unbounded, because that of the denominator includes 0 or is nan. A nan in `num_P` makes the estimate nan.
 
     Raises:
-      ValueError: if the two differ in their number of prompts, or `groups` does from both; not checked if `num_P` has
-        fewer than two prompts.
+      ValueError: if the two differ in their number of prompts, or if there are prompts and `groups` differs from both.
     """
     num, den = np.asarray(num_P, float), np.asarray(den_P, float)
-    if num.size < 2:
+    if num.shape != den.shape:
+        raise ValueError(f"a ratio needs the same prompts: {num.size} against {den.size}")
+    if not num.size:
         return None
     n, ((var_num, cov), (_, var_den)) = _clusters([num, den], groups)
     if n < 2:

@@ -101,3 +101,20 @@ def test_agreement_without_solo_stages_or_with_an_edit_that_changes_nothing():
     assert test and np.isfinite(test.means).all()
     each = [p["spearman"]["estimate"] or 0.0 for p in found["pairs"]]
     assert found["agreement"]["estimate"] == pytest.approx(np.mean(each))
+
+
+def test_domains_with_few_prompts_have_no_correlation_anywhere():
+    pairs = solo_pairs(0.7)
+    of_code = [p for p in pairs if p["domain"] == "code"]
+    rest = [p for p in pairs if p["domain"] != "code"]
+    for few in (0, 2):
+        cut = [p | {key: p[key][:few] for key in ("predicted", "measured")} for p in of_code]
+        found, test = assembly.solo_agreement(cut + rest)
+        assert [p["edit"] for p in found["pairs"]] == [p["edit"] for p in pairs]
+        assert [p["spearman"]["reason"] for p in found["pairs"][:3]] == [f"{few} prompts with a success: too few"] * 3
+        each = [p["spearman"]["estimate"] for p in found["pairs"][3:]]
+        assert found["agreement"]["estimate"] == pytest.approx(np.mean(each)) and found["agreement"]["n"] == 120
+        assert test and test.means.size == 216
+        found, test = assembly.solo_agreement(cut)
+        assert test is None and found["agreement"]["estimate"] is None and len(found["pairs"]) == 3
+        assert found["agreement"]["reason"] == "no domain with a solo stage has 3 prompts with a success"

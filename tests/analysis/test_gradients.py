@@ -232,6 +232,40 @@ def test_a_tensor_without_gradient_is_reported_as_such() -> None:
         gradients.compare(gram, range(3), range(6, 12))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_has_no_figures_and_leaves_the_other_tensors_theirs(bad: float) -> None:
+    gram = simulated_gram(np.random.default_rng(8), np.full((2, 3), 0.8), 8, 0.9)
+    whole = gradients.compare(gram, range(8), range(8, 16))
+    gram["layers/q/kernel"][1, 3, :] = gram["layers/q/kernel"][1, :, 3] = bad  # one block of A in one tensor
+    found = gradients.compare(gram, range(8), range(8, 16))
+    rows = {row["name"]: row for row in (found["model"], *found["kinds"], *found["layers"], *found["tensors"])}
+    same = {row["name"]: row for row in (*whole["kinds"], *whole["layers"], *whole["tensors"])}
+    lost = ("model", "q", "layer 1", "layers/q/kernel[1]")
+    for name in lost:
+        row = rows.pop(name)
+        assert row["p"] is None
+        for figure in (row["inner"], row["cosine"], row["disattenuated"]):
+            assert figure["estimate"] is None and figure["reason"] == "a gradient is not finite"
+        for key in ("halves", "reliability"):
+            assert row[key][0]["reason"] == "the gradient is not finite" and row[key][1]["estimate"] is not None
+    assert rows == {name: row for name, row in same.items() if name not in lost}
+    assert all(f["reason"] == "a gradient is not finite" for f in found["cancellation"].values())
+    assert found["synergistic"]["tensors"] == [n for n in whole["synergistic"]["tensors"] if n not in lost]
+    assert found["synergistic"]["count"]["n"] == whole["synergistic"]["count"]["n"] - 1 == 5
+    json.dumps(found, allow_nan=False)
+    every = gradients.compare({"norm": np.full((1, 16, 16), bad)}, range(8), range(8, 16))
+    assert every["conflicting"]["tensors"] == [] and every["conflicting"]["count"]["estimate"] is None
+    json.dumps(every, allow_nan=False)
+
+
+def test_a_product_that_is_not_finite_has_no_p_value() -> None:
+    gram = np.zeros((3, 4, 4))
+    gram[1, 0, 0], gram[2] = np.nan, 1.0
+    figure, p = cosines.inner_product(cosines.between(gram))
+    np.testing.assert_array_equal(p, [1.0, np.nan, 0.0])
+    assert figure.estimate(1, 8) is None
+
+
 def random_tree(seed: int) -> Any:
     rng = np.random.default_rng(seed)
     make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731

@@ -19,7 +19,7 @@ from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.folder import Records
 from mdrl_jax.workfolder import resolved
 from tests.report import browser
-from tests.report.figures.test_refreshed_figures import record as refresh
+from tests.report.figures.recovery.test_refreshed_figures import record as refresh
 
 DOMAINS = ("math", "qa")
 

@@ -152,7 +152,12 @@ def test_fieller_is_undefined_exactly_where_the_denominator_includes_zero() -> N
     assert st.fieller(1.0, t * 0.5 * 0.999, 0.2, 0.25, 0.0, 10) is None
     assert st.fieller(0.0, 0.0, 0.0, 0.0, 0.0, 10) is None
     assert st.fieller(1.0, 1.0, 0.1, 0.1, 0.0, 0) is None
-    assert st.ratio_of_means([1.0], [1.0]) is None
+    assert st.ratio_of_means([1.0], [1.0]) is None and st.ratio_of_means([], []) is None
+    for num, den in (([1.0], [1.0, 2.0]), ([], [1.0]), ([1.0, 2.0, 3.0], [1.0])):
+        with pytest.raises(ValueError, match=f"{len(num)} against {len(den)}"):
+            st.ratio_of_means(num, den)
+    with pytest.raises(ValueError, match="groups has shape"):
+        st.ratio_of_means([1.0], [1.0], groups=[0, 1])
 
 
 def test_fieller_agrees_with_the_bootstrap_on_easy_data() -> None:
@@ -204,6 +209,8 @@ def test_interval_over_eight_seeds_is_students_without_an_effect_of_shared_promp
     assert e.high - e.low == pytest.approx(alone.high - alone.low, rel=0.08)
     with pytest.raises(ValueError, match="replicates"):
         bootstrap.hierarchical_bootstrap(values, np.zeros((40, 0)))
+    with pytest.raises(ValueError, match="39 figures of seeds, but replicates of 40"):
+        bootstrap.hierarchical_bootstrap(values[1:], replicates)
 
 
 def test_scaling_turns_with_the_sign() -> None:

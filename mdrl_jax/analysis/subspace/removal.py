@@ -51,6 +51,7 @@ N_RANDOM = 40
 SHARE = "share of the damage"
 NO_SUCCESS = "one half of the prompts has no completion that succeeded"
 NONE = "one half of the prompts has no eigenvector to remove"
+NO_RANDOM = "no random piece was removed"
 OPEN = "the interval of the damage includes 0"
 Floats = NDArray[np.float64]
 
@@ -165,8 +166,24 @@ def elsewhere(
       UserError: as in `lanczos.block_lanczos`, for example because the space is too small for the steps.
       ValueError: if a damage is not finite, or as in `conflict.pack`.
     """
-    config, seed = probe.runtime.config.analyze, jax.random.key(probe.runtime.config.seed)
-    space = Space(
+    space = whole(name, start, displacement, support, probe.along)
+    found, eigenvalues = search(probe, name, start, support, sample, progress)
+    if not found:
+        return _nothing(space, (0, 0), UNITS["success_nll"], NO_SUCCESS)
+    return of_sample(probe, space, sample, found, progress) | {"eigenvalues": eigenvalues}
+
+
+def whole(name: str, start: Any, displacement: Any, support: Any, along: Callable[..., Any]) -> Space:
+    """A space whose vectors are trees of all parameters.
+
+    Args:
+      name: of the space, for the record.
+      start: θ*_A, a tree of all parameters.
+      displacement: D, a tree like `start`.
+      support: 1 at the parameters of the space and 0 elsewhere, a tree that can be broadcast to `start`.
+      along: (x, v, α) -> x + αv, on trees like `start`.
+    """
+    return Space(
         name=name,
         size=sum(jax.tree.leaves(jax.tree.map(lambda x, s: int(np.sum(s)) * (x.size // s.size), start, support))),
         start=start,
@@ -174,20 +191,43 @@ def elsewhere(
         part=inside(displacement, support),
         support=support,
         lift=lambda vector: vector,
-        along=probe.along,
+        along=along,
     )
+
+
+def search(
+    probe: Probe, name: str, start: Any, support: Any, sample: Sample, progress: Callable[[str], None]
+) -> tuple[list[tuple[Any, int]], list[list[float]]]:
+    """Finds S on each half of the prompts, for the success NLL, among the parameters of a support.
+
+    Args:
+      probe: the compiled device programs and the configuration.
+      name: of the space, for `progress`.
+      start: θ*_A, a tree of all parameters.
+      support: 1 at the parameters of the space and 0 elsewhere, a tree that can be broadcast to `start`.
+      sample: completions of domain A, sampled at θ*_A.
+      progress: told what is being computed.
+
+    Returns:
+      (found, eigenvalues): for each half, (the converged eigenvectors, their number), and their eigenvalues, the
+      largest first. Both are empty if no completion succeeded in one half.
+
+    Raises:
+      UserError: as in `lanczos.block_lanczos`, for example because the space is too small for the steps.
+    """
+    config, seed = probe.runtime.config.analyze, jax.random.key(probe.runtime.config.seed)
     found, eigenvalues = [], []
     for i, part in enumerate(halves_of(sample)):
         packed = pack(probe, "success_nll", sample, part)
         if packed.sample.n_prompts == 0:
-            return _nothing(space, (0, 0), UNITS["success_nll"], NO_SUCCESS)
+            return [], []
         product = probe.hessian(start, (), probe.rows(packed.sample, packed.batch), packed.n, support)
         block = inside_block(random_block(jax.random.fold_in(seed, i), start, config.lanczos_block), support)
         told = lambda done, total, i=i: progress(f"{name}, half {i + 1}: Lanczos {done} of {total}")  # noqa: E731
         spectrum = block_lanczos(product, block, config.lanczos_steps, config.vectors, told).converged()
         found.append((spectrum.vectors, spectrum.values.size))
         eigenvalues.append(spectrum.values.tolist())
-    return of_sample(probe, space, sample, found, progress) | {"eigenvalues": eigenvalues}
+    return found, eigenvalues
 
 
 def of_sample(
@@ -244,7 +284,7 @@ def measure(
       unit: of the damage ("nats").
       ks: dimensions k on the curve, ascending, at least one. A half with fewer vectors to read uses those that it has.
         S of all other figures has the last k.
-      n_random: number of random pieces, at least 1. With 0, "margins" have no estimate.
+      n_random: number of random pieces. With 0, the "margin" over them has no estimate.
       progress: told what is being computed.
 
     Returns:
@@ -429,24 +469,25 @@ class _Figures:
         """
         shares = [] if self.reason else [float(1 - left_R[0] / self.total_R[0]) for left_R in self.random]
         head = {"name": "random", "n": len(self.random), "shares": shares, "band95": band(shares) if shares else None}
-        if not self.random:
-            absent = missing(NONE, SHARE, self.n, 0.0)
+        if absent := self._absent(top):
             return [head | {"margin": absent}, {"name": "complement", "share": absent, "margin": absent}]
-        # The best piece leaves least of a damage, and most of a gain.
-        best_R = np.where(self.total_R > 0, np.min(self.random, axis=0), np.max(self.random, axis=0))
-        rest_R = self.mean_R["complement"]
+        margin = missing(NO_RANDOM, SHARE, self.n, 0.0)
+        if self.random:
+            # The best piece leaves least of a damage, and most of a gain.
+            best_R = np.where(self.total_R > 0, np.min(self.random, axis=0), np.max(self.random, axis=0))
+            margin = self._share(best_R - self.mean_R[top])
         return [
-            head | {"margin": self._share(best_R - self.mean_R[top])},
+            head | {"margin": margin},
             {
                 "name": "complement",
                 "share": self.undone("complement"),
-                "margin": self._share(rest_R - self.mean_R[top]),
+                "margin": self._share(self.mean_R["complement"] - self.mean_R[top]),
             },
         ]
 
     def strongest(self) -> float | None:
         """The largest share that one of the other pieces undoes; None if shares are undefined."""
-        if self.reason or not self.random:
+        if self.reason or "complement" not in self.mean_R:
             return None
         return float(max(1 - left_R[0] / self.total_R[0] for left_R in (*self.random, self.mean_R["complement"])))
 

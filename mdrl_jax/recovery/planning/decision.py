@@ -6,6 +6,7 @@ their steps. After that their names decide.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -167,14 +168,15 @@ def _said(outlook: Outlook, domain: str, model: Model, n: int) -> tuple[Shift, M
       outlook: the measurements of the action.
       domain: the domain.
       model: error model of the first order.
-      n: number of prompts of the current score, the degrees of freedom plus 1 of a rollback's interval.
+      n: number of prompts of the current score, the degrees of freedom plus 1 of a rollback's interval. With a single
+        prompt there is no such interval.
     """
     by = outlook.reweighted.get(domain)
     if by is None or by.shift is None:
         return outlook.shifts[domain], model
     # The parameters after a rollback are known exactly, so only the sampling error of the weights remains.
     if outlook.action.kind == "rollback":
-        return by.shift, Model(0.0, 0.0, outlook.size, n)
+        return by.shift, Model(0.0, 0.0 if n > 1 else math.inf, outlook.size, n)
     return by.shift, dataclasses.replace(model, bend=0.0)
 
 

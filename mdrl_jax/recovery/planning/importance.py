@@ -46,19 +46,21 @@ def reweighted(log_ratio_PG: ArrayLike, rewards_PG: ArrayLike) -> Reweighted:
 
     Args:
       log_ratio_PG: ln π_θ'(o | q) − ln π_θ(o | q), in nats, of G completions of each of P prompts, sampled at θ.
-      rewards_PG: rewards in [0, 1] of these completions, an array of the same shape, which is not checked.
+      rewards_PG: rewards in [0, 1] of these completions, an array of the same shape.
 
     Returns:
       The shift, with the effective number of completions; no shift if that number is below `ENOUGH`. The standard error
       is infinite if there is only one prompt.
 
     Raises:
-      ValueError: if there are no completions.
+      ValueError: if there are no completions, or if the two arrays do not have the same shape.
 
     >>> reweighted([[0.0, 0.0]] * 50, [[1.0, 0.0]] * 50)
     Reweighted(effective=100.0, shift=Shift(value=0.0, stderr=0.0))
     """
     ratio_PG, rewards_PG = np.asarray(log_ratio_PG, float), np.asarray(rewards_PG, float)
+    if ratio_PG.shape != rewards_PG.shape:
+        raise ValueError(f"log-ratios of shape {ratio_PG.shape}, but rewards of shape {rewards_PG.shape}")
     w_PG = np.exp(ratio_PG - ratio_PG.max())
     effective = float(w_PG.sum() ** 2 / np.sum(w_PG * w_PG))
     if effective < ENOUGH:

@@ -3,7 +3,7 @@
 import re
 
 WINDOW = 120  # characters before and after a number or a box that are looked at
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)?|\\\\|\\?[{}]")
+_BOX = re.compile(r"\\(?:boxed|fbox(?![a-zA-Z]))\s*(\{)?|\\\\|\\?[{}]")
 _JOINER = re.compile(
     r"[\s$*.\\()\[\]]*(?:(?:,|;|/|&|\||\bvs\b|\bversus\b|\\quad|\\text\{|\}|\bor\b|\band\b|\beither\b|\balso\b"
     r"|\belse\b|\bpossibly\b|\bmaybe\b|\bperhaps\b|\balternatively\b|\botherwise\b|\bthe\b|\banswer\b"
@@ -36,25 +36,29 @@ DENIED_AFTER = re.compile(
     r"|cannot\sbe\b|can['’]t\sbe\b|could\snot\sbe\b|\((?:wrong|incorrect)\b|\?)",
     re.IGNORECASE,
 )
-_SPANS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_MARK = re.compile(r"\\.|\$\$?", re.DOTALL)  # the signs that start and end formulas, and escaped characters
+_OPENING = {"$": ("$", "$$"), "$$": ("$$",), "\\)": ("\\(",), "\\]": ("\\[",)}
 
 
 def last_boxed(text: str) -> str | None:
     r"""Returns the content of the last `\boxed{...}` or `\fbox{...}` whose braces balance; None if there is none.
 
-    Of nested boxes it is the outermost. `\boxed 5` boxes the next character, unless that is white space, a brace, a
-    backslash or a dollar sign. The content is not stripped, and is "" for an empty box.
+    Of nested boxes it is the outermost. `\boxed 5` boxes the next character, as `boxes` says. The content is not
+    stripped, and is "" for an empty box.
     """
     found = boxes(text)
     return text[slice(*found[-1][1])] if found else None
 
 
 def boxes(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """All outermost boxes of a text whose braces balance, in order.
+    r"""All outermost boxes of a text, `\boxed{...}` and `\fbox{...}`, whose braces balance, in order.
+
+    A box without braces, `\boxed 5` or `\fbox5`, has the next character, unless that is white space, a brace, a
+    backslash or a dollar sign. `\fbox` right before a letter, as in `\fboxsep`, is another command.
 
     Returns:
       For each box ((start, end) of the whole box, (start, end) of its content without the braces). The ends are
-      exclusive, as in slices. Empty boxes are among them.
+      exclusive, as in slices. Empty boxes are among them. [] if there are none.
     """
     closed: list[tuple[tuple[int, int], tuple[int, int]]] = []
     open_braces: list[tuple[int, int] | None] = []  # (start, start of the content) of a box; None for another brace
@@ -70,7 +74,7 @@ def boxes(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
                 closed.append(((start[0], match.end()), (start[1], match.start())))
         elif match[1]:
             open_braces.append((match.start(), match.end()))
-        elif token.startswith(("\\boxed", "\\fbox")) and match.end() < len(text) and match.end() > match.start() + 5:
+        elif token.startswith(("\\boxed", "\\fbox")) and match.end() < len(text):
             if not text[match.end()].isspace() and text[match.end()] not in "{}\\$":
                 closed.append(((match.start(), match.end() + 1), (match.end(), match.end() + 1)))
     return closed
@@ -89,24 +93,33 @@ def span_at_end(text: str) -> tuple[int, int] | None:
     """Where the formula that ends last starts and ends, without its dollar signs or brackets; None if there is none.
 
     Of each kind of sign (dollar signs, round and square LaTeX brackets) only the last formula is looked at, and only if
-    it is not blank. The end is exclusive.
+    it is not blank. An escaped sign is none: neither the dollar sign of `\\$5` nor the bracket after the line break
+    `\\\\`. A single dollar sign before a number, "$5", may start a formula, but ends none. Other prices in dollar signs
+    are taken for formulas. The end is exclusive.
     """
+    marks = [match.span() for match in _MARK.finditer(text)]
     best: tuple[int, int] | None = None
-    for left, right in _SPANS:
-        end = text.rfind(right)
-        if left == "$" and text.startswith("$", end - 1) and end > 0:  # $$...$$
-            left = right = "$$"
-            end -= 1
-        start = text.rfind(left, 0, max(end, 0))
-        if start >= 0 and text[start + len(left) : end].strip() and (best is None or end > best[1]):
-            best = start + len(left), end
+    for closing in (("$", "$$"), ("\\)",), ("\\]",)):
+        last = next((k for k in reversed(range(len(marks))) if _closes(text, marks[k], closing)), None)
+        if last is None:
+            continue
+        end, opening = marks[last][0], _OPENING[text[slice(*marks[last])]]
+        start = next((m[1] for m in reversed(marks[:last]) if text[slice(*m)] in opening), None)
+        if start is not None and text[start:end].strip() and (best is None or end > best[1]):
+            best = start, end
     return best
 
 
-def without_denied_boxes(text: str) -> str:
-    """The text without boxes that it denies: "not \\boxed{5}", "\\boxed{5} is wrong". A space takes their place.
+def _closes(text: str, mark: tuple[int, int], closing: tuple[str, ...]) -> bool:
+    """Whether a mark is one of the closing ones, and no dollar sign of a price."""
+    sign = text[slice(*mark)]
+    return sign in closing and not (sign == "$" and re.match(r"\.?[0-9]", text[mark[1] : mark[1] + 2]))
 
-    The words that deny a box stand beside it, within 120 characters.
+
+def without_denied_boxes(text: str) -> str:
+    """The text without boxes that it denies or asks: "not \\boxed{5}", "\\boxed{5} is wrong", "\\boxed{5}?".
+
+    A space takes the place of such a box; the words that deny it stay. They stand right before or after the box.
     """
     kept: list[str] = []
     done = 0
@@ -126,9 +139,16 @@ def _denied(text: str, start: int, end: int) -> bool:
 def boxed_answer(text: str) -> str | None:
     """The content of the last box, with the answers that are joined to it; None if there is no box.
 
-    Blank boxes do not count. Answers are joined to a box as `reply.py` says: by "or", "and" or a comma between boxes,
-    or by "or" beside one box. The result then has all of them in order, without dollar signs, with a LaTeX "or" or
-    "and" between them. A single content is returned as it stands.
+    Blank boxes do not count. What is joined to the last box, within 120 characters:
+
+    - the box before it, and so on, if between the two an "or" comes first, in the same sentence, or only signs and
+      words that join: "or", "and", "maybe" and the like, a comma, a semicolon, a slash, "&" or "|";
+    - a number, a capital letter up to J or a word such as "yes" or "five" that follows the last box after an "or";
+    - the same, or a formula in dollar signs, before an "or" that precedes the box, if nothing else is joined.
+
+    The result then has all of them in order, without dollar signs and periods at their ends, with `\\text{ and }`
+    between all of them if "and" or a comma joins some and "or" none, else with `\\text{ or }`. A single content is
+    returned as it stands.
     """
     found = [box for box in boxes(text) if text[slice(*box[1])].strip(" ~\\,;")]
     if not found:

@@ -13,14 +13,18 @@ _MINUS_INFINITY = Node("negative", (_INFINITY,))
 
 
 def intervals(node: Node) -> list[Interval] | None:
-    """The intervals of a set of numbers: of an inequality, a pair in brackets, the real numbers, or a union of these.
+    """The intervals of a set of numbers. These sets have some:
 
-    The pair (1,2) is also an interval. `x > 1, x < 3` is one interval. `x \\ne 3`, or the real numbers without `{3}`,
-    has two.
+    - a pair in brackets, `(1,2)` or `[0,1)`, of any values in any order; `x \\in` may stand before any of these sets;
+    - the real numbers, and the real numbers without a set of points: one point, or several with rational values;
+    - an inequality in which one side is a variable and the others have none, such as `x < 1`, `0 < x < 1`, `x \\ne 3` or
+      `3 \\ne x`; and two that bound the same variable from both sides, `x > 1, x < 3`;
+    - a union of these by `\\cup` or "or"; the inequalities and `x \\in` that "or" joins have the same variable.
 
     Returns:
-      (left bracket, left end, right end, right bracket) of each interval, in the order of the node; ends at infinity
-      are nodes too. None if the node is no such set.
+      (left bracket, left end, right end, right bracket) of each interval, in the order of the node; points that are
+      left out are sorted. Ends at infinity are nodes too. The intervals of a union are not merged. None if the node is
+      no such set, or if the two inequalities have no number in common.
     """
     if node.kind == "relation":
         return _from_inequality(node)
@@ -30,22 +34,23 @@ def intervals(node: Node) -> list[Interval] | None:
         return [("(", _MINUS_INFINITY, _INFINITY, ")")]
     if node.kind == "difference" and node.args[0] == Node("symbol", (), "\\mathbb{R}") and node.args[1].kind == "set":
         return _without(list(node.args[1].args))
-    if node.kind == "list" and node.name == "," and len(node.args) == 2 and variable(node):
+    relations = sum(arg.kind == "relation" for arg in node.args)
+    if node.kind == "list" and node.name == "," and len(node.args) == relations == 2 and variable(node):
         return _between(*node.args)
     if node.kind == "union" or (node.kind == "list" and node.name == "or"):
         parts = [intervals(arg) for arg in node.args]
-        variables = {variable(arg) for arg in node.args} if node.kind == "list" else set[str]()
-        if any(p is None for p in parts) or len(variables) > 1 or "" in variables:
+        if any(p is None for p in parts) or (relations and not variable(node)):
             return None
         return [i for p in parts for i in p or []]
     return None
 
 
 def _between(a: Node, b: Node) -> list[Interval] | None:
-    """The interval of `x>1` and `x<3`; None if no x fulfils both, or one of the two is enough."""
-    (low, *_), (high, *_) = intervals(a) or [None], intervals(b) or [None]
-    if low is None or high is None:
+    """The interval of `x>1` and `x<3`; None if no x fulfils both, one of the two is enough, or one has two intervals."""
+    lows, highs = intervals(a) or [], intervals(b) or []
+    if len(lows) != 1 or len(highs) != 1:
         return None
+    low, high = lows[0], highs[0]
     if low[1] == _MINUS_INFINITY:
         low, high = high, low
     if low[2] != _INFINITY or high[1] != _MINUS_INFINITY or not proof.less(low[1], high[2]):
@@ -54,12 +59,13 @@ def _between(a: Node, b: Node) -> list[Interval] | None:
 
 
 def variable(node: Node) -> str:
-    """The variable of a relation, or of a list of relations that all have the same; "" if there is none, or several.
+    """The variable of a relation, or of the relations in a list if all have the same; "" if there is none, or several.
 
-    Only a variable that is a whole side counts: `x < 1` has one, and `2x < 1` has none.
+    Only a variable that is a whole side counts: `x < 1` has one, and `2x < 1` has none. Every symbol outside
+    `CONSTANTS` is one, so `x \\in \\mathbb{R}` has two. Other kinds of nodes give "".
     """
     if node.kind == "list":
-        names = [variable(a) for a in node.args]
+        names = [variable(a) for a in node.args if a.kind == "relation"]
         return names[0] if len(set(names)) == 1 else ""
     names = [a.name for a in node.args if a.kind == "symbol" and a.name not in CONSTANTS]
     return names[0] if node.kind == "relation" and len(names) == 1 else ""
@@ -71,8 +77,8 @@ def _from_inequality(node: Node) -> list[Interval] | None:
         return intervals(sides[1])
     if not variable(node) or any(not is_fixed(s) for s in sides if s.kind != "symbol" or s.name in CONSTANTS):
         return None
-    if signs == ["!="] and sides[0].kind == "symbol":
-        return _without([sides[1]])
+    if signs == ["!="]:
+        return _without([s for s in sides if s.kind != "symbol" or s.name in CONSTANTS])
     if all(s in (">", ">=") for s in signs):
         signs = [{">": "<", ">=": "<="}[s] for s in reversed(signs)]
         sides.reverse()

@@ -38,11 +38,14 @@ def integer(n: int) -> Node:
 
 
 def literal(text: str) -> Node:
-    """The number of a token, without a sign. "0.1r6" is 0.1666..., and "1.2e5" is scientific notation.
+    """Reads the text of a token of the kind num (`tokens.tokens`), which has no sign, as a number.
+
+    Digits have the form integer, digits with a point the form decimal. "0.1r6", in which the digits after the r repeat
+    (0.1666...), is a decimal too. "1.2e5" has the form scientific.
 
     Raises:
       Unread: if it has over `MAX_DIGITS` characters, or its exponent is beyond ±`MAX_EXPONENT`.
-      ValueError: if the text is no number.
+      ValueError: if the text is no number. What else `Fraction` reads, such as "-3" or "1/2", is not refused.
     """
     if len(text) > MAX_DIGITS:
         raise Unread
@@ -63,6 +66,8 @@ def literal(text: str) -> Node:
 def mixed(whole: Node, part: Node) -> Node:
     """A whole number and a fraction below 1 as a mixed number; its value is their sum.
 
+    That `whole` is a number is not checked.
+
     Raises:
       Unread: if `part` is no number of the form fraction between 0 and 1, both excluded.
     """
@@ -74,11 +79,11 @@ def mixed(whole: Node, part: Node) -> Node:
 def negated(node: Node) -> Node:
     """The node with a minus sign before it.
 
-    A number of at least 0 stays a number, and a unit stays around its value. Anything else, a negative number too
-    ("--3"), gets a node of the kind negative around it.
+    A number of at least 0 stays a number of its form, and a unit stays around its value. Anything else, a negative
+    number too ("--3"), gets a node of the kind negative around it.
 
     Raises:
-      Unread: if the node is of the kind plusminus.
+      Unread: if the node is of the kind plusminus, or a unit around one.
     """
     if node.kind == "number" and node.value >= 0:
         return Node("number", (), node.name, -node.value)
@@ -90,7 +95,7 @@ def negated(node: Node) -> Node:
 
 
 def times(a: Node, b: Node) -> Node:
-    """The product of two nodes, flat: a factor that is a product gives its own factors.
+    """The product of two nodes, flat: a factor that is a product gives its own factors. Nothing is multiplied out.
 
     Raises:
       Unread: if one of them is a list, relation, ratio or text.
@@ -102,9 +107,9 @@ def times(a: Node, b: Node) -> Node:
 
 
 def quotient(a: Node, b: Node) -> Node:
-    """The quotient of two nodes. A fraction of two integers, also `6/3`, is a number of the form fraction.
+    """The quotient of two nodes. Two numbers of the form integer, also 6 and 3, give a number of the form fraction.
 
-    A division by the number 0 stays a quotient.
+    Anything else, a division by the number 0 too, gives a node of the kind quotient.
 
     Raises:
       Unread: if one of them is a list, relation, ratio or text.
@@ -117,21 +122,23 @@ def quotient(a: Node, b: Node) -> Node:
 
 
 def children(node: Node) -> Iterable[Node]:
-    """All nodes of a tree, each before its parts; the tree's own node is the first."""
+    """Yields all nodes of a tree, each before its parts, which follow in order; the tree's own node is the first."""
     yield node
     for arg in node.args:
         yield from children(arg)
 
 
 def any_node(node: Node, test: Callable[[Node], bool]) -> bool:
-    """Whether a node of the tree passes the test."""
+    """Whether at least one node of the tree, its own node included, passes the test."""
     return any(test(n) for n in children(node))
 
 
 def is_closed(node: Node) -> bool:
     """Whether a node is a single value without variables: every symbol in it is `\\pi`, `e` or `i`.
 
-    Infinity, lists, relations, brackets, sets, unions, matrices, texts and calls such as `f(2)` are not closed.
+    Infinity, lists, relations, brackets, sets, unions, matrices, texts and calls such as `f(2)` are not closed, and
+    neither is what has them as parts. Ratios, numbers with a base and choices are closed, and also formulas with
+    plus-minus and values with units if their parts are.
     """
     parts = list(children(node))
     if any(n.kind in ("text", "call", "list", "relation", "matrix", "set", "group", "union") for n in parts):
@@ -142,6 +149,7 @@ def is_closed(node: Node) -> bool:
 def is_fixed(node: Node) -> bool:
     """Whether a node, which may hold several values, has no variables, texts or calls such as `f(2)`.
 
-    Its symbols are those of `CONSTANTS`, infinity and the empty set included.
+    Its symbols are those of `CONSTANTS`, infinity and the empty set included. Every other symbol, `\\mathbb{R}` too, is
+    a variable. Choices are fixed.
     """
     return not any_node(node, lambda n: n.kind in ("text", "call") or (n.kind == "symbol" and n.name not in CONSTANTS))

@@ -3,7 +3,7 @@
 import functools
 import re
 
-from mdrl_jax.rewards.formulas.nodes import Node, Unread, is_closed
+from mdrl_jax.rewards.formulas.nodes import Node, Unread, any_node, is_closed
 from mdrl_jax.rewards.formulas.spelling import clean
 from mdrl_jax.rewards.formulas.terms import Terms
 from mdrl_jax.rewards.formulas.tokens import Token, drop_last_signs, plain, tokens
@@ -19,6 +19,7 @@ from mdrl_jax.rewards.formulas.words import (
 )
 
 MAX_CHARACTERS = 1000  # of an answer that is read as a formula
+_OPERATIONS = ("sum", "quotient", "power", "root", "function")  # that a formula has, and several words do not
 _REALS = Node("symbol", (), "\\mathbb{R}")
 _NO_SOLUTION = Node("symbol", (), "\\emptyset")
 _MEANINGS: dict[str, Node] = {
@@ -29,23 +30,39 @@ _MEANINGS: dict[str, Node] = {
 
 
 @functools.lru_cache(maxsize=256)
-def parse(text: str) -> Node:
-    """Reads an answer. What is no formula becomes a text; "" gives the text "".
+def parse(text: str, variables: frozenset[str] = frozenset()) -> Node:
+    """Reads an answer, in LaTeX or plain text. What is no formula becomes a text; "" gives the text "".
 
-    An answer of over `MAX_CHARACTERS` is read as a text. Some phrases have a meaning: "no solution" is the empty set,
-    and "all real numbers" is `\\mathbb{R}`. The last 256 answers are remembered.
+    An answer of over `MAX_CHARACTERS` is read as a text. The name of a text is `tokens.plain` of the answer, without
+    brackets around a single word. Some phrases have a meaning: "no solution" is the empty set, "all real numbers" is
+    `\\mathbb{R}`, and "does not exist" is the text "dne". The last 256 answers are remembered.
+
+    Where an answer with English words in alphabetical order is no formula, those words are read as products of
+    variables, and a formula that has one of `_OPERATIONS` then counts: "ace + bdf" is one, "low cost" stays a text.
+
+    Args:
+      text: the answer.
+      variables: letters that are variables, in the sense of `tokens.tokens`.
     """
     if len(text) <= MAX_CHARACTERS:
         try:
-            found = tokens(clean(text))
-            drop_last_signs(found)
-            if (choice := _choice(found)) is not None:
-                return choice
-            return _Parser(found).answer()
+            return _read(tokens(clean(text), variables))
+        except (Unread, RecursionError):
+            pass
+        try:
+            node = _read(tokens(clean(text), variables, formula=True))
+            if any_node(node, lambda n: n.kind in _OPERATIONS):
+                return node
         except (Unread, RecursionError):
             pass
     words = _without_brackets(plain(text))
     return _MEANINGS.get(words) or Node("text", name=words)
+
+
+def _read(found: list[Token]) -> Node:
+    drop_last_signs(found)
+    choice = _choice(found)
+    return _Parser(found).answer() if choice is None else choice
 
 
 def _choice(found: list[Token]) -> Node | None:

@@ -42,10 +42,15 @@ def _sympy() -> Any:
 
 
 def same(a: Node, b: Node) -> bool:
-    """Whether two formulas are equal for all values of their variables. False if that cannot be proved.
+    """Whether two formulas are equal for all complex values of their variables. False if that is not proved.
 
-    Nodes that are the same are equal, of whatever kind. Otherwise formulas of over 200 nodes and kinds that are no
-    formulas, such as lists, give False.
+    Nodes that are the same are equal, of whatever kind. Otherwise these give False without an attempt:
+
+    - kinds that are no formulas, such as lists and units other than degrees, which are π/180;
+    - formulas of over 200 nodes, and exponents beyond ±1000 or with more than one power within each other;
+    - formulas with different variables, unless each is a sum, product, quotient or power: x − x does not equal 0.
+
+    Formulas with an exponent beyond ±64 are not expanded. Nothing here limits the time that sympy takes.
     """
     if a == b:
         return True
@@ -61,7 +66,8 @@ def same(a: Node, b: Node) -> bool:
 def same_equation(a: tuple[Node, Node], b: tuple[Node, Node]) -> bool:
     """Whether two equations (left, right) are the same up to a constant factor, such as 2x = 4y and x - 2y = 0.
 
-    False if that cannot be proved, or if one of them holds for all values, such as x = x.
+    False if that is not proved, if one of them holds for all values, such as x = x, or if one has an exponent beyond
+    ±64 or a part that `same` does not attempt. Two equations of numbers that are false, 1 = 2 and 3 = 5, are the same.
     """
     try:
         x, y = (_convert(left) - _convert(right) for left, right in (a, b))
@@ -75,7 +81,7 @@ def same_equation(a: tuple[Node, Node], b: tuple[Node, Node]) -> bool:
 
 
 def less(a: Node, b: Node) -> bool:
-    """Whether the number `a` is less than `b`. False if one of them has variables or sympy cannot tell."""
+    """Whether the number `a` is less than `b`. False if one has variables, is not real, or sympy cannot tell."""
     try:
         return bool(_convert(a) < _convert(b))
     except _FAILURES:
@@ -85,7 +91,8 @@ def less(a: Node, b: Node) -> bool:
 def reduces(node: Node) -> bool:
     """Whether a fraction in the formula has a common factor above and below that holds a variable.
 
-    A fraction for which sympy cannot tell counts as having none.
+    Fractions are the nodes of the kind quotient. One for which sympy cannot tell, or that has an exponent beyond ±64,
+    counts as having none.
     """
     sp = _sympy()
     for n in children(node):

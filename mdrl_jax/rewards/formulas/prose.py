@@ -68,10 +68,13 @@ def last_number(text: str) -> str:
     """The last number of a text with the calculation or formula that it stands in.
 
     Returns:
-      The text of it: a formula as it stands, else the number and its calculation without signs of currencies, and with
-      the word after it if that multiplies it ("3 million"). "" if there is no number, or if the words beside the last
-      one show that it is no answer by itself: it is one of several ("5 or 6"), is denied, is a bound ("at least 5"), is
-      part of a formula, or counts something in the text ("step 5").
+      The text of it: a formula in dollar signs or LaTeX brackets as it stands, else the number and its calculation
+      ("3+5 = 8") without signs of currencies, and either with the word after it if that multiplies it ("3 million"). A
+      unit after the number is left out, and "minus 5" is "-5". Where the calculation has letters ("60 g * 4/5 = 48"),
+      only what follows its last "=" is returned. Spaces may stand at the ends. "" if there is no number, or if the
+      words beside the last one show that it is no answer by itself: it is one of several ("5 or 6"), is denied, is a
+      bound ("at least 5"), is an operand ("half of 5", "5 squared") or part of a formula or of an equation that is not
+      solved ("2x = 10"), or counts something in the text ("step 5").
     """
     if formula := _last_formula(text):
         return formula

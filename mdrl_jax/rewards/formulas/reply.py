@@ -3,13 +3,14 @@ r"""Finds the final answer in a reply.
 The answer is the first of these that the reply has:
 
 1. the content of its last box: `\boxed{...}` or `\fbox{...}`, the outermost if boxes are nested;
-2. the rest of the line after its last `####` (GSM8K, arXiv 2110.14168);
-3. the statement after its last "answer is", "answer:" or `<answer>`, up to the end of the sentence;
+2. the statement after its last `####` (GSM8K, arXiv 2110.14168), up to the end of the line or sentence;
+3. the statement after its last "answer is", "answer:", "correct option is" or `<answer>`, up to the same ends;
 4. if a number is wanted, the last number, with the calculation or formula that it stands in; else the last formula, or
    the whole reply if there is none.
 
-What stands within `<think>...</think>` is no answer. A reply that never ends its thinking has none. Empty boxes do not
-count. Three rules keep a reply from naming several answers and being paid for one of them:
+What stands within `<think>...</think>` is no answer. A reply that never ends its thinking is read as an empty one.
+Empty boxes do not count. Where the last box is cut off, rule 4 finds nothing. Three rules keep a reply from naming
+several answers and being paid for one of them:
 
 - Answers joined by "or" are one answer, "5 or 6": boxes with only "or", "and" or a comma between them, a box with a
   number beside it ("5 or \boxed{6}"), and numbers in a statement. Boxes in different sentences are not joined; the last
@@ -74,7 +75,8 @@ _LETTER_UNIT = re.compile(r"(?<=[0-9]) ([mgsLJWNV])(?=[.,]?$)")
 def after_thinking(completion: str) -> str:
     """Returns the reply after its last `</think>`; "" if a `<think>` follows, because it then never ends its thinking.
 
-    At its end, white space, end-of-text tokens such as `</s>`, check marks and emoji are removed.
+    A reply without these marks is returned whole. At the end, white space, end-of-text tokens such as `</s>`, check
+    marks and emoji are removed.
     """
     tail = completion.rpartition("</think>")[2].rstrip()
     if "<think>" in tail:
@@ -91,9 +93,10 @@ def extract(completion: str, number: bool) -> list[str]:
       number: whether the right answer is a number (rule 4).
 
     Returns:
-      The answer, and at most two further spellings of it with more of the words around it. Only the first is to be read
-      as a formula; the others serve to compare texts. [] if the reply has no answer; but [""] for a blank reply without
-      `number`, because rule 4 then takes the whole reply.
+      The answer, and at most two further spellings of it with more of the words around it, which may repeat it. Only
+      the first is to be read as a formula; the others serve to compare texts. [] if the reply has no answer; but [""]
+      for a blank reply, or one that never ends its thinking, without `number`, because rule 4 then takes the whole
+      reply.
     """
     text = without_denied_boxes(after_thinking(completion))
     if (boxed := boxed_answer(text)) is not None:
@@ -106,7 +109,7 @@ def extract(completion: str, number: bool) -> list[str]:
     for start in ([hashes + 4] if hashes >= 0 else []) + markers[-1:]:
         if found := _statement(text[start:], number):
             return found
-    if re.search(r"\\boxed\s*\{", text[(boxes(text) or [((0, 0), (0, 0))])[-1][0][1] :]):
+    if re.search(r"\\(?:boxed|fbox)\s*\{", text[(boxes(text) or [((0, 0), (0, 0))])[-1][0][1] :]):
         return []  # a box that is cut off
     if number:
         last = last_number(text)

@@ -37,11 +37,21 @@ _ORDINAL = re.compile(
 
 
 def clean(text: str) -> str:
-    """Returns `text` with one spelling of each sign: no LaTeX spacing, no dollar signs around formulas.
+    """Returns `text` with one spelling of each sign, as `tokens.tokens` reads it.
 
-    Unicode signs become LaTeX commands, "minus 5" becomes "-5", and lines below each other become a list. White space
-    becomes single spaces, with none at the ends. A single dollar sign, or one with a backslash, is kept as `\\$`, the
-    currency.
+    - Unicode signs become LaTeX commands, fractions such as "½" become `\\frac{1}{2}`, raised and lowered digits
+      become `^{...}` and `_{...}`, and full-width signs become ASCII.
+    - LaTeX's spacing, sizes, colours and brackets around formulas are removed, and so are the asterisks of bold text,
+      and backquotes and underscores at the ends. "2**3" stays.
+    - Dollar signs are removed, those of several prices too. A single one in the text, or one with a backslash, is kept
+      as `\\$`, the currency.
+    - "minus 5" becomes "-5", "5 x 3" becomes `5\\times 3`, "Rs 5" becomes "₹5", "1st" becomes `1\\text{ st}`, and two
+      dots or more become `\\ldots`.
+    - Braces around separators are resolved: `1{,}000` becomes "1000", and `12{,}5` becomes "12.5". "1.234.567,8"
+      becomes "1234567.8".
+    - Lines of an environment such as `align` are joined by commas; a line that begins with "=" goes on with the line
+      before. Other line breaks `\\\\` become `\\cr`.
+    - White space becomes single spaces, with none at the ends.
     """
     text = "".join(_GLYPHS.get(c, c) for c in text.translate(_FULL_WIDTH))
     text = re.sub(r"\.(?:\s?\.)+", r"\\ldots ", text)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mdrl_jax.rewards.formulas.nodes import Unread
 from mdrl_jax.rewards.formulas.spelling import clean
 from mdrl_jax.rewards.formulas.words import (
+    COMMON_WORDS,
     FONT_COMMANDS,
     FUNCTIONS,
     LETTER_COMMANDS,
@@ -14,13 +15,15 @@ from mdrl_jax.rewards.formulas.words import (
     SHORT_UNITS,
     TEXT_COMMANDS,
     UNIT_LETTERS,
+    UNIT_NAME,
+    in_order,
     is_word,
 )
 
 _INTEGER = r"[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])|[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9])|[0-9]+"
 _NUMBER = re.compile(rf"(?:{_INTEGER})?(?:(?<=[0-9])\.[0-9]+|(?<![0-9])\.[0-9]+)?")
 _BARE_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")  # within brackets a comma always separates
-_EXPONENT = re.compile(r"[eE]([-+]?[0-9]+)(?![\w.])")
+_EXPONENT = re.compile(r"[eE](?:\+|(-)?)([0-9]+)(?![\w.])")
 _OVERLINE = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
 _DOTS = re.compile(r"([0-9]*)\.([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -37,26 +40,45 @@ class Token:
     spaced: bool = False
 
 
-def tokens(text: str) -> list[Token]:
-    """Splits a text (after `clean`) into tokens.
+def tokens(text: str, variables: frozenset[str] = frozenset(), formula: bool = False) -> list[Token]:
+    """Splits a text (after `clean`) into tokens, in order; [] for a blank text. Their kinds are:
 
-    Their kinds are num, word, sym (a letter), cmd (a command, without its backslash), op (a sign), and begin and close
-    (the name of an environment such as pmatrix). The text of a num has no separators of thousands: "1.2e5", and "0.1r6"
-    for 0.1666...; `nodes.literal` reads it.
+    - num: a number without separators of thousands, "1000" for "1,000"; within brackets, a comma always separates. The
+      text is such as "1.2e5", or "0.1r6" for 0.1666...; `nodes.literal` reads it. The exponent has all of its digits,
+      without a plus sign and leading zeros.
+    - word: letters that are a word (`words.is_word`) or a unit, or that stand in a command such as `\\text{...}`.
+      Letters right after a digit or a closing brace are none, unless they are a unit or a common short word, if there
+      are three of them, as in "3xab", or four in alphabetical order.
+    - sym: any other letter, alone, or a command such as `\\vec{a}` with its letters.
+    - cmd: a command without its backslash, under one name: `\\dfrac` is "frac". Names of functions without a backslash,
+      and `*`, `<=`, `>=` and `!=`, are commands too.
+    - op: any other sign, one character; `**` is "^".
+    - begin and close: the name of an environment such as pmatrix.
+
+    Commands such as `\\text{...}`, `\\mathrm{...}` and `\\boxed{...}` leave only the tokens of their content.
+
+    Args:
+      text: the text, after `clean`.
+      variables: letters that are variables. Three or more letters of them alone are no word, except in a command such
+        as `\\text{...}`, if they are a common short word, or if all are capitals.
+      formula: whether three or more letters in alphabetical order are no word, even if they are one in English: the
+        "ace" of "ace + bdf". Common short words stay words.
 
     Raises:
-      Unread: if the braces after a command such as `\\text` do not balance, a backslash ends the text, a dot begins no
-        number, or more than 50 text commands (`\\text{...}`) stand within each other.
+      Unread: if the braces after such a command do not balance, a backslash ends the text, a dot before an overline or
+        a dotted digit begins no number, or more than 50 such commands stand within each other.
     """
-    return _Tokenizer(text).run()
+    return _Tokenizer(text, variables, formula).run()
 
 
 def plain(text: str) -> str:
     """Returns the words and signs of a text in one spelling, for the comparison of texts.
 
-    Words are in lower case and letters of formulas keep their case; single spaces stand between all of them. Spaces of
-    the text and periods, commas and semicolons at its end do not count. A text that has nothing else gives "". One that
-    `tokens` cannot split is returned as `clean` spells it.
+    These are the texts of its tokens (`tokens`), so `\\pi` is "pi" and "1,000" is "1000". Words of two letters or more
+    are in lower case, and single letters keep their case; single spaces stand between all of them. Spaces of the text,
+    and periods, commas, semicolons and LaTeX line breaks at its end do not count. A text that has nothing else gives
+    "". In a text that begins with a brace, such as `{x : x > 3}`, colons and `\\mid` become "|". A text that `tokens`
+    cannot split is returned as `clean` spells it.
     """
     text = clean(text)
     try:
@@ -70,15 +92,25 @@ def plain(text: str) -> str:
 
 
 def drop_last_signs(found: list[Token]) -> None:
-    """Removes the periods, commas, semicolons and line breaks that end the list of tokens, in place."""
+    """Removes the periods, commas, semicolons and LaTeX line breaks (cr) that end the list of tokens, in place."""
     while found and ((found[-1].kind == "op" and found[-1].text in ".,;") or found[-1].text == "cr"):
         found.pop()
 
 
 class _Tokenizer:
-    def __init__(self, text: str, prose: bool = False, upright: bool = False, nested: int = 0) -> None:
+    def __init__(
+        self,
+        text: str,
+        variables: frozenset[str],
+        formula: bool,
+        prose: bool = False,
+        upright: bool = False,
+        nested: int = 0,
+    ) -> None:
         if nested > _NESTED:
             raise Unread
+        self.variables = variables
+        self.formula = formula
         self.nested = nested
         self.text = text
         self.prose = prose  # within \text{...}, where single letters are words
@@ -134,7 +166,9 @@ class _Tokenizer:
             raise Unread
         number, end = re.sub("[, ]", "", match[0]), match.end()
         if exponent := _EXPONENT.match(self.text, end):
-            number, end = f"{number}e{int(exponent[1][:6])}", exponent.end()
+            power = exponent[2].lstrip("0")
+            sign = exponent[1] if exponent[1] and power else ""
+            number, end = f"{number}e{sign}{power or 0}", exponent.end()
         self._add("num", number, spaced)
         return end
 
@@ -147,7 +181,8 @@ class _Tokenizer:
         if name in TEXT_COMMANDS or name in FONT_COMMANDS or name in ("boxed", "fbox"):
             inner, end = _braced(self.text, end)
             unit = name == "mathrm" and ("/" in inner or (bool(self.found) and inner.strip() in UNIT_LETTERS))
-            sub = _Tokenizer(inner, name in TEXT_COMMANDS or unit, name in FONT_COMMANDS, self.nested + 1)
+            prose, upright = name in TEXT_COMMANDS or unit, name in FONT_COMMANDS
+            sub = _Tokenizer(inner, self.variables, self.formula, prose, upright, self.nested + 1)
             found = sub.run()
             if name in FONT_COMMANDS and len(found) == 1 and found[0].text in FUNCTIONS | OPERATORS:
                 found = [Token("cmd", found[0].text, spaced)]
@@ -168,7 +203,7 @@ class _Tokenizer:
         if run in ("pi", "infty", "infinity", "sqrt") or run in FUNCTIONS or (run in OPERATORS and not self.prose):
             word = run in OPERATORS and (run == "to" or run == "because" or run == "therefore" or run == "sum")
             self._add("word" if word else "cmd", SAME_COMMAND.get(run, run), spaced)
-        elif self._is_word(run):
+        elif self._is_word(run, match.start()):
             dotted = re.match(r"\.m\.", self.text[end:]) if run in ("a", "p") else None
             if dotted:
                 run, end = run + "m", end + 3
@@ -181,8 +216,16 @@ class _Tokenizer:
                 self._add("sym", letter, spaced and k == 0)
         return end
 
-    def _is_word(self, run: str) -> bool:
-        if self.prose or (self.upright and len(run) > 1) or is_word(run):
+    def _is_word(self, run: str, start: int) -> bool:
+        if self.prose or (self.upright and len(run) > 1):
+            return True
+        if len(run) > 2 and run.lower() not in COMMON_WORDS:
+            if (self.formula and in_order(run)) or (self.variables.issuperset(run) and not run.isupper()):
+                return False
+            glued = start > 0 and self.text[start - 1] in "0123456789}" and run.lower() not in UNIT_NAME
+            if glued and (len(run) == 3 or (len(run) == 4 and in_order(run))):
+                return False
+        if is_word(run):
             return True
         return run in SHORT_UNITS and len(self.found) > 0 and self.found[-1].text != "="
 

@@ -20,9 +20,11 @@ def exact(node: Node) -> Fraction | None:
     """Returns the value of a formula of rational numbers.
 
     Returns:
-      The value, for a percentage that over 100. None if there is none (a division by 0), it is irrational or too large
-      (operands of over 4096 bits, factorials of over 300), or the node has symbols, units, or functions other than
-      roots, factorials, binomials, absolute values and rounding, or is no formula, such as a list.
+      The value, for a percentage that over 100. An odd root of a negative number is the real one, also as a power:
+      (−8)^(1/3) is −2. None if there is no value (a division by 0, 0^0, an even root of a negative number, a binomial
+      (n over k) without 0 ≤ k ≤ n), it is irrational or too large (operands of over 4096 bits together, factorials and
+      binomials of over 300, roots of a degree over 100), or the node has symbols, units, or functions other than roots,
+      factorials, binomials, absolute values and rounding, or is no formula, such as a list, a ratio or plus-minus.
     """
     if node.kind == "number":
         return node.value
@@ -96,10 +98,17 @@ def _integer_root(n: int, degree: int) -> int:
 
 
 def work(node: Node) -> frozenset[str]:
-    """Names the operations that a formula does not carry out, such as "sum of numbers" or "unsimplified root".
+    """Names the operations that a formula does not carry out; an empty set if it leaves nothing to do.
 
-    A number, a polynomial that is multiplied out, and a closed form such as `\\frac{1+\\sqrt{5}}{2}` leave nothing: the
-    set is empty. The parts of lists, sets and brackets count too. Functions are named by themselves, such as "sin".
+    A number, a polynomial that is multiplied out, and a closed form such as `\\frac{1+\\sqrt{5}}{2}` leave nothing. The
+    numbers `6/3` and `12\\cdot 10^5` do. The parts of lists, sets and brackets count too.
+
+    Returns:
+      Some of "sum", "product", "quotient", "power" and "root", each with " of numbers"; "minus before a number or a
+      sum", "like terms", "sum of fractions", "sum of logarithms", "like factors", "common factor", "product of sums",
+      "power of a product", "power of i", "polar form", "division" (by an expression with variables), "division by a sum
+      of numbers", "fraction in a fraction", "unsimplified root", "root in a root", "root of another degree",
+      "arithmetic with infinity", "plusminus", "call"; and the names of functions, "log" for every logarithm.
     """
     found: set[str] = set()
     _collect(node, found, within_fraction=False)
@@ -303,8 +312,10 @@ def factors(node: Node) -> tuple[int, bool]:
     """How far a product is factored.
 
     Returns:
-      (count, scaled). `count` is the number of factors with variables, each as often as its exponent says; factors
-      below the line of a fraction do not count. `scaled` says whether a factor is a number other than 1 and −1.
+      (count, scaled). `count` is the number of factors with variables, each as often as its exponent says, rounded
+      down; one whose exponent is no number of at least 1 counts once. `scaled` says whether a factor is a number other
+      than 1 and −1; √2 and 2^3 are not numbers here. Factors below the line of a fraction do not count for either. A
+      formula that is no product or quotient is its own only factor: x + 1 gives (1, False), and 5 gives (0, True).
     """
     count, scaled = 0, False
     for n in _pieces(node)[0]:

@@ -54,6 +54,11 @@ _UNITS = (
     "W watt watts",
     "N newton newtons",
     "V volt volts",
+    "gal gallon gallons",
+    "cup cups",
+    "ton tons",
+    "mol mole moles",
+    "rad radian radians",
 )
 UNIT_NAME = {name: names.split()[0] for names in _UNITS for name in names.split()}
 UNIT_LETTERS = _spread("m g s h L l J W N V")  # a single letter that may be a unit; the others are mathematics
@@ -98,9 +103,24 @@ CHANGES = _NUMERALS | _spread(
     "exclusive inclusive onwards upwards beyond approximately roughly nearly almost ish else instead versus vs exceeds "
     "base binary raised tens ones divides divisible negative positive reciprocal inverse opposite conjugate mille"
 )
-_WORDS = _spread(
+COMMON_WORDS = _spread(
     "or and to is no not in of at by if as an on we it so am pm up he be do go my us me yes all any odd men day box "
     "dog cat the for are was sum now one two six ten non has had its let get"
+)
+# English words and names that `is_word` takes for products of variables by their letters alone: those in alphabetical
+# order, then those with their only vowel at the end, with letters that follow each other, or of two letters.
+_LIKE_PRODUCTS = _spread(
+    "abel abet abhor abhors ably abort ace aces achy act adept ado adopt ads aegis aglow ago ahoy ail ails aim aims "
+    "air airs airy almost alms alps amos amp amps amy ant apr apt art arty befit beg begin begins begot begs below "
+    "belt ben bent bert best bet bevy bin bins biopsy bit blot blow bop bot bow boxy boy buy cent chi chimp chimps "
+    "chin chino chinos chins chintz chip chips chit chop chops chow city clops clot cloy cop cops copy cory cost cosy "
+    "cot cow cox coy crux cry deft defy deity demo demos den dens dent deny dept dew dewy dim dims din dint dip dips "
+    "dirt dirty dopy dory dos dot dry ego egos elm elmo elms empty emu envy film films filmy fin fins fir firs first "
+    "fist fit fix flop flops flow flu flux fly fop fort forty fox foxy fry ghost gilt gimpy gin gino gins gipsy gist "
+    "glory glow gnu gory got guy hilt him hims hint hip hips his hit hop hops horsy host hot how imp imps ivy jot joy "
+    "knot know lop lops lost lot low lox mop mops most mow nor nosy opt pry sty "
+    "bra cab dec fed fri fro mon nth ply pro rust ruts schwa she shy ski sky sly spa spry spy thru thu thy try who why "
+    "wry oh ok ox"
 )
 FUNCTIONS = _spread(
     "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan ln log exp lg arccot arcsec arccsc"
@@ -158,20 +178,52 @@ SAME_COMMAND = {
 RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "approx": "~", "in": "in", "notin": "notin",
 }  # fmt: skip
+_VOWEL = re.compile("[aeiou]|(?<![xz])y(?![xz])")
+
+
+def in_order(run: str) -> bool:
+    """Whether the letters of a run stand in strictly alphabetical order, as in "abc" and "almost", whatever their case.
+
+    True for a single letter and for "". Letters beyond ASCII are ordered by their code points.
+    """
+    small = run.lower()
+    return all(a < b for a, b in zip(small, small[1:], strict=False))
 
 
 def is_word(run: str) -> bool:
     """Whether a run of letters is a word, and not a product of variables.
 
-    A word has three letters or more, one before the last of them a vowel (y is one), or is a common short word. Letters
-    in alphabetical order, such as "abc", are variables. Beyond ASCII, no vowel is needed, and a run that begins with a
-    Japanese or Chinese character is always a word.
+    The first rule that fits decides:
+
+    1. A common short word such as "of", or an English word that the other rules take for a product, such as "first",
+       is a word, whatever its case. These words are listed here; those in alphabetical order are complete for the
+       usual English vocabulary.
+    2. A run that begins with a Japanese, Chinese or Korean character is a word.
+    3. A run of one or two letters is a product.
+    4. Any other run with a letter beyond ASCII is a word, except for Greek letters in alphabetical order.
+    5. Different letters that follow each other in the alphabet, in any order, such as "abc" and "zxy", are a product.
+       Capitals are one only in alphabetical order: "BADC" may say an order.
+    6. Other letters in alphabetical order, such as "abx" and "kxy", are a product. A capital with small letters after
+       it, a vowel among them, is a word: "Ben".
+    7. Any other run is a word if one of its letters, the last aside, is a vowel. y counts as one, but not beside x or z.
+
+    A run such as "xab" may still be a product: `tokens.tokens` looks at what stands before it, and at the variables of
+    the right answer.
 
     Args:
       run: one letter or more.
     """
     small = run.lower()
-    if small in _WORDS or "\u3040" <= run[0]:
+    if small in COMMON_WORDS or small in _LIKE_PRODUCTS or "\u3040" <= run[0]:
         return True
-    ascending = all(a < b for a, b in zip(small, small[1:], strict=False))
-    return len(run) >= 3 and not ascending and (not run.isascii() or re.search("[aeiouy]", small[:-1]) is not None)
+    if len(run) < 3:
+        return False
+    if not run.isascii():
+        return not (in_order(run) and all("\u0370" <= c < "\u0400" for c in run))
+    following = len(set(small)) == len(run) == ord(max(small)) - ord(min(small)) + 1
+    if following and not run.isupper():
+        return False
+    if in_order(run):
+        return run[0].isupper() and run[1:].islower() and _VOWEL.search(small, 1) is not None
+    vowel = _VOWEL.search(small)
+    return vowel is not None and vowel.end() < len(run)

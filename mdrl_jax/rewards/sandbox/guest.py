@@ -197,7 +197,7 @@ class Guest(wire.Peer):
 def serve(link: int, seed: int) -> NoReturn:
     """Answers the requests of the tests until they close the link, then ends this process with the exit status 0.
 
-    Warnings are switched off.
+    An error of the link ends it in the same way. Warnings are switched off.
 
     Args:
       link: the file descriptor of a socket to the tester.

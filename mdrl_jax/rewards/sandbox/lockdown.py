@@ -230,7 +230,7 @@ def confine_files(readable: Sequence[str], listed: Sequence[str], writable: str)
     Args:
       readable: folders and files that may be read, folders with all below them; absent ones are ignored.
       listed: folders below which folders may be listed and no files read; absent ones are ignored.
-      writable: the scratch folder, in which all is allowed but to execute files.
+      writable: the scratch folder, in which all is allowed but to execute files; an absent one is ignored.
 
     Returns:
       Whether the kernel took the limits. It does not where `supported` returns False, or where the kernel has no

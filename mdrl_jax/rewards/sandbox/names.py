@@ -134,8 +134,8 @@ def uses_as_module(name: str, trees: Sequence[ast.Module]) -> bool:
 def standard_functions(names: set[str], trees: Sequence[ast.Module]) -> dict[str, Any]:
     """The functions of the standard library that tests apply to the program's results and have not imported.
 
-    Such a test is `assert isclose(f(3), 6)`: `isclose` judges, so it must not be the program's. Only the modules in
-    `_STANDARD` are searched, in this order.
+    Such a test is `assert isclose(f(3), 6)`: `isclose` judges, so it must not be the program's. Only the modules math,
+    collections, itertools, functools, statistics, operator, copy, fractions and decimal are searched, in this order.
 
     Args:
       names: the names that may be the program's: those that the tests read and do not bind, without modules, builtins
@@ -143,8 +143,8 @@ def standard_functions(names: set[str], trees: Sequence[ast.Module]) -> dict[str
       trees: the tests.
 
     Returns:
-      By name, what the module has under it. Only a name that is called with another one of `names` in its arguments is
-      here. {} if no other name of `names` would be left for the program.
+      By name, what the module has under it. Only a name that is called with another one of `names` in its positional
+      arguments is here. {} if no other name of `names` would be left for the program.
     """
     calls = [n for t in trees for n in ast.walk(t) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     found: dict[str, Any] = {}

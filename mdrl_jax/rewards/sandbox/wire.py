@@ -616,9 +616,9 @@ def _plain_dtype(text: str) -> Any:
 
 
 def builtin_name(error: type[BaseException]) -> str:
-    """Returns the name of the nearest builtin base of an exception class that is an Exception; else "RuntimeError".
+    """Returns the name of the nearest builtin base of an exception class, itself included, that is an Exception.
 
-    SystemExit and KeyboardInterrupt thus travel as RuntimeError.
+    If there is none, the name is "RuntimeError". SystemExit and KeyboardInterrupt thus travel as RuntimeError.
     """
     for kind in error.__mro__:
         if kind is StopIteration or (issubclass(kind, Exception) and getattr(builtins, kind.__name__, None) is kind):

@@ -88,3 +88,9 @@ def test_few_completions_that_count_say_nothing():
     assert found.effective == pytest.approx(ENOUGH - 1) and found.shift is None
     ratio_PG.ravel()[: int(ENOUGH)] = 0.0
     assert reweighted(ratio_PG, rewards).shift is not None
+
+
+@pytest.mark.parametrize("shape", [(50, 1), (1, 4), (50,), (4, 50)])
+def test_rewards_of_other_completions_are_refused(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"log-ratios of shape \(50, 4\), but rewards of shape"):
+        reweighted(np.zeros((50, 4)), np.ones(shape))

@@ -241,6 +241,16 @@ def test_weights_speak_for_the_domains_of_which_they_say_enough():
     assert np.diff(rows[refresh.action.name]["changes"]["math"]["ci95"])[0] > 1.5 * (high - low)
 
 
+def test_weights_on_a_single_prompt_have_no_interval():
+    said = {"math": Reweighted(400.0, Shift(0.6, 0.02))}
+    current = CURRENT | {"math": CURRENT["math"][:1]}
+    record = decide("end", current, [dataclasses.replace(OUTLOOKS[3], reweighted=said)], [], 2.0)
+    change = record["actions"][0]["changes"]["math"]
+    assert change["ci95"] is None and change["estimate"] == pytest.approx(
+        100 * (score(log_odds(current["math"]) + 0.6) - score(log_odds(current["math"])))
+    )
+
+
 def test_the_most_promising_are_those_of_the_highest_mean_whatever_the_limit():
     record = made()
     assert [a.name for a in promising(record, 2)] == ["refresh-math-4", "refresh-math-2"]

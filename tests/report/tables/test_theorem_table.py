@@ -10,7 +10,7 @@ import pytest
 
 from mdrl_jax.analysis.subspace.theorem import assumptions
 from mdrl_jax.recovery.refresh.contraction import Basis, contraction
-from mdrl_jax.report.figures import refreshed
+from mdrl_jax.report.figures.recovery import refreshed
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.tables.theorem import FAILS, HOLDS, OPEN, PLAIN, SHARE, Check, checks
 from tests.analysis.subspace.test_theorem import N, judged, orthonormal, quiet
@@ -190,12 +190,13 @@ def test_a_half_that_was_not_measured_is_undecided_with_its_reason():
     assert checks(World().refresh(), [pair], PLAIN) == []
 
 
-def folder(tmp_path: Path, **pair: Any) -> Records:
+def folder(tmp_path: Path, overrides: Any = None, **pair: Any) -> Records:
     (tmp_path / "recovery").mkdir()
     (tmp_path / "analysis").mkdir()
     (tmp_path / "recovery" / "refresh-math.json").write_text(json.dumps(World(slope=-0.4).refresh()))
     head = {"domain": "math", "stage": "qa", "objective": "success_nll"}
     (tmp_path / "analysis" / "subspace.json").write_text(json.dumps({"pairs": [head | pair]}))
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"stage_overrides": overrides or {}}}))
     return Records(tmp_path)
 
 
@@ -211,6 +212,12 @@ def test_the_page_has_a_table_for_each_s(tmp_path: Path):
     assert shown["factor of the theorem, 1 − αμ"][1] == "1 − 0.1 [1 − 0.1, 1 − 0.1]"
     assert shown["measured factor a step"][1].startswith("0.94")
     assert "oes not hold: plain gradient descent on L, no gradient in S" in table.caption
+
+
+def test_the_optimizer_is_that_of_the_refresh(tmp_path: Path):
+    overrides = {"refresh-math": {"optimizer": {"name": "sgd"}}}
+    (table,) = refreshed.theorem(folder(tmp_path, overrides, theorem={"halves": [World(slope=-0.4).theorem()]}))
+    assert table.rows[0][1].startswith("clipped gradient descent")
 
 
 def test_a_folder_without_the_records_says_what_is_missing(tmp_path: Path):

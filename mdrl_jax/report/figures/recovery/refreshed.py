@@ -7,6 +7,7 @@ import altair as alt
 import numpy as np
 
 from mdrl_jax.claims.published import LEAST_FRACTION, RECOVERY_FRACTION
+from mdrl_jax.config import parse, stage_config
 from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, by_category, data
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, tips, tooltips, words
@@ -17,7 +18,7 @@ AVERAGE = "mean of all"
 PARTS = {"within": "in S", "route": "on the route, not in S", "outside": "everywhere but in S"}
 RANDOM = "random subspaces"
 OBJECTIVES = {"reward": "reward", "success_nll": "success NLL"}
-OPTIMIZER = "AdamW on the loss of GRPO"  # every refresh is trained so (`rl.trainer.OptimizerConfig`)
+OPTIMIZERS = {"adamw": "AdamW on the loss of GRPO", "sgd": "clipped gradient descent on the loss of GRPO"}
 ACROSS = 4  # small charts in a line
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
@@ -79,13 +80,18 @@ def theorem(records: Records) -> list[Table]:
       in words.
 
     Raises:
-      Absent: if there is no `recovery/refresh-*.json` or no `analysis/subspace.json`, or if no S has both records.
-      UserError: if a record is not valid JSON.
+      Absent: if there is no `recovery/refresh-*.json`, no `analysis/subspace.json` or no `config.json`, or if no S has
+        both records.
+      UserError: if a record is not valid JSON, or the configuration has fields that are not valid.
       KeyError: if a record lacks a field.
     """
     refreshes = [records.json(path) for path in records.files("recovery/refresh-*.json")]
     pairs = records.json("analysis/subspace.json")["pairs"]
-    found = [_theorem(record, check) for record in refreshes for check in checks(record, pairs, OPTIMIZER)]
+    found = []
+    for record in refreshes if any("theorem" in pair for pair in pairs) else ():
+        config = parse(records.json("config.json")["config"])
+        optimizer = OPTIMIZERS[stage_config(config, record["stage"]).optimizer.name]
+        found += [_theorem(record, check) for check in checks(record, pairs, optimizer)]
     if not found:
         names = ", ".join(r["stage"] for r in refreshes)
         why = "it needs analyze.theorem=True, as in configs/claims.py, and a conflict subspace found before the refresh"

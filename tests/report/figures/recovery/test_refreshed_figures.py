@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdrl_jax.report.figure import Figure, Table
-from mdrl_jax.report.figures import refreshed
+from mdrl_jax.report.figures.recovery import refreshed
 from mdrl_jax.report.folder import Absent, Records
 from tests.report.figures.rendered import check, drawn, figure, texts
 

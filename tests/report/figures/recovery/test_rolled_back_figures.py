@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mdrl_jax.report.figures import rolled_back
+from mdrl_jax.report.figures.recovery import rolled_back
 from mdrl_jax.report.folder import Absent, Records
 from tests.report.figures.rendered import check, drawn, figure, texts
 

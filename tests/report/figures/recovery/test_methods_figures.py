@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdrl_jax.records import write_json
-from mdrl_jax.report.figures import methods
+from mdrl_jax.report.figures.recovery import methods
 from mdrl_jax.report.folder import Absent, Records
 from tests.report.figures.rendered import check, drawn, texts
 from tests.report.tables.test_methods_table import write

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mdrl_jax.report.figures import planned
+from mdrl_jax.report.figures.recovery import planned
 from mdrl_jax.report.folder import Absent, Records
 from tests.report.figures.rendered import check, drawn, figure, texts
 

@@ -1,0 +1,123 @@
+"""How local the theory is: figures of edits of several sizes from one peak (definitions §7, stage `locality-A`)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import altair as alt
+
+from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, Table, data
+from mdrl_jax.report.figures.layout import LEGEND, distinct, panels
+from mdrl_jax.report.folder import Records
+from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
+
+WIDTH = 760  # px of all panels, axes apart
+R2, CURVATURE, UNDONE = "R² of one expansion", "curvature share of the damage", "share undone by removing P_S D"
+KEYS = {R2: ("r2",), CURVATURE: ("curvature_share",), UNDONE: ("removal", "undone")}
+LOWEST = -1.0  # an R² below it is drawn here
+
+
+def locality(records: Records) -> list[Figure | Table]:
+    """The validity of the theory against the length of an edit, for each record `analysis/locality-A.json`.
+
+    Returns:
+      For each record a figure `locality-A` and a table `locality-A-edits`. The figure has a chart each of R², curvature
+      share and share undone against ‖D‖ on a log scale, with a point for each edit and a colour for each optimizer.
+      Values below −1 are drawn at −1. The table lists the edits, the shortest first.
+
+    Raises:
+      Absent: if there is no such record.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
+    """
+    found: list[Figure | Table] = []
+    for path in records.files("analysis/locality-*.json"):
+        record = records.json(path)
+        found += [_figure(record), _table(record)]
+    return found
+
+
+def _rows(record: dict[str, Any]) -> Iterator[Row]:
+    for edit in sorted(record["edits"], key=lambda e: e["norm"]):
+        head = {"edit": edit["stage"], "trained": edit["trained"], "norm": edit["norm"], "by": _by(edit["trained"])}
+        for panel, keys in KEYS.items():
+            figure: Any = edit
+            for key in keys:
+                figure = figure.get(key, {"estimate": None, "ci95": None, "reason": "no eigenvector was found"})
+            row = head | {"panel": panel} | estimate_columns(figure)
+            drawn = {f"drawn_{k}": None if row[k] is None else max(row[k], LOWEST) for k in ("estimate", "low", "high")}
+            yield row | drawn
+
+
+def _by(trained: str) -> str:
+    """The method and the optimizer of an edit, from the words of `stages.locality.trained`."""
+    method, optimizer, *_ = trained.split(", ")
+    return f"{method.split()[0]}, {optimizer}"
+
+
+def _figure(record: dict[str, Any]) -> Figure:
+    rows, domain = list(_rows(record)), record["domain"]
+    by, width = distinct(rows, "by"), panels(len(KEYS), 3, WIDTH, 60)[1]
+    colour = alt.Color("by:N", scale=alt.Scale(domain=by, range=list(CATEGORIES[: len(by)])), title=None, legend=LEGEND)
+    charts = [_chart([r for r in rows if r["panel"] == panel], panel, colour, width) for panel in KEYS]
+    chart = alt.hconcat(*charts, spacing=24).resolve_scale(color="shared")
+    lengths = [edit["norm"] for edit in record["edits"]]
+    caption = (
+        f"Every edit starts at the peak of {domain}. R² compares, over prompts, the rise of −log π of successes of "
+        f"{domain} with the rise that one second-order expansion at the peak predicts: 1 is exact, 0 is as good as the "
+        "mean, below 0 is worse. The curvature share is the part of the damage that the gradient at the peak does not "
+        "explain. S is spanned by the leading eigenvectors of the Hessian over all parameters, found on one half of "
+        f"the prompts and judged on the other. Bars: 95 % intervals over prompts. ‖D‖ from {min(lengths):.3g} to "
+        f"{max(lengths):.3g}. Values below {LOWEST:g} are drawn at {LOWEST:g}; the table has them."
+    )
+    return Figure(
+        f"locality-{domain}", f"How local the theory is: edits from the peak of {domain}", chart, rows, caption
+    )
+
+
+def _chart(rows: Sequence[Row], panel: str, colour: alt.Color, width: int) -> alt.LayerChart:
+    x = alt.X("norm:Q", title="‖D‖", scale=alt.Scale(type="log", padding=12))
+    y = alt.Y("drawn_estimate:Q", title=panel)
+    tips = [alt.Tooltip("trained:N"), alt.Tooltip("norm:Q", format=".3g"), *estimate_tips(["edit"], panel)]
+    base = alt.Chart(data(rows)).encode(x=x, color=colour, tooltip=tips)
+    lines = alt.Chart(data([{"at": at} for at in (0, 1)])).mark_rule(color=INK, opacity=0.5).encode(y="at:Q")
+    return alt.layer(
+        lines,
+        base.mark_rule().encode(y=alt.Y("drawn_low:Q", title=panel), y2="drawn_high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=y),
+    ).properties(width=width, height=230)
+
+
+def _table(record: dict[str, Any]) -> Table:
+    domain = record["domain"]
+    head = (
+        "edit", "trained", "‖D‖", "unchanged in bfloat16", "score", f"{domain} lost, points", "damage, nats",
+        "predicted, nats", "R²", "null of R²", "curvature share", "k", "undone", "‖P_S D‖²/‖D‖²",
+    )  # fmt: skip
+    rows = []
+    for edit in sorted(record["edits"], key=lambda e: e["norm"]):
+        removal = edit.get("removal", {})
+        null = edit["r2"].get("null")
+        rows.append(
+            (
+                edit["stage"],
+                edit["trained"],
+                f"{edit['norm']:.3g}",
+                words(edit["unchanged"], ".2f"),
+                "; ".join(words(x, ".1f") for x in edit["scores"].values()),
+                words(edit["lost"], ".1f"),
+                words(edit["damage"], ".3g"),
+                words(edit["predicted"], ".3g"),
+                words(edit["r2"], ".2f"),
+                f"{null[0]:.2f} to {null[1]:.2f}" if isinstance(null, list) else "–",
+                words(edit["curvature_share"], ".2f"),
+                " and ".join(map(str, removal.get("k", []))) or "–",
+                words(removal["undone"], ".2f") if removal else "–",
+                f"{removal['share_of_norm']:.4f}" if removal else "–",
+            )
+        )
+    caption = (
+        f"Damage and predictions are of −log π of the successes of {domain} at its peak, in nats a completion. The "
+        "null of R² permutes the predictions among the prompts."
+    )
+    title = f"Edits from the peak of {domain}"
+    return Table(f"locality-{domain}-edits", title, head, rows, caption, head[2:])

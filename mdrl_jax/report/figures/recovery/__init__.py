@@ -1,0 +1,1 @@
+"""Figures of recovery and prevention: methods compared, refreshes, rollbacks, and the plan."""
