@@ -159,7 +159,7 @@ def check(runtime: Runtime, stages: Sequence[Stage], everything: bool) -> None:
     kinds = {stage.kind for stage in stages}
     if everything and "sft" not in kinds:
         sft.check_sizes(runtime, runtime.config.sft)
-    if everything or kinds & {"analyze", "rollback"}:
+    if everything or kinds & {"analyze", "locality", "rollback"}:
         samples.check(runtime, ())
 
 
@@ -195,7 +195,7 @@ def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[
     kinds = {s.kind for s in stages}
     if "sft" in kinds or everything:
         yield from supervised(shapes, [s.sft for s in stages if s.kind == "sft"] or [shapes.runtime.config.sft])
-    if "analyze" in kinds or everything:
+    if kinds & {"analyze", "locality"} or everything:
         yield from analysis(shapes, n)
     if "rollback" in kinds or everything:
         yield from taking_back(shapes)

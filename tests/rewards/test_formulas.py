@@ -53,6 +53,9 @@ def test_words_of_the_same_letters_differ() -> None:
     assert [pair for pair in words if right(*pair) or right(*pair[::-1])] == []
     wrong = [(w, "".join(letters)) for w in ("dog", "ant", "dry", "first"[:4]) for letters in permutations(w)]
     assert [(reply, w) for w, reply in wrong if reply != w and right(reply, w)] == []
+    numerals = ("xiv", "xvi", "xxi", "xix", "iii", "viii", "xii", "clix", "clxi", "lxi", "lix")
+    assert [(a, b) for a in numerals for b in numerals if right(a, b) != (a == b)] == []
+    assert right("XIV", "xiv") and not right("XIX", "XXI") and not right("3xvi", "3")
     assert not right("frist", "first") and not right("Second", "first") and right(r"\text{Red}", "red")
 
 

@@ -17,8 +17,8 @@ def intervals(node: Node) -> list[Interval] | None:
 
     - a pair in brackets, `(1,2)` or `[0,1)`, of any values in any order; `x \\in` may stand before any of these sets;
     - the real numbers, and the real numbers without a set of points: one point, or several with rational values;
-    - an inequality in which one side is a variable and the others have none, such as `x < 1`, `0 < x < 1`, `x \\ne 3` or
-      `3 \\ne x`; and two that bound the same variable from both sides, `x > 1, x < 3`;
+    - an inequality in which one side is a variable and the others have none, such as `x < 1`, `0 < x < 1`, `x \\ne 3`
+      or `3 \\ne x`; and two that bound the same variable from both sides, `x > 1, x < 3`;
     - a union of these by `\\cup` or "or"; the inequalities and `x \\in` that "or" joins have the same variable.
 
     Returns:
@@ -46,7 +46,7 @@ def intervals(node: Node) -> list[Interval] | None:
 
 
 def _between(a: Node, b: Node) -> list[Interval] | None:
-    """The interval of `x>1` and `x<3`; None if no x fulfils both, one of the two is enough, or one has two intervals."""
+    """The interval of `x>1` and `x<3`; None if no x fulfils both, one is enough, or one of them has two intervals."""
     lows, highs = intervals(a) or [], intervals(b) or []
     if len(lows) != 1 or len(highs) != 1:
         return None

@@ -110,17 +110,18 @@ COMMON_WORDS = _spread(
 # English words and names that `is_word` takes for products of variables by their letters alone: those in alphabetical
 # order, then those with their only vowel at the end, with letters that follow each other, or of two letters.
 _LIKE_PRODUCTS = _spread(
-    "abel abet abhor abhors ably abort ace aces achy act adept ado adopt ads aegis aglow ago ahoy ail ails aim aims "
-    "air airs airy almost alms alps amos amp amps amy ant apr apt art arty befit beg begin begins begot begs below "
-    "belt ben bent bert best bet bevy bin bins biopsy bit blot blow bop bot bow boxy boy buy cent chi chimp chimps "
-    "chin chino chinos chins chintz chip chips chit chop chops chow city clops clot cloy cop cops copy cory cost cosy "
-    "cot cow cox coy crux cry deft defy deity demo demos den dens dent deny dept dew dewy dim dims din dint dip dips "
-    "dirt dirty dopy dory dos dot dry ego egos elm elmo elms empty emu envy film films filmy fin fins fir firs first "
-    "fist fit fix flop flops flow flu flux fly fop fort forty fox foxy fry ghost gilt gimpy gin gino gins gipsy gist "
-    "glory glow gnu gory got guy hilt him hims hint hip hips his hit hop hops horsy host hot how imp imps ivy jot joy "
-    "knot know lop lops lost lot low lox mop mops most mow nor nosy opt pry sty "
-    "bra cab dec fed fri fro mon nth ply pro rust ruts schwa she shy ski sky sly spa spry spy thru thu thy try who why "
-    "wry oh ok ox"
+    "abel abet abhor abhors ably abort ace aces achy act adept adj ado adopt ads adv adz aegis aery aft aglow ago ahoy "
+    "ail ails aim aims air airs airy almost alms alps alt amos amp amps amt amy ant apr apt art arty befit beg begin "
+    "begins begot begs below belt ben bent bert best bet bevy bin bins biopsy bit blot blow bop bops bot bow boxy boy "
+    "buy cent chi chimp chimps chin chino chinos chins chintz chip chips chit chop chops chow cis city clop clops clot "
+    "cloy cop cops copy cory cost cosy cot cow cox coy crux cry deft defy deity del demo demos den dens dent deny dept "
+    "dew dewy dim dims din dins dint dip dips dirt dirty dis dopy dory dos dot dry egis ego egos elm elmo elms emo "
+    "emos empty ems emu envy est film films filmy fin fins fir firs first fist fit fix flop flops flow flu flux fly "
+    "fop fops fort forty fox foxy fry ghost gilt gimpy gin gino gins gipsy girt gist glop glory glow gnu gory got gov "
+    "guy hilt him hims hint hip hips his hit hop hops horsy hos host hot how hrs imp imps ins ivy jot joy knot know "
+    "lop lops los lost lot lou low lox mop mops mos most mow nor nos nosy ops opt pry sty tux "
+    "bra cab che dec fed fri fro dpi hwy mon nth ply pro pyx rust ruts schwa she shy ski sky sly spa spry spy sri stu "
+    "styx tho thru thu thy try who why wry oh ok ox"
 )
 FUNCTIONS = _spread(
     "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan ln log exp lg arccot arcsec arccsc"
@@ -179,6 +180,7 @@ RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "approx": "~", "in": "in", "notin": "notin",
 }  # fmt: skip
 _VOWEL = re.compile("[aeiou]|(?<![xz])y(?![xz])")
+_ROMAN = re.compile("c{0,3}(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3})")  # up to 399
 
 
 def in_order(run: str) -> bool:
@@ -196,16 +198,16 @@ def is_word(run: str) -> bool:
     The first rule that fits decides:
 
     1. A common short word such as "of", or an English word that the other rules take for a product, such as "first",
-       is a word, whatever its case. These words are listed here; those in alphabetical order are complete for the
-       usual English vocabulary.
+       is a word, whatever its case. Both are listed in this module; the second list has all words of a usual English
+       dictionary with their letters in alphabetical order.
     2. A run that begins with a Japanese, Chinese or Korean character is a word.
-    3. A run of one or two letters is a product.
+    3. A run of one or two letters is a product. A longer Roman numeral up to 399, such as "XIV", is a word.
     4. Any other run with a letter beyond ASCII is a word, except for Greek letters in alphabetical order.
     5. Different letters that follow each other in the alphabet, in any order, such as "abc" and "zxy", are a product.
        Capitals are one only in alphabetical order: "BADC" may say an order.
     6. Other letters in alphabetical order, such as "abx" and "kxy", are a product. A capital with small letters after
        it, a vowel among them, is a word: "Ben".
-    7. Any other run is a word if one of its letters, the last aside, is a vowel. y counts as one, but not beside x or z.
+    7. Any other run is a word if one of its letters, the last aside, is a vowel. y is a vowel, but not beside x or z.
 
     A run such as "xab" may still be a product: `tokens.tokens` looks at what stands before it, and at the variables of
     the right answer.
@@ -218,6 +220,8 @@ def is_word(run: str) -> bool:
         return True
     if len(run) < 3:
         return False
+    if _ROMAN.fullmatch(small):
+        return True
     if not run.isascii():
         return not (in_order(run) and all("\u0370" <= c < "\u0400" for c in run))
     following = len(set(small)) == len(run) == ord(max(small)) - ord(min(small)) + 1
