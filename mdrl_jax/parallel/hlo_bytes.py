@@ -1,7 +1,8 @@
 """Counts the bytes that a compiled program moves between a device and its memory, from its HLO text.
 
-Each run of an instruction counts its operands as read once and its result as written once. A fusion is one instruction.
-If it only slices an operand, the slices count; if it updates an array in place, the update counts. Arrays that the
+Each run of an instruction counts its operands as read once and its result as written once. A fusion is one instruction,
+and of each operand only the elements count that its result needs: of an operand that it slices, the slices, also if
+another fusion inside it slices. If it updates an array in place, the update counts. Arrays that the
 compiler keeps on chip (memory spaces other than 0) count 0. If a kernel reads an operand several times, this is not
 seen.
 """
@@ -22,6 +23,15 @@ FREE = {
 }  # fmt: skip
 NO_WORK = ('"AllocateBuffer"', '"ConcatBitcast"', '"AsyncCollectiveStart"', '"AsyncCollectiveDone"')
 SLICES = ("dynamic-slice", "slice", "gather")
+# Instructions that need no more elements of an operand than they give.
+ELEMENTWISE = {
+    "abs", "add", "and", "atan2", "bitcast", "bitcast-convert", "broadcast", "cbrt", "ceil", "clamp", "compare",
+    "complex", "concatenate", "convert", "copy", "cosine", "divide", "erf", "exponential", "exponential-minus-one",
+    "floor", "imag", "is-finite", "log", "log-plus-one", "logistic", "maximum", "minimum", "multiply", "negate", "not",
+    "or", "pad", "popcnt", "power", "real", "reduce-precision", "remainder", "reshape", "reverse",
+    "round-nearest-afz", "round-nearest-even", "rsqrt", "select", "shift-left", "shift-right-arithmetic",
+    "shift-right-logical", "sign", "sine", "sqrt", "subtract", "tan", "tanh", "transpose", "xor",
+}  # fmt: skip
 
 
 def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> float:
@@ -47,8 +57,7 @@ def traffic(text: str, unknown_trips: int | Sequence[int] | None = None) -> floa
         if instruction.opcode == "custom-call" and instruction.attribute("custom_call_target") in NO_WORK:
             return 0
         if instruction.opcode == "fusion":
-            inner = computations[instruction.attribute("calls").lstrip("%")]
-            return _fusion_bytes(instruction, computation, inner)
+            return _fusion_bytes(instruction, computation, computations)
         if instruction.opcode in SLICES:
             return 2 * held(instruction.shape)
         if instruction.opcode == "dynamic-update-slice":
@@ -76,49 +85,107 @@ def held(shape: str) -> float:
     return total
 
 
-def _fusion_bytes(fusion: Instruction, computation: Computation, inner: Computation) -> float:
+def _fusion_bytes(fusion: Instruction, computation: Computation, computations: dict[str, Computation]) -> float:
+    inner = _body(fusion, computations)
+    asked = _asked(inner, computations)
     total = 0.0
     for parameter in inner.values():
         if parameter.opcode != "parameter":
             continue
         operand = fusion.operands[int(parameter.operands[0])]
         whole = held(computation[operand].shape) if operand in computation else 0.0
-        total += min(whole, _read(parameter.name, inner)) if whole else 0.0
-    for root in _roots(inner):
-        update = root.opcode == "dynamic-update-slice"
-        total += _plain(inner[root.operands[1]].shape) if update else 0.0
-    in_place = [r for r in _roots(inner) if r.opcode == "dynamic-update-slice"]
-    kept = held(fusion.shape) - sum(_plain(r.shape) for r in in_place)
-    return total + max(kept, 0.0)
+        total += min(whole, asked.get(parameter.name, 0.0) * _element(parameter.shape))
+    updated = [
+        (root, where)
+        for root, where in (_behind(r, inner, computations) for r in _roots(inner))
+        if root.opcode == "dynamic-update-slice"
+    ]
+    total += sum(_plain(where[root.operands[1]].shape) for root, where in updated)
+    return total + max(held(fusion.shape) - sum(_plain(root.shape) for root, _ in updated), 0.0)
 
 
-def _read(name: str, inner: Computation) -> float:
-    """Bytes of a fusion's parameter that its users read: the sum of slices, or infinite if a user reads all of it."""
-    total = 0.0
-    for user in inner.values():
-        if name not in user.operands:
+def _asked(
+    inner: Computation, computations: dict[str, Computation], whole: float = math.inf, in_place: bool = True
+) -> dict[str, float]:
+    """How many elements of each instruction's result a fusion needs, by name; at most all of them.
+
+    It goes backwards from the root. An elementwise instruction needs as many elements of an operand as of its result, a
+    slice likewise, and other instructions all elements. An array that the root updates in place is not read.
+
+    Args:
+      inner: the computation of the fusion.
+      computations: all computations, for fusions inside it.
+      whole: how many elements of the root are needed.
+      in_place: whether the root may update an array in place.
+    """
+    asked: dict[str, float] = {}
+
+    def ask(name: str, elements: float) -> None:
+        if name in inner:
+            asked[name] = min(asked.get(name, 0.0) + elements, _elements(inner[name].shape))
+
+    roots = _roots(inner)
+    for root in roots:
+        ask(root.name, whole)
+    for i in reversed(inner.values()):
+        if i.name not in asked or i.opcode in ("parameter", "constant", "iota", "tuple"):
             continue
-        if user.opcode == "bitcast":
-            total += _read(user.name, inner)
-        elif user.opcode in SLICES and user.operands[0] == name:
-            total += _plain(user.shape)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-            continue  # an array that is updated in place is not read
+        need, updates = asked[i.name], in_place and i in roots
+        if i.opcode == "fusion":
+            body = _body(i, computations)
+            below = _asked(body, computations, need, updates)
+            for parameter in body.values():
+                if parameter.opcode == "parameter":
+                    ask(i.operands[int(parameter.operands[0])], below.get(parameter.name, 0.0))
+        elif i.opcode == "dynamic-update-slice":
+            update = _elements(inner[i.operands[1]].shape)
+            ask(i.operands[0], 0.0 if updates else max(need - update, 0.0))
+            ask(i.operands[1], min(update, need))
+            for index in i.operands[2:]:
+                ask(index, 1.0)
+        elif i.opcode in SLICES:
+            ask(i.operands[0], need)
+            for index in i.operands[1:]:
+                ask(index, math.inf)
         else:
-            return math.inf
-    return total
+            for name in i.operands:
+                ask(name, need if i.opcode in ELEMENTWISE else math.inf)
+    return asked
+
+
+def _body(fusion: Instruction, computations: dict[str, Computation]) -> Computation:
+    return computations[fusion.attribute("calls").lstrip("%")]
 
 
 def _roots(inner: Computation) -> list[Instruction]:
+    """The instructions that a computation returns; bitcasts are looked through."""
     root = next(i for i in inner.values() if i.is_root)
     found = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    return [_behind(i, inner) for i in found]
+    out = []
+    for instruction in found:
+        while instruction.opcode == "bitcast":
+            instruction = inner[instruction.operands[0]]
+        out.append(instruction)
+    return out
 
 
-def _behind(instruction: Instruction, inner: Computation) -> Instruction:
-    while instruction.opcode == "bitcast":
-        instruction = inner[instruction.operands[0]]
-    return instruction
+def _behind(
+    root: Instruction, inner: Computation, computations: dict[str, Computation]
+) -> tuple[Instruction, Computation]:
+    """A root, or the root of the fusion that it is, and the computation that contains it."""
+    while root.opcode == "fusion":
+        inner = _body(root, computations)
+        root = _roots(inner)[0]
+    return root, inner
+
+
+def _elements(shape: str) -> float:
+    return float(sum(math.prod(dims) for _, dims in arrays(shape)))
+
+
+def _element(shape: str) -> float:
+    """Bytes of an element of an array; of a tuple, of its largest one."""
+    return float(max((size for size, _ in arrays(shape)), default=0))
 
 
 def _plain(shape: str) -> float:

@@ -259,6 +259,74 @@ ENTRY %main (a: f32[100,8], b: f32[1,8], at: s32[]) -> f32[100,8] {
     assert hlo_bytes.traffic(text) == reads_row + writes_row + counter
 
 
+NESTED = """HloModule m
+%slice (stack: f32[36,100,8], at: s32[]) -> f32[1,100,8] {
+  %stack = f32[36,100,8]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %one = f32[1,100,8]{2,1,0} dynamic-slice(%stack, %at, %zero, %zero), dynamic_slice_sizes={1,100,8}
+}
+
+%write (big: f32[36,100,8], row: f32[1,1,8], at: s32[]) -> f32[36,100,8] {
+  %big = f32[36,100,8]{2,1,0} parameter(0)
+  %row = f32[1,1,8]{2,1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %new = f32[36,100,8]{2,1,0} dynamic-update-slice(%big, %row, %at, %zero, %zero)
+}
+
+%read (p: f32[36,100,8], q: bf16[36,100,8], x: f32[100,8], at: s32[]) -> f32[100,8] {
+  %p = f32[36,100,8]{2,1,0} parameter(0)
+  %q = bf16[36,100,8]{2,1,0} parameter(1)
+  %x = f32[100,8]{1,0} parameter(2)
+  %at = s32[] parameter(3)
+  %zero = s32[] constant(0)
+  %a = f32[1,100,8]{2,1,0} fusion(%p, %at), kind=kLoop, calls=%slice
+  %wide = f32[36,100,8]{2,1,0} convert(%q)
+  %b = f32[1,100,8]{2,1,0} dynamic-slice(%wide, %at, %zero, %zero), dynamic_slice_sizes={1,100,8}
+  %sum = f32[1,100,8]{2,1,0} add(%a, %b)
+  %flat = f32[100,8]{1,0} bitcast(%sum)
+  ROOT %out = f32[100,8]{1,0} multiply(%flat, %x)
+}
+
+%keep (c: f32[36,100,8], y: f32[100,8], at: s32[]) -> f32[36,100,8] {
+  %c = f32[36,100,8]{2,1,0} parameter(0)
+  %y = f32[100,8]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %first = f32[1,8]{1,0} slice(%y), slice={[0:1], [0:8]}
+  %row = f32[1,1,8]{2,1,0} bitcast(%first)
+  ROOT %new = f32[36,100,8]{2,1,0} fusion(%c, %row, %at), kind=kLoop, calls=%write
+}
+
+%whole (c: f32[36,100,8], row: f32[1,1,8], at: s32[]) -> f32[36,100,8] {
+  %c = f32[36,100,8]{2,1,0} parameter(0)
+  %row = f32[1,1,8]{2,1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %new = f32[36,100,8]{2,1,0} fusion(%c, %row, %at), kind=kLoop, calls=%write
+  ROOT %all = f32[36,100,8]{2,1,0} negate(%new)
+}
+
+ENTRY %main (p: f32[36,100,8], q: bf16[36,100,8], x: f32[100,8], r: f32[1,1,8], at: s32[]) -> f32[36,100,8] {
+  %p = f32[36,100,8]{2,1,0} parameter(0)
+  %q = bf16[36,100,8]{2,1,0} parameter(1)
+  %x = f32[100,8]{1,0} parameter(2)
+  %r = f32[1,1,8]{2,1,0} parameter(3)
+  %at = s32[] parameter(4)
+  %y = f32[100,8]{1,0} fusion(%p, %q, %x, %at), kind=kOutput, calls=%read
+  %kept = f32[36,100,8]{2,1,0} fusion(%p, %y, %at), kind=kLoop, calls=%keep
+  ROOT %all = f32[36,100,8]{2,1,0} fusion(%kept, %r, %at), kind=kLoop, calls=%whole
+}
+"""
+
+
+def test_of_a_stack_that_a_fusion_within_a_fusion_slices_only_the_slice_is_read():
+    layer, row, stack, counter = 100 * 8, 8, 36 * 100 * 8, 4
+    read = 4 * layer + 2 * layer + 4 * layer + counter + 4 * layer  # slices of p and q, x, the result
+    kept = 4 * row + counter + 4 * row  # a row is read and written in place
+    whole = 4 * (stack - row) + 4 * row + counter + 4 * stack  # the array that was updated is read and copied
+    assert hlo_bytes.traffic(NESTED) == read + kept + whole
+
+
 # --- whole parameters -------------------------------------------------------------------------------------------------
 
 
