@@ -5,7 +5,8 @@ order of each prompt), and log-probs or rewards at both ends. The prediction at 
 
 Intervals are bootstrap-t over 2,000 draws of prompts with replacement, and Fieller's for shares. All figures of a
 sample use the same draws, so that their differences and ratios are paired. An array with the axis R is a figure of
-these draws (`stats.bootstrap.Draws`): it holds the figure of the sample in entry 0. A *record* of a figure is
+these draws (`stats.bootstrap.Draws`): it holds the figure of the sample in entry 0, and beside those of the draws also
+those of the sample and of each draw without one of its prompts. A *record* of a figure is
 {"estimate", "ci95", "null", "n", "unit"}, with "reason" if it has no estimate (`stats/estimate.py`).
 """
 
@@ -156,8 +157,9 @@ def nll_rise(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draw
       draws: of the prompts.
 
     Returns:
-      the rise [R], above 0 if successes became less likely; NaN where no completion succeeded, in the sample or in a
-      draw.
+      the rise as a figure of these draws [R], above 0 if successes became less likely. It also has entries for the
+      sample and each draw without one of its prompts; `Draws.values` and `Draws.interval` read it. An entry in which no
+      completion succeeded is NaN.
     """
     fall_PG = (before_PGT - after_PGT).sum(axis=2, dtype=np.float64)
     return draws.ratio((sample.success_PG * fall_PG).sum(axis=1), sample.success_PG.sum(axis=1))

@@ -190,7 +190,8 @@ def whole_parameters(compiled: Compiled, params: Any, gathered: Callable[[Any], 
     Returns:
       a text for each such gather: the parameter, the shape of the result, and the JAX operation that it comes from. The
       order is that of the gathers in the program, and for one gather that of the parameters. A gather that fits several
-      parameters is listed once for each; the list is empty if there is none.
+      parameters, or whose arrays (with the operands of an asynchronous one) fit one several times, is listed once for
+      each. The list is empty if there is none.
 
     Raises:
       AttributeError: if the program has an all-gather and a parameter of two or more dimensions has no sharding.

@@ -11,7 +11,8 @@ Tp + Tc in rows of both.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,9 @@ from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import named, put
 from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig, group_advantages, grpo_loss, loss_mask
 from mdrl_jax.rl.logprobs import token_log_probs
-from mdrl_jax.rl.trainer import LossFn, micro_batches
+from mdrl_jax.rl.trainer import Cases, LossFn, micro_batches
+
+MOST_SHAPES = 4  # lengths of a micro-batch that a training step is compiled for
 
 
 @struct.dataclass
@@ -159,29 +162,79 @@ def trained(rewards_PG: Any, mask_PGT: Any, ended_PG: Any, config: GRPOConfig) -
     return Trained(adv_PG, informative_P, np.asarray(mask_BT).reshape(mask_PGT.shape))
 
 
-def in_the_loss(batch: PolicyBatch) -> jax.Array:
-    """Whether any token of a micro-batch is trained, a boolean scalar; `make_train_step` takes it as `needed`."""
-    return jnp.any(batch.grpo.mask_BT > 0)
-
-
-def trained_first(mask_PGT: Any) -> np.ndarray:
-    """The order of the rows of a batch: row numbers [P * G], integers, those of rows with a trained token first.
-
-    The rows that the loss leaves out thereby fill micro-batches of their own, which the training step does not compute.
-    Among themselves, both kinds keep their order.
+def cut_shapes(
+    prompt: int, completion: int, prompt_buckets: Sequence[int], completion_buckets: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The lengths to which a micro-batch may be cut, at most `MOST_SHAPES`.
 
     Args:
-      mask_PGT: 1 on the tokens that are trained, 0 elsewhere [P, G, T]; a NumPy array.
+      prompt: Tp of the batch.
+      completion: Tc of the batch.
+      prompt_buckets, completion_buckets: the lengths to choose from; longer ones than those of the batch are left out.
+
+    Returns:
+      pairs (length of the prompt, length of the completion), those with the smallest sum first. The last is
+      (`prompt`, `completion`).
     """
-    n_prompts, group, length = mask_PGT.shape
-    return np.argsort(~mask_PGT.reshape(n_prompts * group, length).any(axis=1), kind="stable")
+    prompts, completions = (
+        [n for n in buckets if n < longest] + [longest]
+        for buckets, longest in ((prompt_buckets, prompt), (completion_buckets, completion))
+    )
+    pairs = sorted(itertools.product(prompts, completions), key=lambda pair: (sum(pair), pair))
+    if len(pairs) > MOST_SHAPES:
+        pairs = [pairs[round(i * (len(pairs) - 1) / (MOST_SHAPES - 1))] for i in range(MOST_SHAPES)]
+    return pairs
+
+
+def make_cases(prompt_buckets: Sequence[int] = (), completion_buckets: Sequence[int] = ()) -> Cases:
+    """The `cases` of `make_train_step` for a `PolicyBatch`: what of a micro-batch is computed.
+
+    A micro-batch without a trained token is not computed. Otherwise it is cut to the first of `cut_shapes` that loses
+    no real token of a row with a trained token. Other rows may lose tokens; they do not change the loss.
+
+    Args:
+      prompt_buckets, completion_buckets: as in `cut_shapes`; without any a micro-batch keeps its lengths.
+    """
+
+    def cases(batch: PolicyBatch) -> tuple[jax.Array, list[Callable[[PolicyBatch], PolicyBatch]]]:
+        completion = batch.grpo.mask_BT.shape[1]
+        prompt = batch.tokens_BT.shape[1] - completion
+        trained_B = jnp.any(batch.grpo.mask_BT > 0, axis=1)
+        shapes = cut_shapes(prompt, completion, prompt_buckets, completion_buckets)
+        real_T = jnp.any(batch.valid_BT & trained_B[:, None], axis=0)
+        fits = [~jnp.any(real_T[: prompt - p]) & ~jnp.any(real_T[prompt + c :]) for p, c in shapes]
+        case = jnp.where(jnp.any(trained_B), 1 + jnp.argmax(jnp.stack(fits)), 0)
+        return case, [functools.partial(_cut, prompt - p, prompt + c, c) for p, c in shapes]
+
+    return cases
+
+
+def _cut(first: int, last: int, completion: int, batch: PolicyBatch) -> PolicyBatch:
+    """The columns from `first` to `last` of a micro-batch, whose completions then have the length `completion`."""
+    grpo = jax.tree.map(lambda x: x[:, :completion] if x.ndim == 2 else x, batch.grpo)
+    return PolicyBatch(batch.tokens_BT[:, first:last], batch.valid_BT[:, first:last], grpo)
+
+
+def row_order(mask_PGT: Any, length_PG: Any) -> np.ndarray:
+    """The order of the rows of a batch, row numbers [P * G]: rows with a trained token first, the shorter ones first.
+
+    The rows that the loss leaves out thereby fill micro-batches of their own, which the training step does not compute,
+    and rows of similar lengths share a micro-batch, which it cuts to their length (`make_cases`). Rows of equal length
+    keep their order.
+
+    Args:
+      mask_PGT: 1 on the tokens that are trained.
+      length_PG: real tokens of each row, prompt and completion together.
+    """
+    trained_B = np.asarray(mask_PGT).any(axis=-1).reshape(-1)
+    return np.lexsort((np.asarray(length_PG).reshape(-1), ~trained_B))
 
 
 def policy_batch(
     prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any, logp_PGT: Any, trained: Trained,
     n: int, mesh: Mesh,
 ) -> PolicyBatch:  # fmt: skip
-    """Makes the batch of a training step and puts it on the devices. Its rows are in the order of `trained_first`.
+    """Makes the batch of a training step and puts it on the devices. Its rows are in the order of `row_order`.
 
     Args:
       prompts_PT: as in `join`.
@@ -203,7 +256,7 @@ def policy_batch(
     rows = trained.adv_PG.size
     tokens_BT, valid_BT = join(prompts_PT, valid_PT, completions_PGT, mask_PGT)
     logp_BT, mask_BT = (x.reshape(rows, -1) for x in (logp_PGT, trained.mask_PGT))
-    order_B = trained_first(trained.mask_PGT)
+    order_B = row_order(trained.mask_PGT, valid_BT.sum(axis=1))
     on_host = [x[order_B] for x in (tokens_BT, valid_BT, logp_BT, trained.adv_PG.reshape(-1), mask_BT)]
     tokens, valid, logp, adv, mask = put(micro_batches(on_host, n), mesh, None, "batch")
     return PolicyBatch(tokens, valid, GRPOBatch(None, logp, None, adv, mask))

@@ -8,7 +8,7 @@ gradient Σ_m ∇l_m / max(Σ_m n_m, 1), which is the gradient of the mean over 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from mdrl_jax.section import section
 Pair = tuple[jax.Array, jax.Array]  # (sum, count)
 # (params, micro-batch) -> (sum of the loss, (count, {name of a metric: (sum, count)}))
 LossFn = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, Pair]]]]
+Cases = Callable[[Any], tuple[jax.Array, Sequence[Callable[[Any], Any]]]]  # see `make_train_step`
 
 
 @section
@@ -172,7 +173,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     shardings: TrainState,
     mesh: Mesh,
-    needed: Callable[[Any], jax.Array] | None = None,
+    cases: Cases | None = None,
 ) -> Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """The training step as a program, which its first call compiles.
 
@@ -182,8 +183,9 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       shardings: from `state_shardings`.
       mesh: the devices.
-      needed: (micro-batch) -> whether its loss, count and metrics can differ from 0, a boolean scalar. Those that are
-        not needed are not computed. None if all are.
+      cases: (micro-batch) -> (case, cuts). The case is an integer scalar. 0 says that the micro-batch is not computed,
+        because its loss, count and metrics are 0; i says that cuts[i − 1](micro-batch) gives the same loss, count and
+        metrics from smaller arrays. Each cut is compiled. None: every micro-batch is computed as it is.
 
     Returns:
       the jitted function (state, batch, learning_rate, extra) -> (next state, metrics). The memory of the given state
@@ -208,9 +210,11 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, (grads, (loss, count), metrics))
 
         def add(total: Any, micro: Any) -> tuple[Any, None]:
-            if needed is None:
+            if cases is None:
                 return added(total, micro), None
-            return jax.lax.cond(needed(micro), added, lambda total, _: total, total, micro), None
+            case, cuts = cases(micro)
+            computed = [lambda total, micro, cut=cut: added(total, cut(micro)) for cut in cuts]
+            return jax.lax.switch(case, [lambda total, _: total, *computed], total, micro), None
 
         first = jax.tree.map(lambda x: x[0], batch)
         _, (_, metric_shapes) = jax.eval_shape(loss_fn, state.params, first)

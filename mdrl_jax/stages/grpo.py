@@ -10,7 +10,7 @@ and sampling keys are functions of the step, so a resumed stage continues exactl
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,12 +23,13 @@ from mdrl_jax.parallel.sharding import batch_divisor, put
 from mdrl_jax.rl.grpo import kl_estimate
 from mdrl_jax.rl.policy import (
     PolicyBatch,
-    in_the_loss,
+    cut_shapes,
+    make_cases,
     make_grpo_loss,
     make_log_probs,
     policy_batch,
+    row_order,
     trained,
-    trained_first,
 )
 from mdrl_jax.rl.random_signs import random_signs
 from mdrl_jax.rl.rollouts import ScoredRollouts, prompts_at_once
@@ -83,12 +84,23 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     longest = config.rollout.completion_buckets[-1]
     loss_fn = make_grpo_loss(runtime.model, stage.train.grpo, temperature, longest, chunk)
+    cases = make_cases(*_buckets(runtime, stage))
     return Programs(
         optimizer=optimizer,
         shardings=shardings,
-        step=make_train_step("grpo_step", loss_fn, optimizer, shardings, runtime.mesh, in_the_loss),
+        step=make_train_step("grpo_step", loss_fn, optimizer, shardings, runtime.mesh, cases),
         log_probs=make_log_probs(runtime.model, runtime.mesh, temperature, chunk),
     )
+
+
+def _buckets(runtime: Runtime, stage: Stage) -> tuple[Sequence[int], Sequence[int]]:
+    """The lengths to which a micro-batch of prompts and completions may be cut.
+
+    There are none for a single micro-batch: `make_batch` has cut it already.
+    """
+    rollout = runtime.config.rollout
+    several = stage.train.grad_accum_steps > 1
+    return (rollout.prompt_buckets, rollout.completion_buckets) if several else ((), ())
 
 
 def check_divides(runtime: Runtime, stage: Stage) -> None:
@@ -236,8 +248,8 @@ def make_batch(
       - "rewards": all rewards, an array [P, G].
       - "reward", "accuracy" (both in [0, 1]), "length" (tokens) and "ended" (share): means over completions.
       - "tokens": tokens of all rows, in which a prompt counts once for each completion; "tokens_sampled": tokens of the
-        completions alone; "tokens_trained": tokens of the rows that an update computes.
-      - "real": share of real tokens, without padding, among all positions that an update computes; 0 if there are none.
+        completions alone; "tokens_trained": tokens of the rows with a trained token.
+      - "real": their share among all positions that an update computes; 0 if it computes none.
       - "informative": share of prompts whose rewards differ; "dropped_groups": number of prompts that are left out of
         the loss because theirs do not.
       - "entropy": mean of −log p of a sampled token, in nats, under the distribution that it was drawn from.
@@ -269,15 +281,19 @@ def make_batch(
     old = log_probs(params) if grpo.updates_per_batch > 1 else None
     ref = log_probs(reference) if grpo.kl_coef > 0 else None
     batch = dataclasses.replace(batch, grpo=dataclasses.replace(batch.grpo, old_logp_BT=old, ref_logp_BT=ref))
-    n_rows, per_micro = kept.adv_PG.size, kept.adv_PG.size // train.grad_accum_steps
-    order_B = trained_first(kept.mask_PGT)
-    computed = -(-int(kept.mask_PGT.any(axis=-1).sum()) // per_micro) * per_micro
-    lengths_B = (cut.valid_PT.sum(axis=1)[:, None] + cut.mask_PGT.sum(axis=-1)).reshape(n_rows)[order_B]
-    n_trained = float(lengths_B[:computed].sum())
+    n_rows, n_prompt_P = kept.adv_PG.size, cut.valid_PT.sum(axis=1)
+    order_B = row_order(kept.mask_PGT, n_prompt_P[:, None] + cut.mask_PGT.sum(axis=-1))
+    n_trained, computed = _computed(
+        np.repeat(n_prompt_P, train.group_size)[order_B],
+        cut.mask_PGT.sum(axis=-1).reshape(n_rows)[order_B],
+        kept.mask_PGT.any(axis=-1).reshape(n_rows)[order_B],
+        train.grad_accum_steps,
+        cut_shapes(cut.prompts_PT.shape[1], cut.mask_PGT.shape[-1], *_buckets(runtime, stage)),
+    )
     metrics = {
         "tokens": whole,
         "tokens_trained": n_trained,
-        "real": n_trained / max(computed * batch.tokens_BT.shape[-1], 1),
+        "real": n_trained / max(computed, 1),
         "tokens_sampled": n_tokens,
         "rewards": scored.rewards_PG,
         "reward": float(scored.rewards_PG.mean()),
@@ -296,3 +312,28 @@ def make_batch(
         whole_BT = put(micro_batches(whole_BT, train.grad_accum_steps), runtime.mesh, None, "batch")
         metrics["kl"] = float(jnp.sum(kl_BT * whole_BT) / jnp.sum(whole_BT))
     return batch, metrics
+
+
+def _computed(
+    prompt_B: np.ndarray, completion_B: np.ndarray, trained_B: np.ndarray, n: int, shapes: Sequence[tuple[int, int]]
+) -> tuple[float, int]:
+    """What an update computes of rows in the order of the batch, as `policy.make_cases` chooses it.
+
+    Args:
+      prompt_B, completion_B: real tokens of the prompt and of the completion of each row.
+      trained_B: True if a token of the row is trained.
+      n: number of micro-batches.
+      shapes: the lengths to which a micro-batch may be cut (`policy.cut_shapes`).
+
+    Returns:
+      (real tokens of the rows with a trained token, positions that the update computes).
+    """
+    positions = 0
+    for prompts, completions, trained_rows in zip(
+        *(np.split(x, n) for x in (prompt_B, completion_B, trained_B)), strict=True
+    ):
+        if trained_rows.any():
+            longest = prompts[trained_rows].max(), completions[trained_rows].max()
+            p, c = next(shape for shape in shapes if longest[0] <= shape[0] and longest[1] <= shape[1])
+            positions += len(prompts) * (p + c)
+    return float((prompt_B + completion_B)[trained_B].sum()), positions

@@ -20,7 +20,7 @@ from mdrl_jax.model.transformer import param_shapes
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, param_shardings, put
 from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig
-from mdrl_jax.rl.policy import PolicyBatch, in_the_loss, make_grpo_loss
+from mdrl_jax.rl.policy import PolicyBatch, make_cases, make_grpo_loss
 from mdrl_jax.rl.sft import SFTBatch, make_sft_loss
 from mdrl_jax.rl.trainer import (
     OptimizerConfig,
@@ -92,13 +92,13 @@ def setting(model: Any, loss: str) -> tuple[Any, Any]:
 
 
 def make(
-    loss_fn: Any, config: OptimizerConfig, params: Any, placed: Any, mesh: Mesh, needed: Any = None
+    loss_fn: Any, config: OptimizerConfig, params: Any, placed: Any, mesh: Mesh, cases: Any = None
 ) -> tuple[TrainState, Callable]:
     """The state before the first step, with these parameters, and the jitted step."""
     optimizer = make_optimizer(config)
     shardings = state_shardings(optimizer, jax.eval_shape(lambda: params), placed, mesh)
     state = init_state(optimizer, jax.device_put(params, placed), shardings)
-    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh, needed)
+    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh, cases)
 
 
 def make_bigram(loss_fn: Any, config: OptimizerConfig) -> tuple[TrainState, Callable]:
@@ -176,14 +176,50 @@ def test_micro_batches_that_are_not_needed_are_not_computed():
         return loss_fn(params, micro)
 
     found = []
-    for needed, expected in ((None, 4), (in_the_loss, 2)):
+    for cases, expected in ((None, 4), (make_cases(), 2)):
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        state, step = make(counted, NEAR_LINEAR, Bigram.params(), {"table": named(mesh)}, mesh, needed)
+        state, step = make(counted, NEAR_LINEAR, Bigram.params(), {"table": named(mesh)}, mesh, cases)
         runs.clear()
         state, logged = step(state, micro_batches(batch, 4), jnp.float32(1.0), {})
         found.append(jax.device_get((state.params, logged)))
         jax.effects_barrier()
         assert len(runs) == expected
+    assert_close(*found, 1e-7)
+    assert largest_move(found[1][0], Bigram.params()) > 1e-3
+
+
+def test_micro_batches_are_cut_to_the_real_tokens_of_their_trained_rows():
+    """The update is the same, and each micro-batch is computed at the smallest lengths that hold its trained rows."""
+    loss_fn, batch = setting(Bigram(), "token")
+    rows = batch.tokens_BT.shape[0] // 4
+    mask_BT, valid_BT = (np.array(x) for x in (batch.grpo.mask_BT, batch.valid_BT))
+    for micro, (prompt, completion) in enumerate(((2, 1), (3, 2), (1, 5), (4, 6))):
+        own = slice(micro * rows, (micro + 1) * rows)
+        valid_BT[own, : PROMPT - prompt] = False
+        valid_BT[own, PROMPT - prompt :] = np.arange(prompt + COMPLETION) < prompt + completion
+        mask_BT[own] = np.arange(COMPLETION) < completion
+    valid_BT[0] = True  # a long row without a trained token does not keep its micro-batch long
+    mask_BT[0] = 0
+    batch = dataclasses.replace(batch, valid_BT=valid_BT, grpo=dataclasses.replace(batch.grpo, mask_BT=mask_BT))
+    assert rows > 1
+    shapes: list[tuple[int, int]] = []
+
+    def counted(params: Any, micro: Any) -> Any:
+        completion = micro.grpo.mask_BT.shape[1]
+        shape = micro.tokens_BT.shape[1] - completion, completion
+        assert micro.valid_BT.shape == micro.tokens_BT.shape and micro.grpo.adv_B.shape == (rows,)
+        jax.debug.callback(lambda: shapes.append(shape))
+        return loss_fn(params, micro)
+
+    found = []
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    for cases in (None, make_cases((2, 9), (2, 9))):
+        state, step = make(counted, NEAR_LINEAR, Bigram.params(), {"table": named(mesh)}, mesh, cases)
+        shapes.clear()
+        state, logged = step(state, micro_batches(batch, 4), jnp.float32(1.0), {})
+        found.append(jax.device_get((state.params, logged)))
+        jax.effects_barrier()
+    assert sorted(shapes) == [(2, 2), (2, 6), (4, 2), (4, 6)]
     assert_close(*found, 1e-7)
     assert largest_move(found[1][0], Bigram.params()) > 1e-3
 

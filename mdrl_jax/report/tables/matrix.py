@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, regular
-from mdrl_jax.stage import default_start, names_on_the_way
+from mdrl_jax.stage import default_start, names_on_the_way, unlabelled
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.estimate import Estimate
 
@@ -239,13 +239,14 @@ def rows_on_the_way(matrix: Matrix, stage: str) -> list[int]:
 
 
 def trained_domain(stage: str, domains: Sequence[str]) -> str | None:
-    """The domain that a stage is about: math for math, refresh-math and rollback-math-qa; None for base and joint.
+    """The domain that a stage is about: math for math, math@slow and rollback-math-qa; None for base and joint.
 
     If several domains fit, the one with the longest name counts.
 
     >>> trained_domain("rollback-math-qa", ("math", "qa"))
     'math'
     """
+    stage = unlabelled(stage)
     if stage in domains:
         return stage
     _, dash, rest = stage.partition("-")

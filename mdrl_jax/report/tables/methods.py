@@ -1,8 +1,8 @@
 """Compares all methods to recover or prevent forgetting, over one work folder per seed (definitions §2, §8 to §10).
 
 Each row is a method: the plain sequence (θ_T), each refresh and rollback, each prevention, the reversed order, joint
-training, and merges. A prevention is the last stage of its prefix; it has a row if that stage trains the domain with
-which the plain sequence ended. Columns are the average over domains, the score of the domain that lost most, the worst
+training, and merges. A prevention is the last stage of its prefix without a label; it has a row if that stage trains the
+domain with which the plain sequence ended. The reversed order has a row if it trained the same domains. Columns are the average over domains, the score of the domain that lost most, the worst
 collateral, and the cost beyond the plain sequence: optimizer steps, FLOPs and seconds, from `costs/NN-stage.json`.
 
 Choices where the definitions leave room:
@@ -134,15 +134,15 @@ class MethodsTable:
 
 
 def load(workdir: str | Path) -> Run:
-    """Reads a work folder.
+    """Reads the scores, the stages and the costs of a work folder.
 
     Args:
       workdir: the work folder. Without `config.json` the run has no stages, and without `costs/` it has no costs.
 
     Raises:
       UserError: if it has no evaluations; if an evaluation, a cost or `config.json` is not valid JSON; if the
-        evaluations do not fit together (`matrix.build`); or if `config.json` has fields or stages that this version
-        does not know.
+        evaluations do not fit together (`matrix.build`); or if `config.json` is not that of a run, or is not valid in
+        this version.
       KeyError: if a cost lacks "stage", or as in `matrix.build`.
       ValueError: as in `matrix.build`.
     """
@@ -157,7 +157,7 @@ def load(workdir: str | Path) -> Run:
 def compare(workdirs: Sequence[str | Path]) -> MethodsTable | None:
     """The comparison over one work folder per seed (`summarise`).
 
-    None if no method but the plain sequence was run, also if there is no training stage or no folder.
+    None if no method but the plain sequence has a row (`rows_of`), also if there is no training stage or no folder.
 
     Raises:
       UserError, KeyError, ValueError: as in `load`.
@@ -218,8 +218,8 @@ def rows_of(matrix: Matrix) -> dict[str, int]:
 
     Returns:
       {`PLAIN` or the name of a stage: row, from 0}; empty if there is no training stage. Of a prevention it has only
-      the last stage, if that trains the domain with which the plain sequence ended; of the reversed order only the last
-      stage, if it trained the same domains.
+      the last stage without a label, if that trains the domain with which the plain sequence ended; of the reversed
+      order only the last stage, if it trained the same domains. A stage `recover` has none.
     """
     training = [matrix.stages[s] for s in matrices.training_rows(matrix)]
     if not training:
@@ -231,9 +231,9 @@ def rows_of(matrix: Matrix) -> dict[str, int]:
         prefix, _, rest = name.partition("-")
         if name in WHOLE or (rest and prefix in RECOVERY):
             rows[name] = s
-        elif rest and prefix in METHODS:
+        elif rest and prefix in METHODS and "@" not in name:
             last[prefix] = s
-        elif rest and prefix == "reversed":
+        elif rest and prefix == "reversed" and "@" not in name:
             last[prefix] = s
             reversed_domains.add(rest)
     for prefix, s in last.items():
