@@ -37,13 +37,14 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
 
     Returns:
       the merged parameters; and the record. "method" is the name. "points" has a row for each λ in the order of
-      `recover.scales`: "scale", the validation scores by domain and their "average", in points (`Estimate.record`); it
-      is empty for "average". "chosen" is the λ with the best average, the first of equal ones; None for "average".
+      `recover.scales`: "scale"; "scores", by domain the score on validation prompts; and "average", that of the
+      domains; scores and average are records in points (`Estimate.record`). It is empty for "average". "chosen" is the
+      λ with the best average, the first of equal ones; None for "average".
 
     Raises:
       UserError, RuntimeError: if scoring fails (`Rollouts.sample`), for example because too many rewards fail.
       ValueError: for "ties", if `recover.density` is not above 0 and at most 1, which `config.parse` refuses.
-      AssertionError: if `recover.scales` is empty, which `config.parse` refuses.
+      AssertionError: for a merge with a λ, if `recover.scales` is empty, which `config.parse` refuses.
       Stopped: after a SIGTERM; nothing of a merge is saved.
     """
     section = runtime.config.recover

@@ -124,8 +124,9 @@ def ranks(records: Records) -> Figure:
     Returns:
       The figure `edit-modules`: for each of the two figures a map for each domain, with layers on the horizontal and
       kinds of tensors on the vertical axis. The effective rank is exp(−Σ p log p), p the squared singular values of the
-      tensor's edit over their sum; a tensor that is no matrix has none. The share is that of entries with |δ|/|θ| <
-      1e-3, θ the parameter before the edit, in %, for fp32. A figure that no tensor has gets no maps.
+      tensor's edit over their sum; a tensor that is no matrix, or did not change, has none. The share is that of
+      entries with |δ|/|θ| < 1e-3 or δ = 0, θ the parameter before the edit, in %, for fp32. Tensors outside the layers
+      are in a column "–". A figure that no tensor has gets no maps.
 
     Raises:
       Absent: if `analysis/edits.json` is missing, has no domains, or has no figures by layer.

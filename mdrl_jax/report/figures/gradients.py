@@ -26,9 +26,9 @@ def cosines(records: Records) -> Figure:
     Above 0 a step down one gradient lowers the other loss (synergy); below 0 it raises it (conflict).
 
     Returns:
-      The figure `gradient-cosines`: one chart at the base, with all pairs of domains, and one at the peaks. The cosine
-      is horizontal, and each pair is a line with two estimates. At a peak it shows only the pairs that include the
-      domain of the peak.
+      The figure `gradient-cosines`: one chart at the base, with all pairs of domains, and one at the peaks, with each
+      pair at the peak of its earlier domain. The cosine is horizontal from −1 to 1, and each pair is a line with two
+      estimates, their 95 % intervals and nulls; "not measurable" stands in place of one without an estimate.
 
     Raises:
       Absent: if `analysis/gradients.json` or `analysis/settings.json` is missing, or the first has no pairs of domains.

@@ -1,9 +1,10 @@
 """Compares all methods to recover or prevent forgetting, over one work folder per seed (definitions §2, §8 to §10).
 
 Each row is a method: the plain sequence (θ_T), each refresh and rollback, each prevention, the reversed order, joint
-training, and merges. A prevention is the last stage of its prefix without a label; it has a row if that stage trains the
-domain with which the plain sequence ended. The reversed order has a row if it trained the same domains. Columns are the average over domains, the score of the domain that lost most, the worst
-collateral, and the cost beyond the plain sequence: optimizer steps, FLOPs and seconds, from `costs/NN-stage.json`.
+training, and merges. A prevention is the last stage of its prefix without a label; it has a row if that stage trains
+the domain with which the plain sequence ended. The reversed order has a row if it trained the same domains. Columns are
+the average over domains, the score of the domain that lost most, the worst collateral, and the cost beyond the plain
+sequence: optimizer steps, FLOPs and seconds, from `costs/NN-stage.json`.
 
 Choices where the definitions leave room:
 - The domain that lost most is the one with the largest fall in the plain sequence, by the mean over seeds.

@@ -1,9 +1,10 @@
 """One experiment over several seeds: every figure of the score matrix with its interval over seeds (definitions §12).
 
 With fewer than eight seeds the interval is Student's t over the figures of the seeds; it takes the prompts as given.
-From eight seeds on it is a bootstrap that draws seeds, and prompts for all of them, with replacement. If a seed cannot
-give a figure, the figure rests on the other seeds, and its `n` says how many. Collateral and forgetting are each seed's
-own maximum.
+From eight seeds on it allows for the prompts, too, which all seeds share: it is Student's t again, and the variance of
+the mean of the figures over bootstrap draws of prompts is added to that over seeds (`hierarchical_bootstrap`). If a
+seed cannot give a figure, the figure rests on the other seeds, and its `n` says how many. Collateral and forgetting are
+each seed's own maximum.
 
 The recovery fraction over seeds is the ratio of the seed means, with a Fieller interval whose unit is the seed
 **[chosen]**. So a seed that lost nothing still counts, although it has no fraction of its own.
@@ -95,8 +96,8 @@ class SeedTable:
 def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
     """The table over work folders, one for each seed (`summarise`).
 
-    Configurations may differ in the seed, in fields that change no result (`workfolder.FREE`), and in the folders of
-    models and data files. A folder without `config.json` is not compared.
+    Configurations may differ in the seed, in fields that change no result (`workfolder.FREE`), and in where models and
+    data files lie, but not in the last part of their paths. A folder without `config.json` is not compared.
 
     Raises:
       UserError: if there is no work folder, if one has no evaluations or damaged ones (`matrix.load`), if two have the
