@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, Table, data
-from mdrl_jax.report.figures.layout import LEGEND, distinct, panels
+from mdrl_jax.report.figures.layout import LEGEND, Layers, distinct, panels
 from mdrl_jax.report.folder import Records
 from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
 
@@ -74,7 +74,7 @@ def _figure(record: dict[str, Any]) -> Figure:
     )
 
 
-def _chart(rows: Sequence[Row], panel: str, colour: alt.Color, width: int) -> alt.LayerChart:
+def _chart(rows: Sequence[Row], panel: str, colour: alt.Color, width: int) -> Layers:
     x = alt.X("norm:Q", title="‖D‖", scale=alt.Scale(type="log", padding=12))
     y = alt.Y("drawn_estimate:Q", title=panel)
     tips = [alt.Tooltip("trained:N"), alt.Tooltip("norm:Q", format=".3g"), *estimate_tips(["edit"], panel)]
