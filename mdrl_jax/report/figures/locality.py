@@ -12,7 +12,8 @@ from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
 
 WIDTH = 760  # px of all panels, axes apart
 R2, CURVATURE, UNDONE = "R² of one expansion", "curvature share of the damage", "share undone by removing P_S D"
-KEYS = {R2: ("r2",), CURVATURE: ("curvature_share",), UNDONE: ("removal", "undone")}
+RATIO = "predicted / measured damage"
+KEYS = {RATIO: ("ratio",), R2: ("r2",), CURVATURE: ("curvature_share",), UNDONE: ("removal", "undone")}
 LOWEST = -1.0  # an R² below it is drawn here
 
 
@@ -20,9 +21,9 @@ def locality(records: Records) -> list[Figure | Table]:
     """The validity of the theory against the length of an edit, for each record `analysis/locality-A.json`.
 
     Returns:
-      For each record a figure `locality-A` and a table `locality-A-edits`. The figure has a chart each of R², curvature
-      share and share undone against ‖D‖ on a log scale, with a point for each edit and a colour for each optimizer.
-      Values below −1 are drawn at −1. The table lists the edits, the shortest first.
+      For each record a figure `locality-A` and a table `locality-A-edits`. The figure has a chart each of predicted /
+      measured damage, R², curvature share and share undone against ‖D‖ on a log scale, with a point for each edit and a
+      colour for each optimizer. Values below −1 are drawn at −1. The table lists the edits, the shortest first.
 
     Raises:
       Absent: if there is no such record.
@@ -56,16 +57,16 @@ def _by(trained: str) -> str:
 
 def _figure(record: dict[str, Any]) -> Figure:
     rows, domain = list(_rows(record)), record["domain"]
-    by, width = distinct(rows, "by"), panels(len(KEYS), 3, WIDTH, 60)[1]
+    by, width = distinct(rows, "by"), panels(len(KEYS), 2, WIDTH, 60)[1]
     colour = alt.Color("by:N", scale=alt.Scale(domain=by, range=list(CATEGORIES[: len(by)])), title=None, legend=LEGEND)
     charts = [_chart([r for r in rows if r["panel"] == panel], panel, colour, width) for panel in KEYS]
-    chart = alt.hconcat(*charts, spacing=24).resolve_scale(color="shared")
+    chart = alt.concat(*charts, columns=2, spacing=24).resolve_scale(color="shared")
     lengths = [edit["norm"] for edit in record["edits"]]
     caption = (
-        f"Every edit starts at the peak of {domain}. R² compares, over prompts, the rise of −log π of successes of "
-        f"{domain} with the rise that one second-order expansion at the peak predicts: 1 is exact, 0 is as good as the "
-        "mean, below 0 is worse. The curvature share is the part of the damage that the gradient at the peak does not "
-        "explain. S is spanned by the leading eigenvectors of the Hessian over all parameters, found on one half of "
+        f"Every edit starts at the peak of {domain}. The damage is the rise of −log π of successes of {domain}, and "
+        "one second-order expansion at the peak predicts it. R² compares the two over prompts: 1 is exact, 0 is as good "
+        "as the mean, below 0 is worse. The curvature share is the part of the damage that the gradient at the peak does "
+        "not explain. S is spanned by the leading eigenvectors of the Hessian over all parameters, found on one half of "
         f"the prompts and judged on the other. Bars: 95 % intervals over prompts. ‖D‖ from {min(lengths):.3g} to "
         f"{max(lengths):.3g}. Values below {LOWEST:g} are drawn at {LOWEST:g}; the table has them."
     )
