@@ -64,11 +64,11 @@ def _figure(record: dict[str, Any]) -> Figure:
     lengths = [edit["norm"] for edit in record["edits"]]
     caption = (
         f"Every edit starts at the peak of {domain}. The damage is the rise of −log π of successes of {domain}, and "
-        "one second-order expansion at the peak predicts it. R² compares the two over prompts: 1 is exact, 0 is as good "
-        "as the mean, below 0 is worse. The curvature share is the part of the damage that the gradient at the peak does "
-        "not explain. S is spanned by the leading eigenvectors of the Hessian over all parameters, found on one half of "
-        f"the prompts and judged on the other. Bars: 95 % intervals over prompts. ‖D‖ from {min(lengths):.3g} to "
-        f"{max(lengths):.3g}. Values below {LOWEST:g} are drawn at {LOWEST:g}; the table has them."
+        "one second-order expansion at the peak predicts it. R² compares the two over prompts: 1 is exact, 0 is as "
+        "good as the mean, below 0 is worse. The curvature share is the part of the damage that the gradient at the "
+        "peak does not explain. S is spanned by the leading eigenvectors of the Hessian over all parameters, found on "
+        f"one half of the prompts and judged on the other. Bars: 95 % intervals over prompts. ‖D‖ from "
+        f"{min(lengths):.3g} to {max(lengths):.3g}. Values below {LOWEST:g} are drawn at {LOWEST:g}; the table has them."
     )
     return Figure(
         f"locality-{domain}", f"How local the theory is: edits from the peak of {domain}", chart, rows, caption
