@@ -119,6 +119,20 @@ def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | N
     return _rewards(runtime, params, domains, "validation", runtime.config.recover.prompts)
 
 
+def validation_groups(runtime: Runtime) -> dict[str, np.ndarray]:
+    """The groups of the prompts of `validation_rewards`, whose intervals take whole groups as the unit.
+
+    Args:
+      runtime: of the run.
+
+    Returns:
+      For each domain whose prompts form groups (`group_by`): the number of each prompt's group, integers [P], in the
+      order of the prompts.
+    """
+    sets = {domain: found for (domain, split), found in runtime.prompts.items() if split == "validation"}
+    return {d: s.groups[: runtime.config.recover.prompts] for d, s in sets.items() if s.groups is not None}
+
+
 def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Scores parameters on all test prompts, to report on a choice that was made by `validation_rewards`.
 

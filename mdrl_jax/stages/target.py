@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mdrl_jax.evaluate import validation_rewards
+from mdrl_jax.evaluate import validation_groups, validation_rewards
 from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
@@ -41,8 +41,7 @@ def looks(runtime: Runtime, stage: Stage, file: Path, params_after: Callable[[st
       The errors of `params_after`.
     """
     domain, own, recover = stage.domains[0], stage.settings, runtime.config.recover
-    groups = runtime.prompts[domain, "validation"].groups
-    groups = None if groups is None else groups[: recover.prompts]
+    groups = validation_groups(runtime).get(domain)
 
     def score(params: Any) -> np.ndarray:
         return validation_rewards(runtime, params, [domain])[domain]

@@ -24,7 +24,7 @@ and the recorded completions, with the functions named below; their means are th
 | `gram_nll`, `gram_reward` | upper triangles of inner products of the gradients of single prompts at the base model |
 | `tensors` | inner products of blocks of code with those of math by tensor, success NLL |
 | `effects` | −g·δ of qa and cw at math's peak on the shared route and its complement (`neuron_products`) |
-| `neurons`, `heads`, `tokens` | activity of math, qa, cw by block (`Probe.activity`), 0 where no sample has a neuron in a route |
+| `neurons`, `heads`, `tokens` | activity of math, qa, cw by block (`Probe.activity`); 0 where never in a route |
 | `captured_*`, `removal` | math and cw: the columns of `captured.measure` and `removal.measure`, ten random pieces |
 | `curved`, `rows`, `slopes` | VᵀH_pV, R_pᵀR_q and V·g_p for single prompts and six vectors (`theorem.measure`) |
 | `coordinates`, `dimensions` | P_S e at the start of `refresh-math` and at the end of its eight streams, by S |

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax.evaluate import validation_rewards
+from mdrl_jax.evaluate import validation_groups, validation_rewards
 from mdrl_jax.parallel import tree_programs
 from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.refresh.contraction import Basis, contraction, lengths
@@ -223,7 +223,7 @@ class Tracker:
     def _measure(self, step: int, params: Any) -> Record:
         rewards = validation_rewards(self.runtime, params)
         start = self.record["steps"][0]["rewards"] if self.record["steps"] else rewards
-        row = scores(step, self.domain, rewards, start, self.record.get("peak"))
+        row = scores(step, self.domain, rewards, start, self.record.get("peak"), validation_groups(self.runtime))
         row["path"] = 0.0
         if self.last is not None:
             moved = float(tree_programs.norm(tree_programs.difference(params, self.last)))
@@ -261,7 +261,12 @@ def variant(stage: Stage, own: Stage | None) -> str:
 
 
 def scores(
-    step: int, domain: str, rewards: Mapping[str, np.ndarray], start: Mapping[str, Any], peak: Any = None
+    step: int,
+    domain: str,
+    rewards: Mapping[str, np.ndarray],
+    start: Mapping[str, Any],
+    peak: Any = None,
+    groups: Mapping[str, np.ndarray] | None = None,
 ) -> Record:
     """One row of the record: the validation scores of a step, and their differences to the start and to the peak.
 
@@ -271,21 +276,24 @@ def scores(
       rewards: rewards [P, k] of each scored domain at θ_t, for P prompts with k completions each.
       start: the same at θ_T, the start of the refresh, on the same prompts.
       peak: rewards [P, k] of the refreshed domain at θ*_i, on the same prompts; None if θ*_i is not known.
+      groups: the number of each prompt's group [P], for each domain whose prompts form groups; None: no domain's do.
 
     Returns:
       "step"; "rewards", as lists; "scores" of each domain; "average", their mean over domains; "drops", S_start − S_t
       of each other domain, positive if it lost; "to_peak", S_t − S_peak of the refreshed domain; and "fraction", the
       share (S_t − S_start) / (S_peak − S_start) of its loss that it has won back, with Fieller's interval. Scores and
       differences are in points. The last two are missing if `peak` is None, and the fraction also unless the interval
-      of the loss lies above 0. Intervals are over prompts, also where prompts form groups; with a single prompt there
-      are none.
+      of the loss lies above 0. Intervals are over prompts, or over their groups; with a single one there are
+      none.
 
     Raises:
       KeyError: if `start` lacks a domain, or if `peak` is given and `rewards` lacks the refreshed domain.
       ValueError: if the numbers of prompts of a domain differ, or if a domain has no prompts.
     """
-    score = {name: estimate.score(x) for name, x in rewards.items()}
-    differences = {d: estimate.paired_difference(start[d], rewards[d]).in_points() for d in rewards}
+    groups = groups or {}
+    score = {name: estimate.score(x, groups.get(name)) for name, x in rewards.items()}
+    differences = {d: estimate.paired_difference(start[d], rewards[d], groups.get(d)).in_points() for d in rewards}
+    own = groups.get(domain)
     row: Record = {
         "step": step,
         "rewards": {d: np.asarray(x).tolist() for d, x in rewards.items()},
@@ -296,10 +304,10 @@ def scores(
     if peak is None:
         reason = f"no stage on the way trained {domain} alone"
         return row | {"to_peak": missing(reason, "points"), "fraction": missing(reason)}
-    row["to_peak"] = estimate.paired_difference(rewards[domain], peak).in_points().record()
+    row["to_peak"] = estimate.paired_difference(rewards[domain], peak, own).in_points().record()
     now_P, start_P, peak_P = (np.asarray(x, float).mean(axis=1) for x in (rewards[domain], start[domain], peak))
-    loss = estimate.paired_difference(peak_P, start_P)
-    fraction = estimate.ratio_of_means(now_P - start_P, peak_P - start_P) if loss.low > 0 else None
+    loss = estimate.paired_difference(peak_P, start_P, own)
+    fraction = estimate.ratio_of_means(now_P - start_P, peak_P - start_P, groups=own) if loss.low > 0 else None
     row["fraction"] = fraction.record() if fraction else missing("undefined: the interval of the loss includes 0")
     return row
 

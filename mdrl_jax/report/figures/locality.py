@@ -68,7 +68,7 @@ def _figure(record: dict[str, Any]) -> Figure:
         "good as the mean, below 0 is worse. The curvature share is the part of the damage that the gradient at the "
         "peak does not explain. S is spanned by the leading eigenvectors of the Hessian over all parameters, found on "
         f"one half of the prompts and judged on the other. Bars: 95 % intervals over prompts. ‖D‖ from "
-        f"{min(lengths):.3g} to {max(lengths):.3g}. Values below {LOWEST:g} are drawn at {LOWEST:g}; the table has them."
+        f"{min(lengths):.3g} to {max(lengths):.3g}. Values below {LOWEST:g} are drawn there; the table has them."
     )
     return Figure(
         f"locality-{domain}", f"How local the theory is: edits from the peak of {domain}", chart, rows, caption

@@ -65,7 +65,7 @@ def setting(**recover: Any) -> tuple[Any, Stage]:
     c.stage_overrides = {"refresh-math": {"steps": 4}}
     c.recover.update({"limit": 100.0} | recover)
     config = parse(c)
-    return SimpleNamespace(config=config), resolve_stages(config, ("math", "qa", "cw"))[-1]
+    return SimpleNamespace(config=config, prompts={}), resolve_stages(config, ("math", "qa", "cw"))[-1]
 
 
 def params(which: float) -> Any:
@@ -113,6 +113,19 @@ def test_scores_are_paired_with_the_start_and_the_peak():
     assert by_hand is not None and row["fraction"]["estimate"] == pytest.approx(0.75)
     assert row["fraction"]["ci95"] == pytest.approx([by_hand.low, by_hand.high])
     np.testing.assert_array_equal(row["rewards"]["qa"], now["qa"])
+
+
+def test_a_group_of_prompts_is_one_unit():
+    now, start, peak = rewards(CURVE[2.0], 2), rewards(CURVE[0.0], 0), rewards(PEAK, 9)["math"]
+    groups = {d: np.arange(len(x)) // 4 for d, x in now.items() if d != "cw"}
+    row, plain = scores(2, "math", now, start, peak, groups), scores(2, "math", now, start, peak)
+    assert row["scores"]["cw"] == plain["scores"]["cw"] and row["drops"]["cw"] == plain["drops"]["cw"]
+    by_hand = paired_difference(start["qa"], now["qa"], groups["qa"]).in_points()
+    assert row["drops"]["qa"] == by_hand.record() != plain["drops"]["qa"]
+    a, b, c = (x.mean(axis=1) for x in (now["math"], start["math"], peak))
+    by_hand = ratio_of_means(a - b, c - b, groups=groups["math"])
+    assert by_hand is not None and row["fraction"] == by_hand.record()
+    assert row["to_peak"] == paired_difference(now["math"], peak, groups["math"]).in_points().record()
 
 
 def test_without_a_loss_or_a_peak_the_fraction_is_undefined():
