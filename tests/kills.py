@@ -37,7 +37,7 @@ from mdrl_jax import config
 def get_config():
     c = config.default()
     c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa")
-    c.stage_overrides = {"qa": {"random_signs": True}, "refresh-math": {"steps": 2}}
+    c.stage_overrides = {"math": {"random_signs": True}, "refresh-math": {"steps": 2}}
     c.scored_domains = ("math", "qa")
     c.domains.n_test = 16
     c.domains.n_validation = 8
@@ -52,6 +52,7 @@ def get_config():
     c.analyze.vectors, c.analyze.lanczos_steps, c.analyze.permutations = 2, 3, 0
     c.recover.prompts, c.recover.samples, c.recover.random_sets = 8, 1, 2
     c.recover.rules, c.recover.fractions, c.recover.strengths = ("magnitude",), (0.01, 0.1), (1.0,)
+    c.recover.control_draws = 2
     c.rewards.workers = 1
     c.mesh.data = 1
     return c

@@ -299,7 +299,8 @@ def over_layers(
         fixed = sum(s[key].sum() for name, s in sums.items() if not tree.is_stacked(name))
         return fixed + (per_layer.sum() - per_layer) * n / max(n - 1, 1)
 
-    e = jackknife(value, f(without), "layer")
+    with np.errstate(invalid="ignore", divide="ignore"):  # without its only layer a stacked kind has no entry
+        e = jackknife(value, f(without), "layer")
     if math.isfinite(e.low):
         e = Estimate(value, max(e.low, 0.0), min(e.high, high), e.n, e.unit)
     return e.record()

@@ -35,7 +35,9 @@ def built() -> Iterator[runtime.Runtime]:
     c.evaluate.batch = 16
     c.domains.n_test = c.domains.n_validation = 16
     c.analyze.update({"prompts": 16, "batch": 4, "path_prompts": 8})
-    c.recover.update({"prompts": 16, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1})
+    c.recover.update(
+        {"prompts": 16, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1, "control_draws": 2}
+    )
     c.recover.fractions, c.recover.strengths = (0.6, 0.95), (1.0,)
     config = parse(c)
     with pytest.MonkeyPatch.context() as patch, runtime.make_pool(config.rewards) as pool:
