@@ -301,6 +301,7 @@ def test_an_analysis_started_again_makes_nothing_twice(sequence, built):
     assert sum(compilations.values()) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_analysis_ends_the_same(sequence, built, tmp_path):
     folder, found, params = sequence
     kept = [*(folder / "analysis" / "samples").glob("*.npz"), folder / "analysis" / "settings.json"]

@@ -62,12 +62,94 @@ PAIRS = tuple(f"{a}-{b}" for i, a in enumerate(DOMAINS) for b in DOMAINS[i + 1 :
 OBJECTIVES = ("reward", "surrogate", "grpo", "success_nll", "kl")
 ALPHAS = tuple(j / 8 for j in range(1, 8))
 NEAR = 0.03  # how near the coverage of an exception has to be to the stated one
-EXCEPTIONS: dict[str, float] = {}
+EXCEPTIONS: dict[str, dict[str, float]] = {
+    # Few prompts differ, and Student's t does not see the rare ones.
+    "refresh": {"drop of code": 0.612, "drop of cw": 0.761},
+    "change through a stage": {
+        "qa through code, +3.1 points": 0.892,
+        "cw through code, +2.0 points": 0.901,
+        "code through math, +0.5 points": 0.864,
+        "code through qa, -1.0 points": 0.879,
+        "code through cw, -1.6 points": 0.858,
+    },
+    "change of another domain": {
+        "cw through refresh-math, +0.1 points": 0.791,
+        "cw through rollback-math-qa, -0.0 points": 0.862,
+    },
+    # Eight of code's 48 prompts give half of its squared gradient, so it varies by 40 % between samples.
+    "gradients, nll": {
+        "raw cosine -0.20 code-math": 0.874,
+        "cosine -0.20 code-math": 0.822,
+        "reliability 0.93 of code": 0.893,
+        "raw cosine 0.20 code-cw": 0.783,
+        "cosine 0.21 code-cw": 0.773,
+    },
+    "gradients, reward": {
+        "raw cosine 0.11 code-math": 0.906,
+        "cosine 0.14 code-math": 0.87,
+        "raw cosine -0.11 code-qa": 0.902,
+        "cosine -0.14 code-qa": 0.855,
+    },
+    # The overlap of four heads takes five values, so no sample has the mean.
+    "overlap of heads": {"0.135 math-cw": 0.621, "0.323 qa-cw": 0.62, "0.333 qa-cw, that of all blocks": 0.988},
+    # Noise raises the control's frontier, so intervals are too low rather than too high.
+    "equal loss, whole": {"lower end": 0.993},
+    "equal loss, largest": {"lower end": 0.991},
+    # A third of the samples has the share: those in which the whole is far from 0.
+    "grpo, math-qa": {"second share": 0.853},
+    "grpo, math-cw": {"second share": 0.72},
+    # One prompt has a large part of the figure, and more than a third of the samples lack it. Where it is negative, as
+    # for the reward, the whole is far from 0 in these samples alone, and they alone have shares.
+    "reward, math-cw": {"second": 0.905, "second share": 0.898},
+    "success_nll, math-qa": {"second": 0.883, "predicted": 0.887, "second share": 0.833},
+    "success_nll, math-cw": {"second": 0.849, "predicted": 0.861, "second share": 0.796},
+    "segments of success_nll": {
+        "predicted, 1": 0.817,
+        "curvature share, 1": 0.846,
+        "curvature share, 2": 0.744,
+        "remainder, 4": 0.889,
+        "curvature share, 4": 0.876,
+        "remainder, 8": 0.8,
+    },
+    "segments of reward": {"curvature share, 4": 0.904},
+    "cross term": {"success_nll": 0.757},
+    "quadratic forms, success_nll": {
+        "total": 0.876,
+        "within the route": 0.782,
+        "cross": 0.864,
+        "outside": 0.876,
+        "residual": 0.877,
+        "c(1)": 0.623,
+    },
+    "quadratic forms, reward": {
+        "total": 0.905,
+        "outside": 0.843,
+        "share of the route": 0.133,
+        "c(1)": 0.457,
+        "c(16)": 0.257,
+        "margin, random": 0.257,
+        "margin, coordinates": 0.257,
+    },
+    "removal": {"added": 0.88, "left at k = 1": 0.883},
+    "theorem": {"smallest eigenvalue": 0.652, "ε": 0.252, "shift": 0.989},
+    # A second prompt has a large part of what is left.
+    "segments of success_nll, without one prompt": {
+        "predicted, 1": 0.865,
+        "curvature share, 2": 0.847,
+        "remainder, 4": 0.879,
+        "curvature share, 4": 0.841,
+        "remainder, 8": 0.8,
+    },
+    "quadratic forms, success_nll, without one prompt": {"c(1)": 0.642},
+    "quadratic forms, reward, without one prompt": {"share of the route": 0.832},
+    "removal, without one prompt": {"left at k = 1": 0.873},
+    "theorem, without one prompt": {"smallest eigenvalue": 0.65, "shift": 0.997},
+}
 
 
 @cache
 def recorded() -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).with_suffix("").with_name("recorded.npz")) as file:
+    with np.load(Path(__file__).with_name("recorded.npz")) as file:
         return {name: file[name].astype(float) for name in file}
 
 
@@ -97,7 +179,8 @@ class Rows:
         wrong, rest = {}, []
         for name, held in self.held.items():
             known, label = [x for x in held if x is not None], f"{self.family}: {name}"
-            share, missing, stated = float(np.mean(known)), 1 - len(known) / len(held), EXCEPTIONS.get(label)
+            share, missing = float(np.mean(known)), 1 - len(known) / len(held)
+            stated = EXCEPTIONS.get(self.family, {}).get(name)
             shown = f"{100 * share:.1f} %" if stated is None else f"**{100 * share:.1f} %**"
             if one_row and stated is None:
                 rest.append(share)
@@ -108,7 +191,7 @@ class Rows:
         if rest:
             low, high = 100 * min(rest), 100 * max(rest)
             print(f"| {self.family}, {len(rest)} figures | {self.size} | {low:.1f} to {high:.1f} % | |")
-        assert not wrong
+        assert not wrong, wrong
 
 
 # --- Rewards ----------------------------------------------------------------------------------------------------------
@@ -369,7 +452,7 @@ def _damage(pair: str, objective: str, population: np.ndarray, what: str) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["success_nll", "reward"])
 def test_segments(objective: str) -> None:
-    """Sixteen prompts: 71 % of the samples lack a given one of the 48."""
+    """Each of the 48 prompts is missing in 71 % of the samples of sixteen."""
     every = np.arange(48)
     _segments(objective, every, "")
     if objective == "success_nll":
@@ -470,12 +553,18 @@ def _captured(
 
 @pytest.mark.slow
 def test_removal() -> None:
-    rng, draws, rows = np.random.default_rng(14), Draws(48), Rows("removal", "48 prompts")
     columns = dict(zip([*REMOVED, *RANDOM], recorded()["removal"], strict=True))
-    m = {name: float(x.mean()) for name, x in columns.items()}
+    every = np.arange(48)
+    _removal(columns, every, "")
+    _removal(columns, np.delete(every, columns["total"].argmax()), ", without one prompt")
+
+
+def _removal(columns: Mapping[str, np.ndarray], population: np.ndarray, what: str) -> None:
+    rng, draws, rows = np.random.default_rng(14), Draws(48), Rows(f"removal{what}", "48 prompts")
+    m = {name: float(x[population].mean()) for name, x in columns.items()}
     total, top = m["total"], m["S 16"]
     for _ in range(N):
-        at = rng.integers(0, 48, 48)
+        at = rng.choice(population, 48)
         mean = {name: draws.ratio(x[at], np.ones(48)) for name, x in columns.items()}
         share: Callable[[np.ndarray], Any] = lambda part, mean=mean: draws.share(part, mean["total"], "")  # noqa: E731
         best = np.where(mean["total"] > 0, np.min([mean[j] for j in RANDOM], 0), np.max([mean[j] for j in RANDOM], 0))
@@ -492,7 +581,7 @@ def test_removal() -> None:
 
 @pytest.mark.slow
 def test_theorem() -> None:
-    """One prompt of 24 gives 65 % of the smallest eigenvalue and 98 % of ε²; 36 % of the samples lack it."""
+    """Without one of the 24 prompts the smallest eigenvalue falls from 0.023 to 0.005, and ε from 4.9 to 1.6."""
     worst = int(np.einsum("aaii->a", _rows()).argmax())
     _theorem(np.arange(24), "")
     _theorem(np.delete(np.arange(24), worst), ", without one prompt")
