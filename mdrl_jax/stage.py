@@ -176,7 +176,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
             )
         if domain not in config.scored_domains:
             raise UserError(f"stage {name!r} uses domain {domain}, which is not in scored_domains; add it there")
-    if plain != name and (kind not in ("grpo", "sft") or not re.fullmatch(r"@[\w.]+", name.removeprefix(plain))):
+    if labelled(name) and (kind not in ("grpo", "sft") or not re.fullmatch(r"@[\w.]+", name.removeprefix(plain))):
         raise UserError(
             f"stage {name!r} is not a valid stage name: only a stage that trains has a label, which is @ and then "
             "letters, digits, underscores and dots"
@@ -187,7 +187,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         raise UserError(
             f"stage {name}: prompts_per_step={train.prompts_per_step} is not divisible by its {len(domains)} domains"
         )
-    branch = [s for s in earlier if s.prefix == prefix and "@" not in s.name]
+    branch = [s for s in earlier if s.prefix == prefix and not labelled(s.name)]
     sft = sft_config(config, name)
     chosen = sft.start if kind == "sft" else train.start
     start = chosen or default_start(name, {s.name: s.start for s in earlier}, known)
@@ -216,7 +216,7 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
     """
     name = unlabelled(name)
     prefix, rest = _parts(name, domains)
-    branch = [s for s in starts if "@" not in s and _parts(s, domains)[0] == prefix]
+    branch = [s for s in starts if not labelled(s) and _parts(s, domains)[0] == prefix]
     before = _sequence(starts, domains)
     if prefix in ("solo", "again") or (prefix == "reversed" and not branch) or ALL_DOMAINS.get(name) == "merge":
         return "base"
@@ -234,6 +234,11 @@ def unlabelled(name: str) -> str:
     return name.partition("@")[0]
 
 
+def labelled(name: str) -> bool:
+    """Whether the name of a stage has a label, as `qa@slow` has."""
+    return "@" in name
+
+
 def _parts(name: str, domains: Collection[str]) -> tuple[str, str]:
     """The prefix of a stage's name and the rest; the prefix of a domain or of a name without `-` is ""."""
     prefix, dash, rest = name.partition("-")
@@ -246,7 +251,7 @@ def _sequence(starts: Mapping[str, str], domains: Collection[str]) -> list[str]:
     for name, start in starts.items():
         aside = is_supervised(name) and start != (found[-1] if found else "base")
         trains = ALL_DOMAINS.get(name, "grpo") in ("grpo", "sft", "recover")
-        if "@" not in name and _parts(name, domains)[0] in SEQUENCE and trains and not aside:
+        if not labelled(name) and _parts(name, domains)[0] in SEQUENCE and trains and not aside:
             found.append(name)
     return found
 

@@ -14,7 +14,7 @@ because it depends on θ*_A alone.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,10 @@ import numpy as np
 
 from mdrl_jax.analysis import edits
 from mdrl_jax.analysis.damage import SEGMENTS, UNITS
-from mdrl_jax.analysis.expansion import Draws, nll_rise, segment_records
+from mdrl_jax.analysis.expansion import Draws, expansion, nll_rise, segment_records
 from mdrl_jax.analysis.probe import Probe
 from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.analysis.subspace import removal
-from mdrl_jax.parallel.tree_programs import norm
 from mdrl_jax.second_order.objectives import DirectionalDerivatives
 from mdrl_jax.stats.bootstrap import band
 from mdrl_jax.stats.estimate import Estimate, Record, missing
@@ -39,27 +38,27 @@ PERMUTATIONS = 400  # of the predictions among the prompts, for the null of R²
 def measure(
     probe: Probe,
     start: Any,
-    names: Mapping[str, str],
+    names: Sequence[str],
     params: Callable[[str], Any],
     sample: Sample,
     progress: Callable[[str], None],
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """The figures of several edits that start at one peak.
 
     Args:
       probe: the compiled device programs and the configuration.
       start: θ*_A, a tree of parameters.
-      names: name of each stage that starts there -> what trained it, in words.
+      names: names of the stages that start there.
       params: (name of a stage) -> the parameters at its end.
       sample: completions of domain A, sampled at θ*_A, at least two for each prompt.
       progress: told what is being computed.
 
-    Returns:
-      for each stage, in order: {"stage", "trained": the words, "norm": ‖D‖, "relative_norm": ‖D‖/‖θ*_A‖, "unchanged",
-      "damage", "predicted", "ratio", "r2", "curvature_share", "removal"}. "unchanged" is the record of the share of
-      weights whose bfloat16 value did not change. The other figures are records over prompts: the measured and the
-      predicted damage, predicted / measured, `explained`, and the curvature share of 8 segments on the first
-      `analyze.path_prompts` prompts. "removal" is the record of `removal.measure`.
+    Yields:
+      for each stage, in order: {"stage", "norm": ‖D‖, "relative_norm": ‖D‖/‖θ*_A‖, "unchanged", "damage", "predicted",
+      "ratio", "r2", "curvature_share", "removal"}. "unchanged" is the record of the share of weights whose bfloat16
+      value did not change. The other figures are records over prompts: the measured and the predicted damage, predicted
+      / measured, `explained`, and the curvature share of 8 segments on the first `analyze.path_prompts` prompts.
+      "removal" is the record of `removal.measure`.
 
     Raises:
       UserError: as in `lanczos.block_lanczos`, if the search for S fails.
@@ -68,9 +67,8 @@ def measure(
     """
     everywhere = jax.tree.map(lambda _: np.ones((), np.float32), start)
     found, eigenvalues = removal.search(probe, SPACE, start, everywhere, sample, progress)
-    before_PGT, draws = probe.log_probs(start, sample), Draws(sample.n_prompts)
-    rows = []
-    for name, trained in names.items():
+    before_PGT, draws, unit = probe.log_probs(start, sample), Draws(sample.n_prompts), UNITS[OBJECTIVE]
+    for name in names:
         progress(f"{name}: expansion")
         end = params(name)
         displacement = probe.difference(end, start)
@@ -78,27 +76,24 @@ def measure(
         order = probe.derivatives(start, displacement, sample)[OBJECTIVE]
         after_PGT = probe.log_probs(end, sample)
         measured_R = nll_rise(sample, before_PGT, after_PGT, draws)
-        predicted_R = draws.ratio(order.first_P, order.count_P) + 0.5 * draws.ratio(order.second_P, order.count_P)
+        once = expansion(order, draws, 1.0, measured_R)
         fall_PG = (before_PGT - after_PGT).sum(axis=2, dtype=np.float64)
-        measured_P = (sample.success_PG * fall_PG).sum(axis=1)
         row = {
             "stage": name,
-            "trained": trained,
-            "norm": float(norm(displacement)),
+            "norm": figures["norm"]["estimate"],
             "relative_norm": figures["relative_norm"]["estimate"],
             "unchanged": figures["bf16"]["unchanged"],
-            "damage": draws.figure(measured_R, UNITS[OBJECTIVE]),
-            "predicted": draws.figure(predicted_R, UNITS[OBJECTIVE]),
-            "ratio": draws.share(predicted_R, measured_R, "predicted / measured"),
-            "r2": explained(order, measured_P),
+            "damage": draws.figure(measured_R, unit),
+            "predicted": draws.figure(once.predicted_R, unit),
+            "ratio": draws.share(once.predicted_R, measured_R, "predicted / measured"),
+            "r2": explained(order, (sample.success_PG * fall_PG).sum(axis=1)),
             "curvature_share": _curvature_share(probe, start, displacement, sample, progress, name),
         }
         if found:
             told = lambda text, name=name: progress(f"{name}: {text}")  # noqa: E731
             space = removal.whole(SPACE, start, displacement, everywhere, probe.along)
             row["removal"] = removal.of_sample(probe, space, sample, found, told) | {"eigenvalues": eigenvalues}
-        rows.append(row)
-    return rows
+        yield row
 
 
 def explained(order: DirectionalDerivatives, measured_P: np.ndarray) -> Record:

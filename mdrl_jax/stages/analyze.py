@@ -21,7 +21,7 @@ from mdrl_jax.recovery.refresh.contraction import Basis
 from mdrl_jax.report.screen import analysis
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage
+from mdrl_jax.stage import Stage, labelled
 from mdrl_jax.workfolder import WorkFolder
 
 
@@ -109,7 +109,7 @@ def sequence(
     solos: list[Trained] = []
     supervised: list[Supervised] = []
     refreshed = False
-    for stage in (s for s in stages if "@" not in s.name):
+    for stage in (s for s in stages if not labelled(s.name)):
         refreshed = refreshed or stage.name.startswith("refresh-")
         if stage.name in DOMAINS and not refreshed:
             known = {BASE, *(t.name for t in trained)}

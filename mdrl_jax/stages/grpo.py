@@ -317,7 +317,7 @@ def make_batch(
 def _computed(
     prompt_B: np.ndarray, completion_B: np.ndarray, trained_B: np.ndarray, n: int, shapes: Sequence[tuple[int, int]]
 ) -> tuple[float, int]:
-    """What an update computes of rows in the order of the batch, as `policy.make_cases` chooses it.
+    """Counts the positions that an update computes. Lengths are chosen as on the devices (`policy.make_cases`).
 
     Args:
       prompt_B, completion_B: real tokens of the prompt and of the completion of each row.

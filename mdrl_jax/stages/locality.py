@@ -64,18 +64,16 @@ def run(
         start = params_after(domain)
         show(0, f"samples of {domain}")
         sample = samples.draw(runtime, start, domain)
-        names = {b.name: trained(b, steps_taken(folder, b)) for b in branches}
-        probe = build(runtime, runtime.config.train.grpo)
-
-        def progress(text: str) -> None:
-            done = next((i for i, name in enumerate(names) if text.startswith(f"{name}: ")), 0)
-            show(done, text)
-
-        rows = locality.measure(probe, start, names, params_after, sample, progress)
+        probe, names, rows = build(runtime, runtime.config.train.grpo), [b.name for b in branches], []
+        for row in locality.measure(probe, start, names, params_after, sample, lambda text: show(len(rows), text)):
+            rows.append(row)
     peak = next(s for s in stages if s.name == domain)
     before = records.read_json(folder.evaluation(peak.folder))
     groups = before.get("groups", {})
     for row, branch in zip(rows, branches, strict=True):
+        method = "SFT" if branch.kind == "sft" else "GRPO"
+        row |= {"by": f"{method}, {branch.settings.optimizer.name}", "steps": steps_taken(folder, branch)}
+        row |= {"domains": list(branch.domains), "learning_rate": branch.settings.learning_rate}
         after = records.read_json(folder.evaluation(branch.folder))
         lost = paired_difference(before["rewards"][domain], after["rewards"][domain], groups.get(domain)).in_points()
         row["lost"] = lost.record(0.0)
@@ -88,15 +86,3 @@ def run(
             f"R² {words(row['r2'], '.2f')}; undone by removing P_S D: {words(undone, '.2f')}"
         )
     screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
-
-
-def trained(stage: Stage, steps: int) -> str:
-    """How a stage trained, in words, such as "GRPO on qa, adamw, learning rate 0.0004, 22 steps".
-
-    Args:
-      stage: a training stage.
-      steps: the number of steps that it took.
-    """
-    method, own = "SFT" if stage.kind == "sft" else "GRPO", stage.settings
-    what = f"{method} on {', '.join(stage.domains)}, {own.optimizer.name}"
-    return f"{what}, learning rate {own.learning_rate:g}, {steps} steps"

@@ -77,11 +77,9 @@ def test_the_smaller_the_edit_the_better_one_expansion_tells_its_damage(built, t
     with jax.set_mesh(built.mesh):
         sample = samples.draw(built, base, "math")
         probe = build(built, built.config.train.grpo)
-        words = {
-            "near": "GRPO on qa, adamw, learning rate 0.1, 3 steps",
-            "far": "SFT on qa, sgd, learning rate 1, 9 steps",
-        }
-        near, far = locality.measure(probe, base, words, ends.__getitem__, sample, lambda text: None)
+        rows = locality.measure(probe, base, list(ends), ends.__getitem__, sample, lambda text: None)
+        near, far = rows
+    assert [near["stage"], far["stage"]] == ["near", "far"]
     assert near["norm"] == pytest.approx(far["norm"] / 50, rel=1e-3)
     assert near["unchanged"]["estimate"] > far["unchanged"]["estimate"]
     assert near["r2"]["estimate"] > 0.98
@@ -90,13 +88,13 @@ def test_the_smaller_the_edit_the_better_one_expansion_tells_its_damage(built, t
     # S depends on the peak alone, so the same vectors are removed from both edits, which have one direction.
     assert near["removal"]["eigenvalues"] == far["removal"]["eigenvalues"]
     assert near["removal"]["share_of_norm"] == pytest.approx(far["removal"]["share_of_norm"], rel=1e-3)
-    for row, lost in ((near, 1.0), (far, 30.0)):
-        row["lost"] = row["scores"] = None
+    for row, lost, by in ((near, 1.0, "GRPO, adamw"), (far, 30.0, "SFT, sgd")):
         row["lost"] = {"estimate": lost, "ci95": [lost - 1, lost + 1], "null": 0.0, "n": 9, "unit": "points"}
-        row["scores"] = {"qa": row["lost"]}
+        row |= {"scores": {"qa": row["lost"]}, "by": by, "domains": ["qa"], "learning_rate": 0.1, "steps": 3}
     write_json(tmp_path / "analysis" / "locality-code.json", {"domain": "code", "stage": "code", "edits": [far, near]})
     figure, table = shown.locality(Records(tmp_path))
     assert [row[0] for row in table.rows] == ["near", "far"]
+    assert table.rows[1][1] == "SFT, sgd on qa, learning rate 0.1, 3 steps"
     assert {r["by"] for r in figure.rows} == {"GRPO, adamw", "SFT, sgd"}
     assert all(r["drawn_estimate"] is None or r["drawn_estimate"] >= -1 for r in figure.rows)
     figure.chart.to_dict()

@@ -39,7 +39,7 @@ def locality(records: Records) -> list[Figure | Table]:
 
 def _rows(record: dict[str, Any]) -> Iterator[Row]:
     for edit in sorted(record["edits"], key=lambda e: e["norm"]):
-        head = {"edit": edit["stage"], "trained": edit["trained"], "norm": edit["norm"], "by": _by(edit["trained"])}
+        head = {"edit": edit["stage"], "trained": _trained(edit), "norm": edit["norm"], "by": edit["by"]}
         for panel, keys in KEYS.items():
             figure: Any = edit
             for key in keys:
@@ -49,10 +49,10 @@ def _rows(record: dict[str, Any]) -> Iterator[Row]:
             yield row | drawn
 
 
-def _by(trained: str) -> str:
-    """The method and the optimizer of an edit, from the words of `stages.locality.trained`."""
-    method, optimizer, *_ = trained.split(", ")
-    return f"{method.split()[0]}, {optimizer}"
+def _trained(edit: dict[str, Any]) -> str:
+    """How an edit was trained, such as "GRPO, adamw on qa, learning rate 0.0004, 22 steps"."""
+    domains = ", ".join(edit["domains"])
+    return f"{edit['by']} on {domains}, learning rate {edit['learning_rate']:g}, {edit['steps']} steps"
 
 
 def _figure(record: dict[str, Any]) -> Figure:
@@ -101,7 +101,7 @@ def _table(record: dict[str, Any]) -> Table:
         rows.append(
             (
                 edit["stage"],
-                edit["trained"],
+                _trained(edit),
                 f"{edit['norm']:.3g}",
                 words(edit["unchanged"], ".2f"),
                 "; ".join(words(x, ".1f") for x in edit["scores"].values()),

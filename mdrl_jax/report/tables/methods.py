@@ -39,7 +39,7 @@ from mdrl_jax.report.tables.matrix import Matrix, Quantity
 from mdrl_jax.report.tables.recovered import collateral
 from mdrl_jax.report.tables.seeds import HIERARCHICAL_FROM, N_REPLICATES, Line
 from mdrl_jax.report.tables.transfer import fall
-from mdrl_jax.stage import Stage, resolve_stages, way
+from mdrl_jax.stage import Stage, labelled, resolve_stages, way
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.bootstrap import hierarchical_bootstrap
 from mdrl_jax.stats.estimate import Estimate
@@ -232,9 +232,9 @@ def rows_of(matrix: Matrix) -> dict[str, int]:
         prefix, _, rest = name.partition("-")
         if name in WHOLE or (rest and prefix in RECOVERY):
             rows[name] = s
-        elif rest and prefix in METHODS and "@" not in name:
+        elif rest and prefix in METHODS and not labelled(name):
             last[prefix] = s
-        elif rest and prefix == "reversed" and "@" not in name:
+        elif rest and prefix == "reversed" and not labelled(name):
             last[prefix] = s
             reversed_domains.add(rest)
     for prefix, s in last.items():
