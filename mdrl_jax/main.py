@@ -241,20 +241,31 @@ def _fit_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _bench(values: Any) -> None:
     from mdrl_jax.commands import bench
+    from mdrl_jax.runtime import model_folder
 
-    bench.run(values.names, repeats=values.repeats, layers=values.layers, width=values.width, rows=values.rows)
+    sizes = bench.curvature.Sizes(layers=values.layers, width=values.width, rows=values.rows)
+    folder = model_folder(values.model)
+    work = bench.Work(folder, values.prompts, values.group, values.length, values.prompt)
+    bench.run(values.names, values.repeats, bench.Given(sizes, work))
 
 
 def _bench_flags(values: flags.FlagValues, argv: list[str]) -> None:
     values.set_gnu_getopt()  # flags may follow names
     flags.DEFINE_list(
-        "names", [], "benchmarks to run; --names= may be left out: bench curvature; default: all", flag_values=values
+        "names", [], "benchmarks to run; --names= may be left out: bench step; default: all", flag_values=values
     )
     integer = flags.DEFINE_integer
     integer("repeats", 10, "number of timed rounds", lower_bound=2, flag_values=values)
-    integer("layers", 6, "number of layers of the model", lower_bound=1, flag_values=values)
-    integer("width", 256, "embedding size of the model, a multiple of 32", lower_bound=32, flag_values=values)
-    integer("rows", 32, "number of sequences in a batch", lower_bound=1, flag_values=values)
+    about = "step, decode, train: Hugging Face folder of the model, or tiny for the one that comes with the package"
+    flags.DEFINE_string("model", "tiny", about, flag_values=values)
+    integer("prompts", 4, "step, decode, train: number of prompts", lower_bound=1, flag_values=values)
+    integer("group", 16, "step, decode, train: completions of each prompt", lower_bound=2, flag_values=values)
+    integer("length", 64, "step, decode, train: tokens of each completion", lower_bound=1, flag_values=values)
+    integer("prompt", 32, "step, decode, train: tokens of each prompt", lower_bound=1, flag_values=values)
+    integer("layers", 6, "curvature: number of layers of the model", lower_bound=1, flag_values=values)
+    about = "curvature: embedding size of the model, a multiple of 32"
+    integer("width", 256, about, lower_bound=32, flag_values=values)
+    integer("rows", 32, "curvature: number of sequences in a batch", lower_bound=1, flag_values=values)
 
 
 def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:

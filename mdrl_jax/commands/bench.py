@@ -1,48 +1,103 @@
 """The command `bench`: runs benchmarks; JSON lines go to standard output, a table goes to standard error."""
 
+import dataclasses
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from mdrl_jax.bench import curvature, peers
+from mdrl_jax.bench import curvature, decode, peers, speed, start, step, train
 from mdrl_jax.bench.measure import Task, records, rounds
+from mdrl_jax.bench.work import Work
 from mdrl_jax.errors import UserError
 
 Say = Callable[[str], None]
 WIDTH = 120  # smallest width of the table, for terminals that are narrow or of unknown width
 
 
-def bench_curvature(sizes: curvature.Sizes, repeats: int, say: Say) -> list[dict[str, Any]]:
-    """Measures second-order products of a random decoder, beside those of other libraries if these are installed.
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What is measured.
+
+    Attributes:
+      sizes: the random decoder of `curvature` and its batch.
+      work: the model and the batch of `step`, `decode` and `train`.
+    """
+
+    sizes: curvature.Sizes
+    work: Work
+
+
+def bench_curvature(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
+    """Measures second-order products of a random decoder, beside those of matfree and of curvlinops.
 
     Args:
-      sizes: sizes of the model and of the batch.
+      given: sizes of the model and of the batch.
       repeats: number of timed rounds, at least 1; with 1 the intervals of times are [-inf, inf].
       say: called with a line of text about the progress.
 
     Returns:
       One record for each line of the table (`bench.measure.records`): those of this package first, then those of
-      matfree and of curvlinops. A library that is not installed has one record, with a "reason" and no figures.
+      matfree and of curvlinops. A library that is not installed has one record, with a "reason" and no figures. And the
+      table.
     """
-    say(f"compiling for {sizes}")
-    given = curvature.problem(sizes)
-    on = curvature.route(given)
-    tasks: dict[str, Task] = {**curvature.whole_tasks(given), **curvature.route_tasks(given, on)}
+    say(f"compiling for {given.sizes}")
+    problem = curvature.problem(given.sizes)
+    on = curvature.route(problem)
+    tasks: dict[str, Task] = {**curvature.whole_tasks(problem), **curvature.route_tasks(problem, on)}
     lines = list(curvature.LINES)
-    for make in (lambda: peers.matfree(given, on), lambda: peers.curvlinops(given)):
+    for make in (lambda: peers.matfree(problem, on), lambda: peers.curvlinops(problem)):
         more, theirs = make()
         tasks.update(more)
         lines += theirs
-    return records("curvature", lines, tasks, rounds(tasks, repeats, say))
+    found = records("curvature", lines, tasks, rounds(tasks, repeats, say))
+    return found, table(f"curvature: {given.sizes}", found)
 
 
-BENCHES: dict[str, Callable[[curvature.Sizes, int, Say], list[dict[str, Any]]]] = {"curvature": bench_curvature}
+def bench_decode(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
+    """Measures the sampler beside `generate` of transformers; arguments and result as in `bench_curvature`."""
+    return _speed("decode", given, repeats, say, [decode.ours(given.work), decode.transformers(given.work)])
 
 
-def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) -> None:
+def bench_train(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
+    """Measures the gradient of log-probs beside torch's; arguments and result as in `bench_curvature`."""
+    return _speed("train", given, repeats, say, [train.ours(given.work), train.torch(given.work)])
+
+
+def bench_step(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
+    """Measures GRPO steps beside those of TRL and of Tunix; arguments and result as in `bench_curvature`."""
+    with tempfile.TemporaryDirectory() as folder, step.ours(given.work) as ours:
+        sides = [ours, step.trl(given.work, folder), step.tunix(given.work)]
+        return _speed("step", given, repeats, say, sides)
+
+
+def bench_start(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
+    """Measures the start of a run, whatever `given` is; arguments and result as in `bench_curvature`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _speed("start", given, repeats, say, [start.tasks(folder)])
+
+
+def _speed(
+    name: str, given: Given, repeats: int, say: Say, sides: Sequence[tuple[dict[str, Task], list[speed.Entry]]]
+) -> tuple[list[dict[str, Any]], Table]:
+    tasks = {what: task for made, _ in sides for what, task in made.items()}
+    found = speed.records(name, [entry for _, made in sides for entry in made], rounds(tasks, repeats, say))
+    return found, speed.table(name if name == "start" else f"{name}: {given.work}", found)
+
+
+BENCHES: dict[str, Callable[[Given, int, Say], tuple[list[dict[str, Any]], Table]]] = {
+    "step": bench_step,
+    "decode": bench_decode,
+    "train": bench_train,
+    "curvature": bench_curvature,
+    "start": bench_start,
+}
+
+
+def run(names: Sequence[str], repeats: int, given: Given) -> None:
     """Runs benchmarks, prints their records to standard output and a table of each to standard error.
 
     The records of a benchmark are printed when it ends, one JSON object a line. Progress goes to standard error.
@@ -51,24 +106,21 @@ def run(names: Sequence[str], repeats: int, layers: int, width: int, rows: int) 
       names: names of benchmarks, keys of `BENCHES`; all of them if empty. A name that occurs twice runs twice.
       repeats: number of timed rounds, at least 1; with 1 there is no interval of times, and its ends in the JSON are
         `-Infinity` and `Infinity`.
-      layers: layers of the model, at least 1.
-      width: embedding size of the model, a multiple of 32.
-      rows: sequences in a batch, at least 1.
+      given: what is measured.
 
     Raises:
-      UserError: if a benchmark is not known, or `width` is no multiple of 32. Nothing has run.
+      UserError: if a benchmark is not known (nothing has run), or the model's folder is missing or not valid.
     """
     for name in names:
         if name not in BENCHES:
             raise UserError(f"benchmark {name!r} is not known; known: {', '.join(BENCHES)}")
-    sizes = curvature.Sizes(layers=layers, width=width, rows=rows)
     terminal = Console(stderr=True)
     for name in names or BENCHES:
-        found = BENCHES[name](sizes, repeats, lambda text: terminal.print(text, style="dim", highlight=False))
+        found, shown = BENCHES[name](given, repeats, lambda text: terminal.print(text, style="dim", highlight=False))
         for record in found:
             print(json.dumps(record), flush=True)
         wide = Console(stderr=True, width=max(terminal.width, WIDTH))
-        wide.print(table(f"{name}: {sizes}", found), highlight=False)
+        wide.print(shown, highlight=False)
 
 
 def table(title: str, found: Sequence[dict[str, Any]]) -> Table:

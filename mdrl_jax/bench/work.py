@@ -1,0 +1,61 @@
+"""What the benchmarks `step`, `decode` and `train` compute, and the model for it on both sides."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mdrl_jax.model import huggingface
+from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A batch of completions.
+
+    Attributes:
+      model: Hugging Face folder of the model.
+      prompts: number of prompts.
+      group: completions of each prompt.
+      length: tokens of each completion.
+      prompt: tokens of each prompt.
+    """
+
+    model: Path
+    prompts: int = 4
+    group: int = 16
+    length: int = 64
+    prompt: int = 32
+
+    @property
+    def rows(self) -> int:
+        """Number of completions."""
+        return self.prompts * self.group
+
+    def ids(self, rows: int, length: int, vocab: int) -> np.ndarray:
+        """Random token ids [rows, length], int32, the same at each call."""
+        return np.random.default_rng(0).integers(0, vocab, (rows, length), np.int32)
+
+    def __str__(self) -> str:
+        return f"{self.prompts} x {self.group} completions of {self.length} tokens, prompts of {self.prompt}"
+
+
+def loaded(folder: Path) -> tuple[Decoder, Any]:
+    """The decoder of a folder, and its float32 parameters on the first JAX device.
+
+    Raises:
+      UserError: if the folder is not that of a model, or its weights do not fit.
+    """
+    model = Decoder(huggingface.read_config(folder))
+    return model, huggingface.load(folder, model, make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def torch_model(folder: Path) -> Any:
+    """The model of a folder as a `transformers` model on the CPU, in float32, with attention by SDPA."""
+    auto, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    importlib.import_module("transformers.utils.logging").disable_progress_bar()
+    return auto.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
