@@ -21,7 +21,7 @@ from mdrl_jax.parallel.fit import bytes_a_device
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, named
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.rl.grpo import GRPOBatch
-from mdrl_jax.rl.policy import PolicyBatch
+from mdrl_jax.rl.policy import PolicyBatch, shared_rows
 from mdrl_jax.rl.rollout import cache_bytes, make_sampler
 from mdrl_jax.rl.rollouts import prompts_at_once
 from mdrl_jax.rl.sampling import SamplingConfig
@@ -208,13 +208,20 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
       UserError: when a sampler is asked for, as in `sampling`.
     """
     runtime, train = shapes.runtime, stage.train
-    made = loop.make_programs(runtime, stage, prepare.transforms(train.prevent))
+    total, length = train.prompts_per_step * train.group_size, shapes.prompt + shapes.new
+
+    def programs(rows: int) -> loop.Programs:
+        """The programs with micro-batches of this many rows, on which it depends how many share their prompt."""
+        divided = dataclasses.replace(train, grad_accum_steps=max(total // rows, 1))
+        changed = dataclasses.replace(stage, train=divided)
+        return loop.make_programs(runtime, changed, prepare.transforms(train.prevent))
+
+    made = programs(total // train.grad_accum_steps)
     state = shapes.state(made.optimizer, made.shardings)
     reference, again = loop.needs_reference(stage), train.grpo.updates_per_batch > 1
     refreshed = shapes.trees(best_step=1, last_step=1) if stage.prefix == "refresh" else {}
     held = shapes.trees(reference=reference) | refreshed
     moments = {"optimizer": bytes_a_device(state.opt_state)}
-    total, length = train.prompts_per_step * train.group_size, shapes.prompt + shapes.new
 
     def arrays(rows: int) -> Any:
         def array(dtype: Any, *width: int) -> Any:
@@ -233,14 +240,16 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
             mask_BT=logp,
         )
         batch = PolicyBatch(tokens_BT=array(I32, length), valid_BT=array(bool, length), grpo=grpo)
-        return made.step.lower(state, batch, shapes.array((), F32), {})
+        return programs(rows).step.lower(state, batch, shapes.array((), F32), {})
 
     def log_probs(rows: int) -> Any:
         array = arrays(rows)
-        return made.log_probs.lower(shapes.params, array(I32, length), array(bool, length), shapes.prompt)
+        return programs(rows).log_probs.lower(shapes.params, array(I32, length), array(bool, length), shapes.prompt)
 
     def own(rows: int) -> flops.Products:
-        return flops.sequences(runtime.model.config, -(-total // rows) * rows, length, shapes.new)
+        shared = shared_rows(train.group_size, rows, batch_divisor(runtime.mesh))
+        prompts = -(-total // rows) * rows // shared
+        return flops.groups(runtime.model.config, prompts, shared, shapes.prompt, shapes.new)
 
     rows = total // train.grad_accum_steps
     each = train.prompts_per_step // runtime.config.rollout.parts

@@ -43,12 +43,13 @@ def plain(valid_BT: jax.Array) -> Attend:
       valid_BT: mask [B, T], with T of 1 or more: True at real tokens, False at the padding on the left.
 
     Returns:
-      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of v, None).
-      Head i of q reads head i // (H / K) of k and v. It raises TypeError if H is not a multiple of K.
+      an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h] in the dtype of v, None).
+      The queries are those of the last Q tokens. Head i of q reads head i // (H / K) of k and v. It raises TypeError if
+      H is not a multiple of K.
     """
 
-    def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        return _attend(q_BTHh, k_BTKh, v_BTKh, valid_BT, jnp.int32(0)), None
+    def attend(q_BQHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        return _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, jnp.int32(k_BTKh.shape[1] - q_BQHh.shape[1])), None
 
     return attend
 
@@ -65,25 +66,26 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
       block: number of queries, 1 or more; it need not divide T.
 
     Returns:
-      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of v, None).
-      It raises TypeError if H is not a multiple of K.
+      an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h] in the dtype of v, None).
+      The queries are those of the last Q tokens. It raises TypeError if H is not a multiple of K.
     """
 
-    def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        batch, length = q_BTHh.shape[:2]
-        padded = jnp.pad(q_BTHh, ((0, 0), (0, -length % block), (0, 0), (0, 0)))
-        blocks = jnp.moveaxis(padded.reshape((batch, -1, block) + q_BTHh.shape[2:]), 1, 0)
+    def attend(q_BQHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        batch, n_queries = q_BQHh.shape[:2]
+        before = k_BTKh.shape[1] - n_queries
+        padded = jnp.pad(q_BQHh, ((0, 0), (0, -n_queries % block), (0, 0), (0, 0)))
+        blocks = jnp.moveaxis(padded.reshape((batch, -1, block) + q_BQHh.shape[2:]), 1, 0)
         n = blocks.shape[0]
 
         def part(first: int, last: int) -> jax.Array:
-            keys = slice(0, last * block)
+            keys = slice(0, before + last * block)
             one = jax.checkpoint(lambda q, at: _attend(q, k_BTKh[:, keys], v_BTKh[:, keys], valid_BT[:, keys], at))
-            starts = block * jnp.arange(first, last, dtype=jnp.int32)
+            starts = before + block * jnp.arange(first, last, dtype=jnp.int32)
             return jax.lax.map(lambda pair: one(*pair), (blocks[first:last], starts))
 
         bounds = sorted({n * i // PARTS for i in range(PARTS + 1)})
         out = jnp.concatenate([part(*pair) for pair in itertools.pairwise(bounds)])
-        out = jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :length]
+        out = jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :n_queries]
         return checkpoint_name(out, KEPT), None
 
     return attend
@@ -101,29 +103,30 @@ def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
       interpret: whether the kernel is interpreted: slowly, but on any platform.
 
     Returns:
-      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h] in the dtype of q, None).
-      It raises ValueError if H is not a multiple of K, if the mesh does not divide B, H and K evenly, or if it runs on
-      a CPU without `interpret`. Forward-mode derivatives raise TypeError.
+      an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h] in the dtype of q, None).
+      The queries are those of the last Q tokens. It raises ValueError if H is not a multiple of K, if the mesh does not
+      divide B, H and K evenly, or if it runs on a CPU without `interpret`. Forward-mode derivatives raise TypeError.
     """
 
-    def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        length, scale = q_BTHh.shape[1], q_BTHh.shape[-1] ** -0.5
-        kernel_length = padded_length(length)
+    def attend(q_BQHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        n_queries, length, scale = q_BQHh.shape[1], k_BTKh.shape[1], q_BQHh.shape[-1] ** -0.5
 
         def by_head(x_BTHh: jax.Array) -> jax.Array:
-            return jnp.moveaxis(jnp.pad(x_BTHh, ((0, 0), (0, kernel_length - length), (0, 0), (0, 0))), 2, 1)
+            padding = padded_length(x_BTHh.shape[1]) - x_BTHh.shape[1]
+            return jnp.moveaxis(jnp.pad(x_BTHh, ((0, 0), (0, padding), (0, 0), (0, 0))), 2, 1)
 
-        def run(q_BHTh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array) -> jax.Array:
-            kernel = _splash_kernel(q_BHTh.shape[1], kernel_length, interpret)
-            segments = kernels.SegmentIds(segments_BT, segments_BT)
-            return jax.vmap(kernel)(q_BHTh, k_BKTh, v_BKTh, segments)
+        def run(q_BHQh: jax.Array, k_BKTh: jax.Array, v_BKTh: jax.Array, segments_BT: jax.Array) -> jax.Array:
+            heads, lengths = q_BHQh.shape[1], (q_BHQh.shape[2], k_BKTh.shape[2])
+            kernel = _splash_kernel(heads, *lengths, length - n_queries, interpret)
+            queries_BQ = jnp.pad(segments_BT[:, length - n_queries : length], ((0, 0), (0, lengths[0] - n_queries)))
+            return jax.vmap(kernel)(q_BHQh, k_BKTh, v_BKTh, kernels.SegmentIds(queries_BQ, segments_BT))
 
         # Tokens and padding form two segments, and the kernel lets no token attend to another segment.
-        segments_BT = jnp.pad(valid_BT.astype(jnp.int32), ((0, 0), (0, kernel_length - length)))
+        segments_BT = jnp.pad(valid_BT.astype(jnp.int32), ((0, 0), (0, padded_length(length) - length)))
         heads, kv_heads = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
         run = by_device(run, (heads, kv_heads, kv_heads, ("batch", None)), heads)
-        out_BHTh = run(by_head(q_BTHh * scale), by_head(k_BTKh), by_head(v_BTKh), segments_BT)
-        return jnp.moveaxis(out_BHTh, 1, 2)[:, :length], None
+        out_BHQh = run(by_head(q_BQHh * scale), by_head(k_BTKh), by_head(v_BTKh), segments_BT)
+        return jnp.moveaxis(out_BHQh, 1, 2)[:, :n_queries], None
 
     return attend
 
@@ -137,31 +140,32 @@ def padded_length(length: int) -> int:
     return -(-length // block) * block
 
 
-def block_sizes(length: int) -> kernels.BlockSizes:
+def block_sizes(queries: int, length: int) -> kernels.BlockSizes:
     """The block sizes, in tokens, that `splash` uses.
 
     Args:
-      length: tokens of a sequence after padding, a result of `padded_length`; this is not checked.
+      queries: number of queries after padding, a result of `padded_length`; this is not checked.
+      length: number of keys after padding, likewise.
 
     Returns:
       JAX's `BlockSizes`, for the forward pass and the fused backward pass.
     """
-    block, backward = min(SPLASH_BLOCK, length), min(SPLASH_BACKWARD, length)
+    block_q, block_kv, backward = min(SPLASH_BLOCK, queries), min(SPLASH_BLOCK, length), min(SPLASH_BACKWARD, length)
     return kernels.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
+        block_q=block_q,
+        block_kv=block_kv,
+        block_q_dkv=block_q,
         block_kv_dkv=backward,
-        block_kv_dkv_compute=block,
+        block_kv_dkv_compute=block_kv,
         use_fused_bwd_kernel=True,  # 5 matrix products a block; separate kernels for dq and for (dk, dv) need 7
     )
 
 
-def _splash_kernel(heads: int, length: int, interpret: bool) -> Callable[..., Any]:
-    causal = masks.CausalMask((length, length))
+def _splash_kernel(heads: int, queries: int, length: int, before: int, interpret: bool) -> Callable[..., Any]:
+    causal = masks.CausalMask((queries, length), offset=before)
     return kernels.make_splash_mha(
         masks.MultiHeadMask([causal] * heads),
-        block_sizes=block_sizes(length),
+        block_sizes=block_sizes(queries, length),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=KEPT,

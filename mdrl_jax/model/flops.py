@@ -159,6 +159,24 @@ def sequences(config: ModelConfig, rows: int, length: int, scored: int) -> Produ
     return _products(config, rows * length, rows * length * (length + 1) / 2, rows * scored)
 
 
+def groups(config: ModelConfig, prompts: int, group: int, prompt_length: int, completion_length: int) -> Products:
+    """The products of a forward pass over prompts and their completions, with each prompt computed once.
+
+    Args:
+      config: sizes of the model.
+      prompts: number of prompts.
+      group: completions of each prompt.
+      prompt_length: tokens of a prompt.
+      completion_length: tokens of a completion; the logits of each of them are computed.
+
+    Returns:
+      the operations of one forward pass; its properties give those of derivatives.
+    """
+    rows, length = prompts * group, completion_length
+    pairs = prompts * prompt_length * (prompt_length + 1) / 2 + rows * length * (prompt_length + (length + 1) / 2)
+    return _products(config, prompts * prompt_length + rows * length, pairs, rows * length)
+
+
 def sampled(config: ModelConfig, prompts: int, group: int, prompt_length: int, completion_length: int) -> float:
     """Operations of reading prompts and sampling completions of the full length, with every token computed once.
 
@@ -188,11 +206,12 @@ def _products(config: ModelConfig, tokens: float, pairs: float, scored: float) -
 def kernel_flops(instruction: Instruction, computation: Computation) -> float:
     """Operations of a splash-attention kernel, which the compiler cannot count; 0 for any other instruction.
 
-    They are those of all blocks that the kernel visits in one run, so masked pairs in these blocks count too.
+    They are those of all blocks that the kernel visits in one run, so masked pairs in these blocks count too. If there
+    are fewer queries than keys, the queries are taken to end where the keys end; padding can make it a block less.
 
     Args:
       instruction: an instruction of a compiled program.
-      computation: the computation that contains it; not used.
+      computation: the computation that contains it, with the instruction's operands.
 
     Returns:
       floating-point operations on one device.
@@ -200,25 +219,29 @@ def kernel_flops(instruction: Instruction, computation: Computation) -> float:
     found = _KERNEL.search(instruction.name)
     if found is None or instruction.opcode != "custom-call":
         return 0.0
-    # The result is a tuple. Its array of most dimensions is the output [..., H, T, h] of fwd, or the partial dq
-    # [..., key blocks, H, T, h] of dkv; scratch arrays, which come first, have fewer dimensions.
+    # The result is a tuple. Its array of most dimensions is the output [..., H, Q, h] of fwd, or the partial dq
+    # [..., key blocks, H, Q, h] of dkv; scratch arrays, which come first, have fewer dimensions.
     out = max((dims for _, dims in arrays(instruction.shape)), key=len)
-    length, head_dim = out[-2:]
+    queries, head_dim = out[-2:]
+    given = [dims for o in instruction.operands if o in computation for _, dims in arrays(computation[o].shape)]
+    length = max(dims[-2] for dims in [*given, out] if len(dims) > 2 and dims[-1] == head_dim)
     forward_pass = found[1] == "fwd"
     keys = min(SPLASH_BLOCK if forward_pass else SPLASH_BACKWARD, length)
     heads = math.prod(out[:-2]) // (1 if forward_pass else length // keys)
-    return KERNELS[found[1]] * 2.0 * heads * head_dim * visited_pairs(length, min(SPLASH_BLOCK, length), keys)
+    pairs = visited_pairs(queries, length, min(SPLASH_BLOCK, queries), keys)
+    return KERNELS[found[1]] * 2.0 * heads * head_dim * pairs
 
 
-def visited_pairs(length: int, queries: int, keys: int) -> int:
+def visited_pairs(n_queries: int, length: int, queries: int, keys: int) -> int:
     """Number of (query, key) pairs of one head in all blocks that hold at least one pair of the causal mask.
 
     A block is `queries` x `keys` pairs, all of which count, also the masked ones.
 
     Args:
-      length: tokens of a sequence, a multiple of `queries` and of `keys`.
+      n_queries: number of queries, a multiple of `queries`; they are those of the last tokens.
+      length: tokens of a sequence, a multiple of `keys`, and `n_queries` or more.
       queries: queries of a block, 1 or more.
       keys: keys of a block, 1 or more.
     """
-    blocks = sum((first + queries - 1) // keys + 1 for first in range(0, length, queries))
+    blocks = sum((first + queries - 1) // keys + 1 for first in range(length - n_queries, length, queries))
     return blocks * queries * keys

@@ -150,16 +150,54 @@ def causal_attention(valid_BT: jax.Array) -> Attend:
       valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
 
     Returns:
-      an `Attend`: (q [B, T, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, T, H, h], None). It raises ValueError
-      if q, k and v differ in dtype, which is also that of the output, or if H is not a multiple of K.
+      an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h], None). The queries are
+      those of the last Q tokens, Q <= T. It raises ValueError if q, k and v differ in dtype, which is also that of the
+      output, or if H is not a multiple of K.
     """
     length = valid_BT.shape[1]
-    causal_TT = jnp.tril(jnp.ones((length, length), bool))
-    mask_B1TT = causal_TT[None, None, :, :] & valid_BT[:, None, None, :]
 
-    def attend(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        out = jax.nn.dot_product_attention(q_BTHh, k_BTKh, v_BTKh, mask=mask_B1TT, implementation="xla")
+    def attend(q_BQHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        n_queries = q_BQHh.shape[1]
+        causal_QT = jnp.tril(jnp.ones((n_queries, length), bool), length - n_queries)
+        mask_B1QT = causal_QT[None, None, :, :] & valid_BT[:, None, None, :]
+        out = jax.nn.dot_product_attention(q_BQHh, k_BTKh, v_BTKh, mask=mask_B1QT, implementation="xla")
         return out, None
+
+    return attend
+
+
+def sharing(attention: Attention, prompt_valid_RT: jax.Array, group: int) -> Attend:
+    """Attention in rows that hold a prompt and, one after the other, the completions of its group.
+
+    A completion attends to the prompt and to itself, as if the row held no other completion.
+
+    Args:
+      attention: attention of whole sequences.
+      prompt_valid_RT: True at real tokens of the left-padded prompts [R, Tp].
+      group: G, completions of each prompt.
+
+    Returns:
+      an `Attend`: (q [R, S, H, h], k [R, S, K, h], v [R, S, K, h]) -> (output [R, S, H, h], None), with S = Tp + G · Tc
+      for completions of Tc tokens. It raises what `attention` raises.
+    """
+    rows, start = prompt_valid_RT.shape
+
+    def split(x_RSHh: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Prompts [R, Tp, H, h], and completions [R · G, Tc, H, h]."""
+        completions = x_RSHh[:, start:]
+        return x_RSHh[:, :start], completions.reshape((rows * group, -1) + completions.shape[2:])
+
+    def for_each(x_RX: jax.Array) -> jax.Array:
+        return jnp.repeat(x_RX, group, axis=0)
+
+    def attend(q_RSHh: jax.Array, k_RSKh: jax.Array, v_RSKh: jax.Array):
+        (q, own_q), (k, own_k), (v, own_v) = map(split, (q_RSHh, k_RSKh, v_RSKh))
+        own_valid = jnp.ones((rows * group, own_q.shape[1]), bool)
+        valid = jnp.concatenate([for_each(prompt_valid_RT), own_valid], axis=1)
+        both_k, both_v = (jnp.concatenate([for_each(x), own], axis=1) for x, own in ((k, own_k), (v, own_v)))
+        out, _ = attention(prompt_valid_RT)(q, k, v)
+        own_out, _ = attention(valid)(own_q, both_k, both_v)
+        return jnp.concatenate([out, own_out.reshape((rows, -1) + own_out.shape[2:])], axis=1), None
 
     return attend
 
@@ -425,10 +463,40 @@ class Decoder(nn.Module):
         Raises:
           KeyError: if `remat` is neither "none" nor a key of `REMAT`.
         """
-        positions_BT = positions_of(valid_BT)
+        return self._hidden(tokens_BT, positions_of(valid_BT), lambda: self.attention(valid_BT))
 
+    def hidden_of_groups(self, prompts_RT: jax.Array, valid_RT: jax.Array, completions_RGT: jax.Array) -> jax.Array:
+        """Hidden states after the final norm from which the tokens of completions are predicted.
+
+        The prompt of a group is computed once and not once for each completion.
+
+        Args:
+          prompts_RT: token ids of left-padded prompts [R, Tp].
+          valid_RT: True at real tokens of the prompts [R, Tp].
+          completions_RGT: token ids of the G completions of each prompt [R, G, Tc]; what follows the end of one changes
+            no hidden state before it.
+
+        Returns:
+          hidden states [R, G, Tc, D], in `dtype`: the first of a completion is that of the prompt's last token, the
+          others are those of the completion's tokens but the last.
+
+        Raises:
+          KeyError: if `remat` is neither "none" nor a key of `REMAT`.
+        """
+        rows, start = prompts_RT.shape
+        _, group, length = completions_RGT.shape
+        tokens_RS = jnp.concatenate([prompts_RT, completions_RGT.reshape(rows, -1)], axis=1)
+        n_R1 = jnp.sum(valid_RT, axis=1, keepdims=True, dtype=jnp.int32)
+        own_RT = n_R1 + jnp.arange(length, dtype=jnp.int32)[None]
+        positions_RS = jnp.concatenate([positions_of(valid_RT), jnp.tile(own_RT, (1, group))], axis=1)
+        x_RSD = self._hidden(tokens_RS, positions_RS, lambda: sharing(self.attention, valid_RT, group))
+        own_RGTD = x_RSD[:, start:].reshape(rows, group, length, -1)[:, :, :-1]
+        last_RG1D = jnp.broadcast_to(x_RSD[:, None, start - 1 : start], (rows, group, 1, x_RSD.shape[-1]))
+        return jnp.concatenate([last_RG1D, own_RGTD], axis=2)
+
+    def _hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array, attend: Callable[[], Attend]) -> jax.Array:
         def body(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-            x_BTD, _ = block(x_BTD, positions_BT, self.attention(valid_BT))
+            x_BTD, _ = block(x_BTD, positions_BT, attend())
             return x_BTD, None
 
         if self.remat != "none":

@@ -28,6 +28,7 @@ def token_log_probs(
     start: int,
     temperature: float = 1.0,
     chunk: int = 0,
+    group: int = 1,
 ) -> jax.Array:
     """log π(token_t | tokens before t) for all t >= `start`.
 
@@ -42,6 +43,8 @@ def token_log_probs(
       temperature: divides the logits; above 0.
       chunk: number of positions whose logits are computed at a time, 0 or more; the backward pass recomputes them. 0:
         all positions at once.
+      group: number of rows, in succession, that have the same first `start` tokens; it divides B. These tokens are
+        computed once for all of them. 1: every row is computed as a whole.
 
     Returns:
       log-probs in nats [B, T - start], float32 (float64 if the model's dtype is). At padding, and at the first real
@@ -51,8 +54,14 @@ def token_log_probs(
       ValueError: if `start` is 0, because nothing predicts the first token of a row.
     """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
-    hidden_BTD = apply(tokens_BT, valid_BT, method="hidden")
-    hidden_BTD, targets_BT = hidden_BTD[:, start - 1 : -1], tokens_BT[:, start:]
+    targets_BT = tokens_BT[:, start:]
+    if group == 1:
+        hidden_BTD = apply(tokens_BT, valid_BT, method="hidden")[:, start - 1 : -1]
+    else:
+        shared_RT, valid_RT = (x.reshape(-1, group, x.shape[1])[:, 0, :start] for x in (tokens_BT, valid_BT))
+        own_RGT = targets_BT.reshape(-1, group, targets_BT.shape[1])
+        hidden_RGTD = apply(shared_RT, valid_RT, own_RGT, method="hidden_of_groups")
+        hidden_BTD = hidden_RGTD.reshape(targets_BT.shape + hidden_RGTD.shape[-1:])
     lm_head_DV = apply(method="lm_head")
 
     def log_probs(hidden_BCD: jax.Array, targets_BC: jax.Array) -> jax.Array:

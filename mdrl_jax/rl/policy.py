@@ -12,6 +12,7 @@ Tp + Tc in rows of both.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ class PolicyBatch:
 
     `policy_batch` returns all micro-batches of a step as one `PolicyBatch`, whose leaves have one more leading axis, M.
 
+    Rows of one prompt follow each other in blocks of `shared_rows`, and a block shares the computation of its prompt.
+
     Attributes:
       tokens_BT: token ids [B, Tp + Tc].
       valid_BT: True at real tokens, False at padding [B, Tp + Tc].
@@ -48,7 +51,24 @@ class PolicyBatch:
     grpo: GRPOBatch
 
 
-def make_grpo_loss(model: Decoder, config: GRPOConfig, temperature: float, max_length: int, chunk: int) -> LossFn:
+def shared_rows(group_size: int, rows: int, parts: int) -> int:
+    """Number of completions that share one computation of their prompt in a micro-batch.
+
+    Args:
+      group_size: completions of each prompt.
+      rows: rows of a micro-batch.
+      parts: number of devices that rows are split over; it divides `rows`.
+
+    Returns:
+      the largest common divisor of `group_size` and of the rows of a device. With a single row for each device it is 1:
+      nothing is shared.
+    """
+    return math.gcd(group_size, rows // parts)
+
+
+def make_grpo_loss(
+    model: Decoder, config: GRPOConfig, temperature: float, max_length: int, chunk: int, shared: int = 1
+) -> LossFn:
     """The GRPO loss as a function of parameters and a `PolicyBatch`, in the form that `make_train_step` takes.
 
     Args:
@@ -57,6 +77,7 @@ def make_grpo_loss(model: Decoder, config: GRPOConfig, temperature: float, max_l
       temperature: sampling temperature, at which the policy is taken (definitions §1).
       max_length: the longest completion allowed, in tokens.
       chunk: positions whose logits are held at a time, as in `token_log_probs`.
+      shared: rows in succession that have the same prompt, which is computed once for them (`shared_rows`).
 
     Returns:
       (params, batch) -> (sum, (count, metrics)); `grpo_loss` explains the three. The function raises ValueError if
@@ -66,15 +87,18 @@ def make_grpo_loss(model: Decoder, config: GRPOConfig, temperature: float, max_l
     def loss_fn(params: Any, batch: PolicyBatch):
         start = batch.tokens_BT.shape[1] - batch.grpo.mask_BT.shape[1]
         logp_BT = token_log_probs(
-            model, params, batch.tokens_BT, batch.valid_BT, start=start, temperature=temperature, chunk=chunk
-        )
+            model, params, batch.tokens_BT, batch.valid_BT,
+            start=start, temperature=temperature, chunk=chunk, group=shared,
+        )  # fmt: skip
         loss, count, metrics = grpo_loss(logp_BT, batch.grpo, config, max_length)
         return loss, (count, metrics)
 
     return loss_fn
 
 
-def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -> Callable[..., jax.Array]:
+def make_log_probs(
+    model: Decoder, mesh: Mesh, temperature: float, chunk: int, shared: int = 1
+) -> Callable[..., jax.Array]:
     """A program for the log-probs of all rows of a batch, one micro-batch after the other; its first call compiles it.
 
     Args:
@@ -82,6 +106,7 @@ def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -
       mesh: the devices; the rows of each micro-batch are split over them.
       temperature: sampling temperature, at which the policy is taken.
       chunk: positions whose logits are held at a time, as in `token_log_probs`.
+      shared: rows in succession that have the same prompt, which is computed once for them (`shared_rows`).
 
     Returns:
       the jitted function (params, tokens_MBT, valid_MBT, start) -> log-probs in nats [M, B, T - start], where B is the
@@ -91,7 +116,8 @@ def make_log_probs(model: Decoder, mesh: Mesh, temperature: float, chunk: int) -
     """
 
     def log_probs(params: Any, tokens_MBT: jax.Array, valid_MBT: jax.Array, start: int) -> jax.Array:
-        one = functools.partial(token_log_probs, model, params, start=start, temperature=temperature, chunk=chunk)
+        options: dict[str, Any] = {"start": start, "temperature": temperature, "chunk": chunk, "group": shared}
+        one = functools.partial(token_log_probs, model, params, **options)
         return jax.lax.map(lambda pair: one(*pair), (tokens_MBT, valid_MBT))
 
     rows = named(mesh, None, "batch")
@@ -215,24 +241,31 @@ def _cut(first: int, last: int, completion: int, batch: PolicyBatch) -> PolicyBa
     return PolicyBatch(batch.tokens_BT[:, first:last], batch.valid_BT[:, first:last], grpo)
 
 
-def row_order(mask_PGT: Any, length_PG: Any) -> np.ndarray:
+def row_order(mask_PGT: Any, length_PG: Any, shared: int = 1) -> np.ndarray:
     """The order of the rows of a batch, row numbers [P * G]: rows with a trained token first, the shorter ones first.
 
     The rows that the loss leaves out thereby fill micro-batches of their own, which the training step does not compute,
-    and rows of similar lengths share a micro-batch, which it cuts to their length (`make_cases`). Rows of equal length
-    keep their order.
+    and rows of similar lengths share a micro-batch, which it cuts to their length (`make_cases`). Rows that share their
+    prompt stay together: within each group the rows are ordered and divided into blocks, and then the blocks are
+    ordered by their longest row. What is equal keeps its order.
 
     Args:
       mask_PGT: 1 on the tokens that are trained.
       length_PG: real tokens of each row, prompt and completion together.
+      shared: rows of a block, a divisor of G.
     """
-    trained_B = np.asarray(mask_PGT).any(axis=-1).reshape(-1)
-    return np.lexsort((np.asarray(length_PG).reshape(-1), ~trained_B))
+    left_out_PG = ~np.asarray(mask_PGT).any(axis=-1)
+    length_PG = np.asarray(length_PG)
+    order_PG = np.lexsort((length_PG, left_out_PG), axis=-1)
+    row_PG = order_PG + length_PG.shape[1] * np.arange(len(length_PG))[:, None]
+    blocks = row_PG.reshape(-1, shared)
+    longest, left_out = length_PG.reshape(-1)[blocks].max(axis=1), left_out_PG.reshape(-1)[blocks].all(axis=1)
+    return blocks[np.lexsort((longest, left_out))].reshape(-1)
 
 
 def policy_batch(
     prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any, logp_PGT: Any, trained: Trained,
-    n: int, mesh: Mesh,
+    n: int, mesh: Mesh, shared: int = 1,
 ) -> PolicyBatch:  # fmt: skip
     """Makes the batch of a training step and puts it on the devices. Its rows are in the order of `row_order`.
 
@@ -245,6 +278,7 @@ def policy_batch(
       trained: advantages and loss mask of the completions, from the function `trained`.
       n: number of micro-batches, M; at least 1.
       mesh: the devices; the rows of each micro-batch are split over its axes `data` and `fsdp`.
+      shared: as in `row_order`.
 
     Returns:
       the batch, every leaf [M, B / M, ...]. Its log-probs of the old and the reference policy are None.
@@ -256,7 +290,7 @@ def policy_batch(
     rows = trained.adv_PG.size
     tokens_BT, valid_BT = join(prompts_PT, valid_PT, completions_PGT, mask_PGT)
     logp_BT, mask_BT = (x.reshape(rows, -1) for x in (logp_PGT, trained.mask_PGT))
-    order_B = row_order(trained.mask_PGT, valid_BT.sum(axis=1))
+    order_B = row_order(trained.mask_PGT, valid_BT.sum(axis=1).reshape(trained.adv_PG.shape), shared)
     on_host = [x[order_B] for x in (tokens_BT, valid_BT, logp_BT, trained.adv_PG.reshape(-1), mask_BT)]
     tokens, valid, logp, adv, mask = put(micro_batches(on_host, n), mesh, None, "batch")
     return PolicyBatch(tokens, valid, GRPOBatch(None, logp, None, adv, mask))

@@ -29,6 +29,7 @@ from mdrl_jax.rl.policy import (
     make_log_probs,
     policy_batch,
     row_order,
+    shared_rows,
     trained,
 )
 from mdrl_jax.rl.random_signs import random_signs
@@ -83,13 +84,14 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
     optimizer = make_optimizer(stage.train.optimizer, transforms)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     longest = config.rollout.completion_buckets[-1]
-    loss_fn = make_grpo_loss(runtime.model, stage.train.grpo, temperature, longest, chunk)
+    shared = _shared(runtime, stage)
+    loss_fn = make_grpo_loss(runtime.model, stage.train.grpo, temperature, longest, chunk, shared)
     cases = make_cases(*_buckets(runtime, stage))
     return Programs(
         optimizer=optimizer,
         shardings=shardings,
         step=make_train_step("grpo_step", loss_fn, optimizer, shardings, runtime.mesh, cases),
-        log_probs=make_log_probs(runtime.model, runtime.mesh, temperature, chunk),
+        log_probs=make_log_probs(runtime.model, runtime.mesh, temperature, chunk, shared),
     )
 
 
@@ -101,6 +103,13 @@ def _buckets(runtime: Runtime, stage: Stage) -> tuple[Sequence[int], Sequence[in
     rollout = runtime.config.rollout
     several = stage.train.grad_accum_steps > 1
     return (rollout.prompt_buckets, rollout.completion_buckets) if several else ((), ())
+
+
+def _shared(runtime: Runtime, stage: Stage) -> int:
+    """Completions that share one computation of their prompt in a training step (`policy.shared_rows`)."""
+    train = stage.train
+    rows = train.prompts_per_step * train.group_size // train.grad_accum_steps
+    return shared_rows(train.group_size, rows, batch_divisor(runtime.mesh))
 
 
 def check_divides(runtime: Runtime, stage: Stage) -> None:
@@ -247,8 +256,8 @@ def make_batch(
 
       - "rewards": all rewards, an array [P, G].
       - "reward", "accuracy" (both in [0, 1]), "length" (tokens) and "ended" (share): means over completions.
-      - "tokens": tokens of all rows, in which a prompt counts once for each completion; "tokens_sampled": tokens of the
-        completions alone; "tokens_trained": tokens of the rows with a trained token.
+      - "tokens": tokens of all rows; "tokens_sampled": tokens of the completions alone; "tokens_trained": tokens of the
+        rows with a trained token. A prompt counts once for the rows that share its computation (`policy.shared_rows`).
       - "real": their share among all positions that an update computes; 0 if it computes none.
       - "informative": share of prompts whose rewards differ; "dropped_groups": number of prompts that are left out of
         the loss because theirs do not.
@@ -263,16 +272,16 @@ def make_batch(
         longer than the last of `rollout.completion_buckets`.
       ValueError: if a prompt has a single completion, or the mesh cannot split the rows of a micro-batch evenly.
     """
-    train, grpo = stage.train, stage.train.grpo
+    train, grpo, shared = stage.train, stage.train.grpo, _shared(runtime, stage)
     done, cut = scored.completions, scored.cut(runtime.config.rollout.completion_buckets)
     kept = trained(cut.rewards_PG, cut.mask_PGT, cut.completions.ended_PG, grpo)
     batch = policy_batch(
         cut.prompts_PT, cut.valid_PT, cut.completions.tokens_PGT, cut.mask_PGT, cut.completions.logp_PGT, kept,
-        train.grad_accum_steps, runtime.mesh,
+        train.grad_accum_steps, runtime.mesh, shared,
     )  # fmt: skip
     start = scored.prompts_PT.shape[1]
     n_tokens = float(scored.mask_PGT.sum())
-    whole = n_tokens + float(scored.valid_PT.sum()) * train.group_size
+    whole = n_tokens + float(scored.valid_PT.sum()) * train.group_size / shared
 
     def log_probs(p: Any) -> jax.Array:
         runtime.rollouts.spent["forward"] += int(whole)
@@ -282,12 +291,13 @@ def make_batch(
     ref = log_probs(reference) if grpo.kl_coef > 0 else None
     batch = dataclasses.replace(batch, grpo=dataclasses.replace(batch.grpo, old_logp_BT=old, ref_logp_BT=ref))
     n_rows, n_prompt_P = kept.adv_PG.size, cut.valid_PT.sum(axis=1)
-    order_B = row_order(kept.mask_PGT, n_prompt_P[:, None] + cut.mask_PGT.sum(axis=-1))
+    order_B = row_order(kept.mask_PGT, n_prompt_P[:, None] + cut.mask_PGT.sum(axis=-1), shared)
     n_trained, computed = _computed(
         np.repeat(n_prompt_P, train.group_size)[order_B],
         cut.mask_PGT.sum(axis=-1).reshape(n_rows)[order_B],
         kept.mask_PGT.any(axis=-1).reshape(n_rows)[order_B],
         train.grad_accum_steps,
+        shared,
         cut_shapes(cut.prompts_PT.shape[1], cut.mask_PGT.shape[-1], *_buckets(runtime, stage)),
     )
     metrics = {
@@ -315,7 +325,12 @@ def make_batch(
 
 
 def _computed(
-    prompt_B: np.ndarray, completion_B: np.ndarray, trained_B: np.ndarray, n: int, shapes: Sequence[tuple[int, int]]
+    prompt_B: np.ndarray,
+    completion_B: np.ndarray,
+    trained_B: np.ndarray,
+    n: int,
+    shared: int,
+    shapes: Sequence[tuple[int, int]],
 ) -> tuple[float, int]:
     """Counts the positions that an update computes. Lengths are chosen as on the devices (`policy.make_cases`).
 
@@ -323,17 +338,21 @@ def _computed(
       prompt_B, completion_B: real tokens of the prompt and of the completion of each row.
       trained_B: True if a token of the row is trained.
       n: number of micro-batches.
+      shared: rows that share one computation of their prompt.
       shapes: the lengths to which a micro-batch may be cut (`policy.cut_shapes`).
 
     Returns:
-      (real tokens of the rows with a trained token, positions that the update computes).
+      (real tokens of the rows with a trained token, where a prompt counts once for the rows that share it; positions
+      that the update computes).
     """
-    positions = 0
+    real = positions = 0
     for prompts, completions, trained_rows in zip(
         *(np.split(x, n) for x in (prompt_B, completion_B, trained_B)), strict=True
     ):
         if trained_rows.any():
             longest = prompts[trained_rows].max(), completions[trained_rows].max()
             p, c = next(shape for shape in shapes if longest[0] <= shape[0] and longest[1] <= shape[1])
-            positions += len(prompts) * (p + c)
-    return float((prompt_B + completion_B)[trained_B].sum()), positions
+            positions += len(prompts) // shared * p + len(prompts) * c
+            blocks = trained_rows.reshape(-1, shared).any(axis=1)
+            real += prompts[::shared][blocks].sum() + completions[trained_rows].sum()
+    return float(real), positions

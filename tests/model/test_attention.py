@@ -186,6 +186,27 @@ def test_the_kernel_equals_plain_attention(small_blocks, length, heads, kv_heads
     assert_close(*(first_order(f)(qkv, valid_BT) for f in (INTERPRETED, plain)), 1e-5)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "kernel"])
+def test_the_last_queries_alone_get_what_they_get_among_all(small_blocks, kind):
+    """Values, and gradients in the queries, keys and values."""
+    length, last = (300, 140) if kind == "kernel" else (11, 5)
+    qkv, valid_BT = inputs(length)
+    attention = {**KINDS, "kernel": INTERPRETED}[kind]
+
+    def weighted(out):
+        out = jnp.where(valid_BT[:, -last:, None, None], out, 0.0)
+        return jnp.sum(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape) * out), out
+
+    def alone(q, k, v):
+        return weighted(attention(valid_BT)(q[:, -last:], k, v)[0])
+
+    def among_all(q, k, v):
+        return weighted(plain(valid_BT)(q, k, v)[0][:, -last:])
+
+    found, truth = (jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(*qkv) for f in (alone, among_all))
+    assert_close(found, truth, 1e-5)
+
+
 def test_each_device_runs_the_kernel_on_its_rows_and_heads(small_blocks, mesh8):
     qkv, valid_BT = inputs(140)
     truth = first_order(plain)(qkv, valid_BT)
@@ -243,6 +264,7 @@ def test_a_backward_pass_does_not_run_the_forward_kernel_again(tiny_models, rema
 
 def test_blocks_divide_the_padded_length():
     for length in (1, 128, 129, 500, 513, 1100, 10240):
-        padded, sizes = padded_length(length), block_sizes(padded_length(length))
+        padded = padded_length(length)
+        sizes = block_sizes(padded, padded)
         assert padded - length < 1024 and padded % sizes.block_q == padded % sizes.block_kv_dkv == 0
     assert padded_length(10240) == 10240

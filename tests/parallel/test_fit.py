@@ -167,11 +167,22 @@ def test_a_sampled_token_is_computed_once():
     assert flops.sampled(c, prompts, group, prompt, new) == pytest.approx(whole, rel=1e-12)
 
 
+def test_prompts_of_groups_are_computed_once():
+    """A group of one is a whole sequence; more completions add what they are alone, behind the prompt's keys."""
+    c = published.PUBLISHED["Qwen3-0.6B"]
+    one, whole = flops.groups(c, 2, 1, 9, 4), flops.sequences(c, 2, 13, 4)
+    assert one == whole
+    four = flops.groups(c, 2, 4, 9, 4)
+    added = flops.forward(c, 4, 4 * 9 + 10, 4)
+    assert four.forward == pytest.approx(whole.forward + 2 * 3 * added, rel=1e-12)
+
+
 def test_a_kernel_counts_the_blocks_it_visits():
-    for length, queries, keys in ((512, 128, 128), (1024, 128, 256), (1024, 512, 1024), (256, 256, 256)):
-        q, k = np.arange(length)[:, None], np.arange(length)[None]
-        causal = (q >= k).reshape(length // queries, queries, length // keys, keys).any(axis=(1, 3))
-        assert flops.visited_pairs(length, queries, keys) == causal.sum() * queries * keys
+    sizes = ((512, 512, 128, 128), (1024, 1024, 128, 256), (1024, 1024, 512, 1024), (256, 1024, 128, 512))
+    for n_queries, length, queries, keys in sizes:
+        q, k = np.arange(length - n_queries, length)[:, None], np.arange(length)[None]
+        causal = (q >= k).reshape(n_queries // queries, queries, length // keys, keys).any(axis=(1, 3))
+        assert flops.visited_pairs(n_queries, length, queries, keys) == causal.sum() * queries * keys
     # What the compiler writes of one device's two rows of 16 heads of 10,240 tokens.
     scratch = "f32[2,512,128]{2,1,0:T(8,128)}, f32[2,512,128]{2,1,0}, f32[2,512,128]{2,1,0}"
     forward = f"({scratch}, bf16[2,16,10240,128]{{3,2,1,0}}, f32[2,16,10240,128]{{3,2,1,0}})"

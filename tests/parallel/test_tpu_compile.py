@@ -230,7 +230,9 @@ def test_fused_attention_is_computed_once_and_its_backward_pass_in_five_products
     assert long["whole"] == []
     weights, down = flops.layer_weights(c), c.d_model * c.d_mlp
     layers, logits = 2 * c.n_layers * LENGTH, 2 * c.vocab_size * c.d_model * NEW
-    visited = {n: flops.visited_pairs(LENGTH, attention.SPLASH_BLOCK, n) for n in (512, attention.SPLASH_BACKWARD)}
+    visited = {
+        n: flops.visited_pairs(LENGTH, LENGTH, attention.SPLASH_BLOCK, n) for n in (512, attention.SPLASH_BACKWARD)
+    }
     kernels = 2 * c.n_layers * c.n_heads * c.head_dim * (2 * visited[512] + 5 * visited[attention.SPLASH_BACKWARD])
     executed = layers * (4 * weights - down) + 4 * logits + kernels
     assert long["ratio"] == pytest.approx(executed / flops.sequences(c, 1, LENGTH, NEW).gradient, rel=0.02)

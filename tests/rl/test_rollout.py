@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mdrl_jax.model import attention
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import named, param_shardings
@@ -246,6 +247,36 @@ def test_chunked_log_probs_equal_unchunked(tiny_models, chunk):
     assert parts_BT.shape == (3, 10)
     np.testing.assert_allclose(parts_BT, whole_BT, atol=1e-5)
     for a, b in zip(jax.tree.leaves(in_parts), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "full, blockwise"])
+def test_rows_that_share_their_prompt_have_the_same_log_probs(tiny_models, kind):
+    """Values and gradients, of two prompts of unequal lengths with three completions each, most of which end early."""
+    tiny = tiny_models["qwen3"]
+    blocks = functools.partial(attention.blockwise, block=2)
+    model = tiny.model if kind == "none" else dataclasses.replace(tiny.model, remat="full", attention=blocks)
+    rng = np.random.default_rng(0)
+    prompts_BT = np.repeat(rng.integers(0, tiny.config.vocab_size, (2, 4)), 3, axis=0)
+    own_BT = rng.integers(0, tiny.config.vocab_size, (6, 5))
+    tokens_BT = jnp.asarray(np.concatenate([prompts_BT, own_BT], axis=1), jnp.int32)
+    real_BT = np.arange(5) < np.array([5, 1, 3, 2, 5, 4])[:, None]
+    padding_BT = np.arange(4)[None] >= np.array([0, 0, 0, 2, 2, 2])[:, None]
+    valid_BT = jnp.asarray(np.concatenate([padding_BT, real_BT], axis=1))
+    weights_BT = rng.normal(size=(6, 5)).astype(np.float32) * real_BT
+
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def both(model, params, group):
+        def weighted(params):
+            logp_BT = token_log_probs(model, params, tokens_BT, valid_BT, start=4, chunk=2, group=group)
+            return jnp.sum(weights_BT * logp_BT), logp_BT
+
+        return jax.value_and_grad(weighted, has_aux=True)(params)
+
+    (_, alone_BT), gradient = both(tiny.model, tiny.params, 1)
+    (_, shared_BT), of_shared = both(model, tiny.params, 3)
+    np.testing.assert_allclose(shared_BT[real_BT], alone_BT[real_BT], atol=1e-5)
+    for a, b in zip(jax.tree.leaves(of_shared), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
