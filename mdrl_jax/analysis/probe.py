@@ -43,8 +43,9 @@ class Probe:
 
     A *route tree* has the weights of some MLP neurons: {"gate": [L, D, R], "up": [L, D, R], "down": [L, R, D]}. The
     arguments `index_LR` and `mask_LR` are those of `conflict.Route`. Methods return host arrays, except `gradient`
-    and `hessian`. If several processes run the program, all of them must call the methods. Methods that return host
-    arrays raise ValueError for a sample without prompts.
+    and `hessian`. They compute a prompt once for all of its completions that a device has in a micro-batch. If several
+    processes run the program, all of them must call the methods. Methods that return host arrays raise ValueError for a
+    sample without prompts.
 
     Attributes:
       runtime: the model, the mesh and the configuration.
@@ -62,8 +63,8 @@ class Probe:
         [k, b], the block without its projection onto the k route trees).
       neuron_products: (a, b) -> inner products of two trees of parameters by MLP neuron, [L, F].
       fused: log-probs as a function of all parameters, with the attention of training. They can be differentiated once,
-        in reverse mode.
-      row_log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding.
+        in reverse mode. Rows may be in any order; each is computed as a whole.
+      row_log_probs: (params, rows) -> log π of completion tokens [B, Tc], 0 on padding; rows may be in any order.
     """
 
     runtime: Runtime
@@ -80,6 +81,7 @@ class Probe:
     neuron_products: Callable[..., Any]
     fused: Forward
     row_log_probs: Callable[..., Any]
+    _log_probs: Callable[..., Any]
     _gradient: Callable[..., Any]
     _jets: Callable[..., Any]
     _route_jets: Callable[..., Any]
@@ -120,7 +122,7 @@ class Probe:
           sample: the completions.
           batch: prompts per micro-batch; by default `analyze.batch`.
         """
-        return self._stream(lambda micro: self.row_log_probs(params, micro), self.rows(sample, batch), sample)
+        return self._stream(lambda micro: self._log_probs(params, micro), self.rows(sample, batch), sample)
 
     def derivatives(self, params: Any, v: Any, sample: Sample) -> dict[str, DirectionalDerivatives]:
         """First and second orders of every objective along a direction, by prompt (`objectives.derivatives`).
@@ -273,10 +275,11 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     # would take too much memory.
     once = attend if attend is attention.plain else runtime.model.attention
     whole, narrow = decoder_parts.whole(model, attend), decoder_parts.on_route(model, attend)
-    forward, fused, on_route = (
-        Forward(parts, temperature, chunk) for parts in (whole, decoder_parts.whole(model, once), narrow)
+    grouped = functools.partial(
+        Forward, temperature=temperature, chunk=chunk, group=config.group_size, devices=batch_divisor(runtime.mesh)
     )
-    take_jets = functools.partial(_jet_rows, temperature=temperature, chunk=chunk)
+    forward, on_route, fused = grouped(whole), grouped(narrow), grouped(decoder_parts.whole(model, once))
+    row_forward, row_fused = (dataclasses.replace(x, group=1) for x in (forward, fused))
     like = {"out_shardings": runtime.shardings}
 
     def gradient(params: Any, rows: CompletionBatch) -> Any:
@@ -286,7 +289,7 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     over = jax.vmap if attend is attention.plain else _few_at_once
 
     def route_jets(point: Any, fixed: Any, directions: Any, rows: CompletionBatch) -> jax.Array:
-        return jnp.moveaxis(over(lambda v: take_jets(narrow, point, fixed, v, rows))(directions), 0, 1)
+        return jnp.moveaxis(over(lambda v: _jet_rows(on_route, point, fixed, v, rows))(directions), 0, 1)
 
     def adding(log_probs: Forward) -> Callable[..., Any]:
         product = blocked(exact(both_losses(log_probs)))
@@ -331,10 +334,11 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
         outside=program("analyze_outside", outside, **like),
         split=program("analyze_split", split, out_shardings=(named(runtime.mesh), stacks)),
         neuron_products=program("analyze_neuron_products", routes.neuron_products),
-        fused=fused,
+        fused=row_fused,
         _gradient=program("analyze_gradient", gradient, **like),
-        row_log_probs=program("analyze_log_probs", lambda params, rows: forward(params, rows, ())),
-        _jets=program("analyze_jets", lambda params, v, rows: take_jets(whole, params, (), v, rows)),
+        row_log_probs=program("analyze_row_log_probs", lambda params, rows: row_forward(params, rows, ())),
+        _log_probs=program("analyze_log_probs", lambda params, rows: forward(params, rows, ())),
+        _jets=program("analyze_jets", lambda params, v, rows: _jet_rows(forward, params, (), v, rows)),
         _route_jets=program("analyze_route_jets", route_jets),
         _activity=program("analyze_activity", functools.partial(routes.activity, model, once)),
         _add_hessian=program("analyze_hessian", adding(on_route)),
@@ -347,19 +351,11 @@ def _few_at_once(one: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return functools.partial(jax.lax.map, one, batch_size=AT_ONCE)
 
 
-def _jet_rows(
-    parts: decoder_parts.DecoderParts,
-    point: Any,
-    fixed: Any,
-    v: Any,
-    rows: CompletionBatch,
-    *,
-    temperature: float,
-    chunk: int,
-) -> jax.Array:
+def _jet_rows(forward: Forward, point: Any, fixed: Any, v: Any, rows: CompletionBatch) -> jax.Array:
     """logp, u and w of the completion tokens of the rows, [3, B, Tc]; logp is 0 on padding."""
     start = rows.tokens_BT.shape[-1] - rows.mask_BT.shape[-1]
     logp, u, w = jets(
-        parts, point, fixed, v, rows.tokens_BT, rows.valid_BT, start=start, temperature=temperature, chunk=chunk
-    )
+        forward.parts, point, fixed, v, rows.tokens_BT, rows.valid_BT,
+        start=start, temperature=forward.temperature, chunk=forward.chunk, group=forward.shared(rows),
+    )  # fmt: skip
     return jnp.stack([jnp.where(rows.mask_BT > 0, logp, 0.0), u, w])

@@ -14,9 +14,10 @@ from mdrl_jax.commands.fit_programs import F32, I32, ROWS, Job, Shapes, sampling
 from mdrl_jax.model import flops
 from mdrl_jax.parallel.counting import KEY_BITS
 from mdrl_jax.parallel.fit import bytes_a_device
-from mdrl_jax.parallel.sharding import named, stacked
+from mdrl_jax.parallel.sharding import batch_divisor, named, stacked
 from mdrl_jax.recovery.rollback import evidence, selection
 from mdrl_jax.recovery.rollback import rules as rollback
+from mdrl_jax.rl.policy import shared_rows
 from mdrl_jax.second_order import blocks, decoder_parts
 from mdrl_jax.second_order.fisher import squares_program
 
@@ -45,8 +46,11 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     basis = _on_route(shapes, section.lanczos_block * section.lanczos_steps)
     vectors = _on_route(shapes, section.vectors)
     fixed = {"params": params, "keep_LF": shapes.array((config.n_layers, config.d_mlp), F32, None, "mlp")}
-    own = flops.sequences(config, n, shapes.prompt + shapes.new, shapes.new)
-    narrow = 2.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(point)) * n * (shapes.prompt + shapes.new)
+    shared = shared_rows(section.group_size, n, batch_divisor(runtime.mesh))
+    own = flops.groups(config, n // shared, shared, shapes.prompt, shapes.new)
+    whole = flops.sequences(config, n, shapes.prompt + shapes.new, shapes.new)
+    tokens = n // shared * shapes.prompt + n * shapes.new
+    narrow = 2.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(point)) * tokens
 
     def job(name: str, program: str, beside: Mapping[str, float], own: float, *given: Any) -> Job:
         lower = lambda _: programs[program].lower(*given)  # noqa: E731
@@ -58,7 +62,7 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     yield sampling(shapes, name, at_once, section.group_size, how, on_path)
     at_point = shapes.trees(checkpoints=1, edits=1 + later)
     yield job("gradient", "gradient", at_point | shapes.trees(gradients=section.held - 1), own.gradient, params, rows)
-    yield job("activity", "activity", at_point, own.forward, params, rows)
+    yield job("activity", "activity", at_point, whole.forward, params, rows)
     crossed = shapes.trees(checkpoints=1, edits=max(later, 1))
     yield job("(u, w) jets", "jets", crossed, own.jets, params, params, rows)
     at_place = shapes.trees(checkpoints=1, displacement=1)
@@ -87,7 +91,9 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     rows, rules = shapes.rows(n), len(config.recover.rules)
     # While gradients of the domain are computed, the scores of the rules before are held.
     before = max((i for i, rule in enumerate(config.recover.rules) if rule in evidence.NEEDS_DATA), default=0)
-    own = flops.sequences(runtime.model.config, n, shapes.prompt + shapes.new, shapes.new).gradient
+    shared = shared_rows(config.analyze.group_size, n, batch_divisor(runtime.mesh))
+    own = flops.groups(runtime.model.config, n // shared, shared, shapes.prompt, shapes.new).gradient
+    whole = flops.sequences(runtime.model.config, n, shapes.prompt + shapes.new, shapes.new).gradient
     places = {"places": 2 * bytes_a_device(masks)}
     # Two checkpoints (θ_T and the peak) and two edits are held; one checkpoint is the program's argument, so it is not
     # counted as held beside it.
@@ -96,7 +102,7 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     yield Job("gradient", lambda _: gradient.lower(params, rows), asked, n, ROWS, own=lambda _: own)
     squares = squares_program(built.fused, runtime.shardings)
     told = asked | shapes.trees(gradient=1)
-    yield Job("Fisher diagonal", lambda _: squares.lower(params, params, rows), told, n, ROWS, own=lambda _: own)
+    yield Job("Fisher diagonal", lambda _: squares.lower(params, params, rows), told, n, ROWS, own=lambda _: whole)
     given = rollback.Evidence(edit=params, peak_gradient=params, fisher=params, kappa=scalar)
     told = shapes.trees(checkpoints=2, edits=1, displacement=1, scores=rules - 1) | places
     yield Job("rollback scores", lambda _: evidence.PROGRAMS["adding"].lower(given), told)

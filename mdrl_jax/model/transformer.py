@@ -14,6 +14,7 @@ One layer is x + attention(RMSNorm(x)), then x + W_down(silu(W_gate y) ⊙ W_up 
 are in definitions §1.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -166,40 +167,83 @@ def causal_attention(valid_BT: jax.Array) -> Attend:
     return attend
 
 
-def sharing(attention: Attention, prompt_valid_RT: jax.Array, group: int) -> Attend:
-    """Attention in rows that hold a prompt and, one after the other, the completions of its group.
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+    """Rows of a left-padded prompt and a completion; several in succession share the computation of their prompt.
 
-    A completion attends to the prompt and to itself, as if the row held no other completion.
+    The layers then run packed rows: each holds a prompt and, one after the other, the completions of `group` rows. A
+    completion attends to the prompt and to itself, as if the packed row held no other completion. With a group of 1 a
+    packed row is a row as it is. Letters of shapes: R = B / G packed rows of S = Tp + G · Tc tokens, with G = `group`
+    and Tp = `start`.
 
-    Args:
-      attention: attention of whole sequences.
-      prompt_valid_RT: True at real tokens of the left-padded prompts [R, Tp].
-      group: G, completions of each prompt.
-
-    Returns:
-      an `Attend`: (q [R, S, H, h], k [R, S, K, h], v [R, S, K, h]) -> (output [R, S, H, h], None), with S = Tp + G · Tc
-      for completions of Tc tokens. It raises what `attention` raises.
+    Attributes:
+      valid_BT: True at real tokens, False at padding [B, Tp + Tc].
+      start: length of the padded prompts.
+      group: number of rows in succession that have the same prompt; it divides B.
     """
-    rows, start = prompt_valid_RT.shape
 
-    def split(x_RSHh: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Prompts [R, Tp, H, h], and completions [R · G, Tc, H, h]."""
-        completions = x_RSHh[:, start:]
-        return x_RSHh[:, :start], completions.reshape((rows * group, -1) + completions.shape[2:])
+    valid_BT: jax.Array
+    start: int
+    group: int = 1
 
-    def for_each(x_RX: jax.Array) -> jax.Array:
-        return jnp.repeat(x_RX, group, axis=0)
+    def pack(self, tokens_BT: jax.Array) -> jax.Array:
+        """The packed rows of token ids [R, S]."""
+        if self.group == 1:
+            return tokens_BT
+        shared_RT, own_BT = tokens_BT[:: self.group, : self.start], tokens_BT[:, self.start :]
+        return jnp.concatenate([shared_RT, own_BT.reshape(shared_RT.shape[0], -1)], axis=1)
 
-    def attend(q_RSHh: jax.Array, k_RSKh: jax.Array, v_RSKh: jax.Array):
-        (q, own_q), (k, own_k), (v, own_v) = map(split, (q_RSHh, k_RSKh, v_RSKh))
-        own_valid = jnp.ones((rows * group, own_q.shape[1]), bool)
-        valid = jnp.concatenate([for_each(prompt_valid_RT), own_valid], axis=1)
-        both_k, both_v = (jnp.concatenate([for_each(x), own], axis=1) for x, own in ((k, own_k), (v, own_v)))
-        out, _ = attention(prompt_valid_RT)(q, k, v)
-        own_out, _ = attention(valid)(own_q, both_k, both_v)
-        return jnp.concatenate([out, own_out.reshape((rows, -1) + own_out.shape[2:])], axis=1), None
+    def positions(self) -> jax.Array:
+        """Position of each token of the packed rows in its own sequence [R, S], int32."""
+        if self.group == 1:
+            return positions_of(self.valid_BT)
+        valid_RT = self.valid_BT[:: self.group, : self.start]
+        own_T = jnp.arange(self.valid_BT.shape[1] - self.start, dtype=jnp.int32)
+        own_RT = jnp.sum(valid_RT, axis=1, keepdims=True, dtype=jnp.int32) + own_T[None]
+        return jnp.concatenate([positions_of(valid_RT), jnp.tile(own_RT, (1, self.group))], axis=1)
 
-    return attend
+    def attend(self, attention: Attention) -> Attend:
+        """Attention in packed rows.
+
+        Args:
+          attention: attention of whole sequences.
+
+        Returns:
+          an `Attend`: (q [R, S, H, h], k [R, S, K, h], v [R, S, K, h]) -> (output [R, S, H, h], None). It raises what
+          `attention` raises.
+        """
+        if self.group == 1:
+            return attention(self.valid_BT)
+        rows, start = self.valid_BT.shape[0], self.start
+        valid_RT = self.valid_BT[:: self.group, :start]
+        whole_BT = jnp.concatenate([self.valid_BT[:, :start], jnp.ones_like(self.valid_BT[:, start:])], axis=1)
+
+        def split(x_RSHh: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Prompts [R, Tp, H, h], and completions [B, Tc, H, h]."""
+            own = x_RSHh[:, start:]
+            return x_RSHh[:, :start], own.reshape((rows, -1) + own.shape[2:])
+
+        def attend(q_RSHh: jax.Array, k_RSKh: jax.Array, v_RSKh: jax.Array):
+            (q, own_q), (k, own_k), (v, own_v) = map(split, (q_RSHh, k_RSKh, v_RSKh))
+            both = [jnp.concatenate([jnp.repeat(x, self.group, axis=0), own], 1) for x, own in ((k, own_k), (v, own_v))]
+            out, _ = attention(valid_RT)(q, k, v)
+            own_out, _ = attention(whole_BT)(own_q, *both)
+            own_out = own_out.reshape((out.shape[0], -1) + out.shape[2:])
+            return jnp.concatenate([out, own_out], axis=1), None
+
+        return attend
+
+    def predicting(self, x_RSD: jax.Array) -> jax.Array:
+        """The hidden states that the tokens of completions are predicted from [B, Tc, D].
+
+        The first is that of the prompt's last token, the others are those of the completion's tokens but the last.
+        """
+        if self.group == 1:
+            return x_RSD[:, self.start - 1 : -1]
+        rows, width = self.valid_BT.shape[0], x_RSD.shape[-1]
+        own_BTD = x_RSD[:, self.start :].reshape(rows, -1, width)[:, :-1]
+        last_B1D = jnp.repeat(x_RSD[:, self.start - 1 : self.start], self.group, axis=0)
+        return jnp.concatenate([last_B1D, own_BTD], axis=1)
 
 
 def keeping(attend: Attend) -> Attend:
@@ -463,46 +507,31 @@ class Decoder(nn.Module):
         Raises:
           KeyError: if `remat` is neither "none" nor a key of `REMAT`.
         """
-        return self._hidden(tokens_BT, positions_of(valid_BT), lambda: self.attention(valid_BT))
+        return self.packed_hidden(tokens_BT, Grouped(valid_BT, valid_BT.shape[1]))
 
-    def hidden_of_groups(self, prompts_RT: jax.Array, valid_RT: jax.Array, completions_RGT: jax.Array) -> jax.Array:
-        """Hidden states after the final norm from which the tokens of completions are predicted.
-
-        The prompt of a group is computed once and not once for each completion.
+    def packed_hidden(self, tokens_RS: jax.Array, rows: Grouped) -> jax.Array:
+        """Hidden states after the final norm, of packed rows.
 
         Args:
-          prompts_RT: token ids of left-padded prompts [R, Tp].
-          valid_RT: True at real tokens of the prompts [R, Tp].
-          completions_RGT: token ids of the G completions of each prompt [R, G, Tc]; what follows the end of one changes
-            no hidden state before it.
+          tokens_RS: token ids, from `Grouped.pack`.
+          rows: how the rows are packed.
 
         Returns:
-          hidden states [R, G, Tc, D], in `dtype`: the first of a completion is that of the prompt's last token, the
-          others are those of the completion's tokens but the last.
+          hidden states [R, S, D], in `dtype`; those at padding have no meaning.
 
         Raises:
           KeyError: if `remat` is neither "none" nor a key of `REMAT`.
         """
-        rows, start = prompts_RT.shape
-        _, group, length = completions_RGT.shape
-        tokens_RS = jnp.concatenate([prompts_RT, completions_RGT.reshape(rows, -1)], axis=1)
-        n_R1 = jnp.sum(valid_RT, axis=1, keepdims=True, dtype=jnp.int32)
-        own_RT = n_R1 + jnp.arange(length, dtype=jnp.int32)[None]
-        positions_RS = jnp.concatenate([positions_of(valid_RT), jnp.tile(own_RT, (1, group))], axis=1)
-        x_RSD = self._hidden(tokens_RS, positions_RS, lambda: sharing(self.attention, valid_RT, group))
-        own_RGTD = x_RSD[:, start:].reshape(rows, group, length, -1)[:, :, :-1]
-        last_RG1D = jnp.broadcast_to(x_RSD[:, None, start - 1 : start], (rows, group, 1, x_RSD.shape[-1]))
-        return jnp.concatenate([last_RG1D, own_RGTD], axis=2)
+        positions_RS = rows.positions()
 
-    def _hidden(self, tokens_BT: jax.Array, positions_BT: jax.Array, attend: Callable[[], Attend]) -> jax.Array:
-        def body(block: Block, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
-            x_BTD, _ = block(x_BTD, positions_BT, attend())
-            return x_BTD, None
+        def body(block: Block, x_RSD: jax.Array, _: None) -> tuple[jax.Array, None]:
+            x_RSD, _ = block(x_RSD, positions_RS, rows.attend(self.attention))
+            return x_RSD, None
 
         if self.remat != "none":
             body = nn.remat(body, prevent_cse=False, policy=REMAT[self.remat])
-        x_BTD, _ = self._scan(body, self.embed(tokens_BT))
-        return self.norm(x_BTD)
+        x_RSD, _ = self._scan(body, self.embed(tokens_RS))
+        return self.norm(x_RSD)
 
     def lm_head(self) -> jax.Array:
         """The unembedding matrix [D, V], float32.

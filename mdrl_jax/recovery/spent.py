@@ -11,8 +11,8 @@ from mdrl_jax.second_order.objectives import CompletionBatch
 def spend(runtime: Runtime, kind: str, batches: Iterable[CompletionBatch]) -> None:
     """Adds the tokens of completions to the counter `runtime.rollouts.spent[kind]`.
 
-    A prompt counts once for each of its completions. Padding does not count, nor do rows of weight 0, which only fill
-    up a batch.
+    A prompt counts once for each of its completions, also where these share its computation. Padding does not count,
+    nor do rows of weight 0, which only fill up a batch.
 
     Args:
       runtime: of the run.

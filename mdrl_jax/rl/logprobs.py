@@ -11,7 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.model.transformer import Decoder, Grouped
 
 # Checkpoint name for the derivative of a token's log-prob with respect to its hidden state. A function that saves it
 # needs no logits in the backward pass (`second_order/decoder_parts.py`).
@@ -54,14 +54,8 @@ def token_log_probs(
       ValueError: if `start` is 0, because nothing predicts the first token of a row.
     """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
-    targets_BT = tokens_BT[:, start:]
-    if group == 1:
-        hidden_BTD = apply(tokens_BT, valid_BT, method="hidden")[:, start - 1 : -1]
-    else:
-        shared_RT, valid_RT = (x.reshape(-1, group, x.shape[1])[:, 0, :start] for x in (tokens_BT, valid_BT))
-        own_RGT = targets_BT.reshape(-1, group, targets_BT.shape[1])
-        hidden_RGTD = apply(shared_RT, valid_RT, own_RGT, method="hidden_of_groups")
-        hidden_BTD = hidden_RGTD.reshape(targets_BT.shape + hidden_RGTD.shape[-1:])
+    rows, targets_BT = Grouped(valid_BT, start, group), tokens_BT[:, start:]
+    hidden_BTD = rows.predicting(apply(rows.pack(tokens_BT), rows, method="packed_hidden"))
     lm_head_DV = apply(method="lm_head")
 
     def log_probs(hidden_BCD: jax.Array, targets_BC: jax.Array) -> jax.Array:

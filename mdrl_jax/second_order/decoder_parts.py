@@ -33,7 +33,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from mdrl_jax.model import attention
-from mdrl_jax.model.transformer import BY_BATCH, REMAT, Attend, Block, Decoder, Projection, positions_of
+from mdrl_jax.model.transformer import BY_BATCH, REMAT, Attend, Block, Decoder, Grouped, Projection
 from mdrl_jax.parallel.sharding import Names, constrain, dividing
 from mdrl_jax.rl.logprobs import SLOPE, over_chunks
 
@@ -48,7 +48,8 @@ class DecoderParts:
       embed: (point, fixed, tokens_BT) -> the input of the first layer, x_BTD.
       layers: (point, fixed) -> two trees with a leading axis L, which the layer scan runs over: the part of the point
         that belongs to each layer, and the part of `fixed` that does.
-      layer: (layer of the point, layer of `fixed`, x_BTD, valid_BT) -> the output of the layer, x_BTD.
+      layer: (layer of the point, layer of `fixed`, x_RSD, rows) -> the output of the layer, x_RSD; `rows`, a `Grouped`,
+        says how the rows are packed.
       head: (point, fixed, x_BCD, targets_BC, temperature) -> log-probs of the target tokens [B, C], in nats, from
         outputs of the last layer.
       policy: a policy of `jax.checkpoint`. It says what a layer keeps for the backward pass besides its input. None:
@@ -84,8 +85,8 @@ def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plai
     """
     block = Block(model.config, model.dtype)
 
-    def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
-        return _run(block, point, x_BTD, valid_BT, attend)
+    def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, rows: Grouped) -> jax.Array:
+        return _run(block, point, x_BTD, rows, attend)
 
     return DecoderParts(
         embed=lambda point, fixed, tokens_BT: _embed(model, point, tokens_BT),
@@ -114,7 +115,7 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
     def split(x_BTD: jax.Array) -> jax.Array:
         return constrain(x_BTD, "batch", None, dividing("mlp", x_BTD.shape[-1]))
 
-    def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
+    def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, rows: Grouped) -> jax.Array:
         weights, keep_F = fixed
         entered: dict[str, jax.Array] = {}
 
@@ -132,7 +133,7 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
 
         with nn.intercept_methods(around):
             # Constrain twice: with one constraint XLA all-gathers the saved activation.
-            return split(_run(block, weights, constrain(split(x_BTD), *BY_BATCH), valid_BT, attend))
+            return split(_run(block, weights, constrain(split(x_BTD), *BY_BATCH), rows, attend))
 
     return DecoderParts(
         embed=lambda point, fixed, tokens_BT: split(_embed(model, fixed["params"], tokens_BT)),
@@ -240,7 +241,7 @@ def route_fixed(params: Tree, index_LR: jax.Array, mask_LR: jax.Array) -> Tree:
 
 def log_probs(
     parts: DecoderParts, point: Tree, fixed: Tree, tokens_BT: jax.Array, valid_BT: jax.Array,
-    *, start: int, temperature: float, chunk: int = 0,
+    *, start: int, temperature: float, chunk: int = 0, group: int = 1,
 ) -> jax.Array:  # fmt: skip
     """log π(token_t | tokens before t) for all t >= `start`, like `rl.logprobs.token_log_probs`.
 
@@ -253,6 +254,7 @@ def log_probs(
       start: the first position t, at least 1.
       temperature: divides the logits; above 0.
       chunk: number of positions whose logits are computed at a time; 0: all positions at once.
+      group: number of rows, in succession, that have the same first `start` tokens, which are computed once for them.
 
     Returns:
       log-probs in nats [B, T - start]. At padding their values have no meaning. With the pieces of `on_route` they have
@@ -261,17 +263,17 @@ def log_probs(
     Raises:
       ValueError: if `start` is 0.
     """
-    scanned = parts.layers(point, fixed)
+    scanned, rows = parts.layers(point, fixed), Grouped(valid_BT, start, group)
 
-    def body(x_BTD: jax.Array, layer: Tree) -> tuple[jax.Array, None]:
-        return parts.layer(*layer, x_BTD, valid_BT), None
+    def body(x_RSD: jax.Array, layer: Tree) -> tuple[jax.Array, None]:
+        return parts.layer(*layer, x_RSD, rows), None
 
     if parts.policy is not None:
         body = jax.checkpoint(body, prevent_cse=False, policy=parts.policy)
-    x_BTD, _ = jax.lax.scan(body, parts.embed(point, fixed, tokens_BT), scanned)
+    x_RSD, _ = jax.lax.scan(body, parts.embed(point, fixed, rows.pack(tokens_BT)), scanned)
     head = functools.partial(_by_slope, parts.head) if parts.fixed_head else parts.head
     one = lambda x_BCD, targets_BC: head(point, fixed, x_BCD, targets_BC, temperature)  # noqa: E731
-    return over_chunks(one, (x_BTD[:, start - 1 : -1], tokens_BT[:, start:]), chunk)
+    return over_chunks(one, (rows.predicting(x_RSD), tokens_BT[:, start:]), chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
@@ -303,8 +305,8 @@ def _slope_backward(head: Any, temperature: float, slope_BCD: jax.Array, g_BC: j
 _by_slope.defvjp(_slope_forward, _slope_backward)
 
 
-def _run(block: Block, weights: Tree, x_BTD: jax.Array, valid_BT: jax.Array, attend: Any) -> jax.Array:
-    out: Any = block.apply({"params": weights}, x_BTD, positions_of(valid_BT), attend(valid_BT))
+def _run(block: Block, weights: Tree, x_BTD: jax.Array, rows: Grouped, attend: Any) -> jax.Array:
+    out: Any = block.apply({"params": weights}, x_BTD, rows.positions(), rows.attend(attend))
     return out[0]
 
 

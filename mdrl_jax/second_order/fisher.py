@@ -33,7 +33,7 @@ import numpy as np
 from flax import linen as nn
 
 from mdrl_jax import tree
-from mdrl_jax.model.transformer import BY_EMBED, Decoder, RMSNorm
+from mdrl_jax.model.transformer import BY_EMBED, Decoder, Grouped, RMSNorm
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import batch_divisor, constrain, constrain_rows, over_rows
 from mdrl_jax.second_order.objectives import CompletionBatch, Forward
@@ -196,10 +196,12 @@ def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, 
         taps.add(name)
         return by_row[name]
 
-    def layer(weights: Any, fixed: Any, x_BTD: jax.Array, valid_BT: jax.Array) -> jax.Array:
+    def layer(weights: Any, fixed: Any, x_BTD: jax.Array, packed: Grouped) -> jax.Array:
+        def one(own: Any, x_TD: jax.Array, valid_T: jax.Array) -> jax.Array:
+            return parts.layer(own, fixed, x_TD[None], Grouped(valid_T[None], packed.start))[0]
+
         own = jax.tree.map(lambda w: _copies(w, rows.weight_B), weights)
-        run = over_rows(lambda own, x_TD, valid_T: parts.layer(own, fixed, x_TD[None], valid_T[None])[0])
-        return run(own, x_BTD, valid_BT)
+        return over_rows(one)(own, x_BTD, packed.valid_BT)
 
     def tap(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, out = context.module, call(*args, **kwargs)

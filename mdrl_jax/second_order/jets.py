@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mdrl_jax.model.transformer import Grouped
 from mdrl_jax.rl.logprobs import over_chunks
 from mdrl_jax.second_order.decoder_parts import DecoderParts
 
@@ -66,7 +67,7 @@ def push(function: Callable[[Any, Any], Any], state: State, point: Tree, v: Tree
 
 def jets(
     parts: DecoderParts, point: Tree, fixed: Tree, v: Tree, tokens_BT: jax.Array, valid_BT: jax.Array,
-    *, start: int, temperature: float, chunk: int = 0,
+    *, start: int, temperature: float, chunk: int = 0, group: int = 1,
 ) -> State:  # fmt: skip
     """log-probs of all tokens t >= `start`, with their first and second derivatives along `v`.
 
@@ -82,6 +83,7 @@ def jets(
       temperature: divides the logits; above 0.
       chunk: number of positions whose logits are computed at a time; it need not divide T - start. 0: all positions at
         once.
+      group: number of rows, in succession, that have the same first `start` tokens, which are computed once for them.
 
     Returns:
       (logp, u, w), each [B, T - start], with token `start` in column 0: logp in nats; u = v·∇logp; w = vᵀ∇²logp v,
@@ -92,16 +94,17 @@ def jets(
       ValueError: if `start` is 0.
     """
     none = jnp.zeros((0,), jnp.float32)
-    state = push(lambda _, p: parts.embed(p, fixed, tokens_BT), (none, none, none), point, v)
+    rows = Grouped(valid_BT, start, group)
+    state = push(lambda _, p: parts.embed(p, fixed, rows.pack(tokens_BT)), (none, none, none), point, v)
     points, fixeds = parts.layers(point, fixed)
     tangents, _ = parts.layers(v, fixed)
 
     def body(state: State, layer: Any) -> tuple[State, None]:
         p, v, f = layer
-        return push(lambda x, p: parts.layer(p, f, x, valid_BT), state, p, v), None
+        return push(lambda x, p: parts.layer(p, f, x, rows), state, p, v), None
 
     state, _ = jax.lax.scan(body, state, (points, tangents, fixeds))
-    x, x1, x2 = (s[:, start - 1 : -1] for s in state)
+    x, x1, x2 = map(rows.predicting, state)
 
     def head(x: Any, x1: Any, x2: Any, targets_BC: jax.Array) -> State:
         return push(lambda x, p: parts.head(p, fixed, x, targets_BC, temperature), (x, x1, x2), point, v)

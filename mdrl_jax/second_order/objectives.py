@@ -26,6 +26,7 @@ prompts.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,11 +93,19 @@ class Forward:
       parts: the pieces of the decoder, which decide what the point is.
       temperature: the sampling temperature, at which the policy is taken (definitions §1).
       chunk: number of positions whose logits are computed at a time; 0: all positions at once.
+      group: completions of each prompt, whose rows follow each other; 1: rows in any order.
+      devices: number of devices that the rows are split over.
     """
 
     parts: DecoderParts
     temperature: float
     chunk: int = 0
+    group: int = 1
+    devices: int = 1
+
+    def shared(self, rows: CompletionBatch) -> int:
+        """Number of rows that share one computation of their prompt: those of a group that one device has."""
+        return math.gcd(self.group, len(rows.tokens_BT) // self.devices)
 
     def __call__(self, point: Any, rows: CompletionBatch, fixed: Any) -> jax.Array:
         """The log-probs of completion tokens.
@@ -112,7 +121,7 @@ class Forward:
         start = rows.tokens_BT.shape[1] - rows.mask_BT.shape[1]
         logp_BT = log_probs(
             self.parts, point, fixed, rows.tokens_BT, rows.valid_BT,
-            start=start, temperature=self.temperature, chunk=self.chunk,
+            start=start, temperature=self.temperature, chunk=self.chunk, group=self.shared(rows),
         )  # fmt: skip
         return jnp.where(rows.mask_BT > 0, logp_BT, 0.0)
 

@@ -128,6 +128,30 @@ def test_chunks_and_blocks_change_nothing(decoder64):
     assert_close(run(in_blocks, model, chunk=3)(*inputs), run(decoder_parts.whole, model)(*inputs), 1e-13)
 
 
+def test_rows_that_share_their_prompt_change_nothing(decoder64):
+    """Jets and gradients, of all parameters and of a route's slice."""
+    model, params = decoder64("qwen3")
+    tokens_BT, valid_BT = (jnp.repeat(x, 3, axis=0) for x in sequences(model.config.vocab_size))
+    start = KWARGS["start"]
+    own_BT = jnp.asarray(np.random.default_rng(3).integers(0, 5, tokens_BT[:, start:].shape), tokens_BT.dtype)
+    data = tokens_BT.at[:, start:].set(own_BT), valid_BT.at[:, start:].set(True)
+    fixed = decoder_parts.route_fixed(params, INDEX_LR, MASK_LR)
+    places = {
+        decoder_parts.whole: (params, ()),
+        decoder_parts.on_route: (decoder_parts.route_slice(params, INDEX_LR, MASK_LR), fixed),
+    }
+    for make, (point, constant) in places.items():
+        inputs = point, constant, normal_like(point, 1), *data
+        assert_close(run(make, model, group=3)(*inputs), run(make, model)(*inputs), 1e-13)
+
+        def gradient(group, make=make, point=point, constant=constant):
+            log_probs = functools.partial(decoder_parts.log_probs, make(model), group=group, **KWARGS)
+            return jax.jit(jax.grad(lambda p: jnp.sum(jnp.cos(log_probs(p, constant, *data)))))(point)
+
+        for found, truth in zip(jax.tree.leaves(gradient(3)), jax.tree.leaves(gradient(1)), strict=True):
+            np.testing.assert_allclose(found, truth, rtol=0, atol=1e-13 * max(1.0, float(jnp.max(jnp.abs(truth)))))
+
+
 def test_temperature_divides_the_logits(decoder64):
     model, params = decoder64("llama")
     v, data = normal_like(params, 1), sequences(model.config.vocab_size)
