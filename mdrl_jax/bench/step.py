@@ -70,6 +70,7 @@ def ours(work: Work) -> Iterator[tuple[dict[str, Task], list[Entry]]]:
         c.domains.math.reward = f"{__name__}:{vowels.__name__}"
         c.rollout.prompt_buckets = (work.prompt,)
         c.rollout.completion_buckets = (work.length,)
+        c.evaluate.batch = work.prompts  # nothing is scored, but it has to be divisible by the devices
         c.train.steps = STEPS
         c.train.prompts_per_step = work.prompts
         c.train.group_size = work.group
