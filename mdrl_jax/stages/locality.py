@@ -10,12 +10,11 @@ from typing import Any
 from mdrl_jax import records
 from mdrl_jax.analysis import locality, samples
 from mdrl_jax.analysis.probe import build
-from mdrl_jax.report.intervals import words
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, from_the_peak
 from mdrl_jax.stages.train import steps_taken
-from mdrl_jax.stats.estimate import paired_difference, score
+from mdrl_jax.stats.estimate import Record, figure_text, paired_difference, score
 from mdrl_jax.workfolder import WorkFolder
 
 
@@ -82,7 +81,14 @@ def run(
     for row in rows:
         undone = row.get("removal", {}).get("undone", {"estimate": None})
         screen.print(
-            f"{row['stage']}: ‖D‖ {row['norm']:.3g}, {domain} lost {words(row['lost'], '.1f')} points; one expansion: "
-            f"R² {words(row['r2'], '.2f')}; undone by removing P_S D: {words(undone, '.2f')}"
+            f"{row['stage']}: ‖D‖ {row['norm']:.3g}, {domain} lost {_text(row['lost'], '.1f')} points; one expansion: "
+            f"R² {_text(row['r2'], '.2f')}; undone by removing P_S D: {_text(undone, '.2f')}"
         )
     screen.print(f"{stage.name}: {time.monotonic() - started:.0f} s")
+
+
+def _text(figure: Record, form: str) -> str:
+    """A figure as text; the report's own form of it would import the plotting library."""
+    if figure["estimate"] is None:
+        return figure.get("reason") or "not measured"
+    return figure_text(figure["estimate"], figure["ci95"], form)
