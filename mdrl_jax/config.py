@@ -58,6 +58,7 @@ class ModelSection:
 
     Attributes:
       path: Hugging Face folder of the model, or "tiny" for the base model that comes with the package.
+      adapter: folder of a LoRA adapter in the layout of PEFT, which is merged into the weights of `path`; "": none.
       weights: "load" reads the folder's weights; "random" draws new weights from the seed and takes only config.json
         and the tokenizer from the folder.
       dtype: number format of matrix products and of the KV cache, "float32" or "bfloat16"; master weights are float32.
@@ -69,6 +70,7 @@ class ModelSection:
     """
 
     path: str = "tiny"
+    adapter: str = ""
     weights: str = "load"
     dtype: str = "float32"
     remat: str = "none"

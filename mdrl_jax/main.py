@@ -56,6 +56,10 @@ def _generate(values: Any) -> None:
         top_k=values.top_k,
         top_p=values.top_p,
         seed=values.seed,
+        raw=values.raw,
+        system=values.system,
+        messages=values.messages,
+        base=values.base,
     )
 
 
@@ -64,7 +68,13 @@ def _generate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     string("model", None, 'Hugging Face folder of the model, or "tiny" for the one of the package', flag_values=values)
     string("workdir", None, "work folder of a run, instead of --model; needs --stage", flag_values=values)
     string("stage", None, "stage of that run whose final parameters are used, e.g. math", flag_values=values)
-    string("prompt", None, "text of the prompt", flag_values=values)
+    about = "text of the prompt: the user's message if the model has a chat template, else the bare text"
+    string("prompt", None, about, flag_values=values)
+    flags.DEFINE_bool("raw", False, "take --prompt as bare text, without the chat template", flag_values=values)
+    string("system", None, "system prompt of the chat", flag_values=values)
+    about = 'file with several turns: a JSON list of {"role", "content"}, or one such object a line'
+    string("messages", None, about, flag_values=values)
+    _base_flag(values)
     string("prompt_ids", None, "token ids of the prompt, instead of --prompt, e.g. 1,2,3", flag_values=values)
     integer("max_new_tokens", 128, "largest number of tokens to generate", lower_bound=1, flag_values=values)
     number("temperature", 1.0, "sampling temperature; 0: the likeliest token", lower_bound=0.0, flag_values=values)
@@ -81,12 +91,13 @@ def _evaluate(values: Any) -> None:
     from mdrl_jax import config
     from mdrl_jax.commands import evaluate
 
-    evaluate.run(_needed(values, "model"), config.parse(values.config), values.output)
+    evaluate.run(_needed(values, "model"), config.parse(values.config), values.output, values.base)
 
 
 def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     flags.DEFINE_string("model", None, "Hugging Face folder of the model to score", flag_values=values)
+    _base_flag(values)
     _output_flag(values)
     _hosts_flags(values)
 
@@ -107,7 +118,8 @@ def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("base", None, "Hugging Face folder that the first stage was trained from", flag_values=values)
     about = (
         "DOMAIN:FOLDER, the domain that a stage trained and the Hugging Face folder at its end; repeat the flag in the "
-        "order of training; solo-DOMAIN:FOLDER is a stage that was trained from --base directly"
+        "order of training; solo-DOMAIN:FOLDER is a stage that was trained from --base directly; a folder may be a "
+        "LoRA adapter (PEFT layout) on --base"
     )
     flags.DEFINE_multi_string("stage", [], about, flag_values=values)
     flags.DEFINE_string("workdir", None, "work folder that the results are written to", flag_values=values)
@@ -155,7 +167,12 @@ def _rollback_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "--config and --domain)"
     )
     text("rule", "displacement", about, flag_values=values)
-    text("base", None, "folder of the model that --keep was trained from", flag_values=values)
+    text(
+        "base",
+        None,
+        "folder of the model that --keep was trained from, and of the base of LoRA adapters",
+        flag_values=values,
+    )
     text("domain", None, "domain of the config that is to be restored", flag_values=values)
     _output_flag(values)
     _cache_flag(values)
@@ -272,6 +289,11 @@ def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=values, sys_argv=argv)
+
+
+def _base_flag(values: flags.FlagValues) -> None:
+    about = "Hugging Face folder of the base model, if --model is a LoRA adapter (PEFT layout)"
+    flags.DEFINE_string("base", None, about, flag_values=values)
 
 
 def _cache_flag(values: flags.FlagValues) -> None:

@@ -114,7 +114,10 @@ class Runtime:
         section = self.config.model
         if section.weights == "random":
             return huggingface.random_params(self.model, self.mesh, self.config.seed)
-        return huggingface.load(model_folder(section.path), self.model, self.mesh)
+        whole = model_folder(section.path)
+        if section.adapter:
+            return huggingface.load(section.adapter, self.model, self.mesh, whole)
+        return huggingface.load(whole, self.model, self.mesh)
 
 
 def make_pool(section: RewardSection) -> RewardPool:
@@ -136,7 +139,7 @@ def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
 
     It is `causal_attention`, which holds the logits of a whole layer, if these take at most
     `model.attention_logit_bytes` of a device. Otherwise it is `attention.splash` on TPU and `attention.blockwise`
-    elsewhere.
+    elsewhere, and in models with sliding layers.
 
     Args:
       config: the whole configuration.
@@ -171,7 +174,8 @@ def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
         *((section.batch_size // section.grad_accum_steps, section.length) for section in supervised),
     )
     rows, length = max(uses, key=lambda use: use[0] * use[1] ** 2)
-    fused = attention.splash if mesh.devices.flat[0].platform == "tpu" else attention.blockwise
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    fused = attention.splash if on_tpu and not sizes.sliding else attention.blockwise
     here, heads = -(-rows // batch_divisor(mesh)), sizes.n_heads // divisor(mesh, "heads")
     chosen = attention.choose(here, heads, length, config.model.attention_logit_bytes, causal_attention, fused)
     return dataclasses.replace(model, attention=chosen)
@@ -188,7 +192,8 @@ def build(config: Config, pool: RewardPool) -> Runtime:
       The parts that all stages share. `prompts` has every split of every scored domain.
 
     Raises:
-      UserError: if the model or its tokenizer is missing, damaged or not supported, or the tokenizer has no end token;
+      UserError: if the model or its tokenizer is missing, damaged or not supported; if there is no end token, or one
+        that can never be drawn, or a prompt has token ids that are no rows of the embedding;
         if the longest prompt and completion together are longer than the model allows; if a scored domain does not
         exist; if a data set is not valid or cannot be read (`datasets.make`); if a domain has too few prompts, or none
         in one of the three splits, or they cannot be tokenized (`prompts.tokenize`); if the mesh does not match the
@@ -197,9 +202,10 @@ def build(config: Config, pool: RewardPool) -> Runtime:
       OSError: if a file of JSON lines or csv cannot be read to its end.
       Exception: what a domain of the registry, or a function that `fields` of a data set names, raises itself.
     """
-    folder = model_folder(config.model.path)
+    folder = huggingface.model_of(model_folder(config.model.path))
     sizes = huggingface.read_config(folder)
     tokenizer = tokens.load_tokenizer(folder)
+    eos_ids = tokens.eos_ids(tokenizer, folder, sizes.vocab_size)
     mesh = make_mesh(config.mesh)
     model = decoder(config, sizes, mesh)
     boxed = param_shapes(model)
@@ -207,7 +213,9 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     domains = make_domains(names, config.domains)
     limit = config.rollout.prompt_buckets[-1]
     prompts = {
-        (name, split): tokenize(domain, split, tokenizer, limit) for name, domain in domains.items() for split in SPLITS
+        (name, split): tokenize(domain, split, tokenizer, limit, sizes.vocab_size)
+        for name, domain in domains.items()
+        for split in SPLITS
     }
     told = [note for name, d in domains.items() for note in notes(d, {split: prompts[name, split] for split in SPLITS})]
     if told and not tokenizer.chat_template:
@@ -226,8 +234,6 @@ def build(config: Config, pool: RewardPool) -> Runtime:
         shardings=param_shardings(mesh, boxed),
         domains=domains,
         prompts=prompts,
-        rollouts=Rollouts(
-            model, mesh, tokenizer, tokens.eos_ids(tokenizer), config.rollout, pool, config.rewards.max_error_share
-        ),
+        rollouts=Rollouts(model, mesh, tokenizer, eos_ids, config.rollout, pool, config.rewards.max_error_share),
         notes=tuple(told),
     )

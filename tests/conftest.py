@@ -96,6 +96,19 @@ TINY_CONFIGS = {
         LLAMA, family="qwen3", n_layers=3, head_dim=12, rope_scaling=None, **FAMILIES["qwen3"]
     ),
 }
+# Every part that other families have, in one model: no family has all of them.
+MIXED = dataclasses.replace(
+    LLAMA,
+    **FAMILIES["gemma3_text"] | {"qk_norm_joint": True},
+    **{"family": "gemma3_text", "n_layers": 3, "tied": True, "rope_scaling": RopeScaling(4.0), "query_scalar": 20.0},
+    **{
+        "qkv_bias": True,
+        "window": 4,
+        "sliding": (True, False, True),
+        "local_theta": 100.0,
+        "no_rope": (False, True, False),
+    },
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +158,12 @@ def fast_compile() -> Iterator[None]:
 def tiny_models() -> dict[str, TinyModel]:
     """One `TinyModel` per family.
 
-    Llama has scaled RoPE and an untied embedding, Qwen2 has biases and a tied embedding, Qwen3 has qk-norm.
+    Llama has scaled RoPE and an untied embedding, Qwen2 has biases and a tied embedding, Qwen3 has qk-norm. "mixed" has
+    the parts of all other families.
     """
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     made = {}
-    for family, config in TINY_CONFIGS.items():
+    for family, config in (TINY_CONFIGS | {"mixed": MIXED}).items():
         model = Decoder(config)
         with compiling_fast():
             params = huggingface.random_params(model, mesh, seed=0)
@@ -159,7 +173,7 @@ def tiny_models() -> dict[str, TinyModel]:
 
 @pytest.fixture(params=TINY_CONFIGS)
 def tiny(request: pytest.FixtureRequest, tiny_models: dict[str, TinyModel]) -> TinyModel:
-    """Each of `tiny_models` in turn."""
+    """Each of `tiny_models` but "mixed" in turn."""
     return tiny_models[request.param]
 
 

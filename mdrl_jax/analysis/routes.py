@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mdrl_jax.model.transformer import Attend, Block, Decoder, Projection, positions_of
+from mdrl_jax.model.transformer import Block, Decoder, Projection, kinds, of_kind, positions_of
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.second_order.objectives import CompletionBatch
 
@@ -81,10 +81,10 @@ def activity(model: Decoder, attend: Any, params: Any, rows: CompletionBatch) ->
 def _layers(model: Decoder, attend: Any, params: Any, tokens_BT: Any, valid_BT: Any, weights_2BT: Any, n: int) -> Any:
     """Σ_tokens |h| [L, 2, F] and Σ_tokens ‖o_h W_O^h‖ [L, 2, H], over the positions that predict the last n tokens."""
     block = Block(model.config, model.dtype)
-    chosen: Attend = attend(valid_BT)
     positions_BT = positions_of(valid_BT)
 
-    def body(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
+    def body(x_BTD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        weights, kind = layer
         seen: dict[str, jax.Array] = {}
 
         def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -93,7 +93,8 @@ def _layers(model: Decoder, attend: Any, params: Any, tokens_BT: Any, valid_BT: 
             return call(*args, **kwargs)
 
         with nn.intercept_methods(watch):
-            out: Any = block.apply({"params": weights}, x_BTD, positions_BT, chosen)
+            attends = of_kind(attend, kind)(valid_BT)
+            out: Any = block.apply({"params": weights}, x_BTD, positions_BT, attends, kind=kind)
         h_BTF = jnp.abs(seen["down"][:, -n - 1 : -1].astype(jnp.float32))
         o_BTHh = seen["o"][:, -n - 1 : -1].astype(jnp.float32)
         # ‖o W‖² = o (W Wᵀ) oᵀ needs no array of shape [B, T, H, D].
@@ -104,7 +105,7 @@ def _layers(model: Decoder, attend: Any, params: Any, tokens_BT: Any, valid_BT: 
         return out[0], (neurons, jnp.einsum("wbt,bth->wh", weights_2BT, size_BTH))
 
     x_BTD: Any = model.apply({"params": params}, tokens_BT, method="embed")
-    return jax.lax.scan(body, x_BTD, params["layers"])[1]
+    return jax.lax.scan(body, x_BTD, (params["layers"], kinds(model.config)))[1]
 
 
 def support(params: Any, neurons_LF: np.ndarray, heads_LH: np.ndarray) -> Any:

@@ -29,7 +29,7 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
       base: Hugging Face folder that the first stage was trained from, or "tiny" (`runtime.model_folder`).
       stages: "DOMAIN:FOLDER" of each stage in the order of training, FOLDER being the model at its end, from which the
         next stage was trained; "solo-DOMAIN:FOLDER" is a stage that was trained from `base` directly. No stage may
-        occur twice.
+        occur twice. A folder may be a LoRA adapter in the layout of PEFT, which is merged into `base`.
       config: the parsed configuration with the domains, their data and the settings of the analysis. Its model is
         replaced by `base`; its stages are not used.
       workdir: the work folder; a new one, or one of the same configuration.
@@ -65,17 +65,19 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
         (solos if name != domain else trained).append(Trained(name, domain, start))
     architecture = huggingface.read_config(folders[BASE])
     for name, folder in folders.items():
-        if huggingface.read_config(folder) != architecture:
+        if huggingface.read_config(folder, folders[BASE]) != architecture:
             raise UserError(
                 f"the model in {folder} ({name}) has a different config.json than the base in {folders[BASE]}; all "
                 "models must have the same sizes"
             )
-    section = dataclasses.replace(config.model, path=base, weights="load")
+    section = dataclasses.replace(config.model, path=base, adapter="", weights="load")
     config = dataclasses.replace(config, model=section)
     with runtime.make_pool(config.rewards) as pool:
         built = runtime.build(config, pool)
         checkpoints = Checkpoints(
-            tuple(trained), tuple(solos), lambda name: huggingface.load(folders[name], built.model, built.mesh)
+            tuple(trained),
+            tuple(solos),
+            lambda name: huggingface.load(folders[name], built.model, built.mesh, folders[BASE]),
         )
         interference.check(built, checkpoints)
         folder = WorkFolder(Path(workdir))

@@ -8,13 +8,14 @@ import jax
 from mdrl_jax import runtime
 from mdrl_jax.config import Config
 from mdrl_jax.evaluate import evaluate
+from mdrl_jax.model import huggingface
 from mdrl_jax.report.screen import terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tables import matrix
 from mdrl_jax.report.tables.scores import score_rows
 
 
-def run(model: str, config: Config, output: str = "screen") -> None:
+def run(model: str, config: Config, output: str = "screen", base: str | None = None) -> None:
     """Scores a model and prints a table of the scores, in points, with standard errors over prompts.
 
     Every scored domain is scored on all prompts of `evaluate.split`, with `evaluate.samples` completions of each. The
@@ -24,6 +25,7 @@ def run(model: str, config: Config, output: str = "screen") -> None:
       model: Hugging Face folder of the model, or "tiny" (`runtime.model_folder`).
       config: the parsed configuration with the domains and the section `evaluate`. Its model is replaced by `model`.
       output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
+      base: folder of the base model if `model` is a LoRA adapter; None: the folder that the adapter itself names.
 
     Raises:
       UserError: if the model or its tokenizer is missing, damaged or not supported; if a domain does not exist, or its
@@ -37,7 +39,10 @@ def run(model: str, config: Config, output: str = "screen") -> None:
       Stopped: with several processes, after a SIGTERM (`preemption.noticed`); no score is printed.
     """
     started = time.monotonic()
-    section = dataclasses.replace(config.model, path=model, weights="load")
+    given = None if base is None else runtime.model_folder(base)
+    whole = huggingface.model_of(runtime.model_folder(model), given)
+    adapter = model if whole != runtime.model_folder(model) else ""
+    section = dataclasses.replace(config.model, path=str(whole) if adapter else model, adapter=adapter, weights="load")
     config = dataclasses.replace(config, model=section)
     with runtime.make_pool(config.rewards) as pool, Screen(None, output) as screen:
         built = runtime.build(config, pool)

@@ -1,6 +1,7 @@
 """Loads a model for use outside a run, from a Hugging Face folder or from a stage in a work folder."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface, tokens
+from mdrl_jax.model.families import ModelConfig
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from mdrl_jax.runtime import model_folder
@@ -27,9 +29,10 @@ class Loaded:
     Attributes:
       model: the decoder.
       params: its parameters, on the devices of `mesh`.
-      tokenizer: its tokenizer.
+      tokenizer: its tokenizer; None if its folder has none.
       mesh: all devices, on the axis `data`.
       folder: the Hugging Face folder that config.json and the tokenizer come from.
+      eos_ids: ids of the tokens that end a completion (`tokens.eos_ids`).
     """
 
     model: Decoder
@@ -37,24 +40,34 @@ class Loaded:
     tokenizer: Any
     mesh: Mesh
     folder: Path
+    eos_ids: tuple[int, ...]
 
 
-def load_folder(path: str) -> Loaded:
+def load_folder(path: str, base: str | None = None) -> Loaded:
     """Loads a model from a Hugging Face folder.
 
     Args:
-      path: the folder; "tiny" is the base model of the package.
+      path: the folder; "tiny" is the base model of the package. It may be a LoRA adapter in the layout of PEFT, which
+        is merged into its base model.
+      base: folder of an adapter's base model; None: the folder that the adapter itself names.
 
     Returns:
       The model with the parameters of the folder, in float32. Each device holds all of them.
 
     Raises:
-      UserError: if the folder, its weights or its tokenizer are missing or damaged, or its model is not supported.
+      UserError: if the folder or its weights are missing or damaged, its tokenizer is damaged, its model is not
+        supported, or it names no end token.
     """
-    folder = model_folder(path)
-    model = Decoder(huggingface.read_config(folder))
-    mesh = make_mesh(MeshConfig())
-    return Loaded(model, huggingface.load(folder, model, mesh), tokens.load_tokenizer(folder), mesh, folder)
+    folder, whole = model_folder(path), None if base is None else model_folder(base)
+    sizes = huggingface.read_config(folder, whole)
+    return _loaded(sizes, lambda *made: huggingface.load(folder, *made, whole), huggingface.model_of(folder, whole))
+
+
+def _loaded(sizes: ModelConfig, load: Callable[[Decoder, Mesh], Any], folder: Path) -> Loaded:
+    tokenizer = tokens.load_tokenizer(folder) if tokens.has_tokenizer(folder) else None
+    eos_ids = tokens.eos_ids(tokenizer, folder, sizes.vocab_size)
+    model, mesh = Decoder(sizes), make_mesh(MeshConfig())
+    return Loaded(model, load(model, mesh), tokenizer, mesh, folder, eos_ids)
 
 
 def load_stage(workdir: str, name: str) -> Loaded:
@@ -77,13 +90,16 @@ def load_stage(workdir: str, name: str) -> Loaded:
     work = WorkFolder(Path(workdir))
     config: Config = config_module.parse(work.recorded())
     if name == "base":
-        return load_folder(config.model.path)
+        return load_folder(
+            config.model.adapter or config.model.path, config.model.path if config.model.adapter else None
+        )
     stages = {stage.name: stage for stage in resolve_stages(config, tuple(DOMAINS))}
     if name not in stages:
         raise UserError(f"{workdir} has no stage {name!r}; it has base, {', '.join(stages)}")
-    folder = model_folder(config.model.path)
-    model = Decoder(huggingface.read_config(folder))
-    mesh = make_mesh(MeshConfig())
-    boxed = param_shapes(model)
-    params = load_params(work.checkpoints(stages[name]), abstract(nn.unbox(boxed), param_shardings(mesh, boxed)))
-    return Loaded(model, params, tokens.load_tokenizer(folder), mesh, folder)
+    folder = huggingface.model_of(model_folder(config.model.path))
+
+    def load(model: Decoder, mesh: Mesh) -> Any:
+        boxed = param_shapes(model)
+        return load_params(work.checkpoints(stages[name]), abstract(nn.unbox(boxed), param_shardings(mesh, boxed)))
+
+    return _loaded(huggingface.read_config(folder), load, folder)

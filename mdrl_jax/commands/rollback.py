@@ -10,7 +10,6 @@ on its training prompts.
 
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +37,6 @@ from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import model_folder
 
 DEFAULT_RULE = "displacement"
-KEPT = ("config.json", "generation_config.json")  # files that are copied unchanged from the model's folder
 
 
 def run(
@@ -58,7 +56,8 @@ def run(
     """Writes model − strength · m ⊙ (after − before) to a new folder, in the number format of `model`.
 
     The folder also gets the tokenizer, `config.json` and `generation_config.json` of `model`. If the weights of `model`
-    have several number formats, the result is float32.
+    have several number formats, the result is float32. Every folder but `base` may be a LoRA adapter in the layout of
+    PEFT, which is merged into `base`, or else into the model that it names itself.
 
     Args:
       model: Hugging Face folder of the model to change.
@@ -92,9 +91,10 @@ def run(
     """
     _check(out, fraction, strength, rule, base, config, domain)
     places = {"model": model, "before": before, "after": after, "keep": keep} | ({"base": base} if base else {})
-    architecture = huggingface.read_config(model_folder(model))
+    whole = None if base is None else model_folder(base)  # of folders that are LoRA adapters
+    architecture = huggingface.read_config(model_folder(model), whole)
     for name, place in places.items():
-        if huggingface.read_config(model_folder(place)) != architecture:
+        if huggingface.read_config(model_folder(place), whole) != architecture:
             raise UserError(
                 f"the model in {place} (--{name}) has a different config.json than that in {model} (--model); all "
                 "models must have the same sizes"
@@ -103,11 +103,11 @@ def run(
     with Screen(None, output) as screen:
         with screen.steps("rollback", len(places) + 2) as show:
             show(0, "reading --model")
-            loaded = load_folder(model)
+            loaded = load_folder(model, base)
             trees: dict[str, Any] = {"model": loaded.params}
             for name in list(places)[1:]:
                 show(len(trees), f"reading --{name}")
-                trees[name] = huggingface.load(model_folder(places[name]), loaded.model, loaded.mesh)
+                trees[name] = huggingface.load(model_folder(places[name]), loaded.model, loaded.mesh, whole)
             ends = Ends(
                 now=trees["model"],
                 peak=trees["keep"],
@@ -118,7 +118,7 @@ def run(
             n = sum(x.size for x in jax.tree.leaves(ends.edit))
             mask = changed = support(ends.edit)
             if fraction < 1:
-                scores = _scores(rule, ends, model, config, domain, screen.warn)
+                scores = _scores(rule, ends, str(loaded.folder), config, domain, screen.warn)
                 mask = largest(scores, max(1, round(fraction * n)), changed)
             if not size(mask):
                 raise UserError(
@@ -127,11 +127,7 @@ def run(
                 )
             made = taken_back(ends.now, ends.edit, mask, np.float32(strength))
             show(len(places) + 1, f"writing {out}")
-            huggingface.save(out, made, architecture, _dtype(loaded.folder))
-            for name in KEPT:
-                if (loaded.folder / name).exists():
-                    shutil.copyfile(regular(loaded.folder / name), Path(out) / name)
-            loaded.tokenizer.save_pretrained(out)
+            huggingface.save(out, made, architecture, _dtype(loaded.folder), loaded.folder)
         removed, whole = (float(jnp.sqrt(_square(ends.edit, m))) for m in (mask, changed))
         screen.print(
             f"{size(mask)} of {n} coordinates (rule: {'all' if fraction == 1 else rule}) at strength {strength:g}, "
@@ -161,8 +157,7 @@ def _check(
         )
     if config is not None and domain is not None and domain not in config.scored_domains:
         raise UserError(f"--domain={domain} is not in the config's scored_domains: {', '.join(config.scored_domains)}")
-    if Path(out).is_file() or (Path(out).is_dir() and any(Path(out).iterdir())):
-        raise UserError(f"--out={out} exists and is not an empty folder; name a new one")
+    huggingface.check_new(Path(out), f".{Path(out).resolve().name}.partial")
 
 
 def _scores(
@@ -186,7 +181,8 @@ def _scores(
     """
     if rule not in NEEDS_DATA or config is None or domain is None:
         return evidence.scores(None, rule, ends, _no_sample)[0]
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=model, weights="load"))
+    section = dataclasses.replace(config.model, path=model, adapter="", weights="load")
+    config = dataclasses.replace(config, model=section)
     at = {evidence.PEAK: ends.peak, evidence.NOW: ends.now}
     with runtime.make_pool(config.rewards) as pool:
         built = runtime.build(config, pool)

@@ -1,5 +1,10 @@
-"""Turns a prompt of a data set, and its reply, into a chat, by the tokenizer's chat template or by a plain one."""
+"""Turns prompts, and their replies, into chats, by the tokenizer's chat template or by a plain one.
 
+Every command renders prompts here: `render` applies the chat template, `chat_text` also has a plain form for tokenizers
+without one.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mdrl_jax.errors import UserError
@@ -28,6 +33,30 @@ def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "",
       UserError: if `thinking` is set but there is no template or it does not mention `enable_thinking`, or if the
         template fails.
     """
+    if not tokenizer.chat_template and not thinking:
+        said = "" if reply is None else f" {reply}"
+        return (f"{system}\n\n" if system else "") + PLAIN.format(prompt=prompt) + said
+    messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": prompt}]
+    messages += [] if reply is None else [{"role": "assistant", "content": reply}]
+    return render(tokenizer, messages, thinking)
+
+
+def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str = "") -> str:
+    """Writes a conversation by the tokenizer's chat template.
+
+    Args:
+      tokenizer: a `transformers` tokenizer.
+      messages: the messages, each with "role" and "content". Unless the last one is the assistant's, the marker after
+        which the assistant speaks (the generation prompt) follows.
+      thinking: "on" or "off" is passed to the template as `enable_thinking` True or False; "" passes nothing.
+
+    Returns:
+      The text, with the special tokens that the template writes.
+
+    Raises:
+      UserError: if there is no template, or several with names of which none is "default"; if `thinking` is set but the
+        template does not mention `enable_thinking`; or if the template fails.
+    """
     template = tokenizer.chat_template
     if thinking and "enable_thinking" not in str(template):
         raise UserError(
@@ -35,13 +64,18 @@ def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "",
             "enable_thinking; leave domains.thinking empty"
         )
     if not template:
-        said = "" if reply is None else f" {reply}"
-        return (f"{system}\n\n" if system else "") + PLAIN.format(prompt=prompt) + said
-    messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": prompt}]
-    messages += [] if reply is None else [{"role": "assistant", "content": reply}]
+        raise UserError("the model has no chat template, by which messages become text; give it one, or the bare text")
+    if isinstance(template, Mapping) and "default" not in template:
+        raise UserError(
+            f"the model's chat templates are named {', '.join(template)}, and none is named 'default', the one that is "
+            "used; rename one of them"
+        )
+    speaks = messages[-1]["role"] != "assistant"
     switched = {"enable_thinking": thinking == "on"} if thinking else {}
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply is None, **switched)
+        return tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=speaks, **switched
+        )
     except Exception as e:  # a template may do what any program does
         raise UserError(f"the model's chat template fails: {type(e).__name__}: {e}") from e
 

@@ -67,7 +67,7 @@ class PromptSet:
         return np.stack([np.full(len(rows), source), rows], axis=1).astype(np.uint32)
 
 
-def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> PromptSet:
+def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int, vocab_size: int | None = None) -> PromptSet:
     """Tokenizes the prompts of a split. Prompts of a data set that are too long are left out.
 
     Args:
@@ -75,6 +75,7 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
       split: "train", "validation" or "test".
       tokenizer: a `transformers` tokenizer.
       longest: the largest length of a prompt, in tokens; a prompt of just this length fits.
+      vocab_size: rows of the model's embedding, which every token id has to be one of; None: not checked.
 
     Returns:
       The prompts in the order of the split: all of a procedural domain; of a data set, whose prompts are tokenized as
@@ -84,7 +85,7 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
 
     Raises:
       UserError: if the split is empty, or no prompt of a data set fits; if the chat template fails or does not know
-        `enable_thinking`, or a data file was changed so that a row can no longer be used; or if a procedural prompt is
+        `enable_thinking`, or a data file was changed so that a row can no longer be used; if a token id is no row of the embedding; or if a procedural prompt is
         longer than `longest` or has a word that the tokenizer does not know.
       AttributeError: if `split` is another word.
     """
@@ -93,7 +94,7 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
         more = "; add rows, files or a larger share of them" if domain.data else ""
         raise UserError(f"domain {domain.name} has no {split} prompts{more}")
     if domain.data:
-        return _fitting(domain, domain.data, split, tokenizer, longest)
+        return _fitting(domain, domain.data, split, tokenizer, longest, vocab_size)
     tokens = []
     for problem in problems:
         row = tuple(tokenizer(problem.prompt).input_ids)
@@ -107,9 +108,28 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int) -> Prompt
                 f"domain {domain.name}: a {split} prompt has {len(row)} tokens, the limit "
                 f"(the last of rollout.prompt_buckets) is {longest}: {problem.prompt[:60]!r}"
             )
+        check_ids(row, vocab_size, f"domain {domain.name}: a {split} prompt")
         tokens.append(row)
     groups = _numbered([p.group for p in problems])
     return PromptSet(domain.name, split, domain.reward, problems, tuple(tokens), groups=groups)
+
+
+def check_ids(ids: Sequence[int], vocab_size: int | None, what: str) -> None:
+    """Refuses token ids that are no rows of the embedding, whose hidden states would be NaN.
+
+    Args:
+      ids: the token ids.
+      vocab_size: rows of the embedding; None: nothing is checked.
+      what: the text that has these ids, for the message, such as "the prompt".
+
+    Raises:
+      UserError: naming the ids.
+    """
+    if vocab_size is None:
+        return
+    if beyond := sorted({i for i in ids if not 0 <= i < vocab_size}):
+        shown = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+        raise UserError(f"{what} has token ids outside 0 to {vocab_size - 1}, the rows of the embedding: {shown}")
 
 
 def _numbered(groups: Sequence[str]) -> np.ndarray | None:
@@ -119,7 +139,7 @@ def _numbered(groups: Sequence[str]) -> np.ndarray | None:
     return np.unique([group or f"row {i}" for i, group in enumerate(groups)], return_inverse=True)[1].astype(np.int64)
 
 
-def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: int) -> PromptSet:
+def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: int, vocab_size: int | None) -> PromptSet:
     """Tokenizes, as chats, the first prompts of a data set's split that have at most `longest` tokens."""
     problems: Sequence[Problem] = getattr(domain, split)
     lazy, wanted = data.streaming and split == "train", data.sizes[split]
@@ -135,6 +155,7 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
         row = tuple(chat_ids(tokenizer, problem.prompt, data.system, data.thinking))
         if len(row) > longest:
             continue
+        check_ids(row, vocab_size, f"domain {domain.name}: a {split} prompt")
         kept.append(at)
         groups.append(problem.group)
         fingerprint.update(json.dumps([row, problem.check], sort_keys=True).encode())

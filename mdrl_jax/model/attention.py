@@ -9,7 +9,7 @@ attention logits q·k / √h.
 | `blockwise` | those of one block of queries, in both passes | any order, forward and reverse mode | any device |
 | `splash` | those of one block of queries and keys, on chip | first order, reverse mode only | TPU |
 
-Second derivatives never use `splash`. All compute the softmax in float32 or wider. At a padding token the output is
+Second derivatives never use `splash`, nor do models with sliding layers. All compute the softmax in float32 or wider. At a padding token the output is
 finite, and it does not reach any valid token.
 """
 
@@ -34,13 +34,14 @@ SPLASH_BLOCK = 512  # queries in a block of `splash`, and keys in a block of its
 SPLASH_BACKWARD = 1024  # keys in a block of its backward pass, which makes one partial dq per block of keys
 
 
-def plain(valid_BT: jax.Array) -> Attend:
+def plain(valid_BT: jax.Array, window: jax.Array | None = None) -> Attend:
     """Attention of each token to itself and to earlier valid tokens, for all queries at once.
 
     The output is softmax(q·k / √h) v, with the softmax over these tokens.
 
     Args:
       valid_BT: mask [B, T], with T of 1 or more: True at real tokens, False at the padding on the left.
+      window: how many tokens, itself included, a token attends to; None: all.
 
     Returns:
       an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h] in the dtype of v, None).
@@ -49,12 +50,12 @@ def plain(valid_BT: jax.Array) -> Attend:
     """
 
     def attend(q_BQHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        return _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, jnp.int32(k_BTKh.shape[1] - q_BQHh.shape[1])), None
+        return _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, jnp.int32(k_BTKh.shape[1] - q_BQHh.shape[1]), window), None
 
     return attend
 
 
-def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
+def blockwise(valid_BT: jax.Array, block: int = BLOCK, window: jax.Array | None = None) -> Attend:
     """The same function as `plain`, computed for `block` queries at a time.
 
     The backward pass recomputes the scores. Queries are divided into at most `PARTS` parts, and each part reads only
@@ -64,6 +65,7 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
     Args:
       valid_BT: mask [B, T], with T of 1 or more: True at real tokens, False at the padding on the left.
       block: number of queries, 1 or more; it need not divide T.
+      window: as in `plain`. Scores outside the window are computed all the same.
 
     Returns:
       an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h] in the dtype of v, None).
@@ -79,7 +81,9 @@ def blockwise(valid_BT: jax.Array, block: int = BLOCK) -> Attend:
 
         def part(first: int, last: int) -> jax.Array:
             keys = slice(0, before + last * block)
-            one = jax.checkpoint(lambda q, at: _attend(q, k_BTKh[:, keys], v_BTKh[:, keys], valid_BT[:, keys], at))
+            one = jax.checkpoint(
+                lambda q, at: _attend(q, k_BTKh[:, keys], v_BTKh[:, keys], valid_BT[:, keys], at, window)
+            )
             starts = before + block * jnp.arange(first, last, dtype=jnp.int32)
             return jax.lax.map(lambda pair: one(*pair), (blocks[first:last], starts))
 
@@ -191,14 +195,17 @@ def choose(
     return short if 4.0 * rows * heads * length * length <= limit_bytes else long
 
 
-def _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, first) -> jax.Array:
+def _attend(q_BQHh, k_BTKh, v_BTKh, valid_BT, first, window) -> jax.Array:
     """Attention [B, Q, H, h] of queries at the positions `first`, `first` + 1, ... over all keys."""
     batch, n_queries, n_heads, head_dim = q_BQHh.shape
     length, n_kv = k_BTKh.shape[1:3]
     q_BQKRh = q_BQHh.reshape(batch, n_queries, n_kv, n_heads // n_kv, head_dim)
     wide = at_least_float32(q_BQHh.dtype)
     scores = jnp.einsum("bqkrh,btkh->bkrqt", q_BQKRh, k_BTKh, preferred_element_type=wide) / math.sqrt(head_dim)
-    causal_QT = jnp.arange(length)[None, :] <= first + jnp.arange(n_queries)[:, None]
+    before_QT = first + jnp.arange(n_queries)[:, None] - jnp.arange(length)[None, :]
+    causal_QT = before_QT >= 0
+    if window is not None:
+        causal_QT = causal_QT & (before_QT < window)
     mask = causal_QT[None, None, None] & valid_BT[:, None, None, None, :]
     scores = jnp.where(mask, scores, NEGATIVE)
     # Subtract the maximum first: otherwise `scores - logsumexp` is a small difference of large numbers. In a row where

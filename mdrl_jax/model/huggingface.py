@@ -3,6 +3,9 @@
 The table `LAYOUTS` gives for each parameter the name of its tensor in the file and the order of its axes there. Reading
 goes slice by slice and device by device: a process reads only the parts that its devices hold, and the host never holds
 a second full copy. Weights in bfloat16 or float16 become float32 master weights.
+
+A folder may also be a LoRA adapter in the layout of PEFT. It is read as the model that results if the adapter is merged
+into its base model (`adapters.py`).
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import adapters, tokens
 from mdrl_jax.model.families import ModelConfig, from_hf, to_hf
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import param_shardings
@@ -53,6 +57,8 @@ LAYOUTS: dict[str, Layout] = {
     "norm/scale": Layout("model.norm.weight", 0),
     "layers/attn_norm/scale": Layout("model.layers.{}.input_layernorm.weight", 0),
     "layers/mlp_norm/scale": Layout("model.layers.{}.post_attention_layernorm.weight", 0),
+    "layers/attn_post_norm/scale": Layout("model.layers.{}.post_attention_layernorm.weight", 0),
+    "layers/mlp_post_norm/scale": Layout("model.layers.{}.post_feedforward_layernorm.weight", 0),
     "layers/q_norm/scale": Layout(_ATTENTION + "q_norm.weight", 0),
     "layers/k_norm/scale": Layout(_ATTENTION + "k_norm.weight", 0),
     "layers/o/kernel": Layout(_ATTENTION + "o_proj.weight", 2),
@@ -60,6 +66,21 @@ LAYOUTS: dict[str, Layout] = {
     **{f"layers/{x}/bias": Layout(_ATTENTION + f"{x}_proj.bias", 0) for x in "qkv"},
     **{f"layers/{x}/kernel": Layout("model.layers.{}.mlp." + f"{x}_proj.weight", 1) for x in ("gate", "up", "down")},
 }
+
+
+# In models that normalise the output of attention, the norm before the MLP has another name.
+_BEFORE_MLP = Layout("model.layers.{}.pre_feedforward_layernorm.weight", 0)
+# What stands before `embed_tokens.weight` in a file: a causal model, a model without a head, the text part of a model
+# of images and text (version 4 of transformers and version 5).
+PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+
+
+def _layout(path: tuple[Any, ...], params: Any) -> Layout:
+    """The layout of a parameter; `params` is the whole tree."""
+    name = path_name(path)
+    if name == "layers/mlp_norm/scale" and "attn_post_norm" in params["layers"]:
+        return _BEFORE_MLP
+    return LAYOUTS[name]
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -74,43 +95,96 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(key.key) for key in path)
 
 
-def read_config(folder: str | Path) -> ModelConfig:
-    """Reads `config.json` of a Hugging Face folder on the local disk.
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder.
 
     Raises:
-      UserError: if the folder or file is absent, damaged or no regular file, or if `families.from_hf` refuses a field.
-      OSError: if the file cannot be read, for example without permission.
+      UserError: if the file is no regular file or holds no JSON object.
+      OSError: if the file cannot be read.
     """
-    file = Path(folder) / "config.json"
-    if not Path(folder).is_dir():
-        raise UserError(f"model folder {folder} does not exist")
-    if not file.exists():
-        raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     try:
-        fields = json.loads(regular(file).read_text())
-    except ValueError as e:
+        fields = json.loads(regular(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{file} is not valid JSON ({e})") from e
     if not isinstance(fields, dict):
         raise UserError(f"{file} is not a JSON object")
-    return from_hf(fields, str(file))
+    return fields
+
+
+def read_config(folder: str | Path, base: str | Path | None = None) -> ModelConfig:
+    """Reads `config.json` of a Hugging Face folder on the local disk.
+
+    As in `transformers` 5, a tied model whose weights have an `lm_head` that differs from the embedding is not tied.
+
+    Args:
+      folder: a model folder, or a LoRA adapter, whose base model's `config.json` is read.
+      base: folder of the model that an adapter belongs to; None: the folder that the adapter itself names.
+
+    Raises:
+      UserError: if the folder or file is absent, damaged or no regular file, if `families.from_hf` refuses a field, or
+        if an adapter has no base (`adapters.base_of`).
+      OSError: if the file cannot be read, for example without permission.
+    """
+    folder = model_of(folder, base)
+    file = folder / "config.json"
+    if not file.exists():
+        raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+    config = from_hf(read_json(file), str(file))
+    weights = [folder / name for name in (_SINGLE, _INDEX)]
+    if config.tied and any(file.exists() for file in weights) and _head_differs(folder):
+        return dataclasses.replace(config, tied=False)
+    return config
+
+
+def model_of(folder: str | Path, base: str | Path | None = None) -> Path:
+    """The folder with `config.json` and the tokenizer: `folder` itself, or the base model of an adapter.
+
+    Raises:
+      UserError: if the folder does not exist, or if an adapter has no base (`adapters.base_of`).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"model folder {folder} does not exist")
+    return adapters.base_of(folder, base) if adapters.is_adapter(folder) else folder
+
+
+def _head_differs(folder: Path) -> bool:
+    files = _Files(folder)
+    if not {"lm_head.weight", files.name("model.embed_tokens.weight")} <= set(files.handles):
+        return False
+    head, embedding = (files.slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    if list(head.get_shape()) != list(embedding.get_shape()):
+        return True
+    rows = max(1, 2**24 // max(1, head.get_shape()[-1]))  # 64 MiB of float32 at a time
+    starts = range(0, head.get_shape()[0], rows)
+    return not all(np.array_equal(head[i : i + rows], embedding[i : i + rows], equal_nan=True) for i in starts)
+
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class _Files:
-    """The tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` lists."""
+    """The tensors of `model.safetensors`, or else of the files that `model.safetensors.index.json` lists.
 
-    def __init__(self, folder: Path):
-        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    Names are those of a causal model (`LAYOUTS`), also where the file's tensors have another prefix. If `base` is
+    given, `folder` is a LoRA adapter, and the tensors are those of the base model with the adapter merged into them.
+    """
+
+    def __init__(self, folder: Path, base: Path | None = None):
+        self.adapter = None if base is None else adapters.Adapter(folder)
+        folder = folder if base is None else base
+        index, single = folder / _INDEX, folder / _SINGLE
         self.handles: dict[str, Any] = {}
         try:
-            if index.exists():
+            if single.exists():  # as in transformers: an index beside it is left from an earlier, larger model
+                files = [single]
+            elif index.exists():
                 names = sorted(set(json.loads(regular(index).read_text())["weight_map"].values()))
                 if outside := [name for name in names if Path(name).name != name or name == ".."]:
                     raise UserError(f"{index} names {outside[0]!r}; it may only name files of its own folder")
                 files = [folder / name for name in names]
-            elif single.exists():
-                files = [single]
             else:
-                raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+                raise UserError(f"{folder} has neither {_SINGLE} nor {_INDEX}")
             for file in files:
                 if not file.exists():
                     raise UserError(f"{index} names {file.name}, which is absent")
@@ -118,9 +192,34 @@ class _Files:
                 self.handles.update(dict.fromkeys(handle.keys(), handle))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as e:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from e
+        self.prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in self.handles), "model.")
+        if self.adapter is not None:
+            self.adapter.check({self.usual(name) for name in self.handles})
 
-    def slice(self, name: str) -> Any:
-        return self.handles[name].get_slice(name)
+    def name(self, usual: str) -> str:
+        """The name in the file of a tensor of `LAYOUTS`."""
+        inner = usual.removeprefix("model.")
+        return usual if inner == usual else self.prefix + inner
+
+    def usual(self, name: str) -> str:
+        """The name in `LAYOUTS` of a tensor of the file."""
+        inside = (
+            self.prefix and name.startswith(self.prefix) or name.split(".")[0] in ("embed_tokens", "layers", "norm")
+        )
+        return "model." + name.removeprefix(self.prefix) if inside else name
+
+    def has(self, usual: str) -> bool:
+        """Whether there is a tensor of this name of `LAYOUTS`."""
+        replaced = self.adapter is not None and self.adapter.replaces(usual)
+        return replaced or self.name(usual) in self.handles
+
+    def slice(self, usual: str) -> Any:
+        """The tensor of this name of `LAYOUTS`, from which parts can be read."""
+        if self.adapter is not None and self.adapter.replaces(usual):
+            return self.adapter.saved(usual)
+        name = self.name(usual)
+        tensor = self.handles[name].get_slice(name)
+        return tensor if self.adapter is None else self.adapter.merged(usual, tensor)
 
 
 def _read(tensor: Any, layout: Layout, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
@@ -133,7 +232,7 @@ def _read(tensor: Any, layout: Layout, shape: tuple[int, ...], index: tuple[slic
         inner = int(np.prod([shape[a] for a in axes[1:]]))
         return slice(bounds[axes[0]][0] * inner, bounds[axes[0]][1] * inner)
 
-    if layout.n_in == 0 and len(shape) == 2 and layout.name.endswith("bias"):
+    if layout.n_in == 0 and len(shape) == 2 and "{}" in layout.name:  # a bias, or the scale of a norm over all heads
         part = tensor[merged(range(2))]
         return np.asarray(part).astype(np.float32).reshape(sizes)
     if layout.n_in == 0:
@@ -148,10 +247,10 @@ def _file_shape(layout: Layout, shape: tuple[int, ...]) -> list[int]:
     """The shape that the file must have for a parameter of `shape` (without the layer axis)."""
     if layout.n_in:
         return [int(np.prod(shape[layout.n_in :])), int(np.prod(shape[: layout.n_in]))]
-    return [int(np.prod(shape))] if layout.name.endswith("bias") else list(shape)
+    return [int(np.prod(shape))] if "{}" in layout.name else list(shape)
 
 
-def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
+def load(folder: str | Path, model: Decoder, mesh: Mesh, base: str | Path | None = None) -> Any:
     """Loads the parameters of a Hugging Face folder.
 
     Tensors that the decoder has no parameter for are ignored. If the embedding of a tied model is absent,
@@ -159,31 +258,35 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
 
     Args:
       folder: a folder with safetensors: `model.safetensors`, or several files and `model.safetensors.index.json`. If
-        both are there, the index is used.
-      model: the decoder; its config comes from `read_config(folder)`.
+        both are there, the single file is used. Or a LoRA adapter, which is merged into its base model in float32.
+      model: the decoder; its config comes from `read_config(folder, base)`.
       mesh: the mesh over which the parameters are sharded.
+      base: folder of the model that an adapter belongs to; None: the folder that the adapter itself names.
 
     Returns:
       the parameter tree, float32, each leaf in its sharding (`parallel.sharding.param_shardings`).
 
     Raises:
-      UserError: if the files cannot be read, if a tensor is absent, is quantized or has another shape than
-        `config.json` says, or if the mesh does not divide a parameter.
+      UserError: if the files cannot be read; if a tensor is absent, is quantized, has another shape than
+        `config.json` says or a number that is not finite; if the mesh does not divide a parameter; or if an adapter
+        does not fit the base model, or asks for what is not supported (`adapters.Adapter`).
     """
-    files = _Files(Path(folder))
+    whole = model_of(folder, base)
+    files = _Files(Path(folder), None if whole == Path(folder) else whole)
     boxed = param_shapes(model)
+    tree = nn.unbox(boxed)
 
     def leaf(path: tuple[Any, ...], shape: Any, sharding: Any) -> jax.Array:
-        layout = LAYOUTS[path_name(path)]
+        layout = _layout(path, tree)
         name = layout.name
-        if path_name(path) == "embedding" and name not in files.handles and model.config.tied:
+        if path_name(path) == "embedding" and not files.has(name) and model.config.tied:
             name = "lm_head.weight"  # some tied models store the shared matrix under this name only
         stacked = "{}" in name
         inner = shape.shape[1:] if stacked else shape.shape
         layers = shape.shape[0] if stacked else 1
         tensors = []
         for layer in range(layers):
-            if name.format(layer) not in files.handles:
+            if not files.has(name.format(layer)):
                 raise UserError(f"{folder} has no tensor {name.format(layer)}")
             tensor = files.slice(name.format(layer))
             found, wanted = list(tensor.get_shape()), _file_shape(layout, inner)
@@ -195,19 +298,26 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh) -> Any:
                 )
             tensors.append(tensor)
 
+        def part(layer: int, index: Any) -> np.ndarray:
+            numbers = _read(tensors[layer], layout, inner, index)
+            if not np.isfinite(numbers).all():
+                n = numbers.size - int(np.isfinite(numbers).sum())
+                raise UserError(f"{folder}: {name.format(layer)} has {n} numbers that are NaN or infinite")
+            return numbers
+
         def read(index: Any) -> np.ndarray:
             if not stacked:
-                return _read(tensors[0], layout, inner, index)
-            chosen = tensors[index[0]]
+                return part(0, index)
+            chosen = range(layers)[index[0]]
             sizes = [len(range(*s.indices(n))) for s, n in zip(index[1:], inner, strict=True)]
             out = np.empty((len(chosen), *sizes), np.float32)  # filled in place: np.stack would hold all of it twice
-            for i, tensor in enumerate(chosen):
-                out[i] = _read(tensor, layout, inner, index[1:])
+            for i, layer in enumerate(chosen):
+                out[i] = part(layer, index[1:])
             return out
 
         return _placed(shape.shape, sharding, read)
 
-    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(boxed), param_shardings(mesh, boxed))
+    return jax.tree_util.tree_map_with_path(leaf, tree, param_shardings(mesh, boxed))
 
 
 def _placed(shape: tuple[int, ...], sharding: Any, read: Callable[[Any], np.ndarray]) -> jax.Array:
@@ -277,12 +387,12 @@ def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
     def tensor(leaf: jax.Array, layer: int | None, layout: Layout) -> np.ndarray:
         array = np.asarray(leaf if layer is None else leaf[layer])
         if layout.n_in == 0:
-            return array.reshape(-1) if layout.name.endswith("bias") else array
+            return array.reshape(-1) if "{}" in layout.name else array
         n_inputs = int(np.prod(array.shape[: layout.n_in]))
         return np.ascontiguousarray(array.reshape(n_inputs, -1).T)
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        layout = LAYOUTS[path_name(path)]
+        layout = _layout(path, params)
         layers = range(leaf.shape[0]) if "{}" in layout.name else [None]
         for layer in layers:
             name = layout.name.format(layer)
@@ -290,12 +400,21 @@ def to_tensors(params: Any) -> dict[str, Callable[[], np.ndarray]]:
     return tensors
 
 
-def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.float32) -> None:
+def save(
+    folder: str | Path,
+    params: Any,
+    config: ModelConfig,
+    dtype: Any = np.float32,
+    source: str | Path | None = None,
+    card: str = "",
+    eos_ids: tuple[int, ...] = (),
+) -> None:
     """Writes `config.json` and safetensors; above 4 GiB the tensors go to several files with an index.
 
-    Everything is written to a hidden folder beside `folder`, `.NAME.partial`; a failed call leaves it, and the next one
-    removes it. At the end it is renamed. If `folder` exists, its files are moved there instead, `config.json` last. So
-    after an interrupted call no folder looks like a whole model.
+    Everything is written to a hidden folder, `.NAME.partial`, beside `folder`, or inside it if it exists already, as an
+    empty folder or a mount point does; a failed call leaves it, and the next one removes it. At the end it is renamed,
+    or its files are moved to `folder`, `config.json` last. So after an interrupted call no folder looks like a whole
+    model. All files have the mode that the umask gives.
 
     Args:
       folder: a folder that does not exist or is empty, or a link to such a folder; its parents are made. Only one
@@ -304,21 +423,63 @@ def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.f
       config: sizes of the model, which are not compared with `params`.
       dtype: NumPy or JAX dtype of the numbers in the files. Numbers are rounded to it, and those above its range become
         infinite. `load` reads float32, bfloat16 and float16 only.
+      source: the model folder that the parameters were trained from. Its tokenizer and chat templates are copied, and
+        its `config.json` and `generation_config.json` are kept apart from what has to change. None: only what the
+        decoder knows is written.
+      card: text of the model card, README.md; "": none.
+      eos_ids: the ids that end a completion (`tokens.eos_ids`), which `generation_config.json` then names; (): the
+        file stays as it is in `source`.
 
     Raises:
-      UserError: if `folder` is a file or a folder that is not empty.
+      UserError: if `folder` is a file or a folder that is not empty, or a file of `source` is damaged.
       KeyError: if `params` has a leaf that is no parameter of a decoder, or the family is not a key of `FAMILIES`.
       TypeError: if `dtype` is not a dtype.
       OSError: if the disk does not take the files.
     """
     folder = Path(folder).resolve()  # "." has no name
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; name a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not empty; name a new folder")
-    partial = folder.with_name(f".{folder.name}.partial")
+    name = f".{folder.name}.partial"
+    check_new(folder, name)
+    partial = folder / name if folder.exists() else folder.with_name(name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    _write_tensors(partial, params, dtype)
+    if source is not None:
+        tokens.copy(Path(source), partial)
+        generation = _generation_config(Path(source), eos_ids)
+        if generation:
+            (partial / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+    if card:
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    (partial / "config.json").write_text(json.dumps(_config_json(config, dtype, source), indent=1) + "\n")
+    mode = (partial / "config.json").stat().st_mode
+    for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)  # safetensors lets only the owner read its files
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        file.rename(folder / file.name)
+    partial.rmdir()
+
+
+def check_new(folder: Path, *allowed: str) -> None:
+    """Refuses an output folder that is a file or has files.
+
+    Args:
+      folder: the folder that is to be written.
+      *allowed: names that it may hold. `lost+found`, which a new file system has, is always allowed.
+
+    Raises:
+      UserError: if it is a file or holds anything else.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a new folder")
+    if folder.exists() and any(file.name not in ("lost+found", *allowed) for file in folder.iterdir()):
+        raise UserError(f"{folder} exists and is not empty; name a new folder")
+
+
+def _write_tensors(partial: Path, params: Any, dtype: Any) -> None:
     shards: list[dict[str, np.ndarray]] = [{}]
     size = total = 0
     names: list[list[str]] = [[]]
@@ -338,20 +499,52 @@ def save(folder: str | Path, params: Any, config: ModelConfig, dtype: Any = np.f
         size, total = size + array.nbytes, total + array.nbytes
     flush(len(names))
     if len(names) == 1:
-        (partial / "shard-1").rename(partial / "model.safetensors")
-    else:
-        weight_map = {}
-        for i, group in enumerate(names, 1):
-            file = f"model-{i:05d}-of-{len(names):05d}.safetensors"
-            (partial / f"shard-{i}").rename(partial / file)
-            weight_map.update(dict.fromkeys(group, file))
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    written = {**to_hf(config), "torch_dtype": str(jnp.dtype(dtype))}
-    (partial / "config.json").write_text(json.dumps(written, indent=1) + "\n")
-    if not folder.exists():
-        partial.rename(folder)
+        (partial / "shard-1").rename(partial / _SINGLE)
         return
-    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-        file.rename(folder / file.name)
-    partial.rmdir()
+    weight_map = {}
+    for i, group in enumerate(names, 1):
+        file = f"model-{i:05d}-of-{len(names):05d}.safetensors"
+        (partial / f"shard-{i}").rename(partial / file)
+        weight_map.update(dict.fromkeys(group, file))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (partial / _INDEX).write_text(json.dumps(index, indent=1))
+
+
+def _config_json(config: ModelConfig, dtype: Any, source: str | Path | None) -> dict[str, Any]:
+    """`config.json` of a written model: that of the source with the fields changed that no longer hold.
+
+    If the source describes another function, such as a model of images whose text part was trained, only its special
+    tokens are kept.
+    """
+    made = to_hf(config) | {"torch_dtype": str(jnp.dtype(dtype))}
+    if source is None:
+        return made
+    found = read_json(Path(source) / "config.json")
+    kept = found if found.get("model_type") == config.family else {}
+    kept = kept | {"tie_word_embeddings": config.tied, "architectures": made["architectures"]}
+    names = ("dtype", "torch_dtype")  # the name in version 5 of transformers and in version 4
+    kept |= {
+        name: made["torch_dtype"] for name in names if name in kept or name == "torch_dtype" and names[0] not in kept
+    }
+    try:
+        if from_hf(kept) == config:
+            return kept
+    except UserError:
+        pass
+    return made | {name: found[name] for name in SPECIAL if name in found}
+
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _generation_config(source: Path, eos_ids: tuple[int, ...]) -> dict[str, Any]:
+    """`generation_config.json` of a written model: that of the source, or its special tokens; with our end tokens."""
+    file = source / "generation_config.json"
+    if file.exists():
+        fields = read_json(file)
+    else:
+        found = read_json(source / "config.json")
+        fields = {name: found[name] for name in SPECIAL if found.get(name) is not None}
+    if eos_ids:
+        fields["eos_token_id"] = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids)
+    return fields

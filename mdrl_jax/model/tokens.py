@@ -1,5 +1,7 @@
 """Loads the tokenizer, finds the tokens that end a completion, and pads rows of tokens to a few fixed lengths."""
 
+import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +13,39 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.records import regular
 
 FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*chat_templates/*")  # what a tokenizer may consist of
+# The files of a tokenizer among those of a model folder; the first group is enough to make one.
+MAKERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken", "spiece.model", "*.bpe.model")
+OWN = (
+    *MAKERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.*",
+)
 # Where torch is installed, transformers imports it for its models, which takes two seconds or more. If this is True,
 # it does not; afterwards torch can be imported as usual, but transformers has no torch models in this process. Only the
 # commands' own processes set it.
 leave_torch_out = False
+
+
+def copy(source: Path, folder: Path) -> None:
+    """Copies the files of a tokenizer, its chat templates included, from one model folder to another.
+
+    Raises:
+      UserError: if one of them is no regular file.
+      OSError: if a file cannot be read or written.
+    """
+    for pattern in (*OWN, "*chat_templates/*"):
+        for file in source.glob(pattern):
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(regular(file), target)
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a model folder has the files of a tokenizer."""
+    return any(file for pattern in MAKERS for file in Path(folder).glob(pattern))
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -30,6 +61,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     for pattern in FILES:
         for file in Path(folder).glob(pattern):
             regular(file)
+    if not has_tokenizer(folder):
+        raise UserError(f"{folder} has no tokenizer, which text needs; copy tokenizer.json and its other files into it")
     loader = _auto_tokenizer()
     try:
         return loader.from_pretrained(str(folder), trust_remote_code=False)
@@ -56,20 +89,52 @@ def _auto_tokenizer() -> Any:
     return AutoTokenizer
 
 
-def eos_ids(tokenizer: Any) -> tuple[int, ...]:
+def eos_ids(tokenizer: Any, folder: str | Path | None = None, vocab_size: int | None = None) -> tuple[int, ...]:
     """The ids of the tokens that end a completion.
 
+    Args:
+      tokenizer: the model's tokenizer; None if it has none.
+      folder: the model's folder, whose `config.json` and `generation_config.json` may name end tokens, too; None: no
+        folder.
+      vocab_size: rows of the embedding; None: not known.
+
     Returns:
-      the id of `eos_token`, then the id of the token that the chat template puts directly after a reply, if it is
-      another one and an added token. Without a chat template, or with one that fails or does not print the reply as
-      it is, there is only the first id.
+      the id of `eos_token`; the id of the token that the chat template puts directly after a reply, if it is an added
+      token; and the ids of `eos_token_id` in the two files. Each comes once. A chat template that fails, or does not
+      print the reply as it is, gives none.
 
     Raises:
-      UserError: if the tokenizer has no end token.
+      UserError: if there are none, or one of them is no row of the embedding, so that it could never be drawn.
     """
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no eos_token; completions could never end")
-    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *_end_of_turn(tokenizer)]))
+    found: list[tuple[int, str]] = []
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        found.append((int(tokenizer.eos_token_id), f"eos_token {tokenizer.eos_token!r} of the tokenizer"))
+    if tokenizer is not None:
+        found += [(i, "the end of a turn in the chat template") for i in _end_of_turn(tokenizer)]
+    for name in ("config.json", "generation_config.json"):
+        file = Path(folder or ".") / name
+        if folder is not None and file.exists():
+            found += [(i, f"eos_token_id of {file}") for i in _named_ends(file)]
+    if not found:
+        raise UserError(
+            "neither the tokenizer nor config.json or generation_config.json names an end token (eos_token); "
+            "completions could never end"
+        )
+    for i, where in found:
+        if vocab_size is not None and not 0 <= i < vocab_size:
+            raise UserError(f"{where} is id {i}, which can never be drawn: the embedding has {vocab_size} rows")
+    return tuple(dict.fromkeys(i for i, _ in found))
+
+
+def _named_ends(file: Path) -> list[int]:
+    try:
+        value = json.loads(regular(file).read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, RecursionError, AttributeError) as e:
+        raise UserError(f"{file} is no JSON object ({e})") from e
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"{file}: eos_token_id={value!r} is not valid; it must be a token id or a list of them")
+    return ids
 
 
 def _end_of_turn(tokenizer: Any) -> list[int]:
@@ -93,14 +158,13 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
     return [i for i in first if i in tokenizer.added_tokens_decoder]
 
 
-def pad_id(tokenizer: Any) -> int:
-    """The id of the padding token, or of `eos_token` if the tokenizer has none. Attention never reads padding.
+def pad_id(tokenizer: Any, eos_ids: Sequence[int], vocab_size: int) -> int:
+    """The id of the padding token, or the first end token if the tokenizer has none or it is no row of the embedding.
 
-    Raises:
-      TypeError: if the tokenizer has neither; `eos_ids` refuses such a tokenizer.
+    Attention never reads padding, but an id without a row of the embedding would give NaN.
     """
-    pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)
+    pad = None if tokenizer is None else tokenizer.pad_token_id
+    return int(eos_ids[0] if pad is None or pad >= vocab_size else pad)
 
 
 def bucket(length: int, buckets: Sequence[int], what: str) -> int:

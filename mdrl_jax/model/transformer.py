@@ -1,4 +1,4 @@
-"""The decoder: Llama, Qwen2/2.5 and Qwen3 as one Flax Linen module, pure `apply({"params": params}, ...)`.
+"""The decoder: all families of `families.py` as one Flax Linen module, pure `apply({"params": params}, ...)`.
 
 Three entry points share one `Block`: `hidden` (whole sequences: training, log-probs), `prefill` (prompts; it returns
 their keys and values) and `decode` (one token of each completion, after a prompt that a group of completions shares).
@@ -10,8 +10,9 @@ Sequences are left-padded: `valid_BT` marks real tokens, positions count real to
 padding. Layers are stacked along a leading axis and run under `nn.scan`. Master weights are float32. Matrix products
 run in `dtype`; norms, softmax, RoPE and logits are computed in float32.
 
-One layer is x + attention(RMSNorm(x)), then x + W_down(silu(W_gate y) ⊙ W_up y) with y = RMSNorm(x). Letters of shapes
-are in definitions §1.
+One layer of Llama is x + attention(RMSNorm(x)), then x + W_down(silu(W_gate y) ⊙ W_up y) with y = RMSNorm(x). Other
+families add or move norms, and in some the layers differ: by RoPE, or because a layer attends to a window of tokens
+only. The scan over layers then also runs over a `Kind` for each layer. Letters of shapes are in definitions §1.
 """
 
 import dataclasses
@@ -31,7 +32,13 @@ from mdrl_jax.parallel.sharding import constrain
 NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives no NaN
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]  # (q, k, v) -> (output, value to keep)
-Attention = Callable[[jax.Array], Attend]  # `valid_BT` -> attention of whole left-padded sequences, which keeps None
+# (`valid_BT`, `window=`) -> attention of whole left-padded sequences, which keeps None. A window, an int32 scalar, is
+# given only if layers differ in it: each token then attends to itself and to the window − 1 tokens before it.
+Attention = Callable[..., Attend]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 Axes = tuple[str | None, ...]
 # Two shardings of activations [B, T, D], for many and for few rows (`parallel/sharding.py`).
 BY_BATCH: Axes = ("batch", None, None)
@@ -77,6 +84,42 @@ class Cache:
     v_LBTKh: jax.Array
 
 
+@struct.dataclass
+class Kind:
+    """In what a layer differs from others; of all layers together, each array has a leading axis L.
+
+    Attributes:
+      frequencies: the RoPE frequencies of the layer [h/2]; 0 rotates nothing.
+      window: how many tokens, itself included, a token attends to, an int32 scalar; None if no layer slides.
+    """
+
+    frequencies: jax.Array
+    window: jax.Array | None
+
+
+def kinds(config: ModelConfig) -> Kind | None:
+    """The kinds of all layers, with a leading axis L; None if all layers are alike and see all earlier tokens."""
+    if not config.sliding and not config.no_rope:
+        return None
+    usual = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    local = rope_frequencies(config.head_dim, config.local_theta, None) if config.local_theta else usual
+    layers = range(config.n_layers)
+    chosen = [(local if config.slides(i) else usual) * float(config.rotates(i)) for i in layers]
+    whole = jnp.iinfo(jnp.int32).max
+    windows = jnp.array([config.window if config.slides(i) else whole for i in layers], jnp.int32)
+    return Kind(jnp.stack(chosen), windows if config.sliding else None)
+
+
+def of_kind(attention: Attention, kind: Kind | None) -> Attention:
+    """The attention of one layer.
+
+    Args:
+      attention: the attention of layers that see all earlier tokens.
+      kind: the layer's kind; None if the layers of the model do not differ.
+    """
+    return attention if kind is None or kind.window is None else functools.partial(attention, window=kind.window)
+
+
 def at_least_float32(dtype: Any) -> Any:
     """float32 for all dtypes but float64, which stays float64 (some tests compute in it)."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32  # not promote_types: strict promotion refuses bfloat16
@@ -88,8 +131,9 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     Args:
       head_dim: h, an even number.
       theta: the base θ, above 0.
-      scaling: Llama-3 scaling (arXiv 2407.21783); None: none. Frequencies of long wavelengths are divided by `factor`,
-        those of short wavelengths stay, and those between are multiplied by a factor that is linear in 1 / wavelength.
+      scaling: None: none. Linear scaling divides all frequencies by `factor`. Llama-3 scaling (arXiv 2407.21783)
+        divides those of long wavelengths by it; those of short wavelengths stay, and those between are multiplied by a
+        factor that is linear in 1 / wavelength.
 
     Returns:
       radians per position [h/2], float32.
@@ -101,6 +145,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     frequency = 1.0 / jnp.power(jnp.float32(theta), exponent)
     if scaling is None:
         return frequency
+    if scaling.linear:
+        return frequency / scaling.factor
     wavelength = 2 * jnp.pi / frequency
     low = scaling.original_max_position / scaling.low_freq_factor
     high = scaling.original_max_position / scaling.high_freq_factor
@@ -142,13 +188,14 @@ def positions_of(valid_BT: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=-1) - 1, 0)
 
 
-def causal_attention(valid_BT: jax.Array) -> Attend:
+def causal_attention(valid_BT: jax.Array, window: jax.Array | None = None) -> Attend:
     """Attention of each token to itself and to earlier valid tokens; all scores are held at once.
 
     It uses the XLA implementation because that can be differentiated twice (definitions §6).
 
     Args:
       valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+      window: how many tokens, itself included, a token attends to; None: all.
 
     Returns:
       an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h], None). The queries are
@@ -160,6 +207,9 @@ def causal_attention(valid_BT: jax.Array) -> Attend:
     def attend(q_BQHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
         n_queries = q_BQHh.shape[1]
         causal_QT = jnp.tril(jnp.ones((n_queries, length), bool), length - n_queries)
+        if window is not None:
+            at_T = jnp.arange(length, dtype=jnp.int32)
+            causal_QT = causal_QT & (at_T[length - n_queries :, None] - at_T[None, :] < window)
         mask_B1QT = causal_QT[None, None, :, :] & valid_BT[:, None, None, :]
         out = jax.nn.dot_product_attention(q_BQHh, k_BTKh, v_BTKh, mask=mask_B1QT, implementation="xla")
         return out, None
@@ -258,7 +308,7 @@ def keeping(attend: Attend) -> Attend:
     return and_keep
 
 
-def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, step, start_P) -> Attend:
+def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, step, start_P, window=None) -> Attend:
     """Attention of one new token in each row to the prompt of its group and to its own completion.
 
     It writes the new keys and values into slot step mod Tc of the layer's cache; this happens in place if the caller's
@@ -274,6 +324,7 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
       layer: index of this layer, from 0, a scalar of the dtype of `step`.
       step: the current step of the decoding loop, from 0, an int32 scalar.
       start_P: the step at which each prompt's completions began [P], at most `step`.
+      window: how many tokens, itself included, the token attends to, an int32 scalar; None: all.
 
     Returns:
       an `Attend`: (q [B, 1, H, h], k [B, 1, K, h], v [B, 1, K, h]) -> (output [B, 1, H, h], the new cache). All have
@@ -299,9 +350,14 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
         f32 = jnp.float32
         prompt_PGKRS = jnp.einsum("pgkrh,pskh->pgkrs", q_PGKRh, prefix_k, preferred_element_type=f32)
         own_PGKRT = jnp.einsum("pgkrh,pgtkh->pgkrt", q_PGKRh, grouped(k_BTKh), preferred_element_type=f32)
-        prompt_PGKRS = jnp.where(prefix_valid_PT[:, None, None, None, :], prompt_PGKRS, NEGATIVE)
+        seen_PS = prefix_valid_PT
         age_T = (step - jnp.arange(length)) % length
         written_PT = age_T[None, :] <= (step - start_P)[:, None]
+        if window is not None:
+            ages_S = jnp.arange(prefix_k.shape[1], 0, -1, dtype=jnp.int32)  # of the prompt, at a completion's 1st token
+            seen_PS = seen_PS & (ages_S[None, :] + (step - start_P)[:, None] < window)
+            written_PT = written_PT & (age_T < window)[None, :]
+        prompt_PGKRS = jnp.where(seen_PS[:, None, None, None, :], prompt_PGKRS, NEGATIVE)
         own_PGKRT = jnp.where(written_PT[:, None, None, None, :], own_PGKRT, NEGATIVE)
         weights = jax.nn.softmax(jnp.concatenate([prompt_PGKRS, own_PGKRT], axis=-1), axis=-1)
         weights = weights.astype(q_B1Hh.dtype)
@@ -315,25 +371,32 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) * scale over the last axis (arXiv 1910.07467).
+    """x / √(mean(x²) + eps) * (offset + scale) over the last axis or axes (arXiv 1910.07467).
 
     It is computed in float32, and the result has the dtype of x.
 
     Attributes:
       eps: what is added to the mean square.
-      axes: logical axes of the parameter `scale`, which has one axis (`parallel/sharding.py`).
+      axes: logical axes of the parameter `scale`, as many as the last axes of x that are normalised together
+        (`parallel/sharding.py`).
+      offset: what is added to `scale`, whose initial value is 1 − `offset`.
     """
 
     eps: float
     axes: Axes
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), self.axes)
-        scale: Any = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        n = len(self.axes)
+        init = nn.with_logical_partitioning(nn.initializers.constant(1.0 - self.offset), self.axes)
+        scale: Any = self.param("scale", init, x.shape[x.ndim - n :], jnp.float32)
+        if self.offset:
+            scale = self.offset + scale
         y = x.astype(at_least_float32(x.dtype))
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+        together = tuple(range(x.ndim - n, x.ndim))
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=together, keepdims=True) + self.eps)
+        return (y * scale.reshape((1,) * (x.ndim - n) + scale.shape)).astype(x.dtype)
 
 
 class Projection(nn.Module):
@@ -376,11 +439,11 @@ class Projection(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
+    """One layer: attention, then the gated MLP, each with its norms, added to the residual stream.
 
-    A call takes x [B, T, D], positions [B, T], an `Attend`, and the logical axes of x. It returns x [B, T, D] and the
-    value that the `Attend` keeps. The axes decide what is gathered over `fsdp`: with `BY_BATCH` the weights are, with
-    `BY_EMBED` x is.
+    A call takes x [B, T, D], positions [B, T], an `Attend`, the logical axes of x, and the layer's `Kind` if layers
+    differ. It returns x [B, T, D] and the value that the `Attend` keeps. The axes decide what is gathered over `fsdp`:
+    with `BY_BATCH` the weights are, with `BY_EMBED` x is.
 
     Attributes:
       config: sizes of the model.
@@ -391,32 +454,46 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, attend: Attend, axes: Axes = BY_BATCH):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        attend: Attend,
+        axes: Axes = BY_BATCH,
+        kind: Kind | None = None,
+    ):
         c = self.config
         project = functools.partial(Projection, dtype=self.dtype)
-        y_BTD = RMSNorm(c.norm_eps, ("embed",), name="attn_norm")(x_BTD)
+        norm = functools.partial(RMSNorm, c.norm_eps, offset=c.norm_offset)
+        y_BTD = norm(("embed",), name="attn_norm")(x_BTD) if c.pre_norm else x_BTD
         heads, kv_heads = (c.n_heads, c.head_dim), (c.n_kv_heads, c.head_dim)
         qkv_axes, kv_axes = ("embed", "heads", None), ("embed", "kv_heads", None)
         q_BTHh = project((c.d_model,), heads, qkv_axes, bias=c.qkv_bias, name="q")(y_BTD)
         k_BTKh = project((c.d_model,), kv_heads, kv_axes, bias=c.qkv_bias, name="k")(y_BTD)
         v_BTKh = project((c.d_model,), kv_heads, kv_axes, bias=c.qkv_bias, name="v")(y_BTD)
         if c.qk_norm:
-            q_BTHh = RMSNorm(c.norm_eps, (None,), name="q_norm")(q_BTHh)
-            k_BTKh = RMSNorm(c.norm_eps, (None,), name="k_norm")(k_BTKh)
-        frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+            q_BTHh = norm(("heads", None) if c.qk_norm_joint else (None,), name="q_norm")(q_BTHh)
+            k_BTKh = norm(("kv_heads", None) if c.qk_norm_joint else (None,), name="k_norm")(k_BTKh)
+        if c.query_scalar and c.query_scalar != c.head_dim:  # every `Attend` divides scores by √h
+            q_BTHh = q_BTHh * jnp.asarray(math.sqrt(c.head_dim / c.query_scalar), q_BTHh.dtype)
+        frequencies = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling) if kind is None else kind.frequencies
         q_BTHh = constrain(rotate(q_BTHh, positions_BT, frequencies), "batch", None, "heads", None)
         k_BTKh = rotate(k_BTKh, positions_BT, frequencies)
         out_BTHh, kept = attend(q_BTHh, k_BTKh, v_BTKh)
         out_BTHh = constrain(out_BTHh, "batch", None, "heads", None)
         o_axes = ("heads", None, "embed")
-        x_BTD = x_BTD + project(heads, (c.d_model,), o_axes, name="o")(out_BTHh)
-        x_BTD = constrain(x_BTD, *axes)
-        y_BTD = RMSNorm(c.norm_eps, ("embed",), name="mlp_norm")(x_BTD)
+        y_BTD = project(heads, (c.d_model,), o_axes, name="o")(out_BTHh)
+        if c.post_norm:
+            y_BTD = norm(("embed",), name="attn_post_norm")(y_BTD)
+        x_BTD = constrain(x_BTD + y_BTD, *axes)
+        y_BTD = norm(("embed",), name="mlp_norm")(x_BTD) if c.pre_norm else x_BTD
         gate_BTF = project((c.d_model,), (c.d_mlp,), ("embed", "mlp"), name="gate")(y_BTD)
         up_BTF = project((c.d_model,), (c.d_mlp,), ("embed", "mlp"), name="up")(y_BTD)
-        h_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, axes[0], None, "mlp")
-        x_BTD = x_BTD + project((c.d_mlp,), (c.d_model,), ("mlp", "embed"), name="down")(h_BTF)
-        return constrain(x_BTD, *axes), kept
+        h_BTF = constrain(ACTIVATIONS[c.activation](gate_BTF) * up_BTF, axes[0], None, "mlp")
+        y_BTD = project((c.d_mlp,), (c.d_model,), ("mlp", "embed"), name="down")(h_BTF)
+        if c.post_norm:
+            y_BTD = norm(("embed",), name="mlp_post_norm")(y_BTD)
+        return constrain(x_BTD + y_BTD, *axes), kept
 
 
 class Decoder(nn.Module):
@@ -445,7 +522,7 @@ class Decoder(nn.Module):
             jnp.float32,
         )
         self.layers = Block(c, self.dtype)
-        self.norm = RMSNorm(c.norm_eps, ("embed",))
+        self.norm = RMSNorm(c.norm_eps, ("embed",), c.norm_offset)
         if not c.tied:
             self.unembedding: Any = self.param(
                 "unembedding",
@@ -455,13 +532,14 @@ class Decoder(nn.Module):
             )
 
     def _scan(self, body: Callable[..., Any], carry: Any, xs: Any = None) -> tuple[Any, Any]:
+        """Scans `body(block, carry, (x, kind))` over the layers, with x a slice of `xs` and `kind` that of the layer."""
         return nn.scan(
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.config.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.layers, carry, xs)
+        )(self.layers, carry, (xs, kinds(self.config)))
 
     def embed(self, tokens_BT: jax.Array, axes: Axes = BY_BATCH) -> jax.Array:
         """Embeds tokens.
@@ -477,6 +555,8 @@ class Decoder(nn.Module):
         # vocabulary, it also gathers the gradient of x in order to scatter it by vocabulary.
         table_VD = constrain(self.embedding, "vocab", "embed")
         x_BTD = jnp.take(table_VD, constrain(tokens_BT, "rows", None), axis=0).astype(self.dtype)
+        if self.config.scaled_embedding:
+            x_BTD = x_BTD * jnp.asarray(math.sqrt(self.config.d_model), self.dtype)
         return constrain(constrain(x_BTD, *BY_EMBED), *axes)
 
     def __call__(self, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
@@ -524,8 +604,8 @@ class Decoder(nn.Module):
         """
         positions_RS = rows.positions()
 
-        def body(block: Block, x_RSD: jax.Array, _: None) -> tuple[jax.Array, None]:
-            x_RSD, _ = block(x_RSD, positions_RS, rows.attend(self.attention))
+        def body(block: Block, x_RSD: jax.Array, xs: tuple[None, Kind | None]) -> tuple[jax.Array, None]:
+            x_RSD, _ = block(x_RSD, positions_RS, rows.attend(of_kind(self.attention, xs[1])), kind=xs[1])
             return x_RSD, None
 
         if self.remat != "none":
@@ -589,8 +669,8 @@ class Decoder(nn.Module):
         """
         positions_PT = positions_of(valid_PT)
 
-        def body(block: Block, x_PTD: jax.Array, _: None):
-            return block(x_PTD, positions_PT, keeping(self.attention(valid_PT)))
+        def body(block: Block, x_PTD: jax.Array, xs: tuple[None, Kind | None]):
+            return block(x_PTD, positions_PT, keeping(of_kind(self.attention, xs[1])(valid_PT)), kind=xs[1])
 
         x_PTD, (k, v) = self._scan(body, self.embed(tokens_PT))
         return self.norm(x_PTD[:, -1]), Prefix(k_LPTKh=k, v_LPTKh=v, valid_PT=valid_PT)
@@ -620,8 +700,10 @@ class Decoder(nn.Module):
 
         def body(block: Block, carry: Any, xs: Any):
             x_B1D, cache, layer = carry
-            attend = cached_attention(xs[0], xs[1], prefix.valid_PT, cache, layer, step, start_P)
-            x_B1D, cache = block(x_B1D, positions_B1, attend, BY_EMBED)
+            (prefix_k, prefix_v), kind = xs
+            window = None if kind is None else kind.window
+            attend = cached_attention(prefix_k, prefix_v, prefix.valid_PT, cache, layer, step, start_P, window)
+            x_B1D, cache = block(x_B1D, positions_B1, attend, BY_EMBED, kind)
             return (x_B1D, cache, layer + 1), None
 
         carry = (self.embed(tokens_B[:, None], BY_EMBED), cache, jnp.zeros_like(step))

@@ -133,6 +133,11 @@ class Rollouts:
     max_error_share: float
     spent: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
+    @property
+    def pad_id(self) -> int:
+        """The id of the padding token (`tokens.pad_id`)."""
+        return tokens.pad_id(self.tokenizer, self.eos_ids, self.model.config.vocab_size)
+
     @functools.cache  # noqa: B019  (one object lives as long as the process)
     def sampler(self, group_size: int, sampling: SamplingConfig) -> Any:
         """The compiled sampler for groups of this size; calls with equal arguments return the same one.
@@ -204,7 +209,7 @@ class Rollouts:
         problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
         ids_P3 = _told_apart(np.concatenate([prompts.ids(chosen) for prompts, chosen in sets]))
         length = tokens.bucket(max(map(len, rows)), self.config.prompt_buckets, "a prompt")
-        prompts_PT, valid_PT = tokens.left_pad(rows, length, tokens.pad_id(self.tokenizer))
+        prompts_PT, valid_PT = tokens.left_pad(rows, length, self.pad_id)
         size = len(rows) // parts
         assert size * parts == len(rows), "the number of prompts must be a multiple of parts"
         sampler, key = self.sampler(group_size, sampling), stage_key(*key_path)

@@ -10,7 +10,7 @@ Every function takes two trees. Derivatives are taken with respect to the `point
 - `on_route`: the point has the weights of up to R MLP neurons of each layer, the neurons of a route (`route_slice`,
   definitions §5). `fixed` has all parameters, and marks the neurons that are not in the slice (`route_fixed`).
 
-`on_route` uses that the output of a SwiGLU MLP is a sum over its neurons c,
+`on_route` uses that the output of a gated MLP is a sum over its neurons c, here with the activation silu,
 
     MLP(y) = Σ_c silu(y·W_gate[:, c]) (y·W_up[:, c]) W_down[c, :].
 
@@ -33,7 +33,19 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from mdrl_jax.model import attention
-from mdrl_jax.model.transformer import BY_BATCH, REMAT, Attend, Block, Decoder, Grouped, Projection
+from mdrl_jax.model.transformer import (
+    ACTIVATIONS,
+    BY_BATCH,
+    REMAT,
+    Attention,
+    Block,
+    Decoder,
+    Grouped,
+    Kind,
+    Projection,
+    kinds,
+    of_kind,
+)
 from mdrl_jax.parallel.sharding import Names, constrain, dividing
 from mdrl_jax.rl.logprobs import SLOPE, over_chunks
 
@@ -72,7 +84,7 @@ MIDDLE = "middle"
 _middle = jax.checkpoint_policies.save_only_these_names(MIDDLE)
 
 
-def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plain) -> DecoderParts:
+def whole(model: Decoder, attend: Attention = attention.plain) -> DecoderParts:
     """The decoder as a function of all its parameters, which are the point; `fixed` is ().
 
     Args:
@@ -86,18 +98,18 @@ def whole(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plai
     block = Block(model.config, model.dtype)
 
     def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, rows: Grouped) -> jax.Array:
-        return _run(block, point, x_BTD, rows, attend)
+        return _run(block, point, x_BTD, rows, attend, fixed)
 
     return DecoderParts(
         embed=lambda point, fixed, tokens_BT: _embed(model, point, tokens_BT),
-        layers=lambda point, fixed: (point["layers"], ()),
+        layers=lambda point, fixed: (point["layers"], kinds(model.config)),
         layer=layer,
         head=lambda point, fixed, *rest: _head(model, point, *rest),
         policy=REMAT.get(model.remat),
     )
 
 
-def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.plain) -> DecoderParts:
+def on_route(model: Decoder, attend: Attention = attention.plain) -> DecoderParts:
     """The decoder as a function of some MLP neurons: the point is a `route_slice`, and `fixed` is a `route_fixed`.
 
     The two arrays that a layer keeps under `remat` "full", its input and `MIDDLE`, are split along D over the devices
@@ -116,7 +128,7 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
         return constrain(x_BTD, "batch", None, dividing("mlp", x_BTD.shape[-1]))
 
     def layer(point: Tree, fixed: Tree, x_BTD: jax.Array, rows: Grouped) -> jax.Array:
-        weights, keep_F = fixed
+        weights, keep_F, kind = fixed
         entered: dict[str, jax.Array] = {}
 
         def around(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -129,15 +141,16 @@ def on_route(model: Decoder, attend: Callable[[jax.Array], Attend] = attention.p
                 return checkpoint_name(split(constrain(call(*args, **kwargs), *BY_BATCH)), MIDDLE)
             if name != "down":
                 return call(*args, **kwargs)
-            return call(args[0] * keep_F.astype(args[0].dtype)[None, None, :]) + _narrow(point, entered["mlp"])
+            rest = call(args[0] * keep_F.astype(args[0].dtype)[None, None, :])
+            return rest + _narrow(point, entered["mlp"], model.config.activation)
 
         with nn.intercept_methods(around):
             # Constrain twice: with one constraint XLA all-gathers the saved activation.
-            return split(_run(block, weights, constrain(split(x_BTD), *BY_BATCH), rows, attend))
+            return split(_run(block, weights, constrain(split(x_BTD), *BY_BATCH), rows, attend, kind))
 
     return DecoderParts(
         embed=lambda point, fixed, tokens_BT: split(_embed(model, fixed["params"], tokens_BT)),
-        layers=lambda point, fixed: (point, (fixed["params"]["layers"], fixed["keep_LF"])),
+        layers=lambda point, fixed: (point, (fixed["params"]["layers"], fixed["keep_LF"], kinds(model.config))),
         layer=layer,
         head=lambda point, fixed, *rest: _head(model, fixed["params"], *rest),
         policy=_middle if model.remat == "full" else REMAT.get(model.remat),
@@ -305,16 +318,19 @@ def _slope_backward(head: Any, temperature: float, slope_BCD: jax.Array, g_BC: j
 _by_slope.defvjp(_slope_forward, _slope_backward)
 
 
-def _run(block: Block, weights: Tree, x_BTD: jax.Array, rows: Grouped, attend: Any) -> jax.Array:
-    out: Any = block.apply({"params": weights}, x_BTD, rows.positions(), rows.attend(attend))
+def _run(
+    block: Block, weights: Tree, x_BTD: jax.Array, rows: Grouped, attend: Attention, kind: Kind | None
+) -> jax.Array:
+    attends = rows.attend(of_kind(attend, kind))
+    out: Any = block.apply({"params": weights}, x_BTD, rows.positions(), attends, kind=kind)
     return out[0]
 
 
-def _narrow(point: Tree, y_BTD: jax.Array) -> jax.Array:
-    """The part of the MLP's output that comes from the neurons of a slice: SwiGLU of the MLP's input y."""
+def _narrow(point: Tree, y_BTD: jax.Array, activation: str) -> jax.Array:
+    """The part of the MLP's output that comes from the neurons of a slice; y is the MLP's input."""
     gate, up, down = (point[name].astype(y_BTD.dtype) for name in ("gate", "up", "down"))
     y_XD = y_BTD.reshape(-1, y_BTD.shape[-1])  # multiply matrices, for the reason given in `Projection`
-    return ((jax.nn.silu(y_XD @ gate) * (y_XD @ up)) @ down).reshape(y_BTD.shape)
+    return ((ACTIVATIONS[activation](y_XD @ gate) * (y_XD @ up)) @ down).reshape(y_BTD.shape)
 
 
 def _embed(model: Decoder, params: Tree, tokens_BT: jax.Array) -> jax.Array:

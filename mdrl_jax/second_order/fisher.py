@@ -24,6 +24,7 @@ Letters of shapes: B rows at once, one on each part of the mesh that splits batc
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -209,7 +210,8 @@ def _log_probs_by_row(forward: Forward, outside: Any, layers: Any, by_row: Any, 
             ones = {"params": {"scale": jnp.ones(out.shape[-1])}}
             return _scaled(out, RMSNorm(module.eps, module.axes).apply(ones, args[0]), at("norm")["scale"])
         if isinstance(module, Decoder) and context.method_name == "embed":
-            return _looked_up(out, args[0], at("embedding"))
+            factor = math.sqrt(module.config.d_model) if module.config.scaled_embedding else 1.0
+            return _looked_up(out, args[0], factor * at("embedding"))
         if isinstance(module, Decoder) and context.method_name == "logits":
             table = at("embedding") if module.config.tied else jnp.swapaxes(at("unembedding"), 1, 2)
             return _multiplied(out, args[0], table)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mdrl_jax.config import SFTSection
 from mdrl_jax.domains.demonstrations import Demonstrations
+from mdrl_jax.domains.prompts import check_ids
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import tokens
 from mdrl_jax.parallel.sharding import batch_divisor, put
@@ -146,8 +147,10 @@ def batch(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
             f"stage {stage.name}: sft.length={section.length} is too short for the {len(longest)} tokens of "
             f"{tokenizer.decode(longest)!r}"
         )
+    vocabulary = runtime.model.config.vocab_size
+    check_ids([i for row in rows for i in row], vocabulary, f"stage {stage.name}: a demonstration")
     length = tokens.bucket(len(longest), lengths(runtime.config.rollout, section.length), "a demonstration")
-    tokens_BT, valid_BT = tokens.left_pad(rows, length, tokens.pad_id(tokenizer))
+    tokens_BT, valid_BT = tokens.left_pad(rows, length, runtime.rollouts.pad_id)
     from_end = length - np.arange(length)[None, :]
     mask_BT = (from_end <= np.asarray([len(reply) for _, reply in drawn])[:, None]).astype(np.float32)
     return SFTBatch(tokens_BT=tokens_BT, valid_BT=valid_BT, mask_BT=mask_BT)

@@ -10,7 +10,7 @@ import pytest
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
-from mdrl_jax.model.families import FAMILIES, from_hf, to_hf
+from mdrl_jax.model.families import ARCHITECTURES, FAMILIES, from_hf, to_hf
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
 
@@ -38,6 +38,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 THETA = {"rope_type": "default", "rope_theta": 1e6}
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # the defaults are beyond the vocabulary
 CASES = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "llama-scaled-tied": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
@@ -45,7 +46,22 @@ CASES = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
     "qwen3": ("Qwen3", {"tie_word_embeddings": False, "head_dim": 12, "rope_parameters": THETA}),
     "qwen3-tied": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 4, "num_key_value_heads": 1}),
+    "qwen2-sliding": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "mistral": ("Mistral", {"sliding_window": 5}),
+    "olmo2": ("Olmo2", NO_TOKENS),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, **NO_TOKENS}),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            **{"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 6, "sliding_window_pattern": 2},
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
 }
+ORACLES = {"Gemma3Text": "Gemma3"}  # names of models that differ from those of their configurations
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +75,7 @@ def torch_model(case):
     config = getattr(transformers, f"{family}Config")(**{**SIZES, **changes})
     config._attn_implementation = "eager"
     torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{ORACLES.get(family, family)}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.15 * torch.randn_like(parameter)
@@ -106,6 +122,8 @@ def test_logits_equal_torch(case, tmp_path, mesh1):
     oracle.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     assert_same_logits(tmp_path, oracle, mesh1)
+    config = huggingface.read_config(tmp_path)
+    assert from_hf(to_hf(config)) == config
 
 
 def test_logits_of_a_real_model_equal_torch(shared, mesh1):
@@ -180,12 +198,18 @@ def test_fields_left_out_have_the_defaults_of_transformers(family):
     required = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     sizes = {**{k: SIZES[k] for k in required}, "num_attention_heads": 32, "hidden_size": 1024}
     config = from_hf({"model_type": family, **sizes})
-    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
+    name = ARCHITECTURES[family].removesuffix("ForCausalLM").replace("Gemma3", "Gemma3Text")
     theirs = getattr(transformers, f"{name}Config")(**sizes)
     assert config.n_kv_heads == theirs.num_key_value_heads
     assert config.head_dim == (getattr(theirs, "head_dim", None) or 1024 // 32)
     assert config.norm_eps == theirs.rms_norm_eps
-    assert config.rope_theta == theirs.rope_parameters["rope_theta"]
+    rope = theirs.rope_parameters
+    assert config.rope_theta == rope.get("full_attention", rope)["rope_theta"]
+    assert config.local_theta == (rope["sliding_attention"]["rope_theta"] if family == "gemma3_text" else 0.0)
+    slides = getattr(theirs, "layer_types", None) or ["full_attention"] * 2
+    slides = ["sliding_attention"] * 2 if family == "mistral" else slides
+    assert [config.slides(i) for i in range(2)] == [kind == "sliding_attention" for kind in slides]
+    assert not any(slides) or config.window == (theirs.sliding_window if config.sliding else 0)
     assert config.tied == theirs.tie_word_embeddings
     assert config.max_positions == theirs.max_position_embeddings
 
@@ -207,7 +231,7 @@ LAYERS = ["full_attention", "sliding_attention"]
         ("llama", {"model_type": None}, ["model_type", "None"]),
         ("llama", {"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
         ("llama", {"sliding_window": 128}, ["sliding_window", "128"]),
-        ("qwen2", {"use_sliding_window": True}, ["use_sliding_window"]),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 0}, ["sliding_window", "0"]),
         ("qwen3", {"layer_types": LAYERS}, ["layer_types", "sliding_attention"]),
         ("llama", {"mlp_bias": True}, ["mlp_bias"]),
         ("llama", {"attention_bias": True}, ["attention_bias"]),
@@ -215,7 +239,9 @@ LAYERS = ["full_attention", "sliding_attention"]
         ("qwen3", {"num_experts": 8}, ["num_experts", "8"]),
         ("llama", {"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ["rope", "yarn", "llama3"]),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope", "linear"]),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0.0}}, ["factor=0.0", "RoPE"]),
+        ("qwen3", {"model_type": "qwen3_moe"}, ["qwen3_moe", "mixture of experts"]),
+        ("llama", {"final_logit_softcapping": 30.0}, ["final_logit_softcapping", "30.0"]),
         ("llama", {"rope_parameters": {"rope_type": "dynamic"}}, ["rope", "dynamic"]),
         ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, ["low_freq_factor", "missing"]),
         ("llama", {"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=4"]),

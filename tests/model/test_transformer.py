@@ -1,6 +1,7 @@
 """The decoder in laws: cache against full forward, padding, remat, dtypes, one device against eight."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,9 @@ def assert_trees_close(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance)
 
 
-@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize(
+    ("tiny", "group"), [*itertools.product(("llama", "qwen2", "qwen3"), (1, 3)), ("mixed", 3)], indirect=["tiny"]
+)
 def test_cached_decode_equals_full_forward(tiny, group):
     model, variables = tiny.model, {"params": tiny.params}
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
@@ -194,7 +197,7 @@ def test_n_params_is_the_real_count(tiny, tied):
     assert config.n_params == sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])  # with biases and tied; with qk-norm and untied
+@pytest.mark.parametrize("family", ["qwen2", "mixed"])  # with biases; with every other part
 def test_one_device_equals_eight(tiny_models, mesh8, family):
     tiny = tiny_models[family]
     tokens_PT, valid_PT = prompts(tiny.config.vocab_size)

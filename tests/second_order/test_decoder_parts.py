@@ -127,7 +127,7 @@ def test_of_a_layer_with_a_narrow_slice_input_and_middle_are_kept(tiny_models):
 @pytest.fixture
 def route(decoder64):
     """A decoder, its parameters, a route of it (slice, what stays fixed), sequences."""
-    model, params = decoder64("qwen2")  # with biases, and a tied readout
+    model, params = decoder64("mixed")  # with biases, a tied readout, and layers that differ
     point = decoder_parts.route_slice(params, INDEX_LR, MASK_LR)
     fixed = decoder_parts.route_fixed(params, INDEX_LR, MASK_LR)
     return model, params, point, fixed, sequences(model.config.vocab_size)

@@ -26,9 +26,9 @@ SIZES = {"vocab_size": 8, "n_layers": 2, "d_model": 8, "d_mlp": 8, "n_heads": 2,
 PROMPT, COMPLETION, TEMPERATURE = 3, 4, 0.7
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3"])
+@pytest.fixture(scope="module", params=["mixed", "qwen3"])
 def small(request: Any, tiny_models: Any) -> tuple[Decoder, Any]:
-    """One with biases whose readout is its embedding, and one with norms of queries and keys that has both."""
+    """One with the parts of all families whose readout is its embedding, and one with qk-norm that has both."""
     model = Decoder(dataclasses.replace(tiny_models[request.param].config, **SIZES))
     rng = np.random.default_rng(0)
     shapes = nn.unbox(param_shapes(model))

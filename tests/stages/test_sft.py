@@ -187,7 +187,7 @@ def pretrained_before(made: Runtime, stage: Stage, step: int) -> SFTBatch:
         replies.append(domain.demonstrate(problem, rng, noise))
     reply_ids = [[*ids, made.rollouts.eos_ids[0]] for ids in made.tokenizer(replies).input_ids]
     rows = [[*p, *r] for p, r in zip(made.tokenizer(prompts).input_ids, reply_ids, strict=True)]
-    tokens_BT, valid_BT = tokens.left_pad(rows, section.length, tokens.pad_id(made.tokenizer))
+    tokens_BT, valid_BT = tokens.left_pad(rows, section.length, made.rollouts.pad_id)
     from_end = section.length - np.arange(section.length)[None, :]
     return SFTBatch(
         tokens_BT, valid_BT, (from_end <= np.array([len(r) for r in reply_ids])[:, None]).astype(np.float32)

@@ -1,0 +1,177 @@
+"""LoRA adapters in the layout of PEFT, merged into the tensors of their base model while these are read.
+
+An adapter changes a matrix W [out, in] of the base model to W + s B A (arXiv 2106.09685), with A [r, in], B [out, r] and
+s = alpha / r, or alpha / √r if `use_rslora` is set. The sum is computed in float32, for the part that is read. An
+adapter folder has `adapter_config.json` and `adapter_model.safetensors`.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.records import regular
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_BEFORE = "base_model.model."
+# Fields of adapter_config.json that ask for another function, with the values that ask for none.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "fan_in_fan_out": (False, None),
+    "use_qalora": (False, None),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+}
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter and no whole model: it has `adapter_config.json` and no `config.json`."""
+    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+
+
+def base_of(folder: Path, base: str | Path | None) -> Path:
+    """The folder of an adapter's base model.
+
+    Args:
+      folder: the adapter.
+      base: the base model if it is known; None: the folder that the adapter's `base_model_name_or_path` names.
+
+    Raises:
+      UserError: if no base is known, it is no folder on this disk, or it is an adapter itself.
+    """
+    named = base if base is not None else _fields(folder).get("base_model_name_or_path")
+    if not named or not Path(str(named)).is_dir():
+        which = f"its base model {str(named)!r} is no folder here" if named else "it names no base model"
+        raise UserError(f"{folder} is a LoRA adapter, and {which}; give the folder of its base model by --base=DIR")
+    if is_adapter(Path(str(named))):
+        raise UserError(f"the base model {named} of the LoRA adapter {folder} is an adapter itself; give a whole model")
+    return Path(str(named))
+
+
+def _fields(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    try:
+        fields = json.loads(regular(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file} is not valid JSON ({e})") from e
+    if not isinstance(fields, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return fields
+
+
+class Adapter:
+    """The tensors of an adapter.
+
+    Args:
+      folder: the adapter's folder.
+
+    Raises:
+      UserError: if the adapter is no LoRA, asks for something that is not supported (`_NEUTRAL`), cannot be read, or
+        has a tensor of an unknown kind; the message names the field or the tensor.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.fields = folder, _fields(folder)
+        if self.fields.get("peft_type") != "LORA":
+            raise UserError(f"{folder}: peft_type={self.fields.get('peft_type')!r} is not supported; supported: LORA")
+        for field, neutral in _NEUTRAL.items():
+            if (value := self.fields.get(field)) not in neutral:
+                raise UserError(f"{folder}: {field}={value!r} of the LoRA adapter is not supported; merge it with PEFT")
+        file = folder / WEIGHTS
+        if not file.exists():
+            raise UserError(f"{folder} has no {WEIGHTS}")
+        try:
+            self._handle = safe_open(str(regular(file)), framework="numpy")
+            names = list(self._handle.keys())
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"the weights in {folder} cannot be read: {e}") from e
+        self._pairs: dict[str, dict[str, str]] = {}  # tensor of the base -> {"A": name in this file, "B": name}
+        self._saved: dict[str, str] = {}  # tensor of the base that the adapter holds as a whole -> name in this file
+        for name in names:
+            inner = name.removeprefix(_BEFORE)
+            if found := re.fullmatch(r"(.*)\.lora_(?:embedding_)?([AB])(?:\.weight)?", inner):
+                self._pairs.setdefault(f"{found[1]}.weight", {})[found[2]] = name
+            elif inner.endswith(".weight") and "lora_" not in inner:
+                self._saved[inner] = name
+            else:
+                raise UserError(f"{folder}: tensor {name} of the LoRA adapter is not supported; merge it with PEFT")
+        for target, pair in self._pairs.items():
+            if set(pair) != {"A", "B"}:
+                raise UserError(f"{folder}: the LoRA adapter has only one of the two matrices of {target}")
+
+    def check(self, names: set[str]) -> None:
+        """Refuses an adapter that changes tensors which the base model does not have.
+
+        Args:
+          names: names of the base model's tensors.
+
+        Raises:
+          UserError: with the first such tensor.
+        """
+        if unknown := sorted(self._pairs.keys() - names):
+            raise UserError(f"{self.folder} changes {unknown[0]}, which its base model does not have")
+
+    def replaces(self, name: str) -> bool:
+        """Whether the adapter holds the whole tensor `name` (`modules_to_save`)."""
+        return name in self._saved
+
+    def saved(self, name: str) -> Any:
+        """The whole tensor `name` of the adapter."""
+        return self._handle.get_slice(self._saved[name])
+
+    def merged(self, name: str, tensor: Any) -> Any:
+        """A tensor of the base model with the adapter's change added, or itself if the adapter does not change it.
+
+        Args:
+          name: name of the tensor.
+          tensor: the base model's tensor, from which parts can be read.
+
+        Raises:
+          UserError: if the shapes of adapter and base do not fit.
+        """
+        if name not in self._pairs:
+            return tensor
+        a, b = (np.asarray(self._handle.get_tensor(self._pairs[name][x])).astype(np.float32) for x in "AB")
+        shape = list(tensor.get_shape())
+        if "lora_embedding" in self._pairs[name]["A"]:  # A embeds tokens, so that it belongs to the transposed table
+            a, b = b.T, a.T
+        if a.shape[0] != b.shape[1] or [b.shape[0], a.shape[1]] != shape:
+            raise UserError(f"{self.folder}: matrices {list(b.shape)}, {list(a.shape)} do not fit {name} {shape}")
+        return _Merged(tensor, a, b * np.float32(self._scale(name, a.shape[0])))
+
+    def _scale(self, name: str, rank: int) -> float:
+        module = name.removesuffix(".weight")
+        alpha = self.fields.get("lora_alpha", 8)
+        for pattern, value in (self.fields.get("alpha_pattern") or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                alpha = value
+                break
+        return alpha / (math.sqrt(rank) if self.fields.get("use_rslora") else rank)
+
+
+class _Merged:
+    """W + B A, computed for the part that is read, in float32; B has the factor s in it."""
+
+    def __init__(self, tensor: Any, a: np.ndarray, b: np.ndarray):
+        self.tensor, self.a, self.b = tensor, a, b
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.get_shape())
+
+    def get_dtype(self) -> str:
+        return self.tensor.get_dtype()
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows, columns = index if isinstance(index, tuple) else (index, slice(None))
+        part = np.asarray(self.tensor[rows, columns]).astype(np.float32)
+        return part + self.b[rows] @ self.a[:, columns]
