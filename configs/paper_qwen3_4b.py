@@ -1,11 +1,17 @@
 """The paper's experiment (arXiv 2606.02398): Qwen3-4B-Thinking-2507 on Code → Math → QA → Writing, then Re-Math.
 
+  python -m mdrl_jax.main evaluate --dry_run --config=configs/paper_qwen3_4b.py --config.model.path=DIR \
+    --config.domains.cw.files="('hub:NAME:train',)"
   export MDRL_JUDGE_URL=https://HOST/v1 MDRL_JUDGE_MODEL=NAME MDRL_JUDGE_CACHE=judge_cache
-  python -m mdrl_jax.main --config=configs/paper_qwen3_4b.py --config.model.path=DIR --workdir=runs/paper_qwen3_4b
+  python -m mdrl_jax.main --config=configs/paper_qwen3_4b.py --config.model.path=DIR \
+    --config.domains.cw.files="('hub:NAME:train',)" --workdir=runs/paper_qwen3_4b
 
-DIR is the model's folder, for instance from `hf download Qwen/Qwen3-4B-Thinking-2507 --local-dir DIR`. The config is
-meant for 16 devices of 16 GB or more, such as a TPU v5e 4x4 slice. It has not been run. These commands compute, without
-a TPU, how much of each device its programs take, and make a first try:
+The first command looks up every data set, counts its rows and shows a prompt; nothing is trained. NAME is one of the
+data sets of the user crownelius with creative writing and its references, in the fields `prompt` and `response`: the
+series consists of several, and the paper does not say which it used. DIR is the model's folder, for instance from `hf
+download Qwen/Qwen3-4B-Thinking-2507 --local-dir DIR`. The config is meant for 16 devices of 16 GB or more, such as a
+TPU v5e 4x4 slice. It has not been run. These commands compute, without a TPU, how much of each device its programs
+take, and make a first try:
 
   python -m mdrl_jax.main fit --config=configs/paper_qwen3_4b.py --topology=v5e:4x4
   python -m mdrl_jax.main --config=configs/paper_qwen3_4b.py --config.model.path=DIR --config.train.steps=2 \
@@ -48,7 +54,9 @@ def get_config() -> config.Config:
     c.domains.qa.preset = "supergpqa"
     c.domains.qa.n_test = 2141
     c.domains.cw.preset = "references"
-    c.domains.cw.files = ("hub:crownelius/Creative-Writing:train",)
+    c.domains.cw.files = ()  # name them on the command line
+    c.domains.cw.check = {"prompt": "prompt", "reference": "response"}
+    c.domains.cw.reply = "{response}"
     c.rollout.prompt_buckets = (512, 1024, 2048)
     c.rollout.completion_buckets = (1024, 2048, 4096, 8192)
     c.rollout.sampling.temperature = 0.7

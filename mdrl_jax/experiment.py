@@ -6,6 +6,7 @@ may be killed at any moment: started again, it continues from the newest complet
 """
 
 import dataclasses
+import datetime
 import functools
 import time
 from collections import Counter
@@ -64,7 +65,8 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
     stages = resolve_stages(config, tuple(DOMAINS))
     folder = WorkFolder(Path(workdir))
     with runtime.make_pool(config.rewards) as pool:
-        built = runtime.build(config, pool)
+        today = distributed.agree(datetime.date.today().isoformat())
+        built = runtime.build(config, pool, folder.date() or today)
         data = built.data()
         for stage in stages:
             earlier = stages[: stages.index(stage)]

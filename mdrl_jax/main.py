@@ -91,12 +91,18 @@ def _evaluate(values: Any) -> None:
     from mdrl_jax import config
     from mdrl_jax.commands import evaluate
 
-    evaluate.run(_needed(values, "model"), config.parse(values.config), values.output, values.base)
+    parsed = config.parse(values.config)
+    if values.dry_run:
+        evaluate.dry_run(values.model or parsed.model.path, parsed)
+    else:
+        evaluate.run(_needed(values, "model"), parsed, values.output, values.base)
 
 
 def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     flags.DEFINE_string("model", None, "Hugging Face folder of the model to score", flag_values=values)
+    about = "look up every data set of the config, count its rows and show a prompt; score nothing"
+    flags.DEFINE_bool("dry_run", False, about, flag_values=values)
     _base_flag(values)
     _output_flag(values)
     _hosts_flags(values)
@@ -483,12 +489,30 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1
+    except OSError as e:
+        _tell(_of_the_system(e))
+        return 2
+    except RuntimeError as e:
+        if not str(e).startswith(NO_DEVICES):
+            raise
+        _tell(f"{e}; JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} asks for devices that are not here")
+        return 2
 
 
 def _tell(error: UserError | str) -> None:
     from mdrl_jax.progress import printable
 
     print(printable(f"mdrl: error: {' '.join(str(error).split())}"), file=sys.stderr)
+
+
+NO_DEVICES = ("Unable to initialize backend", "Unknown backend")  # how errors of JAX about missing devices begin
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, in one line: an unwritable, missing or busy file, a full disk."""
+    places = [os.fspath(name) for name in (error.filename, error.filename2) if name is not None]
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{' -> '.join(map(str, places))}: {reason}" if places else reason
 
 
 def _prepared(values: flags.FlagValues, execute: Callable[[Any], int | None]) -> int | None:
@@ -511,14 +535,22 @@ def _together(execute: Callable[[], int | None]) -> int:
     except Exception as e:
         if distributed.count() == 1:
             raise
-        if isinstance(e, UserError):
-            _tell(e)
+        if isinstance(e, UserError | OSError):
+            _tell(e if isinstance(e, UserError) else _of_the_system(e))
         elif isinstance(e, distributed.HostLost):
             _tell(f"{e}; {distributed.AGAIN}")
         else:
             traceback.print_exc()
-        return distributed.finish(2 if isinstance(e, UserError) else 1, e)
+        return distributed.finish(2 if isinstance(e, UserError | OSError) else 1, e)
     return distributed.finish(status or 0)
+
+
+def _whole(name: str) -> None:
+    """Lets a standard stream that is not UTF-8 escape what it cannot write, instead of ending the command."""
+    stream: Any = getattr(sys, name)
+    encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
+    if encoding != "utf8" and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def cli() -> None:
@@ -528,6 +560,8 @@ def cli() -> None:
     """
     from mdrl_jax.model import tokens
 
+    for name in ("stdout", "stderr"):
+        _whole(name)
     tokens.leave_torch_out = sys.argv[1:2] != ["bench"]  # the peers of `bench` need torch
     sys.exit(main())
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection, is_supervised, sft_config, stage_config
 from mdrl_jax.domains.base import Domain
-from mdrl_jax.domains.chat import PLAIN
+from mdrl_jax.domains.chat import PLAIN, writes_date
 from mdrl_jax.domains.datasets import SPLITS
 from mdrl_jax.domains.demonstrations import Demonstrations, demonstrations
 from mdrl_jax.domains.prompts import PromptSet, notes, tokenize
@@ -181,12 +181,20 @@ def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:
     return dataclasses.replace(model, attention=chosen)
 
 
-def build(config: Config, pool: RewardPool) -> Runtime:
+def _dated(domain: Domain, date: str) -> Domain:
+    if domain.data is None:
+        return domain
+    record = {**domain.data.record, "date": date}
+    return dataclasses.replace(domain, data=dataclasses.replace(domain.data, record=record, date=date))
+
+
+def build(config: Config, pool: RewardPool, date: str = "") -> Runtime:
     """Builds a run, and refuses what cannot work before anything runs. It reads no weights.
 
     Args:
       config: the whole configuration, parsed.
       pool: the reward workers, which `rollouts` uses; nothing is scored here.
+      date: the day, YYYY-MM-DD, that a chat template gets as the present one; "": today.
 
     Returns:
       The parts that all stages share. `prompts` has every split of every scored domain.
@@ -211,6 +219,8 @@ def build(config: Config, pool: RewardPool) -> Runtime:
     boxed = param_shapes(model)
     names = tuple(dict.fromkeys(config.scored_domains))
     domains = make_domains(names, config.domains)
+    if date and writes_date(tokenizer):
+        domains = {name: _dated(domain, date) for name, domain in domains.items()}
     limit = config.rollout.prompt_buckets[-1]
     prompts = {
         (name, split): tokenize(domain, split, tokenizer, limit, sizes.vocab_size)

@@ -1,6 +1,12 @@
 """The work folder of a run: the paths of its records, and the check that a folder belongs to the same experiment."""
 
+import contextlib
 import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -17,6 +23,10 @@ from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import MeshConfig
 from mdrl_jax.stage import Stage
 
+LOCK = ".lock"  # held by the process that writes into the folder; its content names that process
+# Errors of file systems without locks; a run there is not protected from a second one.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_held: dict[Path, Any] = {}  # lock files of this process, open as long as it lives
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "mdrl-jax")
 # Fields that may change when a run is continued, because they change no result; another mesh changes only the rounding
 # of sums over devices. Fields of `analyze` may change too, as `analysis/interference.py` checks them itself.
@@ -118,20 +128,22 @@ class WorkFolder:
           config: the whole configuration, parsed.
 
         Raises:
-          UserError: if a field differs (the message names the first one), the root is a file, the folder has files
-            other than `log.txt` but no `config.json`, its `config.json` is damaged, or it comes from a version of the
-            package whose fields are no longer valid.
+          UserError: if a field differs (the message names the first one), another process writes into the folder (it
+            names that process), the root is a file, the folder has files other than `log.txt` but no `config.json`, its
+            `config.json` is damaged, or it comes from a version of the package whose fields are no longer valid.
         """
         file = self.root / "config.json"
         now = resolved(config)
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"{self.root} is a file, not a folder; name a new work folder")
+        if other := distributed.agree(self._locked_by() if distributed.is_first() else ""):
+            raise UserError(f"{self.root} is in use by {other}; wait until it ends, or name another work folder")
         if distributed.is_first():
             for left in self.root.rglob(".*.tmp"):  # half-written records of a run that was killed
                 left.unlink(missing_ok=True)
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"{self.root} is a file, not a folder; name a new work folder")
         if file.exists():
             self._compare(self.recorded(), now)
-        elif self.root.exists() and any(p.name != "log.txt" for p in self.root.iterdir()):
+        elif self.root.exists() and any(p.name not in ("log.txt", LOCK) for p in self.root.iterdir()):
             raise UserError(f"{self.root} is not empty and has no config.json; name a new work folder")
         records.write_json(
             file,
@@ -142,6 +154,48 @@ class WorkFolder:
                 "git": _revision(),
             },
         )
+
+    def _locked_by(self) -> str:
+        """Takes the folder's lock until this process ends; "" if it has it, otherwise a few words about who has it.
+
+        The lock is a POSIX record lock: the system frees it when the process ends, however it ends, and processes that
+        it started do not hold it.
+        """
+        path = self.root.resolve() / LOCK
+        if path in _held:
+            return ""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115  (closing it would free the lock)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in _NO_LOCKS:
+                file.seek(0)
+                holder: dict[str, Any] = {}
+                with contextlib.suppress(ValueError):
+                    holder = json.loads(file.read())
+                file.close()
+                return "process {pid} on {host}, since {since}".format(
+                    **{"pid": "unknown", "host": "an unknown host", "since": "an unknown time"} | holder
+                )
+        _held[path] = file
+        file.truncate(0)
+        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
+        file.flush()
+        return ""
+
+    def date(self) -> str:
+        """The day, YYYY-MM-DD, that the run's chat template gets as the present one; "" if no record says.
+
+        Only runs on data sets whose chat template writes the date have it: their prompts are those of the first day.
+
+        Raises:
+          UserError: if `data.json` is not valid JSON.
+        """
+        file = self.root / "data.json"
+        found = records.read_json(file) if file.exists() else {}
+        return next((domain["date"] for domain in found.values() if "date" in domain), "")
 
     def open_data(self, data: Mapping[str, Any]) -> None:
         """Writes `data.json`; if there is one, checks first that the prompts are those that the run started with.

@@ -14,7 +14,7 @@ import pytest
 
 from mdrl_jax.config import default, parse
 from mdrl_jax.errors import UserError
-from mdrl_jax.workfolder import WorkFolder
+from mdrl_jax.workfolder import LOCK, WorkFolder
 from tests.kills import CONFIG, Runs, assert_gone, descendants, differences
 
 # Only two stages of the config of `tests/kills.py`, so that CI has the time to compile their programs.
@@ -124,7 +124,7 @@ def test_what_a_kill_left_of_a_record_is_removed_and_in_nobodys_way(tmp_path: Pa
     (tmp_path / ".config.json.123.tmp").write_text("{")
     work = WorkFolder(tmp_path)
     work.open(parse(default()))
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", LOCK}
     (tmp_path / "recovery").mkdir()
     (tmp_path / "recovery" / ".plan.json.123.tmp").write_text("{")
     work.open(parse(default()))

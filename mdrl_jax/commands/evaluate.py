@@ -7,8 +7,13 @@ import jax
 
 from mdrl_jax import runtime
 from mdrl_jax.config import Config
+from mdrl_jax.domains.datasets import SPLITS
+from mdrl_jax.domains.prompts import notes, tokenize
+from mdrl_jax.domains.registry import make_domains
+from mdrl_jax.errors import UserError
 from mdrl_jax.evaluate import evaluate
-from mdrl_jax.model import huggingface
+from mdrl_jax.model import huggingface, tokens
+from mdrl_jax.progress import printable
 from mdrl_jax.report.screen import terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tables import matrix
@@ -55,3 +60,51 @@ def run(model: str, config: Config, output: str = "screen", base: str | None = N
         screen.print(terminal.score_table(matrix.build([record])), final=True)
         screen.event("scores", rows=score_rows(record))
         screen.event("done", seconds=time.monotonic() - started, model=model)
+
+
+def dry_run(model: str, config: Config) -> None:
+    """Looks up every data set of a config, and prints its counts and one prompt of it; nothing is scored or written.
+
+    Each domain is looked up, also if an earlier one fails, so that one call names everything that is wrong.
+
+    Args:
+      model: Hugging Face folder whose tokenizer and chat template render the prompt. Without a tokenizer there, the
+        prompts are shown as they are, and their lengths are not checked.
+      config: the parsed configuration.
+
+    Raises:
+      UserError: if a domain, its data or its prompts are not valid; the message has the reason for each domain.
+      OSError: if a file of JSON lines or csv cannot be read to its end.
+    """
+    folder = runtime.model_folder(model)
+    tokenizer = tokens.load_tokenizer(folder) if tokens.has_tokenizer(folder) else None
+    limit = config.rollout.prompt_buckets[-1]
+    if tokenizer is None:
+        print(
+            f"{folder} has no tokenizer: prompts are shown without a chat template, and their lengths are not checked"
+        )
+    wrong = []
+    for name in dict.fromkeys(config.scored_domains):
+        try:
+            domain = make_domains((name,), config.domains)[name]
+            if tokenizer is None:
+                counts = {split: len(getattr(domain, split)) for split in SPLITS}
+                lines, first = [f"{name}: {counts}"], domain.test[0]
+                text, length = first.prompt, ""
+            else:
+                sets = {split: tokenize(domain, split, tokenizer, limit) for split in SPLITS}
+                lines = notes(domain, sets) or [
+                    f"{name}: procedural, {', '.join(f'{s} {len(x)}' for s, x in sets.items())}"
+                ]
+                first, ids = sets["test"].problems[0], sets["test"].tokens[0]
+                text, length = tokenizer.decode(ids), f" ({len(ids)} tokens)"
+            print("\n".join(lines))
+            print(
+                f"first test prompt{length}: {printable(text)}\nits check: {printable(str(dict(first.check))[:400])}\n"
+            )
+        except UserError as e:
+            wrong.append(str(e))
+        except IndexError:
+            wrong.append(f"domain {name} has no test prompts")
+    if wrong:
+        raise UserError("; ".join(wrong))

@@ -63,8 +63,9 @@ def run(
     Raises:
       UserError: if not exactly one model and one prompt are given, or `workdir` without a stage; if the model or the
         stage cannot be read, or names no end token; if text is given but there is no tokenizer, or a system prompt or
-        `messages` but no chat template; if `prompt_ids` is no list of numbers; if the prompt is empty or has ids outside the vocabulary; if the prompt's tokens and `max_new_tokens` together exceed the length
-        that the model allows; or if temperature, top_k or top_p is out of range.
+        `messages` but no chat template; if `prompt_ids` is no list of numbers; if the prompt is empty or has ids
+        outside the vocabulary; if the prompt's tokens and `max_new_tokens` together exceed the length that the model
+        allows; or if temperature, top_k or top_p is out of range.
       OverflowError: if the seed is outside its bounds.
       ValueError: as in `loaded.load_stage`.
     """

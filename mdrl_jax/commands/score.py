@@ -26,7 +26,7 @@ def _is_constraints(value: Any) -> bool:
 
 def _is_answer(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return values != [] and all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values)
+    return values != [] and all(isinstance(v, str | int | float) and not isinstance(v, bool) and v == v for v in values)
 
 
 def _are_cases(value: Any) -> bool:
@@ -86,7 +86,7 @@ def _reward(domain: str, check: dict[str, Any]) -> str:
 
 def _read(domain: str, path: str) -> list[tuple[str, dict[str, Any]]]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as e:
         raise UserError(f"--input={path} cannot be read ({e.strerror}); give a .jsonl file") from e
     except UnicodeDecodeError as e:

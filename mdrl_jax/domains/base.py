@@ -24,12 +24,14 @@ class Problem:
       group: names the group of prompts that this one depends on, for example by asking about the same text; "" if it
         has none. The prompts of a group are in one split, and intervals draw them together (definitions §14).
       reply: the reply that a data set's row demonstrates (`SourceConfig.reply`); "" if it has none.
+      stratum: names the stratum of a data set's row (`SourceConfig.stratify_by`); "" if it has none.
     """
 
     prompt: str
     check: Mapping[str, Any]
     group: str = ""
     reply: str = ""
+    stratum: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Data:
       streaming: whether a training prompt is read from its file again each time it is visited, instead of being kept
         in memory.
       record: counts from the pass over the source: rows, bad rows, repeated prompts, prompts of each split.
+      date: the day, YYYY-MM-DD, that the chat template gets as the present one; "": today.
     """
 
     sizes: Mapping[str, int]
@@ -93,6 +96,7 @@ class Data:
     thinking: str
     streaming: bool
     record: Mapping[str, Any]
+    date: str = ""
 
 
 @section
@@ -119,6 +123,9 @@ class SourceConfig:
         leave it out. "": no replies.
       group_by: name of a field, or a template like `prompt`. Prompts for which it gives the same text are a group, such
         as all questions about one passage: they are in one split, and intervals draw them together. "": no groups.
+      stratify_by: name of a field, or a template like `prompt`, whose texts divide the prompts into strata. The first n
+        prompts of a split then have every stratum in proportion to its size, so that `n_train`, `n_validation` and
+        `n_test` take stratified samples. "": the order is random.
       reward: name of the reward, or "module:function".
       system: system prompt of the chat; "" leaves it to the model's chat template.
       n_train, n_validation, n_test: the largest number of prompts of each split; 0 means the number that
@@ -143,6 +150,7 @@ class SourceConfig:
     check: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reply: str = ""
     group_by: str = ""
+    stratify_by: str = ""
     reward: str = ""
     system: str = ""
     n_train: int = 0

@@ -4,6 +4,7 @@ Every command renders prompts here: `render` applies the chat template, `chat_te
 without one.
 """
 
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from mdrl_jax.errors import UserError
 PLAIN = "User: {prompt}\n\nAssistant:"  # for models whose tokenizer has no chat template [chosen]
 
 
-def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "", reply: str | None = None) -> str:
+def chat_text(
+    tokenizer: Any, prompt: str, system: str = "", thinking: str = "", reply: str | None = None, date: str = ""
+) -> str:
     """Writes a user's prompt as the text that the model continues, or as the text with the model's reply in it.
 
     A tokenizer with a chat template uses it: for a prompt alone it includes the marker after which the assistant speaks
@@ -25,6 +28,7 @@ def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "",
       system: the system prompt; "": no system message is given, but the template may write one.
       thinking: "on" or "off" is passed to the template as `enable_thinking` True or False; "" passes nothing.
       reply: the assistant's message; None for the prompt alone.
+      date: as in `render`.
 
     Returns:
       The text.
@@ -38,10 +42,15 @@ def chat_text(tokenizer: Any, prompt: str, system: str = "", thinking: str = "",
         return (f"{system}\n\n" if system else "") + PLAIN.format(prompt=prompt) + said
     messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": prompt}]
     messages += [] if reply is None else [{"role": "assistant", "content": reply}]
-    return render(tokenizer, messages, thinking)
+    return render(tokenizer, messages, thinking, date)
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str = "") -> str:
+def writes_date(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template asks for the present date, as those of Llama 3 and SmolLM3 do."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str = "", date: str = "") -> str:
     """Writes a conversation by the tokenizer's chat template.
 
     Args:
@@ -49,6 +58,8 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str 
       messages: the messages, each with "role" and "content". Unless the last one is the assistant's, the marker after
         which the assistant speaks (the generation prompt) follows.
       thinking: "on" or "off" is passed to the template as `enable_thinking` True or False; "" passes nothing.
+      date: the day, YYYY-MM-DD, that the template gets as the present one, so that a text can be made again on another
+        day; "": today.
 
     Returns:
       The text, with the special tokens that the template writes.
@@ -71,7 +82,9 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str 
             "used; rename one of them"
         )
     speaks = messages[-1]["role"] != "assistant"
-    switched = {"enable_thinking": thinking == "on"} if thinking else {}
+    switched: dict[str, Any] = {"enable_thinking": thinking == "on"} if thinking else {}
+    if date:
+        switched["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
     try:
         return tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=speaks, **switched
@@ -80,7 +93,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str 
         raise UserError(f"the model's chat template fails: {type(e).__name__}: {e}") from e
 
 
-def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") -> list[int]:
+def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "", date: str = "") -> list[int]:
     """Tokenizes `chat_text`. A chat template writes special tokens itself; for the plain text the tokenizer adds them.
 
     Args:
@@ -88,6 +101,7 @@ def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") 
       prompt: the user's message.
       system: as in `chat_text`.
       thinking: as in `chat_text`.
+      date: as in `render`.
 
     Returns:
       Token ids of the prompt, up to where the reply begins.
@@ -96,5 +110,5 @@ def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "") 
       UserError: if `thinking` is set but there is no template or it does not mention `enable_thinking`, or if the
         template fails.
     """
-    text = chat_text(tokenizer, prompt, system, thinking)
+    text = chat_text(tokenizer, prompt, system, thinking, date=date)
     return tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids

@@ -6,6 +6,10 @@ A prompt's key is a 64-bit hash of (seed, domain, prompt). The key serves three 
 repeats, of which one is kept. The key decides the split where the source does not. The prompts of a split are sorted by
 key. None of this depends on the other rows, so rows that are added later move no row to another split.
 
+With `stratify_by`, the prompts of a split are sorted by their place within their stratum instead: prompt i of the N_s
+of a stratum, in the order of keys, has the place (i + ½) / N_s. Any first part of the split is then a stratified
+sample.
+
 With `group_by`, a group of prompts, such as all questions about one text, has a key too: the hash of (seed, domain,
 group). It decides the split in place of the prompts' own keys.
 
@@ -15,6 +19,7 @@ A prompt or a group that falls into several splits stays in `test` first, then i
 import hashlib
 import importlib
 import json
+import math
 import string
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,20 +83,22 @@ class Lazily(Sequence[T]):
 class Index:
     """Where the prompts of one split are. Four columns: key, table, position in the table, number within the row.
 
-    The key is the prompt's 64-bit hash (see the module). Table and number within the row count from 0. A fifth column
-    has the keys of the prompts' groups, and is empty if they have none.
+    The key is the prompt's 64-bit hash (see the module). Table and number within the row count from 0. Two more columns
+    have the keys of the prompts' groups and of their strata, and are empty if they have none.
     """
 
     def __init__(self) -> None:
         self.columns = array("Q"), array("i"), array("q"), array("i")
         self.groups = array("Q")
+        self.strata = array("Q")
 
-    def add(self, *entry: int, group: int | None = None) -> None:
+    def add(self, *entry: int, group: int | None = None, stratum: int | None = None) -> None:
         """Adds one prompt, given as four integers: one value for each column, in the order of the columns.
 
         Args:
           entry: the four values.
           group: key of the prompt's group; None if the source has no groups.
+          stratum: key of the prompt's stratum; None if the source has no strata.
 
         Raises:
           ValueError: if there are not four values.
@@ -101,6 +108,8 @@ class Index:
             column.append(value)
         if group is not None:
             self.groups.append(group)
+        if stratum is not None:
+            self.strata.append(stratum)
 
     def distinct(self, taken: np.ndarray, taken_groups: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray, int]:
         """Sorts the prompts by key and drops repeats, and prompts whose key or group another split has already.
@@ -111,8 +120,9 @@ class Index:
 
         Returns:
           The four columns (keys, tables, positions, numbers within the row), one entry for each prompt that is left, in
-          ascending order of keys. Of repeats the one that was added first is left. Then the keys of the groups of the
-          prompts that are left [k], each once; and the number of prompts that were dropped for their group alone.
+          ascending order of keys, or by place within the strata if there are any (see the module). Of repeats the one
+          that was added first is left. Then the keys of the groups of the prompts that are left [k], each once; and the
+          number of prompts that were dropped for their group alone.
         """
         keys, *rest = (_values(column) for column in self.columns)
         kept, first = np.unique(keys.astype(np.uint64), return_index=True)
@@ -121,7 +131,21 @@ class Index:
         apart = ~np.isin(groups, taken_groups) if self.groups else np.ones(len(kept), bool)
         left = fresh & apart
         here = np.unique(groups[left]) if self.groups else groups
-        return (kept[left], *(column[first[left]] for column in rest)), here, int((fresh & ~apart).sum())
+        order = np.arange(int(left.sum()))
+        if self.strata:
+            order = _by_place(_values(self.strata).astype(np.uint64)[first][left])
+        columns = kept[left], *(column[first[left]] for column in rest)
+        return tuple(column[order] for column in columns), here, int((fresh & ~apart).sum())
+
+
+def _by_place(strata: np.ndarray) -> np.ndarray:
+    """The order of prompts by their place (i + ½) / N_s within their stratum; equal places keep their order."""
+    _, which, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    by_stratum = np.argsort(which, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    rank = np.empty(len(strata), np.int64)
+    rank[by_stratum] = np.arange(len(strata)) - starts[which[by_stratum]]
+    return np.argsort((rank + 0.5) / sizes[which], kind="stable")
 
 
 def _values(column: array) -> np.ndarray:
@@ -137,16 +161,18 @@ class Reader:
       separator: the text that ends a model's thinking, put into every check; "" for none.
 
     Raises:
-      UserError: if `prompt` or `reply` is no template of field names, or `group_by` neither a template nor a field
-        name; or if the function that `fields` names is unknown or cannot be imported.
+      UserError: if `prompt` or `reply` is no template of field names, or `group_by` or `stratify_by` neither a template
+        nor a field name; or if the function that `fields` names is unknown or cannot be imported.
     """
 
     def __init__(self, source: SourceConfig, where: str, separator: str):
         self.check, self.separator = dict(source.check), separator
         self.pieces = _pieces(source.prompt, f"{where}.prompt")
         self.reply = _pieces(source.reply, f"{where}.reply")
-        by = source.group_by if not source.group_by or "{" in source.group_by else f"{{{source.group_by}}}"
-        self.group = _pieces(by, f"{where}.group_by")
+        self.group, self.stratum = (
+            _pieces(by if not by or "{" in by else f"{{{by}}}", f"{where}.{field}")
+            for field, by in (("group_by", source.group_by), ("stratify_by", source.stratify_by))
+        )
         self.convert = _converter(source.fields, f"{where}.fields")
 
     def problems(self, row: Any) -> list[tuple[Problem, str]]:
@@ -178,16 +204,19 @@ class Reader:
     def _problem(self, fields: Mapping[str, Any]) -> Problem:
         prompt = _filled(self.pieces, fields, "prompt")
         group = hash64(_filled(self.group, fields, "group")).hex() if self.group else ""
+        stratum = hash64(_filled(self.stratum, fields, "stratum")).hex() if self.stratum else ""
         given = {key for key in ALTERNATIVES & self.check.keys() if fields.get(self.check[key]) is not None}
         spared = ALTERNATIVES - given if given else set[str]()
         check = {key: _checked(fields, name, key) for key, name in self.check.items() if key not in spared}
         if self.separator:
             check["separator"] = self.separator
         try:
-            json.dumps(check)
+            json.dumps(check, ensure_ascii=False).encode()
         except TypeError as e:
             raise BadRow(f"wrong type in the check: {e}") from e
-        return Problem(prompt, check, group, _reply(self.reply, fields))
+        except (UnicodeEncodeError, RecursionError) as e:
+            raise BadRow(f"the check is no text that can be written: {' '.join(str(e).split())[:60]}") from e
+        return Problem(prompt, check, group, _reply(self.reply, fields), stratum)
 
 
 def hash64(text: str) -> bytes:
@@ -272,6 +301,9 @@ def _checked(fields: Mapping[str, Any], name: str, key: str) -> Any:
             raise BadRow(f"field {name!r} is of the wrong type for {key!r}: {str(value)[:40]!r}")
         if value in ("", []):
             raise BadRow(f"field {name!r} is empty")
+        numbers = [one for one in (value if lists else [value]) if isinstance(one, float)]
+        if not all(map(math.isfinite, numbers)):
+            raise BadRow(f"field {name!r} is no finite number: {str(value)[:40]}")
     return value
 
 
@@ -371,7 +403,8 @@ def _scan(
             group = int.from_bytes(hash64(salt + problem.group), "big") if problem.group else None
             falls_in = named or (split if split != "train" else _by_hash(key if group is None else group, shares))
             if falls_in in indexes:
-                indexes[falls_in].add(key, number, position, sub, group=group)
+                stratum = int(problem.stratum, 16) if problem.stratum else None
+                indexes[falls_in].add(key, number, position, sub, group=group, stratum=stratum)
             else:
                 record["elsewhere"] += 1
     return indexes, record

@@ -144,7 +144,9 @@ def pair_ids(
       UserError: as in `chat.chat_text`.
     """
     if data := domain.data:
-        start, whole = (chat_text(tokenizer, problem.prompt, data.system, data.thinking, r) for r in (None, reply))
+        start, whole = (
+            chat_text(tokenizer, problem.prompt, data.system, data.thinking, r, data.date) for r in (None, reply)
+        )
     else:
         start, whole = problem.prompt, f"{problem.prompt} {reply}"
     chat = bool(data and tokenizer.chat_template)

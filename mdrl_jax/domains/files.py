@@ -78,6 +78,8 @@ class JsonLines:
             return json.loads(line)
         except ValueError as e:
             raise BadRow(f"invalid JSON ({e})") from e
+        except RecursionError as e:
+            raise BadRow("JSON that is nested too deeply") from e
 
 
 class Document:
@@ -109,8 +111,14 @@ class Document:
         return self.rows[position]
 
 
+csv.field_size_limit(2**31 - 1)  # of the process; its default of 131,072 characters refuses long texts
+
+
 class Csv:
     """Comma- or tab-separated rows. Positions are byte offsets. A row is a dict of texts by column.
+
+    A quote that is never closed would make one field of all lines up to the next quote. So if a row of several lines
+    cannot be read, only its first line counts as bad, and the scan goes on with the second.
 
     Args:
       path: the file. Tabs separate the values if its suffix is .tsv, otherwise commas.
@@ -121,7 +129,7 @@ class Csv:
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
-        self.path, self.delimiter = path, "\t" if path.suffix == ".tsv" else ","
+        self.path, self.delimiter = path, "\t" if path.suffix.lower() == ".tsv" else ","
         self.columns, self.start = columns, 0
         if not columns:
             with path.open("rb") as file:
@@ -135,17 +143,26 @@ class Csv:
             reader = self._reader(lines)
             if self.start:
                 next(reader)
+            number = lines.count
             while True:
-                position, number = lines.position, reader.line_num + 1
+                position, before = lines.position, lines.count
+                row: Any = None
                 try:
                     values = next(reader)
+                    row = _or_bad(self._row, values) if values else None
                 except StopIteration:
                     return
                 except (csv.Error, UnicodeDecodeError) as e:
-                    yield position, f"{self.path}:{number}", BadRow(str(e))
-                    continue
-                if values:
-                    yield position, f"{self.path}:{number}", _or_bad(self._row, values)
+                    row = BadRow(str(e))
+                if row is not None:
+                    yield position, f"{self.path}:{number + 1}", row
+                spans = lines.count - before
+                if isinstance(row, BadRow) and spans > 1:
+                    file.seek(position)
+                    next(_CountedLines(file))
+                    lines, spans = _CountedLines(file), 1  # `lines.count` starts anew
+                    reader = self._reader(lines)
+                number += spans
 
     def read(self, position: int) -> Any:
         """See `Table`."""
@@ -166,10 +183,10 @@ class Csv:
 
 
 class _CountedLines:
-    """Yields the lines of a file as text, and counts in `position` the bytes read so far."""
+    """Yields the lines of a file as text; `position` counts the bytes up to here, `count` the lines read so far."""
 
     def __init__(self, file: io.BufferedReader):
-        self.file, self.position = file, file.tell()
+        self.file, self.position, self.count = file, file.tell(), 0
 
     def __iter__(self) -> "_CountedLines":
         return self
@@ -180,6 +197,7 @@ class _CountedLines:
             raise StopIteration
         bom = 3 if self.position == 0 and line.startswith(b"\xef\xbb\xbf") else 0
         self.position += len(line)
+        self.count += 1
         return line[bom:].decode("utf-8")
 
 
@@ -253,12 +271,14 @@ def matching(pattern: str, where: str) -> list[Path]:
       UserError: if it matches nothing, or if a match is no regular file (such as a folder) or has a suffix that is not
         in `KINDS`.
     """
-    found = [Path(p) for p in sorted(glob.glob(os.path.expanduser(pattern), recursive=True))]
+    literal = Path(os.path.expanduser(pattern))
+    there = [str(literal)] if literal.exists() else glob.glob(str(literal), recursive=True)  # a name may have brackets
+    found = [Path(p) for p in sorted(there)]
     if not found:
         raise UserError(f"{where}: no file {pattern!r}; give an existing path, a matching glob, or hub:NAME:SPLIT")
     for path in found:
         regular(path)
-        if path.suffix not in KINDS:
+        if path.suffix.lower() not in KINDS:
             raise UserError(f"{where}: {path} is of no known kind; known: {', '.join(KINDS)}")
     return found
 
@@ -275,18 +295,19 @@ def open_table(path: Path, columns: tuple[str, ...]) -> Table:
       UserError: if the file as a whole cannot be read. Single rows that cannot be read are found by `scan`. JSON lines,
         and csv and tsv files with given `columns`, are opened at the scan only.
     """
+    kind = path.suffix.lower()
     try:
-        if path.suffix in (".csv", ".tsv"):
+        if kind in (".csv", ".tsv"):
             return Csv(path, columns)
-        if path.suffix == ".json":
+        if kind == ".json":
             return _json(path)
-        if path.suffix in (".parquet", ".arrow"):
+        if kind in (".parquet", ".arrow"):
             import datasets
 
-            rows = datasets.load_dataset(path.suffix[1:], data_files=str(path), split="train")
+            rows = datasets.load_dataset(kind[1:], data_files=glob.escape(str(path)), split="train")
             return Arrow(str(path), rows)
         return JsonLines(path)
-    except (OSError, ValueError, csv.Error) as e:
+    except (OSError, ValueError, csv.Error, RecursionError) as e:
         raise UserError(f"{path} cannot be read: {_reason(e)}") from e
     except Exception as e:
         if type(e).__module__.split(".")[0] not in ("datasets", "pyarrow"):

@@ -223,8 +223,8 @@ def choices(row: Row) -> list[Fields]:
 
     Returns:
       A list with one dict: `question`; `options`, the options as lines "A. ..."; `letter`, the right letter; `choices`,
-      the list of the options' texts, without white space at their ends. [] for a question of SciKnowEval without
-      choices.
+      the list of the options' texts, without white space at their ends; and `subfield` and `difficulty` of SuperGPQA,
+      if the row has them. [] for a question of SciKnowEval without choices.
 
     Raises:
       ValueError: if there are not 2 to 26 options, if the answer is none of them, or if the row's labels are repeated
@@ -252,7 +252,8 @@ def choices(row: Row) -> list[Fields]:
     texts = [str(option).strip() for option in options]
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=False))
     letter = letters[labels.index(answer)]
-    return [{"question": row["question"].strip(), "options": listed, "letter": letter, "choices": texts}]
+    kept = {name: row[name] for name in ("subfield", "difficulty") if name in row}
+    return [{"question": row["question"].strip(), "options": listed, "letter": letter, "choices": texts, **kept}]
 
 
 def ifeval(row: Row) -> Fields:

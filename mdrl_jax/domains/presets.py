@@ -109,7 +109,9 @@ PRESETS: dict[str, SourceConfig] = {
         columns=("question", "A", "B", "C", "D", "answer"),
     ),
     "mmlu_pro": dataclasses.replace(MULTIPLE_CHOICE, files=("hub:TIGER-Lab/MMLU-Pro:test",)),
-    "supergpqa": dataclasses.replace(MULTIPLE_CHOICE, files=("hub:m-a-p/SuperGPQA:train",)),
+    "supergpqa": dataclasses.replace(
+        MULTIPLE_CHOICE, files=("hub:m-a-p/SuperGPQA:train",), stratify_by="{subfield} {difficulty}"
+    ),
     "sciknoweval": dataclasses.replace(MULTIPLE_CHOICE, files=("hub:hicai-zju/SciKnowEval:test",)),
     "ifeval": SourceConfig(
         files=("hub:google/IFEval:train",), fields="ifeval", prompt="{prompt}", check=KEPT, reward="cw"

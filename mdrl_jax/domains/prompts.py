@@ -85,8 +85,9 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int, vocab_siz
 
     Raises:
       UserError: if the split is empty, or no prompt of a data set fits; if the chat template fails or does not know
-        `enable_thinking`, or a data file was changed so that a row can no longer be used; if a token id is no row of the embedding; or if a procedural prompt is
-        longer than `longest` or has a word that the tokenizer does not know.
+        `enable_thinking`, or a data file was changed so that a row can no longer be used; if a token id is no row of
+        the embedding; or if a procedural prompt is longer than `longest` or has a word that the tokenizer does not
+        know.
       AttributeError: if `split` is another word.
     """
     problems: Sequence[Problem] = getattr(domain, split)
@@ -147,12 +148,16 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
     held: list[Problem] = []
     groups: list[str] = []
     tokens: list[tuple[int, ...]] = []
+
+    def rendered(problem: Problem) -> tuple[int, ...]:
+        return tuple(chat_ids(tokenizer, problem.prompt, data.system, data.thinking, data.date))
+
     for at in range(len(problems)):
         if len(kept) == wanted:
             break
         looked_at += 1
         problem = problems[at]
-        row = tuple(chat_ids(tokenizer, problem.prompt, data.system, data.thinking))
+        row = rendered(problem)
         if len(row) > longest:
             continue
         check_ids(row, vocab_size, f"domain {domain.name}: a {split} prompt")
@@ -172,7 +177,7 @@ def _fitting(domain: Domain, data: Data, split: str, tokenizer: Any, longest: in
     if not lazy:
         return PromptSet(domain.name, split, domain.reward, tuple(held), tuple(tokens), record, numbers)
     chosen = Lazily(len(kept), lambda i: problems[kept[i]])
-    lazily = Lazily(len(kept), lambda i: tuple(chat_ids(tokenizer, chosen[i].prompt, data.system, data.thinking)))
+    lazily = Lazily(len(kept), lambda i: rendered(chosen[i]))
     return PromptSet(domain.name, split, domain.reward, chosen, lazily, record, numbers)
 
 
@@ -191,7 +196,8 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
         return []
     found = domain.data.record
     splits = [f"{split} {s.record['prompts']} ({s.record['too_long']} too long)" for split, s in sets.items()]
-    line = f"{domain.name}: {found['rows']} rows, {found['repeated']} repeated prompts; {', '.join(splits)}"
+    rows, prompts = (f"{found[n]:,} {n if found[n] != 1 else n[:-1]}" for n in ("rows", "prompts"))
+    line = f"{domain.name}: {prompts} in {rows}, {found['repeated']} repeated; {', '.join(splits)}"
     if "groups" in found:
         parted = found["group_in_other_split"]
         line += f"; {found['groups']} groups, {parted} prompts left out because their group is in another split"

@@ -1,7 +1,7 @@
 """LoRA adapters in the layout of PEFT, merged into the tensors of their base model while these are read.
 
-An adapter changes a matrix W [out, in] of the base model to W + s B A (arXiv 2106.09685), with A [r, in], B [out, r] and
-s = alpha / r, or alpha / √r if `use_rslora` is set. The sum is computed in float32, for the part that is read. An
+An adapter changes a matrix W [out, in] of the base model to W + s B A (arXiv 2106.09685), with A [r, in], B [out, r]
+and s = alpha / r, or alpha / √r if `use_rslora` is set. The sum is computed in float32, for the part that is read. An
 adapter folder has `adapter_config.json` and `adapter_model.safetensors`.
 """
 

@@ -9,8 +9,8 @@ attention logits q·k / √h.
 | `blockwise` | those of one block of queries, in both passes | any order, forward and reverse mode | any device |
 | `splash` | those of one block of queries and keys, on chip | first order, reverse mode only | TPU |
 
-Second derivatives never use `splash`, nor do models with sliding layers. All compute the softmax in float32 or wider. At a padding token the output is
-finite, and it does not reach any valid token.
+Second derivatives never use `splash`, nor do models with sliding layers. All compute the softmax in float32 or wider.
+At a padding token the output is finite, and it does not reach any valid token.
 """
 
 import itertools

@@ -155,9 +155,10 @@ def _head_differs(folder: Path) -> bool:
     head, embedding = (files.slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
     if list(head.get_shape()) != list(embedding.get_shape()):
         return True
-    rows = max(1, 2**24 // max(1, head.get_shape()[-1]))  # 64 MiB of float32 at a time
-    starts = range(0, head.get_shape()[0], rows)
-    return not all(np.array_equal(head[i : i + rows], embedding[i : i + rows], equal_nan=True) for i in starts)
+    n, width = head.get_shape()
+    rows = max(1, 2**24 // max(1, width))  # 64 MiB of float32 at a time
+    parts = [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
+    return not all(np.array_equal(np.asarray(head[part]), np.asarray(embedding[part])) for part in parts)
 
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -421,8 +422,8 @@ def save(
         process may write it.
       params: the parameter tree; each leaf whole within reach of this process (`distributed.gather`).
       config: sizes of the model, which are not compared with `params`.
-      dtype: NumPy or JAX dtype of the numbers in the files. Numbers are rounded to it, and those above its range become
-        infinite. `load` reads float32, bfloat16 and float16 only.
+      dtype: NumPy or JAX dtype of the numbers in the files, which are rounded to it. `load` reads float32, bfloat16 and
+        float16 only.
       source: the model folder that the parameters were trained from. Its tokenizer and chat templates are copied, and
         its `config.json` and `generation_config.json` are kept apart from what has to change. None: only what the
         decoder knows is written.
@@ -431,7 +432,8 @@ def save(
         file stays as it is in `source`.
 
     Raises:
-      UserError: if `folder` is a file or a folder that is not empty, or a file of `source` is damaged.
+      UserError: if `folder` is a file or a folder that is not empty, a file of `source` is damaged, or a number is not
+        finite in `dtype`; then nothing is left behind.
       KeyError: if `params` has a leaf that is no parameter of a decoder, or the family is not a key of `FAMILIES`.
       TypeError: if `dtype` is not a dtype.
       OSError: if the disk does not take the files.
@@ -442,7 +444,11 @@ def save(
     partial = folder / name if folder.exists() else folder.with_name(name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_tensors(partial, params, dtype)
+    try:
+        _write_tensors(partial, params, dtype)
+    except UserError:
+        shutil.rmtree(partial)
+        raise
     if source is not None:
         tokens.copy(Path(source), partial)
         generation = _generation_config(Path(source), eos_ids)
@@ -490,6 +496,8 @@ def _write_tensors(partial: Path, params: Any, dtype: Any) -> None:
 
     for name, make in to_tensors(params).items():
         array = make().astype(dtype)
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise UserError(f"{name} has numbers that are NaN or, as {jnp.dtype(dtype)}, infinite; nothing is written")
         if names[-1] and size + array.nbytes > SHARD_BYTES:
             flush(len(names))
             names.append([])
@@ -545,6 +553,6 @@ def _generation_config(source: Path, eos_ids: tuple[int, ...]) -> dict[str, Any]
     else:
         found = read_json(source / "config.json")
         fields = {name: found[name] for name in SPECIAL if found.get(name) is not None}
-    if eos_ids:
-        fields["eos_token_id"] = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids)
+    if ends := list(dict.fromkeys(eos_ids)):
+        fields["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     return fields

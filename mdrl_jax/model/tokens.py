@@ -99,9 +99,9 @@ def eos_ids(tokenizer: Any, folder: str | Path | None = None, vocab_size: int | 
       vocab_size: rows of the embedding; None: not known.
 
     Returns:
-      the id of `eos_token`; the id of the token that the chat template puts directly after a reply, if it is an added
-      token; and the ids of `eos_token_id` in the two files. Each comes once. A chat template that fails, or does not
-      print the reply as it is, gives none.
+      the id of `eos_token`, then the ids of `eos_token_id` in the two files. The last one ends the turn of a chat: the
+      token that the chat template puts directly after a reply, if it is an added token, and otherwise `eos_token`; so
+      `eos_token` may come twice. A chat template that fails, or does not print the reply as it is, gives none.
 
     Raises:
       UserError: if there are none, or one of them is no row of the embedding, so that it could never be drawn.
@@ -109,12 +109,13 @@ def eos_ids(tokenizer: Any, folder: str | Path | None = None, vocab_size: int | 
     found: list[tuple[int, str]] = []
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         found.append((int(tokenizer.eos_token_id), f"eos_token {tokenizer.eos_token!r} of the tokenizer"))
-    if tokenizer is not None:
-        found += [(i, "the end of a turn in the chat template") for i in _end_of_turn(tokenizer)]
     for name in ("config.json", "generation_config.json"):
         file = Path(folder or ".") / name
         if folder is not None and file.exists():
             found += [(i, f"eos_token_id of {file}") for i in _named_ends(file)]
+    turn = [] if tokenizer is None else [(i, "the end of a turn in the chat template") for i in _end_of_turn(tokenizer)]
+    turn = turn or (found[:1] if tokenizer is not None and tokenizer.chat_template else [])
+    found += turn
     if not found:
         raise UserError(
             "neither the tokenizer nor config.json or generation_config.json names an end token (eos_token); "
@@ -123,7 +124,8 @@ def eos_ids(tokenizer: Any, folder: str | Path | None = None, vocab_size: int | 
     for i, where in found:
         if vocab_size is not None and not 0 <= i < vocab_size:
             raise UserError(f"{where} is id {i}, which can never be drawn: the embedding has {vocab_size} rows")
-    return tuple(dict.fromkeys(i for i, _ in found))
+    ids = list(dict.fromkeys(i for i, _ in found))
+    return (*ids, turn[0][0]) if turn and ids[-1] != turn[0][0] else tuple(ids)
 
 
 def _named_ends(file: Path) -> list[int]:

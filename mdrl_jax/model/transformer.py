@@ -532,7 +532,7 @@ class Decoder(nn.Module):
             )
 
     def _scan(self, body: Callable[..., Any], carry: Any, xs: Any = None) -> tuple[Any, Any]:
-        """Scans `body(block, carry, (x, kind))` over the layers, with x a slice of `xs` and `kind` that of the layer."""
+        """Scans `body(block, carry, (x, kind))` over the layers; x is the layer's slice of `xs`, `kind` its `Kind`."""
         return nn.scan(
             body,
             variable_axes={"params": 0},

@@ -179,6 +179,53 @@ def test_bad_rows_of_a_csv_file_have_the_lines_of_the_file(tmp_path: Path):
     assert set(everything(domain)) == {"Q: two\nlines {A}:", "Q: good {A}:"}
 
 
+def test_a_quote_that_is_never_closed_costs_one_row(tmp_path: Path):
+    """To the end of the file, and up to the next quoted value; a long value is read; places are lines of the file."""
+    path = tmp_path / "A.CSV"
+    rows = [f"question {i},{i}" for i in range(1000)]
+    rows[10], rows[500], rows[700], rows[990] = '"open,1', f"{'long ' * 40_000},1", '"quoted",3', '"open again,1'
+    path.write_text("question,answer\n" + "\n".join(rows) + "\n")
+    domain = datasets.make("qa", source(path), ALL)
+    assert domain.data and [bad.partition(" ")[0] for bad in domain.data.record["bad"]] == [
+        f"{path}:12:",
+        f"{path}:992:",
+    ]
+    prompts = list(everything(domain))
+    assert len(prompts) == 998 and sum(map(len, prompts)) > 200_000
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"question": "a", "answer": NaN}', "no finite number"),
+        ('{"question": "a", "answer": [1, Infinity]}', "no finite number"),
+        ('{"question": "a", "answer": "\\ud800"}', "the check is no text"),
+        ('{"question": "a", "answer": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    ],
+)
+def test_a_value_that_is_none_is_named(tmp_path: Path, line: str, why: str):
+    path = tmp_path / "rows [1].JSONL"  # brackets are no pattern if a file has this name
+    good = [json.dumps({"question": f"q{i}", "answer": i}) for i in range(20)]
+    path.write_text("\n".join(["\ufeff" + good[0], line, *good[1:]]))
+    domain = datasets.make("qa", source(path), ALL)
+    assert domain.data and domain.data.record["bad_rows"] == 1 and len(everything(domain)) == 20
+    assert domain.data.record["bad"][0].startswith(f"{path}:2: ") and why in domain.data.record["bad"][0]
+
+
+def test_the_first_prompts_of_a_split_have_every_stratum_in_proportion(tmp_path: Path):
+    kinds = ["hard"] * 20 + ["easy"] * 60 + ["rare"] * 3
+    rows = [{"question": f"{kind} {i}", "answer": i, "kind": kind} for i, kind in enumerate(kinds)]
+    path = write(tmp_path / "a.jsonl", rows)
+    domain = datasets.make("qa", source(path, stratify_by="kind", test_share=0.0, validation_share=0.0), ALL)
+    order = [p.prompt.split()[1] for p in domain.train]
+    assert len(order) == 83
+    for n in (4, 8, 40, 83):
+        for kind in set(kinds):
+            assert abs(order[:n].count(kind) - n * kinds.count(kind) / 83) <= 1
+    numbers = [p.prompt.split()[2] for p in domain.train if " easy " in p.prompt]
+    assert numbers != sorted(numbers)  # within a stratum the order is that of the hash
+
+
 def articles(path: Path, texts: int, each: int, start: int = 0) -> Path:
     """A file in SQuAD's layout: an article with one passage for every text, with `each` questions about it."""
     passages = [

@@ -1,0 +1,274 @@
+"""Folders as people have them: chat models, odd checkpoints, LoRA adapters; what they become when written."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mdrl_jax.commands import export, generate
+from mdrl_jax.commands.loaded import load_folder
+from mdrl_jax.config import default, parse
+from mdrl_jax.domains import vocabulary
+from mdrl_jax.domains.chat import render
+from mdrl_jax.errors import UserError
+from mdrl_jax.main import main
+from mdrl_jax.model import huggingface, tokens
+from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+from mdrl_jax.workfolder import WorkFolder
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TARGET = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random chat model of two small layers, written by torch, with a tokenizer of words and a chat template."""
+    torch = pytest.importorskip("torch", reason="the models are made by torch")
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = vocabulary.make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **{"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "rope_theta": 500.0},
+        **{"eos_token_id": 5, "bos_token_id": 4, "pad_token_id": 3, "tie_word_embeddings": True},
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.generation_config.eos_token_id, model.generation_config.temperature = [5, 6], 0.5
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(chat: Path, tmp_path: Path) -> Path:
+    """A copy of `chat` that a test may change."""
+    return Path(shutil.copytree(chat, tmp_path / "model"))
+
+
+def params(folder: Path, base: Path | None = None) -> Any:
+    model = Decoder(huggingface.read_config(folder, base))
+    return jax.device_get(huggingface.load(folder, model, make_mesh(MeshConfig(), jax.devices()[:1]), base))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def edit(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def same(a: Any, b: Any) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    status = main(["mdrl", *flags])
+    out, err = capsys.readouterr()
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    return err
+
+
+def test_a_prompt_is_the_users_message_of_the_chat_template(chat: Path, tmp_path: Path) -> None:
+    """By `apply_chat_template`; a file of turns likewise; `raw` and models without a template get the bare text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(chat)
+    turns = [{"role": r, "content": c} for r, c in (("user", "add 1"), ("assistant", "2"), ("user", "plus 3"))]
+
+    def theirs(messages: list[dict[str, str]]) -> list[int]:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+    def ours(prompt: str | None = None, system: str | None = None, file: str | None = None, raw: bool = False):
+        return generate._tokenized(tokenizer, generate._conversation(prompt, system, file), raw)
+
+    assert ours("add 1") == theirs(turns[:1])
+    assert ours("add 1", "terse") == theirs([{"role": "system", "content": "terse"}, *turns[:1]])
+    assert ours("add 1", raw=True) == tokenizer("add 1").input_ids != theirs(turns[:1])
+    (tmp_path / "turns.json").write_text(json.dumps(turns))
+    (tmp_path / "turns.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, turns)))
+    for name in ("turns.json", "turns.jsonl"):
+        assert ours(file=str(tmp_path / name)) == theirs(turns)
+    tokenizer.chat_template = None
+    assert ours("add 1") == tokenizer("add 1").input_ids
+    with pytest.raises(UserError, match="no chat template"):
+        ours("add 1", "terse")
+    tokenizer.chat_template = {"tool_use": TEMPLATE, "rag": TEMPLATE}
+    with pytest.raises(UserError, match="tool_use, rag"):
+        render(tokenizer, turns)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt=a", "--messages=b"], "--messages"),
+        (["--messages=absent"], "absent"),
+        (["--messages=LAST"], "the last one must be the user's"),
+        (["--messages=FORM"], "a JSON list of"),
+        (["--prompt_ids=1", "--system=a"], "--system needs"),
+        (["--prompt=a", "--raw", "--system=a"], "--raw takes"),
+        (["--prompt_ids=1,100000"], "100000"),
+    ],
+)
+def test_a_wrong_prompt_ends_in_one_line(flags, words, chat, tmp_path, capsys) -> None:
+    (tmp_path / "LAST").write_text('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]')
+    (tmp_path / "FORM").write_text('{"role": "user"}')
+    flags = [flag.replace("=LAST", f"={tmp_path}/LAST").replace("=FORM", f"={tmp_path}/FORM") for flag in flags]
+    assert words in refused(capsys, "generate", f"--model={chat}", *flags)
+
+
+def test_without_a_tokenizer_ids_go_in_and_out(folder: Path, capsys) -> None:
+    for file in folder.glob("*token*"):
+        file.unlink()
+    assert main(["mdrl", "generate", f"--model={folder}", "--prompt_ids=7,8", "--max_new_tokens=3", "--top_k=1"]) == 0
+    ids = [int(i) for i in capsys.readouterr().out.split()]
+    assert len(ids) == 3 or ids[-1] in (5, 6)
+    assert "has no tokenizer, which text needs; give token ids by --prompt_ids" in refused(
+        capsys, "generate", f"--model={folder}", "--prompt=add 1"
+    )
+
+
+def test_the_end_of_sequence_is_that_of_all_files(folder: Path) -> None:
+    tokenizer = tokens.load_tokenizer(folder)
+    end = tokenizer.eos_token_id
+    assert tokens.eos_ids(tokenizer, folder) == (end, 5, 6, end)
+    assert tokens.eos_ids(None, folder) == (5, 6)
+    edit(folder / "generation_config.json", eos_token_id=240)
+    with pytest.raises(UserError, match=r"generation_config.json is id 240, which can never be drawn.*240 rows"):
+        tokens.eos_ids(tokenizer, folder, 240)
+    edit(folder / "generation_config.json", eos_token_id="<end>")
+    with pytest.raises(UserError, match="eos_token_id='<end>' is not valid"):
+        tokens.eos_ids(tokenizer, folder)
+    with pytest.raises(UserError, match="completions could never end"):
+        tokens.eos_ids(None, None)
+
+
+def test_odd_checkpoints_are_read_as_transformers_reads_them(folder: Path, chat: Path) -> None:
+    """Weights without the prefix; an index left beside one file; a head of its own in a model that should be tied."""
+    truth = params(chat)
+    rewrite(folder, lambda t: {name.removeprefix("model."): x for name, x in t.items()})
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "absent.safetensors"}}')
+    assert same(params(folder), truth)
+    tables = load_file(chat / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(folder, lambda t: t | {"lm_head.weight": tables.copy()})
+    assert huggingface.read_config(folder).tied  # an equal head is the embedding
+    rewrite(folder, lambda t: t | {"lm_head.weight": 2 * tables})
+    assert not huggingface.read_config(folder).tied
+    found = params(folder)
+    np.testing.assert_array_equal(found.pop("unembedding"), 2 * tables.T)
+    assert same(found, truth)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    np.testing.assert_array_equal(theirs.lm_head.weight.detach().numpy(), 2 * tables)
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name(folder: Path) -> None:
+    def spoil(tensors):
+        tensors[TARGET][0, 1] = np.nan
+        return tensors
+
+    rewrite(folder, spoil)
+    with pytest.raises(UserError, match=f"{TARGET} has 1 numbers that are NaN or infinite"):
+        params(folder)
+
+
+def adapter(folder: Path, base: Path, **fields: Any) -> dict[str, np.ndarray]:
+    """Writes an adapter of rank 2 on a query projection and the embedding; the merged tensors, by its definition."""
+    whole, rng = load_file(base / "model.safetensors"), np.random.default_rng(0)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "base_model_name_or_path": str(base)} | fields
+    scale, before = config["lora_alpha"] / (2**0.5 if config.get("use_rslora") else 2), "base_model.model."
+    table, norm = "model.embed_tokens", "model.norm.weight"
+    rows, width = whole[f"{table}.weight"].shape
+    a, b = (rng.normal(size=s).astype(np.float32) for s in ((2, width), (16, 2)))
+    embed_a, embed_b = (rng.normal(size=s).astype(np.float32) for s in ((2, rows), (width, 2)))
+    q = TARGET.removesuffix(".weight")
+    tensors = {f"{q}.lora_A.weight": a, f"{q}.lora_B.weight": b, norm: 3 * whole[norm]}
+    tensors |= {f"{table}.lora_embedding_A": embed_a, f"{table}.lora_embedding_B": embed_b}
+    folder.mkdir()
+    save_file(
+        {before + name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "adapter_model.safetensors"
+    )
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    changed = {TARGET: scale * b @ a, f"{table}.weight": scale * (embed_b @ embed_a).T}
+    return whole | {norm: 3 * whole[norm]} | {name: whole[name] + x for name, x in changed.items()}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_lora_adapter_is_read_as_the_merged_model(chat: Path, folder: Path, tmp_path: Path, rslora: bool) -> None:
+    merged = adapter(tmp_path / "adapter", chat, use_rslora=rslora)
+    rewrite(folder, lambda _: merged)
+    truth = params(folder)
+    for found in (params(tmp_path / "adapter"), params(tmp_path / "adapter", chat)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, truth)
+    assert not same(truth, params(chat))
+    assert load_folder(str(tmp_path / "adapter")).folder == chat
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type='IA3'"),
+        ({"use_dora": True}, "use_dora=True"),
+        ({"base_model_name_or_path": "some/model"}, "'some/model' is no folder here; give .* --base=DIR"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_is_refused(fields, words, chat, tmp_path) -> None:
+    adapter(tmp_path / "adapter", chat, **fields)
+    with pytest.raises(UserError, match=words):
+        params(tmp_path / "adapter")
+
+
+def test_an_adapter_of_another_model_is_refused(chat: Path, folder: Path, tmp_path: Path) -> None:
+    adapter(tmp_path / "adapter", chat)
+    rewrite(folder, lambda t: {name: x for name, x in t.items() if name != TARGET})
+    with pytest.raises(UserError, match=f"changes {TARGET}, which its base model does not have"):
+        params(tmp_path / "adapter", folder)
+
+
+def test_what_is_written_has_all_that_the_source_had(chat: Path, tmp_path: Path, monkeypatch) -> None:
+    """Special tokens, generation settings, chat template; modes of the umask; torch gives the same logits."""
+    work = WorkFolder(tmp_path / "run")
+    c = default()
+    c.model.path, c.stages, c.scored_domains = str(chat), ("math",), ("math",)
+    work.open(parse(c))
+    rows = [
+        {"stage": s, "domain": "math", "score": 12.5, "stderr": 1.0, "n_prompts": 3, "k": 2} for s in ("base", "math")
+    ]
+    (work.root / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "out" / "lost+found").mkdir(parents=True)  # as a new file system has it
+    before = os.umask(0o027)
+    try:
+        export.run(str(work.root), "base", str(tmp_path / "out"))
+    finally:
+        os.umask(before)
+    out = tmp_path / "out"
+    assert {oct(f.stat().st_mode & 0o777) for f in out.iterdir() if f.is_file()} == {"0o640"}
+    old, new = (json.loads((d / "config.json").read_text()) for d in (chat, out))
+    assert new == old | {"dtype": "float32"}
+    end = tokens.load_tokenizer(chat).eos_token_id
+    generation = json.loads((chat / "generation_config.json").read_text())
+    assert json.loads((out / "generation_config.json").read_text()) == generation | {"eos_token_id": [end, 5, 6]}
+    assert tokens.load_tokenizer(out).chat_template == TEMPLATE
+    ours, theirs = (transformers.AutoModelForCausalLM.from_pretrained(d) for d in (out, chat))
+    torch = pytest.importorskip("torch")
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=0, atol=0)
+    assert ours.generation_config.eos_token_id == [end, 5, 6]
+    card = (out / "README.md").read_text()
+    assert "| base | 12.5 ± 1.0 |" in card and f"mdrl export --workdir={work.root} --stage=base" in card
+    assert str(chat) in card and card.startswith("---\nlibrary_name: transformers\n")
