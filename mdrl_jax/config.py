@@ -391,6 +391,7 @@ class Config:
       analyze: the interference analysis.
       recover: refreshes, rollbacks, merges and plans.
       rewards: the processes that compute rewards.
+      track: service that also gets the curves of TensorBoard: "wandb", or "" for none (`report/track.py`).
     """
 
     seed: int = 0
@@ -408,6 +409,7 @@ class Config:
     analyze: AnalyzeSection = AnalyzeSection()
     recover: RecoverSection = RecoverSection()
     rewards: RewardSection = RewardSection()
+    track: str = ""
 
 
 # Names of fields in earlier versions -> names now; a config that uses an old name is refused with the new one.
@@ -667,6 +669,7 @@ def _check(config: Config) -> None:
         ("evaluate.split", c.evaluate.split, ("validation", "test")),
         ("analyze.split", c.analyze.split, ("train", "validation", "test")),
         ("analyze.dtype", c.analyze.dtype, ("float32", "bfloat16")),
+        ("track", c.track, ("", "wandb")),
     ):
         _require(choice in allowed, f"{name}={choice!r} is not known; known: {', '.join(allowed)}")
     _require(0 <= c.seed < 2**32, f"seed={c.seed} is not valid; 0 <= seed < 2**32")

@@ -34,6 +34,7 @@ from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.rivals import rivals
 from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
+from mdrl_jax.report.track import Nowhere, Track, tracking
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, resolve_stages, way
 from mdrl_jax.stages import analyze, grpo, locality, merge, rollback, sft
@@ -85,8 +86,13 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
         distributed.check_shared(folder.root)
         folder.open(config)
         folder.open_data(data)
-        with preemption.watch(), Screen(folder.root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
-            Walk(built, folder, stages, screen).run()
+        with (
+            preemption.watch(),
+            Screen(folder.root / "log.txt", output) as screen,
+            jax.set_mesh(built.mesh),
+            tracking(config.track, folder.root, flat(resolved(config))) as track,
+        ):
+            Walk(built, folder, stages, screen, track).run()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,12 +104,14 @@ class Walk:
       folder: the work folder.
       stages: all stages in order.
       screen: shows and logs the output.
+      track: also gets the curves of TensorBoard.
     """
 
     runtime: Runtime
     folder: WorkFolder
     stages: tuple[Stage, ...]
     screen: Screen
+    track: Track = dataclasses.field(default_factory=Nowhere)
 
     def run(self) -> None:
         """Scores the base model, runs every stage that is not finished, then writes and shows the summary.
@@ -136,6 +144,7 @@ class Walk:
             self.screen,
             self._params_after,
             functools.partial(analyze.conflict_bases, self.folder, self.runtime.mesh),
+            self.track,
         )
         planning = Planning(self.runtime, self.folder, self.stages, self.screen, trainer, self._params_after)
         recorders = {
@@ -283,6 +292,7 @@ class Walk:
                 board.hparams(flat(resolved(self.runtime.config)))
             scalars = {f"score/{d}": 100 * float(x.mean()) for d, x in result.rewards.items()}
             board.scalars(index, scalars)
+            self.track.scalars("scores", index, scalars)
             for domain, rewards in result.rewards.items():
                 board.histogram(f"reward/{domain}", rewards.ravel(), index)
                 shown = [s for s in result.samples if s["domain"] == domain]

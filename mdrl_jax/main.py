@@ -95,12 +95,14 @@ def _evaluate(values: Any) -> None:
     if values.dry_run:
         evaluate.dry_run(values.model or parsed.model.path, parsed)
     else:
-        evaluate.run(_needed(values, "model"), parsed, values.output, values.base)
+        evaluate.run(_needed(values, "model"), parsed, values.output, values.base, values.tasks)
 
 
 def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     flags.DEFINE_string("model", None, "Hugging Face folder of the model to score", flag_values=values)
+    about = "results of lm-evaluation-harness on the same model, shown beside the scores: a JSON file or its folder"
+    flags.DEFINE_string("tasks", None, about, flag_values=values)
     about = "look up every data set of the config, count its rows and show a prompt; score nothing"
     flags.DEFINE_bool("dry_run", False, about, flag_values=values)
     _base_flag(values)
@@ -194,6 +196,19 @@ def _export_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "work folder of a run", flag_values=values)
     flags.DEFINE_string("stage", None, "stage whose final parameters are exported, e.g. cw", flag_values=values)
     flags.DEFINE_string("out", None, "new folder that the model is written to", flag_values=values)
+
+
+def _push(values: Any) -> None:
+    from mdrl_jax.commands import push
+
+    push.run(_needed(values, "model"), _needed(values, "repo"), values.private, values.dry_run)
+
+
+def _push_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    flags.DEFINE_string("model", None, "Hugging Face folder of the model to upload", flag_values=values)
+    flags.DEFINE_string("repo", None, "OWNER/NAME of the repository on the hub, made if needed", flag_values=values)
+    flags.DEFINE_bool("private", False, "make a new repository private", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "list the files and send nothing", flag_values=values)
 
 
 def _score(values: Any) -> None:
@@ -342,6 +357,7 @@ COMMANDS: dict[str, Command] = {
     "analyze": ("analyses why training made a domain worse, for any checkpoints", _analyze_flags, _analyze),
     "rollback": ("subtracts part of an edit from a model, without training", _rollback_flags, _rollback),
     "export": ("writes the parameters of a stage as a Hugging Face folder", _export_flags, _export),
+    "push": ("uploads a written model to the Hugging Face hub", _push_flags, _push),
     "score": ("computes the rewards of completions in a file", _score_flags, _score),
     "fit": ("compiles every device program for a TPU slice, without a TPU", _fit_flags, _fit),
     "report": ("writes the report page and figures of a work folder", _report_flags, _report),

@@ -103,6 +103,15 @@ def _finite(value: Any, at: str, places: list[str]) -> Any:
     return value
 
 
+def write_alone(path: str | Path, value: Any) -> None:
+    """Writes `value` as `write_json` does, by this process alone, without waiting for others.
+
+    Raises:
+      TypeError: if the value is not JSON-able; no file is touched.
+    """
+    _write(Path(path), (json.dumps(value, indent=1) + "\n").encode())
+
+
 def as_read(value: Any) -> Any:
     """A JSON-able value as it is after writing and reading it, so that both can be compared.
 

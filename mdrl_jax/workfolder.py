@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -24,6 +25,7 @@ from mdrl_jax.parallel.sharding import MeshConfig
 from mdrl_jax.stage import Stage
 
 LOCK = ".lock"  # held by the process that writes into the folder; its content names that process
+LEFT = re.compile(r"\..*\.tmp")  # a half-written record of a run that was killed
 # Errors of file systems without locks; a run there is not protected from a second one.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 _held: dict[Path, Any] = {}  # lock files of this process, open as long as it lives
@@ -36,6 +38,7 @@ FREE = (
     "evaluate.shown",
     "rewards.workers",
     "sft.checkpoint_every",
+    "track",
     "train.checkpoint_every",
 )
 
@@ -136,15 +139,17 @@ class WorkFolder:
         now = resolved(config)
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"{self.root} is a file, not a folder; name a new work folder")
+        if file.exists():
+            self._compare(self.recorded(), now)
+        elif self.root.exists() and not all(
+            p.name in ("log.txt", LOCK) or LEFT.fullmatch(p.name) for p in self.root.iterdir()
+        ):
+            raise UserError(f"{self.root} is not empty and has no config.json; name a new work folder")
         if other := distributed.agree(self._locked_by() if distributed.is_first() else ""):
             raise UserError(f"{self.root} is in use by {other}; wait until it ends, or name another work folder")
         if distributed.is_first():
             for left in self.root.rglob(".*.tmp"):  # half-written records of a run that was killed
                 left.unlink(missing_ok=True)
-        if file.exists():
-            self._compare(self.recorded(), now)
-        elif self.root.exists() and any(p.name not in ("log.txt", LOCK) for p in self.root.iterdir()):
-            raise UserError(f"{self.root} is not empty and has no config.json; name a new work folder")
         records.write_json(
             file,
             {

@@ -1,7 +1,10 @@
 """Tests of users' mistakes: each gives one line on standard error and exit status 2, never a traceback."""
 
+import io
 import json
+import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from mdrl_jax import main as main_module
-from mdrl_jax.config import EMBEDDED_MODEL, parse
+from mdrl_jax.config import EMBEDDED_MODEL, default, parse
 from mdrl_jax.domains import registry
 from mdrl_jax.domains.base import Domain, DomainsConfig
 from mdrl_jax.errors import UserError
 from mdrl_jax.main import COMMANDS, main
-from mdrl_jax.workfolder import WorkFolder
+from mdrl_jax.workfolder import LOCK, WorkFolder
 
 CONFIG = """
 from mdrl_jax import config
@@ -292,6 +295,51 @@ def test_a_stage_or_run_that_is_absent_is_named(refused: Refused, earlier: Path,
     (earlier / "config.json").write_text(json.dumps({}))
     assert "config.json" in refused("export", f"--workdir={earlier}", "--stage=qa", out)
     assert contents(earlier).keys() == before.keys() and not (tmp_path / "out").exists()
+
+
+def test_a_second_run_in_one_folder_is_refused_and_names_the_first(refused: Refused, config: str, tmp_path: Path):
+    """Another process holds the lock; when that process ends, the folder is free, and a refusal has written nothing."""
+    folder = tmp_path / "run"
+    hold = "import sys; from mdrl_jax.workfolder import *; from mdrl_jax.config import default; "
+    hold += f"WorkFolder(Path({str(folder)!r}))._locked_by(); print('held', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", hold], **pipes) as other:
+        assert other.stdout and other.stdin and other.stdout.readline() == "held\n"
+        told = WorkFolder(folder)._locked_by()
+        assert told.startswith(f"process {other.pid} on {platform.node()}, since 20")
+        with pytest.raises(UserError, match=f"{folder} is in use by process {other.pid}"):
+            WorkFolder(folder).open(parse(default()))
+        assert [p.name for p in folder.iterdir()] == [LOCK]
+        other.stdin.close()
+    WorkFolder(folder).open(parse(default()))
+    WorkFolder(folder).open(parse(default()))  # once more in the same process
+    assert {p.name for p in folder.iterdir()} == {"config.json", LOCK}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "/big/file"), "/big/file: No space left on device"),
+        (PermissionError(13, "Permission denied", "a", None, "b"), "a -> b: Permission denied"),
+        (TimeoutError("timed out"), "timed out"),
+        (RuntimeError("Unable to initialize backend 'cuda': none"), "JAX_PLATFORMS='cpu' asks for devices"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch, error, line: str):
+    def fail(values: object) -> None:
+        raise error
+
+    about, define, _ = COMMANDS["report"]
+    monkeypatch.setitem(COMMANDS, "report", (about, define, fail))
+    assert line in refused("report", "--workdir=x")
+
+
+def test_output_that_is_not_utf8_is_escaped(monkeypatch: pytest.MonkeyPatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    main_module._whole("stdout")
+    print("± 1", flush=True)
+    assert written.getvalue() == b"\\xb1 1\n"
 
 
 def test_an_error_of_several_lines_is_printed_as_one(refused: Refused, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ import jax
 
 from mdrl_jax import runtime
 from mdrl_jax.config import Config
+from mdrl_jax.domains.chat import chat_text
 from mdrl_jax.domains.datasets import SPLITS
 from mdrl_jax.domains.prompts import notes, tokenize
 from mdrl_jax.domains.registry import make_domains
@@ -16,11 +17,11 @@ from mdrl_jax.model import huggingface, tokens
 from mdrl_jax.progress import printable
 from mdrl_jax.report.screen import terminal
 from mdrl_jax.report.screen.console import Screen
-from mdrl_jax.report.tables import matrix
+from mdrl_jax.report.tables import harness, matrix
 from mdrl_jax.report.tables.scores import score_rows
 
 
-def run(model: str, config: Config, output: str = "screen", base: str | None = None) -> None:
+def run(model: str, config: Config, output: str = "screen", base: str | None = None, tasks: str | None = None) -> None:
     """Scores a model and prints a table of the scores, in points, with standard errors over prompts.
 
     Every scored domain is scored on all prompts of `evaluate.split`, with `evaluate.samples` completions of each. The
@@ -31,6 +32,8 @@ def run(model: str, config: Config, output: str = "screen", base: str | None = N
       config: the parsed configuration with the domains and the section `evaluate`. Its model is replaced by `model`.
       output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
       base: folder of the base model if `model` is a LoRA adapter; None: the folder that the adapter itself names.
+      tasks: results of lm-evaluation-harness on the same model, a file or a folder (`tables.harness.read`), which are
+        shown beside the scores; None: none.
 
     Raises:
       UserError: if the model or its tokenizer is missing, damaged or not supported; if a domain does not exist, or its
@@ -44,6 +47,7 @@ def run(model: str, config: Config, output: str = "screen", base: str | None = N
       Stopped: with several processes, after a SIGTERM (`preemption.noticed`); no score is printed.
     """
     started = time.monotonic()
+    beside = harness.read(tasks) if tasks else []
     given = None if base is None else runtime.model_folder(base)
     whole = huggingface.model_of(runtime.model_folder(model), given)
     adapter = model if whole != runtime.model_folder(model) else ""
@@ -57,8 +61,10 @@ def run(model: str, config: Config, output: str = "screen", base: str | None = N
             result = evaluate(built, built.base_params(), "scores", screen.steps)
         head = {"stage": model, "index": 0, "seed": config.seed, "k": config.evaluate.samples, "step": 0}
         record = head | result.record()
-        screen.print(terminal.score_table(matrix.build([record])), final=True)
-        screen.event("scores", rows=score_rows(record))
+        screen.print(terminal.score_table(matrix.build([record]), beside), final=True)
+        for task in beside:
+            screen.print(f"{task['domain']}: {task['metric']} of {task['n_prompts']} prompts, by lm-evaluation-harness")
+        screen.event("scores", rows=[*score_rows(record), *({"stage": model, **task} for task in beside)])
         screen.event("done", seconds=time.monotonic() - started, model=model)
 
 
@@ -97,7 +103,9 @@ def dry_run(model: str, config: Config) -> None:
                     f"{name}: procedural, {', '.join(f'{s} {len(x)}' for s, x in sets.items())}"
                 ]
                 first, ids = sets["test"].problems[0], sets["test"].tokens[0]
-                text, length = tokenizer.decode(ids), f" ({len(ids)} tokens)"
+                length = f" ({len(ids)} tokens)"
+                data = domain.data
+                text = chat_text(tokenizer, first.prompt, data.system, data.thinking) if data else first.prompt
             print("\n".join(lines))
             print(
                 f"first test prompt{length}: {printable(text)}\nits check: {printable(str(dict(first.check))[:400])}\n"

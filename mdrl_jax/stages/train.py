@@ -31,6 +31,7 @@ from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh import tracker as refresh
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
+from mdrl_jax.report.track import Nowhere, Track
 from mdrl_jax.rl import random_signs
 from mdrl_jax.rl.trainer import TrainState, init_state
 from mdrl_jax.runtime import Runtime
@@ -76,6 +77,7 @@ class Trainer:
       screen: shows and logs the output.
       params_after: (name of a stage, or "base") -> the parameters at its end.
       bases: (domain) -> the conflict subspaces that the analysis found for it, a list of `Basis`.
+      track: also gets the curves of TensorBoard.
       programs: compiled programs; stages with the same loss, optimizer and transforms share them.
     """
 
@@ -85,6 +87,7 @@ class Trainer:
     screen: Screen
     params_after: Callable[[str], Any]
     bases: Callable[[str], Any]
+    track: Track = dataclasses.field(default_factory=Nowhere)
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
@@ -138,7 +141,9 @@ class Trainer:
             with TensorBoard(board_folder, resumed_at=first + 1) as board:
                 steps = iter(()) if ended else recipe.steps(state, first)
                 for done, state, metrics in self.screen.track(stage.name, recipe.total, first, _watched(steps)):
-                    board.scalars(done, {f"train/{k}": v for k, v in metrics.items() if k != "rewards"})
+                    curves = {f"train/{k}": v for k, v in metrics.items() if k != "rewards"}
+                    board.scalars(done, curves)
+                    self.track.scalars(stage.folder, done, curves)
                     board.histogram("train/rewards", metrics.get("rewards", ()), done)
                     totals.update({k: v for k, v in metrics.items() if k in SUMMED or k.startswith(ERRORS)})
                     stopping = preemption.noticed()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mdrl_jax.commands import export, generate
+from mdrl_jax.commands import evaluate, export, generate, push
 from mdrl_jax.commands.loaded import load_folder
 from mdrl_jax.config import default, parse
 from mdrl_jax.domains import vocabulary
@@ -22,6 +22,8 @@ from mdrl_jax.main import main
 from mdrl_jax.model import huggingface, tokens
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
+from mdrl_jax.report.screen import terminal
+from mdrl_jax.report.tables import harness, matrix
 from mdrl_jax.workfolder import WorkFolder
 
 transformers = pytest.importorskip("transformers")
@@ -272,3 +274,87 @@ def test_what_is_written_has_all_that_the_source_had(chat: Path, tmp_path: Path,
     card = (out / "README.md").read_text()
     assert "| base | 12.5 ± 1.0 |" in card and f"mdrl export --workdir={work.root} --stage=base" in card
     assert str(chat) in card and card.startswith("---\nlibrary_name: transformers\n")
+
+
+RESULTS = {  # in the form of lm-evaluation-harness 0.4.13
+    "results": {
+        "capitals": {"alias": "capitals", "acc,none": 0.75, "acc_stderr,none": 0.25, "acc_norm,none": 1.0},
+        "wikitext": {"alias": "wikitext", "word_perplexity,none": 0.5, "word_perplexity_stderr,none": "N/A"},
+        "gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.5, "exact_match_stderr,strict-match": "N/A"},
+    },
+    "higher_is_better": {"capitals": {"acc": True}, "wikitext": {"word_perplexity": False}},
+    "n-samples": {"capitals": {"original": 4, "effective": 4}},
+}
+
+
+def test_results_of_the_harness_stand_beside_ours(tmp_path: Path) -> None:
+    file = tmp_path / "out" / "model" / "results_2026.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(RESULTS))
+    found = harness.read(tmp_path / "out")
+    assert found == harness.read(file)
+    assert [(row["domain"], row["metric"], row["score"], row["stderr"], row["n_prompts"]) for row in found] == [
+        ("capitals", "acc,none", 75.0, 25.0, 4),
+        ("gsm8k", "exact_match,strict-match", 50.0, float("inf"), 0),
+    ]
+    ours = matrix.build([{"stage": "model", "index": 0, "rewards": {"math": [[1.0], [0.0]]}}])
+    table: Any = terminal.score_table(ours, found)
+    assert [str(column.header) for column in table.columns][1:] == ["math", "mean", "capitals", "gsm8k"]
+    assert [str(column._cells[0]).strip() for column in table.columns][-2:] == ["75.0 ±25.0", "50.0"]
+    for text in ("[]", '{"results": {}}', '{"results": {"a": {"ppl,none": 9.0}}}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match=str(file)):
+            harness.read(file)
+    file.unlink()
+    with pytest.raises(UserError, match="no results_"):
+        harness.read(tmp_path)
+
+
+def test_push_lists_first_and_then_sends_the_folder(chat: Path, capsys) -> None:
+    class Api:
+        def __init__(self):
+            self.calls: list[tuple[str, Any, Any]] = []
+
+        def create_repo(self, *args: Any, **kwargs: Any) -> None:
+            self.calls.append(("create_repo", args, kwargs))
+
+        def upload_folder(self, *args: Any, **kwargs: Any) -> None:
+            self.calls.append(("upload_folder", args, kwargs))
+
+    api = Api()
+    push.run(str(chat), "me/model", dry_run=True, api=api)
+    listed = capsys.readouterr().out
+    names = {file.name for file in chat.iterdir()}
+    assert (
+        not api.calls
+        and "nothing was sent" in listed
+        and names == {line.split()[0] for line in listed.splitlines()[1:]}
+    )
+    push.run(str(chat), "me/model", private=True, api=api)
+    assert [name for name, _, _ in api.calls] == ["create_repo", "upload_folder"]
+    assert api.calls[0][2] == {"private": True, "exist_ok": True}
+    assert api.calls[1][2]["folder_path"] == chat and api.calls[1][2]["repo_id"] == "me/model"
+    for model, repo, words in (
+        (chat, "model", "OWNER/NAME"),
+        (chat, "a/b c", "a/b c"),
+        (chat / "no", "a/b", "not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            push.run(str(model), repo, dry_run=True)
+
+
+def test_a_dry_run_names_every_domain_that_is_wrong(chat: Path, tmp_path: Path, capsys) -> None:
+    c = default()
+    c.scored_domains, c.stages = ("math", "qa", "cw"), ("math",)
+    c.domains.n_test, c.domains.n_validation = 4, 4
+    c.rollout.prompt_buckets = (64,)
+    rows = [{"question": f"add {i}", "answer": i} for i in range(40)]
+    (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"prompt": "{question}", "check": {"answer": "answer"}, "reward": "math"}
+    c.domains.math.update({**source, "files": (str(tmp_path / "math.jsonl"),)})
+    c.domains.qa.update({**source, "files": ("hub:misspelled",)})
+    with pytest.raises(UserError, match="domains.qa: 'hub:misspelled' names no hub data set") as e:
+        evaluate.dry_run(str(chat), parse(c))
+    out = capsys.readouterr().out
+    assert "math: 40 prompts in 40 rows" in out and "<user> add " in out and "its check: {'answer': " in out
+    assert "cw: procedural" in out and "domain cw" not in str(e.value)

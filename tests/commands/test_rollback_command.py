@@ -171,9 +171,22 @@ def test_a_wrong_call_is_one_line(folders: dict[str, Path], tmp_path: Path, case
     assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
 
 
+def test_a_result_that_is_not_finite_writes_nothing(folders: dict[str, Path], tmp_path: Path):
+    """Finite weights whose difference overflows in the number format of the model."""
+    huge = {}
+    for name, factor in (("before", 3e38), ("after", -3e38)):
+        huge[name] = Path(shutil.copytree(folders[name], tmp_path / name))
+        tensors = weights(huge[name])
+        tensors["model.norm.weight"][:] = factor
+        save_file(tensors, huge[name] / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="model.norm.weight has numbers that are NaN or, as float32, infinite"):
+        call(folders | huge, tmp_path / "out", fraction=1.0)
+    assert {p.name for p in tmp_path.iterdir()} == {"before", "after"}
+
+
 def test_an_out_folder_with_something_in_it_is_refused(folders: dict[str, Path], tmp_path: Path):
     (tmp_path / "note").write_text("mine")
     for out in (tmp_path, tmp_path / "note"):
-        with pytest.raises(UserError, match="exists and is not an empty folder"):
+        with pytest.raises(UserError, match="exists and is not empty|is a file"):
             call(folders, out)
     assert [p.name for p in tmp_path.iterdir()] == ["note"]

@@ -1,7 +1,9 @@
 """The tables of a run on the screen and in `log.txt`. A score table of four domains fits into 80 columns."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +19,18 @@ from mdrl_jax.report.tables.transfer import backward_transfer, forgetting, forwa
 from mdrl_jax.stats.estimate import interval_text
 
 
-def score_table(matrix: Matrix) -> RenderableType:
+def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = ()) -> RenderableType:
     """Stages by domains: score ± standard error in points with one decimal, and the plain mean over domains.
 
     An asterisk marks the domain that a stage trained. The accuracy judges the same replies regardless of style. If it
     differs from the score, a second block shows it, dim and in the same form. A score that is not known is "–"; so is
     the mean of a stage that lacks one.
+
+    Args:
+      matrix: the scores.
+      beside: scores of other tasks of the only stage, as of `tables.harness.read`, in columns after the mean.
     """
-    scores = _block("score", matrix, matrix.score_SD, matrix.stderr_SD, "")
+    scores = _block("score", matrix, matrix.score_SD, matrix.stderr_SD, "", beside)
     if not np.isfinite(matrix.accuracy_SD).any() or np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True):
         return scores
     title = "accuracy regardless of style"
@@ -97,17 +103,20 @@ def _block(
     mean_SD: NDArray[np.float64],
     stderr_SD: NDArray[np.float64],
     style: str,
+    beside: Sequence[Mapping[str, Any]] = (),
 ) -> Table:
     table = Table(box=box.SIMPLE, title_justify="left", title=f"{title}, points", style=style)
     table.add_column("after stage", no_wrap=True)
-    for domain in (*matrix.domains, "mean"):
+    for domain in (*matrix.domains, "mean", *(task["domain"] for task in beside)):
         table.add_column(shown(domain), justify="right", no_wrap=True)
     framed = set(framed_cells(matrix))
     for s, stage in enumerate(matrix.stages):
         cells = [_cell(mean_SD[s, d], stderr_SD[s, d], (s, d) in framed) for d in range(len(matrix.domains))]
         finite = np.isfinite(mean_SD[s]).all() and mean_SD.shape[1] > 0
         mean = Text(f"{mean_SD[s].mean():.1f}" if finite else "–")
-        table.add_row(shown(stage), *cells, mean, style=style)
+        table.add_row(
+            shown(stage), *cells, mean, *(_cell(task["score"], task["stderr"], False) for task in beside), style=style
+        )
     return table
 
 

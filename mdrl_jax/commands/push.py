@@ -1,0 +1,55 @@
+"""The command `push`: uploads a written model to the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Any
+
+from mdrl_jax.errors import UserError
+from mdrl_jax.model import huggingface
+
+UNWANTED = (".*", "*.partial", "lost+found")  # names that are not uploaded
+
+
+def run(model: str, repo: str, private: bool = False, dry_run: bool = False, api: Any = None) -> None:
+    """Uploads a model folder to a repository, which is made if needed, and prints where it is.
+
+    Args:
+      model: the folder, as `export` and `rollback` write it.
+      repo: OWNER/NAME of the repository.
+      private: whether a new repository is private.
+      dry_run: whether the files are only listed, and nothing is sent.
+      api: the client that is used, `huggingface_hub.HfApi` by default. It finds the token of `hf auth login`.
+
+    Raises:
+      UserError: if the folder holds no model that can be read, the name has another form, or the hub refuses the
+        upload.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    folder = Path(model)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as e:
+        raise UserError(f"--repo={repo} is not valid: {' '.join(str(e).split())}") from e
+    if "/" not in repo:
+        raise UserError(f"--repo={repo} is not valid; it must be OWNER/NAME")
+    huggingface.read_config(folder)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise UserError(f"{folder} has no *.safetensors; export a stage first")
+    size = sum(file.stat().st_size for file in files)
+    if dry_run:
+        print(f"{len(files)} files, {size / 1e6:,.1f} MB, would go to https://huggingface.co/{repo}; nothing was sent")
+        for file in files:
+            print(f"  {file.relative_to(folder)}  {file.stat().st_size:,} bytes")
+        return
+    client = api or HfApi()
+    try:
+        client.create_repo(repo, private=private, exist_ok=True)
+        client.upload_folder(
+            repo_id=repo, folder_path=folder, ignore_patterns=list(UNWANTED), commit_message="Upload by mdrl_jax"
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError, ConnectionError, ValueError) as e:
+        raise UserError(f"the hub refused the upload to {repo}: {' '.join(str(e).split())}") from e
+    print(f"{len(files)} files, {size / 1e6:,.1f} MB, are at https://huggingface.co/{repo}")
