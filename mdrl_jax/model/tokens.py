@@ -118,8 +118,8 @@ def eos_ids(tokenizer: Any, folder: str | Path | None = None, vocab_size: int | 
     found += turn
     if not found:
         raise UserError(
-            "neither the tokenizer nor config.json or generation_config.json names an end token (eos_token); "
-            "completions could never end"
+            f"{folder or 'the model'} names no end token: neither eos_token of its tokenizer nor eos_token_id of "
+            "config.json or generation_config.json; completions could never end"
         )
     for i, where in found:
         if vocab_size is not None and not 0 <= i < vocab_size:
