@@ -190,17 +190,17 @@ def test_the_own_domain_trains(written: Path) -> None:
     assert [close(reply, {"answer": 8}) for reply in ("8", "> 4 plus 4 ; 9", "7", "6", "many")] == [1, 0.5, 0.5, 0, 0]
 
 
-def test_the_own_model_family_is_mistral(tmp_path: Path) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
+def test_the_own_model_family_is_gemma(tmp_path: Path) -> None:
+    from transformers import GemmaConfig, GemmaForCausalLM
 
     from mdrl_jax.model import families, huggingface
 
-    exec(next(b for b in blocks(OWN) if "mistral" in b), {})
+    exec(next(b for b in blocks(OWN) if "GemmaForCausalLM" in b), {})
     try:
         torch.manual_seed(0)
         sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None}
-        theirs = MistralForCausalLM(MistralConfig(**sizes, **heads, attn_implementation="eager")).eval()
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        theirs = GemmaForCausalLM(GemmaConfig(**sizes, **heads, attn_implementation="eager")).eval()
         with torch.no_grad():
             for parameter in theirs.parameters():
                 parameter += 0.15 * torch.randn_like(parameter)
@@ -212,7 +212,7 @@ def test_the_own_model_family_is_mistral(tmp_path: Path) -> None:
             huggingface.read_config(tmp_path)
     finally:
         for table in (families.FAMILIES, families.DEFAULTS, families.ARCHITECTURES):
-            table.pop("mistral", None)
+            table.pop("gemma", None)
 
 
 def test_the_own_rule_takes_back_what_leads_away_from_the_peak() -> None:

@@ -169,6 +169,7 @@ ARCHITECTURES = {
     "smollm3": "SmolLM3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
+SLIDERS = ("mistral", "qwen2", "qwen3", "smollm3", "gemma3_text")  # families whose layers may slide (`_layers`)
 FULL, SLIDING = "full_attention", "sliding_attention"  # the kinds of layers in `layer_types`
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # names of the number of experts
 
@@ -234,7 +235,7 @@ def _layers(hf: dict[str, Any], family: str, n_layers: int, longest: int, where:
             raise UserError(f"{where}: no_rope_layers has {len(uses)} entries for {n_layers} layers")
         no_rope = tuple(not use for use in uses[:n_layers])
     window = hf.get("sliding_window")
-    if family in ("llama", "olmo2"):
+    if family not in SLIDERS:
         default, window = [FULL] * n_layers, None
     elif family == "mistral":
         default, kinds = [FULL if window is None else SLIDING] * n_layers, None  # transformers ignores layer_types
@@ -300,7 +301,7 @@ def from_hf(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
         "attn_logit_softcapping": hf.get("attn_logit_softcapping") is not None,
         "use_bidirectional_attention": bool(hf.get("use_bidirectional_attention", False)),
     }
-    if family in ("llama", "olmo2"):
+    if family not in SLIDERS:
         refused["sliding_window"] = hf.get("sliding_window") is not None
     for field, bad in refused.items():
         if bad:

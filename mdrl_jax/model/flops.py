@@ -147,6 +147,8 @@ class Products:
 def sequences(config: ModelConfig, rows: int, length: int, scored: int) -> Products:
     """The products of a forward pass over whole causal sequences, with T(T + 1) / 2 pairs in a sequence of T tokens.
 
+    Layers whose attention slides count as the others: the decoder computes the scores outside the window, too.
+
     Args:
       config: sizes of the model.
       rows: number of sequences.

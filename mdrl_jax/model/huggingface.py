@@ -274,6 +274,8 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh, base: str | Path | None
     """
     whole = model_of(folder, base)
     files = _Files(Path(folder), None if whole == Path(folder) else whole)
+    if model.config.tied and files.adapter is not None and files.adapter.replaces("lm_head.weight"):
+        raise UserError(f"{folder} has an lm_head of its own, but its base model has none beside the embedding")
     boxed = param_shapes(model)
     tree = nn.unbox(boxed)
 
@@ -491,7 +493,10 @@ def _write_tensors(partial: Path, params: Any, dtype: Any) -> None:
     names: list[list[str]] = [[]]
 
     def flush(number: int) -> None:
-        save_file(shards[-1], partial / f"shard-{number}", metadata={"format": "pt"})
+        try:
+            save_file(shards[-1], partial / f"shard-{number}", metadata={"format": "pt"})
+        except SafetensorError as e:  # such as a full disk
+            raise OSError(f"{partial} cannot be written: {e}") from e
         shards[-1] = {}
 
     for name, make in to_tensors(params).items():
