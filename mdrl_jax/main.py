@@ -508,20 +508,12 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         _tell(_of_the_system(e))
         return 2
-    except RuntimeError as e:
-        if not str(e).startswith(NO_DEVICES):
-            raise
-        _tell(f"{e}; JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} asks for devices that are not here")
-        return 2
 
 
 def _tell(error: UserError | str) -> None:
     from mdrl_jax.progress import printable
 
     print(printable(f"mdrl: error: {' '.join(str(error).split())}"), file=sys.stderr)
-
-
-NO_DEVICES = ("Unable to initialize backend", "Unknown backend")  # how errors of JAX about missing devices begin
 
 
 def _of_the_system(error: OSError) -> str:

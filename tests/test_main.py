@@ -17,6 +17,7 @@ from mdrl_jax.domains import registry
 from mdrl_jax.domains.base import Domain, DomainsConfig
 from mdrl_jax.errors import UserError
 from mdrl_jax.main import COMMANDS, main
+from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
 from mdrl_jax.workfolder import LOCK, WorkFolder
 
 CONFIG = """
@@ -112,7 +113,7 @@ def test_help_of_each_command_is_readable(name: str, flag: str, capsys: pytest.C
     out, err = capsys.readouterr()
     assert err == "" and out.startswith(f"{name}: {COMMANDS[name][0]}")
     flags = {"run": "workdir", "generate": "prompt_ids", "evaluate": "model", "export": "out", "score": "domain"}
-    flags |= {"bench": "repeats", "rollback": "keep", "fit": "topology"}
+    flags |= {"bench": "repeats", "rollback": "keep", "fit": "topology", "push": "repo"}
     assert f"--{flags.get(name, 'workdir')}" in out
     assert max(map(len, out.splitlines())) <= 120
 
@@ -322,7 +323,6 @@ def test_a_second_run_in_one_folder_is_refused_and_names_the_first(refused: Refu
         (OSError(28, "No space left on device", "/big/file"), "/big/file: No space left on device"),
         (PermissionError(13, "Permission denied", "a", None, "b"), "a -> b: Permission denied"),
         (TimeoutError("timed out"), "timed out"),
-        (RuntimeError("Unable to initialize backend 'cuda': none"), "JAX_PLATFORMS='cpu' asks for devices"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch, error, line: str):
@@ -332,6 +332,16 @@ def test_what_the_system_refuses_is_one_line(refused: Refused, monkeypatch: pyte
     about, define, _ = COMMANDS["report"]
     monkeypatch.setitem(COMMANDS, "report", (about, define, fail))
     assert line in refused("report", "--workdir=x")
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'")])
+def test_a_platform_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("jax.devices", fail)
+    with pytest.raises(UserError, match="JAX_PLATFORMS='cpu' asks for devices that JAX does not find here"):
+        make_mesh(MeshConfig())
 
 
 def test_output_that_is_not_utf8_is_escaped(monkeypatch: pytest.MonkeyPatch):

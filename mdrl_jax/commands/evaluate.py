@@ -6,6 +6,7 @@ import time
 import jax
 
 from mdrl_jax import runtime
+from mdrl_jax.commands.loaded import check_base
 from mdrl_jax.config import Config
 from mdrl_jax.domains.chat import chat_text
 from mdrl_jax.domains.datasets import SPLITS
@@ -48,6 +49,7 @@ def run(model: str, config: Config, output: str = "screen", base: str | None = N
     """
     started = time.monotonic()
     beside = harness.read(tasks) if tasks else []
+    check_base(model, base)
     given = None if base is None else runtime.model_folder(base)
     whole = huggingface.model_of(runtime.model_folder(model), given)
     adapter = model if whole != runtime.model_folder(model) else ""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mdrl_jax.commands.loaded import load_folder, load_stage
+from mdrl_jax.commands.loaded import check_base, load_folder, load_stage
 from mdrl_jax.domains.chat import render
 from mdrl_jax.domains.prompts import check_ids
 from mdrl_jax.errors import UserError
@@ -79,6 +79,7 @@ def run(
         raise UserError("--raw takes the bare text of --prompt, without --system")
     if system is not None and prompt_ids is not None:
         raise UserError("--system needs --prompt or --messages; --prompt_ids is used as it is")
+    check_base(model, base)
     sampling = SamplingConfig(temperature, top_k, top_p)
     loaded = load_folder(model, base) if model is not None else load_stage(str(workdir), str(stage))
     if prompt_ids is not None:

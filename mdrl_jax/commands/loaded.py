@@ -13,7 +13,7 @@ from mdrl_jax.checkpoints import abstract, load_params
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.model import huggingface, tokens
+from mdrl_jax.model import adapters, huggingface, tokens
 from mdrl_jax.model.families import ModelConfig
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
@@ -41,6 +41,16 @@ class Loaded:
     mesh: Mesh
     folder: Path
     eos_ids: tuple[int, ...]
+
+
+def check_base(model: str | None, base: str | None) -> None:
+    """Refuses a base model beside a model that is no adapter.
+
+    Raises:
+      UserError: if `base` is given and `model` is not the folder of a LoRA adapter.
+    """
+    if base is not None and (model is None or not adapters.is_adapter(model_folder(model))):
+        raise UserError(f"--base={base} is for LoRA adapters, and --model={model} is none; leave --base out")
 
 
 def load_folder(path: str, base: str | None = None) -> Loaded:

@@ -11,6 +11,7 @@ step, logits), the activations are gathered over `fsdp` instead (logical axis "r
 """
 
 import contextvars
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -65,12 +66,12 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
       devices: the devices, one or more, all of which are used; None: all devices of the program.
 
     Raises:
-      UserError: if a size is neither positive nor -1, if two are -1, if the sizes do not multiply to the number of
-        devices, or if `data` is not divisible by the slices.
+      UserError: if JAX finds no devices, if a size is neither positive nor -1, if two are -1, if the sizes do not
+        multiply to the number of devices, or if `data` is not divisible by the slices.
       ValueError: if the slices have different numbers of devices.
       AssertionError: if the devices of a TPU slice do not form a complete box, or are cores and not chips.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = _present() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
     named = ", ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
@@ -92,6 +93,15 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     within = (sizes[0] // slices, *sizes[1:])
     placed = create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=auto)
+
+
+def _present() -> list[Any]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as e:  # JAX asserts that a platform of JAX_PLATFORMS has a device
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = f" ({' '.join(str(e).split())})" if str(e) else ""
+        raise UserError(f"JAX_PLATFORMS={asked!r} asks for devices that JAX does not find here{reason}") from e
 
 
 _apart = contextvars.ContextVar("rows apart", default=False)

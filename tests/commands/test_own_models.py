@@ -125,6 +125,7 @@ def test_a_prompt_is_the_users_message_of_the_chat_template(chat: Path, tmp_path
         (["--prompt_ids=1", "--system=a"], "--system needs"),
         (["--prompt=a", "--raw", "--system=a"], "--raw takes"),
         (["--prompt_ids=1,100000"], "100000"),
+        (["--prompt_ids=1", "--base=DIR"], "--base=DIR is for LoRA adapters"),
     ],
 )
 def test_a_wrong_prompt_ends_in_one_line(flags, words, chat, tmp_path, capsys) -> None:

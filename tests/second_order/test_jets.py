@@ -129,8 +129,8 @@ def test_chunks_and_blocks_change_nothing(decoder64):
 
 
 def test_rows_that_share_their_prompt_change_nothing(decoder64):
-    """Jets and gradients, of all parameters and of a route's slice."""
-    model, params = decoder64("qwen3")
+    """Jets and gradients, of all parameters and of a route's slice; windows are those of unpacked rows."""
+    model, params = decoder64("mixed")
     tokens_BT, valid_BT = (jnp.repeat(x, 3, axis=0) for x in sequences(model.config.vocab_size))
     start = KWARGS["start"]
     own_BT = jnp.asarray(np.random.default_rng(3).integers(0, 5, tokens_BT[:, start:].shape), tokens_BT.dtype)
