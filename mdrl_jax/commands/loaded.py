@@ -70,7 +70,8 @@ def load_folder(path: str, base: str | None = None) -> Loaded:
     """
     folder, whole = model_folder(path), None if base is None else model_folder(base)
     sizes = huggingface.read_config(folder, whole)
-    return _loaded(sizes, lambda *made: huggingface.load(folder, *made, whole), huggingface.model_of(folder, whole))
+    load = lambda model, mesh: huggingface.load(folder, model, mesh, whole)  # noqa: E731
+    return _loaded(sizes, load, huggingface.model_of(folder, whole))
 
 
 def _loaded(sizes: ModelConfig, load: Callable[[Decoder, Mesh], Any], folder: Path) -> Loaded:
