@@ -174,7 +174,7 @@ class Walk:
             spent = meter()
             if stage.kind != "analyze" and any(n for kind, n in spent.items() if kind != "seconds"):
                 before = records.read_json(file) if file.exists() and stage.kind != "orders" else {}
-                kinds = {k: before[k] for k in before if k == "seconds" or k.startswith("tokens_")}
+                kinds = {k: before[k] for k in before if k in ("seconds", "operations") or k.startswith("tokens_")}
                 records.write_json(file, costs(self.runtime, stage, 0, Counter(kinds) + Counter(spent)))
 
         try:
