@@ -49,7 +49,8 @@ PRESETS = METHODS | {"distill": {"kl_every": 0, "grpo": {"drop_zero_variance": F
 
 # Stages that score candidates on validation prompts and keep the best (definitions §14), by what comes before the first
 # "-" of their names.
-CHOOSE = ("refresh", "distill", "rollback", "arithmetic", "ties", "ram", "dare", "plan", "trials", "recover")
+CHOOSE = ("refresh", "distill", "alternate", "rollback", "plan", "trials", "recover")
+CHOOSE += ("arithmetic", "ties", "ram", "dare")
 # Those of them that make their candidates from completions of the analysis' prompts.
 FIT = ("rollback", "plan", "trials", "recover")
 # Supervised stages, by what comes before the first "-" of their names.
@@ -131,6 +132,7 @@ class TrainSection:
       prompts_per_step: prompts of each sampled batch; divisible by rollout.parts.
       n_prompts: number of training prompts of each domain that the stage draws from, the first ones; 0, or more than
         there are: all of them.
+      turn: steps of a stage `alternate-A-B` on one of its domains before the other has its turn, at least 1.
       group_size: completions sampled for each prompt, at least 2.
       grad_accum_steps: number of micro-batches that a step's prompts_per_step * group_size completions are divided
         into; their gradients are added up.
@@ -153,6 +155,7 @@ class TrainSection:
     steps: int = 40
     prompts_per_step: int = 16
     n_prompts: int = 0
+    turn: int = 1
     group_size: int = 16
     grad_accum_steps: int = 1
     learning_rate: float = 1e-6
@@ -234,8 +237,8 @@ class EvaluateSection:
 
     Attributes:
       split: the prompts that are used, "test" or "validation"; only "test" in a run with a stage that chooses by
-        validation prompts: a refresh, a distillation, a rollback, a merge with a factor, `plan`, `recover`, `trials`,
-        or a stage with a `target`.
+        validation prompts: a refresh, plain or alternating, a distillation, a rollback, a merge with a factor, `plan`,
+        `recover`, `trials`, or a stage with a `target`.
       samples: completions sampled for each prompt, at least 1.
       batch: prompts that are sampled at once, at least 1; divisible by the mesh's data * fsdp.
       sampling: temperature, top-k and top-p of the completions.
@@ -336,7 +339,7 @@ class RecoverSection:
     """Recovery of a damaged domain: refreshes, rollbacks, merges and plans (definitions §8 to §10).
 
     When a refresh, a distillation or a stage with a `target` stops, and which rollback or merge is chosen, is decided
-    on validation prompts. A distillation stops, and is repeated, as a refresh is.
+    on validation prompts. A distillation and an alternating refresh stop, and are repeated, as a refresh is.
 
     Attributes:
       prompts: validation prompts of each domain, at least 1, or 2 for a plan; all of them if there are fewer.
@@ -766,7 +769,7 @@ def _check(config: Config) -> None:
     for i, stage in enumerate(c.stages):
         s = stage_config(c, stage)
         where = f"stage {stage}"
-        for field in ("steps", "prompts_per_step", "grad_accum_steps"):
+        for field in ("steps", "prompts_per_step", "turn", "grad_accum_steps"):
             _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 1")
         _require(
             s.group_size >= 2,

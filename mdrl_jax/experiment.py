@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from mdrl_jax import preemption, records, runtime
+from mdrl_jax.analysis import samples
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params
 from mdrl_jax.claims.recovery import Refreshed, c6, c7
@@ -71,6 +72,8 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
             if stage.kind == "grpo":
                 grpo.check_divides(built, stage)
                 prepare.check(built, stage)
+                if stage.prefix == "alternate":
+                    samples.check(built, stage.domains, f"stage {stage.name}: ")
             elif stage.kind == "sft":
                 for domain, record in sft.check(built, stage).items():
                     data[domain].setdefault("demonstrations", {})[stage.name] = record

@@ -9,6 +9,7 @@ table, D, A and B are domains.
 | `refresh-D` | GRPO on D again, until D's score is back near its peak (definitions §8) |
 | `distill-D` | samples on D's prompts and pulls each token to what D's peak, the teacher, says (definitions §10) |
 | `distill-all` | the same on the prompts of all scored domains with a peak; each prompt has its own domain's teacher |
+| `alternate-A-B` | a refresh of A and B in turns of a few steps (`train.turn`), until both are near their peaks (§8) |
 | `rollback-A-B` | no training: subtracts part of B's edit on the conflict set of A, to restore A (definitions §9) |
 | `placebo-D` | GRPO on D at learning rate 0: a control, which must not change any score (definitions §2) |
 | `joint` | GRPO on all scored domains, with equally many prompts of each in every step |
@@ -31,12 +32,12 @@ the same prefix, or else from where stage D starts |
 | any name of a training stage, `@` and a label, e.g. `qa@slow` | the same stage once more, with settings of its own |
 
 "The previous stage" is the last one before it in the sequence, which consists of the domains, `refresh-`, `placebo-`,
-`joint`, `sft-`, `sft`, `pretrain` and `recover`. `distill-`, `rollback-`, `plan`, `trials` and `recover` start from the
-last plain domain stage instead. Stages outside the sequence are side branches: no other kind of stage starts from one
-unless the config's field `start` names it. A stage with a label is always a side branch; it has the default start of
-the stage without the label and draws the same prompts and sampling keys. A supervised stage that `start` takes
-elsewhere than to the previous stage is a side branch too. Only GRPO gives a domain its peak: a supervised stage does
-not.
+`joint`, `sft-`, `sft`, `pretrain` and `recover`. `distill-`, `alternate-`, `rollback-`, `plan`, `trials` and `recover`
+start from the last plain domain stage instead. Stages outside the sequence are side branches: no other kind of stage
+starts from one unless the config's field `start` names it. A stage with a label is always a side branch; it has the
+default start of the stage without the label and draws the same prompts and sampling keys. A supervised stage that
+`start` takes elsewhere than to the previous stage is a side branch too. Only GRPO gives a domain its peak: a supervised
+stage does not.
 """
 
 import dataclasses
@@ -63,7 +64,7 @@ ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
 }
 # Kinds of stages that write records but make no parameters.
 RECORDS = ("analyze", "plan", "trials", "orders", "locality")
-PREFIXES = ("refresh", "distill", "solo", "again", "placebo", "reversed", "sft", "locality", *METHODS)
+PREFIXES = ("refresh", "distill", "alternate", "solo", "again", "placebo", "reversed", "sft", "locality", *METHODS)
 SEQUENCE = ("", "refresh", "placebo", "sft")  # prefixes of stages that the next stage starts from; "" is no prefix
 
 
@@ -116,7 +117,7 @@ class Stage:
     @property
     def recovers(self) -> bool:
         """Whether the stage trains until its domains are back near their peaks, and keeps its best step."""
-        return self.prefix in ("refresh", "distill")
+        return self.prefix in ("refresh", "distill", "alternate")
 
     @property
     def taught(self) -> bool:
@@ -172,6 +173,9 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     elif prefix == "rollback":
         kept, _, donor = rest.partition("-")
         kind, domains = "rollback", (kept, donor)
+    elif prefix == "alternate":
+        first, _, second = rest.partition("-")
+        domains = (first, second)
     elif plain == "distill-all":
         domains = config.scored_domains
     elif not rest:
@@ -188,8 +192,8 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         if domain not in known:
             raise UserError(
                 f"stage {name!r} is not a valid stage name; valid are a domain ({', '.join(known)}), a prefix and a "
-                f"domain (prefixes: {', '.join(f'{p}-' for p in PREFIXES)}), rollback-A-B with two domains A and B, "
-                f"one of {', '.join(ALL_DOMAINS)}, or one of these that trains, with @ and a label"
+                f"domain (prefixes: {', '.join(f'{p}-' for p in PREFIXES)}), alternate-A-B or rollback-A-B with "
+                f"two domains A and B, one of {', '.join(ALL_DOMAINS)}, or one of these that trains, with @ and a label"
             )
         if domain not in config.scored_domains:
             raise UserError(f"stage {name!r} uses domain {domain}, which is not in scored_domains; add it there")
@@ -209,7 +213,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         reference = start
     if plain == "distill-all" and not train.distill.teacher and train.distill.form != "fixed":
         domains = tuple(d for d in domains if peak(d, start, earlier)) or domains
-    if kind == "grpo" and train.prompts_per_step % len(domains):
+    if kind == "grpo" and prefix != "alternate" and train.prompts_per_step % len(domains):
         raise UserError(
             f"stage {name}: prompts_per_step={train.prompts_per_step} is not divisible by its {len(domains)} domains"
         )
@@ -243,7 +247,7 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
         return branch[-1]
     if prefix in METHODS and rest in starts:
         return starts[rest]
-    if prefix in ("distill", "rollback") or name in ("plan", "trials", "recover"):
+    if prefix in ("distill", "alternate", "rollback") or name in ("plan", "trials", "recover"):
         before = [s for s in before if s in domains]
     return before[-1] if before else "base"
 
@@ -452,7 +456,10 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
             f"stage {name} keeps nothing: no domain was trained on the way to its start {stage.start!r}; set its "
             "prevent by stage_overrides of later stages only"
         )
-    for domain in (*stage.domains, stage.donor) if stage.kind == "rollback" else ():
+    if stage.prefix == "alternate" and len(set(stage.domains)) < 2:
+        raise UserError(f"stage {name} takes turns of one domain; name two different ones")
+    needed = stage.domains if stage.prefix == "alternate" else (*stage.domains, stage.donor)
+    for domain in needed if stage.kind == "rollback" or stage.prefix == "alternate" else ():
         if peak(domain, stage.start, earlier) is None:
             raise UserError(f"stage {name}: no stage on the way to its start {stage.start!r} trained {domain} alone")
     if stage.kind in ("plan", "trials", "recover") and not trained_on_the_way(stage, earlier):

@@ -151,7 +151,7 @@ WRONG = [
 
 PATH = ("math", "qa")
 SOLOS = tuple(f"solo-{d}" for d in ("code", "math", "qa", "cw"))
-CHOICES = ["refresh-math", "distill-math", "rollback-math-qa", "arithmetic", "ties", "ram", "dare"]
+CHOICES = ["refresh-math", "distill-math", "alternate-math-qa", "rollback-math-qa", "arithmetic", "ties", "ram", "dare"]
 CHOICES += ["plan", "recover", "trials"]
 FITTED = ["rollback-math-qa", "plan", "recover", "trials", "protect-qa", "ewc-qa", "agem-qa", "pcgrad-qa", "mgs-qa"]
 PLAIN = ["analyze", "again-qa", "placebo-qa", "joint", "average", "replay-qa", "kl-qa", "reversed-qa", "sft", "sft-qa"]

@@ -125,6 +125,21 @@ def test_a_distillation_goes_back_from_the_end_of_the_plain_sequence_to_its_teac
     assert not grpo.drop_zero_variance and made["distill-math"].train.kl_every == 0
 
 
+def test_an_alternating_refresh_takes_turns():
+    overrides = {"alternate-math-qa": {"turn": 2, "prompts_per_step": 5}}
+    stages = planned("math", "qa", "cw", "refresh-math", "alternate-math-qa", stage_overrides=overrides)
+    stage = stages["alternate-math-qa"]
+    assert (stage.kind, stage.domains, stage.start, stage.recovers) == ("grpo", ("math", "qa"), "cw", True)
+    assert [shares(stage, step) for step in range(5)] == [{d: 5} for d in ("math", "math", "qa", "qa", "math")]
+    for wrong, told in (
+        ("alternate-math-math", "name two different ones"),
+        ("alternate-math", "is not a valid stage name"),
+        ("alternate-math-code", "no stage on the way to its start 'cw' trained code alone"),
+    ):
+        with pytest.raises(UserError, match=told):
+            planned("math", "qa", "cw", wrong)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [

@@ -17,6 +17,7 @@ MADE_BY = {
     "analysis/": "the stage `analyze` or the command `analyze` writes it",
     "recovery/refresh-": "a stage such as `refresh-math` writes it",
     "recovery/distill-": "a stage such as `distill-math` writes it",
+    "recovery/alternate-": "a stage such as `alternate-math-qa` writes it",
     "recovery/rollback-": "a stage such as `rollback-math-qa` writes it",
     "recovery/plan": "the stage `plan` writes it",
     "recovery/outcomes": "the stage `trials` writes it",

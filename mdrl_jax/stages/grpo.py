@@ -196,7 +196,7 @@ def grpo_steps(
     for step in range(first, train.steps):
         started = time.monotonic()
         sets = []
-        for domain, count in shares(stage).items():
+        for domain, count in shares(stage, step).items():
             prompts = runtime.prompts[domain, "train"]
             n = min(train.n_prompts or len(prompts), len(prompts))
             order = visit_order(runtime.config.seed, stage.stream, domain, n, step * count, count)
@@ -225,15 +225,17 @@ def grpo_steps(
         yield step + 1, state, metrics
 
 
-def shares(stage: Stage) -> dict[str, int]:
+def shares(stage: Stage, step: int = 0) -> dict[str, int]:
     """Number of prompts of each domain in a step.
 
-    The kept domains get the share `prevent.replay` of the prompts in equal parts, each rounded to a whole number, a
-    half to the even one. The stage's own domains get the rest in equal parts; what is left over goes to the first of
-    them, one prompt each, so the sum is `prompts_per_step`.
+    The own domain of a step of `alternate-` is the one whose turn it is; other stages have the same own domains in all
+    steps. The kept domains get the share `prevent.replay` of the prompts in equal parts, each rounded to a whole
+    number, a half to the even one. The stage's own domains get the rest in equal parts; what is left over goes to the
+    first of them, one prompt each, so the sum is `prompts_per_step`.
 
     Args:
       stage: a GRPO stage.
+      step: number of the step, from 0.
 
     Returns:
       domain -> number of prompts; the stage's own domains first. Kept domains that get none are left out. Without
@@ -243,8 +245,11 @@ def shares(stage: Stage) -> dict[str, int]:
     each = round(train.prompts_per_step * train.prevent.replay / len(stage.keeps)) if stage.keeps else 0
     replayed = {domain: each for domain in stage.keeps if each}
     own = train.prompts_per_step - sum(replayed.values())
-    part, left = divmod(own, len(stage.domains))
-    return {domain: part + (i < left) for i, domain in enumerate(stage.domains)} | replayed
+    domains = stage.domains
+    if stage.prefix == "alternate":
+        domains = (domains[step // train.turn % len(domains)],)
+    part, left = divmod(own, len(domains))
+    return {domain: part + (i < left) for i, domain in enumerate(domains)} | replayed
 
 
 def taught_by(stage: Stage) -> np.ndarray | None:

@@ -30,6 +30,7 @@ from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh import tracker as refresh
+from mdrl_jax.recovery.refresh.pareto import stationarity
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.rl import random_signs
@@ -173,6 +174,12 @@ class Trainer:
                 params, done = tracker.best, tracker.record["chosen"]
                 del state, steps  # frees device memory before the repeats, which are no part of the stage's cost
                 self._repeat(stage, tracker)
+                if stage.prefix == "alternate" and "pareto" not in tracker.record:
+                    probe = build(self.runtime, self.runtime.config.train.grpo)
+                    ends = {"before": lambda: self.params_after(stage.start), "after": lambda: params}
+                    found = {at: stationarity(probe, read(), stage.domains) for at, read in ends.items()}
+                    tracker.add("pareto", found)
+                    self.screen.print(f"{stage.name}: {_pareto(found)}")
                 checkpoints.save_params(max(done, 1), params, self._meta(stage, spent, 0))
                 self.screen.print(f"{stage.name}: kept step {done}; ended because {ended}")
         if looks:
@@ -390,6 +397,19 @@ def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float])
             f"{totals['kl_left_out']:.3g} that these leave out"
         )
     return f"{line}; {sum(compilations.values())} compilations so far"
+
+
+def _pareto(found: Mapping[str, Any]) -> str:
+    """Both ends of an alternating refresh in words."""
+    said = []
+    for at, record in found.items():
+        norm, noise = record["norm"], record["noise"]
+        if norm["estimate"] is None:
+            said.append(f"{at} not measurable ({norm['reason']})")
+        else:
+            low, high = norm["ci95"]
+            said.append(f"{at} {norm['estimate']:.3g} [{low:.3g}, {high:.3g}], with noise of {noise:.3g}")
+    return f"smallest norm of a convex combination of both gradients: {'; '.join(said)}"
 
 
 def _with(extra: grpo.Extra, heads: Mapping[str, Any]) -> grpo.Extra:

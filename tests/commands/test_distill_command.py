@@ -37,6 +37,7 @@ def teacher(tmp_path: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow  # the stage itself is tested in tests/stages/test_recovery_stages.py
 def test_the_best_step_is_written_with_its_record(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     out = tmp_path / "out"
     distill.run("tiny", [f"math:{teacher}"], settings(), str(out))

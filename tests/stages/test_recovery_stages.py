@@ -25,8 +25,9 @@ RECOVERY = SMALL.replace(
     """def get_config():
     c = sequence()
     c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa", "agem-qa", "plan", "recover", "trials",
-        "distill-all")
+        "distill-all", "alternate-math-qa")
     c.stage_overrides = {"refresh-math": {"steps": 2}}
+    c.stage_overrides["alternate-math-qa"] = {"steps": 2}
     c.stage_overrides["distill-all"] = {"steps": 1, "distill": {"form": "top_k", "top_k": 4}}
     c.scored_domains = ("math", "qa")
     c.domains.n_validation = 8
@@ -63,7 +64,7 @@ def read(workdir: Path, name: str):
 def test_what_wins_a_domain_back_is_scored_and_judged(recovered):
     _, workdir, shown = recovered
     names = ["00-base", "01-math", "02-qa", "04-refresh-math", "05-rollback-math-qa", "06-agem-qa", "08-recover"]
-    names += ["10-distill-all"]
+    names += ["10-distill-all", "11-alternate-math-qa"]
     assert [f.stem for f in sorted((workdir / "evaluations").glob("*.json"))] == names
     assert [c["id"] for c in read(workdir, "claims")] == [f"C{i}" for i in range(1, 8)]
     assert all(f"C{i} " in shown for i in range(1, 8))
@@ -98,6 +99,18 @@ def test_a_distillation_asks_each_domains_teacher_once_and_ends_by_the_rule_of_a
     assert cost["steps"] == 1 and cost["tokens_forward"] == 2 * cost["tokens_trained"] > 0
     assert "nats a token on the student's top k, and about" in " ".join(shown.split())
     assert (workdir / "report/distill-all.png").exists()
+
+
+def test_an_alternating_refresh_says_how_far_its_ends_are_from_pareto_stationary(recovered):
+    _, workdir, shown = recovered
+    record = read(workdir, "recovery/alternate-math-qa")
+    assert set(record["peaks"]) == {"math", "qa"} and set(record["pareto"]) == {"before", "after"}
+    for found in record["pareto"].values():
+        assert found["domains"] == ["math", "qa"] and found["norm"]["n"] == 8
+        low, high = found["norm"]["ci95"]
+        assert 0 <= low <= found["norm"]["estimate"] <= min(high, max(found["norms"]) + 1e-9)
+    assert (record["pareto"]["before"] == record["pareto"]["after"]) == (record["chosen"] == 0)
+    assert "alternate-math-qa: smallest norm of a convex combination" in " ".join(shown.split())
 
 
 def test_a_rollback_takes_the_recorded_part_of_the_edit_back(recovered):
@@ -161,7 +174,7 @@ def test_every_stage_says_where_it_started(recovered):
     starts = {r["stage"]: r["start"] for r in (json.loads(file.read_text()) for file in files)}
     assert starts == {
         **{"base": None, "math": "base", "qa": "math", "refresh-math": "qa", "rollback-math-qa": "qa"},
-        **{"agem-qa": "math", "recover": "qa", "distill-all": "qa"},
+        **{"agem-qa": "math", "recover": "qa", "distill-all": "qa", "alternate-math-qa": "qa"},
     }
 
 

@@ -21,7 +21,7 @@ The choices of the rule [chosen]:
   * Another domain's drop is over its limit if the lower end of its paired interval is. The return to the peak must be
     as certain. With about a hundred prompts, an estimate alone passes a limit of 2 points by chance.
   * Step 0, which is no training, is a candidate. Among steps with equal averages the earliest is kept.
-  * A distillation of several domains stops once each of them is near its peak. Its record and its displacement are of
+  * A stage of several domains stops once each of them is near its peak. Its record and its displacement are of
     the domain that has lost most on the validation prompts at step 0, the first of equal ones.
 """
 
@@ -220,6 +220,11 @@ class Tracker:
         head = {"domain": domain, "stream": repeat.stream, "step": repeat.train.steps}
         self.record.setdefault("streams", []).append(head | self._displacement(params))
         self.record["contraction"] = self._contraction()
+        self._looks.write()
+
+    def add(self, name: str, figure: Any) -> None:
+        """Adds a field to the record of a refresh that has ended, and writes it."""
+        self.record[name] = figure
         self._looks.write()
 
     def _judge(self, record: Record) -> None:

@@ -14,7 +14,12 @@ from mdrl_jax.report.tables.transfer import quantities
 from mdrl_jax.stats.estimate import interval_text
 
 ROW_HEIGHT, CELL_WIDTH = 30, 118
-RECOVERIES = ("refresh-", "distill-", "rollback-")  # what comes before the domain in the name of a recovery stage
+RECOVERIES = (
+    "refresh-",
+    "distill-",
+    "alternate-",
+    "rollback-",
+)  # what comes before the domain in the name of a recovery stage
 
 
 def matrix(records: Records) -> Figure:
@@ -88,7 +93,7 @@ def paths(records: Records) -> Figure:
     links = [
         {"domain": r["domain"], "stage": start, "score": shown[start, r["domain"]], "to": r["stage"], "at": r["score"]}
         for r in rows
-        if r["stage"].startswith(RECOVERIES[:2]) and ((start := found.starts[r["stage"]]), r["domain"]) in shown
+        if r["stage"].startswith(RECOVERIES[:3]) and ((start := found.starts[r["stage"]]), r["domain"]) in shown
     ]
     x = alt.X("stage:N", sort=order, title="after stage", axis=alt.Axis(labelAngle=-30))
     colour = alt.Color("domain:N", scale=by_category(found.domains), title="domain")

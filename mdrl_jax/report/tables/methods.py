@@ -10,8 +10,9 @@ sequence: optimizer steps, FLOPs and seconds, from `costs/NN-stage.json`.
 Choices where the definitions leave room:
 - The domain that lost most is the one with the largest fall in the plain sequence, by the mean over seeds.
 - The collateral (`recovered.collateral`) compares a refresh, distillation or rollback with the stage that it started
-  from, and other rows with θ_T. It is the largest drop of any domain but one: the domain that the recovery is of, and
-  the domain that lost most in other rows. `distill-all` leaves out none. It is negative if all these domains rose.
+  from, and other rows with θ_T. It is the largest drop of any domain but one: the domain that the recovery is of (of
+  `alternate-A-B` A), and the domain that lost most in other rows. `distill-all` leaves out none. It is negative if all
+  these domains rose.
 - The cost of a row is that of all stages that led to its parameters, minus that of all stages that led to θ_T. So a
   refresh that starts from another refresh includes both, a prevention counts the difference between its stages and the
   plain ones, and a merge includes all its solo stages.
@@ -47,7 +48,7 @@ from mdrl_jax.stats.estimate import Estimate
 from mdrl_jax.workfolder import WorkFolder
 
 PLAIN = "plain sequence"
-RECOVERY = ("refresh", "distill", "rollback")
+RECOVERY = ("refresh", "distill", "alternate", "rollback")
 WHOLE = ("joint", "average", "arithmetic", "ties", "ram", "dare")
 COSTS = ("steps", "flops", "seconds")
 SCORES = ("average", "focus", "collateral")

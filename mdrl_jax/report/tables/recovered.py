@@ -37,12 +37,16 @@ class Recovery:
 
 
 def recoveries(matrix: Matrix) -> list[Recovery]:
-    """The recovery of each `refresh-*`, `distill-*` and `rollback-*` row, in order.
+    """The recovery of each `refresh-*`, `distill-*`, `alternate-*` and `rollback-*` row, in order.
 
     A row whose name has no domain of the matrix, such as `distill-all`, is left out. A row has figures without
     estimates if no plain stage on the way to its start trained its domain, or if its start was not evaluated.
     """
-    rows = [s for s, name in enumerate(matrix.stages) if name.startswith(("refresh-", "distill-", "rollback-"))]
+    rows = [
+        s
+        for s, name in enumerate(matrix.stages)
+        if name.startswith(("refresh-", "distill-", "alternate-", "rollback-"))
+    ]
     return [r for r in (_recovery(matrix, s) for s in rows) if r is not None]
 
 

@@ -105,7 +105,7 @@ def theorem(records: Records) -> list[Table]:
 
 def _followed(records: Records) -> list[Record]:
     """The records of refreshes, then those of distillations."""
-    prefixes = ("recovery/refresh-", "recovery/distill-")
+    prefixes = ("recovery/refresh-", "recovery/distill-", "recovery/alternate-")
     paths = [p for prefix in prefixes for p in records.files("recovery/*.json") if p.startswith(prefix)]
     return [records.json(path) for path in paths or records.files("recovery/refresh-*.json")]
 
