@@ -14,12 +14,8 @@ from mdrl_jax.report.tables.transfer import quantities
 from mdrl_jax.stats.estimate import interval_text
 
 ROW_HEIGHT, CELL_WIDTH = 30, 118
-RECOVERIES = (
-    "refresh-",
-    "distill-",
-    "alternate-",
-    "rollback-",
-)  # what comes before the domain in the name of a recovery stage
+# What comes before the domain in the name of a recovery stage; rollbacks come last.
+RECOVERIES = ("refresh-", "distill-", "alternate-", "rollback-")
 
 
 def matrix(records: Records) -> Figure:

@@ -42,11 +42,8 @@ def recoveries(matrix: Matrix) -> list[Recovery]:
     A row whose name has no domain of the matrix, such as `distill-all`, is left out. A row has figures without
     estimates if no plain stage on the way to its start trained its domain, or if its start was not evaluated.
     """
-    rows = [
-        s
-        for s, name in enumerate(matrix.stages)
-        if name.startswith(("refresh-", "distill-", "alternate-", "rollback-"))
-    ]
+    prefixes = ("refresh-", "distill-", "alternate-", "rollback-")
+    rows = [s for s, name in enumerate(matrix.stages) if name.startswith(prefixes)]
     return [r for r in (_recovery(matrix, s) for s in rows) if r is not None]
 
 
