@@ -790,7 +790,7 @@ def _check(config: Config) -> None:
             _check_sft(own, f"{where}: ")
         earlier = tuple(s for s in c.stages[:i] if s != "analyze")
         starts = {"start": own.start} | ({"reference": own.reference} if isinstance(own, TrainSection) else {})
-        starts |= {"distill.teacher": own.distill.teacher} if stage.partition("-")[0] == "distill" else {}
+        starts |= {"distill.teacher": s.distill.teacher} if stage.partition("-")[0] == "distill" else {}
         for field, value in starts.items():
             _require(value in ("", "base", *earlier), f"{where}: {field}={value!r} is not an earlier stage or 'base'")
         _require(own.target in ("", *earlier), f"{where}: target={own.target!r} is not an earlier stage")

@@ -26,7 +26,7 @@ V vocabulary, K tokens of the set K, N teachers.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ def _divergence_loss(
     """Σ_v of the whole vocabulary ("full") or of the set K ("top_k") at each sampled prefix."""
     targets, mask_BT = batch.targets, batch.grpo.mask_BT
     start = batch.tokens_BT.shape[1] - mask_BT.shape[1]
-    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    apply = _bound(model, params)
     hidden_BTD = predicting(apply, batch.tokens_BT, batch.valid_BT, start, shared)
     lm_head_DV = apply(method="lm_head")
 
@@ -191,6 +191,10 @@ def _divergence_loss(
     return total, (count, metrics)
 
 
+def _bound(model: Decoder, params: Any) -> Callable[..., Any]:
+    return cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
+
+
 def make_teach(
     model: Decoder, mesh: Mesh, form: str, temperature: float, chunk: int, shared: int = 1
 ) -> Callable[..., Targets]:
@@ -214,7 +218,7 @@ def make_teach(
     """
 
     def read(params: Any, tokens_BT: jax.Array, valid_BT: jax.Array, before: Targets, start: int) -> Targets:
-        apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+        apply = _bound(model, params)
         hidden_BTD = predicting(apply, tokens_BT, valid_BT, start, shared)
         if form == "full":
             return dataclasses.replace(before, hidden_BTD=hidden_BTD)
@@ -275,7 +279,7 @@ def make_blank(
             return Targets(logp_BT=zeros_MBT)
 
         def likeliest(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+            apply = _bound(model, params)
             hidden_BTD = predicting(apply, *pair, start, shared)
             lm_head_DV = apply(method="lm_head")
             k = min(distill.top_k, model.config.vocab_size)

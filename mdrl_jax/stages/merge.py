@@ -109,7 +109,10 @@ def _changed(edits: Mapping[str, Any], threshold: float) -> dict[str, Any]:
 def _count(edits: list[Any], threshold: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Numbers of entries, in float32, that each edit changed, that exactly one did, and that several did."""
     sets = [changed_entries(edit, threshold) for edit in edits]
-    total = lambda masks: sum(jnp.sum(m, dtype=jnp.float32) for m in jax.tree.leaves(masks))  # noqa: E731
+
+    def total(masks: Any) -> jax.Array:
+        return functools.reduce(jnp.add, [jnp.sum(m, dtype=jnp.float32) for m in jax.tree.leaves(masks)])
+
     by = jax.tree.map(lambda *masks: sum(m.astype(jnp.int32) for m in masks), *sets)
     one, several = (jax.tree.map(test, by) for test in (lambda n: n == 1, lambda n: n > 1))
     return jnp.stack([total(s) for s in sets]), total(one), total(several)
