@@ -1,8 +1,8 @@
 """On-policy distillation: the student samples, and each of its tokens is pulled to what a frozen teacher would say.
 
-The loss of a completion y ∼ π_θ with teacher π_T has, in each form but "fixed", the expected gradient of
-Σ_t KL(π_θ(·|y_<t) ‖ π_T(·|y_<t)) at fixed prefixes y_<t (definitions §10). What a token changes in later tokens is left
-out. The forms differ in how much of the teacher they ask for:
+The loss of a completion y ∼ π_θ with teacher π_T is Σ_t KL(π_θ(·|y_<t) ‖ π_T(·|y_<t)) at fixed prefixes y_<t, whose
+gradient `full` has exactly, `sampled` in expectation, and `top_k` in part (definitions §10). What a token changes in
+later tokens is left out. The forms differ in how much of the teacher they ask for:
 
 | form | loss of a token | from the teacher |
 |---|---|---|
@@ -52,7 +52,7 @@ class DistillConfig:
     Attributes:
       teacher: name of an earlier stage, or "base", whose final parameters teach all prompts; "": each prompt is taught
         by the peak of its domain.
-      form: "sampled", "top_k" or "full", three forms of the same gradient; "fixed", a control without a teacher.
+      form: how much of the teacher the loss asks for, "sampled", "top_k" or "full"; "fixed": a control without one.
       top_k: tokens of the set K of the form "top_k", at least 1.
       lowest: share of a batch's tokens, the least likely ones, that the form "fixed" pushes; above 0, at most 1.
       advantage: their advantage in the form "fixed".
