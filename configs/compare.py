@@ -5,11 +5,11 @@
   done
   python -m mdrl_jax.main seeds --workdir=runs/compare-0 --workdir=runs/compare-1 --workdir=runs/compare-2
 
-A seed takes 27 to 30 minutes on one core. All methods have the same budget, seeds, prompts and scores: a prevention
-trains QA and Creative Writing again from Math's peak, with the very prompts and keys of the plain stages; a merge has
-the four solo stages; `joint` takes as many steps as the whole sequence. The sequence also runs in reversed order, and
-with a placebo (learning rate 0 after Math) that must lose nothing. `--config=configs/compare.py:style_blind` is the
-same under rewards that ignore style.
+Without the distillations, `mgs-`, `ram` and `dare`, which were added later, a seed takes 27 to 30 minutes on one core.
+All methods have the same budget, seeds, prompts and scores: a prevention trains QA and Creative Writing again from
+Math's peak, with the very prompts and keys of the plain stages; a merge has the four solo stages; `joint` takes as many
+steps as the whole sequence. The sequence also runs in reversed order, and with a placebo (learning rate 0 after Math)
+that must lose nothing. `--config=configs/compare.py:style_blind` is the same under rewards that ignore style.
 
 Expected over seeds 0, 1 and 2: the average score rises from 79.7 ± 7.6 (plain sequence) to 89.7 ± 1.1 by the refresh
 of Math and to 88.1 ± 1.8 by the rollback of QA's edit. mdrl_jax/recovery/README.md has the table of all methods, and
@@ -20,7 +20,18 @@ from pathlib import Path
 
 from mdrl_jax import config
 
-PREVENTIONS = ("protect", "ewc", "agem", "pcgrad", "replay", "kl")
+PREVENTIONS = ("protect", "ewc", "agem", "pcgrad", "mgs", "replay", "kl")
+# Forms and controls of the distillation of Math (mdrl_jax/recovery/README.md).
+DISTILLATIONS = {
+    "distill-math": {},
+    "distill-math@full": {"distill": {"form": "full"}},
+    "distill-math@top_k": {"distill": {"form": "top_k", "top_k": 8}},
+    "distill-math@wrong": {"distill": {"teacher": "qa"}},
+    "distill-math@base": {"distill": {"teacher": "base"}},
+    "distill-math@lowest": {"distill": {"form": "fixed"}},
+    "distill-math@few": {"n_prompts": 16},
+    "distill-all": {},
+}
 SOLOS = ("solo-code", "solo-math", "solo-qa", "solo-cw")
 
 
@@ -34,10 +45,13 @@ def get_config(variant: str = "paid") -> config.Config:
         *("code", "math", "qa", "cw"),
         *SOLOS,
         *("analyze", "refresh-math"),
+        *DISTILLATIONS,
         *(f"{method}-{domain}" for method in PREVENTIONS for domain in ("qa", "cw")),
         "average",
         "arithmetic",
         "ties",
+        "ram",
+        "dare",
         "joint",
         *(f"reversed-{domain}" for domain in ("cw", "qa", "math", "code")),
         "placebo-qa",
@@ -50,5 +64,6 @@ def get_config(variant: str = "paid") -> config.Config:
         **c.stage_overrides,
         "joint": {"start": "base", "steps": 4 * c.train.steps},
         "placebo-qa": {"start": "math"},
+        **{name: {"steps": 4} | changes for name, changes in DISTILLATIONS.items()},
     }
     return c

@@ -25,6 +25,7 @@ from mdrl_jax.domains.presets import completed
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import MeshConfig
 from mdrl_jax.rewards.sandbox import CHOICES, PACKAGES
+from mdrl_jax.rl.distill import DistillConfig
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.rl.rollouts import RolloutConfig
 from mdrl_jax.rl.sampling import SamplingConfig
@@ -32,20 +33,24 @@ from mdrl_jax.rl.trainer import OptimizerConfig
 from mdrl_jax.section import section
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny"
-GRADIENTS = ("none", "agem", "pcgrad")
+GRADIENTS = ("none", "agem", "pcgrad", "mgs")
 # Training fields that a stage prefix sets for its prevention method (definitions §10); `stage_overrides` win over them.
 METHODS: dict[str, dict[str, Any]] = {
     "protect": {"prevent": {"protect": 1.0}},
     "ewc": {"prevent": {"ewc": 10.0}},
     "agem": {"prevent": {"gradients": "agem"}},
     "pcgrad": {"prevent": {"gradients": "pcgrad"}},
+    "mgs": {"prevent": {"gradients": "mgs"}},
     "replay": {"prevent": {"replay": 0.25}},
     "kl": {"grpo": {"kl_coef": 0.3}},
 }
+# Further prefixes with a preset. A distillation learns from every group, whatever its rewards, and has no other KL.
+PRESETS = METHODS | {"distill": {"kl_every": 0, "grpo": {"drop_zero_variance": False, "kl_coef": 0.0}}}
 
 # Stages that score candidates on validation prompts and keep the best (definitions §14), by what comes before the first
 # "-" of their names.
-CHOOSE = ("refresh", "rollback", "arithmetic", "ties", "plan", "trials", "recover")
+CHOOSE = ("refresh", "distill", "alternate", "rollback", "plan", "trials", "recover")
+CHOOSE += ("arithmetic", "ties", "ram", "dare")
 # Those of them that make their candidates from completions of the analysis' prompts.
 FIT = ("rollback", "plan", "trials", "recover")
 # Supervised stages, by what comes before the first "-" of their names.
@@ -89,7 +94,9 @@ class PreventSection:
       replay: share of each step's prompts that comes from the kept domains, equally many from each; 0 <= replay < 1.
       ewc: weight λ >= 0 of the penalty Σ_i (λ/2) Σ_j F_ij (θ_j − θ*_ij)² over kept domains i and parameters j (arXiv
         1612.00796).
-      gradients: "agem" or "pcgrad" removes from the gradient the components that conflict with kept domains; "none".
+      gradients: "agem", "pcgrad" or "mgs" removes from the gradient the components that conflict with kept domains, the
+        last one within each module; "none".
+      module: the modules of "mgs": "tensor", every tensor of every layer; or "layer", all tensors of a layer together.
       protect: share of the gradient's and of the update's component in the protected subspaces that is removed, from 0
         to 1; 1 removes all of it.
       vectors: number of gradients, at least 1, that span the protected subspace of each kept domain; they are computed
@@ -100,6 +107,7 @@ class PreventSection:
     replay: float = 0.0
     ewc: float = 0.0
     gradients: str = "none"
+    module: str = "tensor"
     protect: float = 0.0
     vectors: int = 32
 
@@ -120,10 +128,13 @@ class TrainSection:
         the stage's start.
       target: name of an earlier stage whose score the stage has to reach: it ends at the first look at which the mean
         reward on the validation prompts of its own domain (`recover.prompts`, `recover.samples`) is at least that of
-        the other stage's end; "" for none. Only for a stage of one domain, and not for a refresh.
+        the other stage's end; "" for none. Only for a stage of one domain that is no refresh or distillation.
       target_every: steps from one look to the next in a stage with a target, at least 1; the last step is one too.
       steps: number of sampled batches, at least 1; each gives grpo.updates_per_batch optimizer steps.
       prompts_per_step: prompts of each sampled batch; divisible by rollout.parts.
+      n_prompts: number of training prompts of each domain that the stage draws from, the first ones; 0, or more than
+        there are: all of them.
+      turn: steps of a stage `alternate-A-B` on one of its domains before the other has its turn, at least 1.
       group_size: completions sampled for each prompt, at least 2.
       grad_accum_steps: number of micro-batches that a step's prompts_per_step * group_size completions are divided
         into; their gradients are added up.
@@ -132,8 +143,9 @@ class TrainSection:
       checkpoint_every: steps between checkpoints; 0 saves one only at the end.
       kl_every: steps between measurements of the KL to the reference in stages with grpo.kl_coef = 0; 0 measures none.
       random_signs: whether the stage also sums up its updates with random signs, the null of how sparse its edit is
-        (definitions §3). It takes as much memory as the parameters. Not for a refresh.
+        (definitions §3). It takes as much memory as the parameters. Not for a refresh or a distillation.
       grpo: the loss and its advantages.
+      distill: the teachers and the loss of a stage `distill-`.
       optimizer: AdamW and gradient clipping.
       prevent: methods that protect earlier domains.
     """
@@ -144,6 +156,8 @@ class TrainSection:
     target_every: int = 4
     steps: int = 40
     prompts_per_step: int = 16
+    n_prompts: int = 0
+    turn: int = 1
     group_size: int = 16
     grad_accum_steps: int = 1
     learning_rate: float = 1e-6
@@ -152,6 +166,7 @@ class TrainSection:
     kl_every: int = 0
     random_signs: bool = False
     grpo: GRPOConfig = GRPOConfig()
+    distill: DistillConfig = DistillConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     prevent: PreventSection = PreventSection()
 
@@ -224,8 +239,8 @@ class EvaluateSection:
 
     Attributes:
       split: the prompts that are used, "test" or "validation"; only "test" in a run with a stage that chooses by
-        validation prompts: a refresh, a rollback, `arithmetic`, `ties`, `plan`, `recover`, `trials`, or a stage with a
-        `target`.
+        validation prompts: a refresh, plain or alternating, a distillation, a rollback, a merge with a factor, `plan`,
+        `recover`, `trials`, or a stage with a `target`.
       samples: completions sampled for each prompt, at least 1.
       batch: prompts that are sampled at once, at least 1; divisible by the mesh's data * fsdp.
       sampling: temperature, top-k and top-p of the completions.
@@ -325,8 +340,8 @@ class AnalyzeSection:
 class RecoverSection:
     """Recovery of a damaged domain: refreshes, rollbacks, merges and plans (definitions §8 to §10).
 
-    When a refresh or a stage with a `target` stops, and which rollback or merge is chosen, is decided on validation
-    prompts.
+    When a refresh, a distillation or a stage with a `target` stops, and which rollback or merge is chosen, is decided
+    on validation prompts. A distillation and an alternating refresh stop, and are repeated, as a refresh is.
 
     Attributes:
       prompts: validation prompts of each domain, at least 1, or 2 for a plan; all of them if there are fewer.
@@ -350,7 +365,12 @@ class RecoverSection:
       control_draws: how often each random control of a rollback is drawn on test prompts, at least 1; with 1 its
         interval leaves out the luck of the draw.
       density: share of the entries of each edit that TIES merging keeps, the largest ones; above 0, at most 1.
-      scales: factors λ that the merges `arithmetic` and `ties` try.
+      thresholds: what counts as changed in RAM merging: an entry above this many root mean squares of its tensor's
+        edit;
+        0: every entry that is not 0. Each is tried with each factor λ.
+      drop_rates: shares of the entries of each edit that DARE merging drops at random, at least 0 and below 1. Each is
+        tried with each factor λ.
+      scales: factors λ that the merges `arithmetic`, `ties`, `ram` and `dare` try.
     """
 
     prompts: int = 100
@@ -367,6 +387,8 @@ class RecoverSection:
     random_sets: int = 40
     control_draws: int = 5
     density: float = 0.2
+    thresholds: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
+    drop_rates: tuple[float, ...] = (0.5, 0.9)
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -556,7 +578,7 @@ def stage_config(config: Config, stage: str) -> TrainSection:
 
     Args:
       config: the whole configuration, parsed.
-      stage: name of the stage; it need not be in `config.stages`. Only prefixes in `METHODS` change fields. For a
+      stage: name of the stage; it need not be in `config.stages`. Only prefixes in `PRESETS` change fields. For a
         supervised stage, whose overrides are of `sft`, the fields are those of `config.train`.
 
     Returns:
@@ -567,7 +589,7 @@ def stage_config(config: Config, stage: str) -> TrainSection:
       UserError: if an override names no field of `TrainSection` or has the wrong type, or if `GRPOConfig` or
         `OptimizerConfig` refuses a value. All other limits are checked by `parse`.
     """
-    preset = METHODS.get(stage.partition("-")[0], {}) if "-" in stage else {}
+    preset = PRESETS.get(stage.partition("-")[0], {}) if "-" in stage else {}
     changes = {} if is_supervised(stage) else _overrides(config, stage)
     return _fill(TrainSection, _merge(_merge(_as_dict(config.train), preset), changes), f"stage_overrides.{stage}")
 
@@ -752,13 +774,13 @@ def _check(config: Config) -> None:
     for i, stage in enumerate(c.stages):
         s = stage_config(c, stage)
         where = f"stage {stage}"
-        for field in ("steps", "prompts_per_step", "grad_accum_steps"):
+        for field in ("steps", "prompts_per_step", "turn", "grad_accum_steps"):
             _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 1")
         _require(
             s.group_size >= 2,
             f"{where}: group_size={s.group_size} is not valid; GRPO compares at least 2 completions of each prompt",
         )
-        for field in ("learning_rate", "warmup_steps", "checkpoint_every", "kl_every"):
+        for field in ("learning_rate", "warmup_steps", "checkpoint_every", "kl_every", "n_prompts"):
             _require(getattr(s, field) >= 0, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 0")
         parts = c.rollout.parts
         n, rows = s.prompts_per_step, s.prompts_per_step * s.group_size
@@ -773,6 +795,7 @@ def _check(config: Config) -> None:
             _check_sft(own, f"{where}: ")
         earlier = tuple(s for s in c.stages[:i] if s != "analyze")
         starts = {"start": own.start} | ({"reference": own.reference} if isinstance(own, TrainSection) else {})
+        starts |= {"distill.teacher": s.distill.teacher} if stage.partition("-")[0] == "distill" else {}
         for field, value in starts.items():
             _require(value in ("", "base", *earlier), f"{where}: {field}={value!r} is not an earlier stage or 'base'")
         _require(own.target in ("", *earlier), f"{where}: target={own.target!r} is not an earlier stage")
@@ -781,6 +804,10 @@ def _check(config: Config) -> None:
         _require(
             p.gradients in GRADIENTS,
             f"{where}: prevent.gradients={p.gradients!r} is not known; known: {', '.join(GRADIENTS)}",
+        )
+        _require(
+            p.module in ("tensor", "layer"),
+            f"{where}: prevent.module={p.module!r} is not known; known: tensor, layer",
         )
         _require(0 <= p.replay < 1, f"{where}: prevent.replay={p.replay} is not valid; 0 <= replay < 1")
         _require(0 <= p.protect <= 1, f"{where}: prevent.protect={p.protect} is not valid; it must lie in [0, 1]")
@@ -802,8 +829,13 @@ def _check(config: Config) -> None:
         _require(getattr(r, field) >= 1, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 1")
     for field in ("margin", "limit", "random_sets"):
         _require(getattr(r, field) >= 0, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 0")
-    for field in ("rules", "fractions", "strengths", "scales"):
+    for field in ("rules", "fractions", "strengths", "scales", "thresholds", "drop_rates"):
         _require(len(getattr(r, field)) > 0, f"recover.{field} is empty; name at least one")
+    for field, holds, allowed in (
+        ("thresholds", all(v >= 0 for v in r.thresholds), "at least 0"),
+        ("drop_rates", all(0 <= v < 1 for v in r.drop_rates), "at least 0 and below 1"),
+    ):
+        _require(holds, f"recover.{field}={getattr(r, field)} is not valid; every value must be {allowed}")
     for field, values in (("fractions", r.fractions), ("density", (r.density,))):
         _require(
             all(0 < v <= 1 for v in values),

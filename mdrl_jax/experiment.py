@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from mdrl_jax import preemption, records, runtime
+from mdrl_jax.analysis import samples
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params
 from mdrl_jax.claims.recovery import Refreshed, c6, c7
@@ -74,6 +75,8 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
             if stage.kind == "grpo":
                 grpo.check_divides(built, stage)
                 prepare.check(built, stage)
+                if stage.prefix == "alternate":
+                    samples.check(built, stage.domains, f"stage {stage.name}: ")
             elif stage.kind == "sft":
                 for domain, record in sft.check(built, stage).items():
                     data[domain].setdefault("demonstrations", {})[stage.name] = record
@@ -185,7 +188,7 @@ class Walk:
             spent = meter()
             if stage.kind != "analyze" and any(n for kind, n in spent.items() if kind != "seconds"):
                 before = records.read_json(file) if file.exists() and stage.kind != "orders" else {}
-                kinds = {k: before[k] for k in before if k == "seconds" or k.startswith("tokens_")}
+                kinds = {k: before[k] for k in before if k in ("seconds", "operations") or k.startswith("tokens_")}
                 records.write_json(file, costs(self.runtime, stage, 0, Counter(kinds) + Counter(spent)))
 
         try:

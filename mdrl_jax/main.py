@@ -186,6 +186,29 @@ def _rollback_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _cache_flag(values)
 
 
+def _distill(values: Any) -> None:
+    from mdrl_jax.commands import distill
+
+    student, out = (_needed(values, name) for name in ("student", "out"))
+    distill.run(student, values.teacher, values.config, out, values.workdir, values.output)
+
+
+def _distill_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _config_flag(values, argv)
+    text = flags.DEFINE_string
+    text("student", None, "Hugging Face folder of the model to train", flag_values=values)
+    about = (
+        "DOMAIN:FOLDER, a domain to win back and the Hugging Face folder of a model that is good at it; repeat the "
+        "flag for every domain"
+    )
+    flags.DEFINE_multi_string("teacher", [], about, flag_values=values)
+    text("out", None, "new folder that the result is written to", flag_values=values)
+    about = "work folder for the scores of the steps and TensorBoard, new or to be continued; default: OUT-run"
+    text("workdir", "", about, flag_values=values)
+    _output_flag(values)
+    _cache_flag(values)
+
+
 def _export(values: Any) -> None:
     from mdrl_jax.commands import export
 
@@ -355,6 +378,7 @@ COMMANDS: dict[str, Command] = {
     "generate": ("prints one completion of a prompt", _generate_flags, _generate),
     "evaluate": ("scores a Hugging Face model on the config's domains", _evaluate_flags, _evaluate),
     "analyze": ("analyses why training made a domain worse, for any checkpoints", _analyze_flags, _analyze),
+    "distill": ("trains a model on what teachers say about its own completions", _distill_flags, _distill),
     "rollback": ("subtracts part of an edit from a model, without training", _rollback_flags, _rollback),
     "export": ("writes the parameters of a stage as a Hugging Face folder", _export_flags, _export),
     "push": ("uploads a written model to the Hugging Face hub", _push_flags, _push),

@@ -7,6 +7,9 @@ table, D, A and B are domains.
 |---|---|
 | `code`, `math`, ... (a domain) | GRPO on that domain, from the previous stage |
 | `refresh-D` | GRPO on D again, until D's score is back near its peak (definitions §8) |
+| `distill-D` | samples on D's prompts and pulls each token to what D's peak, the teacher, says (definitions §10) |
+| `distill-all` | the same on the prompts of all scored domains with a peak; each prompt has its own domain's teacher |
+| `alternate-A-B` | a refresh of A and B in turns of a few steps (`train.turn`), until both are near their peaks (§8) |
 | `rollback-A-B` | no training: subtracts part of B's edit on the conflict set of A, to restore A (definitions §9) |
 | `placebo-D` | GRPO on D at learning rate 0: a control, which must not change any score (definitions §2) |
 | `joint` | GRPO on all scored domains, with equally many prompts of each in every step |
@@ -16,10 +19,10 @@ table, D, A and B are domains.
 | `solo-D` | GRPO on D from the base model |
 | `again-D` | as `solo-D`, with other prompts and sampling keys: what do two trainings of one domain share? |
 | `reversed-D` | GRPO on D from the previous `reversed-` stage, or from the base model: for another order of domains |
-| `protect-D`, `ewc-D`, `agem-D`, `pcgrad-D`, `replay-D`, `kl-D` | stage D again with the same prompts and sampling
-keys, while this method (`config.METHODS`) protects the domains trained before; from the previous stage with the same
-prefix, or else from where stage D starts |
-| `average`, `arithmetic`, `ties` | no training: merges the solo edits of all scored domains (definitions §10) |
+| `protect-D`, `ewc-D`, `agem-D`, `pcgrad-D`, `mgs-D`, `replay-D`, `kl-D` | stage D again with the same prompts and
+sampling keys, while this method (`config.METHODS`) protects the domains trained before; from the previous stage with
+the same prefix, or else from where stage D starts |
+| `average`, `arithmetic`, `ties`, `ram`, `dare` | no training: merges the solo edits of all scored domains (§10) |
 | `analyze` | makes no parameters: runs the interference analysis of the stages before it (definitions §3 to §7) |
 | `plan` | makes no parameters: forecasts and ranks refreshes and rollbacks (definitions §10) |
 | `recover` | carries out the action that the plan picks: a refresh, a rollback or nothing |
@@ -29,11 +32,12 @@ prefix, or else from where stage D starts |
 | any name of a training stage, `@` and a label, e.g. `qa@slow` | the same stage once more, with settings of its own |
 
 "The previous stage" is the last one before it in the sequence, which consists of the domains, `refresh-`, `placebo-`,
-`joint`, `sft-`, `sft`, `pretrain` and `recover`. `rollback-`, `plan`, `trials` and `recover` start from the last plain
-domain stage instead. Stages outside the sequence are side branches: no other kind of stage starts from one unless the
-config's field `start` names it. A stage with a label is always a side branch; it has the default start of the stage
-without the label and draws the same prompts and sampling keys. A supervised stage that `start` takes elsewhere than to
-the previous stage is a side branch too. Only GRPO gives a domain its peak: a supervised stage does not.
+`joint`, `sft-`, `sft`, `pretrain` and `recover`. `distill-`, `alternate-`, `rollback-`, `plan`, `trials` and `recover`
+start from the last plain domain stage instead. Stages outside the sequence are side branches: no other kind of stage
+starts from one unless the config's field `start` names it. A stage with a label is always a side branch; it has the
+default start of the stage without the label and draws the same prompts and sampling keys. A supervised stage that
+`start` takes elsewhere than to the previous stage is a side branch too. Only GRPO gives a domain its peak: a supervised
+stage does not.
 """
 
 import dataclasses
@@ -51,6 +55,8 @@ ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
     "average": "merge",
     "arithmetic": "merge",
     "ties": "merge",
+    "ram": "merge",
+    "dare": "merge",
     "plan": "plan",
     "trials": "trials",
     "orders": "orders",
@@ -58,7 +64,7 @@ ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
 }
 # Kinds of stages that write records but make no parameters.
 RECORDS = ("analyze", "plan", "trials", "orders", "locality")
-PREFIXES = ("refresh", "solo", "again", "placebo", "reversed", "sft", "locality", *METHODS)
+PREFIXES = ("refresh", "distill", "alternate", "solo", "again", "placebo", "reversed", "sft", "locality", *METHODS)
 SEQUENCE = ("", "refresh", "placebo", "sft")  # prefixes of stages that the next stage starts from; "" is no prefix
 
 
@@ -109,6 +115,16 @@ class Stage:
         return plain.partition("-")[0] if "-" in plain else ""
 
     @property
+    def recovers(self) -> bool:
+        """Whether the stage trains until its domains are back near their peaks, and keeps its best step."""
+        return self.prefix in ("refresh", "distill", "alternate")
+
+    @property
+    def taught(self) -> bool:
+        """Whether the stage asks a teacher."""
+        return self.prefix == "distill" and self.train.distill.form != "fixed"
+
+    @property
     def trains(self) -> bool:
         """Whether the stage takes optimizer steps."""
         return self.kind in ("grpo", "sft")
@@ -157,6 +173,11 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     elif prefix == "rollback":
         kept, _, donor = rest.partition("-")
         kind, domains = "rollback", (kept, donor)
+    elif prefix == "alternate":
+        first, _, second = rest.partition("-")
+        domains = (first, second)
+    elif plain == "distill-all":
+        domains = config.scored_domains
     elif not rest:
         prefix = ""
     elif prefix not in PREFIXES:
@@ -171,8 +192,8 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         if domain not in known:
             raise UserError(
                 f"stage {name!r} is not a valid stage name; valid are a domain ({', '.join(known)}), a prefix and a "
-                f"domain (prefixes: {', '.join(f'{p}-' for p in PREFIXES)}), rollback-A-B with two domains A and B, "
-                f"one of {', '.join(ALL_DOMAINS)}, or one of these that trains, with @ and a label"
+                f"domain (prefixes: {', '.join(f'{p}-' for p in PREFIXES)}), alternate-A-B or rollback-A-B with "
+                f"two domains A and B, one of {', '.join(ALL_DOMAINS)}, or one of these that trains, with @ and a label"
             )
         if domain not in config.scored_domains:
             raise UserError(f"stage {name!r} uses domain {domain}, which is not in scored_domains; add it there")
@@ -183,10 +204,6 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         )
     if kind == "rollback":
         domains = domains[:1]
-    if kind == "grpo" and train.prompts_per_step % len(domains):
-        raise UserError(
-            f"stage {name}: prompts_per_step={train.prompts_per_step} is not divisible by its {len(domains)} domains"
-        )
     branch = [s for s in earlier if s.prefix == prefix and not labelled(s.name)]
     sft = sft_config(config, name)
     chosen = sft.start if kind == "sft" else train.start
@@ -194,6 +211,12 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     reference = train.reference or (branch[0].reference if prefix == "kl" and branch else start)
     if kind == "sft":
         reference = start
+    if plain == "distill-all" and not train.distill.teacher and train.distill.form != "fixed":
+        domains = tuple(d for d in domains if peak(d, start, earlier)) or domains
+    if kind == "grpo" and prefix != "alternate" and train.prompts_per_step % len(domains):
+        raise UserError(
+            f"stage {name}: prompts_per_step={train.prompts_per_step} is not divisible by its {len(domains)} domains"
+        )
     stage = Stage(name, index, kind, domains, start, train, stream, reference, (), donor, sft)
     stage = dataclasses.replace(stage, keeps=_keeps(stage, earlier))
     _check(stage, earlier)
@@ -224,7 +247,7 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
         return branch[-1]
     if prefix in METHODS and rest in starts:
         return starts[rest]
-    if prefix == "rollback" or name in ("plan", "trials", "recover"):
+    if prefix in ("distill", "alternate", "rollback") or name in ("plan", "trials", "recover"):
         before = [s for s in before if s in domains]
     return before[-1] if before else "base"
 
@@ -330,6 +353,24 @@ def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
     return own[-1] if own else None
 
 
+def teachers(stage: Stage, earlier: Sequence[Stage]) -> dict[str, str]:
+    """The stages whose final parameters teach a distillation: name of each of its domains -> name of the stage.
+
+    Args:
+      stage: a stage `distill-`.
+      earlier: stages of the run, at least those on the way to its start.
+
+    Returns:
+      For each domain `distill.teacher`, or else its peak; a domain without a peak is left out. Empty for the form
+      "fixed", which has no teacher.
+    """
+    if not stage.taught:
+        return {}
+    found = {d: peak(d, stage.start, earlier) for d in stage.domains}
+    named = {d: stage.train.distill.teacher or (at.name if at else "") for d, at in found.items()}
+    return {d: name for d, name in named.items() if name}
+
+
 def from_the_peak(domain: str, stages: Sequence[Stage]) -> list[Stage]:
     """The stages that train something else from the end of the stage that is named after a domain, in order.
 
@@ -341,6 +382,31 @@ def from_the_peak(domain: str, stages: Sequence[Stage]) -> list[Stage]:
       The training stages whose start is the stage `domain` and that do not train this domain alone.
     """
     return [s for s in stages if s.trains and s.start == domain and s.domains != (domain,)]
+
+
+def _check_distill(stage: Stage, earlier: list[Stage]) -> None:
+    """Refuses a distillation without a teacher, or with what would need another use of the reference policy."""
+    name, train = stage.name, stage.train
+    if train.prevent.replay:
+        raise UserError(
+            f"stage {name}: a distillation has no prompts without a teacher; remove its prevent.replay, and use "
+            "distill-all for the prompts of all domains"
+        )
+    if train.grpo.kl_coef > 0 or train.kl_every > 0:
+        raise UserError(
+            f"stage {name}: a distillation has no other KL than that to its teacher; set kl_coef=0, kl_every=0"
+        )
+    if train.distill.teacher and any(s.name == train.distill.teacher and not s.scored for s in earlier):
+        raise UserError(
+            f"stage {name}: distill.teacher={train.distill.teacher!r} makes no parameters; name a stage that does, or "
+            "'base'"
+        )
+    untaught = [d for d in stage.domains if d not in teachers(stage, earlier)]
+    if stage.taught and untaught:
+        raise UserError(
+            f"stage {name}: no stage on the way to its start {stage.start!r} trained {', '.join(untaught)} alone, so "
+            "there is no teacher; name one with distill.teacher"
+        )
 
 
 def _check(stage: Stage, earlier: list[Stage]) -> None:
@@ -358,10 +424,13 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
             f"stage {name}: no earlier stage trains another domain from the end of stage {domain}; add one, such as a "
             f"domain with the start {domain!r}"
         )
-    if target and stage.prefix == "refresh":
-        raise UserError(f"stage {name}: a refresh ends by its own rule; remove its target={target!r}")
-    if stage.prefix == "refresh" and stage.train.random_signs:
-        raise UserError(f"stage {name}: a refresh keeps its best step; remove its random_signs=True")
+    what = "a distillation" if stage.prefix == "distill" else "a refresh"
+    if target and stage.recovers:
+        raise UserError(f"stage {name}: {what} ends by its own rule; remove its target={target!r}")
+    if stage.recovers and stage.train.random_signs:
+        raise UserError(f"stage {name}: {what} keeps its best step; remove its random_signs=True")
+    if stage.prefix == "distill":
+        _check_distill(stage, earlier)
     if target and len(stage.domains) > 1:
         raise UserError(f"stage {name}: only a stage of one domain has a target; remove its target={target!r}")
     for domain in stage.keeps:
@@ -387,7 +456,10 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
             f"stage {name} keeps nothing: no domain was trained on the way to its start {stage.start!r}; set its "
             "prevent by stage_overrides of later stages only"
         )
-    for domain in (*stage.domains, stage.donor) if stage.kind == "rollback" else ():
+    if stage.prefix == "alternate" and len(set(stage.domains)) < 2:
+        raise UserError(f"stage {name} takes turns of one domain; name two different ones")
+    needed = stage.domains if stage.prefix == "alternate" else (*stage.domains, stage.donor)
+    for domain in needed if stage.kind == "rollback" or stage.prefix == "alternate" else ():
         if peak(domain, stage.start, earlier) is None:
             raise UserError(f"stage {name}: no stage on the way to its start {stage.start!r} trained {domain} alone")
     if stage.kind in ("plan", "trials", "recover") and not trained_on_the_way(stage, earlier):

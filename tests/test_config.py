@@ -141,6 +141,9 @@ WRONG = [
     ({"stage_overrides": {"math": {"group_size": 1}}}, "stage math: group_size"),
     ({"stage_overrides": {"math": {"grpo": {"ratio": "none"}}}}, "stage_overrides.math.grpo: ratio"),
     ({"stage_overrides": {"math": {"start": "qa"}}}, "stage math: start='qa'"),
+    ({"stage_overrides": {"math": {"prevent": {"module": "head"}}}}, "stage math: prevent.module='head'"),
+    ({"recover": {"thresholds": (-1.0,)}}, "recover.thresholds=(-1.0,)"),
+    ({"recover": {"drop_rates": (1.0,)}}, "recover.drop_rates=(1.0,)"),
     ({"stage_overrides": {"math": 3}}, "stage_overrides.math"),
     ({"stage_overrides": 3}, "stage_overrides"),
 ]
@@ -148,8 +151,9 @@ WRONG = [
 
 PATH = ("math", "qa")
 SOLOS = tuple(f"solo-{d}" for d in ("code", "math", "qa", "cw"))
-CHOICES = ["refresh-math", "rollback-math-qa", "arithmetic", "ties", "plan", "recover", "trials"]
-FITTED = ["rollback-math-qa", "plan", "recover", "trials", "protect-qa", "ewc-qa", "agem-qa", "pcgrad-qa"]
+CHOICES = ["refresh-math", "distill-math", "alternate-math-qa", "rollback-math-qa", "arithmetic", "ties", "ram", "dare"]
+CHOICES += ["plan", "recover", "trials"]
+FITTED = ["rollback-math-qa", "plan", "recover", "trials", "protect-qa", "ewc-qa", "agem-qa", "pcgrad-qa", "mgs-qa"]
 PLAIN = ["analyze", "again-qa", "placebo-qa", "joint", "average", "replay-qa", "kl-qa", "reversed-qa", "sft", "sft-qa"]
 
 

@@ -7,8 +7,8 @@ import pytest
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.stage import Stage, default_start, names_on_the_way, peak, resolve_stages, trained_on_the_way
-from mdrl_jax.stages.grpo import shares
+from mdrl_jax.stage import Stage, default_start, names_on_the_way, peak, resolve_stages, teachers, trained_on_the_way
+from mdrl_jax.stages.grpo import shares, taught_by
 
 KNOWN = tuple(DOMAINS)
 
@@ -96,6 +96,66 @@ def test_a_rollback_goes_back_from_the_end_of_the_plain_sequence():
     for wrong in ("rollback-cw-qa", "rollback-math-cw"):
         with pytest.raises(UserError, match=f"stage {wrong}: no stage on the way to its start 'qa' trained cw alone"):
             planned("code", "math", "qa", wrong)
+
+
+def test_a_distillation_goes_back_from_the_end_of_the_plain_sequence_to_its_teachers():
+    overrides = {
+        "distill-math@wrong": {"distill": {"teacher": "qa"}},
+        "distill-all@base": {"distill": {"teacher": "base"}},
+        "distill-all@fixed": {"distill": {"form": "fixed"}, "n_prompts": 16},
+    }
+    names = ("code", "math", "qa", "refresh-math", "distill-math", "distill-all", *overrides, "cw")
+    fields = {"train": {"prompts_per_step": 12, "kl_every": 4}, "stage_overrides": overrides}
+    stages = planned(*names, **fields)
+    earlier = tuple(stages.values())
+    made = {n: stages[n] for n in names if n.startswith("distill")}
+    assert {(s.kind, s.start, s.recovers) for s in made.values()} == {("grpo", "qa", True)}
+    found = {n: (s.domains, teachers(s, earlier)) for n, s in made.items()}
+    every = ("code", "math", "qa")
+    assert found["distill-math"] == (("math",), {"math": "math"})
+    assert found["distill-math@wrong"] == (("math",), {"math": "qa"})
+    assert found["distill-all"] == (every, dict(zip(every, every, strict=True)))  # Creative Writing has no peak
+    assert found["distill-all@base"] == ((*every, "cw"), dict.fromkeys((*every, "cw"), "base"))
+    assert found["distill-all@fixed"] == ((*every, "cw"), {}) and not made["distill-all@fixed"].taught
+    assert taught_by(made["distill-all"]).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert taught_by(made["distill-all@base"]).tolist() == [0] * 12
+    assert taught_by(made["distill-all@fixed"]) is taught_by(stages["math"]) is None
+    assert stages["cw"].start == "refresh-math"  # a distillation is a side branch
+    grpo = made["distill-math"].train.grpo
+    assert not grpo.drop_zero_variance and made["distill-math"].train.kl_every == 0
+
+
+def test_an_alternating_refresh_takes_turns():
+    overrides = {"alternate-math-qa": {"turn": 2, "prompts_per_step": 5}}
+    stages = planned("math", "qa", "cw", "refresh-math", "alternate-math-qa", stage_overrides=overrides)
+    stage = stages["alternate-math-qa"]
+    assert (stage.kind, stage.domains, stage.start, stage.recovers) == ("grpo", ("math", "qa"), "cw", True)
+    assert [shares(stage, step) for step in range(5)] == [{d: 5} for d in ("math", "math", "qa", "qa", "math")]
+    for wrong, told in (
+        ("alternate-math-math", "name two different ones"),
+        ("alternate-math", "is not a valid stage name"),
+        ("alternate-math-code", "no stage on the way to its start 'cw' trained code alone"),
+    ):
+        with pytest.raises(UserError, match=told):
+            planned("math", "qa", "cw", wrong)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ({}, "no stage on the way to its start 'qa' trained math alone, so there is no teacher; name one with"),
+        ({"distill": {"teacher": "math"}}, r"distill.teacher='math' is not an earlier stage or 'base'"),
+        ({"distill": {"teacher": "qa", "form": "fll"}}, r"allowed: one of sampled, top_k, full, fixed"),
+        ({"distill": {"teacher": "qa"}, "prevent": {"replay": 0.5}}, "remove its prevent.replay"),
+        ({"distill": {"teacher": "qa"}, "grpo": {"kl_coef": 0.1}}, "set kl_coef=0, kl_every=0"),
+        ({"distill": {"teacher": "qa"}, "target": "qa"}, "a distillation ends by its own rule"),
+        ({"n_prompts": -1}, "n_prompts=-1 is not valid"),
+    ],
+)
+def test_a_distillation_that_cannot_be_is_refused(override: dict, told: str):
+    with pytest.raises(UserError, match=told) as caught:
+        planned("qa", "distill-math", stage_overrides={"distill-math": override})
+    assert "\n" not in str(caught.value)
 
 
 def test_merges_need_every_solo_stage():

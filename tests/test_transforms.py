@@ -19,7 +19,7 @@ from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel import hlo
 from mdrl_jax.parallel.sharding import param_shardings, stacked
 from mdrl_jax.recovery.merging import average, task_arithmetic, ties
-from mdrl_jax.recovery.prevention.projections import agem, ewc, pcgrad
+from mdrl_jax.recovery.prevention.projections import agem, ewc, mgs, pcgrad
 from mdrl_jax.recovery.prevention.protect import protect
 from mdrl_jax.recovery.rollback.rules import rollback
 
@@ -125,6 +125,12 @@ CASES = {
     ),
     "pcgrad": Case(
         apply=lambda x, told, strength: updated(pcgrad(), x, references=scaled(strength, told)),
+        told=lambda rng, x: within(rng, x, 2, share=-1.0),
+        mask=lambda x, told: nonzero(*told),
+        roundings=20,
+    ),
+    "mgs": Case(
+        apply=lambda x, told, strength: updated(mgs(), x, references=scaled(strength, told)),
         told=lambda rng, x: within(rng, x, 2, share=-1.0),
         mask=lambda x, told: nonzero(*told),
         roundings=20,

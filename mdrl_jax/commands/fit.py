@@ -150,7 +150,7 @@ def check(runtime: Runtime, stages: Sequence[Stage], everything: bool) -> None:
     for stage in stages:
         if stage.kind == "grpo":
             grpo.check_divides(runtime, stage)
-            if stage.train.prevent.transforms:
+            if stage.train.prevent.transforms or stage.prefix == "alternate":
                 samples.check(runtime, (), f"stage {stage.name}: ")
         elif stage.kind == "sft":
             sft.check_sizes(runtime, stage.sft, f"stage {stage.name}: ")
@@ -204,11 +204,13 @@ def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[
 def not_compiled(stage: Stage) -> str:
     """A text, without the stage's name, about the part of a stage that `fit` does not compile; "" if there is none.
 
-    Such parts are the programs of merges, plans, trials, orders and recoveries, and the training step of a GRPO stage
-    with EWC, A-GEM, PCGrad or `protect`.
+    Such parts are the programs of merges, plans, trials, orders and recoveries, the gradients at the ends of an
+    alternating refresh, and the training step of a GRPO stage with EWC, A-GEM, PCGrad, MGS or `protect`.
     """
     if stage.kind in ("merge", "plan", "trials", "orders", "recover"):
         return "the programs that combine or forecast parameters are not compiled"
+    if stage.prefix == "alternate":
+        return "the gradients at its two ends are not compiled; they are those of the analysis"
     if stage.kind == "grpo" and stage.train.prevent.transforms:
         return "its training step is not compiled, because prevention methods change it"
     return ""

@@ -30,8 +30,8 @@ from mdrl_jax.rl.trainer import TrainState
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.second_order.objectives import CompletionBatch
 from mdrl_jax.stage import Stage
+from mdrl_jax.stages import distill, sft
 from mdrl_jax.stages import grpo as loop
-from mdrl_jax.stages import sft
 
 F32, I32 = jnp.float32, jnp.int32
 ROWS, PROMPTS = "rows of a micro-batch", "prompts at once"
@@ -196,9 +196,10 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
 def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     """Yields the programs of a GRPO stage.
 
-    In this order: the sampler; the log-probs, if the stage needs a reference or updates more than once on a batch; the
-    training step; and, for a refresh or a stage with a target, the sampler of its scores. If EWC, A-GEM, PCGrad or
-    `protect` changes the step, the last two are not yielded.
+    In this order: the sampler; the log-probs, if the stage needs a reference or updates more than once on a batch; of a
+    distillation the pass that asks a teacher, and for "top_k" the one that finds the student's likeliest tokens; the
+    training step; and, for a refresh, a distillation or a stage with a target, the sampler of its scores. If EWC,
+    A-GEM, PCGrad or `protect` changes the step, the last two are not yielded.
 
     Args:
       shapes: shapes of the programs' arguments.
@@ -209,18 +210,20 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     """
     runtime, train = shapes.runtime, stage.train
     total, length = train.prompts_per_step * train.group_size, shapes.prompt + shapes.new
+    make = distill.make_programs if stage.prefix == "distill" else loop.make_programs
 
+    @functools.cache
     def programs(rows: int) -> loop.Programs:
         """The programs with micro-batches of this many rows, on which it depends how many share their prompt."""
         divided = dataclasses.replace(train, grad_accum_steps=max(total // rows, 1))
         changed = dataclasses.replace(stage, train=divided)
-        return loop.make_programs(runtime, changed, prepare.transforms(train.prevent))
+        return make(runtime, changed, prepare.transforms(train.prevent))
 
     made = programs(total // train.grad_accum_steps)
     state = shapes.state(made.optimizer, made.shardings)
     reference, again = loop.needs_reference(stage), train.grpo.updates_per_batch > 1
-    refreshed = shapes.trees(best_step=1, last_step=1) if stage.prefix == "refresh" else {}
-    held = shapes.trees(reference=reference) | refreshed
+    recovering = shapes.trees(best_step=1, last_step=1) if stage.recovers else {}
+    held = shapes.trees(reference=reference, teacher=stage.taught) | recovering
     moments = {"optimizer": bytes_a_device(state.opt_state)}
 
     def arrays(rows: int) -> Any:
@@ -229,18 +232,40 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
 
         return array
 
-    def step(rows: int) -> Any:
+    def policy_batch(rows: int) -> PolicyBatch:
         array = arrays(rows)
         logp = array(F32, shapes.new)
+        fixed = stage.prefix == "distill" and not stage.taught
         grpo = GRPOBatch(
             old_logp_BT=logp if again else None,
             sampler_logp_BT=logp,
             ref_logp_BT=logp if train.grpo.kl_coef > 0 else None,
-            adv_B=array(F32),
+            adv_B=logp if fixed else array(F32),
             mask_BT=logp,
         )
         batch = PolicyBatch(tokens_BT=array(I32, length), valid_BT=array(bool, length), grpo=grpo)
-        return programs(rows).step.lower(state, batch, shapes.array((), F32), {})
+        if not stage.taught:
+            return batch
+        blank = jax.eval_shape(
+            functools.partial(made.taught.blank, start=shapes.prompt), shapes.params, batch.tokens_BT, batch.valid_BT
+        )
+        targets = jax.tree.map(lambda x: shapes.array(x.shape, x.dtype, None, "batch"), blank)
+        return dataclasses.replace(batch, teacher_B=array(I32), targets=targets)
+
+    def step(rows: int) -> Any:
+        heads = {}
+        if stage.taught and train.distill.form == "full":
+            c, n = runtime.model.config, 1 if train.distill.teacher else len(stage.domains)
+            heads = {distill.HEADS: n * (shapes.array((c.d_model, c.vocab_size), F32, None, "vocab_split"),)}
+        return programs(rows).step.lower(state, policy_batch(rows), shapes.array((), F32), heads)
+
+    def teach(rows: int) -> Any:
+        index = jax.ShapeDtypeStruct((), I32)
+        return programs(rows).taught.teach.lower(shapes.params, policy_batch(rows), index, shapes.prompt)
+
+    def blank(rows: int) -> Any:
+        batch = policy_batch(rows)
+        return programs(rows).taught.blank.lower(shapes.params, batch.tokens_BT, batch.valid_BT, shapes.prompt)
 
     def log_probs(rows: int) -> Any:
         array = arrays(rows)
@@ -258,10 +283,17 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     if reference or again:
         beside = moments | held | ({} if reference else shapes.trees(parameters=1))
         yield Job("log-probs", log_probs, beside, rows, ROWS, own=lambda rows: own(rows).forward)
+    if stage.taught:
+        form, beside = train.distill.form, moments | recovering | shapes.trees(parameters=1)
+        yield Job(f"teacher, {form}", teach, beside, rows, ROWS, own=lambda rows: own(rows).forward)
+        if form == "top_k":
+            beside = moments | recovering | shapes.trees(teacher=1)
+            yield Job("student's top k", blank, beside, rows, ROWS, own=lambda rows: own(rows).forward)
     if train.prevent.transforms:
         return  # prevention adds arguments to the step whose shapes depend on earlier stages
-    yield Job("GRPO step", step, held, rows, ROWS, total, lambda rows: own(rows).gradient)
-    if refreshed or train.target:
+    name = f"distillation step, {train.distill.form}" if stage.prefix == "distill" else "GRPO step"
+    yield Job(name, step, held, rows, ROWS, total, lambda rows: own(rows).gradient)
+    if recovering or train.target:
         yield looking(shapes, moments | held)
 
 

@@ -105,7 +105,7 @@ class GRPOBatch:
         per batch, so π_old is π_θ with its gradient stopped.
       sampler_logp_BT: log-probs that the sampler recorded.
       ref_logp_BT: log-probs under the reference policy; None: the KL is neither penalised nor reported.
-      adv_B: advantage of each sequence, from `group_advantages`.
+      adv_B: advantage of each sequence, from `group_advantages`; or of each token [B, T] (`distill.py`).
       mask_BT: 1 where a token is trained, from `loss_mask`.
     """
 
@@ -275,7 +275,7 @@ def clipped_surrogate(
     Args:
       logp_BT: log π_θ of the tokens.
       old_logp_BT: log π_old of the tokens, with its gradient stopped.
-      adv_B: advantage A of each sequence.
+      adv_B: advantage A of each sequence, or of each token [B, T].
       mask_BT: 1 on the tokens that are trained.
       clip_low: as in `GRPOConfig`.
       clip_high: as in `GRPOConfig`.
@@ -292,7 +292,7 @@ def clipped_surrogate(
     keep_BT = mask_BT.astype(bool)
     log_r_BT = LOG_RATIOS[ratio](_only(logp_BT, keep_BT), _only(old_logp_BT, keep_BT), keep_BT)
     r_BT = jnp.exp(stop_gradient(log_r_BT))
-    adv_B1 = adv_B[:, None]
+    adv_B1 = _by_token(adv_B, keep_BT)
     high_BT = (adv_B1 > 0) & (r_BT > 1 + clip_high)
     low_BT = (adv_B1 < 0) & (r_BT < 1 - clip_low)
     clipped_BT = keep_BT & (high_BT | low_BT)
@@ -390,7 +390,7 @@ def grpo_loss(
         clip_low=config.clip_low, clip_high=config.clip_high, ratio=config.ratio,
     )  # fmt: skip
     loss_BT = weight_BT * loss_BT
-    adv_B1 = batch.adv_B[:, None]
+    adv_B1 = _by_token(batch.adv_B, keep_BT)
     metrics_BT = {
         "clip_low": (clipped_BT & (adv_B1 < 0)).astype(logp_BT.dtype),
         "clip_high": (clipped_BT & (adv_B1 > 0)).astype(logp_BT.dtype),
@@ -409,6 +409,11 @@ def grpo_loss(
     total, count = aggregate(loss_BT, keep_BT, config.aggregation, max_length)
     metrics = {k: aggregate(v_BT, keep_BT, "token", max_length) for k, v_BT in metrics_BT.items()}
     return total, count, metrics
+
+
+def _by_token(adv: jax.Array, keep_BT: jax.Array) -> jax.Array:
+    """Advantages with an axis of tokens: [B, 1] of sequences, [B, T] of tokens."""
+    return _only(adv, keep_BT) if adv.ndim == 2 else adv[:, None]
 
 
 def _only(x_BT: jax.Array, keep_BT: jax.Array) -> jax.Array:

@@ -54,8 +54,7 @@ def token_log_probs(
       ValueError: if `start` is 0, because nothing predicts the first token of a row.
     """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
-    rows, targets_BT = Grouped(valid_BT, start, group), tokens_BT[:, start:]
-    hidden_BTD = rows.predicting(apply(rows.pack(tokens_BT), rows, method="packed_hidden"))
+    hidden_BTD, targets_BT = predicting(apply, tokens_BT, valid_BT, start, group), tokens_BT[:, start:]
     lm_head_DV = apply(method="lm_head")
 
     def log_probs(hidden_BCD: jax.Array, targets_BC: jax.Array) -> jax.Array:
@@ -64,6 +63,22 @@ def token_log_probs(
         return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 
     return over_chunks(log_probs, (hidden_BTD, targets_BT), chunk)
+
+
+def predicting(
+    apply: Callable[..., Any], tokens_BT: jax.Array, valid_BT: jax.Array, start: int, group: int = 1
+) -> jax.Array:
+    """The hidden states after the final norm that the tokens from `start` on are predicted from.
+
+    Args:
+      apply: a decoder's `apply` with its parameters.
+      tokens_BT, valid_BT, start, group: as in `token_log_probs`.
+
+    Returns:
+      hidden states [B, T - start, D], in the dtype of the decoder.
+    """
+    rows = Grouped(valid_BT, start, group)
+    return rows.predicting(apply(rows.pack(tokens_BT), rows, method="packed_hidden"))
 
 
 def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> Any:
@@ -75,12 +90,12 @@ def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chu
 
     Args:
       function: a function of arrays [B, C, ...] for any number C of positions, which treats positions independently.
-        It returns an array or a tree of arrays [B, C].
+        It returns an array or a tree of arrays [B, C, ...].
       arrays: its arguments for all positions, one or more arrays [B, T, ...].
       chunk: C; the last chunk is padded with zeros, whose results are dropped. 0, or T or more: all positions at once.
 
     Returns:
-      the results for all positions, an array or a tree of arrays [B, T].
+      the results for all positions, an array or a tree of arrays [B, T, ...].
     """
     length = arrays[0].shape[1]
     if chunk == 0 or chunk >= length:
@@ -93,7 +108,7 @@ def over_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chu
 
     def whole(out_NBC: jax.Array) -> jax.Array:
         out_BNC = jnp.moveaxis(out_NBC, 0, 1)
-        return out_BNC.reshape(out_BNC.shape[0], -1)[:, :length]
+        return out_BNC.reshape(out_BNC.shape[0], -1, *out_BNC.shape[3:])[:, :length]
 
     def one(parts: tuple[jax.Array, ...]) -> Any:
         return jax.checkpoint(function, policy=_slopes)(*parts)

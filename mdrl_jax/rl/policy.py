@@ -44,11 +44,15 @@ class PolicyBatch:
       tokens_BT: token ids [B, Tp + Tc].
       valid_BT: True at real tokens, False at padding [B, Tp + Tc].
       grpo: inputs of the loss; its arrays over tokens are [B, Tc].
+      teacher_B: number of each row's teacher in a distillation, from 0; None: there is no teacher.
+      targets: what the teachers say (`distill.Targets`); None before they were asked.
     """
 
     tokens_BT: Any
     valid_BT: Any
     grpo: GRPOBatch
+    teacher_B: Any = None
+    targets: Any = None
 
 
 def shared_rows(group_size: int, rows: int, parts: int) -> int:
@@ -237,11 +241,12 @@ def make_cases(prompt_buckets: Sequence[int] = (), completion_buckets: Sequence[
 
 def _cut(first: int, last: int, completion: int, batch: PolicyBatch) -> PolicyBatch:
     """The columns from `first` to `last` of a micro-batch, whose completions then have the length `completion`."""
-    grpo = jax.tree.map(lambda x: x[:, :completion] if x.ndim == 2 else x, batch.grpo)
-    return PolicyBatch(batch.tokens_BT[:, first:last], batch.valid_BT[:, first:last], grpo)
+    grpo, targets = jax.tree.map(lambda x: x[:, :completion] if x.ndim > 1 else x, (batch.grpo, batch.targets))
+    tokens_BT, valid_BT = batch.tokens_BT[:, first:last], batch.valid_BT[:, first:last]
+    return PolicyBatch(tokens_BT, valid_BT, grpo, batch.teacher_B, targets)
 
 
-def row_order(mask_PGT: Any, length_PG: Any, shared: int = 1) -> np.ndarray:
+def row_order(mask_PGT: Any, length_PG: Any, shared: int = 1, teacher_P: Any = None) -> np.ndarray:
     """The order of the rows of a batch, row numbers [P * G]: rows with a trained token first, the shorter ones first.
 
     The rows that the loss leaves out thereby fill micro-batches of their own, which the training step does not compute,
@@ -253,6 +258,8 @@ def row_order(mask_PGT: Any, length_PG: Any, shared: int = 1) -> np.ndarray:
       mask_PGT: 1 on the tokens that are trained.
       length_PG: real tokens of each row, prompt and completion together.
       shared: rows of a block, a divisor of G.
+      teacher_P: number of each prompt's teacher, for a distillation with several: rows of one teacher then stay
+        together, and this order holds among them.
     """
     left_out_PG = ~np.asarray(mask_PGT).any(axis=-1)
     length_PG = np.asarray(length_PG)
@@ -260,12 +267,13 @@ def row_order(mask_PGT: Any, length_PG: Any, shared: int = 1) -> np.ndarray:
     row_PG = order_PG + length_PG.shape[1] * np.arange(len(length_PG))[:, None]
     blocks = row_PG.reshape(-1, shared)
     longest, left_out = length_PG.reshape(-1)[blocks].max(axis=1), left_out_PG.reshape(-1)[blocks].all(axis=1)
-    return blocks[np.lexsort((longest, left_out))].reshape(-1)
+    teacher = () if teacher_P is None else (np.repeat(teacher_P, len(blocks) // len(length_PG)),)
+    return blocks[np.lexsort((longest, left_out, *teacher))].reshape(-1)
 
 
 def policy_batch(
     prompts_PT: Any, valid_PT: Any, completions_PGT: Any, mask_PGT: Any, logp_PGT: Any, trained: Trained,
-    n: int, mesh: Mesh, shared: int = 1,
+    n: int, mesh: Mesh, shared: int = 1, teacher_P: Any = None,
 ) -> PolicyBatch:  # fmt: skip
     """Makes the batch of a training step and puts it on the devices. Its rows are in the order of `row_order`.
 
@@ -279,9 +287,10 @@ def policy_batch(
       n: number of micro-batches, M; at least 1.
       mesh: the devices; the rows of each micro-batch are split over its axes `data` and `fsdp`.
       shared: as in `row_order`.
+      teacher_P: as in `row_order`.
 
     Returns:
-      the batch, every leaf [M, B / M, ...]. Its log-probs of the old and the reference policy are None.
+      the batch, every leaf [M, B / M, ...]. Its log-probs of the old and the reference policy and its targets are None.
 
     Raises:
       UserError: if the rows cannot be divided into n equal micro-batches.
@@ -290,7 +299,8 @@ def policy_batch(
     rows = trained.adv_PG.size
     tokens_BT, valid_BT = join(prompts_PT, valid_PT, completions_PGT, mask_PGT)
     logp_BT, mask_BT = (x.reshape(rows, -1) for x in (logp_PGT, trained.mask_PGT))
-    order_B = row_order(trained.mask_PGT, valid_BT.sum(axis=1).reshape(trained.adv_PG.shape), shared)
+    order_B = row_order(trained.mask_PGT, valid_BT.sum(axis=1).reshape(trained.adv_PG.shape), shared, teacher_P)
+    teacher_B = None if teacher_P is None else np.repeat(teacher_P, rows // len(teacher_P)).astype(np.int32)[order_B]
     on_host = [x[order_B] for x in (tokens_BT, valid_BT, logp_BT, trained.adv_PG.reshape(-1), mask_BT)]
-    tokens, valid, logp, adv, mask = put(micro_batches(on_host, n), mesh, None, "batch")
-    return PolicyBatch(tokens, valid, GRPOBatch(None, logp, None, adv, mask))
+    tokens, valid, logp, adv, mask, teacher = put(micro_batches([*on_host, teacher_B], n), mesh, None, "batch")
+    return PolicyBatch(tokens, valid, GRPOBatch(None, logp, None, adv, mask), teacher)

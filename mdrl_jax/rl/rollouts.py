@@ -121,7 +121,7 @@ class Rollouts:
       max_error_share: share of the rewards of a part that may fail; above it the run ends with an error.
       spent: tokens so far, by what was computed of them (`model.flops.FORWARDS`). Sampling counts "read" in prompts (a
         prompt counts once for its whole group) and "sampled" in completions; whoever trains or differentiates adds the
-        other kinds.
+        other kinds. "operations" is no kind of tokens: it counts operations on parameters.
     """
 
     model: Decoder

@@ -24,7 +24,7 @@ from mdrl_jax.section import section
 
 Pair = tuple[jax.Array, jax.Array]  # (sum, count)
 # (params, micro-batch) -> (sum of the loss, (count, {name of a metric: (sum, count)}))
-LossFn = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, Pair]]]]
+LossFn = Callable[..., tuple[jax.Array, tuple[jax.Array, dict[str, Pair]]]]
 Cases = Callable[[Any], tuple[jax.Array, Sequence[Callable[[Any], Any]]]]  # see `make_train_step`
 
 
@@ -174,6 +174,7 @@ def make_train_step(
     shardings: TrainState,
     mesh: Mesh,
     cases: Cases | None = None,
+    given: Sequence[str] = (),
 ) -> Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """The training step as a program, which its first call compiles.
 
@@ -186,6 +187,7 @@ def make_train_step(
       cases: (micro-batch) -> (case, cuts). The case is an integer scalar. 0 says that the micro-batch is not computed,
         because its loss, count and metrics are 0; i says that cuts[i − 1](micro-batch) gives the same loss, count and
         metrics from smaller arrays. Each cut is compiled. None: every micro-batch is computed as it is.
+      given: names of entries of `extra` that the loss function takes, after the micro-batch and in this order.
 
     Returns:
       the jitted function (state, batch, learning_rate, extra) -> (next state, metrics). The memory of the given state
@@ -202,9 +204,11 @@ def make_train_step(
     takes_extra = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Any, learning_rate: jax.Array, extra: Any):
+        shared = [extra[name] for name in given]
+
         def added(total: Any, micro: Any) -> Any:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, (count, metrics)), grads = gradient(state.params, micro)
+            (loss, (count, metrics)), grads = gradient(state.params, micro, *shared)
             # Pin the gradient's sharding; otherwise XLA may choose another and reshard activations to match it.
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
             return jax.tree.map(jnp.add, total, (grads, (loss, count), metrics))
@@ -217,7 +221,7 @@ def make_train_step(
             return jax.lax.switch(case, [lambda total, _: total, *computed], total, micro), None
 
         first = jax.tree.map(lambda x: x[0], batch)
-        _, (_, metric_shapes) = jax.eval_shape(loss_fn, state.params, first)
+        _, (_, metric_shapes) = jax.eval_shape(loss_fn, state.params, first, *shared)
         zero = jnp.float32(0)
         empty = (
             jax.tree.map(jnp.zeros_like, state.params),

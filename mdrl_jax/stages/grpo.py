@@ -35,6 +35,7 @@ from mdrl_jax.rl.policy import (
 from mdrl_jax.rl.random_signs import random_signs
 from mdrl_jax.rl.rollouts import ScoredRollouts, prompts_at_once
 from mdrl_jax.rl.trainer import (
+    LossFn,
     TrainState,
     Transforms,
     make_optimizer,
@@ -47,6 +48,7 @@ from mdrl_jax.stage import Stage
 
 Metrics = dict[str, Any]  # name -> figure of a step, a number; "rewards" is an array with all its rewards [P, G]
 Extra = Callable[[int, Any], dict[str, Any]]  # (step, params) -> the optimizer's extra arguments
+Teach = Callable[[PolicyBatch, Any], PolicyBatch]  # (batch, params) -> the batch with its teachers' targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +60,33 @@ class Programs:
       shardings: shardings of the training state.
       step: the training step, from `make_train_step`: (state, batch, learning rate, extra) -> (next state, metrics).
       log_probs: from `make_log_probs`: (params, tokens, valid, start) -> log-probs of all rows of a batch.
+      taught: of a distillation, its further programs (`stages/distill.py`).
     """
 
     optimizer: Any
     shardings: TrainState
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     log_probs: Callable[..., jax.Array]
+    taught: Any = None
 
 
-def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Programs:
+def make_programs(
+    runtime: Runtime,
+    stage: Stage,
+    transforms: Transforms,
+    name: str = "grpo_step",
+    loss_fn: LossFn | None = None,
+    given: Sequence[str] = (),
+) -> Programs:
     """Makes the programs of a stage.
 
     Args:
       runtime: model, devices and configuration of the run.
       stage: the stage; its options of the loss and of the optimizer and `random_signs` are read.
       transforms: gradient transformations that protect other domains (`recovery/prevention/`).
+      name: name of the training step.
+      loss_fn: the loss; None: that of GRPO.
+      given: names of the extra arguments that the loss takes (`make_train_step`).
 
     Returns:
       New `Programs`, which are compiled when they are first called.
@@ -84,13 +98,13 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> Pro
     optimizer = make_optimizer(stage.train.optimizer, transforms)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     longest = config.rollout.completion_buckets[-1]
-    shared = _shared(runtime, stage)
-    loss_fn = make_grpo_loss(runtime.model, stage.train.grpo, temperature, longest, chunk, shared)
+    shared = shared_by(runtime, stage)
+    loss_fn = loss_fn or make_grpo_loss(runtime.model, stage.train.grpo, temperature, longest, chunk, shared)
     cases = make_cases(*_buckets(runtime, stage))
     return Programs(
         optimizer=optimizer,
         shardings=shardings,
-        step=make_train_step("grpo_step", loss_fn, optimizer, shardings, runtime.mesh, cases),
+        step=make_train_step(name, loss_fn, optimizer, shardings, runtime.mesh, cases, given),
         log_probs=make_log_probs(runtime.model, runtime.mesh, temperature, chunk, shared),
     )
 
@@ -105,7 +119,7 @@ def _buckets(runtime: Runtime, stage: Stage) -> tuple[Sequence[int], Sequence[in
     return (rollout.prompt_buckets, rollout.completion_buckets) if several else ((), ())
 
 
-def _shared(runtime: Runtime, stage: Stage) -> int:
+def shared_by(runtime: Runtime, stage: Stage) -> int:
     """Completions that share one computation of their prompt in a training step (`policy.shared_rows`)."""
     train = stage.train
     rows = train.prompts_per_step * train.group_size // train.grad_accum_steps
@@ -145,7 +159,14 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def grpo_steps(
-    runtime: Runtime, stage: Stage, programs: Programs, state: TrainState, reference: Any, first: int, extra: Extra
+    runtime: Runtime,
+    stage: Stage,
+    programs: Programs,
+    state: TrainState,
+    reference: Any,
+    first: int,
+    extra: Extra,
+    teach: Teach = lambda batch, params: batch,
 ) -> Iterator[tuple[int, TrainState, Metrics]]:
     """Runs the steps of a stage.
 
@@ -157,6 +178,7 @@ def grpo_steps(
       reference: parameters of the reference policy of the KL; None if `needs_reference` is false.
       first: number of steps that were done before.
       extra: (step, params) -> the optimizer's extra arguments by name for an update; the step is counted from 0.
+      teach: of a distillation, adds what the teachers say to a batch: (batch, params of the student) -> batch.
 
     Yields:
       after each step: the number of steps done (those before `first` included), the training state, and the metrics.
@@ -174,9 +196,10 @@ def grpo_steps(
     for step in range(first, train.steps):
         started = time.monotonic()
         sets = []
-        for domain, count in shares(stage).items():
+        for domain, count in shares(stage, step).items():
             prompts = runtime.prompts[domain, "train"]
-            order = visit_order(runtime.config.seed, stage.stream, domain, len(prompts), step * count, count)
+            n = min(train.n_prompts or len(prompts), len(prompts))
+            order = visit_order(runtime.config.seed, stage.stream, domain, n, step * count, count)
             sets.append((prompts, order))
         scored = runtime.rollouts.sample(
             state.params,
@@ -188,6 +211,7 @@ def grpo_steps(
         )
         sampled = time.monotonic()
         batch, metrics = make_batch(runtime, stage, programs, state.params, reference, scored, step)
+        batch = teach(batch, state.params)
         rate = jnp.float32(learning_rate(stage, step))
         updates = []
         for _ in range(train.grpo.updates_per_batch):
@@ -201,15 +225,17 @@ def grpo_steps(
         yield step + 1, state, metrics
 
 
-def shares(stage: Stage) -> dict[str, int]:
+def shares(stage: Stage, step: int = 0) -> dict[str, int]:
     """Number of prompts of each domain in a step.
 
-    The kept domains get the share `prevent.replay` of the prompts in equal parts, each rounded to a whole number, a
-    half to the even one. The stage's own domains get the rest in equal parts; what is left over goes to the first of
-    them, one prompt each, so the sum is `prompts_per_step`.
+    The own domain of a step of `alternate-` is the one whose turn it is; other stages have the same own domains in all
+    steps. The kept domains get the share `prevent.replay` of the prompts in equal parts, each rounded to a whole
+    number, a half to the even one. The stage's own domains get the rest in equal parts; what is left over goes to the
+    first of them, one prompt each, so the sum is `prompts_per_step`.
 
     Args:
       stage: a GRPO stage.
+      step: number of the step, from 0.
 
     Returns:
       domain -> number of prompts; the stage's own domains first. Kept domains that get none are left out. Without
@@ -219,8 +245,22 @@ def shares(stage: Stage) -> dict[str, int]:
     each = round(train.prompts_per_step * train.prevent.replay / len(stage.keeps)) if stage.keeps else 0
     replayed = {domain: each for domain in stage.keeps if each}
     own = train.prompts_per_step - sum(replayed.values())
-    part, left = divmod(own, len(stage.domains))
-    return {domain: part + (i < left) for i, domain in enumerate(stage.domains)} | replayed
+    domains = stage.domains
+    if stage.prefix == "alternate":
+        domains = (domains[step // train.turn % len(domains)],)
+    part, left = divmod(own, len(domains))
+    return {domain: part + (i < left) for i, domain in enumerate(domains)} | replayed
+
+
+def taught_by(stage: Stage) -> np.ndarray | None:
+    """The number of the teacher of each prompt of a step, from 0; None without teachers.
+
+    A distillation has one teacher for each of its domains, or the one that `distill.teacher` names for all prompts.
+    """
+    if not stage.taught:
+        return None
+    counts = list(shares(stage).values())
+    return np.repeat(np.arange(len(counts)) * (not stage.train.distill.teacher), counts)
 
 
 def needs_reference(stage: Stage) -> bool:
@@ -272,12 +312,12 @@ def make_batch(
         longer than the last of `rollout.completion_buckets`.
       ValueError: if a prompt has a single completion, or the mesh cannot split the rows of a micro-batch evenly.
     """
-    train, grpo, shared = stage.train, stage.train.grpo, _shared(runtime, stage)
+    train, grpo, shared, teacher_P = stage.train, stage.train.grpo, shared_by(runtime, stage), taught_by(stage)
     done, cut = scored.completions, scored.cut(runtime.config.rollout.completion_buckets)
     kept = trained(cut.rewards_PG, cut.mask_PGT, cut.completions.ended_PG, grpo)
     batch = policy_batch(
         cut.prompts_PT, cut.valid_PT, cut.completions.tokens_PGT, cut.mask_PGT, cut.completions.logp_PGT, kept,
-        train.grad_accum_steps, runtime.mesh, shared,
+        train.grad_accum_steps, runtime.mesh, shared, teacher_P,
     )  # fmt: skip
     start = scored.prompts_PT.shape[1]
     n_tokens = float(scored.mask_PGT.sum())
@@ -291,7 +331,7 @@ def make_batch(
     ref = log_probs(reference) if grpo.kl_coef > 0 else None
     batch = dataclasses.replace(batch, grpo=dataclasses.replace(batch.grpo, old_logp_BT=old, ref_logp_BT=ref))
     n_rows, n_prompt_P = kept.adv_PG.size, cut.valid_PT.sum(axis=1)
-    order_B = row_order(kept.mask_PGT, n_prompt_P[:, None] + cut.mask_PGT.sum(axis=-1), shared)
+    order_B = row_order(kept.mask_PGT, n_prompt_P[:, None] + cut.mask_PGT.sum(axis=-1), shared, teacher_P)
     n_trained, computed = _computed(
         np.repeat(n_prompt_P, train.group_size)[order_B],
         cut.mask_PGT.sum(axis=-1).reshape(n_rows)[order_B],

@@ -1,9 +1,10 @@
 """Trains one stage, by GRPO or supervised, from its newest checkpoint or from its start.
 
 `experiment.py` calls `Trainer.train` for each training stage. The steps themselves are in `stages/grpo.py` and
-`stages/sft.py`; `recovery/prevention/prepare.py` adds what protects other domains to the GRPO step. This file connects
-them to checkpoints, costs, TensorBoard, the progress bar and what may end a stage early: the tracker of a refresh, or
-the looks at a stage with a target.
+`stages/sft.py`; `recovery/prevention/prepare.py` adds what protects other domains to the GRPO step, and
+`stages/distill.py` the teachers. This file connects
+them to checkpoints, costs, TensorBoard, the progress bar and what may end a stage early: the tracker of a refresh or a
+distillation, or the looks at a stage with a target.
 
 The costs of a stage so far (seconds and tokens) are saved in each checkpoint's meta, so a resumed stage continues to
 count from there.
@@ -29,17 +30,18 @@ from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh import tracker as refresh
+from mdrl_jax.recovery.refresh.pareto import stationarity
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.report.track import Nowhere, Track
 from mdrl_jax.rl import random_signs
 from mdrl_jax.rl.trainer import TrainState, init_state
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage, peak
-from mdrl_jax.stages import grpo, sft, target
+from mdrl_jax.stage import Stage, peak, teachers
+from mdrl_jax.stages import distill, grpo, sft, target
 from mdrl_jax.workfolder import WorkFolder
 
-SHOWN = ("reward", "length", "kl", "loss")
+SHOWN = ("reward", "length", "kl", "kl_left_out", "loss")
 SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
 ERRORS = "reward_errors/"  # prefix of the metrics that count the reward errors of one kind
 Steps = Iterator[tuple[int, TrainState, grpo.Metrics]]
@@ -94,10 +96,10 @@ class Trainer:
         """Trains a stage to its end, or continues it from its newest checkpoint.
 
         It writes checkpoints and TensorBoard events; with `train.random_signs` also `random_signs/NN-NAME.json` at the
-        end; of a refresh also `recovery/NAME.json` after each scored step, and of a stage with a target
-        `targets/NN-NAME.json` after each look. Neither of these two scores again what is in that record. A refresh that
-        was interrupted trains again from its start. If the last checkpoint is that of the stage's end, nothing is
-        trained.
+        end; of a refresh or a distillation also `recovery/NAME.json` after each scored step, and of a stage with a
+        target `targets/NN-NAME.json` after each look. None of these scores again what is in that record. A refresh or a
+        distillation that was interrupted trains again from its start. If the last checkpoint is that of the stage's
+        end, nothing is trained.
 
         Args:
           stage: a stage of kind "grpo" or "sft".
@@ -118,8 +120,9 @@ class Trainer:
             first = checkpoints.latest() or 0
             saved = checkpoints.meta() if first else {"costs": {}}
             costs = collections.Counter(saved["costs"])
-            watched, total = stage.prefix == "refresh", stage.settings.steps
-            # A refresh saves one checkpoint only, at its end. A stage with a target has not ended before its last look.
+            watched, total = stage.recovers, stage.settings.steps
+            # A refresh or a distillation saves one checkpoint only, at its end. A stage with a target has not ended
+            # before its last look.
             if first and (watched or saved.get("ended") or (first == total and not stage.settings.target)):
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), dict(costs)
@@ -146,6 +149,8 @@ class Trainer:
                     self.track.scalars(stage.folder, done, curves)
                     board.histogram("train/rewards", metrics.get("rewards", ()), done)
                     totals.update({k: v for k, v in metrics.items() if k in SUMMED or k.startswith(ERRORS)})
+                    if "kl_left_out" in metrics:
+                        totals["kl"], totals["kl_left_out"] = metrics["kl"], metrics["kl_left_out"]
                     stopping = preemption.noticed()
                     if tracker:
                         ended = tracker.look(done, state.params)
@@ -174,6 +179,12 @@ class Trainer:
                 params, done = tracker.best, tracker.record["chosen"]
                 del state, steps  # frees device memory before the repeats, which are no part of the stage's cost
                 self._repeat(stage, tracker)
+                if stage.prefix == "alternate" and "pareto" not in tracker.record:
+                    probe = build(self.runtime, self.runtime.config.train.grpo)
+                    ends = {"before": lambda: self.params_after(stage.start), "after": lambda: params}
+                    found = {at: stationarity(probe, read(), stage.domains) for at, read in ends.items()}
+                    tracker.add("pareto", found)
+                    self.screen.print(f"{stage.name}: {_pareto(found)}")
                 checkpoints.save_params(max(done, 1), params, self._meta(stage, spent, 0))
                 self.screen.print(f"{stage.name}: kept step {done}; ended because {ended}")
         if looks:
@@ -189,7 +200,7 @@ class Trainer:
             records.write_json(self.folder.random_signs(stage), head | {"figures": figures})
 
     def _repeat(self, stage: Stage, tracker: refresh.Tracker) -> None:
-        repeats = tracker.repeats(stage)
+        repeats = [r for r in tracker.repeats(stage) if not r.taught or teachers(r, self.stages)]
         with self.screen.steps(f"{stage.name}: repeats", sum(r.train.steps for r in repeats)) as show:
             for i, repeat in enumerate(repeats):
                 for done, params, _ in self.walk(repeat):
@@ -235,11 +246,10 @@ class Trainer:
         return checkpoints.restore(like)[0]
 
     def _tracker(self, stage: Stage) -> refresh.Tracker:
-        domain = stage.domains[0]
-        at = peak(domain, stage.start, self.stages)
+        tops = {d: peak(d, stage.start, self.stages) for d in stage.domains}
         file = self.folder.root / "recovery" / f"{stage.name}.json"
-        read = functools.partial(self.params_after, at.name) if at else None
-        return refresh.Tracker(self.runtime, stage, file, read, self.bases(domain))
+        read = {d: functools.partial(self.params_after, at.name) for d, at in tops.items() if at}
+        return refresh.Tracker(self.runtime, stage, file, read, {d: self.bases(d) for d in stage.domains})
 
     def _looks(self, stage: Stage) -> Looks:
         return target.looks(self.runtime, stage, self.folder.target(stage), self.params_after)
@@ -265,24 +275,35 @@ class Trainer:
         probe = build(self.runtime, self.runtime.config.train.grpo)
         kept = prepare.prepare(probe, stage, self.stages, self.params_after)
         prevent = stage.train.prevent
+        distills = stage.prefix == "distill"
         key = (
+            stage.train.distill if distills else None,
+            grpo.shared_by(self.runtime, stage),  # a program is wrong for groups of another size
             stage.train.grpo,
             stage.train.optimizer,
             stage.train.random_signs,
             prevent.ewc,
             prevent.gradients,
+            prevent.module,
             prevent.protect,
         )
         if key not in self.programs:
-            self.programs[key] = grpo.make_programs(self.runtime, stage, kept.transforms)
-        made = self.programs[key]
+            make = distill.make_programs if distills else grpo.make_programs
+            self.programs[key] = make(self.runtime, stage, kept.transforms)
+        made, more = self.programs[key], {}
+        if distills:
+            teach = distill.Teaching(self.runtime, stage, self.stages, made.taught, self.params_after)
+            kept = dataclasses.replace(kept, extra=_with(kept.extra, teach.heads))
+            more = {"teach": teach}
         reference = self.params_after(stage.reference) if grpo.needs_reference(stage) else None
         return Recipe(
             made.optimizer,
             made.shardings,
             stage.train.steps,
             stage.train.checkpoint_every,
-            lambda state, first: grpo.grpo_steps(self.runtime, stage, made, state, reference, first, kept.extra),
+            lambda state, first: grpo.grpo_steps(
+                self.runtime, stage, made, state, reference, first, kept.extra, **more
+            ),
             stage.train.prompts_per_step,
         )
 
@@ -290,8 +311,8 @@ class Trainer:
 def steps_taken(folder: WorkFolder, stage: Stage) -> int:
     """The number of steps that a finished stage took; 0 if it is no training stage.
 
-    A refresh or a stage with a target took as many steps as the number of the step at which it stopped. A refresh may
-    keep an earlier step.
+    A refresh, a distillation or a stage with a target took as many steps as the number of the step at which it stopped.
+    The first two may keep an earlier step.
 
     Args:
       folder: the work folder of the run.
@@ -303,7 +324,7 @@ def steps_taken(folder: WorkFolder, stage: Stage) -> int:
     """
     if not stage.trains:
         return 0
-    if stage.prefix == "refresh":
+    if stage.recovers:
         return records.read_json(folder.root / "recovery" / f"{stage.name}.json")["steps"][-1]["step"]
     if stage.settings.target:
         return records.read_json(folder.target(stage))["steps"][-1]["step"]
@@ -319,13 +340,14 @@ def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
     Returns:
       A function without arguments that gives the amounts since the start: "seconds" of wall-clock time, and "tokens_"
       followed by each kind of `Rollouts.spent`, e.g. "tokens_sampled". A kind that the process has not met yet is
-      absent.
+      absent. "operations" is the number of operations on parameters that `spent` counts.
     """
     started, before = time.monotonic(), collections.Counter(runtime.rollouts.spent)
 
     def read() -> dict[str, float]:
-        tokens = {f"tokens_{k}": v - before[k] for k, v in runtime.rollouts.spent.items()}
-        return {"seconds": time.monotonic() - started, **tokens}
+        amounts = {k: v - before[k] for k, v in runtime.rollouts.spent.items()}
+        named = {k if k == "operations" else f"tokens_{k}": n for k, n in amounts.items()}
+        return {"seconds": time.monotonic() - started, **named}
 
     return read
 
@@ -335,8 +357,9 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
 
     "flops" counts operations with the weights of matrix products [chosen]: 2 for each weight and token that is read,
     sampled or only passed forward, 6 where a gradient is taken, 10 where jets are (`model.flops.of_tokens`). It leaves
-    out attention between tokens, recomputation, padding, and operations on the parameters alone, such as an optimizer's
-    or a projection's. "seconds" includes all of them.
+    out attention between tokens, recomputation and padding. "operations", which "flops" includes, are those of
+    prevention methods on the parameters alone (`recovery.prevention.prepare.operations`); those of an optimizer, a
+    merge or a rollback, a few for each parameter, are left out. "seconds" includes all of them.
 
     Args:
       runtime: model of the run.
@@ -349,8 +372,8 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
       The fields of the record: "stage", "kind", "steps", "seconds", "flops" and numbers of tokens: "tokens_read" in
       prompts and "tokens_sampled" in completions; "tokens_trained" in the micro-batches that are computed (every
       optimizer update on a batch counts them again); "tokens_forward" in log-probs and activities, "tokens_gradient" in
-      gradients and Fisher diagonals, and "tokens_jets" in first and second derivatives, beside the training. All are
-      totals over the stage.
+      gradients and Fisher diagonals, and "tokens_jets" in first and second derivatives, beside the training; and
+      "operations". All are totals over the stage.
 
     Raises:
       KeyError: if `found` has no "seconds".
@@ -358,7 +381,9 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
     tokens = {kind: found.get(f"tokens_{kind}", 0) for kind in flops.FORWARDS}
     head = {"stage": stage.name, "kind": stage.kind, "steps": steps, "seconds": found["seconds"]}
     counts = {f"tokens_{kind}": n for kind, n in tokens.items()}
-    return head | counts | {"flops": flops.of_tokens(runtime.model.config, tokens)}
+    operations = found.get("operations", 0)
+    counted = flops.of_tokens(runtime.model.config, tokens) + operations
+    return head | counts | {"operations": operations, "flops": counted}
 
 
 def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float]) -> str:
@@ -371,7 +396,29 @@ def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float])
         )
         kinds = [f"{k.removeprefix(ERRORS)} {v:.0f}" for k, v in sorted(totals.items()) if k.startswith(ERRORS)]
         line += f" ({', '.join(kinds)})" if kinds else ""
+    if "kl_left_out" in totals:
+        line += (
+            f"; KL to the teacher at the last step: {totals['kl']:.3g} nats a token on the student's top k, and about "
+            f"{totals['kl_left_out']:.3g} that these leave out"
+        )
     return f"{line}; {sum(compilations.values())} compilations so far"
+
+
+def _pareto(found: Mapping[str, Any]) -> str:
+    """Both ends of an alternating refresh in words."""
+    said = []
+    for at, record in found.items():
+        norm, noise = record["norm"], record["noise"]
+        if norm["estimate"] is None:
+            said.append(f"{at} not measurable ({norm['reason']})")
+        else:
+            low, high = norm["ci95"]
+            said.append(f"{at} {norm['estimate']:.3g} [{low:.3g}, {high:.3g}], with noise of {noise:.3g}")
+    return f"smallest norm of a convex combination of both gradients: {'; '.join(said)}"
+
+
+def _with(extra: grpo.Extra, heads: Mapping[str, Any]) -> grpo.Extra:
+    return lambda step, params: extra(step, params) | dict(heads)
 
 
 def _due(done: int, every: int) -> bool:

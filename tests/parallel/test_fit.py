@@ -461,6 +461,24 @@ def test_with_all_those_of_absent_stages_come_too():
     assert few < more and {"SFT step", "Hv on the route", "rollback set"} < more
 
 
+def test_a_distillation_has_a_pass_of_its_teachers_and_a_step_with_what_they_say():
+    forms = {f"distill-all@{form}": {"distill": {"form": form}} for form in ("full", "top_k", "fixed")}
+    stages = ("code", "math", "distill-math", *forms)
+    built, _ = fit.abstract_runtime(config.parse(settings(stages=stages, stage_overrides=forms)), jax.devices())
+    made = resolve_stages(built.config, built.config.scored_domains)
+    jobs = {j.name: j for j in fit.merged(fit.jobs(fit.Shapes(built), made, False))}
+    names = {f"distillation step, {form}" for form in ("sampled", "full", "top_k", "fixed")}
+    names |= {"teacher, sampled", "teacher, full", "teacher, top_k", "student's top k"}
+    assert names <= set(jobs) and "teacher, fixed" not in jobs
+    one = fit.Shapes(built).trees(one=1)["one"]
+    assert jobs["distillation step, full"].beside == {"teacher": one, "best step": one, "last step": one}
+    assert "teacher" not in jobs["distillation step, fixed"].beside
+    assert jobs["teacher, sampled"].beside["parameters"] == one  # the student's, beside the teacher's own
+    with jax.set_mesh(built.mesh):
+        for name in ("teacher, full", "distillation step, full", "student's top k", "distillation step, top_k"):
+            jobs[name].lower(jobs[name].size)
+
+
 def test_supervised_stages_have_their_largest_step_and_the_scores_of_their_targets():
     small = {"batch_size": 64, "length": 30}
     overrides = {"sft-code": small, "sft": {"batch_size": 96, "grad_accum_steps": 2, "length": 28}}

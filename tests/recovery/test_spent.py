@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mdrl_jax.config import SFTSection
+from mdrl_jax.config import PreventSection, SFTSection
 from mdrl_jax.recovery.planning import planner
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.spent import spend
@@ -45,6 +45,18 @@ def test_a_protected_step_counts_the_completions_that_it_takes() -> None:
     before = run.rollouts.spent["gradient"]
     spend(run, "gradient", [prepare._next(rows([5], [1]), 0, 2)])
     assert run.rollouts.spent["gradient"] - before == 5
+
+
+def test_operations_on_parameters_are_those_of_the_formulas() -> None:
+    """With 2 kept domains and 3 vectors each."""
+    for prevent, expected in (
+        ({}, 0),
+        ({"ewc": 1.0}, 2 * 4),
+        ({"gradients": "agem"}, 2 + 6),
+        ({"gradients": "mgs", "ewc": 1.0}, 2 * 6 + 2 * 4),
+        ({"protect": 0.5}, 8 * 36 + 8 * 6),
+    ):
+        assert prepare.operations(PreventSection(**{"vectors": 3} | prevent), 2) == expected
 
 
 def test_a_supervised_step_counts_all_tokens_of_its_rows(monkeypatch: Any) -> None:

@@ -1,5 +1,6 @@
 """Merges of solo edits: what is merged, and by which factor."""
 
+import dataclasses
 import types
 
 import jax
@@ -52,6 +53,32 @@ def test_the_factor_is_the_one_with_the_best_validation_average(runtime):
     assert averages[1] == max(averages) and record["points"][1]["average"]["ci95"] is not None
     expected = jax.tree.map(lambda b, x, y: b + 0.5 * (x + y), BASE, *EDITS.values())
     jax.tree.map(lambda m, e: np.testing.assert_allclose(m, e, rtol=1e-6), merged, expected)
+
+
+@pytest.mark.parametrize(("name", "swept", "values"), [("ram", "threshold", (0.0, 1.0)), ("dare", "rate", (0.0, 0.5))])
+def test_the_threshold_of_ram_and_the_rate_of_dare_are_chosen_with_the_factor(runtime, name, swept, values):
+    field = {"threshold": "thresholds", "rate": "drop_rates"}[swept]
+    runtime.config = dataclasses.replace(
+        runtime.config, recover=dataclasses.replace(runtime.config.recover, **{field: values})
+    )
+    told = Told()
+    merged, record = merge.merge(runtime, name, BASE, SOLOS, told)
+    assert told.counted(name) and [(p[swept], p["scale"]) for p in record["points"]] == [
+        (value, scale) for value in values for scale in (0.25, 0.5, 1.0)
+    ]
+    best = max(record["points"], key=lambda p: p["average"]["estimate"])
+    assert (record["chosen"], record[swept]) == (best["scale"], best[swept])
+    if name == "dare":  # without dropping it is task arithmetic, whose best factor is 0.5
+        assert (record["rate"], record["chosen"]) == (0.0, 0.5)
+    else:  # a[3] and b are of math alone, a[1] of qa alone; a[0] and a[2] are changed by both
+        assert [c["threshold"] for c in record["changed"]] == [0.0, 1.0]
+        assert record["changed"][0] | {"threshold": 0} == {
+            "threshold": 0, "domains": {"math": 0.9, "qa": 0.3}, "one": 0.8, "several": 0.2,
+        }  # fmt: skip
+        if record["threshold"] == 0.0:
+            moved = (merged["a"] - BASE["a"]) / record["chosen"]
+            np.testing.assert_allclose(moved, [1.0, 2.0, 0.0, 0.5], rtol=1e-6)
+    assert merge.merge(runtime, name, BASE, SOLOS, Told())[1] == record  # the draws are functions of the seed
 
 
 def test_ties_leaves_out_what_loses_the_election_of_signs(runtime):

@@ -24,8 +24,11 @@ RECOVERY = SMALL.replace(
     "def get_config():",
     """def get_config():
     c = sequence()
-    c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa", "agem-qa", "plan", "recover", "trials")
+    c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa", "agem-qa", "plan", "recover", "trials",
+        "distill-all", "alternate-math-qa")
     c.stage_overrides = {"refresh-math": {"steps": 2}}
+    c.stage_overrides["alternate-math-qa"] = {"steps": 2}
+    c.stage_overrides["distill-all"] = {"steps": 1, "distill": {"form": "top_k", "top_k": 4}}
     c.scored_domains = ("math", "qa")
     c.domains.n_validation = 8
     c.rollout.completion_buckets = (16,)
@@ -61,6 +64,7 @@ def read(workdir: Path, name: str):
 def test_what_wins_a_domain_back_is_scored_and_judged(recovered):
     _, workdir, shown = recovered
     names = ["00-base", "01-math", "02-qa", "04-refresh-math", "05-rollback-math-qa", "06-agem-qa", "08-recover"]
+    names += ["10-distill-all", "11-alternate-math-qa"]
     assert [f.stem for f in sorted((workdir / "evaluations").glob("*.json"))] == names
     assert [c["id"] for c in read(workdir, "claims")] == [f"C{i}" for i in range(1, 8)]
     assert all(f"C{i} " in shown for i in range(1, 8))
@@ -83,6 +87,30 @@ def test_the_step_that_a_refresh_keeps_is_the_one_saved(recovered):
     kept, start = (load_stage(str(workdir), name).params for name in ("refresh-math", "qa"))
     same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), kept, start)))
     assert same == (read(workdir, "recovery/refresh-math")["chosen"] == 0)
+
+
+def test_a_distillation_asks_each_domains_teacher_once_and_ends_by_the_rule_of_a_refresh(recovered):
+    _, workdir, shown = recovered
+    record, cost = read(workdir, "recovery/distill-all"), read(workdir, "costs/10-distill-all")
+    assert [row["step"] for row in record["steps"]] == [0, 1] and set(record["peaks"]) == {"math", "qa"}
+    assert record["peak"] == record["peaks"][record["domain"]] and record["steps"][1]["path"] > 0
+    # The student's likeliest tokens take one pass, and the teachers one between them: their rows are in micro-batches
+    # of their own.
+    assert cost["steps"] == 1 and cost["tokens_forward"] == 2 * cost["tokens_trained"] > 0
+    assert "nats a token on the student's top k, and about" in " ".join(shown.split())
+    assert (workdir / "report/distill-all.png").exists()
+
+
+def test_an_alternating_refresh_says_how_far_its_ends_are_from_pareto_stationary(recovered):
+    _, workdir, shown = recovered
+    record = read(workdir, "recovery/alternate-math-qa")
+    assert set(record["peaks"]) == {"math", "qa"} and set(record["pareto"]) == {"before", "after"}
+    for found in record["pareto"].values():
+        assert found["domains"] == ["math", "qa"] and found["norm"]["n"] == 8
+        low, high = found["norm"]["ci95"]
+        assert 0 <= low <= found["norm"]["estimate"] <= min(high, max(found["norms"]) + 1e-9)
+    assert (record["pareto"]["before"] == record["pareto"]["after"]) == (record["chosen"] == 0)
+    assert "alternate-math-qa: smallest norm of a convex combination" in " ".join(shown.split())
 
 
 def test_a_rollback_takes_the_recorded_part_of_the_edit_back(recovered):
@@ -117,6 +145,9 @@ def test_costs_are_those_of_the_tokens(recovered):
     # The KL is measured at 2 of the 3 steps, each time with two passes.
     assert 0 < qa["tokens_forward"] < 2 * (4 * qa["tokens_read"] + qa["tokens_sampled"])
     assert 3 * 8 < agem["tokens_gradient"] <= 3 * 8 * (16 + 16)
+    # It keeps one domain: 7 operations for each parameter and step.
+    n = sum(x.size for x in jax.tree.leaves(load_stage(str(workdir), "qa").params))
+    assert agem["operations"] == 3 * 7 * n and qa["operations"] == 0
     # The rule `removing` has jets, a gradient and a Fisher diagonal of the same 8 prompts; the route has activities.
     passes = rollback["tokens_gradient"] / rollback["tokens_jets"]
     assert rollback["tokens_trained"] == 0 and passes >= 2 and passes == int(passes)
@@ -133,7 +164,7 @@ def test_costs_are_those_of_the_tokens(recovered):
     for cost in (qa, agem, refresh, rollback, plan, trials, recover):
         passes = sum(cost[f"tokens_{k}"] for k in ("read", "sampled", "forward"))
         passes += 3 * (cost["tokens_gradient"] + cost["tokens_trained"]) + 5 * cost["tokens_jets"]
-        assert cost["flops"] == 2 * matrix_weights(config) * passes and cost["seconds"] > 0
+        assert cost["flops"] == 2 * matrix_weights(config) * passes + cost["operations"] and cost["seconds"] > 0
         assert passes > 0 or cost is recover  # whose action may be to do nothing
 
 
@@ -143,7 +174,7 @@ def test_every_stage_says_where_it_started(recovered):
     starts = {r["stage"]: r["start"] for r in (json.loads(file.read_text()) for file in files)}
     assert starts == {
         **{"base": None, "math": "base", "qa": "math", "refresh-math": "qa", "rollback-math-qa": "qa"},
-        **{"agem-qa": "math", "recover": "qa"},
+        **{"agem-qa": "math", "recover": "qa", "distill-all": "qa", "alternate-math-qa": "qa"},
     }
 
 

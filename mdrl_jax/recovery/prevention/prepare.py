@@ -1,4 +1,4 @@
-"""Prepares a stage that keeps earlier domains by EWC, A-GEM, PCGrad or protect (definitions §10).
+"""Prepares a stage that keeps earlier domains by EWC, A-GEM, PCGrad, MGS or protect (definitions §10).
 
 The transforms themselves are in `projections.py` and `protect.py`. This file samples the completions that represent the
 kept domains, and computes the extra arguments of the transforms at every step. Replay and the KL to a reference need
@@ -9,7 +9,7 @@ are sampled once, at its peak θ*_i, the end of the stage that trained it. Their
 stage samples the same completions and checkpoints need not store them.
 
 - EWC: F_i is the Fisher diagonal of these completions at θ*_i (`second_order/fisher.py`).
-- A-GEM and PCGrad: the reference is the gradient of −log π at the parameters of the step, on one micro-batch of
+- A-GEM, PCGrad and MGS: the reference is the gradient of −log π at the parameters of the step, on one micro-batch of
   `analyze.batch` prompts. Each step uses the next micro-batch. Each completion is weighted by its reward, so with
   rewards of 0 and 1 only successes count. Advantages would leave hardly any gradient, because at θ*_i the completions
   of most prompts have equal rewards [chosen].
@@ -34,7 +34,7 @@ from mdrl_jax.analysis.samples import Sample
 from mdrl_jax.config import PreventSection
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import put
-from mdrl_jax.recovery.prevention.projections import agem, ewc, pcgrad
+from mdrl_jax.recovery.prevention.projections import agem, ewc, mgs, pcgrad
 from mdrl_jax.recovery.prevention.protect import basis, gradients, protect
 from mdrl_jax.recovery.rollback.evidence import fisher_of
 from mdrl_jax.recovery.spent import spend
@@ -43,7 +43,11 @@ from mdrl_jax.runtime import Runtime
 from mdrl_jax.second_order.objectives import CompletionBatch
 from mdrl_jax.stage import Stage, peak
 
-PROJECTIONS = {"agem": agem, "pcgrad": pcgrad}
+PROJECTIONS = {
+    "agem": lambda prevent: agem(),
+    "pcgrad": lambda prevent: pcgrad(),
+    "mgs": lambda prevent: mgs(prevent.module),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Prevention:
     Attributes:
       transforms: the optax transforms.
       extra: (number of the step, parameters at its start) -> the extra arguments of the transforms, by name: "anchors"
-        for EWC, "references" for A-GEM and PCGrad, "protected" for protect; only those that the stage needs.
+        for EWC, "references" for A-GEM, PCGrad and MGS, "protected" for protect; only those that the stage needs.
     """
 
     transforms: Transforms = Transforms()
@@ -63,8 +67,9 @@ class Prevention:
 def transforms(prevent: PreventSection) -> Transforms:
     """The transforms that a stage asks for, in their order.
 
-    EWC comes first, because its penalty is part of the loss. A-GEM or PCGrad then acts on the gradient of the whole
-    loss. Protect comes last, on the gradient and again on the update, so that nothing moves either back into S_i.
+    EWC comes first, because its penalty is part of the loss. A-GEM, PCGrad or MGS then acts on the gradient of
+    the whole loss. Protect comes last, on the gradient and again on the update, so that nothing moves either back into
+    S_i.
 
     Args:
       prevent: settings of the stage.
@@ -78,7 +83,7 @@ def transforms(prevent: PreventSection) -> Transforms:
     protected = (protect(prevent.protect),) if prevent.protect else ()
     gradient = [ewc(prevent.ewc)] if prevent.ewc else []
     if prevent.gradients != "none":
-        gradient.append(PROJECTIONS[prevent.gradients]())
+        gradient.append(PROJECTIONS[prevent.gradients](prevent))
     return Transforms((*gradient, *protected), protected)
 
 
@@ -97,7 +102,8 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
     """Samples the domains that a stage keeps, each at its θ*, and prepares the stage's transforms.
 
     Nothing is sampled for a stage that asks for no transform. A stage that asks for one has to keep a domain, which
-    `stage.resolve_stages` ensures. Tokens of the gradients are added to `rollouts.spent`.
+    `stage.resolve_stages` ensures. Tokens of the gradients, and the operations of the transforms (`operations`), are
+    added to `rollouts.spent`.
 
     Args:
       probe: of the run; its stages share one, so that they share its compiled programs.
@@ -133,8 +139,12 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
         if prevent.protect:
             rewarded.append(in_turn(sample))
 
+    n = sum(x.size for x in jax.tree.leaves(probe.runtime.shapes))
+    each = operations(prevent, len(stage.keeps)) * n
+
     def extra(step: int, at: Any) -> dict[str, Any]:
         given: dict[str, Any] = {}
+        probe.runtime.rollouts.spent["operations"] += each
         if anchors:
             given["anchors"] = tuple(anchors)
         if batches:
@@ -148,6 +158,24 @@ def prepare(probe: Probe, stage: Stage, stages: Sequence[Stage], params: Callabl
         return given
 
     return Prevention(transforms(prevent), extra)
+
+
+def operations(prevent: PreventSection, kept: int) -> int:
+    """Operations for each parameter that the transforms of a stage take in one step; multiplications and additions.
+
+    - EWC: 4 for each kept domain (a difference, two products, a sum).
+    - A-GEM: one for each kept domain for the mean of the references, and 6: 2 for each of two inner products, 2 for the
+      difference. PCGrad and MGS: 6 for each kept domain.
+    - protect, with k vectors of all kept domains together: 8 k² for their orthonormal basis (twice their inner products
+      and their combinations) and 4 k for each projection, of the gradient and of the update.
+
+    Args:
+      prevent: settings of the stage.
+      kept: number of domains that it keeps.
+    """
+    k = kept * prevent.vectors
+    gradients = {"none": 0, "agem": kept + 6, "pcgrad": 6 * kept, "mgs": 6 * kept}[prevent.gradients]
+    return (4 * kept if prevent.ewc else 0) + gradients + (8 * k**2 + 8 * k if prevent.protect else 0)
 
 
 def kept(runtime: Runtime, theta: Any, domain: str, stage: str) -> Sample:

@@ -1,4 +1,4 @@
-"""Published methods against forgetting that `protect` is compared with: EWC, A-GEM and PCGrad (definitions §10).
+"""Published methods against forgetting that `protect` is compared with: EWC, A-GEM, PCGrad and MGS (definitions §10).
 
 Each is an optax transform that changes the gradient g before it is clipped. The other quantities in the formula are
 extra arguments of the transform's update:
@@ -8,19 +8,21 @@ extra arguments of the transform's update:
 | `ewc` | g + λ Σ_i F_i ⊙ (θ − θ*_i) | elastic weight consolidation, arXiv 1612.00796 |
 | `agem` | g − (g·r / ‖r‖²) r where g·r < 0, r the mean of the references | A-GEM, arXiv 1812.00420 |
 | `pcgrad` | the same for each reference in turn | PCGrad, arXiv 2001.06782 |
+| `mgs` | PCGrad within each module: g·r and ‖r‖² are those of the module | modular gradient surgery, arXiv 2602.02301 |
 
 A reference r is the gradient of a kept domain, computed at the current parameters from stored completions
 (`prepare.py`).
 
 Deviation from the PCGrad paper: there the gradient of every task is projected against those of the others in random
 order, and all of them are summed. Here a stage trains one domain, so only its gradient is projected. The references
-have a fixed order, which makes steps reproducible [chosen].
+have a fixed order, which makes steps reproducible [chosen]. `mgs` has both differences too. Its modules are tensors or
+layers [chosen]: its paper compares several and recommends one by model.
 
 The transforms are sums on each device and all-reduces of a few floats. They compute in float32 or wider, and each leaf
 keeps its dtype.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,6 +95,54 @@ def pcgrad() -> optax.GradientTransformationExtraArgs:
         return updates, state
 
     return stateless(update)
+
+
+def mgs(module: str = "tensor") -> optax.GradientTransformationExtraArgs:
+    """PCGrad within each module: a conflict in one module changes the gradient of this module alone.
+
+    With one reference, the result of each module opposes the reference in that module no longer; that of `pcgrad` may,
+    because modules that agree hide modules that conflict in the whole gradient.
+
+    Args:
+      module: "tensor": every tensor of every layer is a module; "layer": all tensors of a layer together are one, and
+        every tensor outside the layers is.
+
+    Returns:
+      The optax transform, which has no state. Its update needs the extra argument `references`, as that of `pcgrad`.
+
+    Raises:
+      KeyError: at an update, if `module` is another word.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, references: Sequence[Any], **_: Any):
+        for reference in references:
+            updates = _without_conflicts(updates, reference, MODULES[module])
+        return updates, state
+
+    return stateless(update)
+
+
+# Name of the modules of `mgs` -> (path of a leaf) -> the module that its tensors, or those of each layer, belong to.
+MODULES: dict[str, Callable[[str], str]] = {
+    "tensor": lambda name: name,
+    "layer": lambda name: "layers" if tree.is_stacked(name) else name,
+}
+
+
+def _without_conflicts(g: Any, reference: Any, module: Callable[[str], str]) -> Any:
+    """`_without_conflict` for each module alone."""
+    inner, squared = ({}, {})
+    for sums, (a, b) in ((inner, (g, reference)), (squared, (reference, reference))):
+        for name, x_L in tree.per_tensor(tree.vdot, a, b).items():
+            sums[module(name)] = sums.get(module(name), 0) + x_L
+    share = {m: jnp.where(i < 0, -i / jnp.where(squared[m] > 0, squared[m], 1), 0) for m, i in inner.items()}
+
+    def one(keys: Any, x: jax.Array, r: jax.Array) -> jax.Array:
+        name, wide = tree.path(keys), at_least_float32(x.dtype)
+        of_layers = share[module(name)].astype(wide).reshape(-1, *(1,) * (x.ndim - tree.is_stacked(name)))
+        return changed(x, (of_layers if tree.is_stacked(name) else of_layers[0]) * r.astype(wide))
+
+    return jax.tree_util.tree_map_with_path(one, g, reference)
 
 
 def _without_conflict(g: Any, reference: Any) -> Any:

@@ -1,10 +1,10 @@
 """Scores a refresh step by step, stops it, and decides which step it keeps (definitions §8).
 
-A refresh of domain i is plain GRPO training of i from θ_T, the end of the sequence. The training loop
-(`stages/train.py`) hands the parameters of each step to a `Tracker`, which scores them on validation prompts, measures
-the displacement θ_t − θ*_i, and says when to stop:
+A refresh of domain i is plain GRPO training of i from θ_T, the end of the sequence; a distillation (definitions §10) is
+followed in the same way. The training loop (`stages/train.py`) hands the parameters of each step to a `Tracker`, which
+scores them on validation prompts, measures the displacement θ_t − θ*_i, and says when to stop:
 
-    tracker = Tracker(runtime, stage, file, peak_params, bases)
+    tracker = Tracker(runtime, stage, file, peaks, bases)
     tracker.look(0, start_params)
     for done, state in ...:
         if tracker.look(done, state.params):
@@ -21,6 +21,8 @@ The choices of the rule [chosen]:
   * Another domain's drop is over its limit if the lower end of its paired interval is. The return to the peak must be
     as certain. With about a hundred prompts, an estimate alone passes a limit of 2 points by chance.
   * Step 0, which is no training, is a candidate. Among steps with equal averages the earliest is kept.
+  * A stage of several domains stops once each of them is near its peak. Its record and its displacement are of
+    the domain that has lost most on the validation prompts at step 0, the first of equal ones.
 """
 
 import dataclasses
@@ -57,7 +59,8 @@ def stop(record: Mapping[str, Any]) -> str:
 
     The first of these conditions that holds is the reason:
 
-    - the refreshed domain is near its peak: the lower end of the interval of "to_peak" is above −"margin";
+    - the refreshed domain is near its peak: the lower end of the interval of "to_peak" is above −"margin"; of several
+      domains each is ("to_peaks");
     - another domain lost too much: the lower end of the interval of its drop is above "limit";
     - the step is the last one, "steps" of the settings.
 
@@ -70,7 +73,9 @@ def stop(record: Mapping[str, Any]) -> str:
     settings, row = record["settings"], record["steps"][-1]
     if row["step"] == 0:
         return ""
-    low = _low(row["to_peak"])
+    low = min(map(_low, row.get("to_peaks", {"": row["to_peak"]}).values()))
+    if low > -settings["margin"] and "to_peaks" in row:
+        return f"all domains are within {settings['margin']:g} points of their peaks: {low:+.2f} at least"
     if low > -settings["margin"]:
         return f"{record['domain']} is within {settings['margin']:g} points of its peak: {low:+.2f} at least"
     for domain, drop in row["drops"].items():
@@ -91,11 +96,11 @@ class Tracker:
 
     Args:
       runtime: of the run.
-      stage: the refresh; its first domain is the one refreshed.
+      stage: the refresh, of one domain, or the distillation, of one or several.
       file: where the record is read from, if the file exists, and written to.
-      peak_params: reads θ*_i. It is called at every scored step, so that θ*_i is not kept on the devices in between.
-        None if no stage on the way trained the domain alone.
-      bases: conflict subspaces of domain i; empty if there was no analysis.
+      peaks: for each domain i of the stage what reads θ*_i. That of the record's domain is called at every scored step,
+        so that θ*_i is not kept on the devices in between. A domain that no stage on the way trained alone is left out.
+      bases: conflict subspaces of each domain of the stage; empty if there was no analysis.
 
     Raises:
       UserError: if the file holds a refresh with other settings or is not valid JSON, or if θ*_i is scored and too many
@@ -109,23 +114,43 @@ class Tracker:
         runtime: Runtime,
         stage: Stage,
         file: Path,
-        peak_params: Callable[[], Any] | None = None,
-        bases: Sequence[Basis] = (),
+        peaks: Mapping[str, Callable[[], Any]] | None = None,
+        bases: Mapping[str, Sequence[Basis]] | None = None,
     ):
-        self.runtime, self.bases, self.peak = runtime, tuple(bases), peak_params
-        self.domain, self.learning_rate = stage.domains[0], stage.train.learning_rate
+        self.runtime, self.domains, self.learning_rate = runtime, stage.domains, stage.train.learning_rate
+        self._peaks, self._bases = peaks or {}, bases or {}
         self.best: Any = None
         self.last: Any = None
-        settings = _settings(runtime, stage, self.bases)
-        head: Record = {"stage": stage.name, "domain": self.domain, "settings": settings, "steps": []}
-        self._looks = Looks(file, head, self._measure, self._judge, "a refresh")
-        if self._looks.new and peak_params is not None:
-            self.record["peak"] = validation_rewards(runtime, peak_params(), [self.domain])[self.domain].tolist()
+        settings = _settings(runtime, stage, [b for d in stage.domains for b in self._bases.get(d, ())])
+        head: Record = {"stage": stage.name, "domain": stage.domains[0], "settings": settings, "steps": []}
+        what = "a distillation" if stage.prefix == "distill" else "a refresh"
+        self._looks = Looks(file, head, self._measure, self._judge, what)
+        if self._looks.new and self._peaks:
+            scored = {d: validation_rewards(runtime, read(), [d])[d].tolist() for d, read in self._peaks.items()}
+            if self.domain in scored:
+                self.record["peak"] = scored[self.domain]
+            if len(self.domains) > 1:
+                self.record["peaks"] = scored
 
     @property
     def record(self) -> Record:
         """The record so far, as in the file."""
         return self._looks.record
+
+    @property
+    def domain(self) -> str:
+        """The domain of the record: the refreshed one; of several the one that has lost most."""
+        return self.record["domain"]
+
+    @property
+    def peak(self) -> Callable[[], Any] | None:
+        """Reads θ*_i of the record's domain; None if it is not known."""
+        return self._peaks.get(self.domain)
+
+    @property
+    def bases(self) -> tuple[Basis, ...]:
+        """The conflict subspaces of the record's domain."""
+        return tuple(self._bases.get(self.domain, ()))
 
     def look(self, step: int, params: Any) -> str:
         """Scores, measures and records a step, and decides whether the refresh stops with it.
@@ -162,21 +187,22 @@ class Tracker:
         Returns:
           The stage with as many steps as it took: with other sampling keys, until there are `recover.streams` streams,
           and then of each other scored domain that it does not keep. Empty if `recover.streams` is 1, if there is no
-          conflict subspace, or if θ*_i is not known.
+          conflict subspace, or if θ*_i is not known. A stage of several domains is repeated on these alone.
         """
         config, steps = self.runtime.config, self.record["steps"][-1]["step"]
         if config.recover.streams == 1 or not self.bases or self.peak is None or not steps:
             return []
-        wanted = [(self.domain, f"{stage.stream}-{i}") for i in range(2, config.recover.streams + 1)]
-        others = (d for d in config.scored_domains if d != self.domain and d not in stage.keeps)
-        wanted += [(d, f"{stage.stream}-by-{d}") for d in others]
+        wanted = [(stage.domains, f"{stage.stream}-{i}") for i in range(2, config.recover.streams + 1)]
+        if len(stage.domains) == 1:
+            others = (d for d in config.scored_domains if d != self.domain and d not in stage.keeps)
+            wanted += [((d,), f"{stage.stream}-by-{d}") for d in others]
         known, train = (
             {s["stream"] for s in self.record.get("streams", ())},
             dataclasses.replace(stage.train, steps=steps),
         )
         return [
-            dataclasses.replace(stage, domains=(domain,), stream=stream, train=train)
-            for domain, stream in wanted
+            dataclasses.replace(stage, domains=domains, stream=stream, train=train)
+            for domains, stream in wanted
             if stream not in known
         ]
 
@@ -190,9 +216,15 @@ class Tracker:
         Raises:
           The errors of `peak_params`.
         """
-        head = {"domain": repeat.domains[0], "stream": repeat.stream, "step": repeat.train.steps}
+        domain = self.domain if self.domain in repeat.domains else repeat.domains[0]
+        head = {"domain": domain, "stream": repeat.stream, "step": repeat.train.steps}
         self.record.setdefault("streams", []).append(head | self._displacement(params))
         self.record["contraction"] = self._contraction()
+        self._looks.write()
+
+    def add(self, name: str, figure: Any) -> None:
+        """Adds a field to the record of a refresh that has ended, and writes it."""
+        self.record[name] = figure
         self._looks.write()
 
     def _judge(self, record: Record) -> None:
@@ -221,9 +253,17 @@ class Tracker:
         return {"distance": float(tree_programs.norm(error)), "subspaces": subspaces}
 
     def _measure(self, step: int, params: Any) -> Record:
-        rewards = validation_rewards(self.runtime, params)
+        rewards, groups = validation_rewards(self.runtime, params), validation_groups(self.runtime)
+        peaks = self.record.get("peaks", {})
+        if peaks and not self.record["steps"]:
+            lost = {d: float(np.mean(peak)) - float(np.mean(rewards[d])) for d, peak in peaks.items()}
+            self.record["domain"] = max(lost, key=lambda d: lost[d])
+            self.record["peak"] = peaks[self.domain]
         start = self.record["steps"][0]["rewards"] if self.record["steps"] else rewards
-        row = scores(step, self.domain, rewards, start, self.record.get("peak"), validation_groups(self.runtime))
+        row = scores(step, self.domain, rewards, start, self.record.get("peak"), groups)
+        if peaks:
+            each = {d: estimate.paired_difference(rewards[d], peak, groups.get(d)) for d, peak in peaks.items()}
+            row["to_peaks"] = {d: e.in_points().record() for d, e in each.items()}
         row["path"] = 0.0
         if self.last is not None:
             moved = float(tree_programs.norm(tree_programs.difference(params, self.last)))
@@ -315,7 +355,8 @@ def scores(
 def _settings(runtime: Runtime, stage: Stage, bases: Sequence[Basis]) -> Record:
     """The settings that the record depends on. A record with other settings must not be continued."""
     section = runtime.config.recover
-    return {
+    distill = {"distill": dataclasses.asdict(stage.train.distill)} if stage.prefix == "distill" else {}
+    return distill | {
         "prompts": section.prompts,
         "samples": section.samples,
         "every": section.every,

@@ -14,6 +14,8 @@ from mdrl_jax.report.tables.transfer import quantities
 from mdrl_jax.stats.estimate import interval_text
 
 ROW_HEIGHT, CELL_WIDTH = 30, 118
+# What comes before the domain in the name of a recovery stage; rollbacks come last.
+RECOVERIES = ("refresh-", "distill-", "alternate-", "rollback-")
 
 
 def matrix(records: Records) -> Figure:
@@ -59,13 +61,13 @@ def matrix(records: Records) -> Figure:
 
 
 def paths(records: Records) -> Figure:
-    """Each domain's score along the sequence from the base, and after refreshes and rollbacks, in points.
+    """Each domain's score along the sequence from the base, and after recoveries, in points.
 
     Returns:
       The figure `paths`: stages on the horizontal axis, scores with 95 % intervals over prompts on the vertical one,
       and a colour for each domain. A line joins the base and the training stages (`tables.matrix.path_rows`). To their
-      right each refresh has a dashed line from the stage that it started from, if that one is shown, and each rollback
-      a mark without a line.
+      right each refresh and distillation has a dashed line from the stage that it started from, if that one is shown,
+      and each rollback a mark without a line.
 
     Raises:
       Absent: if fewer than two of these stages have been scored.
@@ -75,7 +77,7 @@ def paths(records: Records) -> Figure:
     found = records.matrix()
     along = path_rows(found)
     end = along[-1] if along else 0
-    after = [s for s, name in enumerate(found.stages) if name.startswith(("refresh-", "rollback-")) and s > end]
+    after = [s for s, name in enumerate(found.stages) if name.startswith(RECOVERIES) and s > end]
     rows = _path(found, [*along, *after])
     order = [found.stages[s] for s in [*along, *after]]
     if len(order) < 2:
@@ -87,7 +89,7 @@ def paths(records: Records) -> Figure:
     links = [
         {"domain": r["domain"], "stage": start, "score": shown[start, r["domain"]], "to": r["stage"], "at": r["score"]}
         for r in rows
-        if r["stage"].startswith("refresh-") and ((start := found.starts[r["stage"]]), r["domain"]) in shown
+        if r["stage"].startswith(RECOVERIES[:3]) and ((start := found.starts[r["stage"]]), r["domain"]) in shown
     ]
     x = alt.X("stage:N", sort=order, title="after stage", axis=alt.Axis(labelAngle=-30))
     colour = alt.Color("domain:N", scale=by_category(found.domains), title="domain")
@@ -102,7 +104,8 @@ def paths(records: Records) -> Figure:
     chart = alt.layer(lines, *refreshed, bars, points).properties(width=min(860, 110 * len(order)), height=320)
     caption = (
         "Scores in points with 95 % intervals over prompts. A large mark is the score of the domain that the stage "
-        "trained. Dashed lines lead to each refresh from where it started; rollbacks are marks without a line."
+        "trained. Dashed lines lead to each refresh and distillation from where it started; a rollback is a mark "
+        "without a line."
     )
     return Figure("paths", "Score of each domain along the stages", chart, rows, caption)
 

@@ -1,4 +1,4 @@
-"""The gain of a refresh or rollback, and its cost for the other domains (definitions §2).
+"""The gain of a refresh, distillation or rollback, and its cost for the other domains (definitions §2).
 
 Choices where definitions §2 leaves room:
 - "Before" is the stage that the recovery started from: after `refresh-qa`, a stage `refresh-math` starts where this
@@ -18,7 +18,7 @@ from mdrl_jax.stats import estimate
 
 @dataclass(frozen=True)
 class Recovery:
-    """The gain and the cost of one refresh or rollback stage.
+    """The gain and the cost of one refresh, distillation or rollback stage.
 
     Attributes:
       stage, domain: the stage, and the domain that it recovers.
@@ -37,12 +37,13 @@ class Recovery:
 
 
 def recoveries(matrix: Matrix) -> list[Recovery]:
-    """The recovery of each `refresh-*` and `rollback-*` row, in order.
+    """The recovery of each `refresh-*`, `distill-*`, `alternate-*` and `rollback-*` row, in order.
 
-    A row whose name has no domain of the matrix is left out. A row has figures without estimates if no plain stage on
-    the way to its start trained its domain, or if its start was not evaluated.
+    A row whose name has no domain of the matrix, such as `distill-all`, is left out. A row has figures without
+    estimates if no plain stage on the way to its start trained its domain, or if its start was not evaluated.
     """
-    rows = [s for s, name in enumerate(matrix.stages) if name.startswith(("refresh-", "rollback-"))]
+    prefixes = ("refresh-", "distill-", "alternate-", "rollback-")
+    rows = [s for s, name in enumerate(matrix.stages) if name.startswith(prefixes)]
     return [r for r in (_recovery(matrix, s) for s in rows) if r is not None]
 
 
@@ -51,8 +52,8 @@ def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
 
     Args:
       matrix: the scores.
-      stage: name of a refresh or rollback stage. "Before" is the stage that it started from, and the peak is the
-        domain's last plain stage on the way there.
+      stage: name of a refresh, distillation or rollback stage. "Before" is the stage that it started from, and the peak
+        is the domain's last plain stage on the way there.
 
     Returns:
       (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown, if the

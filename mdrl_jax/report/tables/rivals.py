@@ -7,7 +7,7 @@ steps of that sequence [chosen]. A method of another budget is listed without a 
 from mdrl_jax.config import METHODS
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.methods import PLAIN, RECOVERY, WHOLE, Run, rows_of, spent
-from mdrl_jax.stage import way
+from mdrl_jax.stage import labelled, way
 from mdrl_jax.stats.estimate import Record, missing
 
 TOLERANCE = 0.1
@@ -22,11 +22,12 @@ def rivals(run: Run, stage: str) -> dict[str, Record]:
 
     Returns:
       A record for the plain sequence (key `methods.PLAIN`) and for each method of `methods.rows_of` that is no refresh,
-      no rollback and no reversed order. The key of a prevention is its prefix, of another method its name. The record
-      is the mean over domains of the differences, which are paired over prompts, with "steps", the steps of the method
-      minus those of the refresh. A method of another budget, or without steps on record, has no estimate but a reason.
-      So have the plain sequence and each method of `methods.WHOLE` if the run has no training stage
-      (`matrix.training_rows`); other methods then have no record.
+      no rollback, no reversed order and no recovery with a label, which is a variant or a control. The key of a
+      prevention is its prefix, of another method its name. The record is the mean over domains of the differences,
+      which are paired over prompts, with "steps", the steps of the method minus those of the refresh. A method of
+      another budget, or without steps on record, has no estimate but a reason. So have the plain sequence and each
+      method of `methods.WHOLE` if the run has no training stage (`matrix.training_rows`); other methods then have no
+      record.
 
     Raises:
       ValueError: if the scores have no such row.
@@ -40,7 +41,7 @@ def rivals(run: Run, stage: str) -> dict[str, Record]:
     length = sum(run.costs.get(s.name, {}).get("steps", 0) for s in way(m.stages[rows[PLAIN]], run.stages))
     for name, row in rows.items():
         prefix = name.partition("-")[0]
-        if prefix in (*RECOVERY, "reversed"):
+        if prefix in ("refresh", "rollback", "reversed") or (prefix in RECOVERY and labelled(name)):
             continue
         theirs = 0.0 if name == PLAIN else spent(run, name, "steps")
         if ours is None or theirs is None:

@@ -30,7 +30,8 @@ def quantities(matrix: Matrix) -> list[Quantity]:
     Returns:
       In this order: lift and peak of each trained domain; fall and forgetting of each but the one trained last; BWT,
       FWT and mean forgetting; intransigence of each trained domain, if there is a stage `joint`; gain, fraction and
-      collateral of each refresh and rollback (`recovered.recoveries`). Domains are in the order of their own stages.
+      collateral of each refresh, distillation and rollback (`recovered.recoveries`). Domains are in the order of their
+      own stages.
     """
     own = own_rows(matrix)
     found = [f(matrix, d) for d in own for f in (lift, peak)]

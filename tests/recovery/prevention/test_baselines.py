@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from mdrl_jax.recovery.merging import average, task_arithmetic, ties
-from mdrl_jax.recovery.prevention.projections import agem, ewc, pcgrad
+from mdrl_jax.recovery.merging import average, changed_entries, dare, ram, task_arithmetic, ties
+from mdrl_jax.recovery.prevention.projections import agem, ewc, mgs, pcgrad
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -82,6 +82,69 @@ def test_pcgrad_is_the_example_of_its_paper():
 
 def by_formula(g: np.ndarray, r: np.ndarray) -> np.ndarray:
     return g - (g @ r) / (r @ r) * r if g @ r < 0 else g
+
+
+def modules(kind: str) -> list[np.ndarray]:
+    """The coordinates of each module: the tensors of each layer, or each layer; and every other tensor."""
+    numbers = to_tree(np.arange(N))
+    layers = [np.asarray(x) for x in numbers["layers"].values()]
+    inside = [x[i].ravel() for x in layers for i in range(2)]
+    if kind == "layer":
+        inside = [np.concatenate([x[i].ravel() for x in layers]) for i in range(2)]
+    return [m.astype(int) for m in (*inside, *(np.asarray(numbers[k]).ravel() for k in ("embedding", "norm")))]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "layer"])
+def test_mgs_is_pcgrad_on_each_module_alone(kind: str):
+    rng = np.random.default_rng(0)
+    g, references = draw(rng, 1)[0], draw(rng, 2)
+    expected = g.copy()
+    for at in modules(kind):
+        for r in references:
+            inner = expected[at] @ r[at]
+            expected[at] -= min(inner, 0) / (r[at] @ r[at]) * r[at]
+    found = changed(mgs(kind), g, references=tuple(map(to_tree, references)))
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    # Modules that conflict are hidden from the whole gradient by one that agrees.
+    one = modules(kind)[0]
+    r = np.where(np.isin(np.arange(N), one), -g, 9 * g)
+    np.testing.assert_array_equal(changed(pcgrad(), g, references=(to_tree(r),)), flat(to_tree(g)))
+    np.testing.assert_allclose(changed(mgs(kind), g, references=(to_tree(r),))[one], 0, atol=1e-6)
+
+
+def test_ram_adds_what_one_edit_changed_and_averages_what_several_did():
+    rng = np.random.default_rng(0)
+    base, edits = draw(rng, 1)[0], draw(rng, 3)
+    sets = np.zeros(edits.shape, bool)
+    for edit, chosen in zip(edits, sets, strict=True):
+        for at in modules("tensor"):
+            chosen[at] = np.abs(edit[at]) > 0.8 * np.sqrt(np.mean(edit[at] ** 2))
+        np.testing.assert_array_equal(flat(changed_entries(to_tree(edit), 0.8)), chosen)
+    n = sets.sum(axis=0)
+    assert set(n) == {0, 1, 2, 3}
+    total = np.where(sets, edits, 0).sum(axis=0)
+    expected = base + 0.5 * total / np.maximum(n, 1)
+    np.testing.assert_allclose(flat(ram(to_tree(base), list(map(to_tree, edits)), 0.8, 0.5)), expected, atol=1e-6)
+    np.testing.assert_allclose(expected[n == 1], (base + 0.5 * edits.sum(axis=0, where=sets))[n == 1])
+    everything = ram(to_tree(base), list(map(to_tree, edits)), 0.0, 1.0)
+    np.testing.assert_allclose(flat(everything), base + edits.mean(axis=0), atol=1e-6)
+
+
+def test_dare_keeps_the_edits_on_average_and_its_rates_are_nested():
+    rng = np.random.default_rng(0)
+    base, edits, n = np.zeros(N), np.abs(draw(rng, 2)) + 1, 1000
+    trees, keys, rates = list(map(to_tree, edits)), jax.random.split(jax.random.key(0), n), np.array([0.0, 0.5, 0.9])
+    merges = jax.vmap(lambda rate: jax.vmap(lambda key: dare(to_tree(base), trees, rate, 1.0, key))(keys))
+    leaves = [np.asarray(x, float).reshape(3, n, -1) for x in jax.tree.leaves(jax.jit(merges)(np.float32(rates)))]
+    same, *rest = np.concatenate(leaves, axis=-1)
+    np.testing.assert_allclose(same, np.tile(edits.sum(axis=0), (n, 1)), rtol=1e-6)
+    drawn = dict(zip((0.5, 0.9), rest, strict=True))
+    for rate, merged in drawn.items():
+        stderr = np.sqrt((edits**2).sum(axis=0) * rate / (1 - rate) / n)
+        assert (np.abs(merged.mean(axis=0) - edits.sum(axis=0)) < 5 * stderr).all()
+        nothing = (merged == 0).mean()  # dropped from both edits, independently
+        assert abs(nothing - rate**2) < 5 * np.sqrt(rate**2 / merged.size)
+    assert not ((drawn[0.5] == 0) & (drawn[0.9] != 0)).any()
 
 
 def test_agem_takes_the_mean_of_the_references_and_pcgrad_each_in_turn():

@@ -1,5 +1,6 @@
 """The record of a refresh: paired scores by hand, when it stops, which step is kept, and a run that was killed."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,9 @@ def params(which: float) -> Any:
     rng = np.random.default_rng(int(which) + 1)
     layers = {name: {"kernel": jnp.asarray(rng.normal(size=(1, 4, 4)), jnp.float32)} for name in ("gate", "up", "down")}
     return {"embedding": jnp.asarray([which, 1.0]), "layers": layers}
+
+
+PEAKS = {"math": lambda: params(9.0)}
 
 
 def basis() -> Basis:
@@ -176,7 +180,7 @@ def test_the_best_average_is_kept_the_earliest_of_equals():
 def test_a_whole_refresh(tmp_path: Path, asked: list[float]):
     runtime, stage = setting()
     file = tmp_path / "recovery" / "refresh-math.json"
-    tracker = Tracker(runtime, stage, file, lambda: params(9.0), [basis()])
+    tracker = Tracker(runtime, stage, file, PEAKS, {"math": [basis()]})
     assert walk(tracker) == 4
     assert asked == [9.0, 0.0, 1.0, 2.0, 3.0, 4.0]
     written = json.loads(file.read_text())
@@ -204,7 +208,7 @@ def test_a_whole_refresh(tmp_path: Path, asked: list[float]):
 def test_a_refresh_is_repeated_with_other_keys_and_on_other_domains(tmp_path: Path, asked: list[float]):
     runtime, stage = setting(streams=3)
     file = tmp_path / "r.json"
-    tracker = Tracker(runtime, stage, file, lambda: params(9.0), [basis()])
+    tracker = Tracker(runtime, stage, file, PEAKS, {"math": [basis()]})
     walk(tracker)
     asked.clear()
     repeats = tracker.repeats(stage)
@@ -217,7 +221,7 @@ def test_a_refresh_is_repeated_with_other_keys_and_on_other_domains(tmp_path: Pa
     for i, repeat in enumerate(repeats[:3]):
         tracker.follow(repeat, params(5.0 + i))
     assert asked == []  # they are measured, not scored
-    again = Tracker(runtime, stage, file, lambda: params(9.0), [basis()])
+    again = Tracker(runtime, stage, file, PEAKS, {"math": [basis()]})
     assert [r.stream for r in again.repeats(stage)] == ["refresh-math-by-cw"]
     (found,) = json.loads(file.read_text())["contraction"]
     norms = [tracker._displacement(params(x))["subspaces"][0]["within"] for x in (0.0, 4.0, 5.0, 6.0, 7.0)]
@@ -227,10 +231,33 @@ def test_a_refresh_is_repeated_with_other_keys_and_on_other_domains(tmp_path: Pa
     assert Tracker(*setting(), tmp_path / "s.json").record.get("streams") is None
 
 
+def test_a_distillation_of_several_domains_ends_when_each_is_near_its_peak(tmp_path: Path, asked: list[float]):
+    c = default()
+    c.stages, c.scored_domains, c.train.steps = ("qa", "math", "cw", "distill-all"), ("qa", "math", "cw"), 4
+    c.train.prompts_per_step, c.recover.margin, c.recover.limit, c.recover.streams = 6, 12.0, 100.0, 2
+    config = parse(c)
+    stage = resolve_stages(config, ("math", "qa", "cw"))[-1]
+    assert stage.domains == ("qa", "math", "cw")
+    peaks = {d: lambda: params(9.0) for d in stage.domains}
+    tracker = Tracker(
+        SimpleNamespace(config=config, prompts={}), stage, tmp_path / "d.json", peaks, {"math": [basis()]}
+    )
+    assert walk(tracker) == 3
+    written = json.loads((tmp_path / "d.json").read_text())
+    assert written["domain"] == "math" and written["stopped"].startswith("all domains are within 12 points")
+    for row in written["steps"]:
+        assert row["to_peaks"]["math"] == row["to_peak"] and len(row["subspaces"]) == 1
+    assert written["steps"][3]["to_peaks"]["qa"]["estimate"] == pytest.approx(-5)
+    assert [(r.domains, r.stream) for r in tracker.repeats(stage)] == [(stage.domains, "distill-all-2")]
+    with pytest.raises(UserError, match="a distillation with another distill"):
+        other = dataclasses.replace(stage.train, distill=dataclasses.replace(stage.train.distill, form="full"))
+        Tracker(tracker.runtime, dataclasses.replace(stage, train=other), tmp_path / "d.json", peaks)
+
+
 def test_one_stream_or_no_subspace_is_not_repeated(tmp_path: Path, asked: list[float]):
     for name, streams, bases in (("a", 1, [basis()]), ("b", 3, [])):
         runtime, stage = setting(streams=streams)
-        tracker = Tracker(runtime, stage, tmp_path / name, lambda: params(9.0), bases)
+        tracker = Tracker(runtime, stage, tmp_path / name, PEAKS, {"math": bases})
         walk(tracker)
         assert tracker.repeats(stage) == []
 
@@ -252,14 +279,14 @@ def test_what_makes_a_refresh_a_variant():
 
 def test_it_stops_when_another_domain_has_surely_lost_too_much(tmp_path: Path, asked: list[float]):
     runtime, stage = setting(limit=8.0)
-    tracker = Tracker(runtime, stage, tmp_path / "r.json", lambda: params(9.0))
+    tracker = Tracker(runtime, stage, tmp_path / "r.json", PEAKS)
     assert walk(tracker) == 3
     assert tracker.record["stopped"].startswith("qa lost") and tracker.record["chosen"] == 2
 
 
 def test_looks_may_be_apart_and_the_last_step_is_always_looked_at(tmp_path: Path, asked: list[float]):
     runtime, stage = setting(every=3)
-    tracker = Tracker(runtime, stage, tmp_path / "r.json", lambda: params(9.0))
+    tracker = Tracker(runtime, stage, tmp_path / "r.json", PEAKS)
     walk(tracker)
     assert [row["step"] for row in tracker.record["steps"]] == [0, 3, 4]
 
@@ -267,8 +294,7 @@ def test_looks_may_be_apart_and_the_last_step_is_always_looked_at(tmp_path: Path
 @pytest.mark.parametrize("killed_after", [0, 1, 3])
 def test_a_killed_refresh_ends_as_if_it_had_not_been(tmp_path: Path, asked: list[float], killed_after: int):
     runtime, stage = setting(limit=8.0)
-    peak = lambda: params(9.0)  # noqa: E731
-    make: Callable[[str], Tracker] = lambda name: Tracker(runtime, stage, tmp_path / name, peak, [basis()])  # noqa: E731
+    make: Callable[[str], Tracker] = lambda name: Tracker(runtime, stage, tmp_path / name, PEAKS, {"math": [basis()]})  # noqa: E731
     whole = make("whole.json")
     walk(whole)
     walk(make("killed.json"), killed_after)
@@ -282,15 +308,15 @@ def test_a_killed_refresh_ends_as_if_it_had_not_been(tmp_path: Path, asked: list
 
 def test_a_record_of_other_settings_is_refused(tmp_path: Path, asked: list[float]):
     file = tmp_path / "r.json"
-    walk(Tracker(*setting(), file, lambda: params(9.0)), 1)
+    walk(Tracker(*setting(), file, PEAKS), 1)
     with pytest.raises(UserError, match="a refresh with another limit"):
-        Tracker(*setting(limit=3.0), file, lambda: params(9.0))
+        Tracker(*setting(limit=3.0), file, PEAKS)
     with pytest.raises(UserError, match="a refresh with another subspaces"):
-        Tracker(*setting(), file, lambda: params(9.0), [basis()])
+        Tracker(*setting(), file, PEAKS, {"math": [basis()]})
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"settings": record["settings"] | {"patience": 3}}))
     with pytest.raises(UserError, match="a refresh with another patience"):
-        Tracker(*setting(), file, lambda: params(9.0))
+        Tracker(*setting(), file, PEAKS)
 
 
 def test_a_domain_without_a_peak_is_refreshed_to_the_end_of_its_budget(tmp_path: Path, asked: list[float]):

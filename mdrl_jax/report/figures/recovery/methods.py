@@ -36,7 +36,7 @@ def frontier(records: Records) -> Figure:
       The figure `methods`: a point for each method that has both figures, and the plain sequence at (0, 0). Vertical:
       the gain, the domain's score with the method minus that at the end of the plain sequence. Horizontal, on a
       symmetric log scale (`symlog`): the collateral, the largest drop of any other domain, negative if all rose; for a
-      refresh or rollback, of any domain but the one that it recovers. Both are paired over test prompts.
+      recovery, of any domain but the one that it recovers. Both are paired over test prompts.
 
     Raises:
       Absent: if there are no evaluations, if only the plain sequence was run, or if no domain fell in it.
@@ -97,7 +97,7 @@ def comparison(records: Records) -> Table:
         rows.append((row.name, *found[: len(scores) - 1], paid, *costs))
     caption = (
         "Points on test prompts with 95 % intervals over prompts. Worst collateral: the largest drop of any other "
-        "domain, for a refresh or rollback against where it started and for the rest against the end of the plain "
+        "domain, for a recovery against where it started and for the rest against the end of the plain "
         "sequence; negative if all of them rose. Steps, FLOPs and seconds are "
         "those beyond the plain sequence. A rollback trains no step, but its sweep takes time. A prevention counts "
         "the difference between its stages and the plain ones."

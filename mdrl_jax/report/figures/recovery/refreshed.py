@@ -1,4 +1,7 @@
-"""Each refresh step by step: scores, recovery fraction, and θ_t − θ* inside and outside S (definitions §8, C6)."""
+"""Each refresh and distillation step by step: scores, recovery fraction, and θ_t − θ* inside and outside S.
+
+Definitions §8, §10; claim C6.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,12 +27,13 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 
 
 
 def curves(records: Records) -> list[Figure]:
-    """Scores of all domains and the recovery fraction against the step of each refresh.
+    """Scores of all domains and the recovery fraction against the step of each refresh and distillation.
 
     Returns:
-      One figure for each record `recovery/refresh-*.json`, named as its stage, for example `refresh-math`. The
+      One figure for each record `recovery/refresh-*.json` and `recovery/distill-*.json`, named as its stage, for
+      example `refresh-math`, or `distill-math.full` for `distill-math@full`. The
       optimizer step is horizontal. The upper chart has the scores in points on validation prompts, with a line for each
-      domain and one for their mean. The lower chart has the recovery fraction of the refreshed domain, (score − score
+      domain and one for their mean. The lower chart has the recovery fraction of the record's domain, (score − score
       at step 0) / (score at its peak − score at step 0); it is left out if no step has one.
 
     Raises:
@@ -37,14 +41,14 @@ def curves(records: Records) -> list[Figure]:
       UserError: if a record is not valid JSON.
       KeyError: if a record lacks a field.
     """
-    return [_curves(records.json(path)) for path in records.files("recovery/refresh-*.json")]
+    return [_curves(record) for record in _followed(records)]
 
 
 def contraction(records: Records) -> list[Figure | Table]:
     """The distance to the peak in each conflict subspace S and outside it, step by step, and its mean factor per step.
 
     Returns:
-      For each refresh that followed an S of at least one dimension, a figure and a table. The figure
+      For each refresh or distillation that followed an S of at least one dimension, a figure and a table. The figure
       `STAGE-contraction` has a chart for each such S, of each objective and half of the prompts. The step is
       horizontal; the distance relative to step 0 is vertical, on a log scale. Lines: in S, on the route but not in S,
       everywhere but in S, and the mean of random subspaces with their central 95 %. The table `STAGE-factors` has a row
@@ -53,18 +57,18 @@ def contraction(records: Records) -> list[Figure | Table]:
       smallest eigenvalue that spans S).
 
     Raises:
-      Absent: if there is no `recovery/refresh-*.json`, or no refresh followed a conflict subspace.
+      Absent: if there is no such record, or none followed a conflict subspace.
       UserError: if a record is not valid JSON.
       KeyError: if a record lacks a field.
     """
     found: list[Figure | Table] = []
-    refreshes = [records.json(path) for path in records.files("recovery/refresh-*.json")]
-    for record in refreshes:
+    recoveries = _followed(records)
+    for record in recoveries:
         if any(basis["within"] for basis in record["steps"][0].get("subspaces", ())):
             found += [_paths(record), _factors(record)]
     if not found:
-        names = ", ".join(r["stage"] for r in refreshes)
-        why = "they come from a stage `analyze` before the refresh, and an S of no dimension is not followed"
+        names = ", ".join(r["stage"] for r in recoveries)
+        why = "they come from a stage `analyze` before the stage, and an S of no dimension is not followed"
         raise Absent(f"{names}: no conflict subspaces were followed: {why}")
     return found
 
@@ -99,6 +103,22 @@ def theorem(records: Records) -> list[Table]:
     return found
 
 
+def _followed(records: Records) -> list[Record]:
+    """The records of refreshes, then those of distillations."""
+    prefixes = ("recovery/refresh-", "recovery/distill-", "recovery/alternate-")
+    paths = [p for prefix in prefixes for p in records.files("recovery/*.json") if p.startswith(prefix)]
+    return [records.json(path) for path in paths or records.files("recovery/refresh-*.json")]
+
+
+def _name(record: Record) -> str:
+    """The name of the stage, in which a figure's name has `.` for the `@` before a label."""
+    return record["stage"].replace("@", ".")
+
+
+def _what(record: Record) -> str:
+    return "Distillation" if record["stage"].startswith("distill-") else "Refresh"
+
+
 def _curves(record: Record) -> Figure:
     domain, steps = record["domain"], record["steps"]
     domains = list(steps[0]["scores"])
@@ -120,12 +140,12 @@ def _curves(record: Record) -> Figure:
         back = f"the recovery fraction is not known: {words(kept['fraction'])}"
     caption = (
         f"Scores in points on {n} validation prompts a domain, with 95 % bands over prompts; step 0 is where the "
-        "refresh started. It keeps the step with the best mean of all domains. This is step "
+        "stage started. It keeps the step with the best mean of all domains. This is step "
         f"{record['chosen']}: {back}. "
         f"{'It ended because ' + record['stopped'] if record['stopped'] else 'It has not ended yet'}."
     )
-    title = f"Refresh of {domain}: scores step by step"
-    return Figure(record["stage"], title, alt.vconcat(*charts, spacing=12), rows, caption)
+    title = f"{_what(record)} of {domain}: scores step by step"
+    return Figure(_name(record), title, alt.vconcat(*charts, spacing=12), rows, caption)
 
 
 def _scores(rows: Sequence[Record], domains: Sequence[str], domain: str, peak: float | None, record: Record) -> Any:
@@ -171,11 +191,11 @@ def _fraction(rows: Sequence[Record], record: Record) -> Any:
 def _step(record: Record) -> alt.X:
     last = max(record["settings"]["steps"], record["steps"][-1]["step"])
     axis = alt.Axis(tickMinStep=1, format="d")
-    return alt.X("step:Q", title="optimizer step of the refresh", axis=axis, scale=alt.Scale(domain=[0, last]))
+    return alt.X("step:Q", title="optimizer step of the stage", axis=axis, scale=alt.Scale(domain=[0, last]))
 
 
 def _colour(record: Record) -> str:
-    """The colour that `by_category` gives to the refreshed domain."""
+    """The colour that `by_category` gives to the record's domain."""
     return CATEGORIES[list(record["steps"][0]["scores"]).index(record["domain"]) % len(CATEGORIES)]
 
 
@@ -225,8 +245,8 @@ def _paths(record: Record) -> Figure:
         f"in S and {words(first['outside'], '.3f')} everywhere but in S. The bound for plain gradient descent in S is "
         f"{_bound(first)}."
     )
-    name = f"{record['stage']}-contraction"
-    title = f"Refresh of {record['domain']}: distance to its peak, in the conflict subspaces S and outside"
+    name = f"{_name(record)}-contraction"
+    title = f"{_what(record)} of {record['domain']}: distance to its peak, in the conflict subspaces S and outside"
     return Figure(name, title, _facets(rows, _labels(record)), rows, caption)
 
 
@@ -278,8 +298,8 @@ def _factors(record: Record) -> Table:
         "for. The bound 1 − αμ, with μ the smallest eigenvalue that spans S, holds for plain gradient descent with "
         "step size α; under Adam it is only descriptive."
     )
-    title = f"Refresh of {record['domain']}: factors per step"
-    return Table(f"{record['stage']}-factors", title, head, rows, caption, head[1:])
+    title = f"{_what(record)} of {record['domain']}: factors per step"
+    return Table(f"{_name(record)}-factors", title, head, rows, caption, head[1:])
 
 
 def _theorem(record: Record, check: Check) -> Table:
@@ -291,7 +311,7 @@ def _theorem(record: Record, check: Check) -> Table:
     rows += [(what, _one_minus(x), f"α = {check.alpha:g}, the learning rate", "–") for what, x in factors.items()]
     rows.append(("measured factor a step", words(check.measured, ".4f"), "–", "–"))
     several = len({b["stage"] for b in record["contraction"]}) > 1
-    name = f"{record['stage']}-theorem-{head['stage']}-{head['objective']}-{head['half'] + 1}"
+    name = f"{_name(record)}-theorem-{head['stage']}-{head['objective']}-{head['half'] + 1}"
     title = f"Refresh of {record['domain']}: the theorem in S ({_label(head, several)}; {head['k']} dimensions)"
     return Table(name, title, ("what", "measured", "asked", "verdict"), rows, check.summary())
 

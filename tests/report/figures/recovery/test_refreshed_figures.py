@@ -93,9 +93,11 @@ def test_a_refresh_without_a_peak_says_why_it_has_no_fraction(tmp_path: Path):
     assert "not known: no stage on the way trained sums alone" in made.caption
 
 
-def test_every_refresh_has_its_figure(tmp_path: Path):
-    found = refreshed.curves(folder(tmp_path, record(), record() | {"stage": "refresh-songs", "domain": "songs"}))
-    assert [f.name for f in found] == ["refresh-songs", "refresh-sums"]
+def test_every_refresh_and_distillation_has_its_figure(tmp_path: Path):
+    others = [record() | {"stage": name, "domain": "songs"} for name in ("refresh-songs", "distill-songs@full")]
+    found = refreshed.curves(folder(tmp_path, record(), *others))
+    assert [f.name for f in found] == ["refresh-songs", "refresh-sums", "distill-songs.full"]
+    assert [f.title.split()[0] for f in found] == ["Refresh", "Refresh", "Distillation"]
 
 
 def test_distances_are_relative_to_step_0_and_random_subspaces_to_their_own(tmp_path: Path):

@@ -1,0 +1,73 @@
+"""`distill` on Hugging Face folders: what it writes, and one line for every wrong call."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mdrl_jax.commands import distill
+from mdrl_jax.config import EMBEDDED_MODEL, default
+from mdrl_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+
+def settings() -> Any:
+    c = default()
+    c.scored_domains, c.train.steps, c.train.prompts_per_step, c.train.group_size = ("math", "qa"), 1, 8, 2
+    c.train.learning_rate, c.recover.limit = 3e-4, 100.0
+    c.domains.n_test, c.domains.n_validation, c.evaluate.batch = 4, 4, 8
+    c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (16,)
+    c.rewards.workers, c.mesh.data = 1, 8
+    return c
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    """The embedded model with noise on its weights."""
+    folder, rng = tmp_path / "teacher", np.random.default_rng(0)
+    shutil.copytree(EMBEDDED_MODEL, folder)
+    (file,) = folder.glob("*.safetensors")
+    noisy = {k: x + 0.02 * x.std() * rng.normal(size=x.shape).astype(x.dtype) for k, x in load_file(file).items()}
+    save_file(noisy, file, metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.slow  # the stage itself is tested in tests/stages/test_recovery_stages.py
+def test_the_best_step_is_written_with_its_record(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "out"
+    distill.run("tiny", [f"math:{teacher}"], settings(), str(out))
+    assert (out / "tokenizer_config.json").exists() and (out / "config.json").exists()
+    record = json.loads((tmp_path / "out-run/recovery/distill-math.json").read_text())
+    assert [row["step"] for row in record["steps"]] == [0, 1] and record["stage"] == "distill-math"
+    assert record["steps"][0]["distance"] > record["steps"][1]["path"] > 0  # the peak is the teacher's folder
+    (file,), (before,) = out.glob("*.safetensors"), EMBEDDED_MODEL.glob("*.safetensors")
+    moved = [np.abs(x - np.asarray(load_file(before)[k], x.dtype)).max() for k, x in load_file(file).items()]
+    assert (max(moved) > 0) == (record["chosen"] == 1)
+    assert "validation scores from step 0" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="has other teachers"):
+        distill.run("tiny", ["math:tiny"], settings(), str(tmp_path / "other"), str(tmp_path / "out-run"))
+
+
+@pytest.mark.parametrize(
+    ("teachers", "changes", "told"),
+    [
+        ([], {}, "--teacher is missing"),
+        (["math"], {}, "--teacher=math is not understood; it must be DOMAIN:FOLDER"),
+        (["math:tiny", "math:tiny"], {}, "names math twice"),
+        (["code:tiny"], {}, "code, which is not in the config's scored_domains: math, qa"),
+        (["math:nowhere"], {}, "nowhere"),
+        (["math:tiny"], {"distill": {"teacher": "base"}}, "distill.teacher='base' has no meaning here"),
+        (["math:tiny"], {"distill": {"form": "ful"}}, "sampled, top_k, full, fixed"),
+    ],
+)
+def test_a_wrong_call_is_one_line(teachers: list[str], changes: dict, told: str, tmp_path: Path):
+    c = settings()
+    c.stage_overrides = {"distill-math": changes}
+    with pytest.raises(UserError, match=told) as caught:
+        distill.run("tiny", teachers, c, str(tmp_path / "out"))
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
