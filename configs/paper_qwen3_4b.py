@@ -6,12 +6,12 @@
   python -m mdrl_jax.main --config=configs/paper_qwen3_4b.py --config.model.path=DIR \
     --config.domains.cw.files="('hub:NAME:train',)" --workdir=runs/paper_qwen3_4b
 
-The first command looks up every data set, counts its rows and shows a prompt; nothing is trained. NAME is one of the
-data sets of the user crownelius with creative writing and its references, in the fields `prompt` and `response`: the
-series consists of several, and the paper does not say which it used. DIR is the model's folder, for instance from `hf
-download Qwen/Qwen3-4B-Thinking-2507 --local-dir DIR`. The config is meant for 16 devices of 16 GB or more, such as a
-TPU v5e 4x4 slice. It has not been run. These commands compute, without a TPU, how much of each device its programs
-take, and make a first try:
+The first command looks up every data set, counts its rows and shows a prompt; nothing is trained. The creative writing
+of the user crownelius comes as several data sets, and the paper does not say which it used. NAME is one of them, with
+the columns `prompt` and `response`; without the flag, the file creative_writing.jsonl with these fields is read. DIR is
+the model's folder, for instance from `hf download Qwen/Qwen3-4B-Thinking-2507 --local-dir DIR`. The config is meant for
+16 devices of 16 GB or more, such as a TPU v5e 4x4 slice. It has not been run. These commands compute, without a TPU,
+how much of each device its programs take, and make a first try:
 
   python -m mdrl_jax.main fit --config=configs/paper_qwen3_4b.py --topology=v5e:4x4
   python -m mdrl_jax.main --config=configs/paper_qwen3_4b.py --config.model.path=DIR --config.train.steps=2 \
@@ -54,7 +54,7 @@ def get_config() -> config.Config:
     c.domains.qa.preset = "supergpqa"
     c.domains.qa.n_test = 2141
     c.domains.cw.preset = "references"
-    c.domains.cw.files = ()  # name them on the command line
+    c.domains.cw.files = ("creative_writing.jsonl",)  # no name of the hub is known to be right; see above
     c.domains.cw.check = {"prompt": "prompt", "reference": "response"}
     c.domains.cw.reply = "{response}"
     c.rollout.prompt_buckets = (512, 1024, 2048)

@@ -1,6 +1,7 @@
 """The command `score`: computes the rewards of completions in a JSON-lines file, with the rewards used in training."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -26,7 +27,11 @@ def _is_constraints(value: Any) -> bool:
 
 def _is_answer(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return values != [] and all(isinstance(v, str | int | float) and not isinstance(v, bool) and v == v for v in values)
+    return (
+        values != []
+        and all(isinstance(v, str | int) or (isinstance(v, float) and math.isfinite(v)) for v in values)
+        and not any(isinstance(v, bool) for v in values)
+    )
 
 
 def _are_cases(value: Any) -> bool:

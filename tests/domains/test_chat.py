@@ -12,6 +12,7 @@ from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.domains.vocabulary import make_tokenizer
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import tokens
+from mdrl_jax.workfolder import WorkFolder
 
 THINKS = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -24,6 +25,18 @@ THINKS = (
 def qwen(shared: Path) -> Any:
     """The real Qwen2.5 tokenizer."""
     return tokens.load_tokenizer(shared / "models" / "qwen2.5-tokenizer")
+
+
+def test_a_template_that_writes_the_date_gets_that_of_the_first_day(tmp_path: Path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}"
+    assert chat.writes_date(tokenizer) and not chat.writes_date(make_tokenizer())
+    assert chat.chat_text(tokenizer, "add", date="2025-01-02") == "02 January 2025: add"
+    assert chat.chat_text(tokenizer, "add") != "02 January 2025: add"
+    work = WorkFolder(tmp_path)
+    assert work.date() == ""
+    work.open_data({"qa": {"splits": {}}, "math": {"splits": {}, "date": "2025-01-02"}})
+    assert work.date() == "2025-01-02"
 
 
 def test_the_text_is_the_templates_own(qwen: Any):

@@ -44,6 +44,17 @@ def test_each_domain(domain: str, row: dict[str, Any], reward: float, tmp_path: 
     assert scored(domain, [row], tmp_path / "f") == [{"reward": reward, "error": None}]
 
 
+def test_a_mark_at_the_start_is_no_text_and_a_number_that_is_none_is_named(tmp_path: Path) -> None:
+    file, out = tmp_path / "in.jsonl", io.StringIO()
+    file.write_text('\ufeff{"completion": "so \\ud800 4", "answer": 4}\n', encoding="utf-8")
+    run("math", str(file), out, workers=1)
+    assert json.loads(out.getvalue()) == {"reward": 1.0, "error": None}
+    for value in ("NaN", "[1, Infinity]", "true"):
+        file.write_text(f'{{"completion": "4", "answer": 4}}\n{{"completion": "4", "answer": {value}}}\n')
+        with pytest.raises(UserError, match='line 2: "answer" is missing or not a text'):
+            run("math", str(file), out, workers=1)
+
+
 def test_an_unknown_constraint_is_an_error_of_its_line(tmp_path: Path) -> None:
     rows = [{"completion": "a", "constraints": [{"kind": kind}]} for kind in ("rhyme", "plain")]
     bad, good = scored("cw", rows, tmp_path / "in.jsonl")
