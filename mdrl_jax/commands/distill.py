@@ -6,7 +6,6 @@ best validation scores is written.
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from mdrl_jax.config import Config, TrainSection, stage_config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
-from mdrl_jax.records import regular
 from mdrl_jax.report.screen import terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.stage import Stage, resolve_stages
@@ -29,17 +27,23 @@ from mdrl_jax.stages.train import Trainer, costs
 from mdrl_jax.workfolder import WorkFolder
 
 STUDENT = "student"
-KEPT = ("generation_config.json",)  # files that are copied unchanged from the student's folder
 
 
 def run(
-    student: str, teachers: Sequence[str], config: Any, out: str, workdir: str = "", output: str = "screen"
+    student: str,
+    teachers: Sequence[str],
+    config: Any,
+    out: str,
+    workdir: str = "",
+    output: str = "screen",
+    base: str | None = None,
 ) -> None:
     """Distils the teachers into the student, and writes the result to a new folder in float32.
 
-    The folder also gets the tokenizer and `generation_config.json` of the student. The record of the steps
-    (`recovery/STAGE.json`), the cost, the last checkpoint and TensorBoard events are in the work folder. A command that
-    was interrupted trains again from its start when it is called again, and does not score again what it has scored.
+    The folder also gets the tokenizer, `config.json` and `generation_config.json` of the student. The record of the
+    steps (`recovery/STAGE.json`), the cost, the last checkpoint and TensorBoard events are in the work folder. A
+    command that was interrupted trains again from its start when it is called again, and does not score again what it
+    has scored.
 
     Args:
       student: Hugging Face folder of the student, or "tiny" (`runtime.model_folder`).
@@ -51,6 +55,7 @@ def run(
       out: the new folder.
       workdir: the work folder, new or of an interrupted call; "": `out` with "-run" at its end.
       output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
+      base: folder of the base model of teachers that are LoRA adapters; None: the folders that they name themselves.
 
     Raises:
       UserError: if `out` is a file or not empty; if a teacher has another form, or its domain is named twice or not in
@@ -63,14 +68,14 @@ def run(
       Stopped: after a SIGTERM; the scores so far are saved.
     """
     started = time.monotonic()
-    if Path(out).is_file() or (Path(out).is_dir() and any(Path(out).iterdir())):
-        raise UserError(f"--out={out} exists and is not an empty folder; name a new one")
+    huggingface.check_new(Path(out), f".{Path(out).resolve().name}.partial")
     folders = _folders(teachers)
     name = f"distill-{next(iter(folders))}" if len(folders) == 1 else "distill-all"
     parsed, stages = _stages(config, student, tuple(folders), name)
+    whole = None if base is None else runtime.model_folder(base)
     architecture = huggingface.read_config(runtime.model_folder(student))
     for domain, place in folders.items():
-        if huggingface.read_config(runtime.model_folder(place)) != architecture:
+        if huggingface.read_config(runtime.model_folder(place), whole) != architecture:
             raise UserError(
                 f"the model in {place} (--teacher={domain}) has a different config.json than that in {student} "
                 "(--student); all models must have the same sizes"
@@ -87,7 +92,7 @@ def run(
         def params_after(stage: str) -> Any:
             if stage == STUDENT:
                 return built.base_params()
-            return huggingface.load(runtime.model_folder(folders[stage]), built.model, built.mesh)
+            return huggingface.load(runtime.model_folder(folders[stage]), built.model, built.mesh, whole)
 
         with preemption.watch(), Screen(root / "log.txt", output) as screen, jax.set_mesh(built.mesh):
             for note in built.notes:
@@ -96,12 +101,8 @@ def run(
             params, spent = trainer.train(stages[-1])
             record = records.read_json(root / "recovery" / f"{name}.json")
             records.write_json(folder.costs(stages[-1]), costs(built, stages[-1], record["steps"][-1]["step"], spent))
-            huggingface.save(out, params, built.model.config)
-            source = runtime.model_folder(student)
-            for kept in KEPT:
-                if (source / kept).exists():
-                    shutil.copyfile(regular(source / kept), Path(out) / kept)
-            built.tokenizer.save_pretrained(out)
+            source = huggingface.model_of(runtime.model_folder(student))
+            huggingface.save(out, params, built.model.config, source=source, eos_ids=built.rollouts.eos_ids)
             screen.print(_summary(record, out), final=True)
             seconds = time.monotonic() - started
             screen.print(terminal.places(root, seconds), final=True)
