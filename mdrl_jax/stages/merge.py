@@ -34,7 +34,7 @@ from mdrl_jax.recovery.merging import average, changed_entries, dare, ram, task_
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stats import estimate
 
-SWEPT = {"ram": ("threshold", "thresholds"), "dare": ("rate", "drop_rates")}  # what is swept beside λ, and its field
+SWEPT = {"ram": "threshold", "dare": "rate"}  # what is swept beside λ
 
 
 def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], track: Track) -> tuple[Any, dict[str, Any]]:
@@ -75,8 +75,9 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
         "ram": lambda: program("merge_ram", ram, **like),
         "dare": lambda: program("merge_dare", functools.partial(dare, key=key), **like),
     }[name]()
-    swept, field = SWEPT.get(name, ("", ""))
-    settings = list(itertools.product(getattr(section, field) if swept else (None,), section.scales))
+    swept = SWEPT.get(name, "")
+    values = {"ram": section.thresholds, "dare": section.drop_rates}.get(name, (None,))
+    settings = list(itertools.product(values, section.scales))
     tried, best = [], None
     with track(name, len(settings)) as show:
         for value, scale in settings:

@@ -41,6 +41,7 @@ def rows() -> np.ndarray:
     return np.concatenate([np.concatenate([np.tile(p, (len(ALL), 1)), ALL], axis=1) for p in PROMPTS])
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def log_policy(model: Decoder, params: Any, tokens_BT: Any) -> jax.Array:
     """log π of every token of the vocabulary at the positions of the completion [B, T, V], from the plain model."""
     logits = model.apply({"params": params}, jnp.asarray(tokens_BT), jnp.ones(tokens_BT.shape, bool))
