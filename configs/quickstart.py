@@ -11,14 +11,13 @@ replies in either style, half and half. Loss, optimizer and settings are the sam
 finding that later domains harm Math. The findings are how much is lost, where in the model, and how cheaply it comes
 back.
 
-Scores in points, mean over seeds 0, 1 and 2 ± the half-width of the 95 % interval (before the draws changed; the
-changelog says how):
+Scores in points, mean over seeds 0, 1 and 2 ± the half-width of the 95 % interval:
 
   after stage           code          math            qa            cw
-  math            96.3 ± 1.1    94.0 ± 0.2    23.2 ± 1.9    69.1 ± 2.8
-  cw              95.4 ± 4.0   48.9 ± 28.8    75.7 ± 5.1    98.6 ± 0.3
-  refresh-math    96.7 ± 1.7    88.3 ± 3.0    75.1 ± 1.4    98.6 ± 0.4
-  rollback        96.5 ± 2.0   84.8 ± 11.4    72.4 ± 5.2    98.6 ± 0.2
+  math            96.3 ± 1.3    94.5 ± 3.0    22.9 ± 2.8    68.8 ± 0.7
+  cw              94.9 ± 1.0   43.2 ± 13.2    75.6 ± 5.2    98.7 ± 0.3
+  refresh-math    96.6 ± 1.1    87.7 ± 5.3    73.4 ± 7.7    98.8 ± 0.3
+  rollback        96.4 ± 1.3   78.5 ± 25.8    72.8 ± 7.6    98.7 ± 0.3
 
 configs/README.md has all stages, every figure with its interval, and the limits; mdrl_jax/analysis/README.md has the
 results of the analysis. The last digits depend on the processor and the number of cores.
