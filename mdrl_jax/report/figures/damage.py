@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, Figure, Row, data
+from mdrl_jax.report.figure import BAND, CATEGORIES, INK, QUIET, Figure, Row, data
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.cascade import cascade
 from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
@@ -18,7 +18,12 @@ DAMAGE = {
     "reward": "Damage is the loss of mean reward, in points,",
     "success_nll": "Damage is the rise of −log π of successes sampled at the domain's peak, in nats per completion,",
 }
-TERMS = {"first order": "#0072B2", "second order": "#D55E00", "remainder": "#CC79A7", "measured": "#8C8C8C"}
+TERMS = {
+    "first order": CATEGORIES[0],
+    "second order": CATEGORIES[1],
+    "remainder": CATEGORIES[3],
+    "measured": CATEGORIES[6],
+}
 LINES = {"predicted": "#0072B2", "measured": "#D55E00"}
 WIDTH = 720  # px of all panels, axes apart
 
@@ -213,8 +218,8 @@ def _scatter(rows: list[Row], everything: list[Row], objective: str, count: int,
         ],
     )
     x, y = alt.X("predicted:Q", title=predicted, scale=scale), alt.Y("measured:Q", title=measured, scale=scale)
-    equal = alt.Chart(data([{"at": v} for v in ends])).mark_line(color=INK, opacity=0.5, strokeWidth=1.2)
-    bars = base.mark_rule(strokeWidth=1, opacity=0.7)
+    equal = alt.Chart(data([{"at": v} for v in ends])).mark_line(color=INK, opacity=QUIET, strokeWidth=1.2)
+    bars = base.mark_rule(strokeWidth=1)
     chart = alt.layer(
         equal.encode(x=alt.X("at:Q", title=predicted), y=alt.Y("at:Q", title=measured)),
         bars.encode(x=alt.X("predicted_low:Q", title=predicted), x2="predicted_high:Q", y=y),
@@ -246,13 +251,14 @@ def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".2~f"),
     )
-    colour = alt.Color(
-        "what:N", scale=alt.Scale(domain=list(LINES), range=list(LINES.values())), title=None, legend=LEGEND
-    )
+    scale = alt.Scale(domain=list(LINES), range=list(LINES.values()))
+    colour = alt.Color("what:N", scale=scale, title=None, legend=LEGEND)
     alpha = alt.Tooltip("alpha:Q", title="α")
     base = alt.Chart().encode(x=x, color=colour, tooltip=[alpha, *estimate_tips(["pair", "what"], title)])
     y = alt.Y("estimate:Q", title=title)
-    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+    band = base.mark_area(**BAND | {"strokeOpacity": 1}).encode(
+        y=alt.Y("low:Q", title=title), y2="high:Q", stroke=alt.Stroke("what:N", scale=scale, legend=None)
+    )
     broken = base.transform_filter("datum.breaks")
     layers = alt.layer(
         band,

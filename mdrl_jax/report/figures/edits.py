@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.claims.published import CLAIMS, SPARSE_SHARES, WEAK_OVERLAP
-from mdrl_jax.report.figure import INK, SEQUENTIAL, Figure, Row, by_category, data, ink_on
+from mdrl_jax.report.figure import BAND, CATEGORIES, INK, QUIET, SEQUENTIAL, Figure, Row, by_category, data, ink_on
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.layout import LEGEND, NO_LAYER, distinct, panels, side_by_side, tensor_axes
 from mdrl_jax.report.folder import Absent, Records
@@ -53,7 +53,7 @@ def histogram(records: Records) -> Figure:
         .transform_calculate(at=f"isValid(datum.log10_size) ? datum.log10_size : {zero}")
         .encode(x=x, y=alt.Y("share:Q", title="share of entries, %"), color=colour, tooltip=listed)
     )
-    rule = alt.Chart(data([{"at": -7.0}] if first < -7 else [])).mark_rule(strokeDash=[4, 3], color=INK, opacity=0.7)
+    rule = alt.Chart(data([{"at": -7.0}] if first < -7 else [])).mark_rule(strokeDash=[4, 3], color=INK, opacity=QUIET)
     layers = alt.layer(
         rule.encode(x=x),
         base.transform_filter("isValid(datum.log10_size)").mark_line(interpolate="step"),
@@ -103,7 +103,9 @@ def sparsity(records: Records) -> Figure:
     published = published.transform_aggregate(low="min(published_low)", high="max(published_high)")
     x = alt.X("estimate:Q", title=title, scale=scale)
     layers = alt.layer(
-        published.mark_rect(opacity=0.25, color="#E69F00").encode(x=alt.X("low:Q", title=title), x2="high:Q"),
+        published.mark_rect(color=CATEGORIES[4], stroke=CATEGORIES[4], **BAND | {"strokeOpacity": 1}).encode(
+            x=alt.X("low:Q", title=title), x2="high:Q"
+        ),
         base.mark_tick(color=INK, thickness=2, height=12).encode(x=alt.X("null:Q", title=title)),
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=colour),
         base.mark_point(filled=True, size=50, opacity=1).encode(x=x, color=colour),

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.claims.published import CLAIMS
-from mdrl_jax.report.figure import INK, Figure, Row, data, signed
+from mdrl_jax.report.figure import BAND, CATEGORIES, INK, QUIET, Figure, Row, data, signed
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.layout import LEGEND, NO_LAYER, distinct, panels, side_by_side, tensor_axes
 from mdrl_jax.report.folder import Absent, Records
@@ -47,13 +47,13 @@ def cosines(records: Records) -> Figure:
     )
     names = list(COSINES.values())
     colour = alt.Color(
-        "figure:N", scale=alt.Scale(domain=names, range=["#56B4E9", "#0072B2"]), title=None, legend=LEGEND
+        "figure:N", scale=alt.Scale(domain=names, range=[CATEGORIES[5], CATEGORIES[1]]), title=None, legend=LEGEND
     )
-    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.X("at:Q", title=title))
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=QUIET).encode(x=alt.X("at:Q", title=title))
     missing = base.transform_filter("!isValid(datum.estimate)")
     layers = alt.layer(
         zero,
-        base.mark_rule(strokeWidth=9, opacity=0.22, color=INK).encode(
+        base.mark_bar(size=10, color=INK, stroke=INK, **BAND).encode(
             x=alt.X("null_low:Q", title=title), x2="null_high:Q"
         ),
         base.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=colour),
@@ -125,11 +125,11 @@ def cancellation(records: Records) -> Figure:
         y=alt.Y("pair:N", sort=pairs, title=None, axis=alt.Axis(grid=True)),
         yOffset=alt.YOffset("sum:N", sort=sums),
         color=alt.Color(
-            "sum:N", scale=alt.Scale(domain=sums, range=[*SUMS.values(), "#8C8C8C"]), title=None, legend=LEGEND
+            "sum:N", scale=alt.Scale(domain=sums, range=[*SUMS.values(), CATEGORIES[6]]), title=None, legend=LEGEND
         ),
         tooltip=estimate_tips(["pair", "place", "sum"], title),
     )
-    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.X("at:Q", title=title))
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=QUIET).encode(x=alt.X("at:Q", title=title))
     layers = alt.layer(
         base.mark_bar(height=9).encode(x=alt.X("estimate:Q", title=title, axis=AXIS)),
         zero,

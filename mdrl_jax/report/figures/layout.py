@@ -8,7 +8,7 @@ import altair as alt
 from mdrl_jax.report.figure import Row
 
 Layers = alt.LayerChart | alt.FacetChart  # the type that Altair declares for layered charts
-LEGEND = alt.Legend(orient="bottom", symbolOpacity=1)
+LEGEND = alt.Legend(symbolOpacity=1)
 # Kinds of tensors, in the order in which the forward pass uses them.
 MODULES = ("embedding", "attn_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down", "norm", "unembedding")
 NO_LAYER = "–"  # the layer that a map shows for a tensor outside the layer stack

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, Table, data
+from mdrl_jax.report.figure import CATEGORIES, INK, QUIET, Figure, Row, Table, data
 from mdrl_jax.report.figures.layout import LEGEND, Layers, distinct, panels
 from mdrl_jax.report.folder import Records
 from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
@@ -80,7 +80,7 @@ def _chart(rows: Sequence[Row], panel: str, colour: alt.Color, width: int) -> La
     y = alt.Y("drawn_estimate:Q", title=panel)
     tips = [alt.Tooltip("trained:N"), alt.Tooltip("norm:Q", format=".3g"), *estimate_tips(["edit"], panel)]
     base = alt.Chart(data(rows)).encode(x=x, color=colour, tooltip=tips)
-    lines = alt.Chart(data([{"at": at} for at in (0, 1)])).mark_rule(color=INK, opacity=0.5).encode(y="at:Q")
+    lines = alt.Chart(data([{"at": at} for at in (0, 1)])).mark_rule(color=INK, opacity=QUIET).encode(y="at:Q")
     return alt.layer(
         lines,
         base.mark_rule().encode(y=alt.Y("drawn_low:Q", title=panel), y2="drawn_high:Q"),

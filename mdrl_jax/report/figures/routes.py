@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, Figure, Row, data
+from mdrl_jax.report.figure import BAND, INK, QUIET, Figure, Row, data
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.layout import distinct, panels, side_by_side
 from mdrl_jax.report.folder import Absent, Records
@@ -109,9 +109,9 @@ def effects(records: Records) -> Figure:
     base = alt.Chart().encode(tooltip=listed)
     zero = alt.Chart(data([{"at": 0}]))
     layers = alt.layer(
-        zero.mark_rule(color=INK, opacity=0.5).encode(x=alt.X("at:Q", title=effect)),
-        zero.mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=measured)),
-        base.mark_rule(color=INK, strokeWidth=9, opacity=0.2).encode(
+        zero.mark_rule(color=INK, opacity=QUIET).encode(x=alt.X("at:Q", title=effect)),
+        zero.mark_rule(color=INK, opacity=QUIET).encode(y=alt.Y("at:Q", title=measured)),
+        base.mark_bar(color=INK, stroke=INK, size=9, orient="horizontal", **BAND).encode(
             x=alt.X("null_low:Q", title=effect), x2="null_high:Q", y=y
         ),
         base.mark_rule().encode(x=alt.X("low:Q", title=effect), x2="high:Q", y=y, color=colour),

@@ -129,12 +129,15 @@ class Reading:
 
     Attributes:
       domain, prompt: name of the domain, and text of the prompt.
-      replies: (stage, text of the completion, reward in [0, 1]) of each stage, in the order of the stages.
+      wanted: what its reward asks for, in words; "" in records of earlier versions.
+      replies: (stages, text of the completion, reward in [0, 1]), in the order of the first of the stages. Stages whose
+        completions and rewards are the same share one reply.
     """
 
     domain: str
     prompt: str
-    replies: tuple[tuple[str, str, float], ...]
+    wanted: str
+    replies: tuple[tuple[tuple[str, ...], str, float], ...]
 
 
 def samples(records: Records, prompts: int = 3) -> list[Reading]:
@@ -164,7 +167,11 @@ def samples(records: Records, prompts: int = 3) -> list[Reading]:
     readings = []
     for domain, keys in itertools.groupby(shared, lambda key: key[0]):
         for key in itertools.islice(keys, prompts):
-            rows = [(stage, found[key]) for stage, found in stages.items()]
-            replies = tuple((stage, str(row["completion"]), float(row["reward"])) for stage, row in rows)
-            readings.append(Reading(str(domain), str(key[1]), replies))
+            same: dict[tuple[str, float], list[str]] = {}
+            for stage, rows in stages.items():
+                row = rows[key]
+                same.setdefault((str(row["completion"]), float(row["reward"])), []).append(stage)
+            replies = tuple((tuple(names), *reply) for reply, names in same.items())
+            wanted = next((str(rows[key]["wanted"]) for rows in stages.values() if "wanted" in rows[key]), "")
+            readings.append(Reading(str(domain), str(key[1]), wanted, replies))
     return readings

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, by_category, data
+from mdrl_jax.report.figure import CATEGORIES, INK, QUIET, Figure, Row, by_category, data
 from mdrl_jax.report.figures.cascade import cascade
 from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
 from mdrl_jax.report.folder import Absent, Records
@@ -13,7 +13,7 @@ from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
 
 LABELS = {"reward": "mean reward", "success_nll": "success NLL"}
 WIDTH = 760  # px of all panels, axes apart
-COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": "#8C8C8C"}
+COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": CATEGORIES[6]}
 ROUTE = "route"  # the place on the axis of dimensions for the whole route
 SHARE = "share of the second-order damage"
 # The unit in a record, to (the unit that the charts show, the factor). Other units are shown as recorded.
@@ -187,7 +187,7 @@ def _by_dimension(
         color=alt.Color(f"{field}:N", scale=by_category(names), title=None, legend=LEGEND),
         tooltip=[alt.Tooltip("k:O", title="dimensions"), *estimate_tips(["panel", field], title)],
     )
-    at = alt.Chart(data([{"at": y} for y in lines])).mark_rule(color=INK, opacity=0.5)
+    at = alt.Chart(data([{"at": y} for y in lines])).mark_rule(color=INK, opacity=QUIET)
     layers = alt.layer(
         at.encode(y=alt.Y("at:Q", title=title)),
         base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
@@ -312,11 +312,11 @@ def _spectrum(rows: Sequence[Row], width: int) -> alt.FacetChart:
     y = alt.Y("eigenvalue:Q", title=title)
     dashed = base.transform_filter("datum.rank == 1").mark_rule(strokeDash=[5, 4], strokeWidth=1.6)
     null = [dashed.encode(y=alt.Y("null_95:Q", title=title))] if any(r["null_95"] is not None for r in rows) else []
-    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=title))
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=QUIET).encode(y=alt.Y("at:Q", title=title))
     layers = alt.layer(
         zero,
         *null,
-        base.mark_line(opacity=0.5).encode(x=x, y=y),
+        base.mark_line(strokeWidth=1.2).encode(x=x, y=y),
         base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=y),
         data=data(rows),
     ).properties(width=width, height=230)

@@ -8,8 +8,8 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, by_category, data
-from mdrl_jax.report.figures.layout import distinct
+from mdrl_jax.report.figure import CATEGORIES, INK, QUIET, Figure, by_category, data
+from mdrl_jax.report.figures.layout import LEGEND, distinct
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, span, tips, words
 from mdrl_jax.stats.estimate import Record, missing
@@ -86,7 +86,7 @@ def _panel(rows: Sequence[Record], name: str, title: str, mark: float) -> Any:
     axis = alt.Axis(labelLimit=330) if first else alt.Axis(labels=False, ticks=False)
     y = alt.Y("action:N", sort=[r["action"] for r in rows], title=None, axis=axis)
     colour = alt.Color(
-        "verdict:N", title=None, legend=alt.Legend(orient="top", symbolOpacity=1),
+        "verdict:N", title=None, legend=LEGEND,
         scale=alt.Scale(domain=[ALLOWED, OVER], range=[CATEGORIES[0], CATEGORIES[1]]),
     )  # fmt: skip
     shape = alt.Shape("verdict:N", title=None, scale=alt.Scale(domain=[ALLOWED, OVER], range=["circle", "square"]))
@@ -185,7 +185,7 @@ def _scatter(rows: Sequence[Record], by: str, scale: alt.Scale, title: str, bars
     ends = alt.Scale(domain=[low, high], nice=False)
     titles = [f"{key}, {title}, points" for key in both]
     x, y = alt.X("forecast:Q", title=titles[0], scale=ends), alt.Y("measured:Q", title=titles[1], scale=ends)
-    colour = alt.Color(f"{by}:N", title=None, scale=scale, legend=alt.Legend(orient="top", symbolOpacity=1))
+    colour = alt.Color(f"{by}:N", title=None, scale=scale, legend=LEGEND)
     tip = [
         alt.Tooltip("action:N"),
         alt.Tooltip("domain:N"),
@@ -193,13 +193,13 @@ def _scatter(rows: Sequence[Record], by: str, scale: alt.Scale, title: str, bars
         *tips("measured", "measured"),
     ]
     base = alt.Chart(data(rows)).encode(color=colour, tooltip=tip)
-    equal = alt.Chart(data([{"at": low}, {"at": high}])).mark_line(color=INK, strokeDash=[4, 3], opacity=0.6)
+    equal = alt.Chart(data([{"at": low}, {"at": high}])).mark_line(color=INK, strokeDash=[4, 3], opacity=QUIET)
     layers = [equal.encode(x=alt.X("at:Q", scale=ends), y=alt.Y("at:Q", scale=ends))]
     if bars:
         across, up = alt.X("forecast_low:Q", title=titles[0]), alt.Y("measured_low:Q", title=titles[1])
-        layers.append(base.mark_rule(opacity=0.18).encode(x=across, x2="forecast_high:Q", y=y))
-        layers.append(base.mark_rule(opacity=0.18).encode(x=x, y=up, y2="measured_high:Q"))
-    layers.append(base.mark_point(filled=True, size=45, opacity=0.75).encode(x=x, y=y))
+        layers.append(base.mark_rule(strokeWidth=1).encode(x=across, x2="forecast_high:Q", y=y))
+        layers.append(base.mark_rule(strokeWidth=1).encode(x=x, y=up, y2="measured_high:Q"))
+    layers.append(base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=y))
     if bars:
         marked = alt.Chart(data([r for r in rows if r["mark"]])).encode(x=x, y=y)
         layers.append(marked.mark_point(size=150, color=INK, strokeWidth=1.8))
@@ -267,7 +267,7 @@ def _ranking(rows: Sequence[Record], unit: str, same: bool) -> Any:
     title = f"total damage forecast, {unit}"
     y = alt.Y("order:N", sort=[r["order"] for r in rows], title=None, axis=alt.Axis(labelLimit=330))
     colour = alt.Color(
-        "state:N", title=None, legend=alt.Legend(orient="top", symbolOpacity=1),
+        "state:N", title=None, legend=LEGEND,
         scale=alt.Scale(domain=["forecast only", RUN], range=[CATEGORIES[6], CATEGORIES[1]]),
     )  # fmt: skip
     tip = [

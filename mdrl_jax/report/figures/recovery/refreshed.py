@@ -8,7 +8,8 @@ import numpy as np
 
 from mdrl_jax.claims.published import LEAST_FRACTION, RECOVERY_FRACTION
 from mdrl_jax.config import parse, stage_config
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, by_category, data
+from mdrl_jax.report.figure import BAND, CATEGORIES, INK, QUIET, Figure, Table, by_category, data
+from mdrl_jax.report.figures.layout import LEGEND
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, tips, tooltips, words
 from mdrl_jax.report.tables.theorem import Check, checks
@@ -130,11 +131,13 @@ def _curves(record: Record) -> Figure:
 
 def _scores(rows: Sequence[Record], domains: Sequence[str], domain: str, peak: float | None, record: Record) -> Any:
     scale = alt.Scale(domain=[*domains, AVERAGE], range=[*by_category(domains).to_dict()["range"], INK])
-    colour = alt.Color("domain:N", scale=scale, title="domain", legend=alt.Legend(symbolOpacity=1))
+    colour = alt.Color("domain:N", scale=scale, title="domain", legend=LEGEND)
     base = alt.Chart(data(rows)).encode(x=_step(record), color=colour, tooltip=_tooltip("score"))
     y = alt.Y("score:Q", title="score, points", scale=alt.Scale(zero=False))
-    bands = base.mark_area(opacity=0.14, interpolate="linear").encode(
-        y=alt.Y("score_low:Q", title="score, points", scale=alt.Scale(zero=False)), y2="score_high:Q"
+    bands = base.mark_area(**BAND | {"fillOpacity": 0.1, "strokeOpacity": 1, "strokeWidth": 0.8}).encode(
+        y=alt.Y("score_low:Q", title="score, points", scale=alt.Scale(zero=False)),
+        y2="score_high:Q",
+        stroke=alt.Stroke("domain:N", scale=scale, legend=None),
     )
     dash = alt.when(alt.datum.domain == AVERAGE).then(alt.value([6, 3])).otherwise(alt.value([1, 0]))
     layers = [
@@ -159,7 +162,7 @@ def _fraction(rows: Sequence[Record], record: Record) -> Any:
     rules = alt.Chart(data(marks)).encode(y="at:Q")
     colour = _colour(record)
     return alt.layer(
-        rules.mark_rule(strokeDash=[2, 3], opacity=0.7),
+        rules.mark_rule(strokeDash=[2, 3], opacity=QUIET),
         rules.mark_text(align="left", x=6, dy=-8).encode(text="shown:N"),
         base.mark_rule(strokeWidth=1.5, color=colour).encode(y=low, y2="fraction_high:Q"),
         base.mark_line(color=colour).encode(y=y),
@@ -182,7 +185,7 @@ def _colour(record: Record) -> str:
 def _kept(record: Record, text: str) -> Any:
     at = alt.Chart(data([{"step": record["chosen"], "shown": text}])).encode(x="step:Q")
     label = at.mark_text(align="right", baseline="bottom", y="height", dx=-6, dy=-4).encode(text="shown:N")
-    return alt.layer(at.mark_rule(strokeWidth=1.5, opacity=0.6), label)
+    return alt.layer(at.mark_rule(strokeWidth=1.5, opacity=QUIET), label)
 
 
 def _tooltip(what: str) -> list[alt.Tooltip]:
@@ -236,7 +239,7 @@ def _facets(rows: Sequence[Record], labels: Sequence[str]) -> Any:
         "part:N",
         title="θ − θ*",
         scale=alt.Scale(domain=parts, range=[*CATEGORIES[:3], CATEGORIES[-1]]),
-        legend=alt.Legend(orient="bottom", symbolOpacity=1),
+        legend=LEGEND,
     )
     found = [row[key] for row in rows for key in ("ratio", "low", "high") if row[key]]
     ends = 0.98 * min(found), 1.02 * max(found)
@@ -252,7 +255,9 @@ def _facets(rows: Sequence[Record], labels: Sequence[str]) -> Any:
     y = alt.Y("ratio:Q", title=title, scale=scale, axis=axis)
     drawn = base.transform_filter(alt.datum.part == RANDOM)
     layers = (
-        drawn.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title=title, scale=scale, axis=axis), y2="high:Q"),
+        drawn.mark_area(stroke=CATEGORIES[-1], **BAND | {"strokeOpacity": 1}).encode(
+            y=alt.Y("low:Q", title=title, scale=scale, axis=axis), y2="high:Q"
+        ),
         base.mark_line().encode(y=y),
         base.mark_point(filled=True, size=35, opacity=1).encode(y=y),
     )
