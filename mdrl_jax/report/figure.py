@@ -31,7 +31,7 @@ SEQUENTIAL, DIVERGING = "cividis", "blueorange"
 PNG_SCALE = 2.0
 DARK_BELOW = 0.47  # position on the sequential scale; white text is legible below it, black text above (WCAG 4.5)
 TEXT = 12  # smallest text, in px
-WIDTH = 900  # px of the widest chart without its axes; with them it fits a page of 1280 px
+HALF = 500  # px of the plots of a chart that goes into one of the page's two columns; its axes take about 80 more
 THEME: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif",
@@ -56,6 +56,7 @@ THEME: dict[str, Any] = {
         "direction": "horizontal",
         "titleOrient": "left",
         "offset": 10,
+        "layout": {"top": {"direction": "vertical", "anchor": "start", "margin": 3}},
         "symbolOpacity": 1,
         # Of legends of shapes, which have no colour of their own.
         "symbolBaseFillColor": INK,

@@ -57,8 +57,8 @@ EVIDENCE = {
 # What stands in a record's unit if the figure has no unit: the name of the independent unit.
 UNITLESS = ("", "layer", "channel", "entry", "prompt", "prompts", "block of prompts", "Spearman", "seed", "share")
 NO_FIGURE = "no figure"  # the published figure of a claim without one
-COLUMN = 580  # px of the widest figure that goes into one of two columns
-LETTER, CELL, WRAPPED = 7.0, 14.0, 34  # px of a letter and around a cell; letters after which a text cell is wrapped
+COLUMN = 600  # px of the widest figure that goes into one of two columns
+LETTER, CELL, WRAPPED = 6.8, 14.0, 20  # px of a letter and around a cell; letters after which a text cell is wrapped
 
 
 @dataclasses.dataclass(frozen=True)

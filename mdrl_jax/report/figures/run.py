@@ -64,7 +64,7 @@ def costs(records: Records) -> Figure:
             color=alt.Color("kind:N", scale=by_category(list(dict.fromkeys(KINDS.values()))), title=None),
             tooltip=tips,
         )
-        .properties(width=620, height=alt.Step(22))
+        .properties(width=400, height=alt.Step(18))
     )
     total = sum(r["seconds"] for r in rows)
     flops = sum(r["flops"] for r in rows)

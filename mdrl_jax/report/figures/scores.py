@@ -6,14 +6,14 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from mdrl_jax.report.figure import SEQUENTIAL, Figure, Table, by_category, data, ink_on
+from mdrl_jax.report.figure import HALF, SEQUENTIAL, Figure, Table, by_category, data, ink_on
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.intervals import tooltips
+from mdrl_jax.report.intervals import number, tooltips
 from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, path_rows, score_at
 from mdrl_jax.report.tables.transfer import quantities
 from mdrl_jax.stats.estimate import interval_text
 
-ROW_HEIGHT, CELL_WIDTH = 30, 118
+ROW_HEIGHT, CELL_WIDTH = 24, 100
 
 
 def matrix(records: Records) -> Figure:
@@ -39,7 +39,7 @@ def matrix(records: Records) -> Figure:
     colour = alt.Color(
         "score:Q",
         scale=alt.Scale(scheme=SEQUENTIAL, domain=[low, high if high > low else low + 1]),
-        title="score, points",
+        legend=None,
     )
     tips = _tips(stderr="standard error", accuracy="score regardless of style")
     base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=[*tips, alt.Tooltip("prompts:Q")])
@@ -99,7 +99,7 @@ def paths(records: Records) -> Figure:
     bars = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title="score, points"), y2="high:Q")
     shape = alt.when("datum.trained").then(alt.value(130)).otherwise(alt.value(45))
     points = base.mark_point(filled=True, opacity=1).encode(y=y, size=shape)
-    chart = alt.layer(lines, *refreshed, bars, points).properties(width=min(860, 110 * len(order)), height=320)
+    chart = alt.layer(lines, *refreshed, bars, points).properties(width=min(HALF, 80 * len(order)), height=300)
     caption = (
         "Scores in points with 95 % intervals over prompts. A large mark is the score of the domain that the stage "
         "trained. Dashed lines lead to each refresh from where it started; rollbacks are marks without a line."
@@ -144,7 +144,7 @@ def _line(q: Quantity) -> tuple[str, str, str, str]:
     if record["estimate"] is None:
         return q.name, "–", "", q.reason
     form = ".3f" if "fraction" in q.name else ".2f"
-    return q.name, f"{record['estimate']:{form}}", interval_text(record["ci95"], form), q.detail
+    return q.name, number(record["estimate"], form), interval_text(record["ci95"], form, number=number), q.detail
 
 
 def _cells(found: Matrix) -> list[dict[str, Any]]:

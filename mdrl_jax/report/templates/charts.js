@@ -1,25 +1,40 @@
 // The menu saves a chart alone; it needs no server.
 const actions = { export: { png: true, svg: true }, source: false, compiled: false, editor: false };
 
-// A specification whose parts are stacked and whose plots are at most `most` px wide. Charts with placed names stay as they are.
-function narrowed(spec, most) {
+const gap = (spec) => (typeof spec.spacing === "number" ? spec.spacing : (spec.spacing?.column ?? 20));
+const sum = (sizes) => sizes.reduce((a, b) => a + b, 0);
+
+// The px that the plots of a specification take side by side, without axes.
+function taken(spec) {
+  if (spec.hconcat) return sum(spec.hconcat.map(taken));
+  const below = spec.vconcat ?? spec.concat;
+  if (below) return Math.max(...below.map(taken)) * (spec.concat ? (spec.columns ?? 1) : 1);
+  if (spec.facet) return (spec.columns ?? 1) * (taken(spec.spec) + gap(spec));
+  return typeof spec.width === "number" ? spec.width : 0;
+}
+
+// A specification whose parts are stacked, whose lines of small charts are shorter by `fewer`, and whose plots take at most
+// `most` px side by side. A chart with placed names stays as it is, and so do parts that share the names of their lines.
+function narrowed(spec, most, fewer) {
   const made = { ...spec };
   if (made.usermeta?.fixed) return made;
-  if (Array.isArray(made.hconcat) && !made.usermeta?.aligned) {
+  if (made.hconcat && !made.usermeta?.aligned) {
     made.vconcat = made.hconcat;
     delete made.hconcat;
   }
-  for (const key of ["vconcat", "hconcat", "concat"]) {
-    if (made[key]) made[key] = made[key].map((part) => narrowed(part, made.hconcat ? most / made.hconcat.length : most));
-  }
   if (made.concat) made.columns = 1;
-  if (made.facet && made.spec) {
-    const gap = typeof made.spacing === "number" ? made.spacing : (made.spacing?.column ?? 20);
-    const wide = made.spec.width ?? most;
-    made.columns = Math.max(1, Math.min(made.columns ?? Infinity, Math.floor((most + gap) / (wide + gap))));
-    made.spec = narrowed(made.spec, most);
+  for (const key of ["vconcat", "hconcat", "concat"]) {
+    const share = key === "hconcat" ? (part) => (most * taken(part)) / taken(made) : () => most;
+    if (made[key]) made[key] = made[key].map((part) => narrowed(part, share(part), fewer));
   }
-  if (typeof made.width === "number") made.width = Math.min(made.width, most);
+  if (made.facet && made.spec) {
+    const each = (columns) => Math.floor(most / columns) - gap(made);
+    let columns = Math.max(1, (made.columns ?? 1) - fewer);
+    while (columns > 1 && each(columns) < Math.min(taken(made.spec), 90)) columns--;
+    made.columns = columns;
+    made.spec = narrowed(made.spec, each(columns), fewer);
+  }
+  if (typeof made.width === "number") made.width = Math.min(made.width, Math.max(most, 80));
   return made;
 }
 
@@ -27,12 +42,11 @@ async function draw(element) {
   const spec = JSON.parse(document.getElementById(element.dataset.spec).textContent);
   const options = { renderer: "svg", actions, downloadFileName: element.dataset.spec.slice(5) };
   await window.vegaEmbed(element, spec, options);
-  // On a narrow screen: what the axes need is only known after drawing, so the plots shrink until the chart fits.
-  let most = element.clientWidth;
-  for (let i = 0; i < 3 && excess(element) > 0; i++) {
-    most -= i ? excess(element) : Math.min(60, most / 4);
-    if (most < 90) break;
-    await window.vegaEmbed(element, narrowed(spec, most), options);
+  // What axes and titles need is only known after drawing, so the plots shrink until the chart fits.
+  let most = taken(spec);
+  for (let i = 0; i < 6 && excess(element) > 0 && !spec.usermeta?.fixed; i++) {
+    most = Math.max(most - excess(element), 80);
+    await window.vegaEmbed(element, narrowed(spec, most, i >> 1), options);
   }
 }
 

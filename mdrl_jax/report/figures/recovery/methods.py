@@ -226,7 +226,9 @@ def _chart(rows: Sequence[Row], focus: str, lost: float | None, limit: float | N
         base.mark_point(filled=True, size=95, opacity=1).encode(x=across("collateral"), y=up("gain")),
         text.mark_text(align="center", baseline="middle", color=INK).encode(x=across("x"), y=up("y"), text="method:N"),
     ]
-    return alt.layer(*_rules(lost, limit, across, up), *layers).properties(width=WIDTH, height=HEIGHT)
+    return alt.layer(*_rules(lost, limit, across, up), *layers).properties(
+        width=WIDTH, height=HEIGHT, usermeta={"fixed": True}
+    )
 
 
 def _rules(lost: float | None, limit: float | None, x: Any, y: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, QUIET, Figure, by_category, data
+from mdrl_jax.report.figure import CATEGORIES, HALF, INK, QUIET, Figure, by_category, data
 from mdrl_jax.report.figures.layout import LEGEND, distinct
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
@@ -142,7 +142,7 @@ def _sweep(record: Record) -> Figure:
         f"prompts a domain. Up is a larger gain, right a larger loss. Lines: controls of growing size, up to the "
         f"largest loss of a mark. Dashed: the limit of {record['limit']:g} points. {_choice(record)}"
     )
-    chart = alt.layer(*layers).resolve_scale(strokeDash="independent").properties(width=620, height=400)
+    chart = alt.layer(*layers).resolve_scale(strokeDash="independent").properties(width=HALF, height=380)
     title = f"Rollback of {donor} for {domain}: gain against loss"
     return Figure(record["stage"], title, chart, tried + curves + picked, caption)
 
@@ -179,7 +179,7 @@ def _controls(curves: Sequence[Record], x: alt.X, y: alt.Y, tip: Sequence[alt.To
     names = distinct(curves, "what")
     scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
     dash = alt.StrokeDash(
-        "what:N", title="control", scale=scale, legend=alt.Legend(symbolSize=700, symbolOpacity=1, columns=4)
+        "what:N", title="control", scale=scale, legend=alt.Legend(symbolSize=700, symbolOpacity=1, columns=2)
     )
     base = alt.Chart(data(curves)).encode(x=x, y=y, tooltip=list(tip))
     style = {"color": INK, "opacity": QUIET, "clip": True}
@@ -231,7 +231,7 @@ def _at_equal_loss(record: Record) -> Figure:
         alt.Chart(data([{"zero": 0.0}])).mark_rule(strokeDash=[4, 3]).encode(x="zero:Q"),
         base.mark_rule(strokeWidth=2, color=CATEGORIES[0]).encode(x=low, x2="difference_high:Q"),
         base.mark_point(filled=True, size=90, color=CATEGORIES[0], opacity=1).encode(x=x),
-    ).properties(width=620, height=alt.Step(38))
+    ).properties(width=400, height=alt.Step(30))
     caption = (
         f"On {test['prompts']} test prompts the chosen set gains {words(test['gain'], '.1f')} points of {domain} and "
         f"costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: the "
@@ -304,4 +304,4 @@ def _panel(rows: Sequence[Record], place: str, side: str, record: Record) -> Any
         base.mark_rule(strokeWidth=1).encode(y=low, y2="points_high:Q"),
         base.mark_line().encode(y=y),
         base.mark_point(filled=True, size=45, opacity=1).encode(y=y),
-    ).properties(width=300, height=190, title=place)
+    ).properties(width=205, height=150, title=place)
