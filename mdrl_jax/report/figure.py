@@ -172,6 +172,7 @@ class Table:
       rows: one text for each column.
       caption: how to read it.
       numeric: heads of the columns that are aligned to the right.
+      folded: whether the page shows the caption alone until a reader opens the rows.
 
     Raises:
       UserError: if the name, which may come from a record, does not match `NAME`.
@@ -183,6 +184,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     numeric: Sequence[str] = ()
+    folded: bool = False
 
     def __post_init__(self) -> None:
         _check_name(self.name)

@@ -54,8 +54,8 @@ EVIDENCE = {
     **{"C1": "edits", "C2": "edits", "C3": "gradients", "C4": "routes", "C5": "subspace"},
     **dict.fromkeys(("C6", "C7"), "recovery"),
 }
-# What stands in a record's unit if the figure has no unit: the name of the independent unit.
-UNITLESS = ("", "layer", "channel", "entry", "prompt", "prompts", "block of prompts", "Spearman", "seed", "share")
+# Units that stand after a number; the "unit" of a figure without one is what its interval counts, such as "layer".
+UNITS = ("points", "reward", "nats", "factor a step", "log factor a step")
 NO_FIGURE = "no figure"  # the published figure of a claim without one
 COLUMN = 600  # px of the widest figure that goes into one of two columns
 LETTER, CELL, WRAPPED = 6.8, 14.0, 20  # px of a letter and around a cell; letters after which a text cell is wrapped
@@ -231,7 +231,7 @@ def _deciders(claim: Mapping[str, Any]) -> Iterator[Decider]:
         if chosen is None and part["verdict"] == "supported":
             chosen = min(figures, key=lambda f: abs(f["estimate"] - float(f["asked"].split()[-1])))
         chosen = chosen or figures[0]
-        unit = "" if chosen["unit"] in UNITLESS else f" {chosen['unit']}"
+        unit = f" {chosen['unit']}" if chosen["unit"] in UNITS else ""
         value = figure_text(chosen["estimate"], chosen["ci95"], ".3g", number=signed) + unit
         named = str(chosen["name"]).removesuffix(" in points")
         yield Decider(str(part["part"]), named, value, str(chosen["asked"]), len(figures) - 1)

@@ -80,7 +80,7 @@ SECTIONS = (
         "How much a later edit harms an earlier domain: predicted by a second-order expansion at that domain's peak, "
         "and measured. Never read the second order alone: the gradient need not be 0 where a stage ends, so the first "
         "order counts too.",
-        (damage.waterfall, damage.agreement, damage.alphas),
+        (damage.waterfall, damage.alphas, damage.agreement),
     ),
     Section(
         "subspace",
@@ -123,7 +123,7 @@ SECTIONS = (
         "Gradients",
         "In which tensors the gradients of two domains agree and in which they oppose each other. A cosine corrected "
         "for noise is shown only if both gradients are measured reliably.",
-        (gradients.cosines, gradients.modules, gradients.cancellation),
+        (gradients.cosines, gradients.cancellation, gradients.modules),
     ),
     Section(
         "training",

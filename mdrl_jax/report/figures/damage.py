@@ -273,7 +273,7 @@ def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
     base = alt.Chart().encode(x=x, color=colour, tooltip=[alpha, *estimate_tips(["pair", "what"], title)])
     y = alt.Y("estimate:Q", title=title)
     band = base.mark_area(**BAND | {"strokeOpacity": 1}).encode(
-        y=alt.Y("low:Q", title=title), y2="high:Q", stroke=alt.Stroke("what:N", scale=scale, legend=None)
+        y=alt.Y("low:Q", title=title), y2="high:Q", stroke=alt.Stroke("what:N", scale=scale, title=None, legend=LEGEND)
     )
     broken = base.transform_filter("datum.breaks")
     layers = alt.layer(

@@ -36,7 +36,7 @@ def cosines(records: Records) -> Figure:
     """
     rows = [r for place, pair in _pairs(records) for r in _cosines(place, pair)]
     order, pairs = distinct(rows, "place"), distinct(rows, "pair")
-    count, width = panels(len(order), 2, HALF - 90)
+    count, width = panels(len(order), 2, HALF - 170)
     title = "cosine of the gradients"
     scale = alt.Scale(domain=[-1, 1])
     base = alt.Chart().encode(

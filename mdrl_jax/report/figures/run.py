@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import altair as alt
@@ -61,7 +61,7 @@ def costs(records: Records) -> Figure:
         .encode(
             x=alt.X("seconds:Q", title="time, seconds"),
             y=alt.Y("stage:N", sort=None, title=None),
-            color=alt.Color("kind:N", scale=by_category(list(dict.fromkeys(KINDS.values()))), title=None),
+            color=alt.Color("kind:N", scale=_kinds({r["kind"] for r in rows}), title=None),
             tooltip=tips,
         )
         .properties(width=400, height=alt.Step(18))
@@ -74,6 +74,13 @@ def costs(records: Records) -> Figure:
         "a gradient is taken, 10 where first and second derivatives are."
     )
     return Figure("costs", "Time of each stage", chart, rows, caption)
+
+
+def _kinds(shown: Set[str]) -> alt.Scale:
+    """The colours of the kinds of stages that are shown; each kind has the same colour in every run."""
+    colours = by_category(list(dict.fromkeys([*KINDS.values(), *sorted(shown)]))).to_dict()
+    found = [(k, c) for k, c in zip(colours["domain"], colours["range"], strict=True) if k in shown]
+    return alt.Scale(domain=[k for k, _ in found], range=[c for _, c in found])
 
 
 def versions(records: Records) -> Table:
@@ -108,7 +115,9 @@ def configuration(records: Records) -> Table:
       KeyError: if it has no "config".
     """
     rows = list(_flat(records.json("config.json")["config"]))
-    return Table("configuration", "Configuration", ("field", "value"), rows, "`--config.FIELD=VALUE` sets a field.")
+    return Table(
+        "configuration", "Configuration", ("field", "value"), rows, "`--config.FIELD=VALUE` sets a field.", folded=True
+    )
 
 
 def _kind(device: str) -> str:

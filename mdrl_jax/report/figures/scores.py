@@ -13,7 +13,7 @@ from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, path_r
 from mdrl_jax.report.tables.transfer import quantities
 from mdrl_jax.stats.estimate import interval_text
 
-ROW_HEIGHT, CELL_WIDTH = 24, 100
+ROW_HEIGHT, CELL_WIDTH, FULL = 24, 100, 80  # px; cells of less than FULL have no room for an error
 
 
 def matrix(records: Records) -> Figure:
@@ -44,7 +44,12 @@ def matrix(records: Records) -> Figure:
     tips = _tips(stderr="standard error", accuracy="score regardless of style")
     base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=[*tips, alt.Tooltip("prompts:Q")])
     cells = base.mark_rect().encode(color=colour)
-    text = base.mark_text().encode(text="shown:N", color=ink_on("score", high, low))
+    # On a narrow screen the page makes the cells smaller; they then have room for the score alone.
+    short = f"width < {FULL * len(found.domains)}"
+    text = base.mark_text().encode(
+        text=alt.when(short).then(alt.Text("score:Q", format=".1f")).otherwise(alt.Text("shown:N")),
+        color=ink_on("score", high, low),
+    )
     framed = base.transform_filter("datum.trained")
     outside = framed.mark_rect(fillOpacity=0, stroke="white", strokeWidth=5)
     inside = framed.mark_rect(fillOpacity=0, stroke="black", strokeWidth=2)

@@ -13,10 +13,10 @@ from mdrl_jax.report.intervals import tooltips
 # By curve: the name of its figure, its title, and the title of its axis with the unit.
 CURVES = {
     "train/reward": ("training-reward", "Reward by step", "reward, points"),
-    "train/kl": ("training-kl", "KL to the start of the stage by step", "KL, nats a token"),
-    "train/entropy": ("training-entropy", "Entropy by step", "entropy, nats a token"),
+    "train/kl": ("training-kl", "KL to the start of the stage by step", "KL, nats"),
+    "train/entropy": ("training-entropy", "Entropy by step", "entropy, nats"),
     "train/length": ("training-length", "Length of completions by step", "length, tokens"),
-    "train/nll": ("training-nll", "Supervised stages: loss by step", "−log π, nats a token"),
+    "train/nll": ("training-nll", "Supervised stages: loss by step", "−log π, nats"),
 }
 SCALE = {"train/reward": 100.0}
 ACROSS, WIDTH, HEIGHT = 5, 84, 62  # charts in a line; px of each
@@ -76,11 +76,11 @@ def _chart(rows: Sequence[Row], axis: str) -> Any:
 def _caption(tag: str, several: int) -> str:
     what = {
         "train/reward": "Mean reward of the completions that a step sampled from its training prompts",
-        "train/kl": "KL of the policy to its reference, which is the start of the stage unless the run names another, "
-        "estimated on the completions of a step; `train.kl_every` says how often it is measured",
-        "train/entropy": "Mean entropy of the policy at the tokens of a step's completions",
+        "train/kl": "KL of the policy to its reference, in nats a token. The reference is the start of the stage "
+        "unless the run names another, and `train.kl_every` says how often the KL is estimated",
+        "train/entropy": "Mean of −log π over the tokens of a step's completions, in nats a token",
         "train/length": "Mean number of tokens of a step's completions",
-        "train/nll": "Mean negative log-likelihood of the reply tokens of a step",
+        "train/nll": "Mean negative log-likelihood of the reply tokens of a step, in nats a token",
     }[tag]
     grouped = f" A point is the mean of up to {several} steps." if several > 1 else ""
     return f"{what}. Horizontal: step. Each step has other prompts, so single points scatter; no interval.{grouped}"

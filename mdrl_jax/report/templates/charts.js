@@ -34,18 +34,20 @@ function narrowed(spec, most, fewer) {
     made.columns = columns;
     made.spec = narrowed(made.spec, each(columns), fewer);
   }
-  if (typeof made.width === "number") made.width = Math.min(made.width, Math.max(most, 80));
+  if (typeof made.width === "number") made.width = Math.min(made.width, Math.max(most, 90));
   return made;
 }
 
 async function draw(element) {
   const spec = JSON.parse(document.getElementById(element.dataset.spec).textContent);
   const options = { renderer: "svg", actions, downloadFileName: element.dataset.spec.slice(5) };
+  if (element.clientWidth < 520 && spec.config?.legend) spec.config.legend.columns = 2;
   await window.vegaEmbed(element, spec, options);
   // What axes and titles need is only known after drawing, so the plots shrink until the chart fits.
   let most = taken(spec);
   for (let i = 0; i < 6 && excess(element) > 0 && !spec.usermeta?.fixed; i++) {
-    most = Math.max(most - excess(element), 80);
+    most = Math.max(most - excess(element), 90);
+    if (i > 1 && spec.config?.legend) spec.config.legend.columns = 2;
     await window.vegaEmbed(element, narrowed(spec, most, i >> 1), options);
   }
 }

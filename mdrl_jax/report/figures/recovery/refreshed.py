@@ -150,7 +150,7 @@ def _scores(rows: Sequence[Record], domains: Sequence[str], domain: str, peak: f
     bands = base.mark_area(**BAND | {"fillOpacity": 0.1, "strokeOpacity": 1, "strokeWidth": 0.8}).encode(
         y=alt.Y("score_low:Q", title=title, scale=alt.Scale(zero=False)),
         y2="score_high:Q",
-        stroke=alt.Stroke("domain:N", scale=scale, legend=None),
+        stroke=alt.Stroke("domain:N", scale=scale, title="domain", legend=LEGEND),
     )
     dash = alt.when(alt.datum.domain == AVERAGE).then(alt.value([6, 3])).otherwise(alt.value([1, 0]))
     layers = [
@@ -316,7 +316,7 @@ def _theorem(record: Record, check: Check) -> Table:
     several = len({b["stage"] for b in record["contraction"]}) > 1
     name = f"{record['stage']}-theorem-{head['stage']}-{head['objective']}-{head['half'] + 1}"
     title = f"Refresh of {record['domain']}: the theorem in S ({_label(head, several)}; {head['k']} dimensions)"
-    return Table(name, title, ("what", "measured", "asked", "verdict"), rows, check.summary())
+    return Table(name, title, ("what", "measured", "asked", "verdict"), rows, check.summary(), folded=True)
 
 
 def _figure(figure: Estimate | None) -> str:
