@@ -201,7 +201,8 @@ def neurons(records: Records) -> Figure:
         "in the top 20 % of both edits; 50 % by chance. "
         f"Mean Jaccard over pairs, each layer: {words(record['mean_jaccard'], '.3f')}."
     )
-    chart = alt.hconcat(left, middle, right, spacing=18).properties(usermeta=ALIGNED)
+    lines = alt.hconcat(middle, right, spacing=18).properties(name=ALIGNED)
+    chart = alt.hconcat(left, lines, spacing=18)
     return Figure("edit-neurons", "Do the edits hit the same neurons?", chart, rows, caption)
 
 

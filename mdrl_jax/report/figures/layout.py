@@ -9,8 +9,9 @@ from mdrl_jax.report.figure import Row
 
 Layers = alt.LayerChart | alt.FacetChart  # the type that Altair declares for layered charts
 LEGEND = alt.Legend(symbolOpacity=1)
-# For the page: the parts of this chart share the names of their lines, so a narrow screen keeps them side by side.
-ALIGNED = {"aligned": True}
+# Names of charts for the page. The parts of an aligned chart share the names of their lines, so a narrow screen keeps
+# them side by side. A fixed chart has names at computed places, so it keeps its size.
+ALIGNED, FIXED = "aligned", "fixed"
 # Kinds of tensors, in the order in which the forward pass uses them.
 MODULES = ("embedding", "attn_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down", "norm", "unembedding")
 NO_LAYER = "–"  # the layer that a map shows for a tensor outside the layer stack

@@ -66,7 +66,7 @@ def overlap(records: Records) -> Figure:
         "Lines: 95 % intervals by half-sampling of blocks of prompts. Grey: the central 95 % of random routes of the "
         "same size in each layer; the tick is their mean."
     )
-    chart = alt.hconcat(*charts, spacing=18).properties(usermeta=ALIGNED)
+    chart = alt.hconcat(charts[0], alt.hconcat(*charts[1:], spacing=18).properties(name=ALIGNED), spacing=18)
     return Figure("route-overlap", "Do domains use the same neurons and heads?", chart, rows, caption)
 
 

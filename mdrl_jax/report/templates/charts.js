@@ -17,8 +17,8 @@ function taken(spec) {
 // `most` px side by side. A chart with placed names stays as it is, and so do parts that share the names of their lines.
 function narrowed(spec, most, fewer) {
   const made = { ...spec };
-  if (made.usermeta?.fixed) return made;
-  if (made.hconcat && !made.usermeta?.aligned) {
+  if (made.name === "fixed") return made;
+  if (made.hconcat && made.name !== "aligned") {
     made.vconcat = made.hconcat;
     delete made.hconcat;
   }
@@ -38,17 +38,21 @@ function narrowed(spec, most, fewer) {
   return made;
 }
 
+// A specification whose legends have at most `columns` columns.
+function wrapped(spec, columns) {
+  const legend = (key, value) => (key === "legend" && value?.constructor === Object ? { ...value, columns } : value);
+  return JSON.parse(JSON.stringify(spec), legend);
+}
+
 async function draw(element) {
   const spec = JSON.parse(document.getElementById(element.dataset.spec).textContent);
   const options = { renderer: "svg", actions, downloadFileName: element.dataset.spec.slice(5) };
-  if (element.clientWidth < 520 && spec.config?.legend) spec.config.legend.columns = 2;
   await window.vegaEmbed(element, spec, options);
   // What axes and titles need is only known after drawing, so the plots shrink until the chart fits.
   let most = taken(spec);
-  for (let i = 0; i < 6 && excess(element) > 0 && !spec.usermeta?.fixed; i++) {
-    most = Math.max(most - excess(element), 90);
-    if (i > 1 && spec.config?.legend) spec.config.legend.columns = 2;
-    await window.vegaEmbed(element, narrowed(spec, most, i >> 1), options);
+  for (let i = 0; i < 8 && excess(element) > 0 && spec.name !== "fixed"; i++) {
+    if (i % 2) most = Math.max(most - excess(element), 90);
+    await window.vegaEmbed(element, wrapped(narrowed(spec, most, i >> 2), i < 4 ? 2 : 1), options);
   }
 }
 

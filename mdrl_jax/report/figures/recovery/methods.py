@@ -8,7 +8,7 @@ import altair as alt
 
 from mdrl_jax.config import METHODS
 from mdrl_jax.report.figure import CATEGORIES, INK, QUIET, Figure, Row, Table, data
-from mdrl_jax.report.figures.layout import LEGEND
+from mdrl_jax.report.figures.layout import FIXED, LEGEND
 from mdrl_jax.report.figures.placement import between, place
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
@@ -226,9 +226,7 @@ def _chart(rows: Sequence[Row], focus: str, lost: float | None, limit: float | N
         base.mark_point(filled=True, size=95, opacity=1).encode(x=across("collateral"), y=up("gain")),
         text.mark_text(align="center", baseline="middle", color=INK).encode(x=across("x"), y=up("y"), text="method:N"),
     ]
-    return alt.layer(*_rules(lost, limit, across, up), *layers).properties(
-        width=WIDTH, height=HEIGHT, usermeta={"fixed": True}
-    )
+    return alt.layer(*_rules(lost, limit, across, up), *layers).properties(width=WIDTH, height=HEIGHT, name=FIXED)
 
 
 def _rules(lost: float | None, limit: float | None, x: Any, y: Any) -> list[Any]:

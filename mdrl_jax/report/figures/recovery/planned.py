@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.report.figure import CATEGORIES, INK, QUIET, Figure, by_category, data
-from mdrl_jax.report.figures.layout import LEGEND, distinct
+from mdrl_jax.report.figures.layout import ALIGNED, LEGEND, distinct
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, span, tips, words
 from mdrl_jax.stats.estimate import Record, missing
@@ -55,7 +55,8 @@ def plan(records: Records) -> Figure:
         f"nothing. All figures are forecasts with 95 % intervals, made before any action is tried. An action is "
         f"allowed if no other domain is expected to lose more than {record['limit']:g} points (dashed)."
     )
-    return Figure("plan", "What the planner expects of each action", alt.hconcat(*panels, spacing=14), rows, caption)
+    chart = alt.hconcat(*panels, spacing=14).properties(name=ALIGNED)
+    return Figure("plan", "What the planner expects of each action", chart, rows, caption)
 
 
 def short(action: Record) -> str:
@@ -293,4 +294,4 @@ def _ranking(rows: Sequence[Record], unit: str, same: bool) -> Any:
     chart = alt.layer(*layers).properties(width=460, height=alt.Step(20))
     names = alt.Y("order:N", sort=[r["order"] for r in rows], title=None, axis=None)
     text = base.mark_text(align="left", x=4).encode(text="shown:N", y=names)
-    return alt.hconcat(chart, text.properties(width=190, height=alt.Step(20)), spacing=0)
+    return alt.hconcat(chart, text.properties(width=190, height=alt.Step(20)), spacing=0).properties(name=ALIGNED)
