@@ -46,8 +46,8 @@ def wanted(check: Mapping[str, Any]) -> str:
 
     >>> wanted({"answer": ["7", "seven"], "separator": ";"})
     '7 or seven'
-    >>> wanted({"constraints": [{"kind": "words", "at_most": 5}], "terse": True})
-    'constraints: kind words, at_most 5'
+    >>> wanted({"constraints": [{"kind": "include", "word": "fox"}, {"kind": "plain"}], "terse": True})
+    'constraints: include fox; plain'
     """
     fields = {k: v for k, v in check.items() if k not in ("separator", "terse", "prefix")}
     if set(fields) == {"answer"}:
@@ -59,6 +59,8 @@ def wanted(check: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping) and "kind" in value:  # a constraint
+        return " ".join(_plain(v) for v in (value["kind"], *(v for k, v in value.items() if k != "kind")))
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
     return "; ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)

@@ -29,6 +29,7 @@ from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import run
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import number as signed
+from mdrl_jax.report.screen.analysis import null_text
 from mdrl_jax.report.sections import LAST_EVIDENCE, SECTIONS, Section
 from mdrl_jax.report.tables import headline
 from mdrl_jax.stage import resolve_stages
@@ -70,6 +71,7 @@ class Decider:
       name: what the figure is.
       value: the figure with its interval and unit.
       asked: what the rule asks for, such as "above 0.5".
+      null: the value by chance, of the figure that the record prints; otherwise "".
       others: how many further figures decide about the same part.
     """
 
@@ -77,6 +79,7 @@ class Decider:
     name: str
     value: str
     asked: str
+    null: str
     others: int
 
 
@@ -234,7 +237,9 @@ def _deciders(claim: Mapping[str, Any]) -> Iterator[Decider]:
         unit = f" {chosen['unit']}" if chosen["unit"] in UNITS else ""
         value = figure_text(chosen["estimate"], chosen["ci95"], ".3g", number=signed) + unit
         named = str(chosen["name"]).removesuffix(" in points")
-        yield Decider(str(part["part"]), named, value, str(chosen["asked"]), len(figures) - 1)
+        by_chance = claim["null"] is not None and chosen["estimate"] == claim["estimate"]
+        null = null_text(claim["null"]).replace("-", "−") if by_chance else ""
+        yield Decider(str(part["part"]), named, value, str(chosen["asked"]), null, len(figures) - 1)
 
 
 def _part(section: Section, found: Records) -> Part:

@@ -98,7 +98,7 @@ def test_a_card_shows_the_figure_that_decides(tmp_path: Path) -> None:
     started(tmp_path)
     records.write_json(tmp_path / "claims.json", [claim])
     (card,), _, _ = page.verdicts(Records(tmp_path))
-    decider = page.Decider("average", "average minus that of a", "−3 [−4, −2] points", "above 0", 1)
+    decider = page.Decider("average", "average minus that of a", "−3 [−4, −2] points", "above 0", "", 1)
     assert (card.verdict, card.deciders) == ("contradicted", (decider,))
     assert [part[:2] for part in card.parts] == [("recovery", "supported"), ("average", "contradicted")]
     html = page.write(tmp_path).read_text()

@@ -116,7 +116,7 @@ def beside_chance(
       by: the column that tells several estimates of a pair apart, by colour and by height within the pair's line; "" if
         there is one.
       series: the values of this column, in order.
-      labels: whether pairs and colours are named; without labels, a chart beside it names them.
+      labels: whether pairs are named; without labels, a chart beside it names them.
       height: px of each pair.
       dashed: a value to compare with, in the unit of the estimates, drawn as a dashed line; None draws no line.
 
@@ -129,7 +129,7 @@ def beside_chance(
     colour = alt.value(INK)
     if by:
         base = base.encode(yOffset=alt.YOffset(f"{by}:N", sort=list(series)))
-        colour = alt.Color(f"{by}:N", scale=by_category(series), title=None, legend=LEGEND if labels else None)
+        colour = alt.Color(f"{by}:N", scale=by_category(series), title=None, legend=LEGEND)
     chance = base.mark_bar(size=10, color=INK, stroke=INK, **BAND)
     intervals = base.mark_rule(strokeWidth=1.6, clip=True).encode(
         x=alt.X("low:Q", title=title), x2="high:Q", color=colour

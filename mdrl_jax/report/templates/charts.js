@@ -50,7 +50,7 @@ async function draw(element) {
   await window.vegaEmbed(element, spec, options);
   // What axes and titles need is only known after drawing, so the plots shrink until the chart fits.
   let most = taken(spec);
-  for (let i = 0; i < 8 && excess(element) > 0 && spec.name !== "fixed"; i++) {
+  for (let i = 0; i < (spec.name === "fixed" ? 1 : 8) && excess(element) > 0; i++) {
     if (i % 2) most = Math.max(most - excess(element), 90);
     await window.vegaEmbed(element, wrapped(narrowed(spec, most, i >> 2), i < 4 ? 2 : 1), options);
   }
