@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import (
     Event,  # pyright: ignore[reportAttributeAccessIssue]
     SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,6 +68,9 @@ def scalars(folder: Path, tags: Collection[str]) -> dict[str, dict[int, float]]:
     Raises:
       UserError: if an event file is no regular file.
     """
+    # Imported here, because a run only writes.
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
     found: dict[str, dict[int, float]] = {}
     for file in sorted(folder.glob("*tfevents*"), key=_age):
         for event in LegacyEventFileLoader(str(regular(file))).Load():
