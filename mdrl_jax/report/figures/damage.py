@@ -204,7 +204,7 @@ def _expansions(pair: dict[str, Any], objective: str) -> Iterator[Row]:
             continue
         seen.add((part["segments"], n))
         row = _head(pair) | {"objective": objective, "segments": part["segments"], "n": n}
-        row["expansion"] = f"{part['segments']} segment{'s' * (part['segments'] > 1)}, n = {n}"
+        row["expansion"] = f"{part['segments']} segment{'s' * (part['segments'] > 1)} (n = {n})"
         row |= columns("predicted", part["predicted"], scale) | columns("measured", part["measured"], scale)
         yield row
 
