@@ -36,6 +36,10 @@ class Absent(Exception):
     """The work folder lacks something that the report would show. The message says what, and how to get it."""
 
 
+# What `Records.matrix` raises. A figure that only adds scores to its own records is shown without them.
+UNSCORED = (Absent, UserError, KeyError, ValueError)
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """The records of one work folder. Each JSON document and the score matrix are read once and kept.

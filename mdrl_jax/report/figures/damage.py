@@ -9,7 +9,7 @@ from mdrl_jax.report.figure import BAND, CATEGORIES, HALF, INK, QUIET, Figure, R
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.cascade import cascade
 from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
-from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.folder import UNSCORED, Absent, Records
 from mdrl_jax.report.intervals import columns, estimate_columns, estimate_tips, span, tooltips, words
 from mdrl_jax.report.tables.transfer import fall
 from mdrl_jax.stats.tests import r_squared, rank_agreement
@@ -170,7 +170,7 @@ def _falls(records: Records) -> str:
     """A sentence on the same losses on all test prompts, which are more; "" if the run has no scores."""
     try:
         matrix = records.matrix()
-    except Absent:
+    except UNSCORED:
         return ""
     found = {d: f for d in matrix.domains if (f := fall(matrix, d).record())["estimate"] is not None}
     if not found:

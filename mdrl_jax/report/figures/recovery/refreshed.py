@@ -10,7 +10,7 @@ from mdrl_jax.claims.published import LEAST_FRACTION, RECOVERY_FRACTION
 from mdrl_jax.config import parse, stage_config
 from mdrl_jax.report.figure import BAND, CATEGORIES, HALF, INK, QUIET, Figure, Table, by_category, data
 from mdrl_jax.report.figures.layout import LEGEND
-from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.folder import UNSCORED, Absent, Records
 from mdrl_jax.report.intervals import columns, number, tips, tooltips, words
 from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.theorem import Check, checks
@@ -106,7 +106,7 @@ def _on_test(records: Records, stage: str) -> Record:
     """The recovery fraction of a refresh on the test prompts, which are more than those that it was scored on."""
     try:
         found = next((r.fraction for r in recoveries(records.matrix()) if r.stage == stage), None)
-    except Absent:
+    except UNSCORED:
         found = None
     return found.record() if found else missing("its stage has no scores on test prompts yet")
 
@@ -127,10 +127,15 @@ def _curves(record: Record, on_test: Record) -> Figure:
         charts.append(_fraction([row for row in rows if row["domain"] == domain], record))
     n = steps[0]["scores"][domain]["n"]
     kept = {row["step"]: row for row in steps}[record["chosen"]]
-    back = f"{words(on_test)} of what {domain} had lost is recovered on {on_test['n']} test prompts"
-    if on_test["estimate"] is None:
-        back = f"the recovery fraction on test prompts is not known ({words(on_test)})"
-    back += f"; on these validation prompts {words(kept['fraction'])}; published for Math {RECOVERY_FRACTION}"
+    here, lost = words(kept["fraction"]), f"of what {domain} had lost is recovered"
+    published = f"(published for Math: {RECOVERY_FRACTION})"
+    if on_test["estimate"] is not None:
+        n_test = f"the {on_test['n']} test prompts of the score matrix"
+        back = f"on {n_test} {words(on_test)} {lost} {published}; on these prompts the fraction is {here}"
+    elif kept["fraction"]["estimate"] is not None:
+        back = f"{here} {lost} {published}"
+    else:
+        back = f"the recovery fraction is not known: {here}"
     caption = (
         f"Scores in points on {n} validation prompts a domain, with 95 % bands over prompts; step 0 is where the "
         "refresh started. It keeps the step with the best mean of all domains. This is step "
