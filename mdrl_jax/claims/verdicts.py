@@ -165,14 +165,14 @@ def every(*conditions: Condition) -> Condition:
     """The AND of all conditions: contradicted if any is, supported if all are, else undecided.
 
     Without conditions it is undecided. Its words and figures are those of the conditions that have the resulting
-    verdict; each text stands once, with "; " between them.
+    verdict. Conditions with the same words count once; "; " stands between the words.
     """
     if not conditions:
         return Condition("undecided", "not measurable: no figures")
     verdict = both(*(c.verdict for c in conditions))
     deciding = [c for c in conditions if c.verdict == verdict]
-    figures = tuple(figure for c in deciding for figure in c.figures)
-    return Condition(verdict, "; ".join(dict.fromkeys(c.words for c in deciding)), figures)
+    once = {c.words: c for c in deciding}
+    return Condition(verdict, "; ".join(once), tuple(figure for c in once.values() for figure in c.figures))
 
 
 def smallest(figures: Sequence[Record]) -> Record | None:

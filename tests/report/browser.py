@@ -50,6 +50,11 @@ LOOK = """<script>
     const same = sizes.every(([w, h]) => w === sizes[0][0] && h === sizes[0][1] && Math.min(w, h) > 8);
     if (own.length > 1 && same) own.forEach((e) => cells.add(e));
   }
+  const place = (e) => rect(e).map(Math.round).join();
+  const places = new Set([...cells].map(place));
+  for (const e of document.querySelectorAll(".chart .mark-rect path")) {
+    if (+getComputedStyle(e).fillOpacity === 0 && places.has(place(e))) cells.add(e); // a frame around a cell
+  }
   const behind = new Map();
   const under = (e) => {
     const svg = e.ownerSVGElement;

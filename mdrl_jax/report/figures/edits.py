@@ -48,7 +48,8 @@ def histogram(records: Records) -> Figure:
     count, width = panels(len(casts), 2, HALF)
     first, last = (f(r["log10_size"] for r in rows if r["log10_size"] is not None) for f in (min, max))
     zero = round(first) - 1.0  # where the entries that did not change are drawn
-    marks = [zero, *range(int(round(first)), int(round(last)) + 1, 4 if last - first > 7 else 2)]
+    step = 4 if last - first > 7 else 2 if last - first > 4 else 1  # labels of the axis need room
+    marks = [zero, *range(int(round(first)), int(round(last)) + 1, step)]
     axis = alt.Axis(values=marks, labelExpr=f"datum.value == {zero} ? '0' : '1e' + datum.value")
     x = alt.X("at:Q", title="|δ| of an entry", axis=axis, scale=alt.Scale(domain=[zero - 0.3, last], nice=False))
     colour = alt.Color("domain:N", scale=by_category(list(domains)), title="edit of", legend=LEGEND)
