@@ -42,13 +42,20 @@ LOOK = """<script>
   const clear = (colour) => colour === "none" || /, 0\\)$/.test(colour);
   const paper = getComputedStyle(document.documentElement).backgroundColor;
 
-  // Rectangles that all have one size, of more than a few px, are cells of a heat map.
+  // Rectangles that all have one size, of more than a few px, are cells of a heat map; so is a single one with a number.
   const cells = new Set();
+  const numbered = (e) => {
+    const [left, top, right, bottom] = rect(e);
+    return [...e.ownerSVGElement.querySelectorAll(".mark-text text")].some((text) => {
+      const [l, t, r, b] = rect(text);
+      return left < (l + r) / 2 && (l + r) / 2 < right && top < (t + b) / 2 && (t + b) / 2 < bottom;
+    });
+  };
   for (const group of document.querySelectorAll(".chart .mark-rect")) {
     const own = [...group.children].filter((e) => e.tagName === "path");
     const sizes = own.map((e) => { const b = e.getBBox(); return [Math.round(b.width), Math.round(b.height)]; });
     const same = sizes.every(([w, h]) => w === sizes[0][0] && h === sizes[0][1] && Math.min(w, h) > 8);
-    if (own.length > 1 && same) own.forEach((e) => cells.add(e));
+    if (same && own.length && (own.length > 1 || numbered(own[0]))) own.forEach((e) => cells.add(e));
   }
   const place = (e) => rect(e).map(Math.round).join();
   const places = new Set([...cells].map(place));

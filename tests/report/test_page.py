@@ -69,7 +69,7 @@ def test_a_run_under_way_shows_what_is_there_and_says_what_is_missing(tmp_path: 
     assert 'class="verdict ' not in html and all(f"C{i} needs " in text for i in range(1, 8))
     assert "`" not in without_library(tmp_path / "report/index.html")
     assert "analysis/damage.json is not there: the stage analyze or the command analyze writes it" in text
-    assert notes(html) == []  # nothing is damaged
+    assert not any("damaged" in note for note in notes(html))
 
 
 def test_the_cards_are_the_published_claims_and_c8_has_one_only_if_it_was_judged(tmp_path: Path) -> None:
