@@ -42,7 +42,7 @@ LOOK = """<script>
   const clear = (colour) => colour === "none" || /, 0\\)$/.test(colour);
   const paper = getComputedStyle(document.documentElement).backgroundColor;
 
-  // Rectangles that all have one size, of more than a few px, are cells of a heat map; so is a single one with a number.
+  // Rectangles of one size, of more than a few px, are cells of a heat map; so is a single one with a number.
   const cells = new Set();
   const numbered = (e) => {
     const [left, top, right, bottom] = rect(e);
