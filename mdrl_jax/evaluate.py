@@ -12,6 +12,7 @@ import numpy as np
 
 from mdrl_jax import preemption
 from mdrl_jax.config import EvaluateSection
+from mdrl_jax.domains.base import wanted
 from mdrl_jax.domains.prompts import PromptSet
 from mdrl_jax.progress import Track
 from mdrl_jax.rl.rollouts import ScoredRollouts
@@ -27,8 +28,8 @@ class Evaluation:
     Attributes:
       rewards: by domain, [P, k] for P prompts and k completions each, float32, in [0, 1].
       accuracy: as `rewards`, but without the parts of the reward that judge style.
-      samples: a few completions for people to read, each a dictionary with "domain", "prompt", "completion" (texts),
-        "reward" and "accuracy".
+      samples: a few completions for people to read, each a dictionary with "domain", "prompt", "wanted" (what the
+        reward asks for), "completion" (texts), "reward" and "accuracy".
       groups: the number of each prompt's group [P] (`PromptSet.groups`), of the domains that have groups.
     """
 
@@ -86,6 +87,7 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
                         {
                             "domain": domain,
                             "prompt": prompts.problems[i].prompt,
+                            "wanted": wanted(prompts.problems[i].check),
                             "completion": runtime.rollouts.text(scored.completions, i, k),
                             "reward": float(rewards[domain][i, k]),
                             "accuracy": float(accuracy[domain][i, k]),

@@ -15,6 +15,7 @@ Choices where the definitions leave room:
     against 0 is mild.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -95,7 +96,7 @@ def _sparsity_parts(edit: Edit) -> list[Part]:
         f"{own}, and {gaussian} for equal steps with random signs; {SEE}"
     )
     return [
-        ("unchanged weights", Condition(share.verdict, f"{share.words} ({nulls})")),
+        ("unchanged weights", dataclasses.replace(share, words=f"{share.words} ({nulls})")),
         ("sparser than SFT", _sparser(name, edit.rl, edit.sft, unmatched)),
         ("sparser than random signs", _sparser(name, edit.rl, edit.random_signs, unrecorded)),
     ]
@@ -241,11 +242,12 @@ def _predicts(test: Assignment | None) -> Condition:
         f"mean rank correlation {test.statistic:.3g} of predicted with measured change of a prompt's NLL: exact "
         f"p = {test.p:.3g} over {test.means.size} assignments of edits"
     )
-    if test.p < LEVEL:
-        return Condition("supported", words)
-    if test.p_opposite < LEVEL:
-        return Condition("contradicted", f"{words}, opposite p = {test.p_opposite:.3g}")
-    return Condition("undecided", words)
+    verdict = "supported" if test.p < LEVEL else "contradicted" if test.p_opposite < LEVEL else "undecided"
+    if verdict == "contradicted":
+        words += f", opposite p = {test.p_opposite:.3g}"
+    name = f"exact p of a mean rank correlation of {test.statistic:.3g}"
+    figure = {"name": name, "estimate": test.p, "ci95": None, "unit": "", "asked": f"below {LEVEL:g}"}
+    return Condition(verdict, words, (figure | {"verdict": verdict},))
 
 
 def c5(pairs: Sequence[DamagePair]) -> Record:
@@ -292,4 +294,4 @@ def _damage_parts(pair: DamagePair, objective: Objective) -> list[Part]:
     size = f" (k = {removal['k']}, share of ‖D‖² {removal['share_of_norm']:.3g})"
     beyond = every(*(above(m["margin"], 0.0, f"share undone minus that of {m['name']}") for m in removal["margins"]))
     most = above(removal["undone"], 0.5, "share of damage undone by removing P_S D")
-    return [(names[0], curved), (names[1], beyond), (names[2], Condition(most.verdict, most.words + size))]
+    return [(names[0], curved), (names[1], beyond), (names[2], dataclasses.replace(most, words=most.words + size))]

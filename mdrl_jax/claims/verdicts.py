@@ -59,10 +59,13 @@ class Condition:
     Attributes:
       verdict: "supported", "contradicted" or "undecided".
       words: the words that explain it.
+      figures: the figures that decide: {"name", "estimate", "ci95", "unit", "asked", "verdict"}, where "asked" is the
+        side of the bound that the rule asks for, such as "above 0.5". Empty if none was measured.
     """
 
     verdict: str
     words: str
+    figures: tuple[Record, ...] = ()
 
 
 def above(figure: Record, bound: float, name: str) -> Condition:
@@ -76,7 +79,7 @@ def above(figure: Record, bound: float, name: str) -> Condition:
       bound: the bound, in the unit of the figure.
       name: the name of the figure in the words of the condition.
     """
-    return _condition(figure, bound, name, exceeds, ("above", "not above"))
+    return _condition(figure, bound, name, exceeds, "above")
 
 
 def under(figure: Record, bound: float, name: str) -> Condition:
@@ -90,7 +93,7 @@ def under(figure: Record, bound: float, name: str) -> Condition:
       bound: the bound, in the unit of the figure.
       name: the name of the figure in the words of the condition.
     """
-    return _condition(figure, bound, name, below, ("below", "not below"))
+    return _condition(figure, bound, name, below, "below")
 
 
 def counted_above(value: float | None, bound: float, name: str) -> Condition:
@@ -123,7 +126,8 @@ def _counted(value: float | None, held: bool, what: str, name: str) -> Condition
     if value is None:
         return Condition("undecided", f"{name} is not measurable")
     words = f"{name} {value:.3g} is {what if held else f'not {what}'}"
-    return Condition("supported" if held else "contradicted", words)
+    verdict = "supported" if held else "contradicted"
+    return Condition(verdict, words, (_decider(name, value, None, "", what, verdict),))
 
 
 def size_under(figure: Record, bound: float, name: str) -> Condition:
@@ -140,29 +144,35 @@ def size_under(figure: Record, bound: float, name: str) -> Condition:
     return under(figure if estimate is None else magnitude(estimate).record(), bound, name)
 
 
-def _condition(
-    figure: Record, bound: float, name: str, rule: Callable[[Estimate, float], str], words: tuple[str, str]
-) -> Condition:
+def _condition(figure: Record, bound: float, name: str, rule: Callable[[Estimate, float], str], side: str) -> Condition:
     estimate = recorded(figure)
     if estimate is None:
         return Condition("undecided", f"{name} is not measurable: {figure['reason']}")
     verdict = rule(estimate, bound)
-    which = {"supported": words[0], "contradicted": words[1], "undecided": "undecided against"}[verdict]
+    which = {"supported": side, "contradicted": f"not {side}", "undecided": "undecided against"}[verdict]
     shown = figure_text(estimate.value, figure["ci95"], ".3g", "without an interval")
-    return Condition(verdict, f"{name} {shown} is {which} {bound:.3g}")
+    asked = f"{side} {bound:.3g}"
+    decider = _decider(name, estimate.value, figure["ci95"], figure.get("unit", ""), asked, verdict)
+    return Condition(verdict, f"{name} {shown} is {which} {bound:.3g}", (decider,))
+
+
+def _decider(name: str, value: float, ci95: list[float] | None, unit: str, asked: str, verdict: str) -> Record:
+    head = {"name": name.rstrip(","), "estimate": value, "ci95": ci95, "unit": unit}
+    return head | {"asked": asked, "verdict": verdict}
 
 
 def every(*conditions: Condition) -> Condition:
     """The AND of all conditions: contradicted if any is, supported if all are, else undecided.
 
-    Without conditions it is undecided. Its words are those of the conditions that have the resulting verdict, each text
-    once, with "; " between them.
+    Without conditions it is undecided. Its words and figures are those of the conditions that have the resulting
+    verdict. Conditions with the same words count once; "; " stands between the words.
     """
     if not conditions:
         return Condition("undecided", "not measurable: no figures")
     verdict = both(*(c.verdict for c in conditions))
-    deciding = [c.words for c in conditions if c.verdict == verdict]
-    return Condition(verdict, "; ".join(dict.fromkeys(deciding)))
+    deciding = [c for c in conditions if c.verdict == verdict]
+    once = {c.words: c for c in deciding}
+    return Condition(verdict, "; ".join(once), tuple(figure for c in once.values() for figure in c.figures))
 
 
 def smallest(figures: Sequence[Record]) -> Record | None:
@@ -193,8 +203,7 @@ def judge(
 
     Returns:
       "id", "claim" (its text), "verdict", "estimate", "ci95" and "null" of the figure (None without one), "published",
-      "rule", "reason", "rows", "parts" ([{"part": name, "verdict", "words"}]) and "old_rule" ({"rule", "verdict",
-      "reason"} or None).
+      "rule", "reason", "rows", "parts" (`parts_record`) and "old_rule" ({"rule", "verdict", "reason"} or None).
 
     Raises:
       KeyError: if `CLAIMS` has no such claim.
@@ -218,8 +227,8 @@ def judge(
 
 
 def parts_record(parts: Sequence[Part]) -> list[Record]:
-    """The parts of a rule as records: {"part": name, "verdict", "words"}."""
-    return [{"part": name, "verdict": c.verdict, "words": c.words} for name, c in parts]
+    """The parts of a rule as records: {"part": name, "verdict", "words", "figures": as of `Condition`}."""
+    return [{"part": name, "verdict": c.verdict, "words": c.words, "figures": list(c.figures)} for name, c in parts]
 
 
 def all_parts(parts: Sequence[Part]) -> Condition:
@@ -227,7 +236,7 @@ def all_parts(parts: Sequence[Part]) -> Condition:
 
     Its words are those of the parts that decide, each after the name of its part and a colon.
     """
-    return every(*(Condition(c.verdict, f"{name}: {c.words}") for name, c in parts))
+    return every(*(dataclasses.replace(c, words=f"{name}: {c.words}") for name, c in parts))
 
 
 def row_of(condition: Condition) -> Record:

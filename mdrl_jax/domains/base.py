@@ -13,6 +13,8 @@ from typing import Any
 from mdrl_jax.errors import UserError
 from mdrl_jax.section import section
 
+LONGEST_WANTED = 300  # letters
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -32,6 +34,38 @@ class Problem:
     group: str = ""
     reply: str = ""
     stratum: str = ""
+
+
+def wanted(check: Mapping[str, Any]) -> str:
+    """What a reward asks for, in words, for people who read completions.
+
+    Args:
+      check: a problem's check.
+
+    Returns:
+      The answer, or several with "or" between them; otherwise every field of the check with its name. Fields that say
+      how a completion is read are left out: "separator", "terse" and "prefix". At most `LONGEST_WANTED` letters.
+
+    >>> wanted({"answer": ["7", "seven"], "separator": ";"})
+    '7 or seven'
+    >>> wanted({"constraints": [{"kind": "include", "word": "fox"}, {"kind": "plain"}], "terse": True})
+    'constraints: include fox; plain'
+    """
+    fields = {k: v for k, v in check.items() if k not in ("separator", "terse", "prefix")}
+    if set(fields) == {"answer"}:
+        answers = fields["answer"] if isinstance(fields["answer"], list | tuple) else [fields["answer"]]
+        text = " or ".join(map(_plain, answers))
+    else:
+        text = "; ".join(f"{k}: {_plain(v)}" for k, v in fields.items())
+    return text if len(text) <= LONGEST_WANTED else text[: LONGEST_WANTED - 1] + "…"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping) and "kind" in value:  # a constraint
+        return " ".join(_plain(v) for v in (value["kind"], *(v for k, v in value.items() if k != "kind")))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return "; ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)

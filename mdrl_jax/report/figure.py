@@ -1,8 +1,9 @@
-"""A figure of the report: one Vega-Lite specification makes the chart on the page and the PNG; its rows are the CSV.
+"""A figure of the report: one Vega-Lite specification makes the chart on the page, the SVG, the PDF and the PNG.
 
-Colours are safe for colour-blind readers. Categories have the colours of Okabe and Ito (2008), magnitudes the scale
-cividis, and signed values a blue–orange scale centred on 0. Text and lines that belong to no category have the colour
-"currentColor": dark on paper and in the PNG, light in the page's dark mode.
+Its rows are the CSV. Colours are safe for colour-blind readers. Categories have the hues of Okabe and Ito (2008), some
+of them darker, so that each has a contrast of 3:1 to the paper of both themes. Magnitudes have the scale cividis, and
+signed values a blue–orange scale centred on 0. Text and lines that belong to no category have the colour
+"currentColor": dark on paper and in the files, light in the page's dark mode.
 """
 
 import csv
@@ -20,12 +21,17 @@ import vl_convert
 from mdrl_jax.errors import UserError
 
 INK = "currentColor"
-CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#C4659A", "#B07C00", "#2F96D0", "#858585")
+QUIET = (
+    0.55  # opacity of reference lines and of the edges of bands; with less they have no contrast of 3:1 to the paper
+)
+# A band of values by chance or of an interval: a tint, with an edge that carries the meaning.
+BAND: dict[str, Any] = {"fillOpacity": 0.16, "strokeOpacity": QUIET, "strokeWidth": 1}
 SEQUENTIAL, DIVERGING = "cividis", "blueorange"
 PNG_SCALE = 2.0
 DARK_BELOW = 0.47  # position on the sequential scale; white text is legible below it, black text above (WCAG 4.5)
 TEXT = 12  # smallest text, in px
-WIDTH = 900  # px of the widest chart without its axes; with them it fits a page of 1280 px
+HALF = 500  # px of the plots of a chart that goes into one of the page's two columns; its axes take about 80 more
 THEME: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif",
@@ -46,6 +52,15 @@ THEME: dict[str, Any] = {
         "labelLimit": 260,
     },
     "legend": {
+        "orient": "top",  # the start of the legend is then visible, however narrow the screen is
+        "direction": "horizontal",
+        "titleOrient": "left",
+        "offset": 10,
+        "layout": {"top": {"direction": "vertical", "anchor": "start", "margin": 3}},
+        "symbolOpacity": 1,
+        # Of legends of shapes, which have no colour of their own.
+        "symbolBaseFillColor": INK,
+        "symbolBaseStrokeColor": INK,
         "labelFontSize": TEXT,
         "titleFontSize": TEXT,
         "labelColor": INK,
@@ -61,7 +76,7 @@ THEME: dict[str, Any] = {
     "range": {"category": list(CATEGORIES)},
 }
 # Names become file names and links. No name can leave the folder or be the address of something else.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,99}")
 Row = dict[str, Any]  # the data of one mark: {column: value}
 
 
@@ -93,7 +108,7 @@ class Figure:
         """The Vega-Lite specification under the report's theme.
 
         Raises:
-          altair.utils.schemapi.SchemaValidationError: if the chart is not valid Vega-Lite; from `json` and `png` too.
+          altair.utils.schemapi.SchemaValidationError: if the chart is not valid Vega-Lite; from `json` and `svg` too.
         """
         return self._valid | {"config": THEME}
 
@@ -109,15 +124,32 @@ class Figure:
         """
         return json.dumps(self.spec(), allow_nan=False).replace("<", "\\u003c")
 
-    def png(self) -> bytes:
-        """The chart as PNG on a white background, with `PNG_SCALE` pixels for each px of the page.
+    @functools.cached_property
+    def svg(self) -> str:
+        """The chart as SVG on a white background.
 
         Raises:
-          ValueError: if the chart cannot be drawn.
+          ValueError: if the chart cannot be drawn; from `width`, `png` and `pdf` too.
         """
         spec = self.spec()
         spec["config"] = THEME | {"background": "white"}
-        return vl_convert.vegalite_to_png(json.dumps(spec), scale=PNG_SCALE)
+        return vl_convert.vegalite_to_svg(json.dumps(spec))
+
+    @property
+    def width(self) -> float:
+        """The width of the chart in px, its axes and legends included."""
+        found = re.search(r'<svg[^>]*? width="([\d.]+)"', self.svg)
+        if found is None:
+            raise ValueError(f"the chart {self.name} has no width")
+        return float(found[1])
+
+    def png(self) -> bytes:
+        """The chart as PNG on a white background, with `PNG_SCALE` pixels for each px of the page."""
+        return vl_convert.svg_to_png(self.svg, scale=PNG_SCALE)
+
+    def pdf(self) -> bytes:
+        """The chart as PDF on a white background."""
+        return vl_convert.svg_to_pdf(self.svg)
 
     def csv(self) -> str:
         """The rows as CSV; an absent value is an empty cell. Columns are in the order in which the rows name them."""
@@ -140,6 +172,7 @@ class Table:
       rows: one text for each column.
       caption: how to read it.
       numeric: heads of the columns that are aligned to the right.
+      folded: whether the page shows the caption alone until a reader opens the rows.
 
     Raises:
       UserError: if the name, which may come from a record, does not match `NAME`.
@@ -151,6 +184,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     numeric: Sequence[str] = ()
+    folded: bool = False
 
     def __post_init__(self) -> None:
         _check_name(self.name)

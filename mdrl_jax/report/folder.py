@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from mdrl_jax import records
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import regular
+from mdrl_jax.report import tensorboard
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.matrix import Matrix
 
@@ -27,12 +29,17 @@ MADE_BY = {
     "evaluations": "every stage of a run writes one when it is done",
     "config.json": "a run writes it when it begins",
     "costs": "every stage of a run writes one when it is done",
+    "tensorboard": "every training stage writes them",
     "samples": "every stage of a run writes one when it is done",
 }
 
 
 class Absent(Exception):
     """The work folder lacks something that the report would show. The message says what, and how to get it."""
+
+
+# What `Records.matrix` raises. A figure that only adds scores to its own records is shown without them.
+UNSCORED = (Absent, UserError, KeyError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +88,25 @@ class Records:
         found = sorted(str(p.relative_to(self.root)) for p in self.root.glob(pattern))
         if not found:
             raise Absent(f"{pattern} is not there: {_made_by(pattern)}")
+        return found
+
+    def curves(self, tags: Collection[str]) -> dict[str, dict[str, dict[int, float]]]:
+        """The curves that the training stages logged, read anew in each call.
+
+        Args:
+          tags: names of the curves, e.g. "train/reward".
+
+        Returns:
+          By folder of the stage, `NN-stage`, in the order of the stages; by tag and by step the value.
+
+        Raises:
+          Absent: if no stage has logged one of the curves.
+          UserError: if an event file is no regular file.
+        """
+        folders = sorted(path for path in self.root.glob("tensorboard/[0-9]*-*") if path.is_dir())
+        found = {path.name: made for path in folders if (made := tensorboard.scalars(path, tags))}
+        if not found:
+            raise Absent(f"tensorboard has no curves of a stage: {MADE_BY['tensorboard']}")
         return found
 
     def matrix(self) -> Matrix:

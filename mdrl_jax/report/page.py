@@ -1,14 +1,15 @@
 """Writes the report of a work folder: one HTML page that loads nothing from elsewhere, and the files of each figure.
 
-The report can be written at any moment of a run. If the record of a builder is missing or damaged, the page has a line
-that says so in place of the figure.
+The report can be written at any moment of a run. If the record of a builder is damaged, the page has a line that says
+so in place of the figure. What a run has no records of is listed at the end of the page.
 """
 
 import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import programs
+from mdrl_jax.report import glossary
 from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import run
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.screen.analysis import null_text, number, part_lines
-from mdrl_jax.report.sections import SECTIONS
+from mdrl_jax.report.intervals import number as signed
+from mdrl_jax.report.screen.analysis import null_text
+from mdrl_jax.report.sections import LAST_EVIDENCE, SECTIONS, Section
+from mdrl_jax.report.tables import headline
 from mdrl_jax.stage import resolve_stages
-from mdrl_jax.stats.estimate import interval_text
+from mdrl_jax.stats.estimate import figure_text
 from mdrl_jax.workfolder import WorkFolder
 
 # What a run needs for a verdict on these claims. The other claims need the stage `analyze`.
@@ -45,6 +49,40 @@ DAMAGED = (
 )
 
 
+VERDICTS = ("supported", "contradicted", "undecided")
+# The section with the evidence for each claim.
+EVIDENCE = {
+    **{"C1": "edits", "C2": "edits", "C3": "gradients", "C4": "routes", "C5": "subspace"},
+    **dict.fromkeys(("C6", "C7"), "recovery"),
+}
+# Units that stand after a number; the "unit" of a figure without one is what its interval counts, such as "layer".
+UNITS = ("points", "reward", "nats", "factor a step", "log factor a step")
+NO_FIGURE = "no figure"  # the published figure of a claim without one
+COLUMN = 600  # px of the widest figure that goes into one of two columns
+LETTER, CELL, WRAPPED = 6.8, 14.0, 20  # px of a letter and around a cell; letters after which a text cell is wrapped
+
+
+@dataclasses.dataclass(frozen=True)
+class Decider:
+    """A figure that decides about a part of a claim's rule.
+
+    Attributes:
+      part: the part of the rule.
+      name: what the figure is.
+      value: the figure with its interval and unit.
+      asked: what the rule asks for, such as "above 0.5".
+      null: the value by chance, of the figure that the record prints; otherwise "".
+      others: how many further figures decide about the same part.
+    """
+
+    part: str
+    name: str
+    value: str
+    asked: str
+    null: str
+    others: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """The card of a claim on the page.
@@ -52,18 +90,25 @@ class Verdict:
     Attributes:
       id: for example "C1".
       claim: the published statement.
-      verdict: "supported", "contradicted", "undecided" or "not judged".
+      verdict: "supported", "contradicted" or "undecided".
       reason: why it has this verdict.
-      figures: (name, text) of each line on the card; none if the claim was not judged.
-      parts: a sentence for each part of the rule, and one for the earlier rule, if the record has them.
+      deciders: one figure of each part that decides; none if nothing was measured, or in records of earlier versions.
+      parts: (name, verdict, words) of each part of the rule; none in records of earlier versions.
+      notes: (name, text) of further lines: the published figure, the rule, and the verdict by the earlier rule.
     """
 
     id: str
     claim: str
     verdict: str
     reason: str
-    figures: Sequence[tuple[str, str]] = ()
-    parts: Sequence[str] = ()
+    deciders: Sequence[Decider] = ()
+    parts: Sequence[tuple[str, str, str]] = ()
+    notes: Sequence[tuple[str, str]] = ()
+
+    @property
+    def evidence(self) -> str:
+        """The section with the evidence; "" if there is none."""
+        return EVIDENCE.get(self.id, "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +118,8 @@ class Part:
     Attributes:
       id, title, lead: as in `sections.Section`.
       items: figures and tables in the order of the page.
-      notes: a line on each record that is missing or damaged.
+      notes: a line on each record that is damaged.
+      absent: a line on each record that is missing.
     """
 
     id: str
@@ -81,10 +127,17 @@ class Part:
     lead: str
     items: Sequence[Figure | Table]
     notes: Sequence[str]
+    absent: Sequence[str]
+
+    def blocks(self) -> Iterator[list[Figure | Table]]:
+        """The items in blocks: neighbours that fit into one of two columns together, and every other item alone."""
+        for narrow, group in itertools.groupby(self.items, lambda item: px(item) <= COLUMN):
+            block = list(group)
+            yield from [block] if narrow else ([item] for item in block)
 
 
 def write(workdir: str | Path) -> Path:
-    """Writes `report/index.html`, the CSV of every figure and table, and the PNG of every figure.
+    """Writes `report/index.html`, the CSV of every figure and table, and the PNG, SVG and PDF of every figure.
 
     The folder is made if needed, and earlier files of the same names are replaced. Each file is written whole or not at
     all. Files of figures that can no longer be made stay as they are. If a builder raises `Absent` or one of `DAMAGED`,
@@ -100,7 +153,7 @@ def write(workdir: str | Path) -> Path:
     Raises:
       UserError: if `workdir` is not a folder.
       OSError: if a file cannot be written, or if a record that exists cannot be read.
-      ValueError: if a chart cannot be drawn as PNG, or if a text has a lone surrogate.
+      ValueError: if a chart cannot be drawn as SVG, or if a text has a lone surrogate.
       HostLost: if another process does not call this in time.
     """
     root = Path(workdir)
@@ -112,23 +165,36 @@ def write(workdir: str | Path) -> Path:
     for item in (item for part in parts for item in part.items):
         records.write_text(folder / f"{item.name}.csv", item.csv())
         if isinstance(item, Figure):
+            records.write_text(folder / f"{item.name}.svg", item.svg)
             records.write_bytes(folder / f"{item.name}.png", item.png())
+            records.write_bytes(folder / f"{item.name}.pdf", item.pdf())
     page = folder / "index.html"
     records.write_text(page, _html(root, found, parts))
     return page
 
 
-def verdicts(found: Records) -> tuple[list[Verdict], str]:
+def px(item: Figure | Table) -> float:
+    """The width of a figure, or about that of a table whose long texts are wrapped, in px."""
+    if isinstance(item, Figure):
+        return item.width
+    total = 0.0
+    for i, column in enumerate(item.columns):
+        longest = max(len(row[i]) for row in [item.columns, *item.rows])
+        total += CELL + LETTER * (longest if column in item.numeric else min(longest, WRAPPED))
+    return total
+
+
+def verdicts(found: Records) -> tuple[list[Verdict], dict[str, str], str]:
     """The cards of the claims.
 
     Args:
       found: the records of the work folder.
 
     Returns:
-      (cards, note): a card for each claim that has a rule or a record, in the order of `CLAIMS`; and a line that says
-      how `claims.json` is damaged, "" if it is intact or missing. Without a record the verdict of a card is "not
-      judged", and so is that of every card if the file is damaged. Records of claims that `CLAIMS` does not have are
-      ignored.
+      (cards, open, note): a card for each claim that was judged, in the order of `CLAIMS`; by its id, what a run needs
+      for a verdict on each claim that has a rule and was not judged, which is every one if the file is damaged; and a
+      line that says how `claims.json` is damaged, "" if it is intact or missing. Records of claims that `CLAIMS` does
+      not have are ignored.
     """
     note, known = "", {}
     try:
@@ -140,40 +206,58 @@ def verdicts(found: Records) -> tuple[list[Verdict], str]:
         pass
     except DAMAGED as e:
         note = _damaged(e)
-    shown = {i: claim for i, claim in CLAIMS.items() if i in known or claim.rule != NOT_MEASURED}
-    return [known.get(i) or _not_judged(i, claim.text) for i, claim in shown.items()], note
-
-
-def _not_judged(name: str, text: str) -> Verdict:
-    return Verdict(name, text, "not judged", JUDGED_BY.get(name, "needs the stage `analyze`"))
+    left = {i: c for i, c in CLAIMS.items() if i not in known and c.rule != NOT_MEASURED}
+    return (
+        [known[i] for i in CLAIMS if i in known],
+        {i: JUDGED_BY.get(i, "needs the stage `analyze`") for i in left},
+        note,
+    )
 
 
 def _verdict(claim: dict[str, Any]) -> Verdict:
-    figures = [
-        ("estimate", number(claim["estimate"])),
-        ("95 % interval", interval_text(claim["ci95"], ".3g")),
-        ("null", null_text(claim["null"])),
-        ("published", claim["published"]),
-        ("rule", claim["rule"]),
-    ]
     name, text, verdict, reason = (str(claim[field]) for field in ("id", "claim", "verdict", "reason"))
-    return Verdict(name, text, verdict, reason, figures, part_lines(claim))
+    parts = [(str(p["part"]), str(p["verdict"]), str(p["words"])) for p in claim.get("parts", ())]
+    notes = [("published", str(claim["published"]))] if claim["published"] != NO_FIGURE else []
+    notes.append(("rule", str(claim["rule"])))
+    if old := claim.get("old_rule"):
+        notes.append(("earlier rule", f"{old['verdict']}: {old['reason']}"))
+    return Verdict(name, text, verdict, reason, tuple(_deciders(claim)), parts, notes)
 
 
-def _part(section: Any, found: Records) -> Part:
+def _deciders(claim: Mapping[str, Any]) -> Iterator[Decider]:
+    for part in claim.get("parts", ()):
+        figures = part.get("figures")
+        if not figures or part["verdict"] != claim["verdict"]:
+            continue
+        # The one that the record prints; otherwise, of a part that holds, the one that is nearest to its bound.
+        chosen = next((f for f in figures if f["estimate"] == claim["estimate"]), None)
+        if chosen is None and part["verdict"] == "supported":
+            chosen = min(figures, key=lambda f: abs(f["estimate"] - float(f["asked"].split()[-1])))
+        chosen = chosen or figures[0]
+        unit = f" {chosen['unit']}" if chosen["unit"] in UNITS else ""
+        value = figure_text(chosen["estimate"], chosen["ci95"], ".3g", number=signed) + unit
+        named = str(chosen["name"]).removesuffix(" in points")
+        by_chance = claim["null"] is not None and chosen["estimate"] == claim["estimate"]
+        null = null_text(claim["null"]).replace("-", "−") if by_chance else ""
+        yield Decider(str(part["part"]), named, value, str(chosen["asked"]), null, len(figures) - 1)
+
+
+def _part(section: Section, found: Records) -> Part:
     items: list[Figure | Table] = []
     notes: list[str] = []
+    absent: list[str] = []
     for builder in section.builders:
-        made, note = _tried(builder, found)
+        made, note, missing = tried(builder, found)
         items += made
         notes += [note] if note and note not in notes else []
-    return Part(section.id, section.title, section.lead, items, notes)
+        absent += [missing] if missing and missing not in absent else []
+    return Part(section.id, section.title, section.lead, items, notes, absent)
 
 
-def _tried(builder: Callable[[Records], Any], found: Records) -> tuple[list[Any], str]:
-    """Runs a builder: (its items, ""), or ([], why it made nothing).
+def tried(builder: Callable[[Records], Any], found: Records) -> tuple[list[Any], str, str]:
+    """Runs a builder: (its items, "", ""); without items how a record is damaged, or what is missing.
 
-    Each chart is written out as JSON here, because some damage only shows then.
+    Each chart is drawn and written out as JSON here, because some damage only shows then.
     """
     try:
         made = builder(found)
@@ -181,11 +265,12 @@ def _tried(builder: Callable[[Records], Any], found: Records) -> tuple[list[Any]
         for item in items:
             if isinstance(item, Figure):
                 item.json()
+                px(item)
     except Absent as e:
-        return [], f"Not shown: {e}."
+        return [], "", str(e)
     except DAMAGED as e:
-        return [], f"{builder.__module__.rsplit('.', 1)[-1]}.{builder.__name__}: {_damaged(e)}"
-    return items, ""
+        return [], f"{builder.__module__.rsplit('.', 1)[-1]}.{builder.__name__}: {_damaged(e)}", ""
+    return items, "", ""
 
 
 def _damaged(error: Exception) -> str:
@@ -196,22 +281,46 @@ def _damaged(error: Exception) -> str:
 def _html(root: Path, found: Records, parts: Sequence[Part]) -> str:
     environment = Environment(loader=PackageLoader("mdrl_jax.report"), autoescape=True, undefined=StrictUndefined)
     environment.filters["slug"] = lambda text: text.lower().replace(" ", "-")
-    cards, note = verdicts(found)
-    readings, unread = _tried(run.samples, found)
+    cards, unjudged, note = verdicts(found)
+    readings, unread, _ = tried(run.samples, found)
+    before = [part.id for part in parts].index(LAST_EVIDENCE) + 1
     return environment.get_template("page.html.j2").render(
         title=root.resolve().name,
+        headline=_headline(found),
         state=_state(found),
         version=mdrl_jax.__version__,
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         verdicts=cards,
+        counts=[(verdict, sum(c.verdict == verdict for c in cards)) for verdict in VERDICTS],
+        unjudged=unjudged,
         claims_note=note,
-        parts=parts,
+        evidence=[part for part in parts[:before] if part.items or part.notes],
+        others=[part for part in parts[before:] if part.items or part.notes],
+        absent=list(dict.fromkeys(line for part in parts for line in part.absent)),
         readings=readings,
         unread=unread,
+        terms={glossary.anchor(term): (term, text) for term, text in sorted(glossary.TERMS.items(), key=_by_letter)},
+        marker=glossary.marker,
         is_figure=lambda item: isinstance(item, Figure),
         # A closing tag in the library's source would end the script element that holds it.
         library=_library().replace("</script", "<\\/script"),
     )
+
+
+def _by_letter(entry: tuple[str, str]) -> str:
+    return entry[0].lower()
+
+
+def _headline(found: Records) -> str:
+    """The run in one sentence; "" if it has no scores yet, or if they are damaged, which the scores' section says."""
+    try:
+        matrix = found.matrix()
+    except (Absent, *DAMAGED):
+        return ""
+    steps = {}
+    with contextlib.suppress(Absent, *DAMAGED):  # the sentence then has no number of steps
+        steps = {c["stage"]: int(c["steps"]) for c in map(found.json, found.files("costs/*.json"))}
+    return headline.headline(matrix, steps)
 
 
 def _library() -> str:

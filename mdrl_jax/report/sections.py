@@ -1,5 +1,8 @@
 """The sections of the report, in the order of the page. A builder is a function from the records to figures.
 
+Evidence comes first: scores, recovery, damage, structure. The page puts the verdicts on the claims after the section
+`LAST_EVIDENCE`, and the samples after the training.
+
 A builder returns one figure or table, or a list of them. It raises `folder.Absent` if a record is missing or holds
 nothing to show, and UserError if a record is no valid JSON. `page` shows both, and the errors in `page.DAMAGED`, as a
 line of text.
@@ -18,6 +21,7 @@ from mdrl_jax.report.figures import (
     run,
     scores,
     subspace,
+    training,
 )
 from mdrl_jax.report.figures.recovery import methods, planned, refreshed, rolled_back
 from mdrl_jax.report.folder import Records
@@ -43,6 +47,7 @@ class Section:
     builders: tuple[Builder, ...]
 
 
+LAST_EVIDENCE = "gradients"
 SECTIONS = (
     Section(
         "scores",
@@ -70,20 +75,12 @@ SECTIONS = (
         ),
     ),
     Section(
-        "theorem",
-        "The contraction theorem",
-        "If five assumptions hold, each step of a refresh multiplies the length of θ − θ* in a conflict subspace S by "
-        "at most 1 − αμ. Each table has the assumptions, measured on prompts that S was not found on, the factor that "
-        "the theorem gives for this run, and the measured factor.",
-        (refreshed.theorem,),
-    ),
-    Section(
         "damage",
         "Damage: predicted and measured",
         "How much a later edit harms an earlier domain: predicted by a second-order expansion at that domain's peak, "
         "and measured. Never read the second order alone: the gradient need not be 0 where a stage ends, so the first "
         "order counts too.",
-        (damage.waterfall, damage.agreement, damage.alphas),
+        (damage.waterfall, damage.alphas, damage.agreement),
     ),
     Section(
         "subspace",
@@ -91,6 +88,14 @@ SECTIONS = (
         "How much of the second-order damage lies in the conflict subspace S, which is spanned by the leading "
         "eigenvectors of the Hessian on the shared route.",
         (subspace.removal, subspace.captured, subspace.spectrum, subspace.ladder),
+    ),
+    Section(
+        "theorem",
+        "The contraction theorem",
+        "If five assumptions hold, each step of a refresh multiplies the length of θ − θ* in a conflict subspace S by "
+        "at most 1 − αμ. Each table has the assumptions, measured on prompts that S was not found on, the factor that "
+        "the theorem gives for this run, and the measured factor.",
+        (refreshed.theorem,),
     ),
     Section(
         "locality",
@@ -118,7 +123,14 @@ SECTIONS = (
         "Gradients",
         "In which tensors the gradients of two domains agree and in which they oppose each other. A cosine corrected "
         "for noise is shown only if both gradients are measured reliably.",
-        (gradients.cosines, gradients.modules, gradients.cancellation),
+        (gradients.cosines, gradients.cancellation, gradients.modules),
+    ),
+    Section(
+        "training",
+        "Training",
+        "What the stages learned step by step: mean reward, KL, entropy and length of the completions that were "
+        "sampled for each step.",
+        (training.curves,),
     ),
     Section(
         "run",

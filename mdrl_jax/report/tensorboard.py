@@ -1,4 +1,4 @@
-"""Writes TensorBoard event files without TensorFlow.
+"""Writes TensorBoard event files without TensorFlow, and reads their curves for the report.
 
 A resumed run opens a further event file in the same folder and removes nothing from disk. Pass `resumed_at`, the first
 step that is written again. TensorBoard then hides the earlier copies of that step and of all later steps; without it,
@@ -9,7 +9,7 @@ different things (training steps, stages) belong in different folders.
 import json
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,43 @@ def save_figures(workdir: Path) -> None:
     with TensorBoard(workdir / "tensorboard" / "figures", resumed_at=0) as board:
         for picture in pictures:
             board.image(f"figures/{picture.stem}", regular(picture).read_bytes(), 0)
+
+
+def scalars(folder: Path, tags: Collection[str]) -> dict[str, dict[int, float]]:
+    """The curves in the event files of a folder, as TensorBoard shows them.
+
+    A resumed run marks the first step that it writes again; points from there on that an earlier file has are dropped.
+    What follows a torn entry of a file is not read.
+
+    Args:
+      folder: the folder of one stage.
+      tags: names of the curves to read.
+
+    Returns:
+      By tag and step, the value in float32; a tag without points is absent. Empty without event files.
+
+    Raises:
+      UserError: if an event file is no regular file.
+    """
+    # Imported here, because a run only writes.
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted(folder.glob("*tfevents*"), key=_age):
+        for event in LegacyEventFileLoader(str(regular(file))).Load():
+            if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+                for points in found.values():
+                    for step in [step for step in points if step >= event.step]:
+                        del points[step]
+            for value in event.summary.value:
+                if value.tag in tags and value.HasField("simple_value"):
+                    found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {tag: dict(sorted(points.items())) for tag, points in found.items() if points}
+
+
+def _age(file: Path) -> list[int | str]:
+    """The parts of an event file's name: its seconds, host, process and number in the process, in this order."""
+    return [int(part) if part.isdigit() else part for part in file.name.split(".")]
 
 
 class TensorBoard:

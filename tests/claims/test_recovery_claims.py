@@ -58,6 +58,13 @@ def test_all_conditions_together_support_it():
     assert "20% of a stage's steps and path length 0.7" in record["reason"] and "collateral" in record["reason"]
     assert [p["part"] for p in record["parts"]] == ["recovery", "contraction", "best average"]
     assert {p["verdict"] for p in record["parts"]} == {"supported"} and record["old_rule"]["verdict"] == "supported"
+    fraction, collateral = record["parts"][0]["figures"]
+    assert (fraction["estimate"], fraction["asked"], fraction["verdict"]) == (
+        record["estimate"],
+        "above 0.5",
+        "supported",
+    )
+    assert (collateral["name"], collateral["asked"]) == ("collateral in points", "below 3")
     json.dumps(record, allow_nan=False)
 
 

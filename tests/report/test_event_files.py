@@ -13,7 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from mdrl_jax.report.figures import training
+from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.tensorboard import TensorBoard, save_figures
+from tests.report.figures.rendered import check
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -31,6 +34,34 @@ def test_scalars_come_back(tmp_path: Path) -> None:
             board.scalars(step, {"loss": 0.5 * step, "reward": float(step)})
     assert points(tmp_path, "loss") == [(1, 0.5), (2, 1.0), (10, 5.0)]
     assert points(tmp_path, "reward") == [(1, 1.0), (2, 2.0), (10, 10.0)]
+
+
+def test_the_report_reads_the_curves_that_tensorboard_shows(tmp_path: Path) -> None:
+    stage = tmp_path / "tensorboard" / "01-math"
+    for first, size in ((1, 1.0), (3, 10.0), (2, 100.0)):  # twice resumed, the second time from an earlier step
+        with TensorBoard(stage, resumed_at=first if size > 1 else None) as board:
+            for step in range(first, 5):
+                board.scalars(step, {"train/reward": size * step, "train/loss": 0.0})
+    (tmp_path / "tensorboard" / "scores").mkdir()
+    found = Records(tmp_path).curves(("train/reward", "train/kl"))
+    assert found == {"01-math": {"train/reward": {1: 1.0, 2: 200.0, 3: 300.0, 4: 400.0}}}
+    assert list(found["01-math"]["train/reward"].items()) == points(stage, "train/reward")
+    newest = max(stage.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:-9])  # the process was killed while it wrote
+    assert Records(tmp_path).curves(("train/reward",))["01-math"]["train/reward"][3] == 300.0
+    with pytest.raises(Absent, match="training stage"):
+        Records(tmp_path / "none").curves(("train/reward",))
+
+
+def test_a_long_curve_is_drawn_by_means(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path / "tensorboard" / "01-math@slow") as board:
+        for step in range(1, 251):
+            board.scalars(step, {"train/reward": step / 1000, "train/length": 3.0})
+    reward, length = training.curves(Records(tmp_path))
+    check(reward), check(length)
+    assert [r["step"] for r in reward.rows][:2] == [3, 6] and reward.rows[-1]["step"] == 250
+    assert reward.rows[0] == {"stage": "math@slow", "step": 3, "value": pytest.approx(0.2)}
+    assert "mean of up to 3 steps" in reward.caption and length.rows[0]["value"] == 3.0
 
 
 def test_flush_is_enough(tmp_path: Path) -> None:

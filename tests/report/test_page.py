@@ -12,10 +12,11 @@ import pytest
 
 from mdrl_jax import config, main, records
 from mdrl_jax.claims.published import CLAIMS
-from mdrl_jax.claims.verdicts import Condition, judge
+from mdrl_jax.claims.verdicts import Condition, above, all_parts, every, judge, under
 from mdrl_jax.errors import UserError
-from mdrl_jax.report import page
-from mdrl_jax.report.figure import Figure, Table
+from mdrl_jax.report import glossary, page
+from mdrl_jax.report.figure import CATEGORIES, Figure, Table
+from mdrl_jax.report.figures import run
 from mdrl_jax.report.folder import Records
 from mdrl_jax.workfolder import resolved
 from tests.report import browser
@@ -58,56 +59,94 @@ def notes(html: str) -> list[str]:
 
 def test_a_run_under_way_shows_what_is_there_and_says_what_is_missing(tmp_path: Path) -> None:
     html = page.write(started(tmp_path)).read_text()
-    state = re.search(r"<p>(\d+) of (\d+) stages are done; not yet: ([^.]*)\.", html)
-    assert state and state.groups() == ("1", "3", "qa, refresh-math")
+    state = re.search(r"<p>(\d+) of (\d+) stages are done; not yet: (.*?)\. The", html)
+    assert state and state[1] == "1" and state[2] == "3"
+    assert re.sub("<.*?>", "", state[3]) == "qa, refresh-math"
     shown = {p.name for p in (tmp_path / "report").iterdir()}
-    assert {"index.html", "scores.png", "scores.csv", "paths.png", "costs.png"} <= shown
-    assert html.count('class="badge">not judged') == 7
-    assert any("analysis/damage.json is not there: the stage `analyze`" in n for n in notes(html))
+    assert {"index.html", "scores.png", "scores.svg", "scores.pdf", "scores.csv", "paths.png", "costs.png"} <= shown
+    assert (tmp_path / "report/scores.pdf").read_bytes().startswith(b"%PDF")
+    text = re.sub("<.*?>", "", html)
+    assert 'class="verdict ' not in html and all(f"C{i} needs " in text for i in range(1, 8))
+    assert "`" not in without_library(tmp_path / "report/index.html")
+    assert "analysis/damage.json is not there: the stage analyze or the command analyze writes it" in text
+    assert not any("damaged" in note for note in notes(html))
 
 
 def test_the_cards_are_the_published_claims_and_c8_has_one_only_if_it_was_judged(tmp_path: Path) -> None:
-    judged = [f"C{i}" for i in range(1, 8)]
-    cards, note = page.verdicts(Records(started(tmp_path)))
-    assert [(c.id, c.claim) for c in cards] == [(i, CLAIMS[i].text) for i in judged] and note == ""
+    ruled = [f"C{i}" for i in range(1, 8)]
+    cards, unjudged, note = page.verdicts(Records(started(tmp_path)))
+    assert cards == [] and list(unjudged) == ruled and note == ""
     assert "circuits" not in page.write(tmp_path).read_text().lower()
-    records.write_json(tmp_path / "claims.json", [judge("C8", Condition("undecided", "too few heads"), None, [])])
-    cards, _ = page.verdicts(Records(tmp_path))
-    assert [c.id for c in cards] == [*judged, "C8"]
+    claims = [judge(i, Condition("undecided", "too few heads"), None, []) for i in ("C8", "C2")]
+    records.write_json(tmp_path / "claims.json", claims)
+    cards, unjudged, _ = page.verdicts(Records(tmp_path))
+    assert [(c.id, c.claim) for c in cards] == [(i, CLAIMS[i].text) for i in ("C2", "C8")]
     assert (cards[-1].verdict, cards[-1].reason) == ("undecided", "too few heads")
+    assert set(unjudged) == set(ruled) - {"C2"}
 
 
-def test_a_card_shows_the_parts_of_its_rule_and_the_earlier_rule(tmp_path: Path) -> None:
-    parts = [("first", Condition("supported", "x 2 is above 1")), ("second", Condition("undecided", "y is open"))]
+def test_a_card_shows_the_figure_that_decides(tmp_path: Path) -> None:
+    """The record prints another figure, as in C6, where the recovery fraction is printed and an average decides."""
+    printed = {"estimate": 0.9, "ci95": [0.8, 1.0], "null": None, "n": 9, "unit": ""}
+    against = [printed | {"estimate": x, "ci95": [x - 1, x + 1], "unit": "points"} for x in (-3.0, -2.0)]
+    parts = [
+        ("recovery", above(printed, 0.5, "recovery fraction")),
+        ("average", every(*(above(f, 0.0, f"average minus that of {n}") for f, n in zip(against, "ab", strict=True)))),
+    ]
     old = ("z > 0", Condition("contradicted", "z -1 is not above 0"))
-    claim = judge("C5", Condition("undecided", "second: y is open"), None, [], parts, old)
+    claim = judge("C6", all_parts(parts), printed, [], parts, old)
     started(tmp_path)
     records.write_json(tmp_path / "claims.json", [claim])
-    shown = [
-        "first – supported: x 2 is above 1",
-        "second – undecided: y is open",
-        "by the earlier rule – contradicted: z -1 is not above 0",
-    ]
-    cards, _ = page.verdicts(Records(tmp_path))
-    assert next(c for c in cards if c.id == "C5").parts == shown
+    (card,), _, _ = page.verdicts(Records(tmp_path))
+    decider = page.Decider("average", "average minus that of a", "−3 [−4, −2] points", "above 0", "", 1)
+    assert (card.verdict, card.deciders) == ("contradicted", (decider,))
+    assert [part[:2] for part in card.parts] == [("recovery", "supported"), ("average", "contradicted")]
     html = page.write(tmp_path).read_text()
-    assert all(line in html for line in shown)
-    # Records of earlier versions have neither.
+    assert "−3 [−4, −2] points" in html and "contradicted: z -1 is not above 0" in html
+    # Of a rule that holds, the figure that is nearest to its bound.
+    parts = [("average", every(*(under(f, 0.0, n) for f, n in zip(against, "ab", strict=True))))]
+    records.write_json(tmp_path / "claims.json", [judge("C6", all_parts(parts), printed, [], parts)])
+    (card,), _, _ = page.verdicts(Records(tmp_path))
+    assert [d.name for d in card.deciders] == ["b"]
+    # Records of earlier versions have no parts.
     records.write_json(tmp_path / "claims.json", [{k: v for k, v in claim.items() if k not in ("parts", "old_rule")}])
-    cards, _ = page.verdicts(Records(tmp_path))
-    assert next(c for c in cards if c.id == "C5").parts == []
+    (card,), _, _ = page.verdicts(Records(tmp_path))
+    assert card.parts == [] and card.deciders == ()
+
+
+def test_evidence_comes_before_the_verdicts(tmp_path: Path) -> None:
+    html = page.write(started(tmp_path)).read_text()
+    order = re.findall(r'<section id="([a-z]+)"', html)
+    assert order == ["scores", "verdicts", "samples", "run", "absent", "terms"]
+
+
+def test_a_term_is_explained_once_and_text_stays_text() -> None:
+    mark = glossary.marker()
+    said = str(mark("The fall <b> of BWT, `--x` and routes; a fall, P_S, S, refresh-math and joint-S"))
+    assert said.count('class="term"') == 4 and said.count(">fall</a>") == 1
+    assert "&lt;b&gt;" in said and "<code>--x</code>" in said and ">routes</a>" in said and ">S</a>" in said
+    assert set(re.findall('href="#(.*?)"', said)) == {f"term-{t}" for t in ("fall", "BWT", "route", "S")}
+
+
+def test_stages_with_one_completion_share_a_row_and_the_wanted_answer_is_shown(tmp_path: Path) -> None:
+    for i, (stage, reply) in enumerate((("base", "7"), ("math", "8"), ("qa", "7"))):
+        row = {"domain": "math", "prompt": "3 + 4 =", "completion": reply, "reward": float(reply == "7")}
+        records.write_jsonl(tmp_path / f"samples/{i:02d}-{stage}.jsonl", [row | ({"wanted": "7"} if i else {})])
+    (found,) = run.samples(Records(tmp_path))
+    assert found.wanted == "7" and found.replies == ((("base", "qa"), "7", 1.0), (("math",), "8", 0.0))
 
 
 def test_a_single_row_is_enough(tmp_path: Path) -> None:
     started(tmp_path)
     (tmp_path / "evaluations/01-math.json").unlink()
     html = page.write(tmp_path).read_text()
-    assert "figure-scores" in html and any("a path needs the scores of two stages" in n for n in notes(html))
+    assert "figure-scores" in html and "a path needs the scores of two stages" in html
 
 
 def test_of_an_empty_folder_all_is_said_to_be_missing(tmp_path: Path) -> None:
     html = page.write(tmp_path).read_text()
-    assert "<figure" not in html and len(notes(html)) >= 5
+    missing = re.search(r'<ul class="absent">(.*?)</ul>', html, re.DOTALL)
+    assert "<figure" not in html and missing and missing[1].count("<li>") >= 5
 
 
 DAMAGE: dict[str, Any] = {
@@ -127,7 +166,7 @@ def test_a_damaged_record_hides_what_rests_on_it_and_nothing_else(tmp_path: Path
     before = page.write(tmp_path).read_text()
     (tmp_path / file).write_text(DAMAGE[damage]((tmp_path / file).read_text()))
     after = page.write(tmp_path).read_text()
-    said = [n for n in notes(after) + re.findall(r"<p>(Not shown.*?)</p>", after) if "damaged" in n]
+    said = [n for n in notes(after) + re.findall(r"<p>(Not shown.*?)</p>", after, re.DOTALL) if "damaged" in n]
     assert said
     kept = {"evaluations/01-math.json": "figure-costs", "costs/01-math.json": "figure-scores"}
     assert kept.get(file, "figure-scores") in before and kept.get(file, "figure-scores") in after
@@ -160,7 +199,8 @@ def test_a_name_in_a_record_neither_leaves_the_folder_nor_becomes_a_link(name: s
     made = {p for p in tmp_path.rglob("*") if p.is_file()} - before
     assert all(p.is_relative_to(root / "report") or p.name == "refresh-math.json" for p in made)
     links = re.findall(r'href="([^"]*)"', html)
-    assert links and all(re.fullmatch(r"#[a-z]+|data:,|[A-Za-z0-9_-]+\.(?:png|csv)", link) for link in links)
+    safe = re.compile(r"#[A-Za-z0-9-]+|data:,|\./[A-Za-z0-9_@-]+\.(?:png|svg|pdf|csv)")
+    assert links and all(map(safe.fullmatch, links))
     assert "no name of a figure" in html
 
 
@@ -206,18 +246,25 @@ def test_the_command_writes_the_page_and_refuses_what_is_no_folder(tmp_path: Pat
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
 def test_the_browser_test_sees_what_is_wrong(tmp_path: Path) -> None:
     good = page.write(started(tmp_path))
-    met = browser.look(good, tmp_path)
-    assert met["errors"] == met["blocked"] == [] and all(c["marks"] > 0 for c in met["charts"])
+    for dark in (False, True):
+        for width, met in browser.look(good, tmp_path, dark, (400, 1400)).items():
+            assert met["errors"] == met["blocked"] == browser.faults(met, width) == [], (dark, width)
+            assert all(c["marks"] > 0 for c in met["charts"])
     html = good.read_text()
     spec = html.index('"$schema"')
     broken = html[:spec] + "not JSON" + html[spec:]
     pale = broken.replace("--quiet: #59636e", "--quiet: #d0d0d0")
     worse = pale.replace("<footer>", '<img src="https://example.org/a.png" alt=""><footer style="font-size: 9px">')
+    worse = worse.replace("<footer ", '<div style="width: 1500px">wide</div><footer ')
+    worse = worse.replace(CATEGORIES[0], "#D0E4F0").replace('toggle("cropped"', 'toggle("other"')
+    worse = worse.replace("? 1 : 8", "? 0 : 0")  # charts keep their width
     (tmp_path / "report/worse.html").write_text(worse)
-    met = browser.look(tmp_path / "report/worse.html", tmp_path)
+    met = browser.look(tmp_path / "report/worse.html", tmp_path, widths=(400,))[400]
     assert met["errors"] and any("example.org" in b for b in met["blocked"])
-    assert min(t["px"] for t in met["texts"]) == 9
-    assert min(browser.contrast(t["colour"], met["paper"]) for t in met["texts"] if not t["cell"]) < 2
+    found = " ".join(browser.faults(met, 400))
+    said = ("the page is 15", "text 'mdrl_jax", ": 9 px", "cropped without a cue")
+    for fault in (*said, "paths, mark-symbol: contrast 1.", "paths, legend: contrast 1."):
+        assert fault in found, fault
 
 
 def test_a_text_where_a_chart_needs_a_number_hides_its_figure_alone(tmp_path: Path) -> None:
@@ -233,5 +280,5 @@ def test_a_text_where_a_chart_needs_a_number_hides_its_figure_alone(tmp_path: Pa
         return Figure("late", "t", chart, (), "c")
 
     for builder in (early, late):
-        items, said = page._tried(builder, Records(tmp_path))
+        items, said, _ = page.tried(builder, Records(tmp_path))
         assert items == [] and "ValidationError" in said and "damaged" in said

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, Row, data
+from mdrl_jax.report.figure import INK, QUIET, Row, data
 from mdrl_jax.report.figures.layout import side_by_side
 from mdrl_jax.report.intervals import estimate_tips, number, span
 
@@ -60,7 +60,7 @@ def cascade(
     colour = alt.Color(
         "term:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), sort=None, legend=None
     )
-    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.5).encode(x=alt.X("at:Q", title=title))
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=QUIET).encode(x=alt.X("at:Q", title=title))
     bars = base.mark_bar(height=12).encode(x=x, x2="end:Q", color=colour)
     intervals = base.mark_rule(color=INK, strokeWidth=1.3).encode(x=alt.X("from_:Q", title=title), x2="to:Q")
     text = base.mark_text(align="left", dx=5, color=INK).encode(x=alt.X("right:Q", title=title), text="shown:N")

@@ -5,22 +5,28 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, Figure, Row, data
+from mdrl_jax.report.figure import BAND, CATEGORIES, HALF, INK, QUIET, Figure, Row, data
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.cascade import cascade
 from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
-from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.folder import UNSCORED, Absent, Records
 from mdrl_jax.report.intervals import columns, estimate_columns, estimate_tips, span, tooltips, words
+from mdrl_jax.report.tables.transfer import fall
 from mdrl_jax.stats.tests import r_squared, rank_agreement
 
+WIDE = 700  # px of the plots of predicted against measured damage
 OBJECTIVES = {"reward": ("mean reward", "points", 100.0), "success_nll": ("success NLL", "nats", 1.0)}
 DAMAGE = {
     "reward": "Damage is the loss of mean reward, in points,",
     "success_nll": "Damage is the rise of −log π of successes sampled at the domain's peak, in nats per completion,",
 }
-TERMS = {"first order": "#0072B2", "second order": "#D55E00", "remainder": "#CC79A7", "measured": "#8C8C8C"}
+TERMS = {
+    "first order": CATEGORIES[0],
+    "second order": CATEGORIES[1],
+    "remainder": CATEGORIES[3],
+    "measured": CATEGORIES[6],
+}
 LINES = {"predicted": "#0072B2", "measured": "#D55E00"}
-WIDTH = 720  # px of all panels, axes apart
 
 
 def waterfall(records: Records) -> list[Figure]:
@@ -45,12 +51,14 @@ def waterfall(records: Records) -> list[Figure]:
         label, unit, scale = OBJECTIVES[objective]
         rows = [r for pair in pairs for r in _terms(pair, objective, scale)]
         order = distinct(rows, "pair")
-        count, width = panels(len(order), 3, WIDTH)
-        chart = cascade(rows, TERMS, f"damage, {unit}", "pair", order, count, width)
+        count, width = panels(len(order), 3, HALF)
+        title = f"damage, {unit} (n = {_prompts(rows)})"
+        chart = cascade(rows, TERMS, title, "pair", order, count, width)
         caption = (
             f"{DAMAGE[objective]} from the end of the domain's own stage to the end of a later stage. The first order "
             "g·D, the second order ½DᵀHD and the remainder add up to the damage that was measured on the same "
-            f"prompts. Lines: 95 % intervals over {_prompts(rows)} prompts.{_gaps(rows)}"
+            f"prompts. Lines: 95 % intervals over n = {_prompts(rows)} prompts.{_gaps(rows)}"
+            f"{_falls(records) if objective == 'reward' else ''}"
         )
         name = f"damage-{objective}".replace("_", "-")
         figures.append(Figure(name, f"Damage by the {label}, term by term", chart, rows, caption))
@@ -79,7 +87,7 @@ def agreement(records: Records) -> Figure:
         raise Absent("analysis/damage.json has no pair with both a prediction and a measured damage")
     rows.sort(key=lambda r: (-r["n"], r["segments"]))
     order, objectives = distinct(rows, "expansion"), distinct(rows, "objective")
-    count, width = panels(len(order), 5, WIDTH, 14)
+    count, width = panels(len(order), 5, WIDE, 14)
     charts = [_scatter([r for r in rows if r["objective"] == o], rows, o, count, min(width, 260)) for o in objectives]
     chart = alt.vconcat(*charts, spacing=24)
     said = []
@@ -158,6 +166,19 @@ def _terms(pair: dict[str, Any], objective: str, scale: float) -> Iterator[Row]:
         yield row | estimate_columns(found[key], scale)
 
 
+def _falls(records: Records) -> str:
+    """A sentence on the same losses on all test prompts, which are more; "" if the run has no scores."""
+    try:
+        matrix = records.matrix()
+    except UNSCORED:
+        return ""
+    found = {d: f for d in matrix.domains if (f := fall(matrix, d).record())["estimate"] is not None}
+    if not found:
+        return ""
+    said = ", ".join(f"{d} {words(f, '.1f')} (n = {f['n']})" for d, f in found.items())
+    return f" On all test prompts, as in the score matrix, the fall until the last stage is, in points: {said}."
+
+
 def _prompts(rows: list[Row]) -> str:
     return " or ".join(str(n) for n in sorted({r["n"] for r in rows}))
 
@@ -213,8 +234,8 @@ def _scatter(rows: list[Row], everything: list[Row], objective: str, count: int,
         ],
     )
     x, y = alt.X("predicted:Q", title=predicted, scale=scale), alt.Y("measured:Q", title=measured, scale=scale)
-    equal = alt.Chart(data([{"at": v} for v in ends])).mark_line(color=INK, opacity=0.5, strokeWidth=1.2)
-    bars = base.mark_rule(strokeWidth=1, opacity=0.7)
+    equal = alt.Chart(data([{"at": v} for v in ends])).mark_line(color=INK, opacity=QUIET, strokeWidth=1.2)
+    bars = base.mark_rule(strokeWidth=1)
     chart = alt.layer(
         equal.encode(x=alt.X("at:Q", title=predicted), y=alt.Y("at:Q", title=measured)),
         bars.encode(x=alt.X("predicted_low:Q", title=predicted), x2="predicted_high:Q", y=y),
@@ -238,7 +259,7 @@ def _curve(pair: dict[str, Any], objective: str) -> Iterator[Row]:
 def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
     label, unit, _ = named
     order = distinct(rows, "pair")
-    count, width = panels(len(order), 3, WIDTH)
+    count, width = panels(len(order), 3, HALF)
     title = f"damage, {unit}"
     x = alt.X(
         "alpha:Q",
@@ -246,13 +267,14 @@ def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".2~f"),
     )
-    colour = alt.Color(
-        "what:N", scale=alt.Scale(domain=list(LINES), range=list(LINES.values())), title=None, legend=LEGEND
-    )
+    scale = alt.Scale(domain=list(LINES), range=list(LINES.values()))
+    colour = alt.Color("what:N", scale=scale, title=None, legend=LEGEND)
     alpha = alt.Tooltip("alpha:Q", title="α")
     base = alt.Chart().encode(x=x, color=colour, tooltip=[alpha, *estimate_tips(["pair", "what"], title)])
     y = alt.Y("estimate:Q", title=title)
-    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+    band = base.mark_area(**BAND | {"strokeOpacity": 1}).encode(
+        y=alt.Y("low:Q", title=title), y2="high:Q", stroke=alt.Stroke("what:N", scale=scale, title=None, legend=LEGEND)
+    )
     broken = base.transform_filter("datum.breaks")
     layers = alt.layer(
         band,
@@ -261,4 +283,6 @@ def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
         base.mark_point(filled=True, size=28, opacity=1).encode(y=y),
         data=data(rows),
     ).properties(width=width, height=110)
-    return side_by_side(layers, "pair", order, count, spacing={"row": 14, "column": 20}, title=label)
+    return side_by_side(
+        layers, "pair", order, count, spacing={"row": 14, "column": 20}, title=f"{label}, n = {_prompts(rows)}"
+    )

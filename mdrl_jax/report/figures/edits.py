@@ -6,15 +6,26 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.claims.published import CLAIMS, SPARSE_SHARES, WEAK_OVERLAP
-from mdrl_jax.report.figure import INK, SEQUENTIAL, Figure, Row, by_category, data, ink_on
+from mdrl_jax.report.figure import (
+    BAND,
+    CATEGORIES,
+    HALF,
+    INK,
+    QUIET,
+    SEQUENTIAL,
+    Figure,
+    Row,
+    by_category,
+    data,
+    ink_on,
+)
 from mdrl_jax.report.figures import pairwise
-from mdrl_jax.report.figures.layout import LEGEND, NO_LAYER, distinct, panels, side_by_side, tensor_axes
+from mdrl_jax.report.figures.layout import ALIGNED, LEGEND, NO_LAYER, distinct, panels, side_by_side, tensor_axes
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import estimate_columns, estimate_tips, null_columns, tooltips, words
 
 CASTS = {"fp32": "fp32", "bf16": "after a bf16 cast"}
 BOTH = "|δ| < 1e-7 and |δ|/|θ| < 1e-3"  # the rule behind the published shares of C1
-WIDTH = 700  # px of all panels, axes apart
 MOST_NUMBERS = 8  # layers; with more, cells are too narrow for a number
 
 
@@ -34,10 +45,11 @@ def histogram(records: Records) -> Figure:
     domains = _domains(records)
     rows = _within([r for name, edit in domains.items() for r in _bins(name, edit)])
     casts = distinct(rows, "values")
-    count, width = panels(len(casts), 2, WIDTH)
+    count, width = panels(len(casts), 2, HALF)
     first, last = (f(r["log10_size"] for r in rows if r["log10_size"] is not None) for f in (min, max))
     zero = round(first) - 1.0  # where the entries that did not change are drawn
-    marks = [zero, *range(int(round(first)), int(round(last)) + 1, 2 if last - first > 7 else 1)]
+    step = 4 if last - first > 7 else 2 if last - first > 4 else 1  # labels of the axis need room
+    marks = [zero, *range(int(round(first)), int(round(last)) + 1, step)]
     axis = alt.Axis(values=marks, labelExpr=f"datum.value == {zero} ? '0' : '1e' + datum.value")
     x = alt.X("at:Q", title="|δ| of an entry", axis=axis, scale=alt.Scale(domain=[zero - 0.3, last], nice=False))
     colour = alt.Color("domain:N", scale=by_category(list(domains)), title="edit of", legend=LEGEND)
@@ -53,7 +65,7 @@ def histogram(records: Records) -> Figure:
         .transform_calculate(at=f"isValid(datum.log10_size) ? datum.log10_size : {zero}")
         .encode(x=x, y=alt.Y("share:Q", title="share of entries, %"), color=colour, tooltip=listed)
     )
-    rule = alt.Chart(data([{"at": -7.0}] if first < -7 else [])).mark_rule(strokeDash=[4, 3], color=INK, opacity=0.7)
+    rule = alt.Chart(data([{"at": -7.0}] if first < -7 else [])).mark_rule(strokeDash=[4, 3], color=INK, opacity=QUIET)
     layers = alt.layer(
         rule.encode(x=x),
         base.transform_filter("isValid(datum.log10_size)").mark_line(interpolate="step"),
@@ -61,7 +73,7 @@ def histogram(records: Records) -> Figure:
             size=alt.when("isValid(datum.log10_size)").then(alt.value(8)).otherwise(alt.value(70))
         ),
         data=data(rows),
-    ).properties(width=width, height=230)
+    ).properties(width=width, height=200)
     caption = (
         f"Share of all {_entries(domains)} entries in each half decade of |δ|; exact counts. The marks at 0 show the "
         "entries that did not change at all. Dashed: the published threshold 1e-7. Changes grow with learning rate × "
@@ -89,7 +101,7 @@ def sparsity(records: Records) -> Figure:
     domains = _domains(records)
     rows = [r for name, edit in domains.items() for r in _shares(name, edit)]
     order = distinct(rows, "rule")
-    count, width = panels(len(order), 3, WIDTH)
+    count, width = panels(len(order), 2, HALF)
     title = "share of entries, %"
     scale = alt.Scale(domain=[0, 100])
     base = alt.Chart().encode(
@@ -103,12 +115,14 @@ def sparsity(records: Records) -> Figure:
     published = published.transform_aggregate(low="min(published_low)", high="max(published_high)")
     x = alt.X("estimate:Q", title=title, scale=scale)
     layers = alt.layer(
-        published.mark_rect(opacity=0.25, color="#E69F00").encode(x=alt.X("low:Q", title=title), x2="high:Q"),
+        published.mark_rect(color=CATEGORIES[4], stroke=CATEGORIES[4], **BAND | {"strokeOpacity": 1}).encode(
+            x=alt.X("low:Q", title=title), x2="high:Q"
+        ),
         base.mark_tick(color=INK, thickness=2, height=12).encode(x=alt.X("null:Q", title=title)),
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=colour),
         base.mark_point(filled=True, size=50, opacity=1).encode(x=x, color=colour),
         data=data(rows),
-    ).properties(width=width, height=34 * len(domains))
+    ).properties(width=width, height=28 * len(domains))
     caption = (
         "Lines: 95 % intervals by jackknife over layers. Black ticks: the value of an edit with Gaussian entries and "
         "the same norm in each tensor. The participation ratio (Σδ²)²/(nΣδ⁴) is 1 if all entries changed by the same "
@@ -188,7 +202,8 @@ def neurons(records: Records) -> Figure:
         "in the top 20 % of both edits; 50 % by chance. "
         f"Mean Jaccard over pairs, each layer: {words(record['mean_jaccard'], '.3f')}."
     )
-    chart = alt.hconcat(left, middle, right, spacing=18)
+    lines = alt.hconcat(middle, right, spacing=18).properties(name=ALIGNED)
+    chart = alt.hconcat(left, lines, spacing=18)
     return Figure("edit-neurons", "Do the edits hit the same neurons?", chart, rows, caption)
 
 
@@ -268,13 +283,14 @@ def _modules(domain: str, edit: dict[str, Any]) -> Iterator[Row]:
 
 def _map(rows: Sequence[Row], key: str, title: str, form: str, domains: Sequence[str]) -> alt.FacetChart:
     x, y, n_layers, n_kinds = tensor_axes(rows)
-    count, width = panels(len(domains), 4, WIDTH)
+    count, width = panels(len(domains), 4, HALF - 20, 12)
     width = min(width, 40 * n_layers)
     high = max(r[key] for r in rows)
     named = [alt.Tooltip(f"{name}:N") for name in ("domain", "kind", "layer")]
     base = alt.Chart().encode(x=x, y=y, tooltip=[*named, *tooltips({key: title}, ".3g")])
     scale = alt.Scale(scheme=SEQUENTIAL, domain=[0, high or 1])
-    marks = [base.mark_rect().encode(color=alt.Color(f"{key}:Q", scale=scale, title=title.split(",")[0]))]
+    legend = None if n_layers <= MOST_NUMBERS else LEGEND  # the numbers are printed
+    marks = [base.mark_rect().encode(color=alt.Color(f"{key}:Q", scale=scale, title=None, legend=legend))]
     if n_layers <= MOST_NUMBERS:
         text = base.mark_text().encode(text=alt.Text(f"{key}:Q", format=form), color=ink_on(key, high))
         marks.append(text)

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.claims.published import CLAIMS
-from mdrl_jax.report.figure import INK, Figure, Row, data, signed
+from mdrl_jax.report.figure import BAND, CATEGORIES, HALF, INK, QUIET, Figure, Row, data, signed
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.layout import LEGEND, NO_LAYER, distinct, panels, side_by_side, tensor_axes
 from mdrl_jax.report.folder import Absent, Records
@@ -15,7 +15,6 @@ from mdrl_jax.report.intervals import estimate_columns, estimate_tips, null_colu
 COSINES = {"cosine": "plain", "disattenuated": "corrected for noise"}
 SUMS = {"negative": "#0072B2", "positive": "#D55E00"}  # blue and orange, as in the signed scale
 AXIS = alt.Axis(tickCount=5, labelFlush=False)
-WIDTH = 600  # px of all panels, axes apart
 MAPS = 690
 LONG = 8  # layers; with more, cells are too narrow for a sign
 
@@ -37,7 +36,7 @@ def cosines(records: Records) -> Figure:
     """
     rows = [r for place, pair in _pairs(records) for r in _cosines(place, pair)]
     order, pairs = distinct(rows, "place"), distinct(rows, "pair")
-    count, width = panels(len(order), 2, WIDTH - 100)
+    count, width = panels(len(order), 2, HALF - 170)
     title = "cosine of the gradients"
     scale = alt.Scale(domain=[-1, 1])
     base = alt.Chart().encode(
@@ -47,13 +46,13 @@ def cosines(records: Records) -> Figure:
     )
     names = list(COSINES.values())
     colour = alt.Color(
-        "figure:N", scale=alt.Scale(domain=names, range=["#56B4E9", "#0072B2"]), title=None, legend=LEGEND
+        "figure:N", scale=alt.Scale(domain=names, range=[CATEGORIES[5], CATEGORIES[1]]), title=None, legend=LEGEND
     )
-    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.X("at:Q", title=title))
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=QUIET).encode(x=alt.X("at:Q", title=title))
     missing = base.transform_filter("!isValid(datum.estimate)")
     layers = alt.layer(
         zero,
-        base.mark_rule(strokeWidth=9, opacity=0.22, color=INK).encode(
+        base.mark_bar(size=10, color=INK, stroke=INK, **BAND).encode(
             x=alt.X("null_low:Q", title=title), x2="null_high:Q"
         ),
         base.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=colour),
@@ -62,7 +61,7 @@ def cosines(records: Records) -> Figure:
         ),
         missing.mark_text(align="left", dx=6, color=INK).encode(x=alt.value(width), text=alt.value("not measurable")),
         data=data(rows),
-    ).properties(width=width, height=38 * len(pairs))
+    ).properties(width=width, height=30 * len(pairs))
     chart = side_by_side(layers, "place", order, count)
     caption = (
         "Below 0, a gradient step for one domain raises the loss of the other. Lines: 95 % intervals over blocks of "
@@ -118,24 +117,24 @@ def cancellation(records: Records) -> Figure:
     """
     rows = [r for place, pair in _pairs(records) for r in _sums(place, pair)]
     order, pairs = distinct(rows, "place"), distinct(rows, "pair")
-    count, width = panels(len(order), 2, WIDTH + 60)
+    count, width = panels(len(order), 2, HALF - 20)
     title = "sum of inner products of gradients"
     sums = ["negative", "positive", "net"]
     base = alt.Chart().encode(
         y=alt.Y("pair:N", sort=pairs, title=None, axis=alt.Axis(grid=True)),
         yOffset=alt.YOffset("sum:N", sort=sums),
         color=alt.Color(
-            "sum:N", scale=alt.Scale(domain=sums, range=[*SUMS.values(), "#8C8C8C"]), title=None, legend=LEGEND
+            "sum:N", scale=alt.Scale(domain=sums, range=[*SUMS.values(), CATEGORIES[6]]), title=None, legend=LEGEND
         ),
         tooltip=estimate_tips(["pair", "place", "sum"], title),
     )
-    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.X("at:Q", title=title))
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=QUIET).encode(x=alt.X("at:Q", title=title))
     layers = alt.layer(
-        base.mark_bar(height=9).encode(x=alt.X("estimate:Q", title=title, axis=AXIS)),
+        base.mark_bar(height=8).encode(x=alt.X("estimate:Q", title=title, axis=AXIS)),
         zero,
         base.mark_rule(strokeWidth=1.3).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=alt.value(INK)),
         data=data(rows),
-    ).properties(width=width, height=42 * len(pairs))
+    ).properties(width=width, height=34 * len(pairs))
     chart = side_by_side(layers, "place", order, count)
     caption = (
         "The inner products ⟨g_A, g_B⟩ of the tensors, summed over the tensors where they are negative, over those "

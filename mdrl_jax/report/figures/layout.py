@@ -8,7 +8,10 @@ import altair as alt
 from mdrl_jax.report.figure import Row
 
 Layers = alt.LayerChart | alt.FacetChart  # the type that Altair declares for layered charts
-LEGEND = alt.Legend(orient="bottom", symbolOpacity=1)
+LEGEND = alt.Legend(symbolOpacity=1)
+# Names of charts for the page. The parts of an aligned chart share the names of their lines, so a narrow screen keeps
+# them side by side. A fixed chart has names at computed places, so it keeps its size.
+ALIGNED, FIXED = "aligned", "fixed"
 # Kinds of tensors, in the order in which the forward pass uses them.
 MODULES = (
     *("embedding", "attn_norm", "q", "k", "v", "o", "attn_post_norm"),

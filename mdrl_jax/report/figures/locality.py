@@ -5,12 +5,11 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, Table, data
+from mdrl_jax.report.figure import CATEGORIES, HALF, INK, QUIET, Figure, Row, Table, data
 from mdrl_jax.report.figures.layout import LEGEND, Layers, distinct, panels
 from mdrl_jax.report.folder import Records
 from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
 
-WIDTH = 760  # px of all panels, axes apart
 R2, CURVATURE, UNDONE = "R² of one expansion", "curvature share of the damage", "share undone by removing P_S D"
 RATIO = "predicted / measured damage"
 KEYS = {RATIO: ("ratio",), R2: ("r2",), CURVATURE: ("curvature_share",), UNDONE: ("removal", "undone")}
@@ -57,7 +56,7 @@ def _trained(edit: dict[str, Any]) -> str:
 
 def _figure(record: dict[str, Any]) -> Figure:
     rows, domain = list(_rows(record)), record["domain"]
-    by, width = distinct(rows, "by"), panels(len(KEYS), 2, WIDTH, 60)[1]
+    by, width = distinct(rows, "by"), panels(len(KEYS), 2, HALF, 60)[1]
     colour = alt.Color("by:N", scale=alt.Scale(domain=by, range=list(CATEGORIES[: len(by)])), title=None, legend=LEGEND)
     charts = [_chart([r for r in rows if r["panel"] == panel], panel, colour, width) for panel in KEYS]
     chart = alt.concat(*charts, columns=2, spacing=24).resolve_scale(color="shared")
@@ -80,12 +79,12 @@ def _chart(rows: Sequence[Row], panel: str, colour: alt.Color, width: int) -> La
     y = alt.Y("drawn_estimate:Q", title=panel)
     tips = [alt.Tooltip("trained:N"), alt.Tooltip("norm:Q", format=".3g"), *estimate_tips(["edit"], panel)]
     base = alt.Chart(data(rows)).encode(x=x, color=colour, tooltip=tips)
-    lines = alt.Chart(data([{"at": at} for at in (0, 1)])).mark_rule(color=INK, opacity=0.5).encode(y="at:Q")
+    lines = alt.Chart(data([{"at": at} for at in (0, 1)])).mark_rule(color=INK, opacity=QUIET).encode(y="at:Q")
     return alt.layer(
         lines,
         base.mark_rule().encode(y=alt.Y("drawn_low:Q", title=panel), y2="drawn_high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(y=y),
-    ).properties(width=width, height=230)
+    ).properties(width=width, height=180)
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, SEQUENTIAL, Row, by_category, data, ink_on
+from mdrl_jax.report.figure import BAND, INK, QUIET, SEQUENTIAL, Row, by_category, data, ink_on
 from mdrl_jax.report.figures.layout import LEGEND, Layers, distinct
 from mdrl_jax.report.folder import Records
 from mdrl_jax.report.intervals import estimate_tips
@@ -116,7 +116,7 @@ def beside_chance(
       by: the column that tells several estimates of a pair apart, by colour and by height within the pair's line; "" if
         there is one.
       series: the values of this column, in order.
-      labels: whether pairs and colours are named; without labels, a chart beside it names them.
+      labels: whether pairs are named; without labels, a chart beside it names them.
       height: px of each pair.
       dashed: a value to compare with, in the unit of the estimates, drawn as a dashed line; None draws no line.
 
@@ -129,12 +129,12 @@ def beside_chance(
     colour = alt.value(INK)
     if by:
         base = base.encode(yOffset=alt.YOffset(f"{by}:N", sort=list(series)))
-        colour = alt.Color(f"{by}:N", scale=by_category(series), title=None, legend=LEGEND if labels else None)
-    chance = base.mark_rule(strokeWidth=9, opacity=0.22, color=INK)
+        colour = alt.Color(f"{by}:N", scale=by_category(series), title=None, legend=LEGEND)
+    chance = base.mark_bar(size=10, color=INK, stroke=INK, **BAND)
     intervals = base.mark_rule(strokeWidth=1.6, clip=True).encode(
         x=alt.X("low:Q", title=title), x2="high:Q", color=colour
     )
-    expected = base.mark_tick(color=INK, thickness=1.5, height=9, opacity=0.6).encode(x=alt.X("null:Q", title=title))
+    expected = base.mark_tick(color=INK, thickness=1.5, height=10, opacity=QUIET).encode(x=alt.X("null:Q", title=title))
     points = base.mark_point(filled=True, size=55, opacity=1).encode(
         x=alt.X("estimate:Q", title=title, scale=scale, axis=alt.Axis(tickCount=4, labelFlush=False)), color=colour
     )

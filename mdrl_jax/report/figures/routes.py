@@ -5,9 +5,9 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import INK, Figure, Row, data
+from mdrl_jax.report.figure import BAND, HALF, INK, QUIET, Figure, Row, data
 from mdrl_jax.report.figures import pairwise
-from mdrl_jax.report.figures.layout import distinct, panels, side_by_side
+from mdrl_jax.report.figures.layout import ALIGNED, distinct, panels, side_by_side
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import (
     columns,
@@ -22,8 +22,7 @@ from mdrl_jax.stats.tests import rank_agreement
 
 KINDS = {"neurons": "MLP neurons", "heads": "attention heads"}
 PLACES = {"route": "on the shared route", "complement": "outside the shared route"}
-AXIS = alt.Axis(tickCount=6, labelFlush=False)
-WIDTH = 620  # px of all panels, axes apart
+AXIS = alt.Axis(tickCount=4, labelFlush=False)
 ROOM = 0.04  # room beyond the intervals, as a share of the range
 
 
@@ -67,7 +66,7 @@ def overlap(records: Records) -> Figure:
         "Lines: 95 % intervals by half-sampling of blocks of prompts. Grey: the central 95 % of random routes of the "
         "same size in each layer; the tick is their mean."
     )
-    chart = alt.hconcat(*charts, spacing=18)
+    chart = alt.hconcat(charts[0], alt.hconcat(*charts[1:], spacing=18).properties(name=ALIGNED), spacing=18)
     return Figure("route-overlap", "Do domains use the same neurons and heads?", chart, rows, caption)
 
 
@@ -96,8 +95,9 @@ def effects(records: Records) -> Figure:
     if not rows:
         raise Absent("analysis/damage.json has no effects on a shared route: no domain was followed by another")
     order = distinct(rows, "where")
-    count, width = panels(len(order), 2, WIDTH)
-    effect, measured = "first-order effect, points", "measured transfer, points"
+    count, width = panels(len(order), 2, HALF - 20)
+    n = " or ".join(str(x) for x in sorted({t["measured"]["n"] for t in transfers}))
+    effect, measured = "first-order effect, points", f"measured transfer, points (n = {n})"
     ends = span(rows, ("estimate", "low", "high"), margin=ROOM)
     x = alt.X("estimate:Q", title=effect, scale=alt.Scale(domain=list(ends), nice=False), axis=AXIS)
     y = alt.Y("transfer:Q", title=measured)
@@ -109,16 +109,16 @@ def effects(records: Records) -> Figure:
     base = alt.Chart().encode(tooltip=listed)
     zero = alt.Chart(data([{"at": 0}]))
     layers = alt.layer(
-        zero.mark_rule(color=INK, opacity=0.5).encode(x=alt.X("at:Q", title=effect)),
-        zero.mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=measured)),
-        base.mark_rule(color=INK, strokeWidth=9, opacity=0.2).encode(
+        zero.mark_rule(color=INK, opacity=QUIET).encode(x=alt.X("at:Q", title=effect)),
+        zero.mark_rule(color=INK, opacity=QUIET).encode(y=alt.Y("at:Q", title=measured)),
+        base.mark_bar(color=INK, stroke=INK, size=9, orient="horizontal", **BAND).encode(
             x=alt.X("null_low:Q", title=effect), x2="null_high:Q", y=y
         ),
         base.mark_rule().encode(x=alt.X("low:Q", title=effect), x2="high:Q", y=y, color=colour),
         base.mark_rule().encode(x=x, y=alt.Y("transfer_low:Q", title=measured), y2="transfer_high:Q", color=colour),
         base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour, shape=shape),
         data=data(rows),
-    ).properties(width=width, height=300)
+    ).properties(width=width, height=260)
     chart = side_by_side(layers, "where", order, count)
     on = [r for r in rows if r["where"] == PLACES["route"]]
     rank = rank_agreement([r["estimate"] for r in on], [r["transfer"] for r in on])
@@ -159,7 +159,7 @@ def edit_cosines(records: Records) -> Figure:
         raise Absent("analysis/routes.json has no shared routes: no domain was followed by another")
     pairs = distinct(rows, "pair")
     title = "cosine of the two edits"
-    chart = pairwise.beside_chance(rows, pairs, title, 480, alt.Scale(), "where", list(PLACES.values()), dashed=0.0)
+    chart = pairwise.beside_chance(rows, pairs, title, 400, alt.Scale(), "where", list(PLACES.values()), dashed=0.0)
     caption = (
         "Cosine of two edits on the MLP neurons that both routes share, and on all other MLP neurons. Below 0, the "
         "edits change the neurons in opposite directions. Lines: 95 % intervals by jackknife over layers; grey: the "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import altair as alt
@@ -61,10 +61,10 @@ def costs(records: Records) -> Figure:
         .encode(
             x=alt.X("seconds:Q", title="time, seconds"),
             y=alt.Y("stage:N", sort=None, title=None),
-            color=alt.Color("kind:N", scale=by_category(list(dict.fromkeys(KINDS.values()))), title=None),
+            color=alt.Color("kind:N", scale=_kinds({r["kind"] for r in rows}), title=None),
             tooltip=tips,
         )
-        .properties(width=620, height=alt.Step(22))
+        .properties(width=400, height=alt.Step(18))
     )
     total = sum(r["seconds"] for r in rows)
     flops = sum(r["flops"] for r in rows)
@@ -74,6 +74,13 @@ def costs(records: Records) -> Figure:
         "a gradient is taken, 10 where first and second derivatives are."
     )
     return Figure("costs", "Time of each stage", chart, rows, caption)
+
+
+def _kinds(shown: Set[str]) -> alt.Scale:
+    """The colours of the kinds of stages that are shown; each kind has the same colour in every run."""
+    colours = by_category(list(dict.fromkeys([*KINDS.values(), *sorted(shown)]))).to_dict()
+    found = [(k, c) for k, c in zip(colours["domain"], colours["range"], strict=True) if k in shown]
+    return alt.Scale(domain=[k for k, _ in found], range=[c for _, c in found])
 
 
 def versions(records: Records) -> Table:
@@ -108,7 +115,9 @@ def configuration(records: Records) -> Table:
       KeyError: if it has no "config".
     """
     rows = list(_flat(records.json("config.json")["config"]))
-    return Table("configuration", "Configuration", ("field", "value"), rows, "`--config.FIELD=VALUE` sets a field.")
+    return Table(
+        "configuration", "Configuration", ("field", "value"), rows, "`--config.FIELD=VALUE` sets a field.", folded=True
+    )
 
 
 def _kind(device: str) -> str:
@@ -129,12 +138,15 @@ class Reading:
 
     Attributes:
       domain, prompt: name of the domain, and text of the prompt.
-      replies: (stage, text of the completion, reward in [0, 1]) of each stage, in the order of the stages.
+      wanted: what its reward asks for, in words; "" in records of earlier versions.
+      replies: (stages, text of the completion, reward in [0, 1]), in the order of the first of the stages. Stages whose
+        completions and rewards are the same share one reply.
     """
 
     domain: str
     prompt: str
-    replies: tuple[tuple[str, str, float], ...]
+    wanted: str
+    replies: tuple[tuple[tuple[str, ...], str, float], ...]
 
 
 def samples(records: Records, prompts: int = 3) -> list[Reading]:
@@ -164,7 +176,11 @@ def samples(records: Records, prompts: int = 3) -> list[Reading]:
     readings = []
     for domain, keys in itertools.groupby(shared, lambda key: key[0]):
         for key in itertools.islice(keys, prompts):
-            rows = [(stage, found[key]) for stage, found in stages.items()]
-            replies = tuple((stage, str(row["completion"]), float(row["reward"])) for stage, row in rows)
-            readings.append(Reading(str(domain), str(key[1]), replies))
+            same: dict[tuple[str, float], list[str]] = {}
+            for stage, rows in stages.items():
+                row = rows[key]
+                same.setdefault((str(row["completion"]), float(row["reward"])), []).append(stage)
+            replies = tuple((tuple(names), *reply) for reply, names in same.items())
+            wanted = next((str(rows[key]["wanted"]) for rows in stages.values() if "wanted" in rows[key]), "")
+            readings.append(Reading(str(domain), str(key[1]), wanted, replies))
     return readings

@@ -6,14 +6,14 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from mdrl_jax.report.figure import SEQUENTIAL, Figure, Table, by_category, data, ink_on
+from mdrl_jax.report.figure import HALF, SEQUENTIAL, Figure, Table, by_category, data, ink_on
 from mdrl_jax.report.folder import Absent, Records
-from mdrl_jax.report.intervals import tooltips
+from mdrl_jax.report.intervals import number, tooltips
 from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, path_rows, score_at
 from mdrl_jax.report.tables.transfer import quantities
 from mdrl_jax.stats.estimate import interval_text
 
-ROW_HEIGHT, CELL_WIDTH = 30, 118
+ROW_HEIGHT, CELL_WIDTH, FULL = 24, 100, 80  # px; cells of less than FULL have no room for an error
 # What comes before the domain in the name of a recovery stage; rollbacks come last.
 RECOVERIES = ("refresh-", "distill-", "alternate-", "rollback-")
 
@@ -41,12 +41,15 @@ def matrix(records: Records) -> Figure:
     colour = alt.Color(
         "score:Q",
         scale=alt.Scale(scheme=SEQUENTIAL, domain=[low, high if high > low else low + 1]),
-        title="score, points",
+        legend=None,
     )
     tips = _tips(stderr="standard error", accuracy="score regardless of style")
     base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=[*tips, alt.Tooltip("prompts:Q")])
     cells = base.mark_rect().encode(color=colour)
-    text = base.mark_text().encode(text="shown:N", color=ink_on("score", high, low))
+    # On a narrow screen the page makes the cells smaller; they then have room for the score alone.
+    short = f"width < {FULL * len(found.domains)} && isValid(datum.score)"
+    labelled = base.transform_calculate(label=f"{short} ? format(datum.score, '.1f') : datum.shown")
+    text = labelled.mark_text().encode(text="label:N", color=ink_on("score", high, low))
     framed = base.transform_filter("datum.trained")
     outside = framed.mark_rect(fillOpacity=0, stroke="white", strokeWidth=5)
     inside = framed.mark_rect(fillOpacity=0, stroke="black", strokeWidth=2)
@@ -101,7 +104,7 @@ def paths(records: Records) -> Figure:
     bars = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title="score, points"), y2="high:Q")
     shape = alt.when("datum.trained").then(alt.value(130)).otherwise(alt.value(45))
     points = base.mark_point(filled=True, opacity=1).encode(y=y, size=shape)
-    chart = alt.layer(lines, *refreshed, bars, points).properties(width=min(860, 110 * len(order)), height=320)
+    chart = alt.layer(lines, *refreshed, bars, points).properties(width=min(HALF, 80 * len(order)), height=300)
     caption = (
         "Scores in points with 95 % intervals over prompts. A large mark is the score of the domain that the stage "
         "trained. Dashed lines lead to each refresh and distillation from where it started; a rollback is a mark "
@@ -147,7 +150,7 @@ def _line(q: Quantity) -> tuple[str, str, str, str]:
     if record["estimate"] is None:
         return q.name, "–", "", q.reason
     form = ".3f" if "fraction" in q.name else ".2f"
-    return q.name, f"{record['estimate']:{form}}", interval_text(record["ci95"], form), q.detail
+    return q.name, number(record["estimate"], form), interval_text(record["ci95"], form, number=number), q.detail
 
 
 def _cells(found: Matrix) -> list[dict[str, Any]]:

@@ -5,15 +5,14 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, by_category, data
+from mdrl_jax.report.figure import CATEGORIES, HALF, INK, QUIET, Figure, Row, by_category, data
 from mdrl_jax.report.figures.cascade import cascade
 from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import estimate_columns, estimate_tips, words
 
 LABELS = {"reward": "mean reward", "success_nll": "success NLL"}
-WIDTH = 760  # px of all panels, axes apart
-COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": "#8C8C8C"}
+COLOURS = {"all": "#009E73", "inside": "#0072B2", "cross": "#D55E00", "outside": CATEGORIES[6]}
 ROUTE = "route"  # the place on the axis of dimensions for the whole route
 SHARE = "share of the second-order damage"
 # The unit in a record, to (the unit that the charts show, the factor). Other units are shown as recorded.
@@ -41,6 +40,7 @@ def captured(records: Records) -> Figure:
     rows = [r for pair in pairs for r in _shares(pair)]
     if all(r["estimate"] is None for r in rows):
         raise Absent(f"no share of DᵀHD could be measured: {rows[0]['reason']}")
+    rows = [r for r in rows if any(r["panel"] == s["panel"] and s["estimate"] is not None for s in rows)]
     order, names = distinct(rows, "panel"), distinct(rows, "subspace")
     x = alt.X("k:O", title="dimensions k", axis=alt.Axis(labelAngle=0))
     chart = _by_dimension(rows, x, "subspace", names, order, SHARE, [0])
@@ -70,7 +70,7 @@ def spectrum(records: Records) -> Figure:
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _eigenvalues(pair)]
     objectives = distinct(rows, "objective")
-    width = panels(len(objectives), 2, WIDTH - 60)[1]
+    width = panels(len(objectives), 2, HALF - 40)[1]
     charts = [_spectrum([r for r in rows if r["objective"] == o], width) for o in objectives]
     dimensions = "; ".join(
         f"{_panel(pair)}: {' and '.join(str(h['measured_dimension']) for h in pair['halves'])}"
@@ -111,20 +111,19 @@ def ladder(records: Records) -> Figure:
     pairs, why = _pairs(records)
     rows = [r for pair in pairs for r in _rungs(pair)]
     objectives = distinct(rows, "objective")
-    width = panels(len(objectives), 2, WIDTH - 160, 120)[1]
     charts = []
     for objective in objectives:
         own = [r for r in rows if r["objective"] == objective]
         colours = {r["term"]: COLOURS[r["part"]] for r in own}
         title = f"second-order damage, {own[0]['unit']}"
-        charts.append(cascade(own, colours, title, "panel", distinct(own, "panel"), 1, width))
+        charts.append(cascade(own, colours, title, "panel", distinct(own, "panel"), 1, 330))
     caption = (
         "The bar “all” is the second-order damage ½DᵀHD. It is split on the route, on S and, if known, on S cut at its "
         "measured dimension (measured S). In each split inside + cross + outside = all, and each bar starts where the "
         "bar before it ended. If S held all the damage, all of it would be inside. Lines: 95 % intervals over prompts. "
         f"{_residuals(pairs)}{why}"
     )
-    chart = alt.hconcat(*charts, spacing=30).resolve_scale(color="independent")
+    chart = alt.vconcat(*charts, spacing=20).resolve_scale(color="independent")
     return Figure("ladder", "Second-order damage inside and outside the route and S", chart, rows, caption)
 
 
@@ -180,21 +179,21 @@ def _by_dimension(
       title: of the vertical axis.
       lines: heights of horizontal lines.
     """
-    count, width = panels(len(order), 2, WIDTH)
+    count, width = panels(len(order), 1, HALF)
     base = alt.Chart().encode(
         x=x,
         xOffset=alt.XOffset(f"{field}:N", sort=names),
         color=alt.Color(f"{field}:N", scale=by_category(names), title=None, legend=LEGEND),
         tooltip=[alt.Tooltip("k:O", title="dimensions"), *estimate_tips(["panel", field], title)],
     )
-    at = alt.Chart(data([{"at": y} for y in lines])).mark_rule(color=INK, opacity=0.5)
+    at = alt.Chart(data([{"at": y} for y in lines])).mark_rule(color=INK, opacity=QUIET)
     layers = alt.layer(
         at.encode(y=alt.Y("at:Q", title=title)),
         base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
         base.mark_point(filled=True, size=45, opacity=1).encode(y=alt.Y("estimate:Q", title=title)),
         data=data(rows),
-    ).properties(width=width, height=230)
-    return side_by_side(layers, "panel", order, count)
+    ).properties(width=width, height=120 if len(order) > 1 else 180)
+    return side_by_side(layers, "panel", order, count, spacing=14)
 
 
 def _pairs(records: Records) -> tuple[list[dict[str, Any]], str]:
@@ -312,14 +311,14 @@ def _spectrum(rows: Sequence[Row], width: int) -> alt.FacetChart:
     y = alt.Y("eigenvalue:Q", title=title)
     dashed = base.transform_filter("datum.rank == 1").mark_rule(strokeDash=[5, 4], strokeWidth=1.6)
     null = [dashed.encode(y=alt.Y("null_95:Q", title=title))] if any(r["null_95"] is not None for r in rows) else []
-    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=0.5).encode(y=alt.Y("at:Q", title=title))
+    zero = alt.Chart(data([{"at": 0}])).mark_rule(color=INK, opacity=QUIET).encode(y=alt.Y("at:Q", title=title))
     layers = alt.layer(
         zero,
         *null,
-        base.mark_line(opacity=0.5).encode(x=x, y=y),
+        base.mark_line(strokeWidth=1.2).encode(x=x, y=y),
         base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=y),
         data=data(rows),
-    ).properties(width=width, height=230)
+    ).properties(width=width, height=180)
     return side_by_side(layers, "panel", order, 1)
 
 

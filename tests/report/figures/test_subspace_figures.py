@@ -183,5 +183,5 @@ def test_the_browser_has_nothing_to_complain_of(records: Records, tmp_path: Path
     again = write(tmp_path / "more", pairs)
     figures = [made(again) for made in (subspace.captured, subspace.spectrum, subspace.ladder)]
     (tmp_path / "page.html").write_text(browser.page_of(figures))
-    met = browser.look(tmp_path / "page.html", tmp_path)
+    met = browser.look(tmp_path / "page.html", tmp_path)[browser.WIDE]
     assert met["errors"] == [] and [c["marks"] > 0 for c in met["charts"]] == [True] * 3

@@ -1,5 +1,6 @@
 """BWT, FWT, forgetting and recovery against figures worked out by hand."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.records import write_json
 from mdrl_jax.report.tables import matrix as mx
 from mdrl_jax.report.tables import recovered, transfer
+from mdrl_jax.report.tables.headline import headline
 from mdrl_jax.stats.estimate import ratio_of_means
 
 DOMAINS = ("code", "math", "qa")
@@ -53,6 +55,19 @@ def test_rows_follow_the_index_and_may_be_chosen() -> None:
     records = [record(s, i, p) for i, (s, p) in enumerate(BY_HAND.items())]
     assert mx.build(records[::-1]).stages == tuple(BY_HAND)
     assert mx.build(records, stages=["qa", "base"]).stages == ("base", "qa")
+
+
+def test_the_headline_says_what_fell_and_what_won_it_back() -> None:
+    fell = BY_HAND | {"qa": (30.0, 70.0, 90.0), "refresh-code": (54.0, 68.0, 88.0)}
+    said = headline(build(fell, noise=0.5), {"refresh-code": 4})
+    number = r"\d+(?:\.\d)?(?: %)? \[[^]]*\]"
+    text = rf"Code fell by ({number}) points after Math and QA; a refresh of 4 steps won back ({number}) of it\."
+    found = re.fullmatch(text, said)
+    assert found and found[1].startswith("30.0 [") and found[2].startswith("80 % [")
+    assert headline(build(fell), {}).count("; a refresh won back 80 %") == 1
+    assert "No domain fell measurably" in headline(build(BY_HAND | {"qa": (65.0, 79.0, 90.0)}, noise=9.0), {})
+    assert headline(build({"base": BY_HAND["base"]}), {}) == ""
+    assert headline(build({s: BY_HAND[s] for s in ("base", "code")}), {}).startswith("Code changed by +50.0")
 
 
 def test_transfer_by_hand() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.config import METHODS
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Row, Table, data
+from mdrl_jax.report.figure import CATEGORIES, INK, QUIET, Figure, Row, Table, data
+from mdrl_jax.report.figures.layout import FIXED, LEGEND
 from mdrl_jax.report.figures.placement import between, place
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
@@ -205,7 +206,7 @@ def _chart(rows: Sequence[Row], focus: str, lost: float | None, limit: float | N
 
     colour = alt.Color(
         "group:N", title=None, scale=alt.Scale(domain=list(GROUPS), range=list(GROUPS.values())),
-        legend=alt.Legend(orient="top", symbolOpacity=1),
+        legend=LEGEND,
     )  # fmt: skip
     tip = [
         alt.Tooltip("method:N"), *tips("gain", f"gain of {focus}, points"),
@@ -217,29 +218,29 @@ def _chart(rows: Sequence[Row], focus: str, lost: float | None, limit: float | N
     ]  # fmt: skip
     base = alt.Chart(data(rows)).encode(tooltip=tip, color=colour)
     text = alt.Chart(data(labels))
-    leaders = text.transform_filter("datum.far").mark_rule(opacity=0.55)
+    leaders = text.transform_filter("datum.far").mark_rule(opacity=QUIET)
     layers = [
-        base.mark_rule(opacity=0.4).encode(x=across("collateral_low"), x2="collateral_high:Q", y=up("gain")),
-        base.mark_rule(opacity=0.4).encode(x=across("collateral"), y=up("gain_low"), y2="gain_high:Q"),
+        base.mark_rule(strokeWidth=1).encode(x=across("collateral_low"), x2="collateral_high:Q", y=up("gain")),
+        base.mark_rule(strokeWidth=1).encode(x=across("collateral"), y=up("gain_low"), y2="gain_high:Q"),
         leaders.encode(x=across("from_x"), x2="end_x:Q", y=up("from_y"), y2="end_y:Q"),
         base.mark_point(filled=True, size=95, opacity=1).encode(x=across("collateral"), y=up("gain")),
         text.mark_text(align="center", baseline="middle", color=INK).encode(x=across("x"), y=up("y"), text="method:N"),
     ]
-    return alt.layer(*_rules(lost, limit, across, up), *layers).properties(width=WIDTH, height=HEIGHT)
+    return alt.layer(*_rules(lost, limit, across, up), *layers).properties(width=WIDTH, height=HEIGHT, name=FIXED)
 
 
 def _rules(lost: float | None, limit: float | None, x: Any, y: Any) -> list[Any]:
     """The lines at no collateral, at no gain, at a gain of all that was lost, and at the limit."""
     zero = alt.Chart(data([{"zero": 0.0}]))
-    found = [zero.mark_rule(opacity=0.5).encode(x=x("zero")), zero.mark_rule(opacity=0.5).encode(y=y("zero"))]
+    found = [zero.mark_rule(opacity=QUIET).encode(x=x("zero")), zero.mark_rule(opacity=QUIET).encode(y=y("zero"))]
     if lost is not None and lost > 0:
         at = alt.Chart(data([{"lost": lost, "shown": "all that was lost"}]))
         found.append(at.mark_rule(strokeDash=[4, 3]).encode(y=y("lost")))
-        label = at.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, x="width", opacity=0.85)
+        label = at.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, x="width", opacity=1)
         found.append(label.encode(y=y("lost"), text="shown:N"))
     if limit is not None:
         at = alt.Chart(data([{"limit": limit, "shown": f"limit {limit:g}"}]))
         found.append(at.mark_rule(strokeDash=[4, 3]).encode(x=x("limit")))
-        label = at.mark_text(align="left", baseline="bottom", dx=4, dy=-4, y="height", opacity=0.85)
+        label = at.mark_text(align="left", baseline="bottom", dx=4, dy=-4, y="height", opacity=1)
         found.append(label.encode(x=x("limit"), text="shown:N"))
     return found

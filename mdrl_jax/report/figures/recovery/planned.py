@@ -8,8 +8,8 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, by_category, data
-from mdrl_jax.report.figures.layout import distinct
+from mdrl_jax.report.figure import CATEGORIES, INK, QUIET, Figure, by_category, data
+from mdrl_jax.report.figures.layout import ALIGNED, LEGEND, distinct
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, span, tips, words
 from mdrl_jax.stats.estimate import Record, missing
@@ -55,7 +55,8 @@ def plan(records: Records) -> Figure:
         f"nothing. All figures are forecasts with 95 % intervals, made before any action is tried. An action is "
         f"allowed if no other domain is expected to lose more than {record['limit']:g} points (dashed)."
     )
-    return Figure("plan", "What the planner expects of each action", alt.hconcat(*panels, spacing=14), rows, caption)
+    chart = alt.hconcat(*panels, spacing=14).properties(name=ALIGNED)
+    return Figure("plan", "What the planner expects of each action", chart, rows, caption)
 
 
 def short(action: Record) -> str:
@@ -86,7 +87,7 @@ def _panel(rows: Sequence[Record], name: str, title: str, mark: float) -> Any:
     axis = alt.Axis(labelLimit=330) if first else alt.Axis(labels=False, ticks=False)
     y = alt.Y("action:N", sort=[r["action"] for r in rows], title=None, axis=axis)
     colour = alt.Color(
-        "verdict:N", title=None, legend=alt.Legend(orient="top", symbolOpacity=1),
+        "verdict:N", title=None, legend=LEGEND,
         scale=alt.Scale(domain=[ALLOWED, OVER], range=[CATEGORIES[0], CATEGORIES[1]]),
     )  # fmt: skip
     shape = alt.Shape("verdict:N", title=None, scale=alt.Scale(domain=[ALLOWED, OVER], range=["circle", "square"]))
@@ -185,7 +186,7 @@ def _scatter(rows: Sequence[Record], by: str, scale: alt.Scale, title: str, bars
     ends = alt.Scale(domain=[low, high], nice=False)
     titles = [f"{key}, {title}, points" for key in both]
     x, y = alt.X("forecast:Q", title=titles[0], scale=ends), alt.Y("measured:Q", title=titles[1], scale=ends)
-    colour = alt.Color(f"{by}:N", title=None, scale=scale, legend=alt.Legend(orient="top", symbolOpacity=1))
+    colour = alt.Color(f"{by}:N", title=None, scale=scale, legend=LEGEND)
     tip = [
         alt.Tooltip("action:N"),
         alt.Tooltip("domain:N"),
@@ -193,13 +194,13 @@ def _scatter(rows: Sequence[Record], by: str, scale: alt.Scale, title: str, bars
         *tips("measured", "measured"),
     ]
     base = alt.Chart(data(rows)).encode(color=colour, tooltip=tip)
-    equal = alt.Chart(data([{"at": low}, {"at": high}])).mark_line(color=INK, strokeDash=[4, 3], opacity=0.6)
+    equal = alt.Chart(data([{"at": low}, {"at": high}])).mark_line(color=INK, strokeDash=[4, 3], opacity=QUIET)
     layers = [equal.encode(x=alt.X("at:Q", scale=ends), y=alt.Y("at:Q", scale=ends))]
     if bars:
         across, up = alt.X("forecast_low:Q", title=titles[0]), alt.Y("measured_low:Q", title=titles[1])
-        layers.append(base.mark_rule(opacity=0.18).encode(x=across, x2="forecast_high:Q", y=y))
-        layers.append(base.mark_rule(opacity=0.18).encode(x=x, y=up, y2="measured_high:Q"))
-    layers.append(base.mark_point(filled=True, size=45, opacity=0.75).encode(x=x, y=y))
+        layers.append(base.mark_rule(strokeWidth=1).encode(x=across, x2="forecast_high:Q", y=y))
+        layers.append(base.mark_rule(strokeWidth=1).encode(x=x, y=up, y2="measured_high:Q"))
+    layers.append(base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=y))
     if bars:
         marked = alt.Chart(data([r for r in rows if r["mark"]])).encode(x=x, y=y)
         layers.append(marked.mark_point(size=150, color=INK, strokeWidth=1.8))
@@ -267,7 +268,7 @@ def _ranking(rows: Sequence[Record], unit: str, same: bool) -> Any:
     title = f"total damage forecast, {unit}"
     y = alt.Y("order:N", sort=[r["order"] for r in rows], title=None, axis=alt.Axis(labelLimit=330))
     colour = alt.Color(
-        "state:N", title=None, legend=alt.Legend(orient="top", symbolOpacity=1),
+        "state:N", title=None, legend=LEGEND,
         scale=alt.Scale(domain=["forecast only", RUN], range=[CATEGORIES[6], CATEGORIES[1]]),
     )  # fmt: skip
     tip = [
@@ -293,4 +294,4 @@ def _ranking(rows: Sequence[Record], unit: str, same: bool) -> Any:
     chart = alt.layer(*layers).properties(width=460, height=alt.Step(20))
     names = alt.Y("order:N", sort=[r["order"] for r in rows], title=None, axis=None)
     text = base.mark_text(align="left", x=4).encode(text="shown:N", y=names)
-    return alt.hconcat(chart, text.properties(width=190, height=alt.Step(20)), spacing=0)
+    return alt.hconcat(chart, text.properties(width=190, height=alt.Step(20)), spacing=0).properties(name=ALIGNED)

@@ -11,18 +11,20 @@ import numpy as np
 
 from mdrl_jax.claims.published import LEAST_FRACTION, RECOVERY_FRACTION
 from mdrl_jax.config import parse, stage_config
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, Table, by_category, data
-from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.figure import BAND, CATEGORIES, HALF, INK, QUIET, Figure, Table, by_category, data
+from mdrl_jax.report.figures.layout import LEGEND
+from mdrl_jax.report.folder import UNSCORED, Absent, Records
 from mdrl_jax.report.intervals import columns, number, tips, tooltips, words
+from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.theorem import Check, checks
-from mdrl_jax.stats.estimate import Estimate, Record, figure_text
+from mdrl_jax.stats.estimate import Estimate, Record, figure_text, missing
 
 AVERAGE = "mean of all"
 PARTS = {"within": "in S", "route": "on the route, not in S", "outside": "everywhere but in S"}
 RANDOM = "random subspaces"
 OBJECTIVES = {"reward": "reward", "success_nll": "success NLL"}
 OPTIMIZERS = {"adamw": "AdamW on the loss of GRPO", "sgd": "clipped gradient descent on the loss of GRPO"}
-ACROSS = 4  # small charts in a line
+ACROSS = 2  # small charts in a line
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -41,7 +43,7 @@ def curves(records: Records) -> list[Figure]:
       UserError: if a record is not valid JSON.
       KeyError: if a record lacks a field.
     """
-    return [_curves(record) for record in _followed(records)]
+    return [_curves(record, _on_test(records, record["stage"])) for record in _followed(records)]
 
 
 def contraction(records: Records) -> list[Figure | Table]:
@@ -119,7 +121,16 @@ def _what(record: Record) -> str:
     return "Distillation" if record["stage"].startswith("distill-") else "Refresh"
 
 
-def _curves(record: Record) -> Figure:
+def _on_test(records: Records, stage: str) -> Record:
+    """The recovery fraction of a stage on the test prompts, which are more than those that it was scored on."""
+    try:
+        found = next((r.fraction for r in recoveries(records.matrix()) if r.stage == stage), None)
+    except UNSCORED:
+        found = None
+    return found.record() if found else missing("its stage has no scores on test prompts yet")
+
+
+def _curves(record: Record, on_test: Record) -> Figure:
     domain, steps = record["domain"], record["steps"]
     domains = list(steps[0]["scores"])
     rows = []
@@ -135,9 +146,15 @@ def _curves(record: Record) -> Figure:
         charts.append(_fraction([row for row in rows if row["domain"] == domain], record))
     n = steps[0]["scores"][domain]["n"]
     kept = {row["step"]: row for row in steps}[record["chosen"]]
-    back = f"{words(kept['fraction'])} of what {domain} had lost is recovered (published for Math: {RECOVERY_FRACTION})"
-    if kept["fraction"]["estimate"] is None:
-        back = f"the recovery fraction is not known: {words(kept['fraction'])}"
+    here, lost = words(kept["fraction"]), f"of what {domain} had lost is recovered"
+    published = f"(published for Math: {RECOVERY_FRACTION})"
+    if on_test["estimate"] is not None:
+        n_test = f"the {on_test['n']} test prompts of the score matrix"
+        back = f"on {n_test} {words(on_test)} {lost} {published}; on these prompts the fraction is {here}"
+    elif kept["fraction"]["estimate"] is not None:
+        back = f"{here} {lost} {published}"
+    else:
+        back = f"the recovery fraction is not known: {here}"
     caption = (
         f"Scores in points on {n} validation prompts a domain, with 95 % bands over prompts; step 0 is where the "
         "stage started. It keeps the step with the best mean of all domains. This is step "
@@ -150,11 +167,14 @@ def _curves(record: Record) -> Figure:
 
 def _scores(rows: Sequence[Record], domains: Sequence[str], domain: str, peak: float | None, record: Record) -> Any:
     scale = alt.Scale(domain=[*domains, AVERAGE], range=[*by_category(domains).to_dict()["range"], INK])
-    colour = alt.Color("domain:N", scale=scale, title="domain", legend=alt.Legend(symbolOpacity=1))
+    colour = alt.Color("domain:N", scale=scale, title="domain", legend=LEGEND)
     base = alt.Chart(data(rows)).encode(x=_step(record), color=colour, tooltip=_tooltip("score"))
-    y = alt.Y("score:Q", title="score, points", scale=alt.Scale(zero=False))
-    bands = base.mark_area(opacity=0.14, interpolate="linear").encode(
-        y=alt.Y("score_low:Q", title="score, points", scale=alt.Scale(zero=False)), y2="score_high:Q"
+    title = f"score, points ({_validation(record)})"
+    y = alt.Y("score:Q", title=title, scale=alt.Scale(zero=False))
+    bands = base.mark_area(**BAND | {"fillOpacity": 0.1, "strokeOpacity": 1, "strokeWidth": 0.8}).encode(
+        y=alt.Y("score_low:Q", title=title, scale=alt.Scale(zero=False)),
+        y2="score_high:Q",
+        stroke=alt.Stroke("domain:N", scale=scale, title="domain", legend=LEGEND),
     )
     dash = alt.when(alt.datum.domain == AVERAGE).then(alt.value([6, 3])).otherwise(alt.value([1, 0]))
     layers = [
@@ -166,26 +186,31 @@ def _scores(rows: Sequence[Record], domains: Sequence[str], domain: str, peak: f
         at = alt.Chart(data([{"peak": peak, "shown": f"{domain} at its peak, {peak:.1f}"}])).encode(y="peak:Q")
         layers.append(at.mark_rule(color=_colour(record), strokeDash=[2, 3], strokeWidth=2))
         layers.append(at.mark_text(align="left", x=6, dy=-8).encode(text="shown:N"))
-    return alt.layer(*layers, _kept(record, "kept")).properties(width=640, height=280)
+    return alt.layer(*layers, _kept(record, "kept")).properties(width=HALF, height=260)
 
 
 def _fraction(rows: Sequence[Record], record: Record) -> Any:
     base = alt.Chart(data(rows)).encode(x=_step(record), tooltip=_tooltip("fraction"))
     scale = alt.Scale(zero=True)
-    y = alt.Y("fraction:Q", title="recovery fraction", scale=scale)
-    low = alt.Y("fraction_low:Q", title="recovery fraction", scale=scale)
+    title = ["recovery fraction", f"({_validation(record)})"]
+    y = alt.Y("fraction:Q", title=title, scale=scale)
+    low = alt.Y("fraction_low:Q", title=title, scale=scale)
     published = {"at": RECOVERY_FRACTION, "shown": f"published, {RECOVERY_FRACTION}"}
     marks = [published, {"at": LEAST_FRACTION, "shown": "C6 asks for more than this"}]
     rules = alt.Chart(data(marks)).encode(y="at:Q")
     colour = _colour(record)
     return alt.layer(
-        rules.mark_rule(strokeDash=[2, 3], opacity=0.7),
+        rules.mark_rule(strokeDash=[2, 3], opacity=QUIET),
         rules.mark_text(align="left", x=6, dy=-8).encode(text="shown:N"),
         base.mark_rule(strokeWidth=1.5, color=colour).encode(y=low, y2="fraction_high:Q"),
         base.mark_line(color=colour).encode(y=y),
         base.mark_point(filled=True, size=55, color=colour, opacity=1).encode(y=y),
         _kept(record, ""),
-    ).properties(width=640, height=130)
+    ).properties(width=HALF, height=120)
+
+
+def _validation(record: Record) -> str:
+    return f"{record['steps'][0]['scores'][record['domain']]['n']} validation prompts"
 
 
 def _step(record: Record) -> alt.X:
@@ -202,7 +227,7 @@ def _colour(record: Record) -> str:
 def _kept(record: Record, text: str) -> Any:
     at = alt.Chart(data([{"step": record["chosen"], "shown": text}])).encode(x="step:Q")
     label = at.mark_text(align="right", baseline="bottom", y="height", dx=-6, dy=-4).encode(text="shown:N")
-    return alt.layer(at.mark_rule(strokeWidth=1.5, opacity=0.6), label)
+    return alt.layer(at.mark_rule(strokeWidth=1.5, opacity=QUIET), label)
 
 
 def _tooltip(what: str) -> list[alt.Tooltip]:
@@ -256,7 +281,7 @@ def _facets(rows: Sequence[Record], labels: Sequence[str]) -> Any:
         "part:N",
         title="θ − θ*",
         scale=alt.Scale(domain=parts, range=[*CATEGORIES[:3], CATEGORIES[-1]]),
-        legend=alt.Legend(orient="bottom", symbolOpacity=1),
+        legend=LEGEND,
     )
     found = [row[key] for row in rows for key in ("ratio", "low", "high") if row[key]]
     ends = 0.98 * min(found), 1.02 * max(found)
@@ -272,13 +297,15 @@ def _facets(rows: Sequence[Record], labels: Sequence[str]) -> Any:
     y = alt.Y("ratio:Q", title=title, scale=scale, axis=axis)
     drawn = base.transform_filter(alt.datum.part == RANDOM)
     layers = (
-        drawn.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title=title, scale=scale, axis=axis), y2="high:Q"),
+        drawn.mark_area(stroke=CATEGORIES[-1], **BAND | {"strokeOpacity": 1}).encode(
+            y=alt.Y("low:Q", title=title, scale=scale, axis=axis), y2="high:Q"
+        ),
         base.mark_line().encode(y=y),
         base.mark_point(filled=True, size=35, opacity=1).encode(y=y),
     )
     return (
         alt.layer(*layers, data=data(rows))
-        .properties(width=175, height=200)
+        .properties(width=235, height=150)
         .facet(facet=alt.Facet("subspace:N", sort=list(labels), title=None), columns=ACROSS, spacing=14)
     )
 
@@ -313,7 +340,7 @@ def _theorem(record: Record, check: Check) -> Table:
     several = len({b["stage"] for b in record["contraction"]}) > 1
     name = f"{_name(record)}-theorem-{head['stage']}-{head['objective']}-{head['half'] + 1}"
     title = f"Refresh of {record['domain']}: the theorem in S ({_label(head, several)}; {head['k']} dimensions)"
-    return Table(name, title, ("what", "measured", "asked", "verdict"), rows, check.summary())
+    return Table(name, title, ("what", "measured", "asked", "verdict"), rows, check.summary(), folded=True)
 
 
 def _figure(figure: Estimate | None) -> str:

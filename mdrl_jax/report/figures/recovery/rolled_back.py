@@ -5,8 +5,8 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import CATEGORIES, INK, Figure, by_category, data
-from mdrl_jax.report.figures.layout import distinct
+from mdrl_jax.report.figure import CATEGORIES, HALF, INK, QUIET, Figure, by_category, data
+from mdrl_jax.report.figures.layout import LEGEND, distinct
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
 from mdrl_jax.stats.estimate import Record
@@ -130,7 +130,7 @@ def _sweep(record: Record) -> Figure:
     places = alt.Scale(domain=list(PLACES.values()), range=["circle", "triangle-up"])
     shape = alt.Shape("place:N", title="taken from", scale=places)
     tip = _tips(domain, donor)
-    sets = alt.Chart(data(tried)).mark_point(size=70, filled=True, opacity=0.85)
+    sets = alt.Chart(data(tried)).mark_point(size=70, filled=True, opacity=1)
     layers: list[Any] = [_zero(record), sets.encode(x=x, y=y, color=colour, shape=shape, tooltip=tip)]
     if curves:
         layers.insert(1, _controls(curves, x, y, tip))
@@ -142,7 +142,7 @@ def _sweep(record: Record) -> Figure:
         f"prompts a domain. Up is a larger gain, right a larger loss. Lines: controls of growing size, up to the "
         f"largest loss of a mark. Dashed: the limit of {record['limit']:g} points. {_choice(record)}"
     )
-    chart = alt.layer(*layers).resolve_scale(strokeDash="independent").properties(width=620, height=400)
+    chart = alt.layer(*layers).resolve_scale(strokeDash="independent").properties(width=HALF, height=380)
     title = f"Rollback of {donor} for {domain}: gain against loss"
     return Figure(record["stage"], title, chart, tried + curves + picked, caption)
 
@@ -168,8 +168,8 @@ def _zero(record: Record) -> Any:
     limit = alt.Chart(data([{"loss": record["limit"], "shown": "limit"}])).encode(x="loss:Q")
     axes = alt.Chart(data([{"zero": 0.0}]))
     return alt.layer(
-        axes.mark_rule(opacity=0.5).encode(x="zero:Q"),
-        axes.mark_rule(opacity=0.5).encode(y="zero:Q"),
+        axes.mark_rule(opacity=QUIET).encode(x="zero:Q"),
+        axes.mark_rule(opacity=QUIET).encode(y="zero:Q"),
         limit.mark_rule(strokeDash=[4, 3], strokeWidth=1.5),
         limit.mark_text(align="left", baseline="bottom", dx=5, dy=-4, y="height").encode(text="shown:N"),
     )
@@ -178,9 +178,11 @@ def _zero(record: Record) -> Any:
 def _controls(curves: Sequence[Record], x: alt.X, y: alt.Y, tip: Sequence[alt.Tooltip]) -> Any:
     names = distinct(curves, "what")
     scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
-    dash = alt.StrokeDash("what:N", title="control", scale=scale, legend=alt.Legend(symbolSize=700, symbolOpacity=0.8))
+    dash = alt.StrokeDash(
+        "what:N", title="control", scale=scale, legend=alt.Legend(symbolSize=700, symbolOpacity=1, columns=2)
+    )
     base = alt.Chart(data(curves)).encode(x=x, y=y, tooltip=list(tip))
-    style = {"color": INK, "opacity": 0.7, "clip": True}
+    style = {"color": INK, "opacity": QUIET, "clip": True}
     lines = base.mark_line(strokeWidth=1.6, **style).encode(strokeDash=dash, order="setting:Q")
     return alt.layer(lines, base.mark_point(filled=True, size=16, **style).encode(detail="what:N"))
 
@@ -229,7 +231,7 @@ def _at_equal_loss(record: Record) -> Figure:
         alt.Chart(data([{"zero": 0.0}])).mark_rule(strokeDash=[4, 3]).encode(x="zero:Q"),
         base.mark_rule(strokeWidth=2, color=CATEGORIES[0]).encode(x=low, x2="difference_high:Q"),
         base.mark_point(filled=True, size=90, color=CATEGORIES[0], opacity=1).encode(x=x),
-    ).properties(width=620, height=alt.Step(38))
+    ).properties(width=400, height=alt.Step(30))
     caption = (
         f"On {test['prompts']} test prompts the chosen set gains {words(test['gain'], '.1f')} points of {domain} and "
         f"costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: the "
@@ -285,7 +287,7 @@ def _panel(rows: Sequence[Record], place: str, side: str, record: Record) -> Any
     log = alt.Scale(type="log", domain=[min(shares) / 1.15, 1.15 * max(shares)], nice=False)
     ticks = alt.Axis(format="~%", values=asked, grid=False)
     x = alt.X("share:Q", title="share of coordinates", scale=log, axis=ticks)
-    colour = alt.Color("rule:N", title="rule", scale=by_category(_rules(record)), legend=alt.Legend(symbolOpacity=1))
+    colour = alt.Color("rule:N", title="rule", scale=by_category(_rules(record)), legend=LEGEND)
     title = f"{side}, points"
     tip = [
         alt.Tooltip("rule:N"), alt.Tooltip("place:N", title="taken from"), alt.Tooltip("size:Q", format=",d"),
@@ -299,7 +301,7 @@ def _panel(rows: Sequence[Record], place: str, side: str, record: Record) -> Any
     level = record["limit"] if side.startswith("loss") else 0.0
     return alt.layer(
         alt.Chart(data([{"level": level}])).mark_rule(strokeDash=[4, 3], strokeWidth=1.5).encode(y="level:Q"),
-        base.mark_rule(opacity=0.35).encode(y=low, y2="points_high:Q"),
+        base.mark_rule(strokeWidth=1).encode(y=low, y2="points_high:Q"),
         base.mark_line().encode(y=y),
         base.mark_point(filled=True, size=45, opacity=1).encode(y=y),
-    ).properties(width=300, height=190, title=place)
+    ).properties(width=205, height=150, title=place)
