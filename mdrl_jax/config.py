@@ -173,6 +173,8 @@ class SFTSection:
 
     Attributes:
       start, target, target_every: as in `TrainSection`.
+      domains: names of the domains that the stages `sft` and `pretrain` train, evenly; () takes all scored domains
+        except data sets without a `reply`. A stage `sft-D` does not read it.
       steps: optimizer steps, at least 1.
       batch_size: replies of each step, at least 1; divisible by grad_accum_steps.
       grad_accum_steps: number of micro-batches that a step's replies are divided into; their gradients are added up.
@@ -191,6 +193,7 @@ class SFTSection:
     start: str = ""
     target: str = ""
     target_every: int = 4
+    domains: tuple[str, ...] = ()
     steps: int = 3000
     batch_size: int = 64
     grad_accum_steps: int = 1
@@ -542,9 +545,10 @@ def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
 def is_supervised(stage: str) -> bool:
     """Whether a stage of this name trains on demonstrations, with the settings of `sft` in place of `train`.
 
-    It does if the name, up to its first `-`, is "pretrain" or "sft"; that the stage exists is not checked.
+    It does if the name without its label, up to its first `-`, is "pretrain" or "sft"; that the stage exists is not
+    checked.
     """
-    return stage.partition("-")[0] in SUPERVISED
+    return stage.partition("@")[0].partition("-")[0] in SUPERVISED
 
 
 def stage_config(config: Config, stage: str) -> TrainSection:

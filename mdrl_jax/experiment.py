@@ -229,7 +229,7 @@ class Walk:
         return params, record.get("costs") or meter()  # the record is that of an earlier run, if this one was killed
 
     def _merged(self, stage: Stage) -> Any:
-        base = self.runtime.base_params()
+        base = self._params_after(stage.start)
         solos = {d: self._params_after(f"solo-{d}") for d in stage.domains}
         params, record = merge.merge(self.runtime, stage.name, base, solos, self.screen.steps)
         records.write_json(self.folder.root / "recovery" / f"{stage.name}.json", record)

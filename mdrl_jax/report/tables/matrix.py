@@ -5,6 +5,8 @@ without an estimate. Scores and differences are in points (100 × mean reward).
 
 Choices where definitions §2 leaves room:
 - A training stage has the plain name of a domain and comes before the first refresh. T is the last training stage.
+- θ_0 is the end of the warm-up, the supervised stages that the sequence begins with (`stage.origin`); without one it is
+  the base, the model that the run loads.
   `solo-*`, `placebo-*`, `protect-*`, `joint`, `refresh-*` and `rollback-*` are rows but never part of the path to T.
 - A domain that is trained twice peaks at its last stage.
 - Averages over domains treat the domains as independent, because they share no prompts.
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, regular
-from mdrl_jax.stage import default_start, names_on_the_way, unlabelled
+from mdrl_jax.stage import default_start, names_on_the_way, origin, unlabelled, warm_up
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.estimate import Estimate
 
@@ -215,9 +217,15 @@ def own_row(matrix: Matrix, domain: str) -> int | None:
 
 
 def path_rows(matrix: Matrix) -> list[int]:
-    """Rows, from 0, on the way to T: the base, if it was evaluated, then the training stages in order."""
-    base = [matrix.stages.index(BASE)] if BASE in matrix.stages else []
-    return base + list(training_rows(matrix))
+    """Rows, from 0, on the way to T: the base, if it was evaluated, the warm-up, then the training stages in order."""
+    first = [BASE, *warm_up(matrix.starts, {*DOMAINS, *matrix.domains})]
+    return [matrix.stages.index(name) for name in first if name in matrix.stages] + list(training_rows(matrix))
+
+
+def origin_row(matrix: Matrix) -> int | None:
+    """Row, from 0, of θ_0, the model that the training stages start from; None if it was not evaluated."""
+    name = origin(matrix.starts, {*DOMAINS, *matrix.domains})
+    return matrix.stages.index(name) if name in matrix.stages else None
 
 
 def start_row(matrix: Matrix, stage: str) -> int | None:
