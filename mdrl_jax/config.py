@@ -108,6 +108,29 @@ class PreventSection:
 
 
 @section
+class FilterSection:
+    """Which training prompts a GRPO stage visits, by the success rate of its first policy (definitions §15).
+
+    The success rate of a prompt is the mean reward of `train.group_size` completions, measured once when the stage
+    begins. With the default bounds nothing is measured, and every prompt is visited.
+
+    Attributes:
+      low, high: the smallest and the largest success rate of a prompt that is visited; 0 <= low < high <= 1.
+      prompts: number of training prompts of each domain that are measured, in an order of the stage's own; only these
+        can be visited; 0: all.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    prompts: int = 0
+
+    @property
+    def on(self) -> bool:
+        """Whether the bounds leave out any prompt."""
+        return self.low > 0 or self.high < 1
+
+
+@section
 class TrainSection:
     """GRPO training: the values for all GRPO stages; `stage_overrides` changes them for single stages.
 
@@ -122,6 +145,10 @@ class TrainSection:
       target_every: steps from one look to the next in a stage with a target, at least 1; the last step is one too.
       steps: number of sampled batches, at least 1; each gives grpo.updates_per_batch optimizer steps.
       prompts_per_step: prompts of each sampled batch; divisible by rollout.parts.
+      max_rounds: the largest number of rounds, each of prompts_per_step prompts, that a step samples until it has
+        prompts_per_step groups whose rewards differ (dynamic sampling, definitions §15); at least 1. With 1 a step
+        trains on the groups of its one round, whether their rewards differ or not.
+      filter: which training prompts are visited.
       group_size: completions sampled for each prompt, at least 2.
       grad_accum_steps: number of micro-batches that a step's prompts_per_step * group_size completions are divided
         into; their gradients are added up.
@@ -142,6 +169,8 @@ class TrainSection:
     target_every: int = 4
     steps: int = 40
     prompts_per_step: int = 16
+    max_rounds: int = 1
+    filter: FilterSection = FilterSection()
     group_size: int = 16
     grad_accum_steps: int = 1
     learning_rate: float = 1e-6
@@ -751,7 +780,7 @@ def _check(config: Config) -> None:
     for i, stage in enumerate(c.stages):
         s = stage_config(c, stage)
         where = f"stage {stage}"
-        for field in ("steps", "prompts_per_step", "grad_accum_steps"):
+        for field in ("steps", "prompts_per_step", "max_rounds", "grad_accum_steps"):
             _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 1")
         _require(
             s.group_size >= 2,
@@ -759,6 +788,12 @@ def _check(config: Config) -> None:
         )
         for field in ("learning_rate", "warmup_steps", "checkpoint_every", "kl_every"):
             _require(getattr(s, field) >= 0, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 0")
+        f = s.filter
+        _require(
+            0 <= f.low < f.high <= 1,
+            f"{where}: filter.low, filter.high = {f.low}, {f.high} are not valid; 0 <= low < high <= 1",
+        )
+        _require(f.prompts >= 0, f"{where}: filter.prompts={f.prompts} is not valid; it must be >= 0")
         parts = c.rollout.parts
         n, rows = s.prompts_per_step, s.prompts_per_step * s.group_size
         _require(n % parts == 0, f"{where}: prompts_per_step={n} is not divisible by rollout.parts={parts}")

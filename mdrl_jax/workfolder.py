@@ -83,6 +83,10 @@ class WorkFolder:
         """File with the looks at a stage that has a target, and whether it reached the target's score."""
         return self.root / "targets" / f"{stage.folder}.json"
 
+    def success_rates(self, stage: Stage) -> Path:
+        """File with the success rates by which a stage chose its training prompts (`train.filter`)."""
+        return self.root / "filters" / f"{stage.folder}.json"
+
     def random_signs(self, stage: Stage) -> Path:
         """File with the figures of a stage's edit, had its updates had random signs (`train.random_signs`)."""
         return self.root / "random_signs" / f"{stage.folder}.json"

@@ -11,13 +11,13 @@ and sampling keys are functions of the step, so a resumed stage continues exactl
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax.domains.prompts import visit_order
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import batch_divisor, put
 from mdrl_jax.rl.grpo import kl_estimate
@@ -44,6 +44,8 @@ from mdrl_jax.rl.trainer import (
 )
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
+from mdrl_jax.stages import dynamic_sampling
+from mdrl_jax.stages.dynamic_sampling import Rows
 
 Metrics = dict[str, Any]  # name -> figure of a step, a number; "rewards" is an array with all its rewards [P, G]
 Extra = Callable[[int, Any], dict[str, Any]]  # (step, params) -> the optimizer's extra arguments
@@ -145,7 +147,14 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def grpo_steps(
-    runtime: Runtime, stage: Stage, programs: Programs, state: TrainState, reference: Any, first: int, extra: Extra
+    runtime: Runtime,
+    stage: Stage,
+    programs: Programs,
+    state: TrainState,
+    reference: Any,
+    first: int,
+    extra: Extra,
+    rows: Rows = MappingProxyType({}),
 ) -> Iterator[tuple[int, TrainState, Metrics]]:
     """Runs the steps of a stage.
 
@@ -157,12 +166,18 @@ def grpo_steps(
       reference: parameters of the reference policy of the KL; None if `needs_reference` is false.
       first: number of steps that were done before.
       extra: (step, params) -> the optimizer's extra arguments by name for an update; the step is counted from 0.
+      rows: domain -> rows of its training prompts that may be visited; all rows of a domain that is not in it.
 
     Yields:
       after each step: the number of steps done (those before `first` included), the training state, and the metrics.
-      The next step reuses the memory of the state, so a caller that keeps it must copy it first. The metrics are those
-      of `make_batch`; the means over the step's updates of those of the training step (`make_train_step` with
-      `grpo_loss`); and "seconds_sampling" (rewards included) and "seconds_training".
+      The next step reuses the memory of the state, so a caller that keeps it must copy it first. The metrics are
+
+      - those of `make_batch`;
+      - "rounds" and "groups": numbers of rounds and of groups that were sampled. With more than one round,
+        "informative" and "tokens_sampled" are those of all rounds, and the metrics of `_sampled` are those of the
+        first, which was not chosen by its rewards;
+      - the means over the step's updates of those of the training step (`make_train_step` with `grpo_loss`);
+      - "seconds_sampling" (rewards included) and "seconds_training".
 
     Raises:
       UserError: if too many rewards of a step fail (`Rollouts.sample`), or as in `make_batch`. All errors are raised
@@ -173,21 +188,10 @@ def grpo_steps(
     train = stage.train
     for step in range(first, train.steps):
         started = time.monotonic()
-        sets = []
-        for domain, count in shares(stage).items():
-            prompts = runtime.prompts[domain, "train"]
-            order = visit_order(runtime.config.seed, stage.stream, domain, len(prompts), step * count, count)
-            sets.append((prompts, order))
-        scored = runtime.rollouts.sample(
-            state.params,
-            sets,
-            (runtime.config.seed, stage.stream, step),
-            train.group_size,
-            runtime.config.rollout.sampling,
-            runtime.config.rollout.parts,
-        )
+        scored, rounds = dynamic_sampling.draw(runtime, stage, state.params, shares(stage), rows, step)
         sampled = time.monotonic()
         batch, metrics = make_batch(runtime, stage, programs, state.params, reference, scored, step)
+        metrics |= _drawn(rounds)
         rate = jnp.float32(learning_rate(stage, step))
         updates = []
         for _ in range(train.grpo.updates_per_batch):
@@ -273,7 +277,7 @@ def make_batch(
       ValueError: if a prompt has a single completion, or the mesh cannot split the rows of a micro-batch evenly.
     """
     train, grpo, shared = stage.train, stage.train.grpo, _shared(runtime, stage)
-    done, cut = scored.completions, scored.cut(runtime.config.rollout.completion_buckets)
+    cut = scored.cut(runtime.config.rollout.completion_buckets)
     kept = trained(cut.rewards_PG, cut.mask_PGT, cut.completions.ended_PG, grpo)
     batch = policy_batch(
         cut.prompts_PT, cut.valid_PT, cut.completions.tokens_PGT, cut.mask_PGT, cut.completions.logp_PGT, kept,
@@ -305,14 +309,9 @@ def make_batch(
         "tokens_trained": n_trained,
         "real": n_trained / max(computed, 1),
         "tokens_sampled": n_tokens,
-        "rewards": scored.rewards_PG,
-        "reward": float(scored.rewards_PG.mean()),
-        "accuracy": float(scored.accuracy_PG.mean()),
-        "length": float(done.length_PG.mean()),
-        "ended": float(done.ended_PG.mean()),
         "informative": float(kept.informative_P.mean()),
         "dropped_groups": float((~kept.informative_P).sum()) if grpo.drop_zero_variance else 0.0,
-        "entropy": float(-(done.logp_PGT * scored.mask_PGT).sum() / n_tokens),
+        **_sampled(scored),
         "reward_errors": float(sum(scored.errors.values())),
         **{f"reward_errors/{kind}": float(n) for kind, n in scored.errors.items()},
     }
@@ -322,6 +321,29 @@ def make_batch(
         whole_BT = put(micro_batches(whole_BT, train.grad_accum_steps), runtime.mesh, None, "batch")
         metrics["kl"] = float(jnp.sum(kl_BT * whole_BT) / jnp.sum(whole_BT))
     return batch, metrics
+
+
+def _sampled(scored: ScoredRollouts) -> Metrics:
+    """The metrics of completions, whatever is trained on them: rewards, accuracy, length, ended and entropy."""
+    done = scored.completions
+    return {
+        "rewards": scored.rewards_PG,
+        "reward": float(scored.rewards_PG.mean()),
+        "accuracy": float(scored.accuracy_PG.mean()),
+        "length": float(done.length_PG.mean()),
+        "ended": float(done.ended_PG.mean()),
+        "entropy": float(-(done.logp_PGT * scored.mask_PGT).sum() / float(scored.mask_PGT.sum())),
+    }
+
+
+def _drawn(rounds: Sequence[ScoredRollouts]) -> Metrics:
+    """The metrics of all rounds of a step (`grpo_steps`)."""
+    counts = {"rounds": float(len(rounds)), "groups": float(sum(len(r.rewards_PG) for r in rounds))}
+    if len(rounds) == 1:
+        return counts
+    teaches = np.concatenate([dynamic_sampling.informative(r) for r in rounds])
+    sampled = {"informative": float(teaches.mean()), "tokens_sampled": float(sum(r.mask_PGT.sum() for r in rounds))}
+    return counts | sampled | _sampled(rounds[0])
 
 
 def _computed(

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,7 +36,8 @@ from mdrl_jax.rl import random_signs
 from mdrl_jax.rl.trainer import TrainState, init_state
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak
-from mdrl_jax.stages import grpo, sft, target
+from mdrl_jax.stages import grpo, sft, success_filter, target
+from mdrl_jax.stages.dynamic_sampling import Rows
 from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "loss")
@@ -90,11 +92,11 @@ class Trainer:
     def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
         """Trains a stage to its end, or continues it from its newest checkpoint.
 
-        It writes checkpoints and TensorBoard events; with `train.random_signs` also `random_signs/NN-NAME.json` at the
-        end; of a refresh also `recovery/NAME.json` after each scored step, and of a stage with a target
-        `targets/NN-NAME.json` after each look. Neither of these two scores again what is in that record. A refresh that
-        was interrupted trains again from its start. If the last checkpoint is that of the stage's end, nothing is
-        trained.
+        It writes checkpoints and TensorBoard events; with `train.filter` also `filters/NN-NAME.json` before the first
+        step; with `train.random_signs` also `random_signs/NN-NAME.json` at the end; of a refresh also
+        `recovery/NAME.json` after each scored step, and of a stage with a target `targets/NN-NAME.json` after each
+        look. Neither of these two scores again what is in that record. A refresh that was interrupted trains again from
+        its start. If the last checkpoint is that of the stage's end, nothing is trained.
 
         Args:
           stage: a stage of kind "grpo" or "sft".
@@ -104,9 +106,10 @@ class Trainer:
           (`metered`), that of earlier runs up to the checkpoint included. A count of 0 may be absent.
 
         Raises:
-          UserError: if too many rewards of a step fail, a checkpoint cannot be written, the parameters of an earlier
-            stage cannot be read, a domain to be kept has no completion with a reward, or a refresh or a stage with a
-            target continues a record with other settings; of a supervised stage as in `sft_steps`.
+          UserError: if too many rewards of a step fail, `train.filter` keeps no prompt, a checkpoint cannot be written,
+            the parameters of an earlier stage cannot be read, a domain to be kept has no completion with a reward, or a
+            refresh or a stage with a target continues a record with other settings; of a supervised stage as in
+            `sft_steps`.
           RuntimeError: if the reward workers do not start, or their pool is closed.
           Stopped: after a SIGTERM; a checkpoint is saved first, or the scores so far if the stage is a refresh.
         """
@@ -121,7 +124,12 @@ class Trainer:
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), dict(costs)
             meter = metered(self.runtime)
-            recipe = self._sft(stage) if stage.kind == "sft" else self._grpo(stage)
+            if stage.kind == "sft":
+                recipe = self._sft(stage)
+            else:
+                rows, measured = self._rows(stage, self.folder.success_rates(stage))
+                costs.update({} if first else measured)  # a checkpoint's costs include those of the measurement
+                recipe = self._grpo(stage, rows)
             state = self._state(stage, recipe, checkpoints, first)
             tracker = self._tracker(stage) if watched else None
             looks = self._looks(stage) if stage.settings.target else None
@@ -208,7 +216,7 @@ class Trainer:
             to be kept has no completion with a reward. All errors are raised when a step is asked for.
           RuntimeError: if the reward workers do not start, or their pool is closed.
         """
-        recipe = self._grpo(stage)
+        recipe = self._grpo(stage, self._rows(stage, None)[0])
         state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
         for done, reached, metrics in recipe.steps(state, 0):
             yield done, jax.tree.map(jnp.copy, reached.params), metrics
@@ -256,7 +264,40 @@ class Trainer:
             0,
         )
 
-    def _grpo(self, stage: Stage) -> Recipe:
+    def _rows(self, stage: Stage, file: Path | None) -> tuple[Rows, Mapping[str, Any]]:
+        """The training prompts that a stage may visit, and what measuring them cost in an earlier run.
+
+        Args:
+          stage: a GRPO stage.
+          file: where the success rates are read from, or written to if it does not exist; None: they are not kept.
+
+        Returns:
+          Rows by domain, empty without a filter; and the costs that the file records (`metered`), empty if the rates
+          were measured now, because then the caller's own meter has counted them.
+        """
+        if not stage.train.filter.on:
+            return {}, {}
+        earlier = file is not None and file.exists()
+        if file is not None and earlier:
+            record = records.read_json(file)
+        else:
+            meter = metered(self.runtime)
+            record = success_filter.measure(self.runtime, stage, self.params_after(stage.start), self.screen.steps)
+            record["costs"] = meter()
+            if file is not None:
+                records.write_json(file, record)
+        rows = success_filter.kept(record)
+        if file is not None:
+            self.screen.print(success_filter.note(record))
+            for domain, count in grpo.shares(stage).items():
+                if domain in rows and len(rows[domain]) < count:
+                    self.screen.warn(
+                        f"{stage.name}: a step visits {count} prompts of {domain}, but the filter keeps "
+                        f"{len(rows[domain])}, so steps repeat them"
+                    )
+        return rows, record["costs"] if earlier else {}
+
+    def _grpo(self, stage: Stage, rows: Rows) -> Recipe:
         probe = build(self.runtime, self.runtime.config.train.grpo)
         kept = prepare.prepare(probe, stage, self.stages, self.params_after)
         prevent = stage.train.prevent
@@ -277,7 +318,7 @@ class Trainer:
             made.shardings,
             stage.train.steps,
             stage.train.checkpoint_every,
-            lambda state, first: grpo.grpo_steps(self.runtime, stage, made, state, reference, first, kept.extra),
+            lambda state, first: grpo.grpo_steps(self.runtime, stage, made, state, reference, first, kept.extra, rows),
             stage.train.prompts_per_step,
         )
 
