@@ -263,8 +263,9 @@ def make_batch(
       - "tokens": tokens of all rows; "tokens_sampled": tokens of the completions alone; "tokens_trained": tokens of the
         rows with a trained token. A prompt counts once for the rows that share its computation (`policy.shared_rows`).
       - "real": their share among all positions that an update computes; 0 if it computes none.
-      - "informative": share of prompts whose rewards differ; "dropped_groups": number of prompts that are left out of
-        the loss because theirs do not.
+      - "informative": share of prompts whose rewards differ; "trained_groups", "equal_groups": numbers of prompts of
+        the batch, and of those whose rewards do not differ; "dropped_groups": number of these that are left out of the
+        loss.
       - "entropy": mean of −log p of a sampled token, in nats, under the distribution that it was drawn from.
       - "reward_errors": number of rewards that failed; "reward_errors/KIND": the same for each kind of error that
         occurred.
@@ -310,6 +311,8 @@ def make_batch(
         "real": n_trained / max(computed, 1),
         "tokens_sampled": n_tokens,
         "informative": float(kept.informative_P.mean()),
+        "trained_groups": float(kept.informative_P.size),
+        "equal_groups": float((~kept.informative_P).sum()),
         "dropped_groups": float((~kept.informative_P).sum()) if grpo.drop_zero_variance else 0.0,
         **_sampled(scored),
         "reward_errors": float(sum(scored.errors.values())),

@@ -38,10 +38,11 @@ from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak
 from mdrl_jax.stages import grpo, sft, success_filter, target
 from mdrl_jax.stages.dynamic_sampling import Rows
+from mdrl_jax.stages.health import Health
 from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "loss")
-SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
+SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors", "rounds", "groups")
 ERRORS = "reward_errors/"  # prefix of the metrics that count the reward errors of one kind
 Steps = Iterator[tuple[int, TrainState, grpo.Metrics]]
 
@@ -139,6 +140,7 @@ class Trainer:
             elif looks and first and looks.due(first):  # a run that was stopped by SIGTERM saves before it looks
                 ended = looks.look(first, state.params)
             totals: collections.Counter[str] = collections.Counter()
+            health = Health(stage.name, self.runtime.config.rollout.completion_buckets[-1], first)
 
             def account() -> dict[str, Any]:
                 return dict(costs + collections.Counter(meter()))
@@ -149,6 +151,8 @@ class Trainer:
                     board.scalars(done, {f"train/{k}": v for k, v in metrics.items() if k != "rewards"})
                     board.histogram("train/rewards", metrics.get("rewards", ()), done)
                     totals.update({k: v for k, v in metrics.items() if k in SUMMED or k.startswith(ERRORS)})
+                    if stage.kind == "grpo" and (told := health.step(done, metrics)):
+                        self.screen.warn(told)
                     stopping = preemption.noticed()
                     if tracker:
                         ended = tracker.look(done, state.params)
@@ -182,6 +186,8 @@ class Trainer:
         if looks:
             self.screen.print(f"{stage.name}: score of {stage.settings.target} {ended}")
         self.screen.print(_line(stage, recipe.total - first, spent["seconds"], totals))
+        for told in health.summary():
+            self.screen.warn(told)
         return params, spent
 
     def _signs(self, stage: Stage, state: TrainState) -> None:
@@ -405,6 +411,8 @@ def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float])
             f"{totals['seconds_training']:.0f} s); left out {totals['dropped_groups']:.0f} groups without "
             f"reward variance; {totals['reward_errors']:.0f} reward errors"
         )
+        if stage.train.max_rounds > 1:
+            line += f"; sampled {totals['groups']:.0f} groups in {totals['rounds']:.0f} rounds"
         kinds = [f"{k.removeprefix(ERRORS)} {v:.0f}" for k, v in sorted(totals.items()) if k.startswith(ERRORS)]
         line += f" ({', '.join(kinds)})" if kinds else ""
     return f"{line}; {sum(compilations.values())} compilations so far"
