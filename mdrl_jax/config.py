@@ -260,6 +260,8 @@ class EvaluateSection:
       batch: prompts that are sampled at once, at least 1; divisible by the mesh's data * fsdp.
       sampling: temperature, top-k and top-p of the completions.
       shown: number of prompts of each domain whose completions are written to `samples/`, for people to read.
+      keep_texts: whether all completions are written, compressed, to `completions/`; the report shows there what a
+        stage lost.
     """
 
     split: str = "test"
@@ -267,6 +269,7 @@ class EvaluateSection:
     batch: int = 100
     sampling: SamplingConfig = SamplingConfig()
     shown: int = 4
+    keep_texts: bool = True
 
 
 @section

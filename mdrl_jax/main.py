@@ -4,6 +4,7 @@
 are parsed. An error that the user can put right is one line on standard error, with exit status 2.
 """
 
+import functools
 import os
 import sys
 import traceback
@@ -81,12 +82,16 @@ def _evaluate(values: Any) -> None:
     from mdrl_jax import config
     from mdrl_jax.commands import evaluate
 
-    evaluate.run(_needed(values, "model"), config.parse(values.config), values.output)
+    model = _needed(values, "model")
+    evaluate.run(model, config.parse(values.config), values.output, values.out or "", values.before or "")
 
 
 def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
-    flags.DEFINE_string("model", None, "Hugging Face folder of the model to score", flag_values=values)
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    text("model", None, "Hugging Face folder of the model to score")
+    text("out", None, "folder for the rewards of all prompts, the scores and all completions")
+    text("before", None, "folder that an earlier call wrote as --out: shows which answers were lost and gained since")
     _output_flag(values)
     _hosts_flags(values)
 

@@ -23,6 +23,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 FREE = (
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     "checkpoints.keep",
+    "evaluate.keep_texts",
     "evaluate.shown",
     "rewards.workers",
     "sft.checkpoint_every",
@@ -98,6 +99,14 @@ class WorkFolder:
           folder: as for `evaluation`.
         """
         return self.root / "samples" / f"{folder}.jsonl"
+
+    def completions(self, folder: str) -> Path:
+        """File with all completions after a stage, gzipped JSON lines, one for each prompt (`evaluate.keep_texts`).
+
+        Args:
+          folder: as for `evaluation`.
+        """
+        return self.root / "completions" / f"{folder}.jsonl.gz"
 
     def recorded(self) -> dict[str, Any]:
         """The configuration that `config.json` of this folder holds, as nested dictionaries; fields are not checked.

@@ -26,6 +26,7 @@ MADE_BY = {
     "config.json": "a run writes it when it begins",
     "costs": "every stage of a run writes one when it is done",
     "samples": "every stage of a run writes one when it is done",
+    "completions": "every stage of a run with `evaluate.keep_texts` writes one when it is done",
 }
 
 
