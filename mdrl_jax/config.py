@@ -57,7 +57,8 @@ class ModelSection:
     """The model a run starts from, and how it is computed.
 
     Attributes:
-      path: Hugging Face folder of the model, or "tiny" for the base model that comes with the package.
+      path: Hugging Face folder of the model; "tiny" for the base model that comes with the package; or a model of the
+        Hugging Face hub, "hub:ORGANISATION/MODEL", perhaps with "@" and a revision.
       weights: "load" reads the folder's weights; "random" draws new weights from the seed and takes only config.json
         and the tokenizer from the folder.
       dtype: number format of matrix products and of the KV cache, "float32" or "bfloat16"; master weights are float32.

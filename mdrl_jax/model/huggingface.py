@@ -6,6 +6,7 @@ a second full copy. Weights in bfloat16 or float16 become float32 master weights
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     """
     file = Path(folder) / "config.json"
     if not Path(folder).is_dir():
-        raise UserError(f"model folder {folder} does not exist")
+        raise UserError(f"model folder {folder} does not exist; a model of the hub is named hub:ORGANISATION/MODEL")
     if not file.exists():
         raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     try:
@@ -93,6 +94,30 @@ def read_config(folder: str | Path) -> ModelConfig:
     if not isinstance(fields, dict):
         raise UserError(f"{file} is not a JSON object")
     return from_hf(fields, str(file))
+
+
+@functools.cache
+def downloaded(name: str) -> Path:
+    """The folder of a model of the Hugging Face hub, in the cache of `huggingface_hub`; it is downloaded if need be.
+
+    Only the config, the tokenizer and the safetensors are taken. Where the hub cannot be reached, the newest copy in
+    the cache is used.
+
+    Args:
+      name: "ORGANISATION/MODEL", perhaps with "@" and a revision.
+
+    Raises:
+      UserError: if the hub has no such model, or it is neither in the cache nor can be downloaded.
+    """
+    import huggingface_hub
+
+    model, _, revision = name.partition("@")
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(model, revision=revision or None, allow_patterns=wanted))
+    except Exception as e:  # the hub and the network can fail in any way
+        reason = " ".join((str(e).splitlines() or [""])[0].split())
+        raise UserError(f"the model hub:{name} cannot be downloaded ({type(e).__name__}: {reason})") from e
 
 
 class _Files:
