@@ -94,13 +94,11 @@ def test_the_last_line_of_a_program_is_taken_away(made: dict[str, Domain], share
         assert {**found, "setup": ""} == wanted and wanted["prefix"] + wanted["line"] == (
             row["stub"] + " " * row["indent"] + row["line"]
         )
-    problem = asked(made["mbpp_last_line"], "Write a function to find the similar elements from the given two tuple")
-    assert problem.prompt.endswith(
-        "```python\ndef similar_elements(test_tup1, test_tup2):\n"
-        "  res = tuple(set(test_tup1) & set(test_tup2))\n```\n\n"
-        "Reply with the missing last line of this function, and nothing else."
-    )
-    assert problem.check["prefix"].endswith("set(test_tup2))\n  ") and len(problem.check["tests"]) == 3
+    row = next(row for row in ready if row["task_id"] > 600)
+    told = "Reply with the missing last line of this function, and nothing else."
+    problem = asked(made["mbpp_last_line"], f"{row['task']}\n\n```python\n{row['stub']}```\n\n{told}")
+    assert problem.prompt.endswith(told) and problem.reply == row["line"]
+    assert problem.check == {"tests": row["tests"], "setup": "", "prefix": row["stub"] + " " * row["indent"]}
 
 
 def test_prompts_are_exactly_these(made: dict[str, Domain]):

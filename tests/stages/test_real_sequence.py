@@ -42,21 +42,21 @@ def test_the_sequence_runs_on_real_data(shared: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr("mdrl_jax.report.tensorboard.save_figures", lambda root: None)
     c: Any = smollm2_135m.get_config(str(shared / "data"))
     assert parse(c).stages[:2] == ("sft", "code") and parse(c).model.path.startswith("hub:HuggingFaceTB/SmolLM2")
-    c.stages, c.stage_overrides = ("sft", "code", "math"), {}
+    c.stages, c.stage_overrides = ("sft", "code"), {}
     c.model.path, c.model.weights = str(small(shared, tmp_path / "model")), "random"
-    c.rollout.prompt_buckets, c.rollout.completion_buckets = (160, 256), (8,)
+    c.rollout.prompt_buckets, c.rollout.completion_buckets = (256,), (8,)
     c.domains.n_train, c.domains.n_validation, c.domains.n_test = 16, 4, 8
     c.evaluate.batch, c.evaluate.samples = 8, 2
     c.sft.steps = c.train.steps = 2
-    c.sft.batch_size, c.sft.grad_accum_steps = 6, 1
+    c.sft.batch_size, c.sft.grad_accum_steps, c.sft.length = 6, 1, 264
     c.train.prompts_per_step, c.train.group_size, c.train.grad_accum_steps = 8, 2, 1
     experiment.run(parse(c), tmp_path / "run", "quiet")
 
     def read(name: str) -> Any:
         return json.loads((tmp_path / "run" / f"{name}.json").read_text())
 
-    starts = [read(f"evaluations/{name}")["start"] for name in ("00-base", "01-sft", "02-code", "03-math")]
-    assert starts == [None, "base", "sft", "code"]
+    starts = [read(f"evaluations/{name}")["start"] for name in ("00-base", "01-sft", "02-code")]
+    assert starts == [None, "base", "sft"]
     data = read("data")
     shown = {d: r["demonstrations"]["sft"]["prompts"] for d, r in data.items() if "demonstrations" in r}
     assert shown == {"code": 16, "math": 16, "qa": 16}  # IFEval has no demonstrations
@@ -66,10 +66,10 @@ def test_the_sequence_runs_on_real_data(shared: Path, tmp_path: Path, monkeypatc
         code["flops"] / (code["tokens_trained"] + (code["tokens_read"] + code["tokens_sampled"]) / 3)
     )  # one price of a token for both kinds of stages
     changes = read("transitions")
-    assert changes["right"] == {"code": 1.0, "math": 1.0, "qa": 0.5, "cw": 1.0} and len(changes["transitions"]) == 24
-    lost = next(t for t in changes["transitions"] if (t["domain"], t["before"], t["after"]) == ("qa", "sft", "math"))
-    before, after = (np.asarray(read(f"evaluations/{n}")["rewards"]["qa"]) >= 0.5 for n in ("01-sft", "03-math"))
+    assert changes["right"] == {"code": 1.0, "math": 1.0, "qa": 0.5, "cw": 1.0} and len(changes["transitions"]) == 12
+    lost = next(t for t in changes["transitions"] if (t["domain"], t["before"], t["after"]) == ("qa", "sft", "code"))
+    before, after = (np.asarray(read(f"evaluations/{n}")["rewards"]["qa"]) >= 0.5 for n in ("01-sft", "02-code"))
     assert lost["lost"]["estimate"] == pytest.approx(100 * (before & ~after).mean())
     log = " ".join((tmp_path / "run" / "log.txt").read_text().split())
-    assert "code: 16 of 16 training prompts have a demonstration of at most 320 tokens; left out 0 too long" in log
+    assert "code: 16 of 16 training prompts have a demonstration of at most 264 tokens; left out 0 too long" in log
     assert "groups in " in log and "pass@2" in log
