@@ -328,8 +328,8 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
     data = Data(sizes, source.system, config.thinking, source.streaming, record)
     replies = (lambda problem, rng, noise: problem.reply) if source.reply else None
     right_from = source.right_from or RIGHT_FROM.get(source.reward, 1.0)
-    splits = (problems[split] for split in SPLITS)
-    return Domain(name, source.reward, *splits, replies, data=data, right_from=right_from)
+    train, validation, test = (problems[split] for split in SPLITS)
+    return Domain(name, source.reward, train, validation, test, replies, data=data, right_from=right_from)
 
 
 def _scan(
