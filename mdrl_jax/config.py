@@ -62,7 +62,8 @@ class ModelSection:
     """The model a run starts from, and how it is computed.
 
     Attributes:
-      path: Hugging Face folder of the model, or "tiny" for the base model that comes with the package.
+      path: Hugging Face folder of the model; "tiny" for the base model that comes with the package; or a model of the
+        Hugging Face hub, "hub:ORGANISATION/MODEL", perhaps with "@" and a revision.
       adapter: folder of a LoRA adapter in the layout of PEFT, which is merged into the weights of `path`; "": none.
       weights: "load" reads the folder's weights; "random" draws new weights from the seed and takes only config.json
         and the tokenizer from the folder.
@@ -118,6 +119,29 @@ class PreventSection:
 
 
 @section
+class FilterSection:
+    """Which training prompts a GRPO stage visits, by the success rate of its first policy (definitions §15).
+
+    The success rate of a prompt is the mean reward of `train.group_size` completions, measured once when the stage
+    begins. With the default bounds nothing is measured, and every prompt is visited.
+
+    Attributes:
+      low, high: the smallest and the largest success rate of a prompt that is visited; 0 <= low < high <= 1.
+      prompts: number of training prompts of each domain that are measured, in an order of the stage's own; only these
+        can be visited; 0: all.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    prompts: int = 0
+
+    @property
+    def on(self) -> bool:
+        """Whether the bounds leave out any prompt."""
+        return self.low > 0 or self.high < 1
+
+
+@section
 class TrainSection:
     """GRPO training: the values for all GRPO stages; `stage_overrides` changes them for single stages.
 
@@ -135,6 +159,10 @@ class TrainSection:
       n_prompts: number of training prompts of each domain that the stage draws from, the first ones; 0, or more than
         there are: all of them.
       turn: steps of a stage `alternate-A-B` on one of its domains before the other has its turn, at least 1.
+      max_rounds: the largest number of rounds, each of prompts_per_step prompts, that a step samples until it has
+        prompts_per_step groups whose rewards differ (dynamic sampling, definitions §15); at least 1. With 1 a step
+        trains on the groups of its one round, whether their rewards differ or not.
+      filter: which training prompts are visited.
       group_size: completions sampled for each prompt, at least 2.
       grad_accum_steps: number of micro-batches that a step's prompts_per_step * group_size completions are divided
         into; their gradients are added up.
@@ -158,6 +186,8 @@ class TrainSection:
     prompts_per_step: int = 16
     n_prompts: int = 0
     turn: int = 1
+    max_rounds: int = 1
+    filter: FilterSection = FilterSection()
     group_size: int = 16
     grad_accum_steps: int = 1
     learning_rate: float = 1e-6
@@ -190,6 +220,8 @@ class SFTSection:
 
     Attributes:
       start, target, target_every: as in `TrainSection`.
+      domains: names of the domains that the stages `sft` and `pretrain` train, evenly; () takes all scored domains
+        except data sets without a `reply`. A stage `sft-D` does not read it.
       steps: optimizer steps, at least 1.
       batch_size: replies of each step, at least 1; divisible by grad_accum_steps.
       grad_accum_steps: number of micro-batches that a step's replies are divided into; their gradients are added up.
@@ -208,6 +240,7 @@ class SFTSection:
     start: str = ""
     target: str = ""
     target_every: int = 4
+    domains: tuple[str, ...] = ()
     steps: int = 3000
     batch_size: int = 64
     grad_accum_steps: int = 1
@@ -245,6 +278,8 @@ class EvaluateSection:
       batch: prompts that are sampled at once, at least 1; divisible by the mesh's data * fsdp.
       sampling: temperature, top-k and top-p of the completions.
       shown: number of prompts of each domain whose completions are written to `samples/`, for people to read.
+      keep_texts: whether all completions are written, compressed, to `completions/`; the report shows there what a
+        stage lost.
     """
 
     split: str = "test"
@@ -252,6 +287,7 @@ class EvaluateSection:
     batch: int = 100
     sampling: SamplingConfig = SamplingConfig()
     shown: int = 4
+    keep_texts: bool = True
 
 
 @section
@@ -568,9 +604,10 @@ def parse(config: Config | ConfigDict | Mapping[str, Any]) -> Config:
 def is_supervised(stage: str) -> bool:
     """Whether a stage of this name trains on demonstrations, with the settings of `sft` in place of `train`.
 
-    It does if the name, up to its first `-`, is "pretrain" or "sft"; that the stage exists is not checked.
+    It does if the name without its label, up to its first `-`, is "pretrain" or "sft"; that the stage exists is not
+    checked.
     """
-    return stage.partition("-")[0] in SUPERVISED
+    return stage.partition("@")[0].partition("-")[0] in SUPERVISED
 
 
 def stage_config(config: Config, stage: str) -> TrainSection:
@@ -774,7 +811,7 @@ def _check(config: Config) -> None:
     for i, stage in enumerate(c.stages):
         s = stage_config(c, stage)
         where = f"stage {stage}"
-        for field in ("steps", "prompts_per_step", "turn", "grad_accum_steps"):
+        for field in ("steps", "prompts_per_step", "max_rounds", "turn", "grad_accum_steps"):
             _require(getattr(s, field) >= 1, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 1")
         _require(
             s.group_size >= 2,
@@ -782,6 +819,12 @@ def _check(config: Config) -> None:
         )
         for field in ("learning_rate", "warmup_steps", "checkpoint_every", "kl_every", "n_prompts"):
             _require(getattr(s, field) >= 0, f"{where}: {field}={getattr(s, field)} is not valid; it must be >= 0")
+        f = s.filter
+        _require(
+            0 <= f.low < f.high <= 1,
+            f"{where}: filter.low, filter.high = {f.low}, {f.high} are not valid; 0 <= low < high <= 1",
+        )
+        _require(f.prompts >= 0, f"{where}: filter.prompts={f.prompts} is not valid; it must be >= 0")
         parts = c.rollout.parts
         n, rows = s.prompts_per_step, s.prompts_per_step * s.group_size
         _require(n % parts == 0, f"{where}: prompts_per_step={n} is not divisible by rollout.parts={parts}")

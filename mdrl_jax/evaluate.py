@@ -5,7 +5,10 @@ All parameters are scored on the same prompts with the same sampling keys, so di
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,21 +34,27 @@ class Evaluation:
       samples: a few completions for people to read, each a dictionary with "domain", "prompt", "wanted" (what the
         reward asks for), "completion" (texts), "reward" and "accuracy".
       groups: the number of each prompt's group [P] (`PromptSet.groups`), of the domains that have groups.
+      right_from: by domain, the smallest reward of an answer that counts as right (`Domain.right_from`).
+      texts: by domain, the texts of the k completions of each prompt, in the form of `rewards`.
     """
 
     rewards: dict[str, np.ndarray]
     accuracy: dict[str, np.ndarray]
     samples: list[dict[str, Any]]
     groups: dict[str, np.ndarray]
+    right_from: dict[str, float] = dataclasses.field(default_factory=dict)
+    texts: dict[str, list[list[str]]] = dataclasses.field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """{"rewards": ..., "accuracy": ...} as JSON-able values: by domain, a list of k numbers for each prompt.
 
-        The float32 values are kept exactly. If a domain has groups, "groups" has by domain an integer for each prompt.
+        The float32 values are kept exactly. "right_from" has a number for each domain. If a domain has groups, "groups"
+        has by domain an integer for each prompt. The texts are left out.
         """
         record = {
             "rewards": {d: x.tolist() for d, x in self.rewards.items()},
             "accuracy": {d: x.tolist() for d, x in self.accuracy.items()},
+            "right_from": dict(self.right_from),
         }
         return record | ({"groups": {d: x.tolist() for d, x in self.groups.items()}} if self.groups else {})
 
@@ -73,7 +82,7 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
     """
     config = runtime.config.evaluate
     total = sum(_parts(len(runtime.prompts[domain, config.split]), config) for domain in runtime.config.scored_domains)
-    rewards, accuracy, samples, done = {}, {}, [], 0
+    rewards, accuracy, texts, samples, done = {}, {}, {}, [], 0
     with track(label, total) as show:
         for domain in runtime.config.scored_domains:
             prompts = runtime.prompts[domain, config.split]
@@ -81,6 +90,8 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
             scored = _scored(runtime, params, prompts, len(prompts), config, told)
             done += _parts(len(prompts), config)
             rewards[domain], accuracy[domain] = (x[: len(prompts)] for x in (scored.rewards_PG, scored.accuracy_PG))
+            text = functools.partial(runtime.rollouts.text, scored.completions)
+            texts[domain] = [[text(i, k) for k in range(config.samples)] for i in range(len(prompts))]
             for i in range(min(config.shown, len(prompts))):
                 for k in range(config.samples):
                     samples.append(
@@ -88,13 +99,37 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
                             "domain": domain,
                             "prompt": prompts.problems[i].prompt,
                             "wanted": wanted(prompts.problems[i].check),
-                            "completion": runtime.rollouts.text(scored.completions, i, k),
+                            "completion": texts[domain][i][k],
                             "reward": float(rewards[domain][i, k]),
                             "accuracy": float(accuracy[domain][i, k]),
                         }
                     )
     sets = {domain: runtime.prompts[domain, config.split] for domain in rewards}
-    return Evaluation(rewards, accuracy, samples, {d: s.groups for d, s in sets.items() if s.groups is not None})
+    groups = {d: s.groups for d, s in sets.items() if s.groups is not None}
+    right_from = {d: runtime.domains[d].right_from for d in rewards}
+    return Evaluation(rewards, accuracy, samples, groups, right_from, texts)
+
+
+def text_rows(runtime: Runtime, result: Evaluation) -> Iterator[dict[str, Any]]:
+    """The rows of a file of all completions: "domain", "prompt" (its number), "text" (the prompt's) and "completions".
+
+    Args:
+      runtime: of the run, whose `evaluate.split` was scored.
+      result: what `evaluate` returned.
+    """
+    for domain, texts in result.texts.items():
+        problems = runtime.prompts[domain, runtime.config.evaluate.split].problems
+        for i, completions in enumerate(texts):
+            yield {"domain": domain, "prompt": i, "text": problems[i].prompt, "completions": completions}
+
+
+def fingerprints(runtime: Runtime) -> dict[str, str]:
+    """By scored domain, a hash of the tokens of all prompts that `evaluate` scores, and of their order."""
+    found = {}
+    for domain in runtime.config.scored_domains:
+        rows = runtime.prompts[domain, runtime.config.evaluate.split].tokens
+        found[domain] = hashlib.blake2b(json.dumps([list(r) for r in rows]).encode(), digest_size=8).hexdigest()
+    return found
 
 
 def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:

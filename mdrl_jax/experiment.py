@@ -23,14 +23,14 @@ from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_par
 from mdrl_jax.claims.recovery import Refreshed, c6, c7
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
-from mdrl_jax.evaluate import Evaluation, evaluate
+from mdrl_jax.evaluate import Evaluation, evaluate, text_rows
 from mdrl_jax.parallel import distributed
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh.tracker import variant
 from mdrl_jax.report import tensorboard
 from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.screen.console import Screen
-from mdrl_jax.report.tables import matrix, methods
+from mdrl_jax.report.tables import answers, matrix, methods
 from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.rivals import rivals
 from mdrl_jax.report.tables.scores import score_rows
@@ -243,7 +243,7 @@ class Walk:
         return params, record.get("costs") or meter()  # the record is that of an earlier run, if this one was killed
 
     def _merged(self, stage: Stage) -> Any:
-        base = self.runtime.base_params()
+        base = self._params_after(stage.start)
         solos = {d: self._params_after(f"solo-{d}") for d in stage.domains}
         params, record = merge.merge(self.runtime, stage.name, base, solos, self.screen.steps)
         records.write_json(self.folder.root / "recovery" / f"{stage.name}.json", record)
@@ -281,6 +281,8 @@ class Walk:
                 "start": start,
             }
             records.write_jsonl(self.folder.samples(folder), result.samples)
+            if self.runtime.config.evaluate.keep_texts:
+                records.write_zipped(self.folder.completions(folder), text_rows(self.runtime, result))
             self._board(name, index, result)
             records.write_json(self.folder.evaluation(folder), head | result.record())
         rows = scores(self.folder)
@@ -308,6 +310,7 @@ class Walk:
         root = self.folder.root
         result = matrix.load(root)
         judged = self._claims(result)
+        records.write_json(root / "transitions.json", answers.records(answers.all_changes(result), result))
         page.write(root)
         tensorboard.save_figures(root)
         self.screen.print(terminal.summary(result), final=True)

@@ -4,6 +4,7 @@
 are parsed. An error that the user can put right is one line on standard error, with exit status 2.
 """
 
+import functools
 import os
 import sys
 import traceback
@@ -94,15 +95,18 @@ def _evaluate(values: Any) -> None:
     parsed = config.parse(values.config)
     if values.dry_run:
         evaluate.dry_run(values.model or parsed.model.path, parsed)
-    else:
-        evaluate.run(_needed(values, "model"), parsed, values.output, values.base, values.tasks)
+        return
+    model, folders = _needed(values, "model"), (values.out or "", values.before or "")
+    evaluate.run(model, parsed, values.output, *folders, base=values.base, tasks=values.tasks)
 
 
 def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
-    flags.DEFINE_string("model", None, "Hugging Face folder of the model to score", flag_values=values)
-    about = "results of lm-evaluation-harness on the same model, shown beside the scores: a JSON file or its folder"
-    flags.DEFINE_string("tasks", None, about, flag_values=values)
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    text("model", None, "Hugging Face folder of the model to score")
+    text("out", None, "folder for the rewards of all prompts, the scores and all completions")
+    text("before", None, "folder that an earlier call wrote as --out: shows which answers were lost and gained since")
+    text("tasks", None, "results of lm-evaluation-harness on the same model, shown beside: a JSON file or its folder")
     about = "look up every data set of the config, count its rows and show a prompt; score nothing"
     flags.DEFINE_bool("dry_run", False, about, flag_values=values)
     _base_flag(values)

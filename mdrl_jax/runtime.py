@@ -35,8 +35,14 @@ def model_folder(path: str) -> Path:
     """The folder of a model, which may not exist.
 
     Args:
-      path: a Hugging Face folder, or "tiny" for the base model that comes with the package (`ModelSection.path`).
+      path: a Hugging Face folder; "tiny" for the base model that comes with the package; or "hub:" and the name of a
+        model of the Hugging Face hub, which may be downloaded (`ModelSection.path`).
+
+    Raises:
+      UserError: if a model of the hub cannot be had (`huggingface.downloaded`).
     """
+    if path.startswith("hub:"):
+        return huggingface.downloaded(path.removeprefix("hub:"))
     return EMBEDDED_MODEL if path == "tiny" else Path(path)
 
 

@@ -14,11 +14,12 @@ table, D, A and B are domains.
 | `placebo-D` | GRPO on D at learning rate 0: a control, which must not change any score (definitions §2) |
 | `joint` | GRPO on all scored domains, with equally many prompts of each in every step |
 | `sft-D` | supervised training on D's demonstrations, from the previous stage |
-| `sft` | supervised training on all scored domains, with evenly many demonstrations of each in every step |
+| `sft` | supervised training on several domains, with evenly many demonstrations of each in every step: those of
+`sft.domains`, by default all scored domains except data sets without a `reply` |
 | `pretrain` | as `sft`, but procedural domains show the problems that a base model may see (`Domain.pretraining`) |
-| `solo-D` | GRPO on D from the base model |
+| `solo-D` | GRPO on D from θ_0 |
 | `again-D` | as `solo-D`, with other prompts and sampling keys: what do two trainings of one domain share? |
-| `reversed-D` | GRPO on D from the previous `reversed-` stage, or from the base model: for another order of domains |
+| `reversed-D` | GRPO on D from the previous `reversed-` stage, or from θ_0: for another order of domains |
 | `protect-D`, `ewc-D`, `agem-D`, `pcgrad-D`, `mgs-D`, `replay-D`, `kl-D` | stage D again with the same prompts and
 sampling keys, while this method (`config.METHODS`) protects the domains trained before; from the previous stage with
 the same prefix, or else from where stage D starts |
@@ -38,13 +39,19 @@ starts from one unless the config's field `start` names it. A stage with a label
 default start of the stage without the label and draws the same prompts and sampling keys. A supervised stage that
 `start` takes elsewhere than to the previous stage is a side branch too. Only GRPO gives a domain its peak: a supervised
 stage does not.
+
+θ_0 is the model that the first GRPO stage of the sequence starts from (definitions §1): the end of the last of the
+supervised stages that the sequence begins with, which are its *warm-up*, or else the model that the run loads. That
+loaded model is always called "base". Solo stages, the reversed order and merges start from θ_0.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 
 from mdrl_jax.config import METHODS, Config, SFTSection, TrainSection, is_supervised, sft_config, stage_config
+from mdrl_jax.domains.presets import completed
 from mdrl_jax.errors import UserError
 
 ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
@@ -77,7 +84,8 @@ class Stage:
       index: position in the run, from 1; index 0 is the base model.
       kind: "grpo", "sft", "rollback", "merge", "recover" or one of `RECORDS`.
       domains: the domains that the stage trains, merges or records; of a rollback, the one domain that it restores.
-      start: name of the stage whose final parameters this one starts from, or "base".
+      start: name of the stage whose final parameters this one starts from, or "base"; of a merge or `orders`, that of
+        θ_0.
       train: the settings of a GRPO stage, with its overrides applied.
       stream: prompts and sampling keys are drawn under this name; stages to be compared share it.
       reference: name of the stage whose final parameters are the KL's reference policy, or "base".
@@ -150,8 +158,9 @@ def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stag
         `target` names a stage that makes no parameters; if a stage lacks a domain or an earlier stage that it needs (a
         kept domain needs a stage on the way that trained it alone); if a stage is to keep a domain that it trains; if a
         stage with EWC, A-GEM, PCGrad or `protect` has no domain to keep; if a stage with a target trains several
-        domains or is a refresh; if a refresh has `random_signs`; or if the prompts of a step cannot be shared out among
-        the stage's domains and the replayed ones.
+        domains or is a refresh; if a refresh has `random_signs`; if no domain of a supervised stage can have
+        demonstrations, or `sft.domains` is not valid; if solo edits that are merged or compared start from several
+        models; or if the prompts of a step cannot be shared out among the stage's domains and the replayed ones.
     """
     for domain in config.scored_domains:
         if domain not in known_domains:
@@ -170,6 +179,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     kind, domains, donor, stream = "grpo", (rest or plain,), "", plain
     if plain in ALL_DOMAINS:
         kind, domains, prefix = ALL_DOMAINS[plain], config.scored_domains, ""
+        domains = _demonstrated(config, name) if kind == "sft" else domains
     elif prefix == "rollback":
         kept, _, donor = rest.partition("-")
         kind, domains = "rollback", (kept, donor)
@@ -206,6 +216,8 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         domains = domains[:1]
     branch = [s for s in earlier if s.prefix == prefix and not labelled(s.name)]
     sft = sft_config(config, name)
+    if prefix == "sft" and sft.domains != config.sft.domains:
+        raise UserError(f"stage {name} trains {domains[0]} alone; remove its domains={sft.domains!r}")
     chosen = sft.start if kind == "sft" else train.start
     start = chosen or default_start(name, {s.name: s.start for s in earlier}, known)
     reference = train.reference or (branch[0].reference if prefix == "kl" and branch else start)
@@ -221,6 +233,25 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     stage = dataclasses.replace(stage, keeps=_keeps(stage, earlier))
     _check(stage, earlier)
     return stage
+
+
+def _demonstrated(config: Config, name: str) -> tuple[str, ...]:
+    """The domains of a stage `sft` or `pretrain`. A data set without a `reply` has no demonstrations."""
+    chosen, scored = sft_config(config, name).domains, config.scored_domains
+    for i, domain in enumerate(chosen):
+        if domain not in scored or domain in chosen[:i]:
+            why = "which is listed twice" if domain in scored else f"which is not in scored_domains={scored!r}"
+            raise UserError(f"stage {name}: sft.domains names {domain!r}, {why}")
+    if chosen:
+        return chosen
+    silent = {d for d, source in config.domains.sources.items() if not completed(source, f"domains.{d}").reply}
+    found = tuple(d for d in scored if d not in silent)
+    if not found:
+        raise UserError(
+            f"stage {name}: no scored domain has demonstrations; set domains.{scored[0]}.reply to a template of the "
+            "reply, such as '{answer}'"
+        )
+    return found
 
 
 def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]) -> str:
@@ -241,8 +272,10 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
     prefix, rest = _parts(name, domains)
     branch = [s for s in starts if not labelled(s) and _parts(s, domains)[0] == prefix]
     before = _sequence(starts, domains)
-    if prefix in ("solo", "again") or (prefix == "reversed" and not branch) or ALL_DOMAINS.get(name) == "merge":
-        return "base"
+    if prefix in ("solo", "again") or (prefix == "reversed" and not branch):
+        return origin(starts, domains)
+    if ALL_DOMAINS.get(name) in ("merge", "orders"):
+        return origin(starts, domains)
     if prefix == "reversed" or (prefix in METHODS and branch):
         return branch[-1]
     if prefix in METHODS and rest in starts:
@@ -250,6 +283,21 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
     if prefix in ("distill", "alternate", "rollback") or name in ("plan", "trials", "recover"):
         before = [s for s in before if s in domains]
     return before[-1] if before else "base"
+
+
+def origin(starts: Mapping[str, str], domains: Collection[str]) -> str:
+    """The name of θ_0: of the last stage of the warm-up, or "base" if the sequence does not begin with one.
+
+    Args:
+      starts: name of each stage -> name of the stage that it starts from, in the order in which they run.
+      domains: names of the domains.
+    """
+    return (warm_up(starts, domains) or ["base"])[-1]
+
+
+def warm_up(starts: Mapping[str, str], domains: Collection[str]) -> list[str]:
+    """The supervised stages that the sequence begins with, in order; the arguments are those of `origin`."""
+    return list(itertools.takewhile(is_supervised, _sequence(starts, domains)))
 
 
 def unlabelled(name: str) -> str:
@@ -477,3 +525,9 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
                 f"stage {name} needs the solo edit of every scored domain; add before it: "
                 f"{', '.join(f'solo-{d}' for d in missing)}"
             )
+        for solo in (s for s in earlier if s.name in {f"solo-{d}" for d in stage.domains}):
+            if solo.start != stage.start:
+                raise UserError(
+                    f"stage {name} takes edits from {stage.start!r}, but {solo.name} starts from {solo.start!r}; "
+                    "let both start from one model"
+                )

@@ -35,6 +35,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 FREE = (
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     "checkpoints.keep",
+    "evaluate.keep_texts",
     "evaluate.shown",
     "rewards.workers",
     "sft.checkpoint_every",
@@ -96,6 +97,10 @@ class WorkFolder:
         """File with the looks at a stage that has a target, and whether it reached the target's score."""
         return self.root / "targets" / f"{stage.folder}.json"
 
+    def success_rates(self, stage: Stage) -> Path:
+        """File with the success rates by which a stage chose its training prompts (`train.filter`)."""
+        return self.root / "filters" / f"{stage.folder}.json"
+
     def random_signs(self, stage: Stage) -> Path:
         """File with the figures of a stage's edit, had its updates had random signs (`train.random_signs`)."""
         return self.root / "random_signs" / f"{stage.folder}.json"
@@ -107,6 +112,14 @@ class WorkFolder:
           folder: as for `evaluation`.
         """
         return self.root / "samples" / f"{folder}.jsonl"
+
+    def completions(self, folder: str) -> Path:
+        """File with all completions after a stage, gzipped JSON lines, one for each prompt (`evaluate.keep_texts`).
+
+        Args:
+          folder: as for `evaluation`.
+        """
+        return self.root / "completions" / f"{folder}.jsonl.gz"
 
     def recorded(self) -> dict[str, Any]:
         """The configuration that `config.json` of this folder holds, as nested dictionaries; fields are not checked.

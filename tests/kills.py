@@ -37,7 +37,10 @@ from mdrl_jax import config
 def get_config():
     c = config.default()
     c.stages = ("math", "qa", "analyze", "refresh-math", "rollback-math-qa")
-    c.stage_overrides = {"math": {"random_signs": True}, "refresh-math": {"steps": 2}}
+    c.stage_overrides = {
+        "math": {"random_signs": True, "max_rounds": 2, "filter": {"low": 0.01, "high": 0.99, "prompts": 48}},
+        "refresh-math": {"steps": 2},
+    }
     c.scored_domains = ("math", "qa")
     c.domains.n_test = 16
     c.domains.n_validation = 8
@@ -58,7 +61,17 @@ def get_config():
     return c
 """
 KINDS = ("start", "work", "save", "record")
-RECORDS = (".", "evaluations", "samples", "costs", "recovery", "analysis", "analysis/parts", "analysis/samples")
+RECORDS = (
+    ".",
+    "evaluations",
+    "samples",
+    "costs",
+    "filters",
+    "recovery",
+    "analysis",
+    "analysis/parts",
+    "analysis/samples",
+)
 
 
 class Runs:

@@ -13,13 +13,13 @@ import pytest
 from ml_collections import ConfigDict
 
 import mdrl_jax
-from configs import paper_qwen3_4b, real_local
+from configs import paper_qwen3_4b, real_local, smollm2_135m
 from mdrl_jax import config as config_module
 from mdrl_jax import workfolder
 from mdrl_jax.config import RENAMED, Config, default, parse, renamed, sft_config, stage_config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.stage import ALL_DOMAINS, PREFIXES
+from mdrl_jax.stage import ALL_DOMAINS, PREFIXES, resolve_stages
 
 PACKAGE = Path(mdrl_jax.__file__).parent
 
@@ -283,6 +283,10 @@ def test_data_sets_are_written_and_read_back():
 
 def test_the_configs_of_real_data_are_whole():
     local, paper = parse(real_local.get_config("there")), parse(paper_qwen3_4b.get_config())
+    small = parse(smollm2_135m.get_config("there"))
+    stages = {s.name: s for s in resolve_stages(small, tuple(DOMAINS))}
+    assert stages["sft"].domains == ("code", "math", "qa") and stages["code"].start == "sft"
+    assert set(small.domains.sources) == set(DOMAINS) and small.domains.code.files == ("there/code/mbpp.jsonl",)
     assert local.domains.math.test_files == ("there/math/gsm8k_test.jsonl",)
     assert set(local.domains.sources) == set(paper.domains.sources) == {"code", "math", "qa", "cw"}
     assert [s for s in paper.stages if s in DOMAINS] == ["code", "math", "qa", "cw"]

@@ -7,7 +7,17 @@ import pytest
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
-from mdrl_jax.stage import Stage, default_start, names_on_the_way, peak, resolve_stages, teachers, trained_on_the_way
+from mdrl_jax.stage import (
+    Stage,
+    default_start,
+    names_on_the_way,
+    origin,
+    peak,
+    resolve_stages,
+    teachers,
+    trained_on_the_way,
+    warm_up,
+)
 from mdrl_jax.stages.grpo import shares, taught_by
 
 KNOWN = tuple(DOMAINS)
@@ -237,6 +247,44 @@ def test_supervised_stages_are_in_the_sequence_and_no_peak():
     assert trained_on_the_way(stages["sft-qa"], made) == ("code",) == trained_on_the_way(stages["qa"], made)
 
 
+def test_a_warm_up_ends_at_the_model_that_solos_and_merges_start_from():
+    solos = [f"solo-{d}" for d in KNOWN]
+    stages = planned("sft-math", "sft", "code", "sft-qa", "qa", *solos, "again-qa", "reversed-qa", "ties", "orders")
+    starts = {n: s.start for n, s in stages.items()}
+    assert [starts[n] for n in ("sft-math", "sft", "code", "sft-qa", "qa")] == [
+        "base",
+        "sft-math",
+        "sft",
+        "code",
+        "sft-qa",
+    ]
+    assert {starts[n] for n in (*solos, "again-qa", "reversed-qa", "ties", "orders")} == {"sft"}
+    assert origin(starts, KNOWN) == "sft" and warm_up(starts, KNOWN) == ["sft-math", "sft"]
+    assert origin({"code": "base", "sft": "code"}, KNOWN) == "base"
+    with pytest.raises(UserError, match="stage ties takes edits from 'sft', but solo-qa starts from 'base'; let both"):
+        planned("sft", "code", *solos, "ties", stage_overrides={"solo-qa": {"start": "base"}})
+
+
+def test_a_supervised_stage_of_several_domains_takes_those_with_demonstrations():
+    source = {"files": ("x.jsonl",), "prompt": "{q}", "reward": "qa"}
+    domains = {"math": {**source, "reply": "{a}"}, "qa": source, "cw": {"preset": "ifeval"}}
+    assert planned("sft", "sft@more", domains=domains)["sft"].domains == ("code", "math")
+    chosen = planned("sft", "sft-qa", "sft@slow", domains=domains, sft={"domains": ("math", "qa"), "steps": 9},
+                     stage_overrides={"sft@slow": {"domains": ("math",), "steps": 7}})  # fmt: skip
+    assert [s.domains for s in chosen.values()] == [("math", "qa"), ("qa",), ("math",)]
+    assert [s.sft.steps for s in chosen.values()] == [9, 9, 7] and chosen["sft@slow"].start == "sft-qa"
+    with pytest.raises(UserError, match="stage sft: no scored domain has demonstrations; set domains.qa.reply to"):
+        planned("sft", domains=domains, scored_domains=("qa", "cw"))
+    for wrong, told in (
+        (("maths",), "'maths', which is not in scored_domains"),
+        (("qa", "qa"), "'qa', which is listed"),
+    ):
+        with pytest.raises(UserError, match=f"stage sft: sft.domains names {told}"):
+            planned("sft", sft={"domains": wrong})
+    with pytest.raises(UserError, match=r"stage sft-qa trains qa alone; remove its domains=\('math',\)"):
+        planned("sft-qa", stage_overrides={"sft-qa": {"domains": ("math",)}})
+
+
 def test_a_supervised_stage_that_starts_elsewhere_is_a_side_branch():
     overrides = {"sft-math": {"start": "base", "target": "math"}, "sft-qa": {"start": "math"}}
     stages = planned("math", "sft-math", "qa", "sft-qa", "cw", stage_overrides=overrides)
@@ -315,9 +363,9 @@ def test_names_alone_say_where_stages_start():
     by_hand = {
         **{"pretrain": "base", "code": "pretrain", "math": "code", "placebo-qa": "math", "qa": "placebo-qa"},
         **{"cw": "qa", "protect-qa": "placebo-qa", "protect-cw": "protect-qa", "ewc-math": "code", "kl-cw": "qa"},
-        **{"reversed-cw": "base", "reversed-qa": "reversed-cw", "joint": "cw", "refresh-math": "joint"},
-        **{"refresh-qa": "refresh-math", "rollback-math-qa": "cw", "recover": "cw", "average": "base", "ties": "base"},
-        **dict.fromkeys(("solo-math", "solo-code", "solo-qa", "solo-cw"), "base"),
+        **{"reversed-cw": "pretrain", "reversed-qa": "reversed-cw", "joint": "cw", "refresh-math": "joint"},
+        **{"refresh-qa": "refresh-math", "rollback-math-qa": "cw", "recover": "cw"},
+        **dict.fromkeys(("solo-math", "solo-code", "solo-qa", "solo-cw", "average", "ties"), "pretrain"),
     }
     assert starts == resolved == by_hand
     assert names_on_the_way("refresh-qa", starts)[-3:] == ["joint", "refresh-math", "refresh-qa"]

@@ -1,6 +1,6 @@
 """The figures of one checkpoint: gradients, routes, and later edits on shared routes (definitions §4, §5).
 
-`interference.Analysis.point` calls these functions at the base model, for all domains, and at every θ*_A that has a
+`interference.Analysis.point` calls these functions at θ_0, for all domains, and at every θ*_A that has a
 later stage, for A and the domains trained after it. For each pair of domains they give the cosine of the gradients and
 the overlap of the routes. For A and each later domain B they also give, on the shared route ℛ:
 
@@ -9,7 +9,7 @@ the overlap of the routes. For A and each later domain B they also give, on the 
 
 Both are also given on the complement of ℛ. Their null is random sets of neurons of the size of ℛ.
 
-At the base model two more comparisons use completions that were sampled at each domain's own peak, where successes are
+At θ_0 two more comparisons use completions that were sampled at each domain's own peak, where successes are
 many: the gradients of their success NLL (C3), and what each solo edit does to the NLL of each prompt (C4).
 
 A *record* of a figure is {"estimate", "ci95", "null", "n", "unit"}, with "reason" if it has no estimate
@@ -65,7 +65,7 @@ def gradient_figures(
       params: the parameters at the point.
       samples: completions of one or more domains, of equally many prompts, at least one block of `analyze.batch`.
         Prompts beyond the last whole block are left out. For the reward, they are sampled at the point.
-      own: the domain A that peaks at the point; None at the base model.
+      own: the domain A that peaks at the point; None at θ_0.
       later: the later stages whose edits δ_B are multiplied with A's gradient, at most one of each domain; empty at the
         base model.
       progress: told what is being computed.
@@ -195,13 +195,13 @@ def solo_effects(
 ) -> list[dict[str, Any]]:
     """What the solo edit of each domain B does to the success NLL of each prompt of another domain A (C4).
 
-    The prediction is −g_A·δ_B on the shared route ℛ of A and B at the base model, with g_A of A's prompt alone. The
-    measurement is the fall of the NLL from the base model to the end of B's solo stage, with all of δ_B.
+    The prediction is −g_A·δ_B on the shared route ℛ of A and B at θ_0, with g_A of A's prompt alone. The
+    measurement is the fall of the NLL from θ_0 to the end of B's solo stage, with all of δ_B.
 
     Args:
       probe: the compiled device programs.
-      base: the parameters of the base model.
-      at_base: activity of each domain at the base model, which gives the routes.
+      base: the parameters θ_0.
+      at_base: activity of each domain at θ_0, which gives the routes.
       at_peak: completions of the same domains, each sampled at its own peak.
       solo: domain -> parameters at the end of its solo stage.
       progress: told what is being computed.

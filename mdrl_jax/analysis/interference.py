@@ -9,9 +9,9 @@ The work is cut into units (`Analysis.units`):
 | unit | content | definitions |
 |---|---|---|
 | `edits` | the edit of every domain, and the overlap of each pair of edits | §3 |
-| `point-<checkpoint>` | samples and rewards; at the base and at peaks also gradients and routes | §4, §5 |
+| `point-<checkpoint>` | samples and rewards; at θ_0 and at peaks also gradients and routes | §4, §5 |
 | `damage-<domain>-<stage>` | predicted and measured damage of a domain at a later stage | §6 |
-| `peak-gradients` | gradients, at the base, of the NLL of successes from each domain's peak | §4 |
+| `peak-gradients` | gradients, at θ_0, of the NLL of successes from each domain's peak | §4 |
 | `solo-effects` | predicted and measured effect of each solo edit on each prompt of another domain | §5 |
 | `cross-<domain>` | curvature between the edits of two later stages | §6 |
 | `conflict-<domain>-<stage>-<objective>` | the conflict subspace, for the most harmed pairs | §7 |
@@ -164,6 +164,7 @@ class Analysis:
             "solos": [dataclasses.asdict(s) for s in self.checkpoints.solos],
             "sources": self.sources,
             **({"supervised": supervised} if supervised else {}),
+            **({"origin": self.checkpoints.origin} if self.checkpoints.origin != BASE else {}),
         }
 
     def open(self) -> None:
@@ -207,7 +208,7 @@ class Analysis:
     def _units(self) -> Iterator[Unit]:
         c = self.checkpoints
         yield Unit("edits", self.edits)
-        for name in (BASE, *(s.name for s in c.stages)):
+        for name in c.points:
             yield Unit(f"point-{name}", functools.partial(self.point, name))
         if len(c.domains) > 1:
             yield Unit("peak-gradients", self.peak_gradients)
@@ -333,7 +334,7 @@ class Analysis:
         return head | edits.edit_figures(self.params(supervised.start), self.params(supervised.name))
 
     def peak_gradients(self, progress: Progress) -> dict[str, Any]:
-        """The unit `peak-gradients` (definitions §4): gradients at the base model, of completions from the peaks.
+        """The unit `peak-gradients` (definitions §4): gradients at θ_0, of completions from the peaks.
 
         Args:
           progress: told what is being computed.
@@ -345,7 +346,7 @@ class Analysis:
           UserError: if sampling fails (`samples.draw`).
         """
         drawn = {d: self.sample(self.checkpoints.own(d).name, d, progress) for d in self.checkpoints.domains}
-        base = self.params(BASE)
+        base = self.params(self.checkpoints.origin)
         return checkpoint_figures.gradient_figures(self.probe, base, drawn, None, (), progress, successes=True)[0]
 
     def _alone(self) -> list[str]:
@@ -367,8 +368,8 @@ class Analysis:
         """
         c, domains = self.checkpoints, self._alone()
         at_peak = {d: self.sample(c.own(d).name, d, progress) for d in domains}
-        at_base = {d: self.sample(BASE, d, progress) for d in domains}
-        base = self.params(BASE)
+        at_base = {d: self.sample(c.origin, d, progress) for d in domains}
+        base = self.params(c.origin)
         activity = {d: self.probe.activity(base, sample) for d, sample in at_base.items()}
         solo = lambda d: self.params(c.edit(d)[1].name)  # noqa: E731
         return {"pairs": checkpoint_figures.solo_effects(self.probe, base, activity, at_peak, solo, progress)}
@@ -376,18 +377,18 @@ class Analysis:
     def point(self, name: str, progress: Progress) -> dict[str, Any]:
         """The unit `point-<name>`: every domain is sampled at a checkpoint; gradients and routes are compared.
 
-        Gradients and routes (definitions §4, §5) are compared at the base model, among all domains, and at each θ*_A
+        Gradients and routes (definitions §4, §5) are compared at θ_0, among all domains, and at each θ*_A
         that has a later stage, among A and the later domains. Other checkpoints have no comparisons.
 
         Args:
-          name: the name of the checkpoint; `BASE` for the base model.
+          name: the name of the checkpoint.
           progress: told what is being computed.
 
         Returns:
           "rewards": {domain: mean reward of each prompt}; "informative": {domain: share of prompts whose completions
           have different rewards}; "gradients" and "routes": figures by pair "a-b" (`gradient_figures` and
           `route_figures` of `checkpoint_figures.py`); "shared": {later domain: figures on the shared route
-          (`on_route`), with "heads", the indices of its attention heads by layer}, empty at the base. A checkpoint
+          (`on_route`), with "heads", the indices of its attention heads by layer}, empty at θ_0. A checkpoint
           without comparisons has only the first two.
 
         Raises:
@@ -402,7 +403,7 @@ class Analysis:
             "rewards": {d: s.rewards_PG.mean(axis=1, dtype=np.float64).tolist() for d, s in drawn.items()},
             "informative": {d: s.informative for d, s in drawn.items()},
         }
-        if name != BASE and not later:
+        if name != c.origin and not later:
             return out
         if own is not None:
             drawn = {d: s for d, s in drawn.items() if d in (own, *(x.domain for x in later))}

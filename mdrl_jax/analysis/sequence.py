@@ -18,7 +18,7 @@ class Trained:
     Attributes:
       name: of the stage, and of its checkpoint.
       domain: the domain that was trained.
-      start: the name of the checkpoint that training started from; `BASE` is the model before all training.
+      start: the name of the checkpoint that training started from; `BASE` is the model that was loaded.
     """
 
     name: str
@@ -43,12 +43,13 @@ class Checkpoints:
 
     Attributes:
       stages: the sequence, in the order of training.
-      solos: stages that trained one domain from the base model alone.
-      params: reads the parameters of a checkpoint (`BASE`, or a name of `stages`, `solos` or `supervised`).
+      solos: stages that trained one domain from θ_0 alone.
+      params: reads the parameters of a checkpoint (`BASE`, or the name of any stage).
       supervised: supervised stages of one domain, at most one of each.
       looks: (name of one of `supervised` with a target) -> the record of its looks (`stages/target.py`).
       random_signs: (name of one of `stages` or `solos`) -> the figures of its edit if every entry of every
         update had had a random sign (`edits.edit_figures`); None if the stage did not record them.
+      origin: the name of θ_0, the checkpoint that the sequence starts from: `BASE`, or the end of a supervised warm-up.
     """
 
     stages: tuple[Trained, ...]
@@ -57,6 +58,12 @@ class Checkpoints:
     supervised: tuple[Supervised, ...] = ()
     looks: Callable[[str], Mapping[str, Any]] = lambda name: {}
     random_signs: Callable[[str], Mapping[str, Any] | None] = lambda name: None
+    origin: str = BASE
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The checkpoints at which completions are sampled: θ_0, and the start and the end of each stage, in order."""
+        return tuple(dict.fromkeys((self.origin, *(name for s in self.stages for name in (s.start, s.name)))))
 
     def own(self, domain: str) -> Trained:
         """The last stage of the sequence that trained a domain. Its end is the domain's peak θ*_i (definitions §1).

@@ -52,7 +52,7 @@ CLAIMS = {
     "C3": Claim(
         "full-model gradients are near-orthogonal although interference is real",
         "Math–QA cosine ≈ 0 over the full model",
-        "success-NLL gradients at the base model of completions from each domain's peak: full-model |cos| below 0.1 "
+        "success-NLL gradients at θ_0 of completions from each domain's peak: full-model |cos| below 0.1 "
         "(undecided unless both have a reliability above 0.5), cross-fitted sums of positive and of negative products "
         "of tensors both different from 0, and measured damage above 0",
     ),

@@ -2,10 +2,12 @@
 
 import dataclasses
 import time
+from pathlib import Path
+from typing import Any
 
 import jax
 
-from mdrl_jax import runtime
+from mdrl_jax import records, runtime
 from mdrl_jax.commands.loaded import check_base
 from mdrl_jax.config import Config
 from mdrl_jax.domains.chat import chat_text
@@ -13,30 +15,44 @@ from mdrl_jax.domains.datasets import SPLITS
 from mdrl_jax.domains.prompts import notes, tokenize
 from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.errors import UserError
-from mdrl_jax.evaluate import evaluate
+from mdrl_jax.evaluate import evaluate, fingerprints, text_rows
 from mdrl_jax.model import huggingface, tokens
 from mdrl_jax.progress import printable
 from mdrl_jax.report.screen import terminal
 from mdrl_jax.report.screen.console import Screen
-from mdrl_jax.report.tables import harness, matrix
+from mdrl_jax.report.tables import answers, harness, matrix
 from mdrl_jax.report.tables.scores import score_rows
 
+EVALUATION, SCORES, COMPLETIONS = "evaluation.json", "scores.jsonl", "completions.jsonl.gz"  # in the folder --out
 
-def run(model: str, config: Config, output: str = "screen", base: str | None = None, tasks: str | None = None) -> None:
-    """Scores a model and prints a table of the scores, in points, with standard errors over prompts.
+
+def run(
+    model: str,
+    config: Config,
+    output: str = "screen",
+    out: str = "",
+    before: str = "",
+    base: str | None = None,
+    tasks: str | None = None,
+) -> None:
+    """Scores a model and prints tables of the scores and of pass@k, in points, with standard errors over prompts.
 
     Every scored domain is scored on all prompts of `evaluate.split`, with `evaluate.samples` completions of each. The
-    notes about data and attention are printed before. No file is written.
+    notes about data and attention are printed before.
 
     Args:
       model: Hugging Face folder of the model, or "tiny" (`runtime.model_folder`).
       config: the parsed configuration with the domains and the section `evaluate`. Its model is replaced by `model`.
       output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
+      out: folder to which the rewards of all prompts, the scores and all completions are written; "": none.
+      before: a folder that an earlier call wrote as `out`; a further table then shows which answers to the same prompts
+        were lost and gained since (definitions §2). "": none.
       base: folder of the base model if `model` is a LoRA adapter; None: the folder that the adapter itself names.
       tasks: results of lm-evaluation-harness on the same model, a file or a folder (`tables.harness.read`), which are
         shown beside the scores; None: none.
 
     Raises:
+      UserError: if `before` holds no evaluation, or one with other prompts, samples or sampling keys.
       UserError: if the model or its tokenizer is missing, damaged or not supported; if a domain does not exist, or its
         data cannot be read or are too few; if the mesh does not match the devices, or does not divide the batch or a
         parameter; if prompt and completion together may be longer than the model allows; if `rollout.cache_gib` is too
@@ -48,6 +64,7 @@ def run(model: str, config: Config, output: str = "screen", base: str | None = N
       Stopped: with several processes, after a SIGTERM (`preemption.noticed`); no score is printed.
     """
     started = time.monotonic()
+    earlier = records.read_json(Path(before) / EVALUATION) if before else None
     beside = harness.read(tasks) if tasks else []
     check_base(model, base)
     given = None if base is None else runtime.model_folder(base)
@@ -59,15 +76,43 @@ def run(model: str, config: Config, output: str = "screen", base: str | None = N
         built = runtime.build(config, pool)
         for note in built.notes:
             screen.print(note)
+        head = {"stage": model, "index": 1, "seed": config.seed, "k": config.evaluate.samples, "step": 0}
+        head |= {"sampling": dataclasses.asdict(config.evaluate.sampling), "prompts": fingerprints(built)}
+        if earlier is not None:
+            _check_same(earlier, head, before)
         with jax.set_mesh(built.mesh):
             result = evaluate(built, built.base_params(), "scores", screen.steps)
-        head = {"stage": model, "index": 0, "seed": config.seed, "k": config.evaluate.samples, "step": 0}
         record = head | result.record()
-        screen.print(terminal.score_table(matrix.build([record]), beside), final=True)
+        if out:
+            records.write_zipped(Path(out) / COMPLETIONS, text_rows(built, result))
+            records.write_jsonl(Path(out) / SCORES, score_rows(record))
+            records.write_json(Path(out) / EVALUATION, record)
+        scores = matrix.build([record])
+        tables = [terminal.score_table(scores, beside), terminal.pass_table(scores)]
+        if earlier is not None:
+            both = matrix.build(
+                [earlier | {"stage": "before", "index": 0}, record | {"stage": "now", "start": "before"}]
+            )
+            tables.append(terminal.answer_table(answers.all_changes(both)))
+        for table in tables:
+            if table is not None:
+                screen.print(table, final=True)
         for task in beside:
             screen.print(f"{task['domain']}: {task['metric']} of {task['n_prompts']} prompts, by lm-evaluation-harness")
         screen.event("scores", rows=[*score_rows(record), *({"stage": model, **task} for task in beside)])
         screen.event("done", seconds=time.monotonic() - started, model=model)
+
+
+def _check_same(earlier: Any, now: dict[str, Any], folder: str) -> None:
+    """Refuses an earlier evaluation whose answers cannot be paired with those of this one."""
+    for field in ("seed", "k", "sampling", "prompts"):
+        known = earlier.get(field) if isinstance(earlier, dict) else None
+        if known != now[field]:
+            different = f"{field}={known!r}, now {now[field]!r}" if field != "prompts" else "other prompts"
+            raise UserError(
+                f"--before={folder} has an evaluation with {different}; transitions need the same prompts and sampling "
+                "keys: score both models with one config"
+            )
 
 
 def dry_run(model: str, config: Config) -> None:

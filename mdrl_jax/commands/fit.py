@@ -164,6 +164,9 @@ def check(runtime: Runtime, stages: Sequence[Stage], everything: bool) -> None:
 
 
 def _sizes(path: str) -> tuple[ModelConfig, str]:
+    name = path.removeprefix("hub:").partition("@")[0]
+    if path != name and name.rpartition("/")[2] in published.PUBLISHED:  # a known model of the hub is not downloaded
+        return published.sizes(name), "sizes as published"
     folder = model_folder(path)
     if folder.is_dir():
         return huggingface.read_config(folder), f"sizes of {folder}"

@@ -81,6 +81,7 @@ class Domain:
         from a data set it gives `Problem.reply`. None if there are no replies.
       pretraining: the problems that the pretraining of a base model may see. They are training problems only, except
         in `qa`, whose module says why.
+      right_from: the smallest reward of an answer that counts as right in transitions and pass@k (definitions §2).
       data: how the prompts of a data set become tokens. If it is None, the tokenizer gets the bare prompt without a
         chat template, and every prompt must fit into the longest prompt bucket.
     """
@@ -93,6 +94,7 @@ class Domain:
     demonstrate: Callable[[Problem, random.Random, float], str] | None = None
     pretraining: tuple[Problem, ...] = ()
     data: "Data | None" = None
+    right_from: float = 1.0
 
     def style_blind(self) -> "Domain":
         """Returns the same domain with rewards that ignore style: working before the answer then costs nothing.
@@ -161,6 +163,8 @@ class SourceConfig:
         prompts of a split then have every stratum in proportion to its size, so that `n_train`, `n_validation` and
         `n_test` take stratified samples. "": the order is random.
       reward: name of the reward, or "module:function".
+      right_from: the smallest reward of an answer that counts as right in transitions and pass@k, at most 1; 0 takes
+        that of the reward (`rewards.base.RIGHT_FROM`): 0.5 of F1, 1 of any other.
       system: system prompt of the chat; "" leaves it to the model's chat template.
       n_train, n_validation, n_test: the largest number of prompts of each split; 0 means the number that
         `DomainsConfig` sets for all domains.
@@ -169,7 +173,8 @@ class SourceConfig:
         One more is an error.
 
     Raises:
-      UserError: if a share is below 0, the two shares together are not below 1, or a number is below 0.
+      UserError: if a share is below 0, the two shares together are not below 1, a number is below 0, or `right_from` is
+        not from 0 to 1.
     """
 
     preset: str = ""
@@ -186,6 +191,7 @@ class SourceConfig:
     group_by: str = ""
     stratify_by: str = ""
     reward: str = ""
+    right_from: float = 0.0
     system: str = ""
     n_train: int = 0
     n_validation: int = 0
@@ -197,6 +203,8 @@ class SourceConfig:
         shares = self.validation_share, self.test_share
         if not (min(shares) >= 0 and sum(shares) < 1):
             raise UserError(f"validation_share, test_share = {shares} are not valid; each must be >= 0, their sum < 1")
+        if not 0 <= self.right_from <= 1:
+            raise UserError(f"right_from={self.right_from} is not valid; it must lie in [0, 1]")
         for field in ("max_bad_rows", "n_train", "n_validation", "n_test"):
             if getattr(self, field) < 0:
                 raise UserError(f"{field}={getattr(self, field)} is not valid; it must be >= 0")

@@ -33,6 +33,7 @@ from mdrl_jax.domains.files import BadRow, Table
 from mdrl_jax.domains.layouts import FIELDS
 from mdrl_jax.domains.presets import completed
 from mdrl_jax.errors import UserError
+from mdrl_jax.rewards.base import RIGHT_FROM
 
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
@@ -358,7 +359,9 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
     }
     data = Data(sizes, source.system, config.thinking, source.streaming, record)
     replies = (lambda problem, rng, noise: problem.reply) if source.reply else None
-    return Domain(name, source.reward, problems["train"], problems["validation"], problems["test"], replies, data=data)
+    right_from = source.right_from or RIGHT_FROM.get(source.reward, 1.0)
+    train, validation, test = (problems[split] for split in SPLITS)
+    return Domain(name, source.reward, train, validation, test, replies, data=data, right_from=right_from)
 
 
 def _scan(

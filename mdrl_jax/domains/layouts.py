@@ -7,6 +7,7 @@ of every split. A missing field raises KeyError. A wrong value raises ValueError
 used: TypeError, IndexError or AttributeError. All of these count as a bad row.
 """
 
+import ast
 import json
 import re
 import string
@@ -96,6 +97,42 @@ def mbpp(row: Row) -> Fields:
         "code": "\n".join(row["code"].split("\r\n")) if row.get("code") else None,
         "split": split,
     }
+
+
+def mbpp_last_line(row: Row) -> list[Fields]:
+    """Functions of MBPP without their last line, which is a return statement of one line.
+
+    A row is one of MBPP, as `mbpp` reads it, or has the parts already: `task`, `stub` (the function without the line),
+    `line`, `indent` (its number of spaces) and `tests`.
+
+    Returns:
+      A list with one dict: the fields of `mbpp` except `code`; `stub`; `prefix`, the stub and the indentation of the
+      missing line; and `line`, the line without its indentation. [] for a program of MBPP that is not valid Python, or
+      whose last line is no such statement at the end of its last function.
+    """
+    if "stub" in row:
+        given = {"text": row["task"], "test_list": row["tests"], "task_id": row["task_id"]}
+        whole, stub, line, indent = mbpp(given), row["stub"], row["line"], int(row["indent"])
+    else:
+        whole = mbpp(row)
+        code = (whole["code"] or "").rstrip().replace("\t", "    ")
+        head, _, last = code.rpartition("\n")
+        if not _ends_with_a_return(code):
+            return []
+        stub, line = f"{head}\n", last.strip()
+        indent = len(last) - len(last.lstrip())
+    fields = {key: value for key, value in whole.items() if key != "code"}
+    return [fields | {"stub": stub, "prefix": stub + " " * indent, "line": line}]
+
+
+def _ends_with_a_return(code: str) -> bool:
+    """Whether the last line of a program is a whole return statement, the last one of its last function."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError):
+        return False
+    last = body[-1].body[-1] if body and isinstance(body[-1], ast.FunctionDef) else None
+    return isinstance(last, ast.Return) and last.lineno == last.end_lineno == code.count("\n") + 1
 
 
 def humaneval(row: Row) -> Fields:
@@ -280,6 +317,7 @@ FIELDS: dict[str, Callable[[Any], Fields | list[Fields]]] = {
     "math": math,
     "openr1": openr1,
     "mbpp": mbpp,
+    "mbpp_last_line": mbpp_last_line,
     "humaneval": humaneval,
     "klear_code": klear_code,
     "contest": contest,

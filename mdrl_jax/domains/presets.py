@@ -22,6 +22,7 @@ STUB = (
     "Complete this Python program. Reply with the whole of it, the given part included, in one ```python block."
     "\n\n```python\n{stub}```"
 )
+LAST_LINE = "{task}\n\n```python\n{stub}```\n\nReply with the missing last line of this function, and nothing else."
 BOXED = "{solution}\n\nThe final answer is \\boxed{{{answer}}}."
 PROGRAM = "```python\n{code}\n```"
 ANSWERS = {"answer": "answer"}
@@ -58,6 +59,16 @@ PRESETS: dict[str, SourceConfig] = {
         prompt=CODE,
         check=SETUP,
         reply=PROGRAM,
+        reward="code",
+    ),
+    "mbpp_last_line": SourceConfig(
+        files=("hub:google-research-datasets/mbpp:full:train",),
+        validation_files=("hub:google-research-datasets/mbpp:full:validation",),
+        test_files=("hub:google-research-datasets/mbpp:full:test",),
+        fields="mbpp_last_line",
+        prompt=LAST_LINE,
+        check={"tests": "tests", "setup": "setup", "prefix": "prefix"},
+        reply="{line}",
         reward="code",
     ),
     "humaneval": SourceConfig(

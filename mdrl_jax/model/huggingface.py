@@ -9,6 +9,7 @@ into its base model (`adapters.py`).
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -144,7 +145,7 @@ def model_of(folder: str | Path, base: str | Path | None = None) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"model folder {folder} does not exist")
+        raise UserError(f"model folder {folder} does not exist; a model of the hub is named hub:ORGANISATION/MODEL")
     return adapters.base_of(folder, base) if adapters.is_adapter(folder) else folder
 
 
@@ -162,6 +163,30 @@ def _head_differs(folder: Path) -> bool:
 
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@functools.cache
+def downloaded(name: str) -> Path:
+    """The folder of a model of the Hugging Face hub, in the cache of `huggingface_hub`; it is downloaded if need be.
+
+    Only the config, the tokenizer and the safetensors are taken. Where the hub cannot be reached, the newest copy in
+    the cache is used.
+
+    Args:
+      name: "ORGANISATION/MODEL", perhaps with "@" and a revision.
+
+    Raises:
+      UserError: if the hub has no such model, or it is neither in the cache nor can be downloaded.
+    """
+    import huggingface_hub
+
+    model, _, revision = name.partition("@")
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(model, revision=revision or None, allow_patterns=wanted))
+    except Exception as e:  # the hub and the network can fail in any way
+        reason = " ".join((str(e).splitlines() or [""])[0].split())
+        raise UserError(f"the model hub:{name} cannot be downloaded ({type(e).__name__}: {reason})") from e
 
 
 class _Files:

@@ -60,6 +60,20 @@ def _llama(n_layers: int, d_model: int, n_heads: int, head_dim: int) -> ModelCon
     )
 
 
+_SMOLLM2_135M = ModelConfig(
+    family="llama",
+    vocab_size=49152,
+    n_layers=30,
+    d_model=576,
+    d_mlp=1536,
+    n_heads=9,
+    n_kv_heads=3,
+    head_dim=64,
+    rope_theta=1e5,
+    norm_eps=1e-5,
+    tied=True,
+    max_positions=8192,
+)
 _QWEN3_4B = _qwen3(36, 2560, 9728, 32)
 _ALONE = {
     "Qwen2.5-0.5B": _qwen2(24, 896, 4864, 14, 2),
@@ -73,9 +87,10 @@ _ALONE = {
     "Qwen3-4B-Thinking-2507": dataclasses.replace(_QWEN3_4B, rope_theta=5e6, max_positions=262144),
     "Llama-3.2-1B": _llama(16, 2048, 32, 64),
     "Llama-3.2-3B": _llama(28, 3072, 24, 128),
+    "SmolLM2-135M": _SMOLLM2_135M,
 }
 # An instruct model has the sizes of its base model.
-_INSTRUCT = {f"{name}-Instruct": c for name, c in _ALONE.items() if name.startswith(("Qwen2.5", "Llama"))}
+_INSTRUCT = {f"{name}-Instruct": c for name, c in _ALONE.items() if name.startswith(("Qwen2.5", "Llama", "SmolLM2"))}
 PUBLISHED: dict[str, ModelConfig] = {**_ALONE, **_INSTRUCT}
 
 

@@ -31,6 +31,7 @@ MADE_BY = {
     "costs": "every stage of a run writes one when it is done",
     "tensorboard": "every training stage writes them",
     "samples": "every stage of a run writes one when it is done",
+    "completions": "every stage of a run with `evaluate.keep_texts` writes one when it is done",
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import (
+    answers,
     damage,
     edits,
     gradients,
@@ -55,6 +56,13 @@ SECTIONS = (
         "How much each stage raised the score of its own domain, and how it changed the scores of the others, on "
         "held-out prompts.",
         (scores.matrix, scores.paths, scores.transfer),
+    ),
+    Section(
+        "answers",
+        "Single answers",
+        "Which answers to held-out prompts each stage turned from right to wrong and back, beside what other sampling "
+        "keys change alone; and how often one of several answers is right.",
+        (answers.headline, answers.shares, answers.lost, answers.pass_at),
     ),
     Section(
         "recovery",

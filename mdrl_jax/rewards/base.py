@@ -25,6 +25,9 @@ SHORT_NAMES = {
     "cw": "mdrl_jax.rewards.writing:constraints",
 }
 
+# The smallest reward of an answer that counts as right, of rewards that give parts of it; 1 for all others.
+RIGHT_FROM = {"mdrl_jax.rewards.qa:f1": 0.5}
+
 
 @dataclass(frozen=True)
 class Score:

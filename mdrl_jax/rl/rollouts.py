@@ -303,6 +303,36 @@ def _fields(scored: ScoredRollouts) -> dict[str, Any]:
     return {f.name: getattr(scored, f.name) for f in dataclasses.fields(scored) if f.name != "errors"}
 
 
+def picked(
+    rounds: Sequence[ScoredRollouts], picks: Sequence[tuple[int, int]], buckets: Sequence[int], pad: int
+) -> ScoredRollouts:
+    """Chosen prompts of several batches, with their completions, as one batch.
+
+    Args:
+      rounds: the batches; all have the same number of completions of a prompt, of the same largest length.
+      picks: (number of the batch, row in it) of each chosen prompt, from 0; at least one.
+      buckets: lengths in tokens that prompts may be padded to, ascending; the smallest that holds all is taken.
+      pad: id of the token that prompts are padded with.
+
+    Returns:
+      the batch, in the order of `picks`. Its errors are those of all completions of all batches, chosen or not.
+
+    Raises:
+      UserError: if a prompt is longer than the last bucket.
+    """
+    longest = max(int(rounds[number].valid_PT[row].sum()) for number, row in picks)
+    length = tokens.bucket(longest, buckets, "a prompt")
+
+    def padded(row_T: np.ndarray, fill: Any) -> np.ndarray:
+        return np.concatenate([np.full(max(length - len(row_T), 0), fill, row_T.dtype), row_T[-length:]])
+
+    rows = [jax.tree.map(lambda x, row=row: x[row], _fields(rounds[number])) for number, row in picks]
+    for row in rows:
+        row["prompts_PT"], row["valid_PT"] = padded(row["prompts_PT"], pad), padded(row["valid_PT"], False)
+    errors = sum((collections.Counter(scored.errors) for scored in rounds), collections.Counter())
+    return ScoredRollouts(**jax.tree.map(lambda *arrays: np.stack(arrays), *rows), errors=errors)
+
+
 def prompts_at_once(config: RolloutConfig, model: Decoder, mesh: Mesh, group_size: int) -> int:
     """Number of prompts, on all devices together, whose keys and values fit in `cache_gib` per device.
 

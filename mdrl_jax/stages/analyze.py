@@ -16,12 +16,13 @@ from mdrl_jax.analysis import interference
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Supervised, Trained
 from mdrl_jax.checkpoints import load_tree
 from mdrl_jax.domains.registry import DOMAINS
+from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.recovery.refresh.contraction import Basis
 from mdrl_jax.report.screen import analysis
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage, labelled
+from mdrl_jax.stage import Stage, labelled, origin, warm_up
 from mdrl_jax.workfolder import WorkFolder
 
 
@@ -33,8 +34,8 @@ def check(runtime: Runtime, earlier: Sequence[Stage]) -> None:
       earlier: the stages before the analysis, in order.
 
     Raises:
-      UserError: if `sequence` selects no stage named after a domain, a domain has too few prompts, or the mesh does not
-        divide the micro-batches (`interference.check`).
+      UserError: if `sequence` selects no stage named after a domain or refuses a solo stage, a domain has too few
+        prompts, or the mesh does not divide the micro-batches (`interference.check`).
     """
     interference.check(runtime, sequence(earlier, lambda name: None))
 
@@ -92,9 +93,10 @@ def sequence(
     """Selects the stages of a run that the interference analysis compares.
 
     These are the stages named after a domain that precede the first refresh; all stages that trained one domain from
-    the base model (`solo-*`, `again-*`); and the supervised stages of one domain (`sft-*`). Stages with a label
-    (`@`) are left out. If a selected domain stage
-    starts from a stage that is not selected, its start is taken to be the selected stage before it, or "base".
+    θ_0 (`solo-*`, `again-*`); and the supervised stages of one domain (`sft-*`), except those of the warm-up, which
+    lead to θ_0. Stages with a label (`@`) are left out. A selected domain stage that starts from a supervised stage
+    keeps this start, so that its edit is that of RL alone. If it starts from any other stage that is not selected, its
+    start is taken to be the selected stage before it, or θ_0.
 
     Args:
       stages: the stages before the analysis, in order.
@@ -104,7 +106,13 @@ def sequence(
 
     Returns:
       The selected stages, with `params` to read their parameters; nothing is read here.
+
+    Raises:
+      UserError: if a selected solo stage does not start from θ_0.
     """
+    starts = {s.name: s.start for s in stages if s.scored}
+    warm, base = warm_up(starts, DOMAINS), origin(starts, DOMAINS)
+    known = {BASE, base, *(s.name for s in stages if s.kind == "sft")}
     trained: list[Trained] = []
     solos: list[Trained] = []
     supervised: list[Supervised] = []
@@ -112,14 +120,19 @@ def sequence(
     for stage in (s for s in stages if not labelled(s.name)):
         refreshed = refreshed or stage.name.startswith("refresh-")
         if stage.name in DOMAINS and not refreshed:
-            known = {BASE, *(t.name for t in trained)}
-            before = trained[-1].name if trained else BASE
+            before = trained[-1].name if trained else base
             trained.append(Trained(stage.name, stage.name, stage.start if stage.start in known else before))
+            known.add(stage.name)
         elif stage.name.startswith(("solo-", "again-")):
+            if warm and stage.start != base:
+                raise UserError(
+                    f"stage {stage.name} starts from {stage.start!r}, but the sequence from {base!r}; the analysis "
+                    f"compares edits from one model: remove its start, and put it after {base!r}"
+                )
             solos.append(Trained(stage.name, stage.domains[0], stage.start))
-        elif stage.prefix == "sft":
+        elif stage.prefix == "sft" and stage.name not in warm:
             supervised.append(Supervised(stage.name, stage.domains[0], stage.start, stage.sft.target))
-    return Checkpoints(tuple(trained), tuple(solos), params, tuple(supervised), looks, random_signs)
+    return Checkpoints(tuple(trained), tuple(solos), params, tuple(supervised), looks, random_signs, base)
 
 
 def conflict_bases(folder: WorkFolder, mesh: Mesh, domain: str) -> list[Basis]:

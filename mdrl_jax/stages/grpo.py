@@ -11,13 +11,13 @@ and sampling keys are functions of the step, so a resumed stage continues exactl
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax.domains.prompts import visit_order
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import batch_divisor, put
 from mdrl_jax.rl.grpo import kl_estimate
@@ -45,6 +45,8 @@ from mdrl_jax.rl.trainer import (
 )
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
+from mdrl_jax.stages import dynamic_sampling
+from mdrl_jax.stages.dynamic_sampling import Rows
 
 Metrics = dict[str, Any]  # name -> figure of a step, a number; "rewards" is an array with all its rewards [P, G]
 Extra = Callable[[int, Any], dict[str, Any]]  # (step, params) -> the optimizer's extra arguments
@@ -167,6 +169,7 @@ def grpo_steps(
     first: int,
     extra: Extra,
     teach: Teach = lambda batch, params: batch,
+    rows: Rows = MappingProxyType({}),
 ) -> Iterator[tuple[int, TrainState, Metrics]]:
     """Runs the steps of a stage.
 
@@ -179,12 +182,18 @@ def grpo_steps(
       first: number of steps that were done before.
       extra: (step, params) -> the optimizer's extra arguments by name for an update; the step is counted from 0.
       teach: of a distillation, adds what the teachers say to a batch: (batch, params of the student) -> batch.
+      rows: domain -> rows of its training prompts that may be visited; all rows of a domain that is not in it.
 
     Yields:
       after each step: the number of steps done (those before `first` included), the training state, and the metrics.
-      The next step reuses the memory of the state, so a caller that keeps it must copy it first. The metrics are those
-      of `make_batch`; the means over the step's updates of those of the training step (`make_train_step` with
-      `grpo_loss`); and "seconds_sampling" (rewards included) and "seconds_training".
+      The next step reuses the memory of the state, so a caller that keeps it must copy it first. The metrics are
+
+      - those of `make_batch`;
+      - "rounds" and "groups": numbers of rounds and of groups that were sampled. With more than one round,
+        "informative" and "tokens_sampled" are those of all rounds, and the metrics of `_sampled` are those of the
+        first, which was not chosen by its rewards;
+      - the means over the step's updates of those of the training step (`make_train_step` with `grpo_loss`);
+      - "seconds_sampling" (rewards included) and "seconds_training".
 
     Raises:
       UserError: if too many rewards of a step fail (`Rollouts.sample`), or as in `make_batch`. All errors are raised
@@ -195,23 +204,11 @@ def grpo_steps(
     train = stage.train
     for step in range(first, train.steps):
         started = time.monotonic()
-        sets = []
-        for domain, count in shares(stage, step).items():
-            prompts = runtime.prompts[domain, "train"]
-            n = min(train.n_prompts or len(prompts), len(prompts))
-            order = visit_order(runtime.config.seed, stage.stream, domain, n, step * count, count)
-            sets.append((prompts, order))
-        scored = runtime.rollouts.sample(
-            state.params,
-            sets,
-            (runtime.config.seed, stage.stream, step),
-            train.group_size,
-            runtime.config.rollout.sampling,
-            runtime.config.rollout.parts,
-        )
+        scored, rounds = dynamic_sampling.draw(runtime, stage, state.params, shares(stage, step), rows, step)
         sampled = time.monotonic()
         batch, metrics = make_batch(runtime, stage, programs, state.params, reference, scored, step)
         batch = teach(batch, state.params)
+        metrics |= _drawn(rounds)
         rate = jnp.float32(learning_rate(stage, step))
         updates = []
         for _ in range(train.grpo.updates_per_batch):
@@ -299,8 +296,9 @@ def make_batch(
       - "tokens": tokens of all rows; "tokens_sampled": tokens of the completions alone; "tokens_trained": tokens of the
         rows with a trained token. A prompt counts once for the rows that share its computation (`policy.shared_rows`).
       - "real": their share among all positions that an update computes; 0 if it computes none.
-      - "informative": share of prompts whose rewards differ; "dropped_groups": number of prompts that are left out of
-        the loss because theirs do not.
+      - "informative": share of prompts whose rewards differ; "trained_groups", "equal_groups": numbers of prompts of
+        the batch, and of those whose rewards do not differ; "dropped_groups": number of these that are left out of the
+        loss.
       - "entropy": mean of −log p of a sampled token, in nats, under the distribution that it was drawn from.
       - "reward_errors": number of rewards that failed; "reward_errors/KIND": the same for each kind of error that
         occurred.
@@ -313,7 +311,7 @@ def make_batch(
       ValueError: if a prompt has a single completion, or the mesh cannot split the rows of a micro-batch evenly.
     """
     train, grpo, shared, teacher_P = stage.train, stage.train.grpo, shared_by(runtime, stage), taught_by(stage)
-    done, cut = scored.completions, scored.cut(runtime.config.rollout.completion_buckets)
+    cut = scored.cut(runtime.config.rollout.completion_buckets)
     kept = trained(cut.rewards_PG, cut.mask_PGT, cut.completions.ended_PG, grpo)
     batch = policy_batch(
         cut.prompts_PT, cut.valid_PT, cut.completions.tokens_PGT, cut.mask_PGT, cut.completions.logp_PGT, kept,
@@ -345,14 +343,11 @@ def make_batch(
         "tokens_trained": n_trained,
         "real": n_trained / max(computed, 1),
         "tokens_sampled": n_tokens,
-        "rewards": scored.rewards_PG,
-        "reward": float(scored.rewards_PG.mean()),
-        "accuracy": float(scored.accuracy_PG.mean()),
-        "length": float(done.length_PG.mean()),
-        "ended": float(done.ended_PG.mean()),
         "informative": float(kept.informative_P.mean()),
+        "trained_groups": float(kept.informative_P.size),
+        "equal_groups": float((~kept.informative_P).sum()),
         "dropped_groups": float((~kept.informative_P).sum()) if grpo.drop_zero_variance else 0.0,
-        "entropy": float(-(done.logp_PGT * scored.mask_PGT).sum() / n_tokens),
+        **_sampled(scored),
         "reward_errors": float(sum(scored.errors.values())),
         **{f"reward_errors/{kind}": float(n) for kind, n in scored.errors.items()},
     }
@@ -362,6 +357,29 @@ def make_batch(
         whole_BT = put(micro_batches(whole_BT, train.grad_accum_steps), runtime.mesh, None, "batch")
         metrics["kl"] = float(jnp.sum(kl_BT * whole_BT) / jnp.sum(whole_BT))
     return batch, metrics
+
+
+def _sampled(scored: ScoredRollouts) -> Metrics:
+    """The metrics of completions, whatever is trained on them: rewards, accuracy, length, ended and entropy."""
+    done = scored.completions
+    return {
+        "rewards": scored.rewards_PG,
+        "reward": float(scored.rewards_PG.mean()),
+        "accuracy": float(scored.accuracy_PG.mean()),
+        "length": float(done.length_PG.mean()),
+        "ended": float(done.ended_PG.mean()),
+        "entropy": float(-(done.logp_PGT * scored.mask_PGT).sum() / float(scored.mask_PGT.sum())),
+    }
+
+
+def _drawn(rounds: Sequence[ScoredRollouts]) -> Metrics:
+    """The metrics of all rounds of a step (`grpo_steps`)."""
+    counts = {"rounds": float(len(rounds)), "groups": float(sum(len(r.rewards_PG) for r in rounds))}
+    if len(rounds) == 1:
+        return counts
+    teaches = np.concatenate([dynamic_sampling.informative(r) for r in rounds])
+    sampled = {"informative": float(teaches.mean()), "tokens_sampled": float(sum(r.mask_PGT.sum() for r in rounds))}
+    return counts | sampled | _sampled(rounds[0])
 
 
 def _computed(

@@ -212,7 +212,8 @@ class Planning:
                 scored = {s.domains[0]: self._evaluated(s) for s in run}
                 runs.append((tuple(scored), scored))
         probe = build(self.runtime, self.runtime.config.train.grpo)
-        made = orders.run(probe, solo.__getitem__, self.runtime.base_params(), drawn, runs, self.screen.steps)
+        start = self.params_after(stage.start)
+        made = orders.run(probe, solo.__getitem__, start, drawn, runs, self.screen.steps)
         records.write_json(self.folder.root / "recovery" / "orders.json", made)
         self.screen.print(f"{stage.name}: {len(made)} objectives, {len(runs)} orders run; recovery/orders.json")
 

@@ -1,4 +1,4 @@
-"""The steps of a supervised stage: training on the replies that one domain, or all of them, demonstrate.
+"""The steps of a supervised stage: training on the replies that one domain, or several, demonstrate.
 
 `stages/train.py` runs them. Rows and replies of a step are drawn from (seed, stage, step) alone, so a resumed stage
 draws the same ones. A step of several domains has equally many rows of each, up to a remainder. The loss is

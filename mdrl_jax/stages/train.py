@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,11 +39,13 @@ from mdrl_jax.rl import random_signs
 from mdrl_jax.rl.trainer import TrainState, init_state
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, teachers
-from mdrl_jax.stages import distill, grpo, sft, target
+from mdrl_jax.stages import distill, grpo, sft, success_filter, target
+from mdrl_jax.stages.dynamic_sampling import Rows
+from mdrl_jax.stages.health import Health
 from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "kl_left_out", "loss")
-SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors")
+SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors", "rounds", "groups")
 ERRORS = "reward_errors/"  # prefix of the metrics that count the reward errors of one kind
 Steps = Iterator[tuple[int, TrainState, grpo.Metrics]]
 
@@ -95,11 +98,11 @@ class Trainer:
     def train(self, stage: Stage) -> tuple[Any, dict[str, Any]]:
         """Trains a stage to its end, or continues it from its newest checkpoint.
 
-        It writes checkpoints and TensorBoard events; with `train.random_signs` also `random_signs/NN-NAME.json` at the
-        end; of a refresh or a distillation also `recovery/NAME.json` after each scored step, and of a stage with a
-        target `targets/NN-NAME.json` after each look. None of these scores again what is in that record. A refresh or a
-        distillation that was interrupted trains again from its start. If the last checkpoint is that of the stage's
-        end, nothing is trained.
+        It writes checkpoints and TensorBoard events; with `train.filter` also `filters/NN-NAME.json` before the first
+        step; with `train.random_signs` also `random_signs/NN-NAME.json` at the end; of a refresh or a distillation also
+        `recovery/NAME.json` after each scored step, and of a stage with a target `targets/NN-NAME.json` after each
+        look. None of these scores again what is in that record. A refresh or a distillation that was interrupted trains
+        again from its start. If the last checkpoint is that of the stage's end, nothing is trained.
 
         Args:
           stage: a stage of kind "grpo" or "sft".
@@ -109,9 +112,10 @@ class Trainer:
           (`metered`), that of earlier runs up to the checkpoint included. A count of 0 may be absent.
 
         Raises:
-          UserError: if too many rewards of a step fail, a checkpoint cannot be written, the parameters of an earlier
-            stage cannot be read, a domain to be kept has no completion with a reward, or a refresh or a stage with a
-            target continues a record with other settings; of a supervised stage as in `sft_steps`.
+          UserError: if too many rewards of a step fail, `train.filter` keeps no prompt, a checkpoint cannot be written,
+            the parameters of an earlier stage cannot be read, a domain to be kept has no completion with a reward, or a
+            refresh or a stage with a target continues a record with other settings; of a supervised stage as in
+            `sft_steps`.
           RuntimeError: if the reward workers do not start, or their pool is closed.
           Stopped: after a SIGTERM; a checkpoint is saved first, or the scores so far if the stage is a refresh.
         """
@@ -127,7 +131,12 @@ class Trainer:
                 like = abstract(self.runtime.shapes, self.runtime.shardings)
                 return checkpoints.restore_params(like), dict(costs)
             meter = metered(self.runtime)
-            recipe = self._sft(stage) if stage.kind == "sft" else self._grpo(stage)
+            if stage.kind == "sft":
+                recipe = self._sft(stage)
+            else:
+                rows, measured = self._rows(stage, self.folder.success_rates(stage))
+                costs.update({} if first else measured)  # a checkpoint's costs include those of the measurement
+                recipe = self._grpo(stage, rows)
             state = self._state(stage, recipe, checkpoints, first)
             tracker = self._tracker(stage) if watched else None
             looks = self._looks(stage) if stage.settings.target else None
@@ -137,6 +146,7 @@ class Trainer:
             elif looks and first and looks.due(first):  # a run that was stopped by SIGTERM saves before it looks
                 ended = looks.look(first, state.params)
             totals: collections.Counter[str] = collections.Counter()
+            health = Health(stage.name, self.runtime.config.rollout.completion_buckets[-1], first)
 
             def account() -> dict[str, Any]:
                 return dict(costs + collections.Counter(meter()))
@@ -151,6 +161,8 @@ class Trainer:
                     totals.update({k: v for k, v in metrics.items() if k in SUMMED or k.startswith(ERRORS)})
                     if "kl_left_out" in metrics:
                         totals["kl"], totals["kl_left_out"] = metrics["kl"], metrics["kl_left_out"]
+                    if stage.kind == "grpo" and (told := health.step(done, metrics)):
+                        self.screen.warn(told)
                     stopping = preemption.noticed()
                     if tracker:
                         ended = tracker.look(done, state.params)
@@ -190,6 +202,8 @@ class Trainer:
         if looks:
             self.screen.print(f"{stage.name}: score of {stage.settings.target} {ended}")
         self.screen.print(_line(stage, recipe.total - first, spent["seconds"], totals))
+        for told in health.summary():
+            self.screen.warn(told)
         return params, spent
 
     def _signs(self, stage: Stage, state: TrainState) -> None:
@@ -224,7 +238,7 @@ class Trainer:
             to be kept has no completion with a reward. All errors are raised when a step is asked for.
           RuntimeError: if the reward workers do not start, or their pool is closed.
         """
-        recipe = self._grpo(stage)
+        recipe = self._grpo(stage, self._rows(stage, None)[0])
         state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
         for done, reached, metrics in recipe.steps(state, 0):
             yield done, jax.tree.map(jnp.copy, reached.params), metrics
@@ -271,7 +285,40 @@ class Trainer:
             0,
         )
 
-    def _grpo(self, stage: Stage) -> Recipe:
+    def _rows(self, stage: Stage, file: Path | None) -> tuple[Rows, Mapping[str, Any]]:
+        """The training prompts that a stage may visit, and what measuring them cost in an earlier run.
+
+        Args:
+          stage: a GRPO stage.
+          file: where the success rates are read from, or written to if it does not exist; None: they are not kept.
+
+        Returns:
+          Rows by domain, empty without a filter; and the costs that the file records (`metered`), empty if the rates
+          were measured now, because then the caller's own meter has counted them.
+        """
+        if not stage.train.filter.on:
+            return {}, {}
+        earlier = file is not None and file.exists()
+        if file is not None and earlier:
+            record = records.read_json(file)
+        else:
+            meter = metered(self.runtime)
+            record = success_filter.measure(self.runtime, stage, self.params_after(stage.start), self.screen.steps)
+            record["costs"] = meter()
+            if file is not None:
+                records.write_json(file, record)
+        rows = success_filter.kept(record)
+        if file is not None:
+            self.screen.print(success_filter.note(record))
+            for domain, count in grpo.shares(stage).items():
+                if domain in rows and len(rows[domain]) < count:
+                    self.screen.warn(
+                        f"{stage.name}: a step visits {count} prompts of {domain}, but the filter keeps "
+                        f"{len(rows[domain])}, so steps repeat them"
+                    )
+        return rows, record["costs"] if earlier else {}
+
+    def _grpo(self, stage: Stage, rows: Rows) -> Recipe:
         probe = build(self.runtime, self.runtime.config.train.grpo)
         kept = prepare.prepare(probe, stage, self.stages, self.params_after)
         prevent = stage.train.prevent
@@ -302,7 +349,7 @@ class Trainer:
             stage.train.steps,
             stage.train.checkpoint_every,
             lambda state, first: grpo.grpo_steps(
-                self.runtime, stage, made, state, reference, first, kept.extra, **more
+                self.runtime, stage, made, state, reference, first, kept.extra, rows=rows, **more
             ),
             stage.train.prompts_per_step,
         )
@@ -394,6 +441,8 @@ def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float])
             f"{totals['seconds_training']:.0f} s); left out {totals['dropped_groups']:.0f} groups without "
             f"reward variance; {totals['reward_errors']:.0f} reward errors"
         )
+        if stage.train.max_rounds > 1:
+            line += f"; sampled {totals['groups']:.0f} groups in {totals['rounds']:.0f} rounds"
         kinds = [f"{k.removeprefix(ERRORS)} {v:.0f}" for k, v in sorted(totals.items()) if k.startswith(ERRORS)]
         line += f" ({', '.join(kinds)})" if kinds else ""
     if "kl_left_out" in totals:

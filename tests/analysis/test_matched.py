@@ -12,6 +12,7 @@ from mdrl_jax.analysis import assembly, edits
 from mdrl_jax.analysis.interference import Analysis
 from mdrl_jax.analysis.sequence import BASE, Checkpoints, Supervised, Trained
 from mdrl_jax.config import parse
+from mdrl_jax.errors import UserError
 from mdrl_jax.stage import resolve_stages
 from mdrl_jax.stages.analyze import sequence
 from mdrl_jax.stats.estimate import missing
@@ -141,3 +142,17 @@ def test_a_run_hands_over_its_supervised_stages_of_one_domain():
     assert found.supervised == (Supervised("sft-math", "math", "base", "math"), Supervised("sft-qa", "qa", "qa", ""))
     assert [s.name for s in found.stages] == ["math", "qa", "cw"] and [s.name for s in found.solos] == ["solo-math"]
     assert found.looks("sft-math") == {"of": "sft-math"} and found.params("sft-qa") == "sft-qa"
+    assert found.origin == "sft" and {s.start for s in found.solos} == {"sft"}
+    # The edit of cw is that of RL alone: it starts at the end of the supervised stage before it.
+    assert [s.start for s in found.stages] == ["sft", "math", "sft-qa"]
+    assert found.points == ("sft", "math", "qa", "sft-qa", "cw")
+
+
+def test_a_warm_up_of_one_domain_is_no_comparison_and_its_solos_start_at_its_end():
+    made = resolve_stages(parse({"stages": ("sft-math", "math", "analyze")}), ("code", "math", "qa", "cw"))
+    found = sequence(made[:-1], lambda name: name)
+    assert (found.origin, found.supervised, found.stages[0].start) == ("sft-math", (), "sft-math")
+    changes = {"stages": ("sft-math", "solo-math", "math"), "stage_overrides": {"solo-math": {"start": "base"}}}
+    stages = resolve_stages(parse(changes), ("code", "math", "qa", "cw"))
+    with pytest.raises(UserError, match="stage solo-math starts from 'base', but the sequence from 'sft-math'"):
+        sequence(stages, lambda name: name)

@@ -18,6 +18,7 @@ ALL = DomainsConfig(n_train=10**6, n_validation=10**6, n_test=10**6)
 FILES = {
     "gsm8k": ("math/gsm8k_train*.jsonl",),
     "mbpp": ("code/mbpp.jsonl",),
+    "mbpp_last_line": ("code/mbpp.jsonl",),
     "squad": ("qa/xquad_en.json",),
     "nq_open": ("qa/nq_open_dev.jsonl",),
     "mmlu": ("qa/mmlu/*_test.csv",),
@@ -53,6 +54,7 @@ def asked(domain: Domain, start: str) -> Problem:
 COUNTS = {
     "gsm8k": (2319, 2319, 0, 0),
     "mbpp": (974, 974, 10, 1),
+    "mbpp_last_line": (974, 841, 10, 0),
     "squad": (48, 1190, 0, 3),
     "nq_open": (3610, 3610, 0, 0),
     "mmlu": (732, 732, 0, 0),
@@ -80,6 +82,23 @@ def test_the_sources_own_splits_are_kept(made: dict[str, Domain], shared: Path):
     tasks = [json.loads(line) for line in (shared / "data/code/mbpp.jsonl").read_text().splitlines()]
     of_training = {task["text"] for task in tasks if task["task_id"] > 600}
     assert {p.prompt.partition("\n\nWrite it in Python")[0] for p in made["mbpp"].train} == of_training
+
+
+def test_the_last_line_of_a_program_is_taken_away(made: dict[str, Domain], shared: Path):
+    """The parts that the layout makes of MBPP's rows are those of a file that has them already."""
+    rows = [json.loads(line) for line in (shared / "data/code/mbpp.jsonl").read_text().splitlines()]
+    ready = [json.loads(line) for line in (shared / "data/code/mbpp_last_line.jsonl").read_text().splitlines()]
+    parts = {row["task_id"]: layouts.mbpp_last_line(row) for row in rows}
+    for row in ready:
+        (found,), (wanted,) = parts[row["task_id"]], layouts.mbpp_last_line(row)
+        assert {**found, "setup": ""} == wanted and wanted["prefix"] + wanted["line"] == (
+            row["stub"] + " " * row["indent"] + row["line"]
+        )
+    row = next(row for row in ready if row["task_id"] > 600)
+    told = "Reply with the missing last line of this function, and nothing else."
+    problem = asked(made["mbpp_last_line"], f"{row['task']}\n\n```python\n{row['stub']}```\n\n{told}")
+    assert problem.prompt.endswith(told) and problem.reply == row["line"]
+    assert problem.check == {"tests": row["tests"], "setup": "", "prefix": row["stub"] + " " * row["indent"]}
 
 
 def test_prompts_are_exactly_these(made: dict[str, Domain]):
@@ -165,12 +184,12 @@ def test_gsm8ks_own_solutions_and_mbpps_references_earn_1(made: dict[str, Domain
 
 def test_what_presets_demonstrate_earns_1(made: dict[str, Domain]):
     requests = []
-    for name, n in (("gsm8k", 60), ("squad", 60), ("nq_open", 60), ("mmlu", 60), ("mbpp", 6)):
+    for name, n in (("gsm8k", 60), ("squad", 60), ("nq_open", 60), ("mmlu", 60), ("mbpp", 4), ("mbpp_last_line", 4)):
         requests += [(made[name].reward, p.reply, p.check) for p in made[name].train[:n]]
     with RewardPool(1) as pool:
         assert [s.reward for s in pool.score(requests)] == [1.0] * len(requests)
     replies = {name: [p.reply for p in problems(made[name])] for name in FILES}
-    assert all(all(replies[name]) for name in ("gsm8k", "squad", "nq_open", "mmlu", "mbpp"))
+    assert all(all(replies[name]) for name in ("gsm8k", "squad", "nq_open", "mmlu", "mbpp", "mbpp_last_line"))
     assert not any(replies["ifeval"]) and not any(replies["longbench_write"])
     assert made["ifeval"].demonstrate is None
     assert asked(made["gsm8k"], "Natalia sold clips").reply == (
@@ -191,6 +210,11 @@ REPLIES = [
     ("openr1_math", {"problem": "P", "answer": "2", "solution": "So."}, "So.\n\nThe final answer is \\boxed{2}."),
     ("mbpp", {"text": "T", "test_list": ["a"], "task_id": 700, "code": "a\r\nb"}, "```python\na\nb\n```"),
     ("mbpp", {"text": "T", "test_list": ["a"], "task_id": 700}, ""),
+    (
+        "mbpp_last_line",
+        {"text": "T", "test_list": ["a"], "task_id": 700, "code": "def f(x):\r\n\ty = 1\r\n\treturn x + y  "},
+        "return x + y",
+    ),
     (
         "humaneval",
         {"prompt": "def f():\n", "test": "t", "entry_point": "f", "canonical_solution": "    return 1"},
@@ -229,6 +253,16 @@ OTHERS: list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = [
         "humaneval",
         {"prompt": "def f():\n", "test": "def check(g):\n  assert g() == 1", "entry_point": "f", "task_id": "x"},
         [("Complete this", {"tests": ["def check(g):\n  assert g() == 1", "check(f)"], "prefix": "def f():\n"})],
+    ),
+    *(
+        ("mbpp_last_line", {"text": "T", "test_list": ["a"], "task_id": 700, "code": code}, [])
+        for code in (
+            "def f(x):\n  return (x +\n    1)",
+            "def f(x):\n  if x:\n    return 1\n  else:\n    return 2",
+            "def f(x):\n  return x\nf(1)",
+            "def f(x) return x",
+            "",
+        )
     ),
     (
         "klear_code",

@@ -13,11 +13,13 @@ import jax
 import pytest
 
 from mdrl_jax.commands.rollback import _dtype
+from mdrl_jax.config import EMBEDDED_MODEL
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface, tokens
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
 from mdrl_jax.records import regular
+from mdrl_jax.runtime import model_folder
 
 
 @pytest.fixture
@@ -129,3 +131,25 @@ def test_a_tokenizer_of_another_structure_is_refused(folder: Path, name: str, fi
     with pytest.raises(UserError, match=rf"^{re.escape(str(folder))} has no tokenizer that can be read: .") as e:
         tokens.load_tokenizer(folder)
     assert "\n" not in str(e.value)
+
+
+def test_a_model_of_the_hub_is_read_from_its_cache_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The code of `huggingface_hub` on a cache folder in its layout, as a download leaves it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface.downloaded.cache_clear()
+    known, commit = tmp_path / "models--someone--tiny", "0123456789" * 4
+    snapshot = known / "snapshots" / commit
+    shutil.copytree(EMBEDDED_MODEL, snapshot)
+    (known / "refs").mkdir()
+    (known / "refs" / "main").write_text(commit)
+    for path in ("hub:someone/tiny", "hub:someone/tiny@main"):
+        assert model_folder(path) == snapshot
+    assert huggingface.read_config(model_folder("hub:someone/tiny")) == huggingface.read_config(EMBEDDED_MODEL)
+    for wrong in ("hub:someone/other", "hub:", "hub:a/b/c"):
+        with pytest.raises(UserError, match=f"the model {wrong} cannot be downloaded") as caught:
+            model_folder(wrong)
+        assert "\n" not in str(caught.value)
+    huggingface.downloaded.cache_clear()

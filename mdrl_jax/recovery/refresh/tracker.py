@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdrl_jax.config import is_supervised
 from mdrl_jax.evaluate import validation_groups, validation_rewards
 from mdrl_jax.parallel import tree_programs
 from mdrl_jax.recovery.looks import Looks
@@ -276,7 +277,8 @@ def variant(stage: Stage, own: Stage | None) -> str:
 
     A plain refresh trains from the end of a plain stage, without protecting other domains and with the learning rate,
     the loss and the optimizer of the domain's own stage. The numbers of steps, prompts and completions are free. The
-    start counts as a plain stage if its name has no "-" and is not "base", so `joint` is one as well.
+    start counts as a plain stage if its name has no "-", is not "base" and is not that of a supervised stage, so
+    `joint` is one as well.
 
     Args:
       stage: the refresh.
@@ -287,7 +289,7 @@ def variant(stage: Stage, own: Stage | None) -> str:
       All differences, joined by ", ", such as "it starts from refresh-qa, it keeps code".
     """
     train, found = stage.train, []
-    if "-" in stage.start or stage.start == "base":
+    if "-" in stage.start or stage.start == "base" or is_supervised(stage.start):
         found.append(f"it starts from {stage.start}")
     if stage.keeps:
         found.append(f"it keeps {', '.join(stage.keeps)}")

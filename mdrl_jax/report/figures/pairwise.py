@@ -29,17 +29,18 @@ def places(records: Records, path: str) -> Iterator[tuple[str, str, Any]]:
       path: path of the record, for example `analysis/routes.json`.
 
     Yields:
-      For each point: `BASE` or `PEAK`; the domain whose peak the point is, "" at the base; and the entry.
+      For each point: `BASE`, which stands for θ_0, or `PEAK`; the domain whose peak the point is, "" at θ_0; and the
+      entry.
 
     Raises:
       Absent: on the first step, if the record or `analysis/settings.json` is missing.
       UserError: on the first step, if one of them is not valid JSON.
-      KeyError: if `analysis/settings.json` lacks a field, or a stage that the record has a point for.
+      KeyError: if `analysis/settings.json` lacks a field.
     """
     points = records.json(path)
     own = {s["name"]: s["domain"] for s in records.json("analysis/settings.json")["stages"]}
     for point, found in points.items():
-        yield (BASE, "", found) if point == "base" else (PEAK, own[point], found)
+        yield (PEAK, own[point], found) if point in own else (BASE, "", found)
 
 
 def marks(rows: Sequence[Row]) -> tuple[alt.Color, alt.Shape]:

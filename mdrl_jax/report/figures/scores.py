@@ -68,9 +68,9 @@ def paths(records: Records) -> Figure:
 
     Returns:
       The figure `paths`: stages on the horizontal axis, scores with 95 % intervals over prompts on the vertical one,
-      and a colour for each domain. A line joins the base and the training stages (`tables.matrix.path_rows`). To their
-      right each refresh and distillation has a dashed line from the stage that it started from, if that one is shown,
-      and each rollback a mark without a line.
+      and a colour for each domain. A line joins the base, the warm-up and the training stages
+      (`tables.matrix.path_rows`). To their right each refresh and distillation has a dashed line from the stage that it
+      started from, if that one is shown, and each rollback a mark without a line.
 
     Raises:
       Absent: if fewer than two of these stages have been scored.
@@ -133,8 +133,8 @@ def transfer(records: Records) -> Table:
         ("figure", "estimate", "95 % interval", "remark"),
         [_line(q) for q in found],
         "BWT and FWT: backward and forward transfer. Differences are in points and paired over prompts; a fraction has "
-        "no unit and a Fieller interval. Forgetting is measured from the highest score before the last stage, the base "
-        "model included.",
+        "no unit and a Fieller interval. Forgetting is measured from the highest score before the last stage, that of "
+        "the model where the sequence starts included.",
         ("estimate", "95 % interval"),
     )
 

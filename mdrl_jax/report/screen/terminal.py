@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mdrl_jax.report.screen.outputs import shown
+from mdrl_jax.report.tables.answers import Change, headlines, passes
 from mdrl_jax.report.tables.matrix import Matrix, Quantity, framed_cells, own_rows
 from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.transfer import backward_transfer, forgetting, forward_transfer, mean_forgetting
-from mdrl_jax.stats.estimate import interval_text
+from mdrl_jax.stats.estimate import figure_text, interval_text
 
 
 def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = ()) -> RenderableType:
@@ -30,15 +31,52 @@ def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = ()) -> Ren
       matrix: the scores.
       beside: scores of other tasks of the only stage, as of `tables.harness.read`, in columns after the mean.
     """
-    scores = _block("score", matrix, matrix.score_SD, matrix.stderr_SD, "", beside)
+    scores = _block("score, points", matrix, matrix.score_SD, matrix.stderr_SD, "", beside)
     if not np.isfinite(matrix.accuracy_SD).any() or np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True):
         return scores
-    title = "accuracy regardless of style"
+    title = "accuracy regardless of style, points"
     return Group(scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim"))
 
 
+def pass_table(matrix: Matrix) -> RenderableType | None:
+    """Stages by domains: pass@k for k = the number of samples, ± standard error, in points; None if that is 1.
+
+    The title says from which reward an answer is right where that is not 1. A value that is not known is "–".
+    """
+    k = max((rewards_PG.shape[1] for row in matrix.rewards for rewards_PG in row.values()), default=1)
+    if k == 1:
+        return None
+    found = [[passes(matrix, s, d).get(k) for d in matrix.domains] for s in range(len(matrix.stages))]
+    value_SD, stderr_SD = (
+        np.array([[np.nan if e is None else getattr(e, field) for e in row] for row in found], float)
+        for field in ("value", "stderr")
+    )
+    graded = ", ".join(f"{x:g} in {d}" for d, x in matrix.right.items() if x != 1)
+    title = f"pass@{k}, points" + (f"; right from {graded}" if graded else "")
+    return _block(title, matrix, value_SD, stderr_SD, "")
+
+
+def answer_table(changes: Sequence[Change]) -> RenderableType | None:
+    """Answers that were lost and gained between pairs of stages; None if there is no pair.
+
+    In points of all answers, with 95 % intervals over prompts. The last column is what other sampling keys change.
+    """
+    if not changes:
+        return None
+    table = Table(box=box.SIMPLE, title_justify="left", title="single answers, points of all answers")
+    table.add_column("", no_wrap=True)
+    for heading in ("right → wrong", "wrong → right", "other keys"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for c in changes:
+        figures = (c.found.lost, c.found.gained)
+        cells = [figure_text(e.value, e.record()["ci95"], ".1f") for e in figures]
+        chance = "–" if c.found.resampled is None else f"{c.found.resampled.value:.1f}"
+        table.add_row(shown(f"{c.domain}: {c.before} to {c.after}"), *map(shown, (*cells, chance)))
+    return table
+
+
 def summary(matrix: Matrix) -> RenderableType:
-    """The final screen: the score matrix, transfer, forgetting, and the gain and cost of each recovery stage.
+    """The final screen: scores, pass@k, transfer, forgetting, lost answers, gain and cost of each recovery stage.
 
     Figures are those of `tables.transfer` and `tables.recovered`, with 95 % intervals: in points with two decimals, the
     recovery fraction without a unit and with three. A figure without an estimate is "–", with the reason as its note.
@@ -50,7 +88,9 @@ def summary(matrix: Matrix) -> RenderableType:
     _row(table, "forgetting, mean", mean_forgetting(matrix))
     for domain in list(own_rows(matrix))[:-1]:
         _row(table, f"forgetting of {domain}", forgetting(matrix, domain))
-    parts: list[RenderableType] = [score_table(matrix), table]
+    parts = [
+        p for p in (score_table(matrix), pass_table(matrix), table, answer_table(headlines(matrix))) if p is not None
+    ]
     if recovered := recoveries(matrix):
         second = Table(box=box.SIMPLE, title_justify="left", title="recovery")
         _headings(second)
@@ -105,7 +145,7 @@ def _block(
     style: str,
     beside: Sequence[Mapping[str, Any]] = (),
 ) -> Table:
-    table = Table(box=box.SIMPLE, title_justify="left", title=f"{title}, points", style=style)
+    table = Table(box=box.SIMPLE, title_justify="left", title=title, style=style)
     table.add_column("after stage", no_wrap=True)
     for domain in (*matrix.domains, "mean", *(task["domain"] for task in beside)):
         table.add_column(shown(domain), justify="right", no_wrap=True)

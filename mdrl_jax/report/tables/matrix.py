@@ -5,6 +5,8 @@ without an estimate. Scores and differences are in points (100 × mean reward).
 
 Choices where definitions §2 leaves room:
 - A training stage has the plain name of a domain and comes before the first refresh. T is the last training stage.
+- θ_0 is the end of the warm-up, the supervised stages that the sequence begins with (`stage.origin`); without one it is
+  the base, the model that the run loads.
   `solo-*`, `placebo-*`, `protect-*`, `joint`, `refresh-*` and `rollback-*` are rows but never part of the path to T.
 - A domain that is trained twice peaks at its last stage.
 - Averages over domains treat the domains as independent, because they share no prompts.
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, regular
-from mdrl_jax.stage import default_start, names_on_the_way, unlabelled
+from mdrl_jax.stage import default_start, names_on_the_way, origin, unlabelled, warm_up
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.estimate import Estimate
 
@@ -45,6 +47,7 @@ class Matrix:
         are left out of the rows are in it too.
       groups: for each domain whose prompts form groups, the number of each prompt's group [prompts]. Intervals draw
         whole groups.
+      right: for each domain the smallest reward of a right answer; 1 for a domain that is not in it.
       score_SD, accuracy_SD: means in points [S, D], NaN where a domain was not evaluated.
       stderr_SD, accuracy_stderr_SD: their standard errors in points [S, D], with the prompt or its group as the
         cluster; NaN where a domain was not evaluated, infinite if it has a single one.
@@ -57,6 +60,7 @@ class Matrix:
     seed: int | None
     starts: Mapping[str, str]
     groups: Mapping[str, NDArray[np.int64]]
+    right: Mapping[str, float]
     score_SD: NDArray[np.float64]
     stderr_SD: NDArray[np.float64]
     accuracy_SD: NDArray[np.float64]
@@ -126,8 +130,8 @@ def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None
 
     Args:
       evaluations: the content of `evaluations/NN-stage.json` for each stage, in any order; rows are sorted by "index".
-        "rewards", "accuracy" and "seed" may be absent. So may "start", as in records of earlier versions; the stage
-        then started where its name says (`stage.default_start`). So may "groups", if no domain has any.
+        "rewards", "accuracy", "right_from" and "seed" may be absent. So may "start", as in records of earlier versions;
+        the stage then started where its name says (`stage.default_start`). So may "groups", if no domain has any.
       stages: names of the stages to keep; None keeps all. A name without an evaluation is ignored.
 
     Returns:
@@ -149,7 +153,8 @@ def build(evaluations: Iterable[Mapping[str, Any]], stages: Sequence[str] | None
     rewards = tuple(_arrays(r, "rewards") for r in records)
     accuracy = tuple(_arrays(r, "accuracy") for r in records)
     seed = records[0].get("seed") if records else None
-    return _matrix(tuple(r["stage"] for r in records), rewards, accuracy, seed, starts, _groups(records))
+    right = {domain: float(x) for r in records for domain, x in r.get("right_from", {}).items()}
+    return _matrix(tuple(r["stage"] for r in records), rewards, accuracy, seed, starts, _groups(records), right)
 
 
 def _groups(records: Iterable[Mapping[str, Any]]) -> dict[str, NDArray[np.int64]]:
@@ -190,7 +195,8 @@ def resample(matrix: Matrix, rng: np.random.Generator) -> Matrix:
     def take(block: tuple[Rewards, ...]) -> tuple[Rewards, ...]:
         return tuple({d: x_PG[rows[d]] for d, x_PG in row.items()} for row in block)
 
-    return _matrix(matrix.stages, take(matrix.rewards), take(matrix.accuracy), matrix.seed, matrix.starts, groups)
+    rewards, accuracy = take(matrix.rewards), take(matrix.accuracy)
+    return _matrix(matrix.stages, rewards, accuracy, matrix.seed, matrix.starts, groups, matrix.right)
 
 
 def training_rows(matrix: Matrix) -> tuple[int, ...]:
@@ -215,9 +221,15 @@ def own_row(matrix: Matrix, domain: str) -> int | None:
 
 
 def path_rows(matrix: Matrix) -> list[int]:
-    """Rows, from 0, on the way to T: the base, if it was evaluated, then the training stages in order."""
-    base = [matrix.stages.index(BASE)] if BASE in matrix.stages else []
-    return base + list(training_rows(matrix))
+    """Rows, from 0, on the way to T: the base, if it was evaluated, the warm-up, then the training stages in order."""
+    first = [BASE, *warm_up(matrix.starts, {*DOMAINS, *matrix.domains})]
+    return [matrix.stages.index(name) for name in first if name in matrix.stages] + list(training_rows(matrix))
+
+
+def origin_row(matrix: Matrix) -> int | None:
+    """Row, from 0, of θ_0, the model that the training stages start from; None if it was not evaluated."""
+    name = origin(matrix.starts, {*DOMAINS, *matrix.domains})
+    return matrix.stages.index(name) if name in matrix.stages else None
 
 
 def start_row(matrix: Matrix, stage: str) -> int | None:
@@ -340,6 +352,7 @@ def _matrix(
     seed: int | None,
     starts: Mapping[str, str],
     groups: Mapping[str, NDArray[np.int64]],
+    right: Mapping[str, float],
 ) -> Matrix:
     domains = tuple(dict.fromkeys(d for row in rewards for d in row))
     for domain in domains:
@@ -354,7 +367,7 @@ def _matrix(
 
     score_SDx2, accuracy_SDx2 = table(rewards), table(accuracy)
     return Matrix(
-        stages, domains, rewards, accuracy, seed, starts, groups,
+        stages, domains, rewards, accuracy, seed, starts, groups, right,
         score_SDx2[..., 0], score_SDx2[..., 1], accuracy_SDx2[..., 0], accuracy_SDx2[..., 1],
     )  # fmt: skip
 

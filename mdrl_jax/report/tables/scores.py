@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mdrl_jax.stats.estimate import clustered_mean
+from mdrl_jax.stats.transitions import right
 
 
 def score_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -16,9 +17,10 @@ def score_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
       A row of `scores.jsonl` for each domain: "stage", "index", "domain", "score", "stderr", "n_prompts", "k" (samples
-      of a prompt), "step", "seed", "accuracy" and "accuracy_stderr". Scores, accuracies and their standard errors are
-      in points; the standard error is that of the prompts, or of their groups where the record has any, and infinite
-      for a single one.
+      of a prompt), "step", "seed", "accuracy", "accuracy_stderr", "pass_at_k" and "right_from". Scores, accuracies,
+      pass@k and standard errors are in points. pass@k is the share of prompts with a right answer among their k; a
+      right one has a reward of at least "right_from" (`Domain.right_from`; 1 where the record does not say). The
+      standard error is that of the prompts, or of their groups where the record has any, and infinite for a single one.
 
     Raises:
       KeyError: if the record lacks a field, or a domain has rewards but no accuracy.
@@ -27,6 +29,7 @@ def score_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     rows, groups = [], evaluation.get("groups", {})
     for domain, rewards in evaluation["rewards"].items():
+        threshold = evaluation.get("right_from", {}).get(domain, 1.0)
         mean, stderr = clustered_mean(np.asarray(rewards), groups.get(domain))
         accuracy, accuracy_stderr = clustered_mean(np.asarray(evaluation["accuracy"][domain]), groups.get(domain))
         rows.append(
@@ -42,6 +45,8 @@ def score_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "seed": evaluation["seed"],
                 "accuracy": 100 * accuracy,
                 "accuracy_stderr": 100 * accuracy_stderr,
+                "pass_at_k": 100 * float(right(rewards, threshold).any(axis=1).mean()),
+                "right_from": threshold,
             }
         )
     return rows

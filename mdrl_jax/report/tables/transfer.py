@@ -2,21 +2,20 @@
 
 All functions are pure functions of the score matrix. Every score and difference is in points, and every difference is
 paired over prompts. A figure that the run cannot give is a `Quantity` with a reason and without an estimate. The
-maximum in forgetting includes the base model **[chosen]** but never the stage T itself. The interval of forgetting is
+maximum in forgetting includes θ_0 **[chosen]** but never the stage T itself. The interval of forgetting is
 the paired one at the stage that the maximum has selected; it does not account for this selection.
 """
 
 import numpy as np
 
 from mdrl_jax.report.tables.matrix import (
-    BASE,
     Matrix,
     Quantity,
     average,
     difference,
+    origin_row,
     own_row,
     own_rows,
-    path_rows,
     score_at,
     start_row,
     training_rows,
@@ -100,25 +99,25 @@ def backward_transfer(matrix: Matrix) -> Quantity:
 def forward_transfer(matrix: Matrix) -> Quantity:
     """`FWT`: mean over all trained domains but the first of how much they gained before their own stage, in points.
 
-    The gain is the score after the training stage before the domain's first own stage, minus that of the base model
-    (GEM, arXiv 1706.08840). The figure has no estimate if fewer than two domains were trained, if the base was not
-    evaluated, or if a score is missing.
+    The gain is the score after the training stage before the domain's first own stage, minus that of θ_0 (GEM, arXiv
+    1706.08840). The figure has no estimate if fewer than two domains were trained, if θ_0 was not evaluated, or if a
+    score is missing.
     """
     rows = training_rows(matrix)
     if len({matrix.stages[s] for s in rows}) < 2:
         return Quantity("FWT", None, "needs two training stages")
-    if BASE not in matrix.stages:
-        return Quantity("FWT", None, "the base model was not evaluated")
-    base, names = matrix.stages.index(BASE), [matrix.stages[s] for s in rows]
+    start, names = origin_row(matrix), [matrix.stages[s] for s in rows]
+    if start is None:
+        return Quantity("FWT", None, "θ_0, the model that the sequence starts from, was not evaluated")
     first = [i for i in range(1, len(rows)) if names[i] not in names[:i]]
-    return average("FWT", [difference(matrix, "", names[i], rows[i - 1], base) for i in first])
+    return average("FWT", [difference(matrix, "", names[i], rows[i - 1], start) for i in first])
 
 
 def forgetting(matrix: Matrix, domain: str) -> Quantity:
     """`forgetting DOMAIN`: the highest earlier score of the domain minus its score after T, in points.
 
     T is the last training stage, and positive is harm; it is negative if the score after T is the highest of all.
-    Earlier scores are those of the base and of the training stages before T; `detail` names the stage of the highest,
+    Earlier scores are those of θ_0 and of the training stages before T; `detail` names the stage of the highest,
     the first of equal ones. The figure has no estimate if the domain was not trained before T, or if the score after T
     or all earlier ones are missing. It is biased up by about one standard error, because it takes the maximum of noisy
     scores. `fall` is the figure to quote.
@@ -127,7 +126,9 @@ def forgetting(matrix: Matrix, domain: str) -> Quantity:
     if row is None or row == rows[-1]:
         return Quantity(name, None, f"{domain} is not trained before the last stage")
     column = matrix.domains.index(domain)
-    earlier = [s for s in path_rows(matrix) if s < rows[-1] and np.isfinite(matrix.score_SD[s, column])]
+    start = origin_row(matrix)
+    path = [*([] if start is None else [start]), *rows]
+    earlier = [s for s in path if s < rows[-1] and np.isfinite(matrix.score_SD[s, column])]
     if not earlier:
         return Quantity(name, None, f"{domain} was not evaluated before {matrix.stages[rows[-1]]}")
     best = max(earlier, key=lambda s: matrix.score_SD[s, column])

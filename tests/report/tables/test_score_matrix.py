@@ -83,6 +83,17 @@ def test_transfer_by_hand() -> None:
     assert [value(transfer.peak(m, d)) for d in DOMAINS] == pytest.approx([60, 80, 90])
 
 
+def test_a_warm_up_moves_the_point_that_transfer_is_measured_from() -> None:
+    warm = {"base": (90.0, 1.0, 2.0), "sft": (10.0, 20.0, 30.0)}
+    m, plain = build({**warm, **{s: p for s, p in BY_HAND.items() if s != "base"}}), build(BY_HAND)
+    assert m.stages[mx.start_row(m, "code") or 0] == "sft" and value(transfer.lift(m, "code")) == pytest.approx(50)
+    assert [m.stages[s] for s in mx.path_rows(m)] == ["base", "sft", "code", "math", "qa"]
+    for f in (transfer.forward_transfer, transfer.mean_forgetting, transfer.backward_transfer):
+        assert value(f(m)) == pytest.approx(value(f(plain)))
+    lacking = mx.build([record(s, i, p) for i, (s, p) in enumerate({**warm, **BY_HAND}.items())], [*BY_HAND])
+    assert "θ_0" in transfer.forward_transfer(lacking).reason
+
+
 def test_forgetting_of_negative_rewards_and_of_a_domain_that_still_rises() -> None:
     # A max with a zero pad gives 40 for code; one with the final stage gives 0 for math.
     m = build({"base": (-90.0, -80.0), "code": (-30.0, -70.0), "math": (-40.0, -20.0)})

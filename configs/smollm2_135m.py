@@ -1,0 +1,66 @@
+"""A real instruct model on real data: SmolLM2-135M-Instruct, supervised, then Code → Math → QA → CW by GRPO.
+
+  python -m mdrl_jax.main --config=configs/smollm2_135m.py:DATA --workdir=runs/smollm2_135m
+
+Nobody designed a conflict here. DATA is a folder (`data` if it is left out) with these files:
+
+- `code/mbpp.jsonl`: MBPP. Code is the missing last line of its functions, judged by their real tests.
+- `math/word_problems.jsonl`: one- and two-step word problems with "question", "equation" and "answer", such as those of
+  MAWPS and ASDiv.
+- `qa/xquad_en.json`: XQuAD or SQuAD, judged by F1.
+- `writing/ifeval.jsonl`: IFEval. CW is the share of its constraints that a reply meets.
+
+The model comes from the hub. `--config.model.path=DIR` takes it from a folder. `sft` trains Code, Math and QA on
+demonstrations, because the instruct model has next to no reward in Code and Math that GRPO could learn from; IFEval has
+no demonstrations. GRPO starts from its end, θ_0, and fills its steps with groups whose rewards differ. Prompts have at
+most 256 tokens and completions at most 64. The sizes, the learning rates and the refresh of Code come from a pilot; the
+sequence has not been run at full length. configs/README.md says what one step of each kind takes.
+"""
+
+from mdrl_jax import config
+
+
+def get_config(data: str = "data") -> config.Config:
+    """The configuration; `data` is the folder of the files."""
+    c = config.default()
+    c.stages = ("sft", "code", "math", "qa", "cw", "refresh-code", "rollback-code-qa")
+    c.stage_overrides = {"refresh-code": {"steps": 2}}
+    c.model.path = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+    c.model.remat = "dots"
+    c.model.logprob_chunk = 64
+
+    c.domains.code.preset = "mbpp_last_line"
+    c.domains.code.files = (f"{data}/code/mbpp.jsonl",)
+    c.domains.math.files = (f"{data}/math/word_problems.jsonl",)
+    c.domains.math.prompt = "{question}"
+    c.domains.math.check = {"answer": "answer"}
+    c.domains.math.reply = "{equation} = {answer}. The answer is {answer}."
+    c.domains.math.reward = "math"
+    c.domains.qa.preset = "squad"
+    c.domains.qa.files = (f"{data}/qa/xquad_en.json",)
+    c.domains.qa.validation_share, c.domains.qa.test_share = 0.15, 0.35
+    c.domains.cw.preset = "ifeval"
+    c.domains.cw.files = (f"{data}/writing/ifeval.jsonl",)
+    c.domains.cw.test_share = 0.5
+    c.domains.n_test = 256
+    c.domains.n_validation = 64
+
+    c.rollout.prompt_buckets = (96, 160, 256)
+    c.rollout.completion_buckets = (32, 64)
+    c.rollout.sampling.temperature = 0.7
+    c.evaluate.sampling.temperature = 0.7
+    c.evaluate.batch = 32
+    c.recover.prompts = 64
+
+    c.sft.steps = 60
+    c.sft.batch_size, c.sft.grad_accum_steps = 12, 3
+    c.sft.length = 320
+    c.sft.learning_rate, c.sft.warmup_steps = 6e-5, 4
+    c.sft.checkpoint_every = 20
+    c.train.steps = 12
+    c.train.prompts_per_step, c.train.group_size, c.train.max_rounds = 8, 8, 3
+    c.train.grad_accum_steps = 8
+    c.train.learning_rate = 3e-5
+    c.train.checkpoint_every = 4
+    c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 32, 4, 2, 8
+    return c
