@@ -115,7 +115,7 @@ def test_a_distillation_goes_back_from_the_end_of_the_plain_sequence_to_its_teac
         "distill-all@fixed": {"distill": {"form": "fixed"}, "n_prompts": 16},
     }
     names = ("code", "math", "qa", "refresh-math", "distill-math", "distill-all", *overrides, "cw")
-    fields = {"train": {"prompts_per_step": 12, "kl_every": 4}, "stage_overrides": overrides}
+    fields = {"train": {"prompts_per_step": 12, "kl_every": 4, "max_rounds": 2}, "stage_overrides": overrides}
     stages = planned(*names, **fields)
     earlier = tuple(stages.values())
     made = {n: stages[n] for n in names if n.startswith("distill")}
@@ -133,6 +133,7 @@ def test_a_distillation_goes_back_from_the_end_of_the_plain_sequence_to_its_teac
     assert stages["cw"].start == "refresh-math"  # a distillation is a side branch
     grpo = made["distill-math"].train.grpo
     assert not grpo.drop_zero_variance and made["distill-math"].train.kl_every == 0
+    assert made["distill-math"].train.max_rounds == 1 and stages["math"].train.max_rounds == 2
 
 
 def test_an_alternating_refresh_takes_turns():

@@ -215,9 +215,8 @@ def training(shapes: Shapes, stage: Stage) -> Iterator[Job]:
     @functools.cache
     def programs(rows: int) -> loop.Programs:
         """The programs with micro-batches of this many rows, on which it depends how many share their prompt."""
-        divided = dataclasses.replace(train, grad_accum_steps=max(total // rows, 1))
-        changed = dataclasses.replace(stage, train=divided)
-        return make(runtime, changed, prepare.transforms(train.prevent))
+        shared = shared_rows(train.group_size, rows, batch_divisor(runtime.mesh))
+        return make(runtime, stage, prepare.transforms(train.prevent), shared=shared)
 
     made = programs(total // train.grad_accum_steps)
     state = shapes.state(made.optimizer, made.shardings)

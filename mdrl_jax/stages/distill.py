@@ -49,13 +49,14 @@ class Asked:
     tokens: Callable[..., jax.Array]
 
 
-def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> grpo.Programs:
+def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms, shared: int | None = None) -> grpo.Programs:
     """Makes the programs of a distillation.
 
     Args:
       runtime: model, devices and configuration of the run.
       stage: the stage; its options of the loss, of the optimizer and of the distillation are read.
       transforms: gradient transformations that protect other domains (`recovery/prevention/`).
+      shared: as in `grpo.make_programs`.
 
     Returns:
       New `Programs`, which are compiled when they are first called; `taught` is an `Asked`.
@@ -63,7 +64,7 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> grp
     config, model, mesh, distill = runtime.config, runtime.model, runtime.mesh, stage.train.distill
     temperature, chunk = config.rollout.sampling.temperature, config.model.logprob_chunk
     longest = config.rollout.completion_buckets[-1]
-    shared = grpo.shared_by(runtime, stage)
+    shared = grpo.shared_by(runtime, stage) if shared is None else shared
     loss_fn = make_distill_loss(model, stage.train.grpo, distill, temperature, longest, chunk, shared)
     full, taught = distill.form == "full", stage.taught
     whole = {"out_shardings": named(mesh)}
@@ -76,7 +77,7 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms) -> grp
         lowest=None if taught else _lowest(distill.lowest, distill.advantage, mesh),
         tokens=program("teacher_tokens", functools.partial(_tokens, shared), static_argnums=1, **whole),
     )
-    made = grpo.make_programs(runtime, stage, transforms, "distill_step", loss_fn, (HEADS,) if full else ())
+    made = grpo.make_programs(runtime, stage, transforms, "distill_step", loss_fn, (HEADS,) if full else (), shared)
     return dataclasses.replace(made, taught=asked)
 
 

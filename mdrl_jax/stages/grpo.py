@@ -79,6 +79,7 @@ def make_programs(
     name: str = "grpo_step",
     loss_fn: LossFn | None = None,
     given: Sequence[str] = (),
+    shared: int | None = None,
 ) -> Programs:
     """Makes the programs of a stage.
 
@@ -89,6 +90,7 @@ def make_programs(
       name: name of the training step.
       loss_fn: the loss; None: that of GRPO.
       given: names of the extra arguments that the loss takes (`make_train_step`).
+      shared: completions that share one computation of their prompt; None: as many as in the stage (`shared_by`).
 
     Returns:
       New `Programs`, which are compiled when they are first called.
@@ -100,7 +102,7 @@ def make_programs(
     optimizer = make_optimizer(stage.train.optimizer, transforms)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     longest = config.rollout.completion_buckets[-1]
-    shared = shared_by(runtime, stage)
+    shared = shared_by(runtime, stage) if shared is None else shared
     loss_fn = loss_fn or make_grpo_loss(runtime.model, stage.train.grpo, temperature, longest, chunk, shared)
     cases = make_cases(*_buckets(runtime, stage))
     return Programs(
