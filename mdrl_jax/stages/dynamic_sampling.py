@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax.domains.prompts import visit_order
-from mdrl_jax.model import tokens
 from mdrl_jax.rl.grpo import group_advantages
 from mdrl_jax.rl.rollouts import ScoredRollouts, picked
 from mdrl_jax.runtime import Runtime
@@ -69,7 +68,7 @@ def draw(
             break
     if len(rounds) == 1:
         return rounds[0], rounds
-    return picked(rounds, picks, config.rollout.prompt_buckets, tokens.pad_id(runtime.tokenizer)), rounds
+    return picked(rounds, picks, config.rollout.prompt_buckets, runtime.rollouts.pad_id), rounds
 
 
 def informative(scored: ScoredRollouts) -> np.ndarray:

@@ -30,6 +30,8 @@ def chance(domain: str, row: int) -> float:
 class Fake:
     """Rollouts of a policy that solves row i of a domain with `chance`; a prompt has 1 + i % 7 tokens, all i."""
 
+    pad_id = 7
+
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
@@ -54,8 +56,7 @@ def made(stage: str = "math", **fields: Any) -> tuple[Any, Stage]:
     own = {stage: {"prompts_per_step": 6, "group_size": 4} | fields}
     config = parse({"stages": ("code", stage), "stage_overrides": own, "rollout": {"prompt_buckets": (4, 8)}})
     prompts = {(d, "train"): Prompts(d) for d in DOMAINS}
-    tokenizer = SimpleNamespace(pad_token_id=7, eos_token_id=1)
-    runtime = SimpleNamespace(config=config, prompts=prompts, rollouts=Fake(), tokenizer=tokenizer)
+    runtime = SimpleNamespace(config=config, prompts=prompts, rollouts=Fake())
     return runtime, resolve_stages(config, DOMAINS)[1]
 
 
