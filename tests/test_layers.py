@@ -33,8 +33,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("what one domain's training does to another", ("analysis",)),
     ("winning a domain back", ("recovery",)),
     ("records to tables, figures, page, terminal", ("report",)),
-    ("benchmarks", ("bench",)),
     ("what each kind of stage does", ("stages",)),
+    ("benchmarks", ("bench",)),
     ("the list of stages, walked; the other commands", ("experiment", "commands")),
     ("flags to commands", ("main",)),
 )

@@ -72,7 +72,7 @@ class Bigram:
     """
 
     def apply(self, variables: Any, *arrays: jax.Array, method: str) -> jax.Array | None:
-        if method == "hidden":
+        if method == "packed_hidden":
             return variables["params"]["table"][arrays[0]]
         return arrays[0] if method == "logits" else None
 
