@@ -62,7 +62,9 @@ def wanted(check: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping) and "kind" in value:  # a constraint
-        return " ".join(_plain(v) for v in (value["kind"], *(v for k, v in value.items() if k != "kind")))
+        rest = [v for k, v in value.items() if k != "kind"]
+        parts = (" ".join(map(_plain, v)) if isinstance(v, list) else _plain(v) for v in rest)
+        return " ".join([str(value["kind"]), *parts])
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
     return "; ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)

@@ -27,6 +27,7 @@ QUIET = (
 )
 # A band of values by chance or of an interval: a tint, with an edge that carries the meaning.
 BAND: dict[str, Any] = {"fillOpacity": 0.16, "strokeOpacity": QUIET, "strokeWidth": 1}
+COLOURED: dict[str, Any] = {**BAND, "strokeOpacity": 1}  # the same in a colour of `CATEGORIES`
 SEQUENTIAL, DIVERGING = "cividis", "blueorange"
 PNG_SCALE = 2.0
 DARK_BELOW = 0.47  # position on the sequential scale; white text is legible below it, black text above (WCAG 4.5)

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from mdrl_jax.report.figure import BAND, CATEGORIES, HALF, INK, QUIET, Figure, Row, data
+from mdrl_jax.report.figure import CATEGORIES, COLOURED, HALF, INK, QUIET, Figure, Row, data
 from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.cascade import cascade
 from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
@@ -272,7 +272,7 @@ def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
     alpha = alt.Tooltip("alpha:Q", title="α")
     base = alt.Chart().encode(x=x, color=colour, tooltip=[alpha, *estimate_tips(["pair", "what"], title)])
     y = alt.Y("estimate:Q", title=title)
-    band = base.mark_area(**BAND | {"strokeOpacity": 1}).encode(
+    band = base.mark_area(**COLOURED).encode(
         y=alt.Y("low:Q", title=title), y2="high:Q", stroke=alt.Stroke("what:N", scale=scale, title=None, legend=LEGEND)
     )
     broken = base.transform_filter("datum.breaks")

@@ -7,8 +7,8 @@ import altair as alt
 
 from mdrl_jax.claims.published import CLAIMS, SPARSE_SHARES, WEAK_OVERLAP
 from mdrl_jax.report.figure import (
-    BAND,
     CATEGORIES,
+    COLOURED,
     HALF,
     INK,
     QUIET,
@@ -115,7 +115,7 @@ def sparsity(records: Records) -> Figure:
     published = published.transform_aggregate(low="min(published_low)", high="max(published_high)")
     x = alt.X("estimate:Q", title=title, scale=scale)
     layers = alt.layer(
-        published.mark_rect(color=CATEGORIES[4], stroke=CATEGORIES[4], **BAND | {"strokeOpacity": 1}).encode(
+        published.mark_rect(color=CATEGORIES[4], stroke=CATEGORIES[4], **COLOURED).encode(
             x=alt.X("low:Q", title=title), x2="high:Q"
         ),
         base.mark_tick(color=INK, thickness=2, height=12).encode(x=alt.X("null:Q", title=title)),

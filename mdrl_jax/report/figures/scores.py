@@ -47,8 +47,8 @@ def matrix(records: Records) -> Figure:
     base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=[*tips, alt.Tooltip("prompts:Q")])
     cells = base.mark_rect().encode(color=colour)
     # On a narrow screen the page makes the cells smaller; they then have room for the score alone.
-    short = f"width < {FULL * len(found.domains)} && isValid(datum.score)"
-    labelled = base.transform_calculate(label=f"{short} ? format(datum.score, '.1f') : datum.shown")
+    short = f"width < {FULL * len(found.domains)}"
+    labelled = base.transform_calculate(label=f"{short} ? split(datum.shown, ' ')[0] : datum.shown")
     text = labelled.mark_text().encode(text="label:N", color=ink_on("score", high, low))
     framed = base.transform_filter("datum.trained")
     outside = framed.mark_rect(fillOpacity=0, stroke="white", strokeWidth=5)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mdrl_jax.claims.published import LEAST_FRACTION, RECOVERY_FRACTION
 from mdrl_jax.config import parse, stage_config
-from mdrl_jax.report.figure import BAND, CATEGORIES, HALF, INK, QUIET, Figure, Table, by_category, data
+from mdrl_jax.report.figure import CATEGORIES, COLOURED, HALF, INK, QUIET, Figure, Table, by_category, data
 from mdrl_jax.report.figures.layout import LEGEND
 from mdrl_jax.report.folder import UNSCORED, Absent, Records
 from mdrl_jax.report.intervals import columns, number, tips, tooltips, words
@@ -20,6 +20,7 @@ from mdrl_jax.report.tables.theorem import Check, checks
 from mdrl_jax.stats.estimate import Estimate, Record, figure_text, missing
 
 AVERAGE = "mean of all"
+FAINT: dict[str, Any] = {**COLOURED, "fillOpacity": 0.1, "strokeWidth": 0.8}  # bands of several domains overlap
 PARTS = {"within": "in S", "route": "on the route, not in S", "outside": "everywhere but in S"}
 RANDOM = "random subspaces"
 OBJECTIVES = {"reward": "reward", "success_nll": "success NLL"}
@@ -171,7 +172,7 @@ def _scores(rows: Sequence[Record], domains: Sequence[str], domain: str, peak: f
     base = alt.Chart(data(rows)).encode(x=_step(record), color=colour, tooltip=_tooltip("score"))
     title = f"score, points ({_validation(record)})"
     y = alt.Y("score:Q", title=title, scale=alt.Scale(zero=False))
-    bands = base.mark_area(**BAND | {"fillOpacity": 0.1, "strokeOpacity": 1, "strokeWidth": 0.8}).encode(
+    bands = base.mark_area(**FAINT).encode(
         y=alt.Y("score_low:Q", title=title, scale=alt.Scale(zero=False)),
         y2="score_high:Q",
         stroke=alt.Stroke("domain:N", scale=scale, title="domain", legend=LEGEND),
@@ -297,7 +298,7 @@ def _facets(rows: Sequence[Record], labels: Sequence[str]) -> Any:
     y = alt.Y("ratio:Q", title=title, scale=scale, axis=axis)
     drawn = base.transform_filter(alt.datum.part == RANDOM)
     layers = (
-        drawn.mark_area(stroke=CATEGORIES[-1], **BAND | {"strokeOpacity": 1}).encode(
+        drawn.mark_area(stroke=CATEGORIES[-1], **COLOURED).encode(
             y=alt.Y("low:Q", title=title, scale=scale, axis=axis), y2="high:Q"
         ),
         base.mark_line().encode(y=y),
