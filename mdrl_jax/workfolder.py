@@ -28,7 +28,7 @@ LOCK = ".lock"  # held by the process that writes into the folder; its content n
 LEFT = re.compile(r"\..*\.tmp")  # a half-written record of a run that was killed
 # Errors of file systems without locks; a run there is not protected from a second one.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-_held: dict[Path, Any] = {}  # lock files of this process, open as long as it lives
+_held: dict[Path, int] = {}  # lock files of this process, open as long as it lives
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "mdrl-jax")
 # Fields that may change when a run is continued, because they change no result; another mesh changes only the rounding
 # of sums over devices. Fields of `analyze` may change too, as `analysis/interference.py` checks them itself.
@@ -183,24 +183,22 @@ class WorkFolder:
         if path in _held:
             return ""
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115  (closing it would free the lock)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # it stays open, because closing it would free the lock
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             if e.errno not in _NO_LOCKS:
-                file.seek(0)
                 holder: dict[str, Any] = {}
                 with contextlib.suppress(ValueError):
-                    holder = json.loads(file.read())
-                file.close()
+                    holder = json.loads(os.read(file, 4096))
+                os.close(file)
                 return "process {pid} on {host}, since {since}".format(
                     **{"pid": "unknown", "host": "an unknown host", "since": "an unknown time"} | holder
                 )
         _held[path] = file
-        file.truncate(0)
+        os.ftruncate(file, 0)
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        file.write(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
-        file.flush()
+        os.write(file, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}).encode())
         return ""
 
     def date(self) -> str:

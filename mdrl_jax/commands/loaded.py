@@ -32,7 +32,6 @@ class Loaded:
       tokenizer: its tokenizer; None if its folder has none.
       mesh: all devices, on the axis `data`.
       folder: the Hugging Face folder that config.json and the tokenizer come from.
-      eos_ids: ids of the tokens that end a completion (`tokens.eos_ids`).
     """
 
     model: Decoder
@@ -40,7 +39,11 @@ class Loaded:
     tokenizer: Any
     mesh: Mesh
     folder: Path
-    eos_ids: tuple[int, ...]
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a completion (`tokens.eos_ids`); raises UserError if there are none."""
+        return tokens.eos_ids(self.tokenizer, self.folder, self.model.config.vocab_size)
 
 
 def check_base(model: str | None, base: str | None) -> None:
@@ -65,8 +68,8 @@ def load_folder(path: str, base: str | None = None) -> Loaded:
       The model with the parameters of the folder, in float32. Each device holds all of them.
 
     Raises:
-      UserError: if the folder or its weights are missing or damaged, its tokenizer is damaged, its model is not
-        supported, or it names no end token.
+      UserError: if the folder or its weights are missing or damaged, its tokenizer is damaged, or its model is not
+        supported.
     """
     folder, whole = model_folder(path), None if base is None else model_folder(base)
     sizes = huggingface.read_config(folder, whole)
@@ -76,9 +79,8 @@ def load_folder(path: str, base: str | None = None) -> Loaded:
 
 def _loaded(sizes: ModelConfig, load: Callable[[Decoder, Mesh], Any], folder: Path) -> Loaded:
     tokenizer = tokens.load_tokenizer(folder) if tokens.has_tokenizer(folder) else None
-    eos_ids = tokens.eos_ids(tokenizer, folder, sizes.vocab_size)
     model, mesh = Decoder(sizes), make_mesh(MeshConfig())
-    return Loaded(model, load(model, mesh), tokenizer, mesh, folder, eos_ids)
+    return Loaded(model, load(model, mesh), tokenizer, mesh, folder)
 
 
 def load_stage(workdir: str, name: str) -> Loaded:

@@ -5,6 +5,7 @@ without one.
 """
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,16 @@ def writes_date(tokenizer: Any) -> bool:
     return "strftime_now" in str(tokenizer.chat_template)
 
 
+def _dated(template: str, date: str) -> str:
+    """The template with each call such as `strftime_now("%d %B %Y")` replaced by the text of this day.
+
+    `transformers` lets no caller give `strftime_now` another meaning.
+    """
+    day = datetime.datetime.fromisoformat(date)
+    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+    return call.sub(lambda found: f"{found[1]}{day.strftime(found[2])}{found[1]}", template)
+
+
 def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str = "", date: str = "") -> str:
     """Writes a conversation by the tokenizer's chat template.
 
@@ -83,8 +94,8 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str 
         )
     speaks = messages[-1]["role"] != "assistant"
     switched: dict[str, Any] = {"enable_thinking": thinking == "on"} if thinking else {}
-    if date:
-        switched["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
+    if date and writes_date(tokenizer):
+        switched["chat_template"] = _dated(template["default"] if isinstance(template, Mapping) else template, date)
     try:
         return tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=speaks, **switched
