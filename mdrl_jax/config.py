@@ -63,7 +63,7 @@ class ModelSection:
 
     Attributes:
       path: Hugging Face folder of the model; "tiny" for the base model that comes with the package; or a model of the
-        Hugging Face hub, "hub:ORGANISATION/MODEL", perhaps with "@" and a revision.
+        Hugging Face hub, "ORGANISATION/MODEL" or "hub:ORGANISATION/MODEL", perhaps with "@" and a revision.
       adapter: folder of a LoRA adapter in the layout of PEFT, which is merged into the weights of `path`; "": none.
       weights: "load" reads the folder's weights; "random" draws new weights from the seed and takes only config.json
         and the tokenizer from the folder.
@@ -219,7 +219,7 @@ class SFTSection:
     a pre-training leave the model able but uncertain, which gives RL something to improve.
 
     Attributes:
-      start, target, target_every: as in `TrainSection`.
+      start, target, target_every: as in section `train`.
       domains: names of the domains that the stages `sft` and `pretrain` train, evenly; () takes all scored domains
         except data sets without a `reply`. A stage `sft-D` does not read it.
       steps: optimizer steps, at least 1.

@@ -161,7 +161,11 @@ class Walk:
                 self.runtime, self.folder, stage, self.stages, self.screen, self._params_after
             ),
         }
+        ran: list[float] = []
         for stage in self.stages:
+            begun, rest = time.monotonic(), len(self.stages) - stage.index + 1
+            self.screen.stage(stage.index, len(self.stages), sum(ran) / len(ran) * rest if ran else None)
+            anew = not (stage.scored and self.folder.evaluation(stage.folder).exists())
             if not stage.scored:
                 self._recorded(stage, recorders[stage.kind])
             elif self.folder.evaluation(stage.folder).exists():
@@ -174,6 +178,8 @@ class Walk:
                 del params  # frees device memory before the next stage trains
             if stage.scored:
                 keep_last(self.folder.checkpoints(stage))
+            if anew:
+                ran.append(time.monotonic() - begun)
         self._finish(time.monotonic() - started)
 
     def _recorded(self, stage: Stage, recorder: Callable[[Stage], None]) -> None:
@@ -259,7 +265,8 @@ class Walk:
     def _score(self, name: str, index: int, folder: str, step: int, params: Any, start: str | None) -> None:
         """Scores a stage's parameters and records the result; shows the score table.
 
-        If the evaluation already exists, only `scores.jsonl` is rewritten.
+        If the evaluation already exists, only `scores.jsonl` is rewritten. The summary at the end of the run has the
+        table after the last stage.
 
         Args:
           name: name of the stage, or "base".
@@ -289,7 +296,8 @@ class Walk:
         records.write_jsonl(self.folder.root / "scores.jsonl", rows)
         if anew:
             self.screen.event("scores", rows=[row for row in rows if row["stage"] == name])
-        self.screen.print(terminal.score_table(matrix.load(self.folder.root)))
+        if anew and name != self.stages[-1].name:  # the summary at the end has the table of the last stage
+            self.screen.print(terminal.score_table(matrix.load(self.folder.root), accuracy=False))
 
     def _board(self, name: str, index: int, result: Evaluation) -> None:
         with TensorBoard(self.folder.root / "tensorboard" / "scores", resumed_at=index) as board:

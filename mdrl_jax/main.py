@@ -1,18 +1,26 @@
-"""`python -m mdrl_jax.main [COMMAND] --flags`: parses the flags and calls the command; without a COMMAND it is `run`.
+"""`mdrl [COMMAND] --flags`, or `python -m mdrl_jax.main`: parses the flags and calls the command.
+
+Without a COMMAND, flags belong to `run`; without anything, the commands are listed.
 
 `COMMANDS` lists every command with its flags. `commands/` and `experiment.py` hold the code that runs once the flags
 are parsed. An error that the user can put right is one line on standard error, with exit status 2.
 """
 
+import contextlib
 import functools
 import os
+import platform
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
+import mdrl_jax
+from mdrl_jax import preemption
 from mdrl_jax.errors import UserError
 
 CONFIG_HELP = "configuration file, e.g. configs/quickstart.py; --config.FIELD=VALUE changes a field: --config.seed=1"
@@ -77,7 +85,8 @@ def _generate_flags(values: flags.FlagValues, argv: list[str]) -> None:
     string("messages", None, about, flag_values=values)
     _base_flag(values)
     string("prompt_ids", None, "token ids of the prompt, instead of --prompt, e.g. 1,2,3", flag_values=values)
-    integer("max_new_tokens", 128, "largest number of tokens to generate", lower_bound=1, flag_values=values)
+    most = "largest number of tokens to generate; default: 128, or what the model's length allows"
+    integer("max_new_tokens", None, most, lower_bound=1, flag_values=values)
     number("temperature", 1.0, "sampling temperature; 0: the likeliest token", lower_bound=0.0, flag_values=values)
     number(
         "top_p", 1.0, "sample from the likeliest tokens that together have this probability; 1: all", flag_values=values
@@ -171,9 +180,7 @@ def _rollback_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "share of all parameters that is changed, those with the highest scores; 1 subtracts the whole edit",
         flag_values=values,
     )
-    number(
-        "strength", 1.0, "factor on the subtracted edit; 0 changes nothing, 1 undoes it completely", flag_values=values
-    )
+    number("strength", 1.0, "factor on the subtracted edit, above 0; 1 undoes it completely", flag_values=values)
     about = (
         "how parameters are scored: displacement, magnitude, opposition (needs --base), adding or removing (both need "
         "--config and --domain)"
@@ -239,10 +246,10 @@ def _push_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_bool("dry_run", False, "list the files and send nothing", flag_values=values)
 
 
-def _score(values: Any) -> None:
+def _score(values: Any) -> int:
     from mdrl_jax.commands import score
 
-    score.run(_needed(values, "domain"), _needed(values, "input"))
+    return 2 if score.run(_needed(values, "domain"), _needed(values, "input")) else 0
 
 
 def _score_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -250,7 +257,10 @@ def _score_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "input",
         None,
-        'JSON-lines file; each line has "completion" and "answer" (math, qa), "tests" (code) or "constraints" (cw)',
+        'file with a JSON object a line. math: {"completion": "The answer is 4", "answer": 4}; qa: the same, where the '
+        'answer may be a list, and "choices" may be added; code: {"completion": "def f(): ...", "tests": '
+        '["assert f()"]}, or "cases": [{"stdin": "1", "stdout": "2"}]; cw: {"completion": "a b", "constraints": '
+        '[{"kind": "word_count", "count": 2}]}',
         flag_values=values,
     )
 
@@ -334,6 +344,18 @@ def _bench_flags(values: flags.FlagValues, argv: list[str]) -> None:
     integer("rows", 32, "curvature: number of sequences in a batch", lower_bound=1, flag_values=values)
 
 
+def _fields(values: Any) -> None:
+    from mdrl_jax.commands import fields
+
+    fields.run(values.names)
+
+
+def _fields_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    values.set_gnu_getopt()
+    about = "words of which a field's path or explanation has all; --names= may be left out: config learning rate"
+    flags.DEFINE_list("names", [], about, flag_values=values)
+
+
 def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
     from ml_collections import config_flags
 
@@ -391,10 +413,20 @@ COMMANDS: dict[str, Command] = {
     "fit": ("compiles every device program for a TPU slice, without a TPU", _fit_flags, _fit),
     "report": ("writes the report page and figures of a work folder", _report_flags, _report),
     "seeds": ("combines runs with several seeds into means with intervals", _seeds_flags, _seeds),
+    "config": ("prints the fields of a config with default and meaning: config [WORDS]", _fields_flags, _fields),
     "bench": ("runs the benchmarks, beside other libraries if these are installed", _bench_flags, _bench),
 }
+STOPS = ("run", "evaluate", "analyze")  # commands that stop in order after a signal; others are ended at once
 NEEDS_NO_CONFIG = ("rollback",)  # commands that work without --config
-POSITIONAL = {"bench": "names"}  # command -> the list flag that its arguments without -- belong to
+POSITIONAL = {"bench": "names", "config": "names"}  # command -> the list flag that its arguments without -- belong to
+
+
+def _fields_help() -> str:
+    from mdrl_jax.commands import fields
+
+    return (
+        "Fields of the config, to be set as --config.FIELD=VALUE; mdrl config WORDS searches them:\n\n" + fields.text()
+    )
 
 
 def _needed(values: Any, name: str) -> Any:
@@ -418,9 +450,31 @@ def _with_shipped(argv: list[str]) -> list[str]:
 
 
 def _usage() -> str:
-    lines = ["usage: python -m mdrl_jax.main [COMMAND] --flags   (COMMAND --helpshort lists its flags)"]
+    lines = ["usage: mdrl COMMAND --flags, or python -m mdrl_jax.main COMMAND --flags; run may be left out", ""]
     lines += [f"  {name:10} {about}" for name, (about, _, _) in COMMANDS.items()]
-    return "\n".join(lines)
+    lines += [
+        "",
+        "COMMAND --helpshort lists its flags; --help also the fields of --config; --version prints the version",
+    ]
+    return "\n".join([*lines, "a first run, of six minutes: mdrl run --config=configs/quickstart.py"])
+
+
+def _drop_overrides(config: Any, argv: Sequence[str]) -> None:
+    """With `--config.stages` alone, drops the file's overrides of stages that are not run any more, and says so."""
+    given = {a.partition("=")[0] for a in argv}
+    overrides = getattr(config, "stage_overrides", None)
+    if "--config.stages" not in given or any(a.startswith("--config.stage_overrides") for a in given) or not overrides:
+        return
+    dropped = [name for name in overrides if name not in config.stages]
+    with overrides.unlocked():
+        for name in dropped:
+            del overrides[name]
+    if dropped:
+        names = ", ".join(map(str, dropped))
+        print(
+            f"mdrl: note: the config's stage_overrides of {names} are left out, which --config.stages does not name",
+            file=sys.stderr,
+        )
 
 
 def _unknown_field(argv: list[str]) -> str:
@@ -454,6 +508,44 @@ def _unknown_field(argv: list[str]) -> str:
     return ""
 
 
+def _config_file(argv: Sequence[str]) -> str:
+    """The path of the config file in the arguments, without what follows its colon; "" if there is none."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return (value if equals else "".join(argv[i + 1 : i + 2])).partition(":")[0]
+    return ""
+
+
+def _place(error: BaseException, file: str) -> str:
+    """Where in the config file an error arose, as "FILE line 3"; "" if it did not arise there."""
+    at: BaseException | None = error
+    while at is not None and file:
+        if isinstance(at, SyntaxError) and at.filename and _same(at.filename, file):
+            return f"{file} line {at.lineno}"
+        for frame in reversed(traceback.extract_tb(at.__traceback__)):
+            if _same(frame.filename, file):
+                return f"{file} line {frame.lineno}"
+        at = at.__cause__ or at.__context__
+    return ""
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _reason(error: BaseException) -> str:
+    """An error as one line, with the name of its type if its text alone would say little."""
+    said = str(error).replace("Configuration is not available because of an earlier failure to load: ", "")
+    lines = [line.strip() for line in said.strip().splitlines()] or [""]
+    # An error inside a config file may include its traceback; the reason is the last line of it.
+    if "'config_config' has no attribute 'get_config'" in str(error):
+        return "there is no function get_config, which makes the config"
+    line = lines[-1] if "Traceback" in str(error) or isinstance(error, OSError) else lines[0]
+    plain = isinstance(error, flags.Error | OSError | SyntaxError | ImportError | UserError) or ": " in line
+    return line if plain and line else f"{type(error).__name__}: {line}".rstrip(": ")
+
+
 def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, needs_config: bool) -> None:
     """Parses the flags of a command.
 
@@ -466,26 +558,37 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, ne
     Raises:
       UserError: if a flag, the config file or one of its fields is wrong; the message is one line.
     """
+    file = _config_file(argv)
+    if file and os.path.isfile(file):
+        sys.path.insert(0, os.path.dirname(os.path.abspath(file)))  # a config may import a module beside it
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # the errors below say the same in one line
     try:
         rest = values(argv)[1:]
         if "config" in values and values["config"].value is not None:
-            values["config"].value.keys()  # raises here if the file could not be read; parsing does not
-    except OSError as e:
-        raise UserError(f"the config file cannot be read: {str(e).strip().splitlines()[-1].strip()}") from e
-    except UserError:
-        raise
-    except Exception as e:  # absl, ml_collections and the config file may raise anything
+            getattr(values["config"].value, "keys", None)  # raises here if the file could not be read
+    except (Exception, SystemExit) as e:  # absl, ml_collections and the config file may raise anything
+        if place := _place(e, file):
+            raise UserError(f"{place}: {_reason(e)}") from e
+        if isinstance(e, OSError):
+            raise UserError(f"the config file cannot be read: {_reason(e)}") from e
         if unknown := _unknown_field(argv):
             raise UserError(unknown) from e
-        lines = str(e).strip().splitlines() or [type(e).__name__]
-        # An error inside a config file may include its traceback; the reason is the last line of it.
-        raise UserError(lines[-1] if "Traceback" in str(e) else lines[0]) from e
+        inside = file and "get_config" in str(e)
+        raise UserError(f"{file}: {_reason(e)}" if inside else _reason(e)) from e
+    finally:
+        logging.set_verbosity(verbosity)
     if rest and positional:
         values[positional].value = (values[positional].value or []) + rest
     elif rest:
         raise UserError(f"argument {rest[0]!r} is not understood; flags start with --")
     if "config" in values and values["config"].present and values["config"].value is None:
-        raise UserError("get_config() of the config file returns None; it must return the ConfigDict")
+        raise UserError(f"get_config() of {file} returns None; it must return the config")
+    if "config" in values and values["config"].value is not None:
+        if not hasattr(values["config"].value, "keys"):
+            kind = type(values["config"].value).__name__
+            raise UserError(f"get_config() of {file} returns {kind}; it must return what config.default() makes")
+        _drop_overrides(values["config"].value, argv)
     if needs_config and "config" in values and values["config"].value is None:
         raise UserError("--config is missing, e.g. --config=configs/quickstart.py")
 
@@ -514,8 +617,11 @@ def main(argv: list[str] | None = None) -> int:
     if rest and not rest[0].startswith("-"):
         name, rest = rest[0], rest[1:]
     wants_help = {"--help", "--helpshort", "--helpfull", "-h"} & set(rest)
-    if name == "help" or (wants_help and argv[1].startswith("-")):
+    if name == "help" or not argv[1:] or (wants_help and argv[1].startswith("-")):
         print(_usage())
+        return 0
+    if "--version" in rest or name == "version":
+        print(f"mdrl_jax {mdrl_jax.__version__}, jax {metadata.version('jax')}, Python {platform.python_version()}")
         return 0
     try:
         if name not in COMMANDS:
@@ -525,10 +631,17 @@ def main(argv: list[str] | None = None) -> int:
         argv = [f"mdrl {name}", *_with_shipped(rest)]
         define(values, argv)
         if wants_help:
-            print(f"{name}: {about}\n{values.get_help()}")
+            own = values.get_help().partition("\nabsl.flags:")[0].rstrip()
+            print(f"{name}: {about}\n{own}")
+            if "config" in values and "--helpshort" not in wants_help:
+                print(f"\n{_fields_help()}", end="")
             return 0
         _parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
-        return _together(lambda: _prepared(values, execute))
+        patience = preemption.PATIENCE if name in STOPS else 0.0
+        return _together(lambda: _prepared(values, execute), patience)
+    except KeyboardInterrupt:  # before the command watches for signals
+        print("stopped by Ctrl-C before anything was begun", file=sys.stderr)
+        return 130
     except UserError as e:
         _tell(e)
         return 2
@@ -560,15 +673,22 @@ def _prepared(values: flags.FlagValues, execute: Callable[[Any], int | None]) ->
     return execute(values)
 
 
-def _together(execute: Callable[[], int | None]) -> int:
-    """Runs a command that other hosts may run too; an error here ends it on all hosts, which report the reason."""
-    from mdrl_jax import preemption
+def _together(execute: Callable[[], int | None], patience: float) -> int:
+    """Runs a command that other hosts may run too; an error here ends it on all hosts, which report the reason.
+
+    Args:
+      execute: the command.
+      patience: seconds that it has after a signal to stop in order (`preemption.watch`).
+    """
     from mdrl_jax.parallel import distributed
 
+    status, main_thread = 0, threading.current_thread() is threading.main_thread()
     try:
-        status = execute()
-    except preemption.Stopped:  # the screen has shown the message
-        return distributed.finish(preemption.STATUS)
+        with preemption.watch(patience) if main_thread else contextlib.nullcontext():
+            try:
+                status = execute()
+            except preemption.Stopped:  # the screen has shown the message
+                return distributed.finish(preemption.status())
     except Exception as e:
         if distributed.count() == 1:
             raise
@@ -600,7 +720,12 @@ def cli() -> None:
     for name in ("stdout", "stderr"):
         _whole(name)
     tokens.leave_torch_out = sys.argv[1:2] != ["bench"]  # the peers of `bench` need torch
-    sys.exit(main())
+    status = main()
+    if status in (preemption.STATUS, 130):  # a usual exit waits for the programs that the devices are running
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

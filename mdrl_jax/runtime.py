@@ -6,6 +6,7 @@ anything is trained or written.
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from mdrl_jax import preemption
 from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection, is_supervised, sft_config, stage_config
 from mdrl_jax.domains.base import Domain
 from mdrl_jax.domains.chat import PLAIN, writes_date
@@ -31,17 +33,22 @@ from mdrl_jax.rl.rollouts import Rollouts, prompts_at_once
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
 def model_folder(path: str) -> Path:
     """The folder of a model, which may not exist.
 
     Args:
       path: a Hugging Face folder; "tiny" for the base model that comes with the package; or "hub:" and the name of a
-        model of the Hugging Face hub, which may be downloaded (`ModelSection.path`).
+        model of the Hugging Face hub, which may be downloaded (`ModelSection.path`). "hub:" may be left out of a name
+        such as "Qwen/Qwen2.5-0.5B" if there is no folder of that name.
 
     Raises:
       UserError: if a model of the hub cannot be had (`huggingface.downloaded`).
     """
-    if path.startswith("hub:"):
+    hub = path.startswith("hub:") or (HUB_NAME.fullmatch(path) and not Path(path).exists())
+    if hub:
         return huggingface.downloaded(path.removeprefix("hub:"))
     return EMBEDDED_MODEL if path == "tiny" else Path(path)
 
@@ -129,6 +136,8 @@ class Runtime:
 def make_pool(section: RewardSection) -> RewardPool:
     """Starts the reward workers of a config; use the pool as a context manager, which ends them.
 
+    Its `score` raises `preemption.Dropped` if the run must end.
+
     Args:
       section: section `rewards` of the configuration.
 
@@ -137,7 +146,8 @@ def make_pool(section: RewardSection) -> RewardPool:
       ValueError: if a value is out of its range, which `config.parse` refuses.
     """
     s = section
-    return RewardPool(s.workers, s.cpu_seconds, s.memory_mb, s.deadline_seconds, s.sandbox, s.packages)
+    give_up = preemption.give_up_if_told
+    return RewardPool(s.workers, s.cpu_seconds, s.memory_mb, s.deadline_seconds, s.sandbox, s.packages, give_up)
 
 
 def decoder(config: Config, sizes: ModelConfig, mesh: Mesh) -> Decoder:

@@ -154,7 +154,8 @@ def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stag
       One `Stage` for each name in `config.stages`.
 
     Raises:
-      UserError: if a name is no valid stage name; if a domain is unknown or not scored; if `start`, `reference` or
+      UserError: if a name is no valid stage name; if a refresh comes before any training of its domain; if a domain is
+        unknown or not scored; if `start`, `reference` or
         `target` names a stage that makes no parameters; if a stage lacks a domain or an earlier stage that it needs (a
         kept domain needs a stage on the way that trained it alone); if a stage is to keep a domain that it trains; if a
         stage with EWC, A-GEM, PCGrad or `protect` has no domain to keep; if a stage with a target trains several
@@ -473,6 +474,8 @@ def _check(stage: Stage, earlier: list[Stage]) -> None:
             f"domain with the start {domain!r}"
         )
     what = "a distillation" if stage.prefix == "distill" else "a refresh"
+    if stage.prefix == "refresh" and not any(stage.domains[0] in s.domains for s in way(stage.start, earlier)):
+        raise UserError(f"stage {name}: no stage on the way to its start {stage.start!r} trained {stage.domains[0]}")
     if target and stage.recovers:
         raise UserError(f"stage {name}: {what} ends by its own rule; remove its target={target!r}")
     if stage.recovers and stage.train.random_signs:

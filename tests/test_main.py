@@ -1,16 +1,21 @@
 """Tests of users' mistakes: each gives one line on standard error and exit status 2, never a traceback."""
 
+import dataclasses
 import io
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
+import mdrl_jax
 from mdrl_jax import main as main_module
 from mdrl_jax.config import EMBEDDED_MODEL, default, parse
 from mdrl_jax.domains import registry
@@ -18,7 +23,7 @@ from mdrl_jax.domains.base import Domain, DomainsConfig
 from mdrl_jax.errors import UserError
 from mdrl_jax.main import COMMANDS, main
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
-from mdrl_jax.workfolder import LOCK, WorkFolder
+from mdrl_jax.workfolder import LOCK, WorkFolder, flat
 
 CONFIG = """
 from mdrl_jax import config
@@ -85,7 +90,6 @@ def test_commands_and_flags_that_do_not_exist(refused: Refused, config: str):
     "argv, missing",
     [
         (["run"], "--config"),
-        ([], "--config"),
         (["evaluate", "--model=tiny"], "--config"),
         (["generate", "--prompt=x"], "--model"),
         (["generate", "--model=tiny"], "--prompt"),
@@ -113,16 +117,34 @@ def test_help_of_each_command_is_readable(name: str, flag: str, capsys: pytest.C
     out, err = capsys.readouterr()
     assert err == "" and out.startswith(f"{name}: {COMMANDS[name][0]}")
     flags = {"run": "workdir", "generate": "prompt_ids", "evaluate": "model", "export": "out", "score": "domain"}
-    flags |= {"bench": "repeats", "rollback": "keep", "fit": "topology", "push": "repo"}
+    flags |= {"bench": "repeats", "config": "names", "rollback": "keep", "fit": "topology", "push": "repo"}
     assert f"--{flags.get(name, 'workdir')}" in out
     assert max(map(len, out.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("argv", [["help"], ["--help"], ["--helpshort"]])
+@pytest.mark.parametrize("argv", [[], ["help"], ["--help"], ["--helpshort"]])
 def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(["mdrl", *argv]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out and about in out for name, (about, _, _) in COMMANDS.items())
+
+
+def test_the_version_and_the_fields_of_the_config(capsys: pytest.CaptureFixture[str], refused: Refused):
+    assert main(["mdrl", "--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"mdrl_jax {mdrl_jax.__version__}, jax {jax.__version__}")
+
+    assert main(["mdrl", "config"]) == 0
+    shown = capsys.readouterr().out
+    printed = dict(re.findall(r"^([\w.]+) = (.*)$", shown, re.M))
+    known = {name: repr(value) for name, value in flat(dataclasses.asdict(parse({}))).items()}
+    assert {name: value for name, value in printed.items() if value != "{}"} == known
+    assert main(["mdrl", "config", "Learning", "warm-up"]) == 0
+    assert re.findall(r"^\S+", capsys.readouterr().out, re.M) == ["train.learning_rate", "sft.learning_rate"]
+    assert main(["mdrl", "config", "config.train.optimizer.b1"]) == 0
+    assert capsys.readouterr().out == "train.optimizer.b1 = 0.9\n    decay rate of the mean of gradients.\n"
+    assert "'zebra'" in refused("config", "zebra")
+    assert main(["mdrl", "run", "--help"]) == 0
+    assert shown in capsys.readouterr().out
 
 
 # --- config files and fields ------------------------------------------------------------------------------------------
@@ -159,8 +181,11 @@ def test_a_wrong_field_or_value_is_named(refused: Refused, config: str, field: s
     [
         ("def get_config(:\n", "syntax"),
         ("x = 1\n", "get_config"),
-        ("import no_such_package\n", "no_such_package"),
-        ("def get_config():\n    raise KeyError('lost')\n", "lost"),
+        ("def get_config():\n    raise KeyError('lost')\n", "broken.py line 2: keyerror: 'lost'"),
+        ("x = 1\n\nimport no_such_package\n", "broken.py line 3: no module named 'no_such_package'"),
+        ("import sys\n\ndef get_config():\n    sys.exit()\n", "broken.py line 4: systemexit"),
+        ("def get_config():\n    return 3\n", "broken.py returns int; it must return what"),
+        ("def get_config(name):\n    pass\n", "broken.py: typeerror: get_config() missing"),
         (CONFIG.replace("c.train.prompts_per_step", "c.train.promts"), "promts"),
         (CONFIG.replace("= 8", "= 'eight'"), "eight"),
         (CONFIG.replace("return c", "open('/absent')"), "/absent"),
@@ -171,6 +196,31 @@ def test_a_config_file_that_does_not_work_says_why(refused: Refused, tmp_path: P
     file = tmp_path / "broken.py"
     file.write_text(source)
     assert named in refused("run", f"--config={file}").lower()
+
+
+def test_a_config_may_import_a_module_beside_it_from_any_folder(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    (tmp_path / "beside_it.py").write_text("STAGES = ('nothing',)\n")
+    text = CONFIG.replace('("qa",)', "__import__('beside_it').STAGES", 1)
+    (tmp_path / "own.py").write_text(text)
+    assert "stage 'nothing'" in refused("run", f"--config={tmp_path / 'own.py'}")
+
+
+def test_overrides_of_stages_that_are_not_run_any_more_are_left_out_with_a_note(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+):
+    file = tmp_path / "short.py"
+    file.write_text(CONFIG.replace("return c", "c.stage_overrides = {'qa': {'steps': 2}}; return c"))
+    flags = ("--config.scored_domains=('math',)", "--config.stages=('math',)", "--config.domains.n_train=4")
+    sys.modules.pop("config_config", None)
+    assert main(["mdrl", "run", config, *flags, f"--workdir={tmp_path / 'new'}"]) == 2
+    note, error = capsys.readouterr().err.splitlines()
+    assert note == "mdrl: note: the config's stage_overrides of qa are left out, which --config.stages does not name"
+    assert "a step takes 8 prompts of math, which has 4 train prompts" in error
+    both = (*flags, "--config.stage_overrides={'qa':{'steps':2}}")
+    assert "stage_overrides names 'qa'" in refused("run", config, *both)
 
 
 def test_a_config_file_that_is_absent_is_named(refused: Refused, tmp_path: Path):
@@ -192,6 +242,31 @@ def test_a_model_that_is_absent_or_damaged_is_named(refused: Refused, config: st
     shutil.copy(EMBEDDED_MODEL / "config.json", empty)
     assert str(empty) in refused("generate", f"--model={empty}", "--prompt=tom age =")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_of_the_hub_needs_no_prefix_and_is_refused_in_one_line(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+):
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", away)
+    line = refused("generate", "--model=nobody/some-model", "--prompt=x")
+    assert "nobody/some-model cannot be downloaded" in line and "no network" in line
+
+
+def test_generate_takes_no_more_tokens_than_the_model_allows(monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+
+    def sampler(*_: Any, max_new_tokens: int, **__: Any) -> None:
+        asked.append(max_new_tokens)
+        raise UserError("enough")
+
+    monkeypatch.setattr("mdrl_jax.commands.generate.make_sampler", sampler)
+    limit = json.loads((EMBEDDED_MODEL / "config.json").read_text())["max_position_embeddings"]
+    for n_prompt in (3, limit - 5):
+        main(["mdrl", "generate", "--model=tiny", f"--prompt_ids={','.join(['5'] * n_prompt)}"])
+    assert asked == [min(128, limit - 3), 5]
 
 
 def test_prompts_that_are_too_long_are_refused(refused: Refused, config: str, tmp_path: Path):
@@ -281,6 +356,7 @@ def test_a_folder_that_is_no_work_folder_is_left_as_it_is(refused: Refused, conf
     assert "not empty" in refused("run", config, f"--workdir={folder}")
     assert contents(folder) == before
     assert "is a file" in refused("run", config, f"--workdir={folder / 'chapter1.txt'}")
+    assert "has no config.json" in refused("report", f"--workdir={folder}")
     assert contents(folder) == before
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mdrl_jax import preemption
@@ -90,12 +92,51 @@ def test_stopped_is_no_error_that_is_handled_and_the_status_is_the_signals(monke
     assert main(["mdrl", "score"]) == 143
 
 
+class Never:
+    """An array that a device never computes."""
+
+    def is_ready(self) -> bool:
+        return False
+
+
+def test_a_wait_for_a_device_ends_at_once_and_work_that_must_be_whole_is_waited_for():
+    with told():
+        with pytest.raises(preemption.Dropped, match="stopped by SIGTERM while completions were sampled and judged"):
+            preemption.until_ready([Never()])
+        with preemption.whole():
+            preemption.until_ready([np.float32(0) * jnp.zeros(())])
+    preemption.until_ready([jnp.zeros(())])
+
+
+def test_a_wait_for_rewards_ends_at_once_and_the_pool_is_as_before():
+    def give_up() -> None:
+        if late:
+            raise preemption.Dropped
+
+    late = False
+    with RewardPool(1, give_up=give_up) as pool:
+        assert pool.score([("code", "", {"tests": ["pass"]})])[0].reward == 1
+        late, started = True, time.monotonic()
+        with pytest.raises(preemption.Dropped):
+            pool.score([("code", "while True: pass", {"tests": ["pass"]})])
+        late = False
+        assert time.monotonic() - started < 4
+        assert pool.score([("code", "a = 1", {"tests": ["assert a == 1"]})])[0].reward == 1
+
+
+def test_dropped_work_is_named_by_the_step_it_belongs_to(tmp_path: Path):
+    with pytest.raises(preemption.Stopped, match="stopped by SIGTERM during scores; what was finished is saved; start"):
+        with Screen(tmp_path / "log.txt", "quiet") as screen, screen.steps("scores", 3):
+            raise preemption.Dropped
+
+
 BUSY = """
 import hashlib, sys
 from mdrl_jax import preemption
 with preemption.watch():
     print("busy", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000_000)  # like a compilation, it runs no Python code until it ends
+    with preemption.unsaved():
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000_000)  # like a compilation, it runs no Python code until it ends
     print("noticed" if preemption.noticed() else "not noticed", flush=True)
 """
 
@@ -113,6 +154,17 @@ def test_a_second_signal_ends_the_process_even_where_no_python_runs(signals: int
         time.sleep(0.2)
     said = process.communicate(timeout=120)[0]
     assert (process.returncode, said) == ((0, "noticed\n") if signals == 1 else (143, ""))
+
+
+def test_a_process_that_does_not_stop_in_order_is_ended_with_a_line():
+    """Ctrl-C during what runs no Python code, such as a compilation, while nothing is unsaved."""
+    script = BUSY.replace("watch()", "watch(0.1)").replace("preemption.unsaved()", 'preemption.during("math")')
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)
+    line = f"stopped by Ctrl-C during math; what was finished is saved; {preemption.AGAIN}\n"
+    assert (process.returncode, *said) == (130, "", line)
 
 
 def test_rewards_are_judged_to_the_end_when_every_process_is_told_to_end():

@@ -325,7 +325,7 @@ def test_a_target_that_cannot_be_reached_is_refused(stages: tuple[str, ...], nam
         planned(*stages, stage_overrides={name: {"target": target}})
 
 
-@pytest.mark.parametrize("name", ["math", "refresh-math", "solo-math", "placebo-math", "joint"])
+@pytest.mark.parametrize("name", ["math", "refresh-code", "solo-math", "placebo-math", "joint"])
 def test_an_override_names_another_start(name: str):
     overrides = {name: {"start": "code"}}
     stages = planned("code", "qa", name, stage_overrides=overrides)

@@ -12,6 +12,7 @@ from mdrl_jax.analysis.sequence import BASE, Checkpoints, Trained
 from mdrl_jax.config import Config
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
+from mdrl_jax.report import page
 from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.workfolder import WorkFolder
@@ -20,7 +21,7 @@ SOLO = "solo-"
 
 
 def run(base: str, stages: list[str], config: Config, workdir: str, output: str = "screen") -> None:
-    """Analyses a sequence of checkpoints, writes `workdir`/analysis and claims.json, and shows the results.
+    """Analyses a sequence of checkpoints, writes `workdir`/analysis, claims.json and the page, and shows the results.
 
     It also writes `workdir`/config.json and adds to `workdir`/log.txt. An analysis that was interrupted continues with
     the first unit that is not finished (`interference.run`).
@@ -46,7 +47,7 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
       ValueError: if a second-order term of a conflict subspace is not finite, or the file of a sample is damaged.
       RuntimeError: if the reward workers do not start.
       HostLost: if another process does not come within the time-out.
-      Stopped: with several processes, after a SIGTERM (`preemption.noticed`); finished units are saved.
+      Stopped: after SIGTERM or Ctrl-C; finished units are saved.
     """
     started = time.monotonic()
     folders = {BASE: runtime.model_folder(base)}
@@ -60,7 +61,7 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
             raise UserError(f"--stage={stage} is not understood; it must be DOMAIN:FOLDER, with DOMAIN one of {known}")
         if name in folders:
             raise UserError(f"--stage names {name} twice; each stage may be given once")
-        folders[name] = Path(place)
+        folders[name] = runtime.model_folder(place)
         start = BASE if name != domain or not trained else trained[-1].name
         (solos if name != domain else trained).append(Trained(name, domain, start))
     architecture = huggingface.read_config(folders[BASE])
@@ -87,6 +88,7 @@ def run(base: str, stages: list[str], config: Config, workdir: str, output: str 
             found = interference.run(built, checkpoints, folder.root, config.train.grpo, screen.steps, sources)
             screen.print(analysis.summary(found), final=True)
             screen.event("claims", claims=found["claims"])
+            page.write(folder.root)
             seconds = time.monotonic() - started
             screen.print(terminal.places(folder.root, seconds), final=True)
             screen.event("done", seconds=seconds, workdir=str(folder.root))

@@ -61,8 +61,10 @@ def run(
       KeyError: if `output` is no form of output.
       RuntimeError: if the reward workers do not start.
       HostLost: if another process does not come within the time-out.
-      Stopped: with several processes, after a SIGTERM (`preemption.noticed`); no score is printed.
+      Stopped: after SIGTERM or Ctrl-C; no score is printed.
     """
+    if out and (Path(out).is_file() or (Path(out).is_dir() and any(Path(out).iterdir()))):
+        raise UserError(f"--out={out} exists and is not an empty folder; name a new one")
     started = time.monotonic()
     earlier = records.read_json(Path(before) / EVALUATION) if before else None
     beside = harness.read(tasks) if tasks else []

@@ -18,6 +18,8 @@ from mdrl_jax.records import regular
 from mdrl_jax.rl.rollout import make_sampler, stage_key
 from mdrl_jax.rl.sampling import SamplingConfig
 
+DEFAULT = 128  # tokens
+
 
 def run(
     *,
@@ -26,7 +28,7 @@ def run(
     stage: str | None,
     prompt: str | None,
     prompt_ids: str | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -49,7 +51,8 @@ def run(
       prompt: text of the prompt. A model with a chat template gets it as a user's message in that template, as in
         training; another one gets the bare text. None if another prompt is given.
       prompt_ids: token ids of the prompt, separated by commas; None if another prompt is given. They need no tokenizer.
-      max_new_tokens: largest number of tokens to generate, at least 1.
+      max_new_tokens: largest number of tokens to generate, at least 1; None: `DEFAULT`, or what the model's length
+        leaves after the prompt.
       temperature: sampling temperature; 0 always takes the likeliest token.
       top_k: number of likeliest tokens to sample from; 0 is all.
       top_p: sample from the smallest set of likeliest tokens that together have this probability, above 0; 1 is all.
@@ -92,6 +95,7 @@ def run(
         raise UserError("the prompt is empty")
     check_ids(ids, loaded.model.config.vocab_size, "the prompt")
     limit = loaded.model.config.max_positions
+    max_new_tokens = max_new_tokens or max(1, min(DEFAULT, limit - len(ids)))
     if len(ids) + max_new_tokens > limit:
         raise UserError(
             f"the prompt's {len(ids)} tokens and --max_new_tokens={max_new_tokens} together exceed the model's limit "

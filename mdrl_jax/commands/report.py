@@ -1,5 +1,8 @@
 """The command `report`: builds the report page of a work folder from the records that are there."""
 
+from pathlib import Path
+
+from mdrl_jax.errors import UserError
 from mdrl_jax.report import page
 
 
@@ -12,7 +15,9 @@ def run(workdir: str) -> None:
       workdir: the work folder of a run, which need not have ended.
 
     Raises:
-      UserError: if `workdir` is not a folder.
+      UserError: if `workdir` is not a folder, or not one of a run or an analysis.
       ValueError: if a chart cannot be drawn as PNG, or if a text has a lone surrogate.
     """
+    if Path(workdir).is_dir() and not (Path(workdir) / "config.json").exists():
+        raise UserError(f"{workdir} has no config.json, so it is not the work folder of a run; name one")
     print(page.write(workdir))

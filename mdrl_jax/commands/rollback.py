@@ -68,7 +68,7 @@ def run(
       fraction: share of all coordinates of the model that m has, rounded to at least one, above 0 and at most 1. They
         are those with the highest positive scores among the coordinates that the edit changed, or all of these if there
         are fewer. 1 is the whole edit, whatever the rule, and nothing is scored.
-      strength: factor on the subtracted edit, 0 or more; 1 undoes it on m, 0 changes no bit of the model.
+      strength: factor on the subtracted edit, above 0; 1 undoes it on m.
       rule: name of the rule that scores coordinates (`recovery.rollback.rules.SCORES`). Its arguments below have to be
         given with any fraction.
       base: folder of the model that `keep` was trained from, for "opposition".
@@ -142,8 +142,8 @@ def _check(
 ) -> None:
     if not 0 < fraction <= 1:
         raise UserError(f"--fraction={fraction} is not valid; it must be above 0 and at most 1")
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(f"--strength={strength} is not valid; it must be 0 or more, and 1 undoes the edit completely")
+    if not (math.isfinite(strength) and strength > 0):
+        raise UserError(f"--strength={strength} is not valid; it must be above 0, and 1 undoes the edit completely")
     if rule not in SCORES:
         raise UserError(f"--rule={rule} is not known; known: {', '.join(SCORES)}")
     if rule == "opposition" and not base:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.progress import printable
 from mdrl_jax.rewards.outputs import case_error
 from mdrl_jax.rewards.pool import RewardPool
+from mdrl_jax.rewards.writing import KINDS
 
 
 def _is_texts(value: Any) -> bool:
@@ -19,9 +21,7 @@ def _is_texts(value: Any) -> bool:
 
 def _is_constraints(value: Any) -> bool:
     return (
-        isinstance(value, list)
-        and value != []
-        and all(isinstance(v, dict) and isinstance(v.get("kind"), str) for v in value)
+        isinstance(value, list) and value != [] and all(isinstance(v, dict) and v.get("kind") in KINDS for v in value)
     )
 
 
@@ -43,13 +43,13 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "math": ("answer", _is_answer, "a text, a number or a list of them"),
     "code": ("tests", _is_texts, 'a list of Python sources, and there are no "cases"'),
     "qa": ("answer", _is_answer, "a text, a number or a list of them"),
-    "cw": ("constraints", _is_constraints, 'a list of {"kind": name, ...}'),
+    "cw": ("constraints", _is_constraints, f'a list of {{"kind": name, ...}} with a name of {", ".join(KINDS)}'),
 }
 
 _CASES = "cases", _are_cases, 'a list of {"stdin": text, "stdout": text}'
 
 
-def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | None = None) -> None:
+def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | None = None) -> int:
     """Writes `{"reward", "error"}` for each line of a file, in the same order.
 
     A line holds a "completion" and the value that it is checked against: "answer" (math, qa), "tests" or "cases" (code)
@@ -58,8 +58,9 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
     has to choose the one that "answer" names by its letter, its index or its text.
 
     "reward" is in [0, 1]. "error" is null if the completion was judged. Otherwise it says why not, and the reward is 0.
-    An empty file gives no output. White space at the end of the file does not count, but an empty line before other
-    lines is an error.
+    A line that is no JSON object, or lacks one of these values in the right form, gets the reward null and an error
+    that names it; so does an empty line before others. An empty file gives no output. White space at the end of the
+    file does not count.
 
     Args:
       domain: "math", "code", "qa" or "cw".
@@ -67,29 +68,43 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
       out: open text file that the results are written to; standard output by default.
       workers: number of worker processes, at least 1; one per core by default, and never more than lines.
 
+    Returns:
+      The number of lines that are not valid; the first is also named on standard error.
+
     Raises:
-      UserError: if the domain is not known, the file cannot be read or is not UTF-8 text, `workers` is below 1, or a
-        line is no JSON object or lacks one of these values in the right form; then the message names the first such
-        line. Also if programs have to run and no sandbox works here. Nothing has been written.
+      UserError: if the domain is not known, the file cannot be read or is not UTF-8 text, `workers` is below 1, or if
+        programs have to run and no sandbox works here. Nothing has been written.
       RuntimeError: if the workers do not start.
     """
     if domain not in _CHECKS:
         raise UserError(f"--domain={domain} is not known; give one of {', '.join(_CHECKS)}")
-    requests = [(_reward(domain, check), text, check) for text, check in _read(domain, input_path)]
+    rows = _read(domain, input_path)
+    requests = [(_reward(domain, row[1]), *row) for row in rows if not isinstance(row, str)]
     n_workers = min(workers or os.cpu_count() or 1, max(1, len(requests)))
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers} must be at least 1")
     with RewardPool(n_workers) as pool:
-        for score in pool.score(requests):
-            print(json.dumps({"reward": score.reward, "error": score.error}), file=out or sys.stdout)
+        scores = iter(pool.score(requests))
+        for row in rows:
+            if isinstance(row, str):
+                line = {"reward": None, "error": row}
+            else:
+                score = next(scores)
+                line = {"reward": score.reward, "error": score.error}
+            print(json.dumps(line), file=out or sys.stdout)
         (out or sys.stdout).flush()
+    if bad := [row for row in rows if isinstance(row, str)]:
+        told = f"{input_path}: {len(bad)} of {len(rows)} lines have no reward; first: {bad[0]}"
+        print(printable(f"mdrl: error: {told}"), file=sys.stderr)
+    return len(bad)
 
 
 def _reward(domain: str, check: dict[str, Any]) -> str:
     return "mdrl_jax.rewards.qa:choice" if domain == "qa" and "choices" in check else domain
 
 
-def _read(domain: str, path: str) -> list[tuple[str, dict[str, Any]]]:
+def _read(domain: str, path: str) -> list[tuple[str, dict[str, Any]] | str]:
+    """(completion, check) of each line of a file, or what is wrong with the line."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as e:
@@ -97,7 +112,13 @@ def _read(domain: str, path: str) -> list[tuple[str, dict[str, Any]]]:
     except UnicodeDecodeError as e:
         raise UserError(f"--input={path} is not UTF-8 text ({e.reason} at byte {e.start})") from e
     lines = text.rstrip().split("\n") if text.strip() else []
-    return [_parse(domain, line, f"{path} line {i}") for i, line in enumerate(lines, 1)]
+    found: list[tuple[str, dict[str, Any]] | str] = []
+    for i, line in enumerate(lines, 1):
+        try:
+            found.append(_parse(domain, line, f"line {i}"))
+        except UserError as e:
+            found.append(str(e))
+    return found
 
 
 def _parse(domain: str, line: str, where: str) -> tuple[str, dict[str, Any]]:

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import rendezvous
 
 LOST = 75  # exit status after a host was lost (EX_TEMPFAIL of sysexits.h: the same command may be started again)
 BEATS = 20  # heartbeats within the time-out, at least
 AGAIN = "start the same command again on all hosts to go on"
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # key by which JAX's service tells all processes that one got a SIGTERM
 CORRECT = "; correct this and start the command on all hosts"  # after the reason of a `UserError`
 # JAX ends this process at once when process 0 is gone, so no code of ours can report it. This shell command runs as a
 # child that outlives the process: if its stdin closes before a line arrives, it prints its argument.
@@ -50,6 +52,7 @@ class Cluster:
       child: the process that runs `LAST_WORDS`.
       over: set when this process ends normally, which stops its heartbeats.
       calls: number of calls of `barrier` and `share` so far; it makes their keys unique.
+      told: set once a process has got a SIGTERM; every process finds out within a `period`.
     """
 
     index: int
@@ -59,6 +62,7 @@ class Cluster:
     child: subprocess.Popen[bytes]
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
     calls: int = 0
+    told: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     @property
     def period(self) -> float:
@@ -119,6 +123,7 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
             raise UserError(f"--process_id={process_id} is not valid with --processes={processes}; 0 <= id < processes")
         if not coordinator.rpartition(":")[2].isdigit() or not coordinator.rpartition(":")[0]:
             raise UserError(f"--coordinator={coordinator} is not valid; it is HOST:PORT of process 0")
+        rendezvous.meet(coordinator, processes, process_id, timeout)
     import jax  # imported here, so that reward code, which needs no device, never loads it
     from orbax.checkpoint import multihost
 
@@ -171,6 +176,11 @@ def index() -> int:
 def is_first() -> bool:
     """Whether this is process 0, which writes files and decides."""
     return index() == 0
+
+
+def told() -> bool:
+    """Whether this process knows of a SIGTERM that any process got; always False if this process is alone."""
+    return _cluster is not None and _cluster.told.is_set()
 
 
 def part(n: int) -> range:
@@ -383,6 +393,8 @@ def _watch(c: Cluster) -> None:
     while not c.over.wait(c.period):
         beat += 1
         c.client.key_value_set(f"mdrl/alive/{c.index}", str(beat), allow_overwrite=True)
+        if not c.told.is_set() and _exists(c, NOTICE):
+            c.told.set()
         lost = [reason for _, reason in c.client.key_value_dir_get("mdrl/lost")]
         if c.index == 0 and not lost:
             now = time.monotonic()
@@ -398,3 +410,12 @@ def _watch(c: Cluster) -> None:
             told = lost[0] if lost[0].endswith(CORRECT) else f"{lost[0]}; {AGAIN}"
             print(f"mdrl: error: {told}", file=sys.stderr, flush=True)
             _leave(c, LOST)
+
+
+def _exists(c: Cluster, key: str) -> bool:
+    try:
+        return bool(c.client.key_value_try_get(key))
+    except Exception as e:  # JAX's own class of errors does not tell an absent key from other failures
+        if "NOT_FOUND" in str(e):
+            return False
+        raise

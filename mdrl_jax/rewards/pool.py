@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ Request = tuple[str, str, Mapping[str, Any]]
 
 _CODE = {"code", SHORT_NAMES["code"]}
 _MOST_KNOWN = 1 << 18  # scores to remember; this many take about 50 MB
+_LOOK_SECONDS = 0.25  # between two looks at whether the wait is to be given up
 _START_SECONDS = 60.0  # time for an interpreter to start, and for the module of a reward to be imported
 
 
@@ -58,6 +59,7 @@ class RewardPool:
         and the log says so once; where not even files can be isolated, it runs none. "bwrap" runs no programs without
         bubblewrap. "none" runs them in any case.
       packages: the installed distributions whose modules programs and tests may import, beside what these require.
+      give_up: called several times a second while `score` waits. If it raises, the requests are abandoned.
 
     Attributes:
       errors: by kind of error (`Score.kind`), in how many scores it came back over the life of the pool.
@@ -75,6 +77,7 @@ class RewardPool:
         deadline_seconds: float | None = None,
         sandbox: str = "best",
         packages: Sequence[str] = PACKAGES,
+        give_up: Callable[[], None] = lambda: None,
     ) -> None:
         if n_workers < 1:
             raise ValueError(f"n_workers={n_workers} is not valid; it must be >= 1")
@@ -82,7 +85,7 @@ class RewardPool:
             raise ValueError(f"sandbox={sandbox!r} is not known; known: {', '.join(CHOICES)}")
         if sandbox == "bwrap":
             isolation.choose(sandbox)
-        self._sandbox, self._packages = sandbox, list(packages)
+        self._sandbox, self._packages, self._give_up = sandbox, list(packages), give_up
         self._warned = False
         self.errors: Counter[str] = Counter()
         self._known: dict[bytes, Score] = {}
@@ -175,7 +178,8 @@ class RewardPool:
                     worker.job = waiting.popleft()
             active = [w for w in self._workers if w.job is not None or not w.ready]
             wait = max(0.0, min(w.deadline for w in active) - time.monotonic()) if active else 0.0
-            for key, _ in self._selector.select(wait):
+            self._give_up()
+            for key, _ in self._selector.select(min(wait, _LOOK_SECONDS)):
                 self._receive(key.data, results)
             for worker in list(self._workers):
                 busy = worker.job is not None or not worker.ready

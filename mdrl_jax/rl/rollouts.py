@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mdrl_jax import preemption
 from mdrl_jax.domains.base import Problem
 from mdrl_jax.domains.prompts import PromptSet
 from mdrl_jax.errors import UserError
@@ -204,6 +205,7 @@ class Rollouts:
           TypeError: if the check of a problem is not JSON-serialisable.
           RuntimeError: if reward workers do not start, or the pool is closed.
           HostLost: if another process does not share its scores within the time-out.
+          Dropped: if the run must end (`preemption`); the devices may still be sampling then.
         """
         rows = [prompts.tokens[i] for prompts, chosen in sets for i in chosen]
         problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
@@ -251,6 +253,7 @@ class Rollouts:
         return _Launched(problems, prompts_PT, valid_PT, sampler(params, *on_device[:2], key, on_device[2]))
 
     def _score(self, launched: _Launched) -> ScoredRollouts:
+        preemption.until_ready(launched.completions)
         done: Completions = distributed.gather(launched.completions)
         mask_PGT = completion_mask(done.length_PG, done.tokens_PGT.shape[-1])
         self.spent.update(read=int(launched.valid_PT.sum()), sampled=int(done.length_PG.sum()))
@@ -260,8 +263,14 @@ class Rollouts:
             prompts, problem = launched.problems[i // shape[1]]
             return prompts.reward, self.text(done, *divmod(i, shape[1])), problem.check
 
-        mine = self.pool.score([request(i) for i in distributed.part(done.length_PG.size)])
-        shared = distributed.share([(s.reward, s.accuracy, s.error) for s in mine])
+        try:
+            own = self.pool.score([request(i) for i in distributed.part(done.length_PG.size)])
+            mine = [(s.reward, s.accuracy, s.error) for s in own]
+        except preemption.Dropped:
+            mine = None  # the other processes wait for the scores, so they have to hear that there are none
+        shared = distributed.share(mine)
+        if None in shared:
+            raise preemption.Dropped
         scores = [Score(*fields) for of_process in shared for fields in of_process]
         failed = [i for i, s in enumerate(scores) if s.error is not None]
         if len(failed) > self.max_error_share * len(scores):

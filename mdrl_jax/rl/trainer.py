@@ -17,12 +17,18 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from mdrl_jax import preemption
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import flops
+from mdrl_jax.model.families import ModelConfig
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.section import section
 
 Pair = tuple[jax.Array, jax.Array]  # (sum, count)
+LONG = 15.0  # seconds; a machine may be gone 30 seconds after its notice
+# Operations per second and device, by JAX's name of the platform, that a training step reaches on slow hardware.
+SPEED = {"cpu": 2e10, "gpu": 2e13, "tpu": 4e13}
 # (params, micro-batch) -> (sum of the loss, (count, {name of a metric: (sum, count)}))
 LossFn = Callable[..., tuple[jax.Array, tuple[jax.Array, dict[str, Pair]]]]
 Cases = Callable[[Any], tuple[jax.Array, Sequence[Callable[[Any], Any]]]]  # see `make_train_step`
@@ -167,6 +173,20 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
     return jax.jit(init, out_shardings=shardings)(params)
 
 
+def takes_long(config: ModelConfig, tokens: int, mesh: Mesh) -> bool:
+    """Whether an update may take longer than `LONG` seconds, by its operations and `SPEED`.
+
+    It measures no time, so that a run that resumes on the same kind of device computes with the same programs.
+
+    Args:
+      config: sizes of the model.
+      tokens: the largest number of tokens in the rows of an update.
+      mesh: the devices.
+    """
+    speed = SPEED.get(mesh.devices.flat[0].platform, SPEED["gpu"])
+    return flops.of_tokens(config, {"trained": tokens}) / mesh.size / speed > LONG
+
+
 def make_train_step(
     name: str,
     loss_fn: LossFn,
@@ -175,8 +195,12 @@ def make_train_step(
     mesh: Mesh,
     cases: Cases | None = None,
     given: Sequence[str] = (),
+    split: bool = False,
 ) -> Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """The training step as a program, which its first call compiles.
+
+    One that is split runs a program for each micro-batch and one for the update, so that a run that must end waits for
+    one of them at most; its last bits may differ. The gradients of all micro-batches are summed in the same order.
 
     Args:
       name: name of the program, under which its compilations are counted.
@@ -199,36 +223,33 @@ def make_train_step(
       "grad_norm", the norm of its gradient over all parameters together, before transforms and clipping. If the count
       of a batch is 0, loss and gradient are 0, but Adam's moments and the weight decay still change the parameters.
       The function raises ValueError if the mesh cannot split the rows of a micro-batch evenly, and TypeError if an
-      extra argument of the optimizer is missing.
+      extra argument of the optimizer is missing. One that is split is not jitted as a whole. It raises
+      `preemption.Dropped`, before the update and with the given state untouched, if the run must end.
     """
     takes_extra = optax.with_extra_args_support(optimizer)
 
-    def step(state: TrainState, batch: Any, learning_rate: jax.Array, extra: Any):
-        shared = [extra[name] for name in given]
+    def added(params: Any, total: Any, micro: Any, shared: Any) -> Any:
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (count, metrics)), grads = gradient(params, micro, *shared)
+        # Pin the gradient's sharding; otherwise XLA may choose another and reshard activations to match it.
+        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+        return jax.tree.map(jnp.add, total, (grads, (loss, count), metrics))
 
-        def added(total: Any, micro: Any) -> Any:
-            gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, (count, metrics)), grads = gradient(state.params, micro, *shared)
-            # Pin the gradient's sharding; otherwise XLA may choose another and reshard activations to match it.
-            grads = jax.lax.with_sharding_constraint(grads, shardings.params)
-            return jax.tree.map(jnp.add, total, (grads, (loss, count), metrics))
+    def add(params: Any, total: Any, micro: Any, shared: Any) -> Any:
+        if cases is None:
+            return added(params, total, micro, shared)
+        case, cuts = cases(micro)
+        computed = [lambda total, micro, cut=cut: added(params, total, cut(micro), shared) for cut in cuts]
+        return jax.lax.switch(case, [lambda total, _: total, *computed], total, micro)
 
-        def add(total: Any, micro: Any) -> tuple[Any, None]:
-            if cases is None:
-                return added(total, micro), None
-            case, cuts = cases(micro)
-            computed = [lambda total, micro, cut=cut: added(total, cut(micro)) for cut in cuts]
-            return jax.lax.switch(case, [lambda total, _: total, *computed], total, micro), None
-
+    def empty(params: Any, batch: Any, shared: Any) -> Any:
         first = jax.tree.map(lambda x: x[0], batch)
-        _, (_, metric_shapes) = jax.eval_shape(loss_fn, state.params, first, *shared)
+        _, (_, metric_shapes) = jax.eval_shape(loss_fn, params, first, *shared)
         zero = jnp.float32(0)
-        empty = (
-            jax.tree.map(jnp.zeros_like, state.params),
-            (zero, zero),
-            jax.tree.map(lambda _: zero, metric_shapes),
-        )
-        (grads, (loss, count), metrics), _ = jax.lax.scan(add, empty, batch)
+        return jax.tree.map(jnp.zeros_like, params), (zero, zero), jax.tree.map(lambda _: zero, metric_shapes)
+
+    def update(state: TrainState, total: Any, learning_rate: jax.Array, extra: Any):
+        grads, (loss, count), metrics = total
         count = jnp.maximum(count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = takes_extra.update(
@@ -239,14 +260,44 @@ def make_train_step(
         logged |= {"loss": loss / count, "grad_norm": optax.global_norm(grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), logged
 
-    replicated = named(mesh)
-    return program(
-        name,
-        step,
-        in_shardings=(shardings, named(mesh, None, "batch"), replicated, None),
-        out_shardings=(shardings, replicated),
+    def step(state: TrainState, batch: Any, learning_rate: jax.Array, extra: Any):
+        shared = [extra[name] for name in given]
+        one = lambda total, micro: (add(state.params, total, micro, shared), None)  # noqa: E731
+        summed, _ = jax.lax.scan(one, empty(state.params, batch, shared), batch)
+        return update(state, summed, learning_rate, extra)
+
+    replicated, rows = named(mesh), named(mesh, None, "batch")
+    after = shardings, replicated
+    if not split:
+        arguments = shardings, rows, replicated, None
+        return program(name, step, in_shardings=arguments, out_shardings=after, donate_argnums=0)
+    total = shardings.params, replicated, replicated
+    nth = lambda batch, i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)  # noqa: E731
+    begin = program(f"{name} zeros", empty, in_shardings=(shardings.params, rows, None), out_shardings=total)
+    accumulate = program(
+        f"{name} gradient",
+        lambda params, total, batch, i, shared: add(params, total, nth(batch, i), shared),
+        in_shardings=(shardings.params, total, rows, replicated, None),
+        out_shardings=total,
+        donate_argnums=1,
+    )
+    finish = program(
+        f"{name} update",
+        update,
+        in_shardings=(shardings, total, replicated, None),
+        out_shardings=after,
         donate_argnums=0,
     )
+
+    def in_parts(state: TrainState, batch: Any, learning_rate: jax.Array, extra: Any):
+        shared = [extra[name] for name in given]
+        summed = begin(state.params, batch, shared)
+        for i in range(len(jax.tree.leaves(batch)[0])):
+            summed = accumulate(state.params, summed, batch, jnp.int32(i), shared)
+            preemption.until_ready(summed)
+        return finish(state, summed, learning_rate, extra)
+
+    return in_parts
 
 
 def micro_batches(batch: Any, n: int) -> Any:

@@ -49,14 +49,16 @@ class Asked:
     tokens: Callable[..., jax.Array]
 
 
-def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms, shared: int | None = None) -> grpo.Programs:
+def make_programs(
+    runtime: Runtime, stage: Stage, transforms: Transforms, shared: int | None = None, split: bool = False
+) -> grpo.Programs:
     """Makes the programs of a distillation.
 
     Args:
       runtime: model, devices and configuration of the run.
       stage: the stage; its options of the loss, of the optimizer and of the distillation are read.
       transforms: gradient transformations that protect other domains (`recovery/prevention/`).
-      shared: as in `grpo.make_programs`.
+      shared, split: as in `grpo.make_programs`.
 
     Returns:
       New `Programs`, which are compiled when they are first called; `taught` is an `Asked`.
@@ -77,7 +79,8 @@ def make_programs(runtime: Runtime, stage: Stage, transforms: Transforms, shared
         lowest=None if taught else _lowest(distill.lowest, distill.advantage, mesh),
         tokens=program("teacher_tokens", functools.partial(_tokens, shared), static_argnums=1, **whole),
     )
-    made = grpo.make_programs(runtime, stage, transforms, "distill_step", loss_fn, (HEADS,) if full else (), shared)
+    heads = (HEADS,) if full else ()
+    made = grpo.make_programs(runtime, stage, transforms, "distill_step", loss_fn, heads, shared, split)
     return dataclasses.replace(made, taught=asked)
 
 

@@ -8,6 +8,7 @@ The state after a step depends only on the state before it and on (configuration
 and sampling keys are functions of the step, so a resumed stage continues exactly as if it had not been interrupted.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdrl_jax import preemption
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import batch_divisor, put
+from mdrl_jax.rl import trainer
 from mdrl_jax.rl.grpo import kl_estimate
 from mdrl_jax.rl.policy import (
     PolicyBatch,
@@ -80,6 +83,7 @@ def make_programs(
     loss_fn: LossFn | None = None,
     given: Sequence[str] = (),
     shared: int | None = None,
+    split: bool = False,
 ) -> Programs:
     """Makes the programs of a stage.
 
@@ -91,6 +95,7 @@ def make_programs(
       loss_fn: the loss; None: that of GRPO.
       given: names of the extra arguments that the loss takes (`make_train_step`).
       shared: completions that share one computation of their prompt; None: as many as in the stage (`shared_by`).
+      split: whether the training step is one program for each micro-batch (`make_train_step`).
 
     Returns:
       New `Programs`, which are compiled when they are first called.
@@ -108,7 +113,7 @@ def make_programs(
     return Programs(
         optimizer=optimizer,
         shardings=shardings,
-        step=make_train_step(name, loss_fn, optimizer, shardings, runtime.mesh, cases, given),
+        step=make_train_step(name, loss_fn, optimizer, shardings, runtime.mesh, cases, given, split),
         log_probs=make_log_probs(runtime.model, runtime.mesh, temperature, chunk, shared),
     )
 
@@ -130,13 +135,27 @@ def shared_by(runtime: Runtime, stage: Stage) -> int:
     return shared_rows(train.group_size, rows, batch_divisor(runtime.mesh))
 
 
+def takes_long(runtime: Runtime, stage: Stage) -> bool:
+    """Whether an update of a GRPO stage may take long (`trainer.takes_long`)."""
+    train, rollout = stage.train, runtime.config.rollout
+    length = rollout.prompt_buckets[-1] + rollout.completion_buckets[-1]
+    return trainer.takes_long(runtime.model.config, train.prompts_per_step * train.group_size * length, runtime.mesh)
+
+
 def check_divides(runtime: Runtime, stage: Stage) -> None:
-    """Refuses a stage whose batches the mesh cannot split evenly, or whose completions do not fit on a device.
+    """Refuses a stage whose batches the mesh cannot split evenly, that has too few prompts, or that needs more memory.
 
     Raises:
-      UserError: if a size is not divisible by the mesh, or if a device has no room for the completions of one prompt.
-        The message names the sizes.
+      UserError: if a size is not divisible by the mesh, if a domain has fewer training prompts than a step takes, or if
+        a device has no room for the completions of one prompt. The message names the sizes.
     """
+    for domain, count in shares(stage).items():
+        have = len(runtime.prompts[domain, "train"])
+        if have < count:
+            raise UserError(
+                f"stage {stage.name}: a step takes {count} prompts of {domain}, which has {have} train prompts; raise "
+                "domains.n_train or lower train.prompts_per_step"
+            )
     prompts_at_once(runtime.config.rollout, runtime.model, runtime.mesh, stage.train.group_size)
     divisor, train, parts = batch_divisor(runtime.mesh), stage.train, runtime.config.rollout.parts
     sizes = {
@@ -202,6 +221,8 @@ def grpo_steps(
         when the step concerned is asked for.
       RuntimeError: if the reward workers do not start, or their pool is closed.
       ValueError: as in `make_batch`.
+      Dropped: if the run must end (`preemption`). The state that was yielded last is whole, because a step changes
+        it only in its first update, which is not dropped once it has begun, and neither are the ones after it.
     """
     train = stage.train
     for step in range(first, train.steps):
@@ -213,8 +234,10 @@ def grpo_steps(
         metrics |= _drawn(rounds)
         rate = jnp.float32(learning_rate(stage, step))
         updates = []
-        for _ in range(train.grpo.updates_per_batch):
-            state, logged = programs.step(state, batch, rate, extra(step, state.params))
+        for update in range(train.grpo.updates_per_batch):
+            # From the second update on, the state before the step is gone, so the step is brought to its end.
+            with preemption.whole() if update else contextlib.nullcontext():
+                state, logged = programs.step(state, batch, rate, extra(step, state.params))
             runtime.rollouts.spent["trained"] += int(metrics["tokens_trained"])
             updates.append(logged)
         for name in updates[0]:

@@ -156,12 +156,13 @@ def batch(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
     return SFTBatch(tokens_BT=tokens_BT, valid_BT=valid_BT, mask_BT=mask_BT)
 
 
-def make_programs(runtime: Runtime, config: OptimizerConfig) -> tuple[Any, TrainState, Any]:
+def make_programs(runtime: Runtime, config: OptimizerConfig, split: bool = False) -> tuple[Any, TrainState, Any]:
     """The programs of a supervised stage; stages with the same optimizer share them.
 
     Args:
       runtime: model, devices and configuration of the run.
       config: `sft.optimizer` of the stage.
+      split: as in `make_train_step`.
 
     Returns:
       The optimizer, without the learning rate; the shardings of the training state; the jitted training step
@@ -170,7 +171,8 @@ def make_programs(runtime: Runtime, config: OptimizerConfig) -> tuple[Any, Train
     optimizer = make_optimizer(config)
     shardings = state_shardings(optimizer, runtime.shapes, runtime.shardings, runtime.mesh)
     loss_fn = make_sft_loss(runtime.model, runtime.config.model.logprob_chunk)
-    return optimizer, shardings, make_train_step("sft_step", loss_fn, optimizer, shardings, runtime.mesh)
+    step = make_train_step("sft_step", loss_fn, optimizer, shardings, runtime.mesh, split=split)
+    return optimizer, shardings, step
 
 
 def sft_steps(

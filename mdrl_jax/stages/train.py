@@ -11,6 +11,7 @@ count from there.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import time
@@ -36,7 +37,7 @@ from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.report.track import Nowhere, Track
 from mdrl_jax.rl import random_signs
-from mdrl_jax.rl.trainer import TrainState, init_state
+from mdrl_jax.rl.trainer import LONG, TrainState, init_state, takes_long
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, teachers
 from mdrl_jax.stages import distill, grpo, sft, success_filter, target
@@ -46,6 +47,7 @@ from mdrl_jax.workfolder import WorkFolder
 
 SHOWN = ("reward", "length", "kl", "kl_left_out", "loss")
 SUMMED = ("seconds_sampling", "seconds_training", "dropped_groups", "reward_errors", "rounds", "groups")
+OVER = "its scores are saved, and its training will start over"  # of a refresh that is stopped
 ERRORS = "reward_errors/"  # prefix of the metrics that count the reward errors of one kind
 Steps = Iterator[tuple[int, TrainState, grpo.Metrics]]
 
@@ -117,10 +119,12 @@ class Trainer:
             refresh or a stage with a target continues a record with other settings; of a supervised stage as in
             `sft_steps`.
           RuntimeError: if the reward workers do not start, or their pool is closed.
-          Stopped: after a SIGTERM; a checkpoint is saved first, or the scores so far if the stage is a refresh.
+          Stopped: after SIGTERM or Ctrl-C. The state after the last complete step is saved first, or the scores so far
+            if the stage is a refresh; the step that was interrupted is dropped.
         """
         keep = self.runtime.config.checkpoints.keep
-        with StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn) as checkpoints:
+        made = StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn)
+        with contextlib.ExitStack() as held, made as checkpoints:
             first = checkpoints.latest() or 0
             saved = checkpoints.meta() if first else {"costs": {}}
             costs = collections.Counter(saved["costs"])
@@ -151,9 +155,12 @@ class Trainer:
             def account() -> dict[str, Any]:
                 return dict(costs + collections.Counter(meter()))
 
+            done, saved_at, spent, dropped = first, first, account(), []
             with TensorBoard(board_folder, resumed_at=first + 1) as board:
-                steps = iter(()) if ended else recipe.steps(state, first)
+                steps = iter(()) if ended else _until_dropped(recipe.steps(state, first), dropped)
                 for done, state, metrics in self.screen.track(stage.name, recipe.total, first, _watched(steps)):
+                    if not tracker and done == first + 1:
+                        held.enter_context(preemption.unsaved())
                     curves = {f"train/{k}": v for k, v in metrics.items() if k != "rewards"}
                     board.scalars(done, curves)
                     self.track.scalars(stage.folder, done, curves)
@@ -163,7 +170,7 @@ class Trainer:
                         totals["kl"], totals["kl_left_out"] = metrics["kl"], metrics["kl_left_out"]
                     if stage.kind == "grpo" and (told := health.step(done, metrics)):
                         self.screen.warn(told)
-                    stopping = preemption.noticed()
+                    stopping, spent = preemption.noticed(), account()
                     if tracker:
                         ended = tracker.look(done, state.params)
                     elif looks and looks.due(done) and not stopping:
@@ -174,7 +181,7 @@ class Trainer:
                     last = bool(ended) if looks else done == recipe.total
                     if not tracker and (last or stopping or _due(done, recipe.checkpoint_every)):
                         board.flush()  # a run that resumes from this step does not log it again
-                        meta = self._meta(stage, account(), done * recipe.prompts)
+                        meta, saved_at = self._meta(stage, account(), done * recipe.prompts), done
                         if last:
                             self._signs(stage, state)
                             checkpoints.save_params(done, state.params, meta | {"ended": True})
@@ -184,8 +191,14 @@ class Trainer:
                         break
                     if stopping:
                         checkpoints.wait()
-                        kept = "its scores are saved, and its training will start over" if tracker else "saved"
-                        raise preemption.Stopped(f"after step {done} of {stage.name}", kept)
+                        raise preemption.Stopped(f"after step {done} of {stage.name}", OVER if tracker else "saved")
+                if dropped:
+                    if not tracker and done > saved_at:
+                        board.flush()
+                        checkpoints.save(done, state, self._meta(stage, spent, done * recipe.prompts))
+                    checkpoints.wait()
+                    kept = OVER if tracker else f"the state after step {done} is saved" if done else "nothing is lost"
+                    raise preemption.Stopped(f"during step {done + 1} of {stage.name}", kept)
             params, spent = state.params, account()
             if tracker:
                 params, done = tracker.best, tracker.record["chosen"]
@@ -225,7 +238,7 @@ class Trainer:
     def walk(self, stage: Stage) -> Iterator[tuple[int, Any, grpo.Metrics]]:
         """Runs a GRPO stage from its start without saving anything, for trials and `recover`.
 
-        It neither scores nor stops early, not even a refresh, and does not react to SIGTERM.
+        It neither scores nor stops early, not even a refresh.
 
         Args:
           stage: the stage to run, of kind "grpo".
@@ -268,10 +281,22 @@ class Trainer:
     def _looks(self, stage: Stage) -> Looks:
         return target.looks(self.runtime, stage, self.folder.target(stage), self.params_after)
 
+    def _split(self, stage: Stage, long: bool) -> bool:
+        """Whether an update is one program for each micro-batch; says so where it should be, but has only one."""
+        several = stage.settings.grad_accum_steps > 1
+        if long and not several:
+            self.screen.print(
+                f"{stage.name}: an update may take longer than {LONG:.0f} s, and a SIGTERM waits for its end; a larger "
+                "grad_accum_steps divides it"
+            )
+        return long and several
+
     def _sft(self, stage: Stage) -> Recipe:
-        key = "sft", stage.sft.optimizer
+        long = takes_long(self.runtime.model.config, stage.sft.batch_size * stage.sft.length, self.runtime.mesh)
+        split = self._split(stage, long)
+        key = "sft", stage.sft.optimizer, split
         if key not in self.programs:
-            self.programs[key] = sft.make_programs(self.runtime, stage.sft.optimizer)
+            self.programs[key] = sft.make_programs(self.runtime, stage.sft.optimizer, split)
         optimizer, shardings, step = self.programs[key]
         for source in sft.shown(self.runtime, stage):
             if note := source.note():
@@ -321,9 +346,10 @@ class Trainer:
     def _grpo(self, stage: Stage, rows: Rows) -> Recipe:
         probe = build(self.runtime, self.runtime.config.train.grpo)
         kept = prepare.prepare(probe, stage, self.stages, self.params_after)
-        prevent = stage.train.prevent
+        prevent, split = stage.train.prevent, self._split(stage, grpo.takes_long(self.runtime, stage))
         distills = stage.prefix == "distill"
         key = (
+            split,
             stage.train.distill if distills else None,
             grpo.shared_by(self.runtime, stage),  # a program is wrong for groups of another size
             stage.train.grpo,
@@ -336,7 +362,7 @@ class Trainer:
         )
         if key not in self.programs:
             make = distill.make_programs if distills else grpo.make_programs
-            self.programs[key] = make(self.runtime, stage, kept.transforms)
+            self.programs[key] = make(self.runtime, stage, kept.transforms, split=split)
         made, more = self.programs[key], {}
         if distills:
             teach = distill.Teaching(self.runtime, stage, self.stages, made.taught, self.params_after)
@@ -472,6 +498,14 @@ def _with(extra: grpo.Extra, heads: Mapping[str, Any]) -> grpo.Extra:
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _until_dropped(steps: Steps, dropped: list[bool]) -> Steps:
+    """The steps up to one that is dropped because the run must end; then `dropped` gets an entry."""
+    try:
+        yield from steps
+    except preemption.Dropped:
+        dropped.append(True)
 
 
 def _watched(steps: Steps) -> Iterator[tuple[int, str, Any]]:

@@ -372,7 +372,9 @@ def test_anybodys_folders_give_the_figures_of_a_work_folder(exported, tmp_path, 
     read = tmp_path / "read"
     stages = [f"--stage={name}:{exported[name]}" for name in ("code", "math")]
     status = main(["mdrl", "analyze", f"--base={exported[BASE]}", *stages, f"--config={file}", f"--workdir={read}"])
-    assert status == 0, capsys.readouterr().err
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert (read / "report" / "index.html").exists() and str(read / "report" / "index.html") in said.out
     for name in ("edits", "gradients", "routes", "damage", "subspace"):
         ours, theirs = (records.read_json(f / "analysis" / f"{name}.json") for f in (ran, read))
         for record in (ours, theirs):

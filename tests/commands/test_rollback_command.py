@@ -79,15 +79,14 @@ def test_the_folder_loads_in_torch_with_its_tokenizer_and_config(folders: dict[s
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_no_strength_leaves_the_model_as_it_is(folders: dict[str, Path], tmp_path: Path, dtype):
+def test_the_number_format_stays(folders: dict[str, Path], tmp_path: Path, dtype):
     source = tmp_path / "model"
     shutil.copytree(folders["model"], source)
     cast = {name: x.astype(dtype) for name, x in weights(source).items()}
     save_file(cast, source / "model.safetensors", metadata={"format": "pt"})
-    found = call(folders | {"model": source}, tmp_path / "out", fraction=1.0, strength=0.0)
-    for name, x in found.items():
-        assert x.dtype == dtype
-        np.testing.assert_array_equal(x.view(np.uint8), cast[name].view(np.uint8))
+    found = call(folders | {"model": source}, tmp_path / "out", fraction=1e-9)  # a single coordinate
+    assert {x.dtype for x in found.values()} == {np.dtype(dtype)}
+    assert sum(int(np.any(x != cast[name])) for name, x in found.items()) <= 1
 
 
 def test_rules_choose_their_coordinates(folders: dict[str, Path], tmp_path: Path):
@@ -147,6 +146,7 @@ WRONG = {
     "fraction": ({"fraction": 0.0}, r"--fraction=0.0 is not valid"),
     "percent": ({"fraction": 3.0}, r"--fraction=3.0 is not valid"),
     "strength": ({"strength": -1.0}, r"--strength=-1.0 is not valid"),
+    "no strength": ({"strength": 0.0}, r"--strength=0.0 is not valid; it must be above 0"),
     "infinite": ({"strength": float("inf")}, r"--strength=inf is not valid"),
     "rule": ({"rule": "best"}, r"--rule=best is not known; known: adding, removing"),
     "no base": ({"rule": "opposition"}, r"--rule=opposition needs --base"),

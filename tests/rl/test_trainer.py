@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import Mesh
 
 from mdrl_jax import config as config_module
+from mdrl_jax import preemption
 from mdrl_jax import runtime as runtime_module
 from mdrl_jax.errors import UserError
 from mdrl_jax.model.transformer import param_shapes
@@ -92,13 +93,19 @@ def setting(model: Any, loss: str) -> tuple[Any, Any]:
 
 
 def make(
-    loss_fn: Any, config: OptimizerConfig, params: Any, placed: Any, mesh: Mesh, cases: Any = None
+    loss_fn: Any,
+    config: OptimizerConfig,
+    params: Any,
+    placed: Any,
+    mesh: Mesh,
+    cases: Any = None,
+    split: bool = False,
 ) -> tuple[TrainState, Callable]:
     """The state before the first step, with these parameters, and the jitted step."""
     optimizer = make_optimizer(config)
     shardings = state_shardings(optimizer, jax.eval_shape(lambda: params), placed, mesh)
     state = init_state(optimizer, jax.device_put(params, placed), shardings)
-    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh, cases)
+    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh, cases, split)
 
 
 def make_bigram(loss_fn: Any, config: OptimizerConfig) -> tuple[TrainState, Callable]:
@@ -222,6 +229,35 @@ def test_micro_batches_are_cut_to_the_real_tokens_of_their_trained_rows():
     assert sorted(shapes) == [(2, 2), (2, 6), (4, 2), (4, 6)]
     assert_close(*found, 1e-7)
     assert largest_move(found[1][0], Bigram.params()) > 1e-3
+
+
+def test_a_step_in_parts_is_the_same_and_is_dropped_with_its_state_untouched(monkeypatch: pytest.MonkeyPatch):
+    loss_fn, batch = setting(Bigram(), "token")
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    found, steps = [], []
+    for split in (False, True):
+        state, step = make(loss_fn, NEAR_LINEAR, Bigram.params(), {"table": named(mesh)}, mesh, None, split)
+        steps.append(step)
+        found.append(jax.device_get(step(state, micro_batches(batch, 4), jnp.float32(1.0), {})))
+    assert_close(*found, 1e-7)
+    assert largest_move(found[1][0].params, Bigram.params()) > 1e-3
+
+    waits: list[int] = []
+
+    def drop(tree: Any) -> None:
+        waits.append(1)
+        if len(waits) == 3:
+            raise preemption.Dropped
+
+    monkeypatch.setattr(preemption, "until_ready", drop)
+    state, _ = make(loss_fn, NEAR_LINEAR, Bigram.params(), {"table": named(mesh)}, mesh)
+    with pytest.raises(preemption.Dropped):
+        steps[1](state, micro_batches(batch, 4), jnp.float32(1.0), {})
+    assert largest_move(state.params, Bigram.params()) == 0 and int(state.step) == 0
+    waits.clear()
+    monkeypatch.undo()
+    after, _ = steps[1](state, micro_batches(batch, 4), jnp.float32(1.0), {})
+    assert np.array_equal(after.params["table"], found[1][0].params["table"])
 
 
 @pytest.mark.parametrize("loss", ["sft", "token"])

@@ -10,6 +10,7 @@ The mode changes standard output only; `log.txt` is the same in every mode.
 """
 
 import contextlib
+import datetime
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Screen:
 
     def __init__(self, log: Path | None, output: str = "screen"):
         self._output = OUTPUTS[output]() if distributed.is_first() else Silent()
+        self._overall = ""
         self._log = None
         if log is not None and distributed.is_first():
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,17 @@ class Screen:
         """
         self._output.event(name, fields)
 
+    def stage(self, index: int, n: int, left: float | None) -> None:
+        """Says beside every progress from now on how far the run is.
+
+        Args:
+          index: number of the present stage, from 1.
+          n: number of stages.
+          left: estimated seconds until the run ends; None if there is no estimate.
+        """
+        after = "" if left is None else f", run {datetime.timedelta(seconds=round(left))} left"
+        self._overall = f"  [stage {index} of {n}{after}]"
+
     def track(self, label: str, total: int, done: int, items: Iterable[tuple[int, str, Any]]) -> Iterator[Any]:
         """Yields the value of each item, while a bar shows the pieces done, the item's text and the time left.
 
@@ -91,7 +104,7 @@ class Screen:
             value before it was used; the errors of `items` are raised.
         """
         with self._watched(Step(label, total)) as show:
-            show(done, "compiling")
+            show(done, "compiles its programs, once")
             for reached, text, value in items:
                 show(reached, text)
                 yield value
@@ -109,7 +122,7 @@ class Screen:
           done before this run. If the work ends without an error, the bar ends at `total`.
 
         Raises:
-          preemption.Stopped: in a report, if the run was asked to stop.
+          preemption.Stopped: in a report, or in place of `preemption.Dropped`, if the run was asked to stop.
         """
         step = Step(label, total)
         if not total:
@@ -121,15 +134,18 @@ class Screen:
                 preemption.check(label)
                 show(done, text)
 
-            yield report
-            show(total, step.text)
+            try:
+                yield report
+            except preemption.Dropped:
+                raise preemption.Stopped(f"during {label}") from None
+            show(total, step.text.removesuffix(self._overall))
 
     @contextlib.contextmanager
     def _watched(self, step: Step) -> Iterator[Show]:
-        with self._output.watch(step) as tell:
+        with preemption.during(step.label), self._output.watch(step) as tell:
 
             def show(done: int, text: str) -> None:
-                step.report(done, text)
+                step.report(done, text + self._overall)
                 tell()
 
             yield show

@@ -1,5 +1,6 @@
-"""The tables of a run on the screen and in `log.txt`. A score table of four domains fits into 80 columns."""
+"""The tables of a run on the screen and in `log.txt`. A score table of four domains fits into 60 columns."""
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,19 +22,33 @@ from mdrl_jax.report.tables.transfer import backward_transfer, forgetting, forwa
 from mdrl_jax.stats.estimate import figure_text, interval_text
 
 
-def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = ()) -> RenderableType:
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """The first of several forms of a table that fits the console; the last one if none does."""
+
+    forms: tuple[RenderableType, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = lambda form: Measurement.get(console, options.update(max_width=10_000), form).maximum  # noqa: E731
+        yield next((form for form in self.forms if wide(form) <= options.max_width), self.forms[-1])
+
+
+def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accuracy: bool = True) -> RenderableType:
     """Stages by domains: score ± standard error in points with one decimal, and the plain mean over domains.
 
-    An asterisk marks the domain that a stage trained. The accuracy judges the same replies regardless of style. If it
+    Where it is too wide for the terminal, the errors are left out, and then the mean. An asterisk
+    marks the domain that a stage trained. The accuracy judges the same replies regardless of style. If it
     differs from the score, a second block shows it, dim and in the same form. A score that is not known is "–"; so is
     the mean of a stage that lacks one.
 
     Args:
       matrix: the scores.
       beside: scores of other tasks of the only stage, as of `tables.harness.read`, in columns after the mean.
+      accuracy: whether the second block is shown.
     """
     scores = _block("score, points", matrix, matrix.score_SD, matrix.stderr_SD, "", beside)
-    if not np.isfinite(matrix.accuracy_SD).any() or np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True):
+    same = np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True)
+    if not accuracy or same or not np.isfinite(matrix.accuracy_SD).any():
         return scores
     title = "accuracy regardless of style, points"
     return Group(scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim"))
@@ -123,7 +139,7 @@ def places(root: Path, seconds: float) -> RenderableType:
 
 def _headings(table: Table) -> None:
     for heading, justify in (("", "left"), ("value", "right"), ("95 % interval", "left")):
-        table.add_column(heading, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
+        table.add_column(heading, justify=justify, no_wrap=bool(heading), overflow="fold")  # pyright: ignore[reportArgumentType]
     table.add_column("note")
 
 
@@ -144,19 +160,36 @@ def _block(
     stderr_SD: NDArray[np.float64],
     style: str,
     beside: Sequence[Mapping[str, Any]] = (),
+) -> RenderableType:
+    no_error = np.full_like(stderr_SD, np.nan)
+    forms = ((stderr_SD, True), (no_error, True), (no_error, False))
+    return _Fitting(tuple(_form(title, matrix, mean_SD, errors, style, beside, mean) for errors, mean in forms))
+
+
+def _form(
+    title: str,
+    matrix: Matrix,
+    mean_SD: NDArray[np.float64],
+    stderr_SD: NDArray[np.float64],
+    style: str,
+    beside: Sequence[Mapping[str, Any]],
+    with_mean: bool,
 ) -> Table:
-    table = Table(box=box.SIMPLE, title_justify="left", title=title, style=style)
+    caption = "* trained in that stage" if framed_cells(matrix) else None
+    table = Table(box=box.SIMPLE, title_justify="left", title=title, style=style, caption=caption)
+    table.caption_justify = "left"
+    if not with_mean:
+        table.padding = (0, 0)
     table.add_column("after stage", no_wrap=True)
-    for domain in (*matrix.domains, "mean", *(task["domain"] for task in beside)):
+    for domain in (*matrix.domains, *(["mean"] if with_mean else []), *(task["domain"] for task in beside)):
         table.add_column(shown(domain), justify="right", no_wrap=True)
     framed = set(framed_cells(matrix))
     for s, stage in enumerate(matrix.stages):
         cells = [_cell(mean_SD[s, d], stderr_SD[s, d], (s, d) in framed) for d in range(len(matrix.domains))]
         finite = np.isfinite(mean_SD[s]).all() and mean_SD.shape[1] > 0
         mean = Text(f"{mean_SD[s].mean():.1f}" if finite else "–")
-        table.add_row(
-            shown(stage), *cells, mean, *(_cell(task["score"], task["stderr"], False) for task in beside), style=style
-        )
+        others = [_cell(task["score"], task["stderr"], False) for task in beside]
+        table.add_row(shown(stage), *cells, *([mean] if with_mean else []), *others, style=style)
     return table
 
 

@@ -4,6 +4,7 @@ from io import StringIO
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from mdrl_jax.report.screen import terminal
@@ -36,7 +37,20 @@ def test_score_table_shows_every_cell_in_80_columns() -> None:
     for s, d in np.ndindex(m.score_SD.shape):
         assert f"{m.score_SD[s, d]:.1f} ±{m.stderr_SD[s, d]:.1f}" in text
     assert all(stage in text for stage in ROWS) and "…" not in text
-    assert text.count("*") == 5 and "regardless" not in text
+    assert text.count("*") == 6 and "* trained in that stage" in text and "regardless" not in text
+    assert "regardless" not in shown(terminal.score_table(small(style=0.1), accuracy=False))
+
+
+@pytest.mark.parametrize("width, mean", [(60, True), (45, False)])
+def test_a_narrow_terminal_has_every_score_and_stage(width: int, mean: bool) -> None:
+    m = small()
+    text = shown(terminal.score_table(m), width)
+    for s, d in np.ndindex(m.score_SD.shape):
+        assert f"{m.score_SD[s, d]:.1f}" in text
+    assert all(stage in text for stage in ROWS) and "…" not in text and "±" not in text
+    assert ("mean" in text) == mean and max(map(len, text.splitlines())) <= width
+    whole = shown(terminal.summary(m), width)
+    assert max(map(len, whole.splitlines())) <= width and (width < 60 or "…" not in whole)
 
 
 def test_accuracy_is_a_second_block_where_style_matters() -> None:
