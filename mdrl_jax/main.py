@@ -345,7 +345,7 @@ def _bench_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _fields(values: Any) -> None:
-    from mdrl_jax.commands import fields
+    from mdrl_jax.report.screen import fields
 
     fields.run(values.names)
 
@@ -422,7 +422,7 @@ POSITIONAL = {"bench": "names", "config": "names"}  # command -> the list flag t
 
 
 def _fields_help() -> str:
-    from mdrl_jax.commands import fields
+    from mdrl_jax.report.screen import fields
 
     return (
         "Fields of the config, to be set as --config.FIELD=VALUE; mdrl config WORDS searches them:\n\n" + fields.text()

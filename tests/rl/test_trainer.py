@@ -105,7 +105,7 @@ def make(
     optimizer = make_optimizer(config)
     shardings = state_shardings(optimizer, jax.eval_shape(lambda: params), placed, mesh)
     state = init_state(optimizer, jax.device_put(params, placed), shardings)
-    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh, cases, split)
+    return state, make_train_step("test_step", loss_fn, optimizer, shardings, mesh, cases, split=split)
 
 
 def make_bigram(loss_fn: Any, config: OptimizerConfig) -> tuple[TrainState, Callable]:
