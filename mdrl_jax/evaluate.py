@@ -151,7 +151,9 @@ def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | N
       UserError: if more than `rewards.max_error_share` of a batch's rewards fail, or as in `Rollouts.sample`.
       KeyError: if there is no domain of a given name.
       RuntimeError: if the reward workers do not start, or their pool is closed.
-      Stopped: after a SIGTERM, between two batches.
+      Stopped: after a SIGTERM or Ctrl-C; in the middle of a batch it is the subclass `Dropped`, and the devices may
+        still be sampling.
+      HostLost: if another process does not come within the time-out.
     """
     return _rewards(runtime, params, domains, "validation", runtime.config.recover.prompts)
 
@@ -173,7 +175,8 @@ def validation_groups(runtime: Runtime) -> dict[str, np.ndarray]:
 def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Scores parameters on all test prompts, to report on a choice that was made by `validation_rewards`.
 
-    Completions are sampled as there, so calls with different parameters are paired by prompt.
+    Completions are sampled as there, so calls with different parameters are paired by prompt. With several processes
+    every process has to make the call. It adds to `runtime.rollouts.spent`.
 
     Args:
       runtime: model, prompts and rewards of the run.
@@ -184,7 +187,7 @@ def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | Non
       Rewards by domain, float32 [P, k] in [0, 1] for all P prompts in their order, with k = `recover.samples`.
 
     Raises:
-      UserError, KeyError, RuntimeError, Stopped: as in `validation_rewards`.
+      UserError, KeyError, RuntimeError, Stopped, HostLost: as in `validation_rewards`.
     """
     return _rewards(runtime, params, domains, "test", None)
 

@@ -81,7 +81,8 @@ def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as one indented JSON document, as `write_bytes` does.
 
     JSON has no NaN and no infinities. Such numbers become null. If there are any and the document is an object, it also
-    gets a field "not_finite" that lists their places, e.g. ["scores[2]"]. `value` itself does not change.
+    gets a field "not_finite" that lists their places, e.g. ["scores[2]"]; a field of this name is replaced. `value`
+    itself does not change.
 
     Raises:
       TypeError: if the value, e.g. a NumPy array, is not JSON-able; no file is touched.

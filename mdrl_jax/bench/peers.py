@@ -99,6 +99,8 @@ def matfree(given: Problem, on: Route) -> tuple[dict[str, Task], list[Line]]:
 def curvlinops(given: Problem) -> tuple[dict[str, Task], list[Line]]:
     """curvlinops' Hessian product, its Gauss–Newton product and torch's own gradient. Each is called once here.
 
+    From then on transformers shows no progress bars in this process.
+
     Args:
       given: the problem on all parameters.
 

@@ -326,7 +326,9 @@ def finish(status: int, error: BaseException | None = None) -> int:
     JAX aborts the processes; no exception is raised.
 
     With an error it tells the other processes the reason and ends this process by `os._exit`; the caller prints the
-    error before. The exit status is `LOST` for a `HostLost`, otherwise `status`; the other processes end with `LOST`.
+    error before. The exit status is `LOST` for a `HostLost`, otherwise `status`. The other processes end with `LOST`,
+    with two exceptions. A process that also calls this function with a `UserError` ends with its own `status`; with
+    another error it may. JAX aborts a process that already waits here without an error, and no reason is printed.
     An error that is neither a `UserError` nor a `HostLost` waits for the time-out first, because the loss of another
     process may have caused it; if a loss is reported meanwhile, this process ends with `LOST`, too.
 

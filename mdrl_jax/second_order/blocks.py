@@ -122,7 +122,7 @@ def orthogonalise(basis: Any, block: Block, scale: jax.Array) -> tuple[Block, ja
     Args:
       basis: m orthonormal vectors; those that are not filled yet are zero.
       block: b vectors of any length.
-      scale: an estimate of ‖A‖, a scalar; 0: only the lengths in the block count.
+      scale: an estimate of ‖A‖, a scalar; 0: only the lengths in the block count; nan: every vector is dropped.
 
     Returns:
       Q', b vectors that are orthonormal or zero; C [m, b]; R [b, b]; the length of the remainder of each vector [b],

@@ -2,8 +2,8 @@
 
 `analysis/subspace/theorem.py` uses them for the Hessian on a subspace. A *block* is a part of the prompts. Each
 function but `root` takes sums over the prompts of each of M blocks, and the number of prompts of each block. Its
-estimate has M as its `n`. It raises ValueError if there are fewer than `FEWEST_BLOCKS` = 4 blocks. A nan in its input
-makes the estimate nan.
+estimate has M as its `n`. It raises ValueError if there are fewer than `FEWEST_BLOCKS` = 4 blocks. The input has to be
+finite: otherwise numpy may raise LinAlgError, or the value or an end of the interval is nan.
 
 Noise moves extreme eigenvalues outwards: the smallest eigenvalue of a noisy matrix is too small, and the largest one is
 too large. Two values are therefore computed:
@@ -43,6 +43,7 @@ def of_mean(sums_Mkk: ArrayLike, counts_M: ArrayLike, largest: bool, unit: str =
 
     Raises:
       ValueError: if there are fewer than four blocks.
+      numpy.linalg.LinAlgError: for most inputs that are not finite.
     """
     sums, counts = _symmetric(sums_Mkk), _counted(counts_M)
     plain = float(_extreme(sums.sum(0) / counts.sum(), largest)[0])
@@ -68,6 +69,7 @@ def squared_norm(own_Mkk: ArrayLike, rows_Mkk: ArrayLike, counts_M: ArrayLike, u
 
     Raises:
       ValueError: if there are fewer than four blocks.
+      numpy.linalg.LinAlgError: for most inputs that are not finite.
     """
     counts = _counted(counts_M)
     between = _symmetric(np.asarray(rows_Mkk, float) - np.asarray(own_Mkk, float))  # a block with all others

@@ -126,7 +126,10 @@ def summary(found: Mapping[str, Any]) -> RenderableType:
 
 
 def number(value: float | None, scale: float = 1.0) -> str:
-    """A figure times `scale` with three significant digits, as plain text; "–" for None."""
+    """A figure times `scale` as plain text in Python's format ".3g"; "–" for None.
+
+    It has at most three significant digits: 0.5 gives "0.5", 1234 gives "1.23e+03", and nan gives "nan".
+    """
     return "–" if value is None else f"{scale * value:.3g}"
 
 
