@@ -16,7 +16,7 @@ Scores in points, mean over seeds 0, 1 and 2 ± the half-width of the 95 % inter
   after stage           code          math            qa            cw
   math            96.3 ± 1.3    94.5 ± 3.0    22.9 ± 2.8    68.8 ± 0.7
   cw              94.9 ± 1.0   43.2 ± 13.2    75.6 ± 5.2    98.7 ± 0.3
-  refresh-math    96.6 ± 1.1    87.7 ± 5.3    73.4 ± 7.7    98.8 ± 0.3
+  refresh-math    96.7 ± 1.0    89.3 ± 2.3    74.0 ± 6.2    98.6 ± 0.4
   rollback        96.4 ± 1.3   78.5 ± 25.8    72.8 ± 7.6    98.7 ± 0.3
 
 configs/README.md has all stages, every figure with its interval, and the limits; mdrl_jax/analysis/README.md has the

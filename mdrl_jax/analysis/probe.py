@@ -276,10 +276,10 @@ def build(runtime: Runtime, grpo: GRPOConfig) -> Probe:
     once = attend if attend is attention.plain else runtime.model.attention
     whole, narrow = decoder_parts.whole(model, attend), decoder_parts.on_route(model, attend)
     grouped = functools.partial(
-        Forward, temperature=temperature, chunk=chunk, group=config.group_size, devices=batch_divisor(runtime.mesh)
+        Forward, temperature=temperature, chunk=chunk, share=True, devices=batch_divisor(runtime.mesh)
     )
     forward, on_route, fused = grouped(whole), grouped(narrow), grouped(decoder_parts.whole(model, once))
-    row_forward, row_fused = (dataclasses.replace(x, group=1) for x in (forward, fused))
+    row_forward, row_fused = (dataclasses.replace(x, share=False) for x in (forward, fused))
     like = {"out_shardings": runtime.shardings}
 
     def gradient(params: Any, rows: CompletionBatch) -> Any:

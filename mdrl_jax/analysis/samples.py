@@ -138,6 +138,7 @@ class Sample:
             adv_B=flat(adv_PG),
             success_B=flat(whole.success_PG),
             weight_B=np.repeat(real, group).astype(np.float32),
+            group=group,
         )
         size = batch * group
         return [jax.tree.map(lambda x, i=i: x[i : i + size], rows) for i in range(0, len(filled) * group, size)]

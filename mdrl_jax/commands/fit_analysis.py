@@ -1,5 +1,6 @@
 """The device programs of the interference analysis and of a rollback, for the command `fit` (see `fit_programs.py`)."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -40,7 +41,8 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     runtime, section = shapes.runtime, shapes.runtime.config.analyze
     programs = probe.build(runtime, runtime.config.train.grpo).programs
     n, config, later = section.batch * section.group_size, runtime.model.config, max(stages - 1, 0)
-    rows, params, scalar = shapes.rows(n), shapes.params, shapes.array((), F32)
+    rows = dataclasses.replace(shapes.rows(n), group=section.group_size)
+    params, scalar = shapes.params, shapes.array((), F32)
     point, directions = _on_route(shapes), _on_route(shapes, DIRECTIONS)
     block = _on_route(shapes, section.lanczos_block)
     basis = _on_route(shapes, section.lanczos_block * section.lanczos_steps)
@@ -88,7 +90,8 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     runtime, config = shapes.runtime, shapes.runtime.config
     params, masks, scalar = shapes.params, shapes.masks(), shapes.array((), F32)
     built, n = probe.build(runtime, config.train.grpo), config.analyze.batch * config.analyze.group_size
-    rows, rules = shapes.rows(n), len(config.recover.rules)
+    rows = dataclasses.replace(shapes.rows(n), group=config.analyze.group_size)
+    rules = len(config.recover.rules)
     # While gradients of the domain are computed, the scores of the rules before are held.
     before = max((i for i, rule in enumerate(config.recover.rules) if rule in evidence.NEEDS_DATA), default=0)
     shared = shared_rows(config.analyze.group_size, n, batch_divisor(runtime.mesh))

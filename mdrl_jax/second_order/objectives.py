@@ -43,7 +43,7 @@ SUCCESS = 1.0 - 1e-6  # a completion succeeds if its reward is at least this: th
 
 @struct.dataclass
 class CompletionBatch:
-    """Completions as rows; the G completions of a prompt are consecutive rows.
+    """Completions as rows.
 
     Attributes:
       tokens_BT: left-padded prompts, each followed by a completion of padded length Tc.
@@ -52,6 +52,7 @@ class CompletionBatch:
       adv_B: A, from `leave_one_out`, or other advantages that take its place.
       success_B: 1 where the completion succeeds, otherwise 0.
       weight_B: 0 on rows that only fill up the batch, otherwise 1.
+      group: number of rows in succession that have the same prompt; it divides B. 1 says nothing about the order.
     """
 
     tokens_BT: Any
@@ -60,6 +61,7 @@ class CompletionBatch:
     adv_B: Any
     success_B: Any
     weight_B: Any
+    group: int = struct.field(pytree_node=False, default=1)
 
 
 def leave_one_out(rewards_PG: np.ndarray) -> np.ndarray:
@@ -93,19 +95,20 @@ class Forward:
       parts: the pieces of the decoder, which decide what the point is.
       temperature: the sampling temperature, at which the policy is taken (definitions §1).
       chunk: number of positions whose logits are computed at a time; 0: all positions at once.
-      group: completions of each prompt, whose rows follow each other; 1: rows in any order.
+      share: whether the rows of a group share the computation of their prompt, as many as one device has. Rows that
+        were taken out of their order must not.
       devices: number of devices that the rows are split over.
     """
 
     parts: DecoderParts
     temperature: float
     chunk: int = 0
-    group: int = 1
+    share: bool = False
     devices: int = 1
 
     def shared(self, rows: CompletionBatch) -> int:
-        """Number of rows that share one computation of their prompt: those of a group that one device has."""
-        return math.gcd(self.group, len(rows.tokens_BT) // self.devices)
+        """Number of rows that share one computation of their prompt."""
+        return math.gcd(rows.group, len(rows.tokens_BT) // self.devices) if self.share else 1
 
     def __call__(self, point: Any, rows: CompletionBatch, fixed: Any) -> jax.Array:
         """The log-probs of completion tokens.

@@ -150,6 +150,8 @@ def check_divides(runtime: Runtime, stage: Stage) -> None:
         a device has no room for the completions of one prompt. The message names the sizes.
     """
     for domain, count in shares(stage).items():
+        if (domain, "train") not in runtime.prompts:
+            continue  # the command `fit` reads no data
         have = len(runtime.prompts[domain, "train"])
         if have < count:
             raise UserError(

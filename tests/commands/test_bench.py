@@ -5,11 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from rich.table import Table
 
 from mdrl_jax import tree
 from mdrl_jax.bench import curvature, peers
 from mdrl_jax.bench.measure import Task
-from mdrl_jax.commands.bench import BENCHES
+from mdrl_jax.commands import bench
+from mdrl_jax.commands.bench import Given
 from mdrl_jax.main import main
 
 SMALL = curvature.Sizes(rows=2)  # FLOPs ratios do not depend on the number of rows: these are those of the benchmark
@@ -139,7 +141,7 @@ def test_json_lines_and_a_table(capfd: pytest.CaptureFixture[str], monkeypatch: 
 @pytest.mark.parametrize(
     "argv, named",
     [
-        (["speed"], "'speed' is not known; known: curvature"),
+        (["speed"], "'speed' is not known; known: step, decode, train, curvature, start"),
         (["curvature", "speed"], "'speed'"),
         (["--names=speed"], "'speed'"),
         (["curvature", "--width=33"], "--width=33"),
@@ -156,11 +158,11 @@ def test_what_is_wrong_is_named_in_one_line(argv: list[str], named: str, capsys:
 def test_names_and_flags_in_any_order(monkeypatch: pytest.MonkeyPatch):
     ran: list[tuple] = []
 
-    def run(sizes: curvature.Sizes, repeats: int, say: object) -> list:
-        ran.append((sizes.layers, repeats))
-        return []
+    def run(given: Given, repeats: int, say: object) -> tuple[list, Table]:
+        ran.append((given.sizes.layers, repeats))
+        return [], Table()
 
-    monkeypatch.setitem(BENCHES, "curvature", run)
+    monkeypatch.setattr(bench, "BENCHES", {"curvature": run})
     for argv in (["curvature", "--repeats=3", "--layers=2"], ["--repeats=3", "curvature", "--layers=2"]):
         assert main(["mdrl", "bench", *argv]) == 0
     assert main(["mdrl", "bench", "--names=curvature", "--repeats=3", "--layers=2"]) == 0

@@ -297,7 +297,14 @@ OTHERS: list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = [
     ),
     (
         "supergpqa",
-        {"question": "Q?", "options": ["x", "y"], "answer": "y", "answer_letter": "B", "field": "f"},
+        {
+            "question": "Q?",
+            "options": ["x", "y"],
+            "answer": "y",
+            "answer_letter": "B",
+            "subfield": "s",
+            "difficulty": "easy",
+        },
         [("Q?\n\nA. x\nB. y\n\nReply", {"answer": "B", "choices": ["x", "y"]})],
     ),
     (

@@ -95,7 +95,7 @@ def test_a_pipe_among_several_files_is_named(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/tmp/other.safetensors", "a/b.safetensors", ".."])
 def test_an_index_names_only_files_of_its_folder(folder: Path, name: str) -> None:
-    shutil.copyfile(folder / "model.safetensors", folder.parent / "other.safetensors")
+    (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
     with pytest.raises(UserError, match="only name files of its own folder"):
         load(folder)

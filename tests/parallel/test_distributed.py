@@ -120,6 +120,7 @@ def test_an_error_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPa
         raise RuntimeError
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setattr(distributed.rendezvous, "meet", lambda *_: None)
     with pytest.raises(UserError, match=r"within 5 s \(RuntimeError\)"):
         distributed.initialize("localhost:1", 2, 0, 5.0)
 
@@ -165,6 +166,7 @@ def test_a_lost_host_is_named_before_the_service_ends_all(timeout: float, monkey
     """The service may have heard of a process last when half of its time-out had passed before the process was lost."""
     asked: dict[str, int] = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *where, **given: asked.update(given))
+    monkeypatch.setattr(distributed.rendezvous, "meet", lambda *_: None)
     distributed.initialize("localhost:1", 2, 0, timeout)
     beats = 2.0  # seconds between two signs of life, at most: one may be missed, three are waited for at the end
     slow = 15.0  # a process that is busy

@@ -38,7 +38,7 @@ def head(point, fixed, x_BCD, targets_BC, temperature):
 TOY = DecoderParts(
     embed=lambda point, fixed, tokens_BT: point["embedding"][tokens_BT],
     layers=lambda point, fixed: (point["layers"], ()),
-    layer=lambda point, fixed, x, valid: x + jnp.tanh(jnp.cumsum(x * valid[:, :, None], axis=1) @ point),
+    layer=lambda point, fixed, x, rows: x + jnp.tanh(jnp.cumsum(x * rows.valid_BT[:, :, None], axis=1) @ point),
     head=head,
     policy=None,
 )

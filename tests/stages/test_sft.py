@@ -295,7 +295,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(small_folder: Path, tmp_path: P
     told = Evaluation({"math": np.ones((2, 1), np.float32)}, {"math": np.ones((2, 1), np.float32)}, [], {})
     monkeypatch.setattr(experiment, "evaluate", lambda *_: told)
     made = sft.make_programs(runtime_module.build(config, pool), config.sft.optimizer)
-    monkeypatch.setattr(sft, "make_programs", lambda runtime, optimizer: made)
+    monkeypatch.setattr(sft, "make_programs", lambda runtime, optimizer, *_: made)
     monkeypatch.setattr("mdrl_jax.report.page.write", lambda root: None)
     monkeypatch.setattr("mdrl_jax.report.tensorboard.save_figures", lambda root: None)
     experiment.run(config, tmp_path / "whole", "quiet")

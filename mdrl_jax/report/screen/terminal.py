@@ -21,6 +21,8 @@ from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.transfer import backward_transfer, forgetting, forward_transfer, mean_forgetting
 from mdrl_jax.stats.estimate import figure_text, interval_text
 
+NAME = 40  # columns of a stage's name; a longer one takes several lines
+
 
 @dataclasses.dataclass(frozen=True)
 class _Fitting:
@@ -75,17 +77,22 @@ def pass_table(matrix: Matrix) -> RenderableType | None:
 def answer_table(changes: Sequence[Change]) -> RenderableType | None:
     """Answers that were lost and gained between pairs of stages; None if there is no pair.
 
-    In points of all answers, with 95 % intervals over prompts. The last column is what other sampling keys change.
+    In points of all answers, with 95 % intervals over prompts where the terminal is wide enough. The last column is
+    what other sampling keys change.
     """
-    if not changes:
-        return None
-    table = Table(box=box.SIMPLE, title_justify="left", title="single answers, points of all answers")
+    return _Fitting(tuple(_answers(changes, intervals) for intervals in (True, False))) if changes else None
+
+
+def _answers(changes: Sequence[Change], intervals: bool) -> Table:
+    kinds = ("right → wrong", "wrong → right", "other keys") if intervals else ("lost", "gained", "keys")
+    what = "single answers, points of all answers" if intervals else "answers lost (right → wrong) and gained, points"
+    table = Table(box=box.SIMPLE, title_justify="left", title=what)
     table.add_column("", no_wrap=True)
-    for heading in ("right → wrong", "wrong → right", "other keys"):
+    for heading in kinds:
         table.add_column(heading, justify="right", no_wrap=True)
     for c in changes:
         figures = (c.found.lost, c.found.gained)
-        cells = [figure_text(e.value, e.record()["ci95"], ".1f") for e in figures]
+        cells = [figure_text(e.value, e.record()["ci95"] if intervals else None, ".1f") for e in figures]
         chance = "–" if c.found.resampled is None else f"{c.found.resampled.value:.1f}"
         table.add_row(shown(f"{c.domain}: {c.before} to {c.after}"), *map(shown, (*cells, chance)))
     return table
@@ -180,7 +187,7 @@ def _form(
     table.caption_justify = "left"
     if not with_mean:
         table.padding = (0, 0)
-    table.add_column("after stage", no_wrap=True)
+    table.add_column("after stage", overflow="fold", max_width=NAME)  # a stage may be the path of a folder
     for domain in (*matrix.domains, *(["mean"] if with_mean else []), *(task["domain"] for task in beside)):
         table.add_column(shown(domain), justify="right", no_wrap=True)
     framed = set(framed_cells(matrix))
