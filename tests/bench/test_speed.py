@@ -79,6 +79,7 @@ def test_a_step_samples_scores_and_updates():
         assert entry.amount == 16
 
 
+@pytest.mark.slow
 def test_a_gradient_is_timed_beside_that_of_torch():
     pytest.importorskip("torch", reason="torch is the peer")
     sides = [f(Work(EMBEDDED_MODEL, prompts=1, group=2, length=2, prompt=3)) for f in (train.ours, train.torch)]
