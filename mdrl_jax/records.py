@@ -197,3 +197,19 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         except ValueError as e:
             raise UserError(f"{path} line {number} is not valid JSON ({e})") from e
     return rows
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of the user's, such as one of a model folder.
+
+    Raises:
+      UserError: if the file is no regular file or holds no JSON object.
+      OSError: if the file cannot be read.
+    """
+    try:
+        fields = json.loads(regular(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file} is not valid JSON ({e})") from e
+    if not isinstance(fields, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return fields

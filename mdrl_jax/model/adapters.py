@@ -5,7 +5,6 @@ and s = alpha / r, or alpha / √r if `use_rslora` is set. The sum is computed i
 adapter folder has `adapter_config.json` and `adapter_model.safetensors`.
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.records import regular
+from mdrl_jax.records import json_object, regular
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BEFORE = "base_model.model."
@@ -49,24 +48,13 @@ def base_of(folder: Path, base: str | Path | None) -> Path:
     Raises:
       UserError: if no base is known, it is no folder on this disk, or it is an adapter itself.
     """
-    named = base if base is not None else _fields(folder).get("base_model_name_or_path")
+    named = base if base is not None else json_object(folder / CONFIG).get("base_model_name_or_path")
     if not named or not Path(str(named)).is_dir():
         which = f"its base model {str(named)!r} is no folder here" if named else "it names no base model"
         raise UserError(f"{folder} is a LoRA adapter, and {which}; give the folder of its base model by --base=DIR")
     if is_adapter(Path(str(named))):
         raise UserError(f"the base model {named} of the LoRA adapter {folder} is an adapter itself; give a whole model")
     return Path(str(named))
-
-
-def _fields(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
-    try:
-        fields = json.loads(regular(file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{file} is not valid JSON ({e})") from e
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return fields
 
 
 class Adapter:
@@ -81,7 +69,7 @@ class Adapter:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.fields = folder, _fields(folder)
+        self.folder, self.fields = folder, json_object(folder / CONFIG)
         if self.fields.get("peft_type") != "LORA":
             raise UserError(f"{folder}: peft_type={self.fields.get('peft_type')!r} is not supported; supported: LORA")
         for field, neutral in _NEUTRAL.items():

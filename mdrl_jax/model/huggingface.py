@@ -29,7 +29,7 @@ from mdrl_jax.model import adapters, tokens
 from mdrl_jax.model.families import ModelConfig, from_hf, to_hf
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import param_shardings
-from mdrl_jax.records import regular
+from mdrl_jax.records import json_object, regular
 
 SHARD_BYTES = 4 * 2**30
 READABLE = ("F32", "BF16", "F16")  # other types (integers, float8) hold quantized weights, useless without their scales
@@ -96,22 +96,6 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(key.key) for key in path)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model folder.
-
-    Raises:
-      UserError: if the file is no regular file or holds no JSON object.
-      OSError: if the file cannot be read.
-    """
-    try:
-        fields = json.loads(regular(file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{file} is not valid JSON ({e})") from e
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return fields
-
-
 def read_config(folder: str | Path, base: str | Path | None = None) -> ModelConfig:
     """Reads `config.json` of a Hugging Face folder on the local disk.
 
@@ -130,7 +114,7 @@ def read_config(folder: str | Path, base: str | Path | None = None) -> ModelConf
     file = folder / "config.json"
     if not file.exists():
         raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    config = from_hf(read_json(file), str(file))
+    config = from_hf(json_object(file), str(file))
     weights = [folder / name for name in (_SINGLE, _INDEX)]
     if config.tied and any(file.exists() for file in weights) and _head_differs(folder):
         return dataclasses.replace(config, tied=False)
@@ -557,7 +541,7 @@ def _config_json(config: ModelConfig, dtype: Any, source: str | Path | None) -> 
     made = to_hf(config) | {"torch_dtype": str(jnp.dtype(dtype))}
     if source is None:
         return made
-    found = read_json(Path(source) / "config.json")
+    found = json_object(Path(source) / "config.json")
     kept = found if found.get("model_type") == config.family else {}
     kept = kept | {"tie_word_embeddings": config.tied, "architectures": made["architectures"]}
     names = ("dtype", "torch_dtype")  # the name in version 5 of transformers and in version 4
@@ -579,9 +563,9 @@ def _generation_config(source: Path, eos_ids: tuple[int, ...]) -> dict[str, Any]
     """`generation_config.json` of a written model: that of the source, or its special tokens; with our end tokens."""
     file = source / "generation_config.json"
     if file.exists():
-        fields = read_json(file)
+        fields = json_object(file)
     else:
-        found = read_json(source / "config.json")
+        found = json_object(source / "config.json")
         fields = {name: found[name] for name in SPECIAL if found.get(name) is not None}
     if ends := list(dict.fromkeys(eos_ids)):
         fields["eos_token_id"] = ends[0] if len(ends) == 1 else ends
