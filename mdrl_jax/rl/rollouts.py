@@ -184,7 +184,7 @@ class Rollouts:
         Args:
           params: parameters of the policy.
           sets: (prompt set, row numbers in it, an integer array [n]) of each domain; the batch is all these rows, in
-            this order. P is their number, at least 1.
+            this order. P is their number, at least 1. With several parts, prompts of one bucket are sampled together.
           key_path: (seed, stage name, step), which the sampling keys are folded from.
           group_size: completions per prompt.
           sampling: temperature, top-p and top-k.
@@ -210,23 +210,27 @@ class Rollouts:
         rows = [prompts.tokens[i] for prompts, chosen in sets for i in chosen]
         problems = [(prompts, prompts.problems[i]) for prompts, chosen in sets for i in chosen]
         ids_P3 = _told_apart(np.concatenate([prompts.ids(chosen) for prompts, chosen in sets]))
-        length = tokens.bucket(max(map(len, rows)), self.config.prompt_buckets, "a prompt")
-        prompts_PT, valid_PT = tokens.left_pad(rows, length, self.pad_id)
+        length_P = [tokens.bucket(len(row), self.config.prompt_buckets, "a prompt") for row in rows]
         size = len(rows) // parts
         assert size * parts == len(rows), "the number of prompts must be a multiple of parts"
         sampler, key = self.sampler(group_size, sampling), stage_key(*key_path)
+        # Prompts of one bucket are sampled together, so that few are padded to the length of a longer one.
+        order_P = np.argsort(length_P, kind="stable")
 
         def launch(part: int) -> _Launched:
             show(part)
-            of = slice(part * size, (part + 1) * size)
-            return self._launch(sampler, params, key, problems[of], prompts_PT[of], valid_PT[of], ids_P3[of])
+            of = order_P[part * size : (part + 1) * size]
+            padded = tokens.left_pad([rows[i] for i in of], max(length_P[i] for i in of), self.pad_id)
+            return self._launch(sampler, params, key, [problems[i] for i in of], *padded, ids_P3[of])
 
         scored, launched = [], launch(0)
         for part in range(1, parts):
             following = launch(part)
             scored.append(self._score(launched))
             launched = following
-        return _joined([*scored, self._score(launched)])
+        scored.append(self._score(launched))
+        place_P = np.argsort(order_P)
+        return picked(scored, [divmod(int(i), size) for i in place_P], self.config.prompt_buckets, self.pad_id)
 
     def text(self, done: Completions, prompt: int, sample: int) -> str:
         """The text of one completion, without special tokens.
@@ -298,14 +302,6 @@ def _told_apart(ids_P2: np.ndarray) -> np.ndarray:
         before_P.append(seen[ids.tobytes()])
         seen[ids.tobytes()] += 1
     return np.column_stack([ids_P2, np.asarray(before_P, np.uint32)])
-
-
-def _joined(parts: list[ScoredRollouts]) -> ScoredRollouts:
-    if len(parts) == 1:
-        return parts[0]
-    errors = sum((collections.Counter(part.errors) for part in parts), collections.Counter())
-    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *map(_fields, parts))
-    return ScoredRollouts(**whole, errors=errors)
 
 
 def _fields(scored: ScoredRollouts) -> dict[str, Any]:

@@ -56,21 +56,27 @@ def built() -> Iterator[runtime.Runtime]:
 
 def test_parts_give_the_same_and_one_is_scored_while_the_next_is_sampled(built: runtime.Runtime):
     params, sets = built.base_params(), [(built.prompts[name, "train"], np.arange(6)) for name in ("math", "qa")]
-    inner, drawn = rollouts.Rollouts._launch, []
+    lengths = sorted(len(prompts.tokens[i]) for prompts, rows in sets for i in rows)
+    assert lengths[3] < lengths[-1], "prompts of two buckets are needed"
+    buckets = dataclasses.replace(built.rollouts.config, prompt_buckets=(lengths[3], 12))
+    inner, drawn, padded = rollouts.Rollouts._launch, [], []
     for parts in (1, 3):
         pool = Pool()
 
         def launch(self: Any, *args: Any, pool: Pool = pool) -> Any:
             pool.launched += 1
+            padded.append(args[4].shape)
             return inner(self, *args)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rollouts.Rollouts, "_launch", launch)
-            scoring = dataclasses.replace(built.rollouts, pool=pool)  # type: ignore
+            scoring = dataclasses.replace(built.rollouts, pool=pool, config=buckets)  # type: ignore
             shown: list[int] = []
             drawn.append(scoring.sample(params, sets, (0, "math", 3), 2, SamplingConfig(), parts, shown.append))
         # When part i is scored, part i + 1 has already been given to the devices.
         assert pool.asked == [(min(i + 2, parts), 24 // parts) for i in range(parts)] and shown == list(range(parts))
+    # Prompts of the shorter bucket are sampled together, and the results come in the order of the prompts.
+    assert padded == [(12, 12), (4, lengths[3]), (4, 12), (4, 12)]
     whole, joined = drawn
     assert whole.errors == joined.errors and whole.errors
     pairs = (jax.tree.leaves({k: v for k, v in vars(x).items() if k != "errors"}) for x in (whole, joined))
