@@ -46,7 +46,9 @@ def base_of(folder: Path, base: str | Path | None) -> Path:
       base: the base model if it is known; None: the folder that the adapter's `base_model_name_or_path` names.
 
     Raises:
-      UserError: if no base is known, it is no folder on this disk, or it is an adapter itself.
+      UserError: if no base is known, it is no folder on this disk, or it is an adapter itself; or if the adapter's
+        `adapter_config.json` is no JSON object.
+      OSError: if that file cannot be read.
     """
     named = base if base is not None else json_object(folder / CONFIG).get("base_model_name_or_path")
     if not named or not Path(str(named)).is_dir():
@@ -114,7 +116,7 @@ class Adapter:
         return name in self._saved
 
     def saved(self, name: str) -> Any:
-        """The whole tensor `name` of the adapter."""
+        """The whole tensor `name` of the adapter, from which parts can be read; KeyError unless `replaces(name)`."""
         return self._handle.get_slice(self._saved[name])
 
     def merged(self, name: str, tensor: Any) -> Any:
@@ -123,6 +125,9 @@ class Adapter:
         Args:
           name: name of the tensor.
           tensor: the base model's tensor, from which parts can be read.
+
+        Returns:
+          a tensor from which parts can be read. A part of a changed tensor is computed when it is read, in float32.
 
         Raises:
           UserError: if the shapes of adapter and base do not fit.

@@ -180,9 +180,7 @@ def _splash_kernel(heads: int, queries: int, length: int, before: int, interpret
 def choose(
     rows: int, heads: int, length: int, limit_bytes: float, short: Attention = plain, long: Attention = blockwise
 ) -> Attention:
-    """Returns `long` if the float32 scores of one layer would take more than `limit_bytes`, otherwise `short`.
-
-    They take 4 · rows · heads · length² bytes.
+    """Chooses an attention by the memory of its scores, which takes 4 · rows · heads · length² bytes in float32.
 
     Args:
       rows: sequences on one device.
@@ -191,6 +189,9 @@ def choose(
       limit_bytes: bytes of one device that the scores of one layer may take.
       short: attention that holds all scores, such as `plain` or `transformer.causal_attention`.
       long: attention that never holds all scores.
+
+    Returns:
+      `short` if the scores of one layer take at most `limit_bytes`, otherwise `long`.
     """
     return short if 4.0 * rows * heads * length * length <= limit_bytes else long
 

@@ -365,7 +365,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The fields of a `config.json` with which `transformers` (4 and 5) loads the same function.
 
     Args:
-      config: the model, which is not checked; `qkv_bias` and `qk_norm` have to be those of its family (`FAMILIES`).
+      config: the model, which is not checked; the fields that `FAMILIES` sets for its family must have those values.
 
     Returns:
       field name -> JSON value, with `torch_dtype` "float32"; `from_hf` turns them into an equal `ModelConfig`.

@@ -244,6 +244,9 @@ def visited_pairs(n_queries: int, length: int, queries: int, keys: int) -> int:
       length: tokens of a sequence, a multiple of `keys`, and `n_queries` or more.
       queries: queries of a block, 1 or more.
       keys: keys of a block, 1 or more.
+
+    Returns:
+      the number of pairs: (blocks with a pair of the mask) · `queries` · `keys`.
     """
     blocks = sum((first + queries - 1) // keys + 1 for first in range(length - n_queries, length, queries))
     return blocks * queries * keys

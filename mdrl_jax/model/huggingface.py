@@ -277,9 +277,10 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh, base: str | Path | None
       the parameter tree, float32, each leaf in its sharding (`parallel.sharding.param_shardings`).
 
     Raises:
-      UserError: if the files cannot be read; if a tensor is absent, is quantized, has another shape than
-        `config.json` says or a number that is not finite; if the mesh does not divide a parameter; or if an adapter
-        does not fit the base model, or asks for what is not supported (`adapters.Adapter`).
+      UserError: if `folder` does not exist or its files cannot be read; if a tensor is absent, is quantized, has
+        another shape than `config.json` says or a number that is not finite; if the mesh does not divide a parameter;
+        or if an adapter has no base (`adapters.base_of`), does not fit it, or asks for what is not supported
+        (`adapters.Adapter`).
     """
     whole = model_of(folder, base)
     files = _Files(Path(folder), None if whole == Path(folder) else whole)
@@ -443,8 +444,8 @@ def save(
         file stays as it is in `source`.
 
     Raises:
-      UserError: if `folder` is a file or a folder that is not empty, a file of `source` is damaged, or a number is not
-        finite in `dtype`; then nothing is left behind.
+      UserError: if `folder` is a file or a folder that is not empty, or if a number is not finite in `dtype`; then
+        nothing is left behind. Also if a file of `source` is damaged.
       KeyError: if `params` has a leaf that is no parameter of a decoder, or the family is not a key of `FAMILIES`.
       TypeError: if `dtype` is not a dtype.
       OSError: if the disk does not take the files.

@@ -99,12 +99,14 @@ def eos_ids(tokenizer: Any, folder: str | Path | None = None, vocab_size: int | 
       vocab_size: rows of the embedding; None: not known.
 
     Returns:
-      the id of `eos_token`, then the ids of `eos_token_id` in the two files. The last one ends the turn of a chat: the
-      token that the chat template puts directly after a reply, if it is an added token, and otherwise `eos_token`; so
-      `eos_token` may come twice. A chat template that fails, or does not print the reply as it is, gives none.
+      the id of `eos_token`, then the ids of `eos_token_id` in the two files, each once. If the tokenizer has a chat
+      template, the last id is the one that ends a turn: the token that the template puts directly after a reply, if it
+      is an added token. If it is not, or if the template fails or does not print the reply as it is, the first id ends
+      a turn, and comes again as the last one.
 
     Raises:
-      UserError: if there are none, or one of them is no row of the embedding, so that it could never be drawn.
+      UserError: if there are none, one of them is no row of the embedding, so that it could never be drawn, or one of
+        the two files is no JSON object or has an `eos_token_id` that is neither an id nor a list of ids.
     """
     found: list[tuple[int, str]] = []
     if tokenizer is not None and tokenizer.eos_token_id is not None:
@@ -161,9 +163,20 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
 
 
 def pad_id(tokenizer: Any, eos_ids: Sequence[int], vocab_size: int) -> int:
-    """The id of the padding token, or the first end token if the tokenizer has none or it is no row of the embedding.
+    """The id of the padding token.
 
     Attention never reads padding, but an id without a row of the embedding would give NaN.
+
+    Args:
+      tokenizer: the model's tokenizer; None if it has none.
+      eos_ids: ids of the tokens that end a completion.
+      vocab_size: rows of the embedding.
+
+    Returns:
+      the tokenizer's own padding token; the first of `eos_ids` if there is none, or if it is no row of the embedding.
+
+    Raises:
+      IndexError: if `eos_ids` is needed and empty.
     """
     pad = None if tokenizer is None else tokenizer.pad_token_id
     return int(eos_ids[0] if pad is None or pad >= vocab_size else pad)

@@ -116,6 +116,9 @@ def of_kind(attention: Attention, kind: Kind | None) -> Attention:
     Args:
       attention: the attention of layers that see all earlier tokens.
       kind: the layer's kind; None if the layers of the model do not differ.
+
+    Returns:
+      `attention`, with the layer's window given if layers differ in it.
     """
     return attention if kind is None or kind.window is None else functools.partial(attention, window=kind.window)
 
@@ -228,13 +231,23 @@ class Grouped:
 
     Attributes:
       valid_BT: True at real tokens, False at padding [B, Tp + Tc].
-      start: length of the padded prompts.
+      start: length of the padded prompts, at least 1: nothing predicts the first token of a row.
       group: number of rows in succession that have the same prompt; it divides B.
+
+    Raises:
+      ValueError: if `start` is below 1, or `group` does not divide B.
     """
 
     valid_BT: jax.Array
     start: int
     group: int = 1
+
+    def __post_init__(self) -> None:
+        rows = self.valid_BT.shape[0]
+        if self.start < 1:
+            raise ValueError(f"start is {self.start}; allowed: 1 or more, because nothing predicts a row's first token")
+        if rows % self.group:
+            raise ValueError(f"{rows} rows cannot be divided into groups of {self.group} with the same prompt")
 
     def pack(self, tokens_BT: jax.Array) -> jax.Array:
         """The packed rows of token ids [R, S]."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mdrl_jax.model.transformer import Decoder, param_shapes
+from mdrl_jax.model.transformer import Decoder, Grouped, param_shapes
 from mdrl_jax.parallel.sharding import named, param_shardings
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -37,6 +37,14 @@ def nll(model, params, tokens_BT, valid_BT):
 def assert_trees_close(a, b, **tolerance):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, **tolerance)
+
+
+def test_rows_that_cannot_share_a_prompt_are_named():
+    valid_BT = jnp.ones((4, 6), bool)
+    with pytest.raises(ValueError, match="start is 0"):
+        Grouped(valid_BT, 0)
+    with pytest.raises(ValueError, match="4 rows cannot be divided into groups of 3"):
+        Grouped(valid_BT, 3, 3)
 
 
 @pytest.mark.parametrize(
