@@ -1,8 +1,8 @@
-"""On-policy distillation: the student samples, and each of its tokens is pulled to what a frozen teacher would say.
+"""On-policy distillation: the student samples completions, and the loss pulls its policy to that of a frozen teacher.
 
-The loss of a completion y ∼ π_θ with teacher π_T is Σ_t KL(π_θ(·|y_<t) ‖ π_T(·|y_<t)) at fixed prefixes y_<t, whose
-gradient `full` has exactly, `sampled` in expectation, and `top_k` in part (definitions §10). What a token changes in
-later tokens is left out. The forms differ in how much of the teacher they ask for:
+The loss of a completion y ∼ π_θ with teacher π_T is Σ_t KL(π_θ(·|y_<t) ‖ π_T(·|y_<t)) at fixed prefixes y_<t. The form
+`full` has its gradient exactly, `sampled` in expectation, and `top_k` in part (definitions §10). The influence of a
+token on the distribution of later tokens is left out. The forms differ in how much of the teacher they ask for:
 
 | form | loss of a token | from the teacher |
 |---|---|---|
@@ -106,7 +106,8 @@ def make_distill_loss(
 
     Args:
       model: the decoder.
-      config: options of the loss; `kl_coef` has to be 0.
+      config: options of the loss; `kl_coef` must be 0, because a distillation has no other reference (the configuration
+        is refused otherwise).
       distill: the form of the loss.
       temperature: sampling temperature, at which all policies are taken.
       max_length: the longest completion allowed, in tokens.
@@ -115,9 +116,10 @@ def make_distill_loss(
 
     Returns:
       (params, batch, heads) -> (sum, (count, metrics)) as `make_train_step` takes it. `heads` are the unembeddings
-      [D, V] of the N teachers, which only the form "full" reads. The metric "kl" is the mean of the loss of a token, in
-      nats; for "sampled" the k3 estimate of the KL to the teacher. "top_k" has "kl_left_out", an unbiased estimate of
-      what K leaves out. "sampled" and "fixed" have those of `grpo_loss`.
+      [D, V] of the N teachers, which only the form "full" reads. The metrics of "sampled" and "fixed" are those of
+      `grpo_loss`; "kl" of "sampled" estimates the KL to the teacher by `config.kl`, and "fixed" has no "kl". Of "full"
+      and "top_k" the metric "kl" is the mean loss of a token, in nats; "top_k" also has "kl_left_out", an unbiased
+      estimate of what K leaves out of it. The function raises ValueError for "fixed" if `kl_coef` is above 0.
     """
     if distill.form in ("sampled", "fixed"):
         return functools.partial(_policy_loss, model, config, distill.form, temperature, max_length, chunk, shared)
@@ -252,7 +254,7 @@ def make_teach(
 
 
 def make_blank(
-    model: Decoder, mesh: Mesh, distill: DistillConfig, temperature: float, chunk: int, shared: int = 1
+    model: Decoder, mesh: Mesh, distill: DistillConfig, chunk: int, shared: int = 1
 ) -> Callable[..., Targets]:
     """A program that makes the `Targets` of a batch before any teacher is asked; its first call compiles it.
 
@@ -260,14 +262,14 @@ def make_blank(
       model: the decoder.
       mesh: the devices; the rows of each micro-batch are split over them.
       distill: the form, and the size of K.
-      temperature: sampling temperature, at which the student's likeliest tokens are chosen.
       chunk: positions whose logits are held at a time, as in `token_log_probs`.
       shared: rows in succession that have the same prompt, which is computed once for them (`policy.shared_rows`).
 
     Returns:
-      the jitted function (params of the student, tokens_MBT, valid_MBT, start) -> `Targets` with zeros for what the
-      teachers say. For "top_k" it has the student's `distill.top_k` likeliest tokens, or the whole vocabulary
-      if that is smaller; no other form reads the parameters.
+      the jitted function (params of the student, tokens_MBT, valid_MBT, start) -> `Targets` with zeros in the arrays
+      that the teachers fill in. `start` is as in `make_teach`. For "top_k" the `Targets` also have `ids_BTK`, the
+      student's `distill.top_k` likeliest tokens, or the whole vocabulary if that is smaller; no other form reads the
+      parameters.
     """
 
     def blank(params: Any, tokens_MBT: Any, valid_MBT: Any, start: int) -> Targets:

@@ -51,7 +51,8 @@ def token_log_probs(
       token of a padded row, their values have no meaning.
 
     Raises:
-      ValueError: if `start` is 0, because nothing predicts the first token of a row.
+      ValueError: if `start` is below 1, because nothing predicts the first token of a row, or if `group` does not
+        divide B.
     """
     apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     hidden_BTD, targets_BT = predicting(apply, tokens_BT, valid_BT, start, group), tokens_BT[:, start:]
@@ -76,6 +77,9 @@ def predicting(
 
     Returns:
       hidden states [B, T - start, D], in the dtype of the decoder.
+
+    Raises:
+      ValueError: as in `token_log_probs`.
     """
     rows = Grouped(valid_BT, start, group)
     return rows.predicting(apply(rows.pack(tokens_BT), rows, method="packed_hidden"))

@@ -38,7 +38,7 @@ class PolicyBatch:
 
     `policy_batch` returns all micro-batches of a step as one `PolicyBatch`, whose leaves have one more leading axis, M.
 
-    Rows of one prompt follow each other in blocks of `shared_rows`, and a block shares the computation of its prompt.
+    Rows of one prompt follow each other in blocks of `shared_rows`; the prompt of a block is computed once.
 
     Attributes:
       tokens_BT: token ids [B, Tp + Tc].
@@ -224,6 +224,9 @@ def make_cases(prompt_buckets: Sequence[int] = (), completion_buckets: Sequence[
 
     Args:
       prompt_buckets, completion_buckets: as in `cut_shapes`; without any a micro-batch keeps its lengths.
+
+    Returns:
+      the function (micro-batch) -> (case, cuts), in the form that `make_train_step` takes.
     """
 
     def cases(batch: PolicyBatch) -> tuple[jax.Array, list[Callable[[PolicyBatch], PolicyBatch]]]:
@@ -247,19 +250,23 @@ def _cut(first: int, last: int, completion: int, batch: PolicyBatch) -> PolicyBa
 
 
 def row_order(mask_PGT: Any, length_PG: Any, shared: int = 1, teacher_P: Any = None) -> np.ndarray:
-    """The order of the rows of a batch, row numbers [P * G]: rows with a trained token first, the shorter ones first.
+    """The order of the rows of a batch: rows with a trained token first, and among them the shorter ones first.
 
     The rows that the loss leaves out thereby fill micro-batches of their own, which the training step does not compute,
-    and rows of similar lengths share a micro-batch, which it cuts to their length (`make_cases`). Rows that share their
-    prompt stay together: within each group the rows are ordered and divided into blocks, and then the blocks are
-    ordered by their longest row. What is equal keeps its order.
+    and rows of similar lengths share a micro-batch, which it cuts to their length (`make_cases`). Rows that share the
+    computation of their prompt stay together: within each group the rows are ordered and divided into blocks, and then
+    the blocks are ordered by their longest row. A block comes last only if it has no trained row at all. Rows, and
+    blocks, that compare as equal keep their order.
 
     Args:
-      mask_PGT: 1 on the tokens that are trained.
-      length_PG: real tokens of each row, prompt and completion together.
+      mask_PGT: 1 on the tokens that are trained [P, G, T].
+      length_PG: real tokens of each row, prompt and completion together [P, G].
       shared: rows of a block, a divisor of G.
       teacher_P: number of each prompt's teacher, for a distillation with several: rows of one teacher then stay
-        together, and this order holds among them.
+        together, and this order holds among them. None: no teachers.
+
+    Returns:
+      the numbers of the rows in this order, integers [P * G]; row g of prompt p has the number p * G + g.
     """
     left_out_PG = ~np.asarray(mask_PGT).any(axis=-1)
     length_PG = np.asarray(length_PG)

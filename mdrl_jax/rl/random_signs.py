@@ -2,7 +2,7 @@
 
 Adam moves almost every entry by about one learning rate a step, whatever the gradient is. An edit is therefore sparse
 by itself if the signs of an entry's updates cancel. This null keeps the size of every entry of every update and draws
-its sign anew. What the real edit has beyond it comes from the signs.
+its sign anew. A difference between the real edit and the null therefore comes from the signs of the updates.
 """
 
 from typing import Any, NamedTuple, cast

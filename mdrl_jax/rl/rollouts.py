@@ -239,6 +239,9 @@ class Rollouts:
           done: completions on the host.
           prompt: index of the prompt, from 0 to P - 1.
           sample: index of the completion within the prompt's group, from 0 to G - 1.
+
+        Returns:
+          the text, decoded from the tokens up to the completion's length.
         """
         row = done.tokens_PGT[prompt, sample, : done.length_PG[prompt, sample]]
         return self.tokenizer.decode(row.tolist(), skip_special_tokens=True)

@@ -1,8 +1,9 @@
 """The distribution that tokens are drawn from, and the draw of one token a row.
 
-`rollout.py` calls `draw` at every step of the decoding loop, so both parts avoid what costs more than the model itself
-on a large vocabulary. The thresholds of top-k and top-p are found by bisection and not by a sort. A token is drawn by
-the inverse of the cumulative distribution from one uniform number a row, and not by the largest of V Gumbel numbers.
+`rollout.py` calls `draw` at every step of the decoding loop. On a large vocabulary a sort, or V random numbers a row,
+can cost more than the model itself. Therefore the thresholds of top-k and top-p are found by bisection instead of a
+sort, and a token is drawn by inverting the cumulative distribution at one uniform number a row, instead of by the
+largest of V Gumbel numbers.
 
 Letters of shapes: B rows, V vocabulary.
 """

@@ -181,7 +181,10 @@ def takes_long(config: ModelConfig, tokens: int, mesh: Mesh) -> bool:
     Args:
       config: sizes of the model.
       tokens: the largest number of tokens in the rows of an update.
-      mesh: the devices.
+      mesh: the devices; a platform that `SPEED` does not have counts as "gpu".
+
+    Returns:
+      True if (operations / number of devices / `SPEED`) is above `LONG`.
     """
     speed = SPEED.get(mesh.devices.flat[0].platform, SPEED["gpu"])
     return flops.of_tokens(config, {"trained": tokens}) / mesh.size / speed > LONG
@@ -197,10 +200,11 @@ def make_train_step(
     given: Sequence[str] = (),
     split: bool = False,
 ) -> Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """The training step as a program, which its first call compiles.
+    """The training step as a compiled program; the first call compiles it.
 
-    One that is split runs a program for each micro-batch and one for the update, so that a run that must end waits for
-    one of them at most; its last bits may differ. The gradients of all micro-batches are summed in the same order.
+    A split step is several programs: one for each micro-batch and one for the update. A run that must end then waits
+    for one of them at most, not for the whole step. Both forms add up the gradients of the micro-batches in the same
+    order, but their results may differ in the last bits.
 
     Args:
       name: name of the program, under which its compilations are counted.
@@ -212,6 +216,7 @@ def make_train_step(
         because its loss, count and metrics are 0; i says that cuts[i − 1](micro-batch) gives the same loss, count and
         metrics from smaller arrays. Each cut is compiled. None: every micro-batch is computed as it is.
       given: names of entries of `extra` that the loss function takes, after the micro-batch and in this order.
+      split: whether the step is split into several programs.
 
     Returns:
       the jitted function (state, batch, learning_rate, extra) -> (next state, metrics). The memory of the given state
@@ -222,9 +227,10 @@ def make_train_step(
       name: the means of the loss function's metrics over the whole batch, "loss" (the mean loss before the update), and
       "grad_norm", the norm of its gradient over all parameters together, before transforms and clipping. If the count
       of a batch is 0, loss and gradient are 0, but Adam's moments and the weight decay still change the parameters.
-      The function raises ValueError if the mesh cannot split the rows of a micro-batch evenly, and TypeError if an
-      extra argument of the optimizer is missing. One that is split is not jitted as a whole. It raises
-      `preemption.Dropped`, before the update and with the given state untouched, if the run must end.
+      The function raises ValueError if the mesh cannot split the rows of a micro-batch evenly, TypeError if an extra
+      argument of the optimizer is missing, and KeyError if `extra` lacks a name of `given`. A split step is not jitted
+      as a whole. It also raises `preemption.Dropped` if the run must end, before the update and with the given state
+      untouched, and HostLost as `preemption.until_ready` does.
     """
     takes_extra = optax.with_extra_args_support(optimizer)
 

@@ -38,8 +38,9 @@ class Asked:
       teach: from `make_teach`.
       head: (params of a teacher) -> its unembedding [D, V].
       lowest: (batch) -> the batch with the advantages of the form "fixed".
-      tokens: (batch, N) -> real tokens of the micro-batches that each of N teachers computes, summed; for N = 0 those
-        of all rows; a prompt counts once for the rows that share its computation; an integer.
+      tokens: (batch, N) -> the number of real tokens that N teachers compute, an integer scalar. Each teacher computes
+        the whole micro-batches that have a row of its own. With N = 0 it is the number of all real tokens of the batch.
+        A prompt counts once for the rows that share its computation.
     """
 
     blank: Callable[..., Any] | None
@@ -71,7 +72,7 @@ def make_programs(
     full, taught = distill.form == "full", stage.taught
     whole = {"out_shardings": named(mesh)}
     asked = Asked(
-        blank=make_blank(model, mesh, distill, temperature, chunk, shared) if taught else None,
+        blank=make_blank(model, mesh, distill, chunk, shared) if taught else None,
         teach=make_teach(model, mesh, distill.form, temperature, chunk, shared) if taught else None,
         head=program("teacher_head", lambda params: model.apply({"params": params}, method="lm_head"))
         if full
@@ -121,8 +122,8 @@ class Teaching:
       stage: the distillation.
       stages: stages of the run, at least those before this one.
       asked: its programs.
-      params_after: (name of a stage, or "base") -> the parameters at its end. It is called when a teacher is needed
-        that is not the one in memory; for the form "full" also once for each here.
+      params_after: (name of a stage, or "base") -> the parameters at its end. It is called whenever a teacher is needed
+        that is not in memory. For the form "full" each teacher is read once when the object is made.
 
     Raises:
       The errors of `params_after`.
@@ -144,6 +145,9 @@ class Teaching:
         Args:
           batch: the micro-batches of a step, on the devices.
           params: parameters of the student that sampled it.
+
+        Returns:
+          the same batch with `targets` (with the advantages `grpo.adv_B` for the form "fixed").
 
         Raises:
           The errors of `params_after`.

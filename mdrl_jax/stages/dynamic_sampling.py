@@ -33,7 +33,7 @@ def draw(
       stage: the stage; its numbers of prompts, completions and rounds are read.
       params: parameters of the policy.
       counts: domain -> number of prompts of a step (`grpo.shares`).
-      rows: the rows that may be visited; all rows of a domain that is not in it.
+      rows: domain -> the rows of its training prompts that may be visited. Of a domain that it lacks, all may be.
       step: number of the step, from 0.
 
     Returns:
@@ -42,7 +42,8 @@ def draw(
       which is that of a stage without dynamic sampling. With one round both are the same.
 
     Raises:
-      UserError, RuntimeError, ValueError: as in `Rollouts.sample`.
+      UserError, RuntimeError, ValueError, HostLost, Dropped: as in `Rollouts.sample`.
+      KeyError: if a domain of `counts` has no training prompts.
     """
     train, config = stage.train, runtime.config
     rounds: list[ScoredRollouts] = []
@@ -72,7 +73,11 @@ def draw(
 
 
 def informative(scored: ScoredRollouts) -> np.ndarray:
-    """Whether the rewards of each group differ, bool [P], as the loss decides it (`group_advantages`)."""
+    """Whether the rewards of each group differ, bool [P], by the rule of the loss (`group_advantages`).
+
+    Raises:
+      ValueError: if the groups have fewer than two completions.
+    """
     return np.asarray(jax.device_get(group_advantages(jnp.asarray(scored.rewards_PG), scale="none")[1]))
 
 

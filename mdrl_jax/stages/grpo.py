@@ -143,7 +143,7 @@ def takes_long(runtime: Runtime, stage: Stage) -> bool:
 
 
 def check_divides(runtime: Runtime, stage: Stage) -> None:
-    """Refuses a stage whose batches the mesh cannot split evenly, that has too few prompts, or that needs more memory.
+    """Refuses a stage whose batches the mesh cannot split evenly, or that has too few prompts or too little memory.
 
     Raises:
       UserError: if a size is not divisible by the mesh, if a domain has fewer training prompts than a step takes, or if
@@ -205,7 +205,7 @@ def grpo_steps(
       first: number of steps that were done before.
       extra: (step, params) -> the optimizer's extra arguments by name for an update; the step is counted from 0.
       teach: of a distillation, adds what the teachers say to a batch: (batch, params of the student) -> batch.
-      rows: domain -> rows of its training prompts that may be visited; all rows of a domain that is not in it.
+      rows: domain -> the rows of its training prompts that may be visited. Of a domain that it lacks, all may be.
 
     Yields:
       after each step: the number of steps done (those before `first` included), the training state, and the metrics.
@@ -322,7 +322,7 @@ def make_batch(
       - "reward", "accuracy" (both in [0, 1]), "length" (tokens) and "ended" (share): means over completions.
       - "tokens": tokens of all rows; "tokens_sampled": tokens of the completions alone; "tokens_trained": tokens of the
         rows with a trained token. A prompt counts once for the rows that share its computation (`policy.shared_rows`).
-      - "real": their share among all positions that an update computes; 0 if it computes none.
+      - "real": "tokens_trained" divided by the number of positions that an update computes; 0 if it computes none.
       - "informative": share of prompts whose rewards differ; "trained_groups", "equal_groups": numbers of prompts of
         the batch, and of those whose rewards do not differ; "dropped_groups": number of these that are left out of the
         loss.

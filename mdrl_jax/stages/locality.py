@@ -1,4 +1,4 @@
-"""A stage `locality-A`: how well the theory tells A's damage by edits of several sizes that start at A's peak.
+"""A stage `locality-A`: how well the theory predicts A's damage from edits of several sizes that start at A's peak.
 
 `analysis/locality.py` does the work. This file selects the stages of the run and puts their scores beside the figures.
 """

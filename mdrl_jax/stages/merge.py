@@ -8,12 +8,12 @@ sources):
 | `average` | the mean of the solo models θ_0 + τ_i; that is `arithmetic` with λ = 1 / number of domains |
 | `arithmetic` | θ_0 + λ Σ_i τ_i |
 | `ties` | θ_0 + λ · the mean of the largest entries of the τ_i that agree in sign |
-| `ram` | θ_0 + λ · the mean of the τ_i that changed the coordinate by more than a threshold |
-| `dare` | θ_0 + λ Σ_i of the τ_i after random dropping at a rate |
+| `ram` | θ_0 + λ · in each coordinate the mean of those τ_i that exceed a threshold, in units of the rms of τ_i |
+| `dare` | θ_0 + λ Σ_i τ_i, after each τ_i has lost a random share of its entries and the rest is scaled up |
 
-λ is chosen among `recover.scales`, with `ram` together with the threshold (`recover.thresholds`) and with `dare`
-together with the rate (`recover.drop_rates`): those whose merged model has the best average over domains on validation
-prompts.
+All merges but `average` are tried at every λ of `recover.scales`, `ram` also at every threshold (`recover.thresholds`),
+and `dare` at every share to drop (`recover.drop_rates`). The merge with the best average over domains on validation
+prompts is kept.
 """
 
 import functools
@@ -50,14 +50,15 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
     Returns:
       the merged parameters; and the record. "method" is the name. "points" has a row for each merge that was tried:
       "scale", the λ; for "ram" its "threshold" and for "dare" its "rate"; "scores", by domain the score on validation
-      prompts; and "average", that of the domains; scores and average are records in points (`Estimate.record`). It is
-      empty for "average". "chosen" is the λ with the best average, the first of equal ones; None for "average". With
-      "ram" and "dare" it has "threshold" or "rate", the one that was chosen. "ram" also has "changed": for each
-      threshold the share of entries that each domain changed ("domains"), that exactly one domain changed ("one"), and
-      that several did ("several").
+      prompts; and "average", that of the domains; scores and average are records in points (`Estimate.record`).
+      "points" is empty for the merge "average". "chosen" is the λ of the row with the best average, the first of equal
+      ones; None for "average". With "ram" the record also has "threshold", and with "dare" "rate", of the same row.
+      "ram" also has "changed": for each threshold the share of entries that each domain changed ("domains"), that
+      exactly one domain changed ("one"), and that several did ("several").
 
     Raises:
       UserError, RuntimeError: if scoring fails (`Rollouts.sample`), for example because too many rewards fail.
+      KeyError: if `name` is no merge.
       ValueError: for "ties", if `recover.density` is not above 0 and at most 1, which `config.parse` refuses.
       AssertionError: for a merge with a λ, if `recover.scales` is empty, which `config.parse` refuses.
       Stopped: after a SIGTERM; nothing of a merge is saved.
@@ -91,7 +92,7 @@ def merge(runtime: Runtime, name: str, base: Any, solos: Mapping[str, Any], trac
             tried.append(row | {"average": mean.record(), "scores": {d: e.record() for d, e in score.items()}})
             if best is None or mean.value > best[0]:
                 best = mean.value, params, scale, value
-    assert best is not None  # `config.check` refuses an empty `recover.scales`
+    assert best is not None  # `config.parse` refuses an empty `recover.scales`
     record = {"method": name, "points": tried, "chosen": best[2]} | ({swept: best[3]} if swept else {})
     if name == "ram":
         record["changed"] = [_changed(dict(zip(solos, edits, strict=True)), t) for t in section.thresholds]

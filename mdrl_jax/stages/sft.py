@@ -133,7 +133,8 @@ def batch(runtime: Runtime, stage: Stage, step: int) -> SFTBatch:
       domain number i modulo the number of domains, so the numbers of rows of two domains differ by at most 1.
 
     Raises:
-      UserError: if a domain has no demonstrations, or a procedural one is longer than `sft.length` tokens.
+      UserError: if a domain has no demonstrations, a procedural one is longer than `sft.length` tokens, or one has a
+        token that the model's vocabulary lacks.
     """
     section, tokenizer, eos_ids = stage.sft, runtime.tokenizer, runtime.rollouts.eos_ids
     rng = random.Random(f"{runtime.config.seed}/{stage.stream}/{step}")

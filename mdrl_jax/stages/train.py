@@ -2,9 +2,8 @@
 
 `experiment.py` calls `Trainer.train` for each training stage. The steps themselves are in `stages/grpo.py` and
 `stages/sft.py`; `recovery/prevention/prepare.py` adds what protects other domains to the GRPO step, and
-`stages/distill.py` the teachers. This file connects
-them to checkpoints, costs, TensorBoard, the progress bar and what may end a stage early: the tracker of a refresh or a
-distillation, or the looks at a stage with a target.
+`stages/distill.py` the teachers. This file connects them to checkpoints, costs, TensorBoard, the progress bar and what
+may end a stage early: the tracker of a refresh or a distillation, or the looks at a stage with a target.
 
 The costs of a stage so far (seconds and tokens) are saved in each checkpoint's meta, so a resumed stage continues to
 count from there.
@@ -103,8 +102,8 @@ class Trainer:
         It writes checkpoints and TensorBoard events; with `train.filter` also `filters/NN-NAME.json` before the first
         step; with `train.random_signs` also `random_signs/NN-NAME.json` at the end; of a refresh or a distillation also
         `recovery/NAME.json` after each scored step, and of a stage with a target `targets/NN-NAME.json` after each
-        look. None of these scores again what is in that record. A refresh or a distillation that was interrupted trains
-        again from its start. If the last checkpoint is that of the stage's end, nothing is trained.
+        look. A score that such a record already holds is not measured again. A refresh or a distillation that was
+        interrupted trains again from its start. If the last checkpoint is that of the stage's end, nothing is trained.
 
         Args:
           stage: a stage of kind "grpo" or "sft".
@@ -119,6 +118,7 @@ class Trainer:
             refresh or a stage with a target continues a record with other settings; of a supervised stage as in
             `sft_steps`.
           RuntimeError: if the reward workers do not start, or their pool is closed.
+          KeyError: if the record of `train.filter` lacks a field.
           Stopped: after SIGTERM or Ctrl-C. The state after the last complete step is saved first, or the scores so far
             if the stage is a refresh; the step that was interrupted is dropped.
         """
@@ -250,6 +250,7 @@ class Trainer:
           UserError: if too many rewards of a step fail, the parameters of an earlier stage cannot be read, or a domain
             to be kept has no completion with a reward. All errors are raised when a step is asked for.
           RuntimeError: if the reward workers do not start, or their pool is closed.
+          Stopped: after SIGTERM or Ctrl-C; the step that was interrupted is dropped.
         """
         recipe = self._grpo(stage, self._rows(stage, None)[0])
         state = init_state(recipe.optimizer, self.params_after(stage.start), recipe.shardings)
@@ -443,8 +444,8 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
 
     Returns:
       The fields of the record: "stage", "kind", "steps", "seconds", "flops" and numbers of tokens: "tokens_read" in
-      prompts and "tokens_sampled" in completions; "tokens_trained" in the micro-batches that are computed (every
-      optimizer update on a batch counts them again); "tokens_forward" in log-probs and activities, "tokens_gradient" in
+      prompts and "tokens_sampled" in completions; "tokens_trained" in the rows with a trained token (every optimizer
+      update on a batch counts them again); "tokens_forward" in log-probs and activities, "tokens_gradient" in
       gradients and Fisher diagonals, and "tokens_jets" in first and second derivatives, beside the training; and
       "operations". All are totals over the stage.
 

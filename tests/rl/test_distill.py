@@ -73,7 +73,7 @@ def programs(model: Decoder, form: str, top_k: int) -> Any:
         sums, (_, metrics) = jax.lax.map(lambda micro: loss(params, micro, heads), batch)
         return sums.sum(), metrics
 
-    made = make_blank(model, mesh, config, TEMPERATURE, 1), make_teach(model, mesh, form, TEMPERATURE, 1)
+    made = make_blank(model, mesh, config, 1), make_teach(model, mesh, form, TEMPERATURE, 1)
     return *made, jax.jit(jax.grad(total, has_aux=True))
 
 
