@@ -84,11 +84,18 @@ def records(bench: str, entries: Sequence[Entry], seconds: Mapping[str, np.ndarr
 def table(title: str, found: Sequence[dict[str, Any]]) -> Table:
     """A table of the records of one benchmark, one row for each, in their order.
 
-    The columns are the task, its seconds, its rate, the ratio with its 95 % interval, and the aim. X
+    The columns are the task, its seconds, its rate, the ratio, its 95 % interval, and the aim. A ratio with an aim is
+    green if it meets the aim, else red. The caption names the versions of the packages.
 
     Args:
       title: heading of the table.
       found: from `records`. The row of one with a "reason" has its name and the reason alone.
+
+    Returns:
+      the table.
+
+    Raises:
+      KeyError: if a record lacks a field.
     """
     used = {name: version for record in found for name, version in (record["versions"] or {}).items()}
     shown = Table(title=title, caption=", ".join(f"{name} {version}" for name, version in used.items()))

@@ -18,10 +18,14 @@ from mdrl_jax.errors import UserError
 
 
 def tasks(folder: str) -> tuple[dict[str, Task], list[Entry]]:
-    """The tasks by name, and their lines.
+    """An import of what a run imports, and the first step with and without a compilation cache.
 
     Args:
       folder: an empty folder for the compilation cache and the work folders.
+
+    Returns:
+      the tasks by name, and their lines. A call of a task raises UserError if its process fails, or ends before the
+      first step.
     """
 
     def imports() -> None:

@@ -37,7 +37,16 @@ class Work:
         return self.prompts * self.group
 
     def ids(self, rows: int, length: int, vocab: int) -> np.ndarray:
-        """Random token ids [rows, length], int32, the same at each call."""
+        """Draws token ids uniformly, with a fixed seed: equal arguments give equal ids.
+
+        Args:
+          rows: number of rows.
+          length: tokens of each row.
+          vocab: size of the vocabulary.
+
+        Returns:
+          the ids, int32 [rows, length], from 0 to vocab - 1.
+        """
         return np.random.default_rng(0).integers(0, vocab, (rows, length), np.int32)
 
     def __str__(self) -> str:
@@ -45,7 +54,13 @@ class Work:
 
 
 def loaded(folder: Path) -> tuple[Decoder, Any]:
-    """The decoder of a folder, and its float32 parameters on the first JAX device.
+    """Reads a model from its folder.
+
+    Args:
+      folder: the folder, in Hugging Face layout.
+
+    Returns:
+      the decoder, and its float32 parameters on the first JAX device.
 
     Raises:
       UserError: if the folder is not that of a model, or its weights do not fit.

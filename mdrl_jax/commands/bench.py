@@ -58,24 +58,41 @@ def bench_curvature(given: Given, repeats: int, say: Say) -> tuple[list[dict[str
 
 
 def bench_decode(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
-    """Measures the sampler beside `generate` of transformers; arguments and result as in `bench_curvature`."""
+    """Measures the sampler beside `generate` of transformers.
+
+    Args:
+      given: the model and the batch.
+      repeats: number of timed rounds, at least 1; with 1 the intervals of ratios are [-inf, inf].
+      say: called with a line of text about the progress.
+
+    Returns:
+      One record for each line of the table (`bench.speed.records`): those of this package first, then those of the
+      other library, which has one record with a "reason" and no figures if it is not installed. And the table.
+
+    Raises:
+      UserError: if the folder is not that of a model, or its weights do not fit.
+    """
     return _speed("decode", given, repeats, say, [decode.ours(given.work), decode.transformers(given.work)])
 
 
 def bench_train(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
-    """Measures the gradient of log-probs beside torch's; arguments and result as in `bench_curvature`."""
+    """Measures the gradient of log-probs beside torch's; arguments, result and errors as in `bench_decode`."""
     return _speed("train", given, repeats, say, [train.ours(given.work), train.torch(given.work)])
 
 
 def bench_step(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
-    """Measures GRPO steps beside those of TRL and of Tunix; arguments and result as in `bench_curvature`."""
+    """Measures GRPO steps beside those of TRL and of Tunix; arguments, result and errors as in `bench_decode`."""
     with tempfile.TemporaryDirectory() as folder, step.ours(given.work) as ours:
         sides = [ours, step.trl(given.work, folder), step.tunix(given.work)]
         return _speed("step", given, repeats, say, sides)
 
 
 def bench_start(given: Given, repeats: int, say: Say) -> tuple[list[dict[str, Any]], Table]:
-    """Measures the start of a run, whatever `given` is; arguments and result as in `bench_curvature`."""
+    """Measures the start of a run, whatever `given` is; arguments and result as in `bench_decode`.
+
+    Raises:
+      UserError: if a process that it starts fails, or ends before its first step.
+    """
     with tempfile.TemporaryDirectory() as folder:
         return _speed("start", given, repeats, say, [start.tasks(folder)])
 
