@@ -5,7 +5,7 @@
 
 DATA is a folder (`data` if it is left out) with the files of the four data sets as their authors publish them:
 `math/gsm8k_train*.jsonl`, `math/gsm8k_test.jsonl`, `code/mbpp.jsonl`, `qa/xquad_en.json`, `writing/ifeval.jsonl`.
-DIR is a Llama, Qwen2, Qwen2.5 or Qwen3 in Hugging Face layout.
+DIR is a folder in Hugging Face layout, of one of the families in mdrl_jax/model/families.py.
 
 The run shows that everything works, in minutes on two CPU cores with a model of a million parameters. With 2 steps a
 stage and 16 test prompts its figures are not results, and most rewards of an untuned base model are 0;

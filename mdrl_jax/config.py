@@ -401,9 +401,8 @@ class RecoverSection:
       control_draws: how often each random control of a rollback is drawn on test prompts, at least 1; with 1 its
         interval leaves out the luck of the draw.
       density: share of the entries of each edit that TIES merging keeps, the largest ones; above 0, at most 1.
-      thresholds: what counts as changed in RAM merging: an entry above this many root mean squares of its tensor's
-        edit;
-        0: every entry that is not 0. Each is tried with each factor λ.
+      thresholds: what counts as changed in RAM merging: an entry of an edit above this many root mean squares of the
+        edit of its tensor; 0: every entry that is not 0. Each is tried with each factor λ.
       drop_rates: shares of the entries of each edit that DARE merging drops at random, at least 0 and below 1. Each is
         tried with each factor λ.
       scales: factors λ that the merges `arithmetic`, `ties`, `ram` and `dare` try.

@@ -62,7 +62,7 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
         nothing has run. Or as in `Walk.run`.
       KeyError: if `output` is another word; then `config.json` is written, but nothing has run. Or as in `Walk.run`.
       FileNotFoundError, RuntimeError, EOFError, zipfile.BadZipFile: as in `Walk.run`.
-      Stopped: after a SIGTERM; progress is saved.
+      Stopped: after SIGTERM or Ctrl-C; progress is saved.
     """
     stages = resolve_stages(config, tuple(DOMAINS))
     folder = WorkFolder(Path(workdir))
@@ -130,7 +130,7 @@ class Walk:
           ValueError, EOFError, zipfile.BadZipFile, KeyError: if a file of completions is damaged (`samples.load`).
           KeyError: if a record of an earlier run lacks a field.
           RuntimeError: if the reward workers do not start.
-          Stopped: after a SIGTERM inside `preemption.watch()`; progress is saved.
+          Stopped: after SIGTERM or Ctrl-C inside `preemption.watch()`; progress is saved.
         """
         started = time.monotonic()
         n = sum(x.size for x in jax.tree.leaves(self.runtime.shapes))

@@ -416,7 +416,7 @@ COMMANDS: dict[str, Command] = {
     "config": ("prints the fields of a config with default and meaning: config [WORDS]", _fields_flags, _fields),
     "bench": ("runs the benchmarks, beside other libraries if these are installed", _bench_flags, _bench),
 }
-STOPS = ("run", "evaluate", "analyze")  # commands that stop in order after a signal; others are ended at once
+STOPS = ("run", "evaluate", "analyze")  # commands that stop in order after a signal; other commands end at once
 NEEDS_NO_CONFIG = ("rollback",)  # commands that work without --config
 POSITIONAL = {"bench": "names", "config": "names"}  # command -> the list flag that its arguments without -- belong to
 
@@ -601,14 +601,15 @@ def main(argv: list[str] | None = None) -> int:
         missing or begins with `-`, the command is `run`.
 
     Returns:
-      The exit status: 0 done, or help was printed; 2 an error that the user can put right; 143 stopped by SIGTERM; 1
-      if `fit` finds a program that does not fit, or if standard output was closed. If an error ends a command that runs
-      in several processes, the function does not return: it ends the process with status 2 for an error that the user
-      can put right, 75 if another host was lost, and 1 otherwise.
+      The exit status: 0 done, or help was printed; 2 an error that the user can put right (a UserError or an OSError),
+      or lines without a reward in the file of `score`; 143 stopped by SIGTERM and 130 by Ctrl-C; 1 if `fit` finds a
+      program that does not fit, or if standard output was closed. If an error ends a command that runs in several
+      processes, the function does not return: it ends the process with status 2 for an error that the user can put
+      right, 75 if another host was lost, and 1 otherwise.
 
     Raises:
-      Exception: if a command in a single process fails with an error that is neither a UserError nor a closed standard
-        output.
+      Exception: if a command in a single process fails with an error that is neither a UserError nor an OSError, such
+        as a fault of this package.
     """
     argv = sys.argv if argv is None else argv
     # transformers warns if torch is missing, but only its tokenizers are used here.

@@ -6,7 +6,8 @@ A machine may be gone 30 seconds after its notice, so the run acts at once:
   saves its last complete step and drops the unfinished one, whose draws come again from their keys.
 - `noticed` is called after each training step, and `check` between two pieces of other work.
 - Where no such call comes within `PATIENCE` seconds, for example during a compilation, the process ends all the same,
-  unless it holds training steps that are not saved (`unsaved`). It may, because a run can be killed at any moment.
+  unless it holds training steps that are not saved (`unsaved`). Nothing is lost then: records are written whole, so a
+  run can be killed at any moment.
 
 If a run has several processes, JAX's coordination service receives the signal. All processes must call these functions
 at the same places of the program, and all of them learn at the same call that the run must end. There the run waits for

@@ -107,7 +107,9 @@ def _finite(value: Any, at: str, places: list[str]) -> Any:
 
 
 def write_alone(path: str | Path, value: Any) -> None:
-    """Writes `value` as `write_json` does, by this process alone, without waiting for others.
+    """Writes `value` as one indented JSON document, by this process alone, without waiting for others.
+
+    Unlike `write_json`, it writes numbers that are not finite as `NaN` and `Infinity`.
 
     Raises:
       TypeError: if the value is not JSON-able; no file is touched.

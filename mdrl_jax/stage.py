@@ -154,14 +154,15 @@ def resolve_stages(config: Config, known_domains: tuple[str, ...]) -> tuple[Stag
       One `Stage` for each name in `config.stages`.
 
     Raises:
-      UserError: if a name is no valid stage name; if a refresh comes before any training of its domain; if a domain is
-        unknown or not scored; if `start`, `reference` or
-        `target` names a stage that makes no parameters; if a stage lacks a domain or an earlier stage that it needs (a
-        kept domain needs a stage on the way that trained it alone); if a stage is to keep a domain that it trains; if a
-        stage with EWC, A-GEM, PCGrad or `protect` has no domain to keep; if a stage with a target trains several
-        domains or is a refresh; if a refresh has `random_signs`; if no domain of a supervised stage can have
-        demonstrations, or `sft.domains` is not valid; if solo edits that are merged or compared start from several
-        models; or if the prompts of a step cannot be shared out among the stage's domains and the replayed ones.
+      UserError: if a name is no valid stage name; if a domain is unknown or not scored; if `start`, `reference`,
+        `target` or `distill.teacher` names a stage that makes no parameters; if a stage lacks a domain or an earlier
+        stage that it needs (a refresh an earlier training of its domain; a kept domain, a domain of a distillation, an
+        alternating refresh or a rollback a stage on the way that trained it alone); if a stage is to keep a domain that
+        it trains; if a stage with EWC, A-GEM, PCGrad, MGS or `protect` has no domain to keep; if a stage with a target
+        trains several domains or is a refresh or a distillation; if one of these has `random_signs`; if a distillation
+        has replay or a KL of its own; if no domain of a supervised stage can have demonstrations, or `sft.domains` is
+        not valid; if solo edits that are merged or compared start from several models; or if the prompts of a step
+        cannot be shared out among the stage's domains and the replayed ones.
     """
     for domain in config.scored_domains:
         if domain not in known_domains:

@@ -57,6 +57,9 @@ def axpy(alpha: Any, x: Any, y: Any) -> Any:
       alpha: a scalar for all leaves: a number or an array without axes, traced or not.
       x: a tree of arrays.
       y: a tree of the same structure and shapes.
+
+    Returns:
+      a tree like `y`.
     """
     return jax.tree.map(lambda a, b: (alpha * a + b).astype(b.dtype), x, y)
 

@@ -102,7 +102,7 @@ class WorkFolder:
         return self.root / "filters" / f"{stage.folder}.json"
 
     def random_signs(self, stage: Stage) -> Path:
-        """File with the figures of a stage's edit, had its updates had random signs (`train.random_signs`)."""
+        """File with the figures of a stage's edit as if its updates had random signs (`train.random_signs`)."""
         return self.root / "random_signs" / f"{stage.folder}.json"
 
     def samples(self, folder: str) -> Path:

@@ -51,7 +51,7 @@ def run(
       config: the configuration with the domains, their data and the section `train`, as a config file gives it
         (`config.default`), not parsed. The settings of the stage are those of `train`, changed by the entry of
         `stage_overrides` for `distill-DOMAIN`, or for `distill-all` with several teachers. Its model is replaced by
-        `student`, and its stages by this one.
+        `student`, and its stages by this one; the object itself is changed.
       out: the new folder.
       workdir: the work folder, new or of an interrupted call; "": `out` with "-run" at its end.
       output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
@@ -65,7 +65,8 @@ def run(
         other teachers; if the sandbox for rewards does not work; or if too many rewards fail.
       KeyError: if `output` is no form of output.
       RuntimeError: if the reward workers do not start.
-      Stopped: after a SIGTERM; the scores so far are saved.
+      OSError: if the disk does not take the files.
+      Stopped: after SIGTERM or Ctrl-C; the scores so far are saved.
     """
     started = time.monotonic()
     huggingface.check_new(Path(out), f".{Path(out).resolve().name}.partial")

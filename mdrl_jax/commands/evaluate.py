@@ -52,7 +52,9 @@ def run(
         shown beside the scores; None: none.
 
     Raises:
-      UserError: if `before` holds no evaluation, or one with other prompts, samples or sampling keys.
+      UserError: if `out` is a file or a folder that is not empty; if `before` holds no evaluation, or one with other
+        prompts, samples or sampling keys; if `tasks` cannot be read (`tables.harness.read`); or if `base` is given, but
+        `model` is no adapter.
       UserError: if the model or its tokenizer is missing, damaged or not supported; if a domain does not exist, or its
         data cannot be read or are too few; if the mesh does not match the devices, or does not divide the batch or a
         parameter; if prompt and completion together may be longer than the model allows; if `rollout.cache_gib` is too

@@ -311,6 +311,9 @@ def table(rows: Sequence[dict[str, Any]], chip: Chip, topology: str) -> Table:
       rows: the records of the programs (`fitted`).
       chip: memory of a device.
       topology: name of the slice, for the title.
+
+    Returns:
+      The table, in the order of `rows`.
     """
     shown = Table(
         box=box.SIMPLE,

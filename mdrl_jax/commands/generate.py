@@ -64,11 +64,14 @@ def run(
       base: folder of the base model if `model` is a LoRA adapter (`loaded.load_folder`).
 
     Raises:
-      UserError: if not exactly one model and one prompt are given, or `workdir` without a stage; if the model or the
-        stage cannot be read, or names no end token; if text is given but there is no tokenizer, or a system prompt or
-        `messages` but no chat template; if `prompt_ids` is no list of numbers; if the prompt is empty or has ids
-        outside the vocabulary; if the prompt's tokens and `max_new_tokens` together exceed the length that the model
-        allows; or if temperature, top_k or top_p is out of range.
+      UserError: if not exactly one model and one prompt are given, or `workdir` without a stage; if `raw` is set
+        without `prompt` or with `system`, or `system` is given with `prompt_ids`; if `base` is given, but `model` is
+        no adapter; if the model or the stage cannot be read, or names no end token; if text is given but there is no
+        tokenizer, or a system prompt or several messages but no chat template; if `prompt_ids` is no list of numbers;
+        if the file of `messages` has another form or ends with the assistant's message; if the prompt is empty or has
+        ids outside the vocabulary; if the prompt's tokens and `max_new_tokens` together exceed the length that the
+        model allows; or if temperature, top_k or top_p is out of range.
+      OSError: if the file of `messages` cannot be read.
       OverflowError: if the seed is outside its bounds.
       ValueError: as in `loaded.load_stage`.
     """

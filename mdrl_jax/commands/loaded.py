@@ -42,7 +42,14 @@ class Loaded:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids of the tokens that end a completion (`tokens.eos_ids`); raises UserError if there are none."""
+        """Ids of the tokens that end a completion, as `tokens.eos_ids` returns them.
+
+        Returns:
+          the ids; the last one ends a turn of a chat, if the tokenizer has a chat template.
+
+        Raises:
+          UserError: if there are none, or as in `tokens.eos_ids`.
+        """
         return tokens.eos_ids(self.tokenizer, self.folder, self.model.config.vocab_size)
 
 
@@ -68,8 +75,8 @@ def load_folder(path: str, base: str | None = None) -> Loaded:
       The model with the parameters of the folder, in float32. Each device holds all of them.
 
     Raises:
-      UserError: if the folder or its weights are missing or damaged, its tokenizer is damaged, or its model is not
-        supported.
+      UserError: if the folder or its weights are missing or damaged, its tokenizer is damaged, its model is not
+        supported, or an adapter has no base model (`adapters.base_of`).
     """
     folder, whole = model_folder(path), None if base is None else model_folder(base)
     sizes = huggingface.read_config(folder, whole)

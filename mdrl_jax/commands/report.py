@@ -16,6 +16,7 @@ def run(workdir: str) -> None:
 
     Raises:
       UserError: if `workdir` is not a folder, or not one of a run or an analysis.
+      OSError: if a file cannot be written.
       ValueError: if a chart cannot be drawn as PNG, or if a text has a lone surrogate.
     """
     if Path(workdir).is_dir() and not (Path(workdir) / "config.json").exists():
