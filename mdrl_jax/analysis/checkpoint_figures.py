@@ -1,7 +1,7 @@
 """The figures of one checkpoint: gradients, routes, and later edits on shared routes (definitions §4, §5).
 
-`interference.Analysis.point` calls these functions at θ_0, for all domains, and at every θ*_A that has a
-later stage, for A and the domains trained after it. For each pair of domains they give the cosine of the gradients and
+`interference.Analysis.point` calls these functions at θ_0, for all domains, and at every θ*_A that has a later stage,
+for A and the domains trained after it. For each pair of domains they give the cosine of the gradients and
 the overlap of the routes. For A and each later domain B they also give, on the shared route ℛ:
 
 - the cosine of the edits of A and B,
@@ -66,8 +66,8 @@ def gradient_figures(
       samples: completions of one or more domains, of equally many prompts, at least one block of `analyze.batch`.
         Prompts beyond the last whole block are left out. For the reward, they are sampled at the point.
       own: the domain A that peaks at the point; None at θ_0.
-      later: the later stages whose edits δ_B are multiplied with A's gradient, at most one of each domain; empty at the
-        base model.
+      later: the later stages whose edits δ_B are multiplied with A's gradient, at most one of each domain; empty at
+        θ_0.
       progress: told what is being computed.
       successes: compares gradients of the success NLL in place of the reward's. A block's gradient is then −∇log π,
         summed over its successes and divided by its number of completions, so blocks with more successes count more.

@@ -46,6 +46,9 @@ class Draws(bootstrap.Draws):
           values_R: the figure.
           unit: of the figure.
           reason: why the figure cannot be measured; "" if it can.
+
+        Returns:
+          the record, with a bootstrap-t interval. A missing figure has the estimate None and the reason.
         """
         return self._missing(values_R, unit, reason) or self.interval(values_R, unit).record(0.0)
 
@@ -55,8 +58,11 @@ class Draws(bootstrap.Draws):
         Args:
           part_R, whole_R: two figures.
           unit: of the share.
-          reason: why the share cannot be measured; "" if it can. It is also missing if the interval of `whole_R`
-            includes 0.
+          reason: why the share cannot be measured; "" if it can.
+
+        Returns:
+          the record. It has the estimate None and a reason if one is given, if one of the two figures is missing as in
+          `figure`, or if the interval of `whole_R` includes 0.
         """
         absent = self._missing(part_R, unit, reason) or self._missing(whole_R, unit, reason)
         found = None if absent else self.fieller(part_R, whole_R, unit)
@@ -166,14 +172,15 @@ def nll_rise(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draw
 
 
 def kl(sample: Sample, before_PGT: np.ndarray, after_PGT: np.ndarray, draws: Draws) -> Floats:
-    """KL(π_θ* ‖ π_θ) by its unbiased estimate, the mean of log π_θ*/π_θ over samples of θ*, in nats a completion, [R].
-
-    The estimate may be negative.
+    """KL(π_θ* ‖ π_θ) by its unbiased estimate, the mean of log π_θ*/π_θ over samples of θ*, in nats a completion.
 
     Args:
       sample: completions sampled at θ*; not read, because all of them count.
       before_PGT, after_PGT: log-probs of their tokens at θ* and at θ, 0 on padding.
       draws: of the prompts.
+
+    Returns:
+      the KL as a figure of these draws [R]; an entry may be negative.
     """
     fall_PG = (before_PGT - after_PGT).sum(axis=2, dtype=np.float64)
     return draws.ratio(fall_PG.sum(axis=1), np.full(len(fall_PG), float(fall_PG.shape[1])))

@@ -270,12 +270,19 @@ class Analysis:
           progress: told what is being computed.
 
         Returns:
-          {"domains": {domain: {"source", "stage", figures of `edits.edit_figures`, "sft": the same of supervised
-          training to the same score (`matched`), if a supervised stage of the domain has run; "random_signs": the same
-          of its updates with random signs, if the stage recorded them}}, "pairs": [{"domains":
-          [a, b], "by_layer", "global": Jaccards of the most-changed neurons, "sign_conflict"}], "again": [{"domain",
-          "stages": [its first solo stage, another], "by_layer", "global"}], which compares two solo stages of one
-          domain}.
+          {"domains", "pairs", "again"}:
+
+          - "domains": {domain: {"source", "stage", figures of `edits.edit_figures`}}. If a supervised stage of the
+            domain has run, "sft" has the same figures of training on demonstrations to the same score (`matched`). If
+            the stage recorded them, "random_signs" has the same figures of its updates with random signs.
+          - "pairs": [{"domains": [a, b], "by_layer", "global", "sign_conflict"}]; the second and third key have the
+            Jaccards of the most-changed neurons.
+          - "again": [{"domain", "stages": [its first solo stage, another], "by_layer", "global"}], which compares two
+            solo stages of one domain.
+
+        Raises:
+          UserError: if the record of a supervised stage with a target cannot be read.
+          The errors of `checkpoints.params`.
         """
         domains: dict[str, Any] = {}
         scores: dict[str, Any] = {}

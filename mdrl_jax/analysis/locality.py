@@ -58,11 +58,12 @@ def measure(
       "ratio", "r2", "curvature_share", "removal"}. "unchanged" is the record of the share of weights whose bfloat16
       value did not change. The other figures are records over prompts: the measured and the predicted damage, predicted
       / measured, `explained`, and the curvature share of 8 segments on the first `analyze.path_prompts` prompts.
-      "removal" is the record of `removal.measure`.
+      "removal" is the record of `removal.measure` with the "eigenvalues" of S on each half of the prompts; it is absent
+      if no completion succeeded in one half.
 
     Raises:
       UserError: as in `lanczos.block_lanczos`, if the search for S fails.
-      ValueError: if a damage is not finite, or there is only one completion of each prompt.
+      ValueError: if a damage is not finite, there is only one completion of each prompt, or as in `conflict.pack`.
       IndexError: if `sample` has fewer prompts than `analyze.path_prompts`.
     """
     everywhere = jax.tree.map(lambda _: np.ones((), np.float32), start)
@@ -107,10 +108,10 @@ def explained(order: DirectionalDerivatives, measured_P: np.ndarray) -> Record:
       measured_P: Σ of the measured rises of −log π over the prompt's successes.
 
     Returns:
-      the record over the prompts with a success; its null is the central 95 % with the predictions permuted among the
-      prompts. The interval is bootstrap-t of log(Σ(m_p − q_p)² / Σ(m_p − m̄)²), because both sums are above 0 and have
-      long tails. It has no estimate if fewer than three prompts have a success or if their damages do not differ, and
-      no interval if every prompt is predicted without error.
+      the record over the prompts with a success. Its null is [low, high], the central 95 % of R² with the predictions
+      permuted among the prompts. The interval is bootstrap-t of log(Σ(m_p − q_p)² / Σ(m_p − m̄)²), because both sums
+      are above 0 and have long tails. It has no estimate if fewer than three prompts have a success or if their
+      damages do not differ, and no interval if every prompt is predicted without error.
     """
     known = order.count_P > 0
     count_P = order.count_P[known]

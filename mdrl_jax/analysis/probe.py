@@ -121,6 +121,9 @@ class Probe:
           params: the point, a tree of parameters.
           sample: the completions.
           batch: prompts per micro-batch; by default `analyze.batch`.
+
+        Returns:
+          a host array, float32.
         """
         return self._stream(lambda micro: self._log_probs(params, micro), self.rows(sample, batch), sample)
 
@@ -147,6 +150,9 @@ class Probe:
         Args:
           u_PGT, w_PGT: from `jets`, along the direction.
           sample: the completions.
+
+        Returns:
+          by objective, the orders of each prompt.
 
         Raises:
           ValueError: if there is only one completion of each prompt.

@@ -39,12 +39,15 @@ class Activity:
     tokens: np.ndarray
 
     def scores(self, which: str, kind: str, keep_M: np.ndarray | None = None) -> np.ndarray:
-        """The scores a of all neurons [L, F] or heads [L, H]; zeros if there are no tokens.
+        """The score of every neuron or head: its mean activity over the tokens of some completions.
 
         Args:
           which: the completions, one of `WHICH`.
           kind: "neurons" or "heads".
           keep_M: true for the blocks of prompts that count; None for all.
+
+        Returns:
+          the scores of all neurons [L, F] or heads [L, H]; zeros if there are no tokens.
 
         Raises:
           ValueError: if `which` is not one of `WHICH`.

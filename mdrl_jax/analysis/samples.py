@@ -255,6 +255,9 @@ def sampled_at_once(prompts: int, batch: int, most: int) -> int:
       batch: prompts per micro-batch of the analysis, at least 1. The result is never below it, even if `most` is.
       most: how many prompts may be sampled at once.
 
+    Returns:
+      the number, at least `batch`.
+
     Raises:
       ValueError: if `prompts` is not a positive multiple of `batch`.
     """

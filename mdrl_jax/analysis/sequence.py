@@ -45,7 +45,7 @@ class Checkpoints:
       stages: the sequence, in the order of training.
       solos: stages that trained one domain from θ_0 alone.
       params: reads the parameters of a checkpoint (`BASE`, or the name of any stage).
-      supervised: supervised stages of one domain, at most one of each.
+      supervised: supervised stages that trained one domain, at most one stage of each domain.
       looks: (name of one of `supervised` with a target) -> the record of its looks (`stages/target.py`).
       random_signs: (name of one of `stages` or `solos`) -> the figures of its edit if every entry of every
         update had had a random sign (`edits.edit_figures`); None if the stage did not record them.
@@ -62,7 +62,11 @@ class Checkpoints:
 
     @property
     def points(self) -> tuple[str, ...]:
-        """The checkpoints at which completions are sampled: θ_0, and the start and the end of each stage, in order."""
+        """The names of the checkpoints at which completions are sampled, each once.
+
+        Returns:
+          θ_0, then the start and the end of each stage of the sequence, in order.
+        """
         return tuple(dict.fromkeys((self.origin, *(name for s in self.stages for name in (s.start, s.name)))))
 
     def own(self, domain: str) -> Trained:
@@ -74,7 +78,17 @@ class Checkpoints:
         return next(s for s in reversed(self.stages) if s.domain == domain)
 
     def later(self, domain: str) -> tuple[Trained, ...]:
-        """The stages of the sequence after `own(domain)`, in order; raises StopIteration as it does."""
+        """The stages of the sequence after a domain's own stage.
+
+        Args:
+          domain: the domain.
+
+        Returns:
+          the stages after `own(domain)`, in order.
+
+        Raises:
+          StopIteration: if the domain has no stage of its own.
+        """
         return self.stages[self.stages.index(self.own(domain)) + 1 :]
 
     def edit(self, domain: str) -> tuple[str, Trained]:

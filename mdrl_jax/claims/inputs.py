@@ -114,9 +114,10 @@ class Objective:
 
     Attributes:
       curvature: 1 − g(θ*)·D / (prediction in the largest number of segments); None if it was not computed.
-      removal: the record of the removal test, {"undone", "margins", "k", "share_of_norm"}; empty if there is none.
+      removal: the record of the removal test (`analysis.subspace.removal.measure`), of which "undone", "margins", "k"
+        and "share_of_norm" are read; empty if there is none.
       steps: the damage curve, one entry for each α (first edition).
-      ladder: the record of the conflict subspace that `analysis.captured.measure` makes (first edition).
+      ladder: the record of the conflict subspace that `analysis.subspace.captured.measure` makes (first edition).
       reason: why the subspace could not be measured; then `ladder` and `removal` are empty.
     """
 

@@ -78,6 +78,12 @@ def above(figure: Record, bound: float, name: str) -> Condition:
       figure: the record of the figure.
       bound: the bound, in the unit of the figure.
       name: the name of the figure in the words of the condition.
+
+    Returns:
+      the condition, with the figure as its deciding figure unless it has no estimate.
+
+    Raises:
+      KeyError: if the figure lacks a field.
     """
     return _condition(figure, bound, name, exceeds, "above")
 
@@ -92,6 +98,12 @@ def under(figure: Record, bound: float, name: str) -> Condition:
       figure: the record of the figure.
       bound: the bound, in the unit of the figure.
       name: the name of the figure in the words of the condition.
+
+    Returns:
+      the condition, with the figure as its deciding figure unless it has no estimate.
+
+    Raises:
+      KeyError: if the figure lacks a field.
     """
     return _condition(figure, bound, name, below, "below")
 
@@ -99,12 +111,14 @@ def under(figure: Record, bound: float, name: str) -> Condition:
 def counted_above(value: float | None, bound: float, name: str) -> Condition:
     """The condition "value > bound" on an exact count of this run, which has no sampling interval.
 
-    It is supported if the value is above the bound, and contradicted if it is at or below it.
-
     Args:
-      value: the count or share; None if there is none, which is undecided.
+      value: the count or share; None if there is none.
       bound: the bound, in the unit of the value.
       name: the name of the value in the words of the condition.
+
+    Returns:
+      the condition: supported if the value is above the bound, contradicted if it is at or below it, undecided and
+      without a deciding figure if there is no value.
     """
     return _counted(value, value is not None and value > bound, f"above {bound:.3g}", name)
 
@@ -112,12 +126,14 @@ def counted_above(value: float | None, bound: float, name: str) -> Condition:
 def counted_under(value: float | None, bound: float, name: str) -> Condition:
     """The condition "value < bound" on an exact count of this run, which has no sampling interval.
 
-    It is supported if the value is below the bound, and contradicted if it is at or above it.
-
     Args:
-      value: the count or share; None if there is none, which is undecided.
+      value: the count or share; None if there is none.
       bound: the bound, in the unit of the value.
       name: the name of the value in the words of the condition.
+
+    Returns:
+      the condition: supported if the value is below the bound, contradicted if it is at or above it, undecided and
+      without a deciding figure if there is no value.
     """
     return _counted(value, value is not None and value < bound, f"below {bound:.3g}", name)
 
@@ -133,12 +149,18 @@ def _counted(value: float | None, held: bool, what: str, name: str) -> Condition
 def size_under(figure: Record, bound: float, name: str) -> Condition:
     """The condition "|figure| < bound", with the interval of |figure| by `stats.estimate.magnitude`.
 
-    That interval starts at 0 if the figure's own includes 0. The verdict is that of `under`.
+    That interval starts at 0 if the figure's own includes 0.
 
     Args:
       figure: the record of the figure, which may be negative.
       bound: the bound, in the unit of the figure.
       name: the name of |figure| in the words of the condition.
+
+    Returns:
+      the condition of `under` on |figure|.
+
+    Raises:
+      KeyError: if the figure lacks a field.
     """
     estimate = recorded(figure)
     return under(figure if estimate is None else magnitude(estimate).record(), bound, name)

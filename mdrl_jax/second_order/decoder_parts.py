@@ -274,7 +274,7 @@ def log_probs(
       no forward mode: `jax.jvp` raises TypeError, but `jax.grad`, and `jax.jvp` of `jax.grad`, work.
 
     Raises:
-      ValueError: if `start` is 0.
+      ValueError: if `start` is below 1, or `group` does not divide the number of rows.
     """
     scanned, rows = parts.layers(point, fixed), Grouped(valid_BT, start, group)
 

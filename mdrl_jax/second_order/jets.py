@@ -91,7 +91,7 @@ def jets(
 
     Raises:
       TypeError, ValueError: if `v` differs from `point` in its structure, a shape or a dtype.
-      ValueError: if `start` is 0.
+      ValueError: if `start` is below 1, or `group` does not divide the number of rows.
     """
     none = jnp.zeros((0,), jnp.float32)
     rows = Grouped(valid_BT, start, group)

@@ -190,6 +190,9 @@ def resamples(
       n_resamples: the number of draws.
       seed: of the draws. Equal seeds and numbers of prompts give the same draws.
 
+    Returns:
+      the values in the order of the draws; the axes after the first are those of the statistic.
+
     Raises:
       ValueError: if the arrays differ in their number of prompts.
       IndexError: if there are no arrays.
@@ -252,6 +255,9 @@ def expanded_percentile(value: float, draws: ArrayLike, n: int, unit: str = "") 
       n: the number of units; below two, the interval is the whole line.
       unit: of the figure.
 
+    Returns:
+      The estimate, without a standard error.
+
     Raises:
       IndexError: if there are no draws and at least two units.
     """
@@ -270,6 +276,9 @@ def percentile(value: float, draws: ArrayLike, n: int, unit: str = "") -> Estima
       draws: the figure on each draw, of any shape, with at least one entry. A nan among them makes both ends nan.
       n: the number of independent units.
       unit: of the figure.
+
+    Returns:
+      The estimate, without a standard error.
 
     Raises:
       IndexError: if there are no draws.

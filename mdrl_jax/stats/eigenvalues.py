@@ -41,6 +41,9 @@ def of_mean(sums_Mkk: ArrayLike, counts_M: ArrayLike, largest: bool, unit: str =
       largest: True for the largest eigenvalue, False for the smallest.
       unit: of the eigenvalue.
 
+    Returns:
+      The estimate, with M as its `n` and without a standard error.
+
     Raises:
       ValueError: if there are fewer than four blocks.
       numpy.linalg.LinAlgError: for most inputs that are not finite.
@@ -66,6 +69,9 @@ def squared_norm(own_Mkk: ArrayLike, rows_Mkk: ArrayLike, counts_M: ArrayLike, u
       rows_Mkk: R_bᵀ Σ_a R_a of each block, the sum over all blocks, b included.
       counts_M: number of prompts of each block, at least 1.
       unit: of the square.
+
+    Returns:
+      The estimate of ‖R‖², with M as its `n` and without a standard error; `root` gives ‖R‖.
 
     Raises:
       ValueError: if there are fewer than four blocks.
@@ -96,6 +102,9 @@ def squared_length(
       counts_M: number of prompts of each block, at least 1.
       unit: of the square.
       matrices_Mkk: sum of the symmetric matrices of each block's prompts; None: H is the identity.
+
+    Returns:
+      The estimate of the square, with M as its `n` and the jackknife standard error; `root` gives the length.
 
     Raises:
       ValueError: if there are fewer than four blocks.

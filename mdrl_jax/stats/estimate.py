@@ -386,6 +386,9 @@ def interval_text(
       none: the text if there is no interval.
       number: writes a number in a format. The report passes its own, which has a typographic minus sign.
 
+    Returns:
+      The text `[low, high]`, or `none`.
+
     Raises:
       ValueError: if there is an interval, and `form` is no format of a number.
     """
@@ -407,6 +410,9 @@ def figure_text(
       form: the format of the numbers. A plus sign at its start applies to the value only.
       none: the text after the value and a space if there is no interval; with "" the text is the value alone.
       number: writes a number in a format, as in `interval_text`.
+
+    Returns:
+      The text `value [low, high]`; `value none`, or `value` alone, if there is no interval.
 
     Raises:
       ValueError: if `form` is no format of a number.

@@ -75,6 +75,10 @@ def transitions(before_PG: Answers, after_PG: Answers, groups: ArrayLike | None 
       before_PG, after_PG: which answers are right, G of each of P prompts.
       groups: number of each prompt's group [P]; None if every prompt is a group of its own.
 
+    Returns:
+      The shares and their differences, in points. With a single answer a prompt there is no null: `resampled`,
+      `lost_beyond` and `gained_beyond` are None.
+
     Raises:
       ValueError: if the two do not have the same shape, or there are no answers.
     """

@@ -195,7 +195,11 @@ class Packed:
 
 
 def halves_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the prompts of the two halves of a sample: the first P // 2 of its P prompts, and the rest."""
+    """The two halves of a sample's P prompts.
+
+    Returns:
+      the indices of the first P // 2 prompts, and those of the rest.
+    """
     middle = sample.n_prompts // 2
     return np.arange(middle), np.arange(middle, sample.n_prompts)
 
@@ -300,13 +304,16 @@ def find(
 
 
 def outside(probe: Probe, at: Place, packed: Packed, direction: Any) -> np.ndarray:
-    """(D − d)ᵀH_p(D − d) over all parameters for each of the n prompts p of `packed`, [n]; the mean is that for H.
+    """(D − d)ᵀH_p(D − d) over all parameters, for each of the n prompts p of `packed`; their mean is (D − d)ᵀH(D − d).
 
     Args:
       probe: the compiled device programs.
       at: gives D.
-      packed: the completions to measure on. Prompts that it has no completions of get 0.
+      packed: the completions to measure on.
       direction: d, a route tree.
+
+    Returns:
+      the terms [n], float64; 0 for a prompt that `packed` has no completions of.
 
     Raises:
       ValueError: if `packed` has no completions.

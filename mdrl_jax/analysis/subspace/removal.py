@@ -182,6 +182,9 @@ def whole(name: str, start: Any, displacement: Any, support: Any, along: Callabl
       displacement: D, a tree like `start`.
       support: 1 at the parameters of the space and 0 elsewhere, a tree that can be broadcast to `start`.
       along: (x, v, α) -> x + αv, on trees like `start`.
+
+    Returns:
+      the space; `part` is D times the support, and `lift` returns a vector as it is.
     """
     return Space(
         name=name,
@@ -214,6 +217,7 @@ def search(
 
     Raises:
       UserError: as in `lanczos.block_lanczos`, for example because the space is too small for the steps.
+      ValueError: as in `conflict.pack`.
     """
     config, seed = probe.runtime.config.analyze, jax.random.key(probe.runtime.config.seed)
     found, eigenvalues = [], []
