@@ -1,7 +1,7 @@
 """Looks at a stage while it trains: scores of some of its steps, in a file that is written after each look.
 
-A refresh (`refresh/tracker.py`) and a stage with a target (`stages/target.py`) end by what is seen. A step
-that is in the file already, because the run was killed after it, is not measured again.
+A refresh or a distillation (`refresh/tracker.py`) and a stage with a target (`stages/target.py`) end by these scores. A
+step that is in the file already, because the run was killed after it, is not measured again.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class Looks:
 
     Args:
       file: where the record is read from, if the file exists, and written to.
-      record: the record before the first look. Its "settings" are all that the rows depend on; two of them say which
-        steps are looked at: "every" step of this multiple, and the last of "steps".
+      record: the record before the first look, with "steps" []. Its "settings" are all that the rows depend on. Two of
+        them say which steps are looked at: the multiples of "every", and the last step, "steps".
       measure: (step, parameters) -> the row of a step; a dictionary with "step", JSON-able.
       judge: adds to a record with a new row, among other fields, "stopped": why the stage ends with this row, in words;
         "" if it goes on.
@@ -71,6 +71,7 @@ class Looks:
 
         Raises:
           The errors of `measure`; the step is not recorded then.
+          KeyError: if the record has no "stopped", because no step has been judged.
         """
         rows = self.record["steps"]
         if step not in [row["step"] for row in rows]:

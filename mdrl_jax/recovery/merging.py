@@ -6,11 +6,11 @@
 | `task_arithmetic` | θ_0 + λ Σ_i τ_i | arXiv 2212.04089 |
 | `ties` | θ_0 + λ · the disjoint mean of the trimmed τ_i | arXiv 2306.01708 |
 | `ram` | θ_0 + λ · the mean, at each coordinate, of the τ_i that changed it | arXiv 2601.13572 |
-| `dare` | θ_0 + λ Σ_i of the τ_i after random dropping | arXiv 2311.03099 |
+| `dare` | θ_0 + λ Σ_i τ_i, after random dropping in each τ_i and rescaling of the rest | arXiv 2311.03099 |
 
 θ_0 is the base model, θ_i is the model that was trained on domain i alone, and τ_i = θ_i − θ_0 is its solo edit. Sums
-are computed in float32 or wider, and each leaf keeps its dtype. All but the trimming of TIES and the thresholds of RAM
-is elementwise, so it moves no data between devices.
+are computed in float32 or wider, and each leaf keeps its dtype. Only the trimming of TIES and the thresholds of RAM
+need sums over the devices. Everything else is elementwise, so it moves no data between them.
 
 RAM was made for edits of bfloat16 checkpoints, in which most weights do not change at all. Adam changes every float32
 weight a little, so that "changed" needs a threshold. Here an edit has changed an entry if it moved it by more than t

@@ -145,14 +145,15 @@ def _within(limit: float, rows: list[Record], measured: Mapping[str, Rewards]) -
 
 
 def collateral(before: Rewards, after: Rewards, domain: str) -> float:
-    """The largest loss of any domain but the action's own, in points.
-
-    It is below 0 if all of these domains gained, and 0 if there is no other domain.
+    """The largest loss of any domain but the action's own.
 
     Args:
       before: rewards [P, k] by domain before the action.
       after: the same after it, on the same prompts.
       domain: the action's own domain; "" for `nothing`, which has none.
+
+    Returns:
+      The loss in points: below 0 if all of these domains gained, 0 if there is no other domain.
 
     Raises:
       KeyError: if `after` lacks one of the other domains of `before`.

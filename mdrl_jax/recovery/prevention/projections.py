@@ -100,8 +100,9 @@ def pcgrad() -> optax.GradientTransformationExtraArgs:
 def mgs(module: str = "tensor") -> optax.GradientTransformationExtraArgs:
     """PCGrad within each module: a conflict in one module changes the gradient of this module alone.
 
-    With one reference, the result of each module opposes the reference in that module no longer; that of `pcgrad` may,
-    because modules that agree hide modules that conflict in the whole gradient.
+    `pcgrad` looks at the inner product of the whole gradient, in which modules that agree with the reference can
+    outweigh modules that conflict with it. These then keep their conflict. Here they do not: with one reference, the
+    result has an inner product of at least 0 with it in every module.
 
     Args:
       module: "tensor": every tensor of every layer is a module; "layer": all tensors of a layer together are one, and

@@ -37,7 +37,8 @@ def stationarity(probe: Probe, params: Any, domains: Sequence[str]) -> Record:
       the record of `smallest`, with "domains".
 
     Raises:
-      UserError, RuntimeError: as in `samples.draw`.
+      UserError, RuntimeError, ValueError, KeyError: as in `samples.draw`.
+      Stopped: after a SIGTERM, while completions are sampled.
     """
     drawn = [probe.rows(samples.draw(probe.runtime, params, domain)) for domain in domains]
     blocks = [block for rows in drawn for block in rows]
@@ -53,7 +54,7 @@ def smallest(gram_nn: NDArray[np.float64], n_a: int) -> Record:
 
     Args:
       gram_nn: ⟨g_i, g_j⟩ of all blocks [n, n], those of A first.
-      n_a: number of A's blocks; A and B have at least three each.
+      n_a: number of A's blocks. A and B must have at least three each, which is not checked.
 
     Returns:
       "norm": the record of the norm, with Student's t on its square over blocks and the null 0; a square below 0 gives

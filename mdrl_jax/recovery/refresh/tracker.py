@@ -93,21 +93,23 @@ class Tracker:
 
     Attributes:
       best: a copy of the parameters of the step record["chosen"]; None until `look` was called with that step.
-      last: a copy of the parameters of the last scored step, from which the length of the path is measured on.
+      last: a copy of the parameters of the last scored step; the next part of the path is measured from there.
 
     Args:
       runtime: of the run.
       stage: the refresh, of one domain, or the distillation, of one or several.
       file: where the record is read from, if the file exists, and written to.
-      peaks: for each domain i of the stage what reads θ*_i. That of the record's domain is called at every scored step,
-        so that θ*_i is not kept on the devices in between. A domain that no stage on the way trained alone is left out.
-      bases: conflict subspaces of each domain of the stage; empty if there was no analysis.
+      peaks: for each domain i of the stage a function that reads θ*_i. That of the record's domain is called at every
+        scored step, so that θ*_i is not kept on the devices in between. A domain that no stage on the way trained alone
+        is left out. None: no θ*_i is known.
+      bases: conflict subspaces of each domain of the stage; None or empty if there was no analysis.
 
     Raises:
       UserError: if the file holds a refresh with other settings or is not valid JSON, or if θ*_i is scored and too many
         rewards fail. θ*_i is scored on the validation prompts if the file does not exist.
+      RuntimeError: if the reward workers do not start, or their pool is closed.
       Stopped: after a SIGTERM, while θ*_i is scored.
-      The errors of `peak_params`.
+      The errors of the functions in `peaks`.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class Tracker:
 
     @property
     def bases(self) -> tuple[Basis, ...]:
-        """The conflict subspaces of the record's domain."""
+        """The conflict subspaces of the record's domain; () if there are none."""
         return tuple(self._bases.get(self.domain, ()))
 
     def look(self, step: int, params: Any) -> str:
@@ -168,8 +170,9 @@ class Tracker:
 
         Raises:
           UserError: if too many rewards of the validation prompts fail.
+          RuntimeError: if the reward workers do not start, or their pool is closed.
           Stopped: after a SIGTERM, while the step is scored; it is not recorded then.
-          The errors of `peak_params`.
+          The errors of the function of `peaks` that reads θ*_i.
         """
         if not self._looks.due(step):
             return ""
@@ -215,7 +218,7 @@ class Tracker:
           params: the parameters after its last step.
 
         Raises:
-          The errors of `peak_params`.
+          The errors of the function of `peaks` that reads θ*_i.
         """
         domain = self.domain if self.domain in repeat.domains else repeat.domains[0]
         head = {"domain": domain, "stream": repeat.stream, "step": repeat.train.steps}

@@ -102,6 +102,9 @@ class Trial:
           mask: m, a tree of booleans like the parameters.
           strength: β.
           edit: δ, a tree like the parameters; None: δ_B.
+
+        Returns:
+          the parameters, a new tree; θ_T is not changed.
         """
         return taken_back(self.now, self.edit if edit is None else edit, mask, np.float32(strength))
 
