@@ -60,6 +60,12 @@ class Records:
 
         Args:
           path: its path in the folder, e.g. `analysis/damage.json`.
+
+        Returns:
+          the document, of plain data.
+
+        Raises:
+          Absent, UserError: as the class says.
         """
         if path not in self._read:
             if not (self.root / path).exists():
@@ -72,6 +78,12 @@ class Records:
 
         Args:
           path: its path in the folder, e.g. `samples/01-math.jsonl`.
+
+        Returns:
+          the rows, in the order of the file.
+
+        Raises:
+          Absent, UserError: as the class says.
         """
         if not (self.root / path).exists():
             raise Absent(f"{path} is not there: {_made_by(path)}")

@@ -13,8 +13,8 @@ TERMS = {
     "noisy scores is biased up, so fall is the figure to quote.",
     "BWT": "Backward transfer: the mean, over the domains trained before the last stage, of their score after the last "
     "stage minus their score after their own. Below 0 is harm.",
-    "FWT": "Forward transfer: the mean, over all domains but the first, of what a domain had gained over the base "
-    "before its own stage.",
+    "FWT": "Forward transfer: the mean, over all trained domains but the first, of what a domain had gained over θ_0 "
+    "before its own stage. θ_0 is the model that the sequence starts from.",
     "intransigence": "The score of a domain after joint training minus its score after its own stage.",
     "collateral": "The largest drop of any other domain through a recovery. Below 0, every other domain rose.",
     "recovery fraction": "What a recovery won back, as a share of what the domain had lost since its peak.",

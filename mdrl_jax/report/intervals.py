@@ -133,6 +133,9 @@ def tips(name: str, title: str, form: str = ".2f") -> list[alt.Tooltip]:
       name: the figure's name.
       title: the title of its estimate, with the unit.
       form: the format of each number.
+
+    Returns:
+      the tooltips, in this order.
     """
     return tooltips({name: title, f"{name}_low": f"{title}: 95 % from", f"{name}_high": f"{title}: 95 % to"}, form)
 

@@ -255,9 +255,15 @@ def _part(section: Section, found: Records) -> Part:
 
 
 def tried(builder: Callable[[Records], Any], found: Records) -> tuple[list[Any], str, str]:
-    """Runs a builder: (its items, "", ""); without items how a record is damaged, or what is missing.
+    """Runs a builder. Each chart is drawn and written out as JSON here, because some damage only shows then.
 
-    Each chart is drawn and written out as JSON here, because some damage only shows then.
+    Args:
+      builder: makes a figure or a table, or several of them.
+      found: the records of the work folder.
+
+    Returns:
+      (its items, how a record is damaged, what is missing). The first is [] and one of the two texts is not "" if there
+      are no items; otherwise both texts are "".
     """
     try:
         made = builder(found)

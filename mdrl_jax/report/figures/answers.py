@@ -10,7 +10,7 @@ from mdrl_jax.report.intervals import columns, number, tooltips, words
 from mdrl_jax.report.tables.answers import Change, headlines, lost_answers, passes, steps
 from mdrl_jax.report.tables.matrix import Matrix
 
-PAIRS, LETTERS = 10, 400  # lost answers that are shown, and the most letters of each text
+PAIRS, LETTERS = 10, 400  # lost answers that are shown, and the most characters of each text
 WAYS = {"lost": "right → wrong", "gained": "wrong → right"}
 
 
@@ -158,7 +158,7 @@ def lost(records: Records) -> Table:
     luck = worst.found.resampled
     caption = (
         f"{len(drawn)} of {total} answers that were right after {worst.before} and wrong after {worst.after}, drawn at "
-        f"random, each with its reward. ⏎ is a line break; texts are cut after {LETTERS} letters."
+        f"random, each with its reward. ⏎ is a line break; texts are cut after {LETTERS} characters."
     )
     if luck is not None:
         expected = luck.value / 100 * found.rewards[before][worst.domain].size

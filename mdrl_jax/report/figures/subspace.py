@@ -27,8 +27,8 @@ def captured(records: Records) -> Figure:
 
     Returns:
       The figure `captured`: one chart for each pair (earlier domain, later stage) and objective, with k on the
-      horizontal and c(k) on the vertical axis. Random subspaces are shown at the largest k only, by mean and central 95
-      %.
+      horizontal and c(k) on the vertical axis. Random subspaces are shown at the largest k only, by their mean and the
+      central 95 %.
 
     Raises:
       Absent: if `analysis/subspace.json` is missing, has no pairs, has no pair with a subspace, or no share could be
@@ -168,12 +168,12 @@ def removal(records: Records) -> Figure:
 def _by_dimension(
     rows: list[dict[str, Any]], x: alt.X, field: str, names: list[str], order: list[str], title: str, lines: list[int]
 ) -> Any:
-    """A chart of estimates with intervals by dimension: a panel for each of `order`, a color for each of `names`.
+    """A chart of estimates with intervals by dimension: a panel for each of `order`, a colour for each of `names`.
 
     Args:
       rows: the figures, with "panel", "k", "estimate", "low", "high" and `field`.
       x: the horizontal axis.
-      field: the field that the color shows.
+      field: the field that the colour shows.
       names: its values, in order.
       order: the panels, in order.
       title: of the vertical axis.

@@ -94,14 +94,20 @@ class Screen:
         self._overall = f"  [stage {index} of {n}{after}]"
 
     def track(self, label: str, total: int, done: int, items: Iterable[tuple[int, str, Any]]) -> Iterator[Any]:
-        """Yields the value of each item, while a bar shows the pieces done, the item's text and the time left.
+        """Shows a bar with the pieces done, the item's text and the time left, while the items are used.
 
         Args:
           label: name of the step.
           total: number of pieces in all.
           done: pieces that were done before.
           items: (pieces done with this item, text beside the bar, value) of each item. An item is asked for when the
-            value before it was used; the errors of `items` are raised.
+            value before it was used.
+
+        Yields:
+          the value of each item.
+
+        Raises:
+          Exception: what `items` raises.
         """
         with self._watched(Step(label, total)) as show:
             show(done, "compiles its programs, once")

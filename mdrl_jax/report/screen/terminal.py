@@ -38,10 +38,10 @@ class _Fitting:
 def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accuracy: bool = True) -> RenderableType:
     """Stages by domains: score ± standard error in points with one decimal, and the plain mean over domains.
 
-    Where it is too wide for the terminal, the errors are left out, and then the mean. An asterisk
-    marks the domain that a stage trained. The accuracy judges the same replies regardless of style. If it
-    differs from the score, a second block shows it, dim and in the same form. A score that is not known is "–"; so is
-    the mean of a stage that lacks one.
+    Where it is too wide for the terminal, the errors are left out, and then the mean. An asterisk marks the domain that
+    a stage trained. The accuracy judges the same replies regardless of style. If it differs from the score, a second
+    block shows it, dim and in the same form. A score that is not known is "–"; so is the mean of a stage that lacks
+    one.
 
     Args:
       matrix: the scores.

@@ -50,7 +50,16 @@ class Change:
 
 
 def answers(matrix: Matrix, row: int, domain: str) -> Answers | None:
-    """Which answers of a domain are right after a stage, bool [P, G]; None if it was not evaluated there."""
+    """Which answers of a domain are right after a stage.
+
+    Args:
+      matrix: the scores.
+      row: the row of the stage, from 0.
+      domain: the domain.
+
+    Returns:
+      bool [P, G], by prompt and sample; None if the domain was not evaluated after the stage.
+    """
     rewards_PG = matrix.rewards[row].get(domain)
     return None if rewards_PG is None else right(rewards_PG, matrix.right.get(domain, 1.0))
 
@@ -106,9 +115,16 @@ def headlines(matrix: Matrix) -> list[Change]:
 
 
 def passes(matrix: Matrix, row: int, domain: str) -> dict[int, Estimate]:
-    """pass@k of a domain after a stage, in points, for k = 1, 2, 4, … and the number of samples; {} if not evaluated.
+    """pass@k of a domain after a stage (`pass_at_k`).
 
-    Intervals are those of scores (`estimate.score`).
+    Args:
+      matrix: the scores.
+      row: the row of the stage, from 0.
+      domain: the domain.
+
+    Returns:
+      by k, for k = 1, 2, 4, … and the number of samples, pass@k in points with the interval of a score
+      (`estimate.score`); {} if the domain was not evaluated after the stage.
     """
     found = answers(matrix, row, domain)
     if found is None:

@@ -7,7 +7,8 @@ Choices where definitions §2 leaves room:
 - A training stage has the plain name of a domain and comes before the first refresh. T is the last training stage.
 - θ_0 is the end of the warm-up, the supervised stages that the sequence begins with (`stage.origin`); without one it is
   the base, the model that the run loads.
-  `solo-*`, `placebo-*`, `protect-*`, `joint`, `refresh-*` and `rollback-*` are rows but never part of the path to T.
+- The path to T consists of the base, the warm-up and the training stages. Every other stage, such as `solo-*`,
+  `placebo-*`, `joint` or `refresh-*`, has a row and is no part of it.
 - A domain that is trained twice peaks at its last stage.
 - Averages over domains treat the domains as independent, because they share no prompts.
 """

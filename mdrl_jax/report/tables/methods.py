@@ -1,18 +1,16 @@
 """Compares all methods to recover or prevent forgetting, over one work folder per seed (definitions §2, §8 to §10).
 
-Each row is a method: the plain sequence (θ_T), each refresh, distillation and rollback, each prevention, the reversed
-order, joint training, and merges. A prevention is the last stage of its prefix without a label; it has a row if that
-stage trains the domain with which the plain sequence ended. The reversed order has a row if it trained the same
-domains. Columns are the average over domains, the score of the domain that lost most, the worst collateral, and the
-cost beyond the plain
-sequence: optimizer steps, FLOPs and seconds, from `costs/NN-stage.json`.
+Each row is a method: the plain sequence (θ_T), each recovery (refresh, distillation, alternating refresh, rollback),
+each prevention, the reversed order, joint training, and merges. A prevention is the last stage of its prefix without a
+label; it has a row if that stage trains the domain with which the plain sequence ended. The reversed order has a row if
+it trained the same domains. Columns are the average over domains, the score of the domain that lost most, the worst
+collateral, and the cost beyond the plain sequence: optimizer steps, FLOPs and seconds, from `costs/NN-stage.json`.
 
 Choices where the definitions leave room:
 - The domain that lost most is the one with the largest fall in the plain sequence, by the mean over seeds.
-- The collateral (`recovered.collateral`) compares a refresh, distillation or rollback with the stage that it started
-  from, and other rows with θ_T. It is the largest drop of any domain but one: the domain that the recovery is of (of
-  `alternate-A-B` A), and the domain that lost most in other rows. `distill-all` leaves out none. It is negative if all
-  these domains rose.
+- The collateral (`recovered.collateral`) compares a recovery with the stage that it started from, and other rows with
+  θ_T. It is the largest drop of any domain but one: the domain that the recovery is of (of `alternate-A-B` A), and the
+  domain that lost most in other rows. `distill-all` leaves out none. It is negative if all these domains rose.
 - The cost of a row is that of all stages that led to its parameters, minus that of all stages that led to θ_T. So a
   refresh that starts from another refresh includes both, a prevention counts the difference between its stages and the
   plain ones, and a merge includes all its solo stages.
@@ -177,8 +175,8 @@ def summarise(runs: Sequence[Run]) -> MethodsTable:
         (`HIERARCHICAL_FROM`), the intervals of scores come from a bootstrap with a fixed seed.
 
     Returns:
-      The comparison, with rows in this order: the plain sequence, refreshes, distillations, rollbacks, preventions,
-      joint training, the reversed order, merges. It has no rows if no run has a training stage.
+      The comparison, with rows in this order: the plain sequence, refreshes, distillations, alternating refreshes,
+      rollbacks, preventions, joint training, the reversed order, merges. It has no rows if no run has a training stage.
     """
     focus = most_lost([r.matrix for r in runs])
     found = [_figures(r, focus) for r in runs]

@@ -1,4 +1,4 @@
-"""The gain of a refresh, distillation or rollback, and its cost for the other domains (definitions §2).
+"""The gain of a refresh, distillation, alternating refresh or rollback, and its cost elsewhere (definitions §2).
 
 Choices where definitions §2 leaves room:
 - "Before" is the stage that the recovery started from: after `refresh-qa`, a stage `refresh-math` starts where this
@@ -18,7 +18,7 @@ from mdrl_jax.stats import estimate
 
 @dataclass(frozen=True)
 class Recovery:
-    """The gain and the cost of one refresh, distillation or rollback stage.
+    """The gain and the cost of one refresh, distillation, alternating refresh or rollback stage.
 
     Attributes:
       stage, domain: the stage, and the domain that it recovers.

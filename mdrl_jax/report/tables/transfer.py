@@ -2,8 +2,8 @@
 
 All functions are pure functions of the score matrix. Every score and difference is in points, and every difference is
 paired over prompts. A figure that the run cannot give is a `Quantity` with a reason and without an estimate. The
-maximum in forgetting includes θ_0 **[chosen]** but never the stage T itself. The interval of forgetting is
-the paired one at the stage that the maximum has selected; it does not account for this selection.
+maximum in forgetting includes θ_0 **[chosen]** but never the stage T itself. The interval of forgetting is the paired
+one at the stage that the maximum has selected; it does not account for this selection.
 """
 
 import numpy as np

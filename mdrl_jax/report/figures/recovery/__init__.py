@@ -1,1 +1,1 @@
-"""Figures of recovery and prevention: methods compared, refreshes, rollbacks, and the plan."""
+"""Figures of recovery and prevention: methods compared, refreshes and distillations, rollbacks, and the plan."""

@@ -1,4 +1,5 @@
-"""Each refresh and distillation step by step: scores, recovery fraction, and θ_t − θ* inside and outside S.
+"""Each refresh, distillation and alternating refresh step by step: scores, recovery fraction, and θ_t − θ* in and
+outside S.
 
 Definitions §8, §10; claim C6.
 """
@@ -30,14 +31,14 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 
 
 
 def curves(records: Records) -> list[Figure]:
-    """Scores of all domains and the recovery fraction against the step of each refresh and distillation.
+    """Scores of all domains and the recovery fraction against the step of each stage that trains to recover.
 
     Returns:
-      One figure for each record `recovery/refresh-*.json` and `recovery/distill-*.json`, named as its stage, for
-      example `refresh-math`, or `distill-math.full` for `distill-math@full`. The
-      optimizer step is horizontal. The upper chart has the scores in points on validation prompts, with a line for each
-      domain and one for their mean. The lower chart has the recovery fraction of the record's domain, (score − score
-      at step 0) / (score at its peak − score at step 0); it is left out if no step has one.
+      One figure for each record `recovery/refresh-*.json`, `recovery/distill-*.json` and `recovery/alternate-*.json`,
+      named as its stage, for example `refresh-math`, or `distill-math.full` for `distill-math@full`. The optimizer step
+      is horizontal. The upper chart has the scores in points on validation prompts, with a line for each domain and one
+      for their mean. The lower chart has the recovery fraction of the record's domain, (score − score at step 0) /
+      (score at its peak − score at step 0); it is left out if no step has one.
 
     Raises:
       Absent: if there is no such record.
@@ -51,13 +52,13 @@ def contraction(records: Records) -> list[Figure | Table]:
     """The distance to the peak in each conflict subspace S and outside it, step by step, and its mean factor per step.
 
     Returns:
-      For each refresh or distillation that followed an S of at least one dimension, a figure and a table. The figure
-      `STAGE-contraction` has a chart for each such S, of each objective and half of the prompts. The step is
-      horizontal; the distance relative to step 0 is vertical, on a log scale. Lines: in S, on the route but not in S,
-      everywhere but in S, and the mean of random subspaces with their central 95 %. The table `STAGE-factors` has a row
-      for each S, also one without a dimension: its dimensions, the mean factor per step of each of these distances
-      (below 1 it shrinks), the log factor in S minus that everywhere else, and the bound 1 − αμ (α: learning rate, μ:
-      smallest eigenvalue that spans S).
+      For each refresh, distillation or alternating refresh that followed an S of at least one dimension, a figure and a
+      table. The figure `STAGE-contraction` has a chart for each such S, of each objective and half of the prompts. The
+      step is horizontal; the distance relative to step 0 is vertical, on a log scale. Lines: in S, on the route but not
+      in S, everywhere but in S, and the mean of random subspaces with their central 95 %. The table `STAGE-factors` has
+      a row for each S, also one without a dimension: its dimensions, the mean factor per step of each of these
+      distances (below 1 it shrinks), the log factor in S minus that everywhere else, and the bound 1 − αμ (α: learning
+      rate, μ: smallest eigenvalue that spans S).
 
     Raises:
       Absent: if there is no such record, or none followed a conflict subspace.
@@ -107,7 +108,7 @@ def theorem(records: Records) -> list[Table]:
 
 
 def _followed(records: Records) -> list[Record]:
-    """The records of refreshes, then those of distillations."""
+    """The records of refreshes, then those of distillations, then those of alternating refreshes."""
     prefixes = ("recovery/refresh-", "recovery/distill-", "recovery/alternate-")
     paths = [p for prefix in prefixes for p in records.files("recovery/*.json") if p.startswith(prefix)]
     return [records.json(path) for path in paths or records.files("recovery/refresh-*.json")]
