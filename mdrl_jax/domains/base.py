@@ -13,7 +13,7 @@ from typing import Any
 from mdrl_jax.errors import UserError
 from mdrl_jax.section import section
 
-LONGEST_WANTED = 300  # letters
+LONGEST_WANTED = 300  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ def wanted(check: Mapping[str, Any]) -> str:
 
     Returns:
       The answer, or several with "or" between them; otherwise every field of the check with its name. Fields that say
-      how a completion is read are left out: "separator", "terse" and "prefix". At most `LONGEST_WANTED` letters.
+      how a completion is read are left out: "separator", "terse" and "prefix". A text of more than `LONGEST_WANTED`
+      characters is cut, and then ends in "…". "" if no field is left.
 
     >>> wanted({"answer": ["7", "seven"], "separator": ";"})
     '7 or seven'

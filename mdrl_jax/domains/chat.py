@@ -35,8 +35,8 @@ def chat_text(
       The text.
 
     Raises:
-      UserError: if `thinking` is set but there is no template or it does not mention `enable_thinking`, or if the
-        template fails.
+      UserError: if `thinking` is set but there is no template; otherwise as in `render`, if there is a template.
+      ValueError: as in `render`.
     """
     if not tokenizer.chat_template and not thinking:
         said = "" if reply is None else f" {reply}"
@@ -78,6 +78,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str 
     Raises:
       UserError: if there is no template, or several with names of which none is "default"; if `thinking` is set but the
         template does not mention `enable_thinking`; or if the template fails.
+      ValueError: if the template asks for the present date and `date` is neither "" nor a date.
     """
     template = tokenizer.chat_template
     if thinking and "enable_thinking" not in str(template):
@@ -118,8 +119,7 @@ def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "", 
       Token ids of the prompt, up to where the reply begins.
 
     Raises:
-      UserError: if `thinking` is set but there is no template or it does not mention `enable_thinking`, or if the
-        template fails.
+      UserError, ValueError: as in `chat_text`.
     """
     text = chat_text(tokenizer, prompt, system, thinking, date=date)
     return tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids

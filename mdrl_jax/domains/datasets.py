@@ -186,8 +186,9 @@ class Reader:
             count.
 
         Raises:
-          BadRow: if the row is no mapping, lacks a field, or has a field of the wrong type or value; or if its prompt
-            or its group is empty or has a lone surrogate (half of a UTF-16 pair, which UTF-8 cannot hold).
+          BadRow: if the row is no mapping, lacks a field, or has a field of the wrong type or value; if its prompt, its
+            group or its stratum is empty or has a lone surrogate (half of a UTF-16 pair, which UTF-8 cannot hold); or
+            if its check cannot be written as JSON in UTF-8.
           Exception: what the function that `fields` names raises, except KeyError, TypeError, ValueError, IndexError
             and AttributeError, which become a BadRow.
         """

@@ -1,4 +1,4 @@
-r"""Public data sets by name. A preset says where the files are, what the prompt asks, what is checked by which reward.
+r"""Public data sets by name: where the files are, what the prompt asks, what is checked, and by which reward.
 
 A config takes a preset with `c.domains.math.preset = "gsm8k"` and may override any of its fields. The most common
 override is local files of the same layout: `c.domains.math.files = ("gsm8k/*.jsonl",)`. The wording of the prompts was

@@ -124,7 +124,7 @@ def check_ids(ids: Sequence[int], vocab_size: int | None, what: str) -> None:
       what: the text that has these ids, for the message, such as "the prompt".
 
     Raises:
-      UserError: naming the ids.
+      UserError: if an id is below 0 or not below `vocab_size`; the message has the first five of them.
     """
     if vocab_size is None:
         return

@@ -57,9 +57,11 @@ UNKNOWN = "<unk>"
 
 
 def words() -> tuple[str, ...]:
-    """Every token of the tokenizer once, in a fixed order: the token's id is its index.
+    """Every token of the tokenizer.
 
-    There are 240 of them, so that the vocabulary axis can be sharded over 2, 4 or 8 devices.
+    Returns:
+      the tokens, each once, in a fixed order: the id of a token is its index. There are 240, so that the vocabulary
+      axis can be sharded over 2, 4 or 8 devices.
     """
     values = tuple(v for vs in ATTRIBUTES.values() for v in vs)
     everything = (

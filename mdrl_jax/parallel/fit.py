@@ -34,7 +34,7 @@ from mdrl_jax.parallel.hlo_text import Measure
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 REFUSED = re.compile(r"(?:required for HLO temporaries \(|[Uu]sed )([\d.]+)([KMGT]?)")
 
-TEMPORARY = re.compile(r"allocation \d+: size (\d+), preallocated-temp")  # on-chip memory has a color before this
+TEMPORARY = re.compile(r"allocation \d+: size (\d+), preallocated-temp")  # on-chip memory has a colour before this
 
 
 @dataclasses.dataclass(frozen=True)

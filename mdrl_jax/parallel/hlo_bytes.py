@@ -1,10 +1,10 @@
 """Counts the bytes that a compiled program moves between a device and its memory, from its HLO text.
 
-Each run of an instruction counts its operands as read once and its result as written once. A fusion is one instruction,
-and of each operand only the elements count that its result needs: of an operand that it slices, the slices, also if
-another fusion inside it slices. If it updates an array in place, the update counts. Arrays that the
-compiler keeps on chip (memory spaces other than 0) count 0. If a kernel reads an operand several times, this is not
-seen.
+Each run of an instruction counts its operands as read once and its result as written once. A fusion is one instruction.
+Of each of its operands only the elements count that its result needs: of an operand that it slices, the slices, even
+where a fusion inside it does the slicing. Of an array that it updates in place, only the update counts. Arrays that the
+compiler keeps on chip (memory spaces other than 0) count 0. A kernel that reads an operand several times counts as one
+that reads it once.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Reward for programs: 1.0 if every hidden test passes, else 0.0.
+"""Reward for programs: 1.0 if every hidden test passes, else 0.0; or the share of cases, if the check asks for it.
 
 A check has one of two kinds of tests:
 

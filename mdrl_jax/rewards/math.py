@@ -7,8 +7,8 @@ Numbers
 - are compared exactly, as rationals. No tolerance is allowed: 0.3333 is not 1/3, and 3.14 is not pi.
 - may be written as an integer, a decimal (also a repeating one, `0.\overline{3}`), a percentage, scientific notation
   (`1.2 \times 10^5`, `1.2e5`), a mixed number (`1\frac{1}{2}`, `1 1/2`) or, if it is no integer, a fraction of two
-  integers, reduced or not. "3 million" is 3000000.
-  The words zero to twenty are numbers. `12{,}5` and `1.234.567,8` have decimal commas; "12,5" is a list.
+  integers, reduced or not. "3 million" is 3000000. The words zero to twenty are numbers. `12{,}5` and `1.234.567,8`
+  have decimal commas; "12,5" is a list.
 - Nothing else is a number: `17 \cdot 23` for 391, `\frac{782}{2}` for 391, `\sqrt{144}` for 12, `10^5` for 100000 and
   `5!` for 120 leave an operation to do, and earn 0. They count only where the right answer is written with the same
   operation. A power of ten alone is no scientific notation.
@@ -33,8 +33,8 @@ Formulas
 Several values
 - Lists `1, 2`, "1 or 2", `\pm 1` and sets in braces are compared without order; repeats count in lists.
 - Pairs, intervals and matrices are compared in order, brackets included. `(1,2)` is not `1,2`, and not `[1,2]`.
-  `0 \le x < 1` is `[0,1)`, and `x=1, y=2` is `(1,2)` if the variables follow each other in the
-  alphabet. A ratio `3:4` equals `\frac{3}{4}`; a time such as `3:30` equals only itself.
+  `0 \le x < 1` is `[0,1)`, and `x=1, y=2` is `(1,2)` if the variables follow each other in the alphabet. A ratio
+  `3:4` equals `\frac{3}{4}`; a time such as `3:30` equals only itself.
 - A number with a base, `1011_2`, equals only the same digits in the same base.
 
 Texts

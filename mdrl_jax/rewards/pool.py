@@ -1,8 +1,8 @@
 """Computes rewards in parallel, in worker processes that may die or hang without harm to the run.
 
-Each worker is a new interpreter (`python -m mdrl_jax.rewards.worker`) without JAX and without threads, small enough to
-fork for the tests of every program. A worker answers one request at a time. The pool waits for all workers at once
-(`selectors`) and sets no signal handlers, so `score` may be called from any thread.
+Each worker is a new interpreter (`python -m mdrl_jax.rewards.worker`) without JAX. It answers one request at a time.
+Programs and their tests run in sandboxes, which are processes of their own (`sandbox/run.py`). The pool waits for all
+workers at once (`selectors`) and sets no signal handlers, so `score` may be called from any thread.
 """
 
 import contextlib
