@@ -195,13 +195,19 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
     if not domain.data:
         return []
     found = domain.data.record
-    splits = [f"{split} {s.record['prompts']} ({s.record['too_long']} too long)" for split, s in sets.items()]
+    splits = [_counted(split, s.record, domain.data.sizes[split]) for split, s in sets.items()]
     rows, prompts = (f"{found[n]:,} {n if found[n] != 1 else n[:-1]}" for n in ("rows", "prompts"))
     line = f"{domain.name}: {prompts} in {rows}, {found['repeated']} repeated; {', '.join(splits)}"
     if "groups" in found:
         parted = found["group_in_other_split"]
         line += f"; {found['groups']} groups, {parted} prompts left out because their group is in another split"
     return [line, *(f"{domain.name}: skipped a bad row, {bad}" for bad in found["bad"])]
+
+
+def _counted(split: str, record: Mapping[str, Any], wanted: int) -> str:
+    """How many prompts a split has, and how many were wanted where a held-out split, and so its intervals, lacks some."""
+    few = f" of {wanted} wanted" if split != "train" and record["prompts"] < wanted else ""
+    return f"{split} {record['prompts']}{few} ({record['too_long']} too long)"
 
 
 def visit_order(seed: int, stage: str, domain: str, n: int, position: int, count: int) -> np.ndarray:
