@@ -2,7 +2,7 @@
 
   python -m mdrl_jax.main --config=configs/own_model.py --config.model.path=DIR --workdir=runs/own_model
 
-DIR is a folder in Hugging Face layout (Llama, Qwen2, Qwen2.5 or Qwen3), or a name on the hub, which is downloaded.
+DIR is a folder in Hugging Face layout (of a family that the README lists), or a name on the hub, which is downloaded.
 Qwen2.5-0.5B-Instruct needs a TPU v5e-1 or a GPU of 16 GB; on a CPU it runs, slowly. The run shows that a model trains,
 is scored, analysed and won back. With 8 steps a stage and 64 test prompts its figures are not results. Prompts are
 short plain text, without a chat template.
