@@ -205,7 +205,7 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
 
 
 def _counted(split: str, record: Mapping[str, Any], wanted: int) -> str:
-    """How many prompts a split has, and how many were wanted where a held-out split, and so its intervals, lacks some."""
+    """How many prompts a split has; and how many were wanted, where a held-out split has fewer."""
     few = f" of {wanted} wanted" if split != "train" and record["prompts"] < wanted else ""
     return f"{split} {record['prompts']}{few} ({record['too_long']} too long)"
 

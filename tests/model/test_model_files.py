@@ -170,6 +170,6 @@ def test_a_hub_that_is_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pyt
         start = time.monotonic()
         with pytest.raises(UserError, match=r"hub:someone/silent cannot be downloaded: http://localhost:\d+ does not"):
             model_folder("hub:someone/silent")
-        with pytest.raises(UserError, match=r"math: hub:a/b:train cannot be read: http://localhost:\d+ does not answer"):
+        with pytest.raises(UserError, match=r"math: hub:a/b:train cannot be read: http://localhost:\d+ does"):
             open_hub("hub:a/b:train", "math")
         assert time.monotonic() - start < 4 and datasets.config.HF_HUB_OFFLINE
