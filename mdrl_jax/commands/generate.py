@@ -19,6 +19,7 @@ from mdrl_jax.rl.rollout import make_sampler, stage_key
 from mdrl_jax.rl.sampling import SamplingConfig
 
 DEFAULT = 128  # tokens
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def run(
@@ -159,6 +160,10 @@ def _read(path: str) -> list[dict[str, str]]:
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in found
     ):
         raise UserError(f"--messages={path} is not {form}")
-    if found[-1]["role"] == "assistant":
-        raise UserError(f"--messages={path} ends with the assistant's message; the last one must be the user's")
+    if unknown := [m["role"] for m in found if m["role"] not in ROLES]:  # most templates would write it as it is
+        raise UserError(f"--messages={path} has the role {unknown[0]!r}; known: {', '.join(ROLES)}")
+    if found[-1]["role"] not in ("user", "tool"):
+        raise UserError(
+            f"--messages={path} ends with the {found[-1]['role']}'s message; the last one must be the user's"
+        )
     return found

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import os
 import shutil
 from collections.abc import Callable
@@ -124,6 +125,7 @@ def test_a_prompt_is_the_users_message_of_the_chat_template(chat: Path, tmp_path
         (["--messages=absent"], "absent"),
         (["--messages=LAST"], "the last one must be the user's"),
         (["--messages=FORM"], "a JSON list of"),
+        (["--messages=ROLE"], "has the role 'wizard'; known: system,"),
         (["--prompt_ids=1", "--system=a"], "--system needs"),
         (["--prompt=a", "--raw", "--system=a"], "--raw takes"),
         (["--prompt_ids=1,100000"], "100000"),
@@ -133,7 +135,8 @@ def test_a_prompt_is_the_users_message_of_the_chat_template(chat: Path, tmp_path
 def test_a_wrong_prompt_ends_in_one_line(flags, words, chat, tmp_path, capsys) -> None:
     (tmp_path / "LAST").write_text('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]')
     (tmp_path / "FORM").write_text('{"role": "user"}')
-    flags = [flag.replace("=LAST", f"={tmp_path}/LAST").replace("=FORM", f"={tmp_path}/FORM") for flag in flags]
+    (tmp_path / "ROLE").write_text('{"role": "wizard", "content": "a"}')
+    flags = [re.sub("=(LAST|FORM|ROLE)$", rf"={tmp_path}/\1", flag) for flag in flags]
     assert words in refused(capsys, "generate", f"--model={chat}", *flags)
 
 
