@@ -70,7 +70,6 @@ def run(
         `messages` but no chat template; if `prompt_ids` is no list of numbers; if the prompt is empty or has ids
         outside the vocabulary; if the prompt's tokens and `max_new_tokens` together exceed the length that the model
         allows; or if temperature, top_k or top_p is out of range.
-      OverflowError: if the seed is outside its bounds.
       ValueError: as in `loaded.load_stage`.
     """
     if (model is None) == (workdir is None):

@@ -305,7 +305,12 @@ def open_table(path: Path, columns: tuple[str, ...]) -> Table:
         if kind in (".parquet", ".arrow"):
             import datasets
 
-            rows = datasets.load_dataset(kind[1:], data_files=glob.escape(str(path)), split="train")
+            said = datasets.logging.get_verbosity()
+            datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says the same in one line
+            try:
+                rows = datasets.load_dataset(kind[1:], data_files=glob.escape(str(path)), split="train")
+            finally:
+                datasets.logging.set_verbosity(said)
             return Arrow(str(path), rows)
         return JsonLines(path)
     except (OSError, ValueError, csv.Error, RecursionError) as e:

@@ -92,7 +92,7 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int, vocab_siz
     """
     problems: Sequence[Problem] = getattr(domain, split)
     if not problems:
-        more = "; add rows, files or a larger share of them" if domain.data else ""
+        more = f" {_whence(domain.data.record)}; add rows, files or a larger share of them" if domain.data else ""
         raise UserError(f"domain {domain.name} has no {split} prompts{more}")
     if domain.data:
         return _fitting(domain, domain.data, split, tokenizer, longest, vocab_size)
@@ -202,6 +202,13 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
         parted = found["group_in_other_split"]
         line += f"; {found['groups']} groups, {parted} prompts left out because their group is in another split"
     return [line, *(f"{domain.name}: skipped a bad row, {bad}" for bad in found["bad"])]
+
+
+def _whence(record: Mapping[str, Any]) -> str:
+    """What the prompts of a data set were taken from: its rows, how many are bad, how many repeat a prompt."""
+    bad = f", {record['bad_rows']} of them bad (the first: {record['bad'][0]})" if record["bad_rows"] else ""
+    repeated = f", {record['repeated']} of which repeat one" if record["repeated"] else ""
+    return f"among {record['prompts']} prompts{repeated} in {record['rows']} rows{bad}"
 
 
 def _counted(split: str, record: Mapping[str, Any], wanted: int) -> str:

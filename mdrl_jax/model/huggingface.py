@@ -125,9 +125,11 @@ def model_of(folder: str | Path, base: str | Path | None = None) -> Path:
     """The folder with `config.json` and the tokenizer: `folder` itself, or the base model of an adapter.
 
     Raises:
-      UserError: if the folder does not exist, or if an adapter has no base (`adapters.base_of`).
+      UserError: if it is no folder, or if an adapter has no base (`adapters.base_of`).
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; a model is the folder with its config.json and *.safetensors")
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist; a model of the hub is named hub:ORGANISATION/MODEL")
     return adapters.base_of(folder, base) if adapters.is_adapter(folder) else folder

@@ -2,8 +2,8 @@
 
 import io
 import json
-import re
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +231,7 @@ def test_a_lora_adapter_is_read_as_the_merged_model(chat: Path, folder: Path, tm
     [
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"use_dora": True}, "use_dora=True"),
+        ({"alpha_pattern": {"q_proj": "6"}}, "alpha_pattern 'q_proj' is '6'; it must be a number"),
         ({"base_model_name_or_path": "some/model"}, "'some/model' is no folder here; give .* --base=DIR"),
     ],
 )
@@ -366,3 +367,6 @@ def test_a_dry_run_names_every_domain_that_is_wrong(chat: Path, tmp_path: Path, 
     out = capsys.readouterr().out
     assert "math: 40 prompts in 40 rows" in out and "<user> add " in out and "its check: {'answer': " in out
     assert "cw: procedural" in out and "domain cw" not in str(e.value)
+    c.scored_domains, c.domains.math.reward = ("math",), "nowhere:f"
+    with pytest.raises(UserError, match="reward 'nowhere:f' cannot be imported"):
+        evaluate.dry_run(str(chat), parse(c))

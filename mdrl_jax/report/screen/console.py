@@ -139,7 +139,6 @@ class Screen:
             yield step.report
             return
         with self._watched(step) as show:
-
             last = ""
 
             def report(done: int, text: str) -> None:
