@@ -2,7 +2,7 @@
 
   python -m mdrl_jax.main --config=configs/quickstart.py --config.seed=0 --workdir=runs/quickstart-0
 
-It takes 293 s on two CPU cores without an accelerator. The model of 0.9M parameters is part of the package.
+It takes 293 s on two idle CPU cores without an accelerator. The model of 0.9M parameters is part of the package.
 
 The conflict is designed. Math pays for the final answer alone, and the base model gets it right far more often by
 working (84 %) than tersely (10 %). QA pays only for a reply that is nothing but the answer, Creative Writing pays a

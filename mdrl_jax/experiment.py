@@ -163,8 +163,8 @@ class Walk:
         }
         ran: list[float] = []
         for stage in self.stages:
-            begun, rest = time.monotonic(), len(self.stages) - stage.index + 1
-            self.screen.stage(stage.index, len(self.stages), sum(ran) / len(ran) * rest if ran else None)
+            begun = time.monotonic()
+            self.screen.stage(stage.index, len(self.stages), sum(ran) / len(ran) if ran else None)
             anew = not (stage.scored and self.folder.evaluation(stage.folder).exists())
             if not stage.scored:
                 self._recorded(stage, recorders[stage.kind])

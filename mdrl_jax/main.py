@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import platform
+import re
 import sys
 import threading
 import traceback
@@ -92,7 +93,8 @@ def _generate_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "top_p", 1.0, "sample from the likeliest tokens that together have this probability; 1: all", flag_values=values
     )
     integer("top_k", 0, "sample from this many of the likeliest tokens; 0: all", lower_bound=0, flag_values=values)
-    integer("seed", 0, "seed of the sampling", flag_values=values)
+    most = 2**63 - 1
+    integer("seed", 0, "seed of the sampling", lower_bound=-most, upper_bound=most, flag_values=values)
     _cache_flag(values)
 
 
@@ -449,6 +451,13 @@ def _with_shipped(argv: list[str]) -> list[str]:
     return [found(a) for a in argv]
 
 
+def _at_home(argument: str) -> str:
+    """Replaces the `~` at the start of a flag's path, which shells leave as it is: `--out=~/a`, `--stage=math:~/a`."""
+    start, home, rest = argument.partition("~/")
+    names_path = re.fullmatch(r"--(?!prompt=|system=)[\w.]+=([\w@-]+:)?", start)
+    return f"{start}{os.path.expanduser('~')}/{rest}" if home and names_path else argument
+
+
 def _usage() -> str:
     lines = ["usage: mdrl COMMAND --flags, or python -m mdrl_jax.main COMMAND --flags; run may be left out", ""]
     lines += [f"  {name:10} {about}" for name, (about, _, _) in COMMANDS.items()]
@@ -629,7 +638,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"command {name!r} is not known; known: {', '.join(COMMANDS)}")
         about, define, execute = COMMANDS[name]
         values = flags.FlagValues()
-        argv = [f"mdrl {name}", *_with_shipped(rest)]
+        argv = [f"mdrl {name}", *_with_shipped([_at_home(a) for a in rest])]
         define(values, argv)
         if wants_help:
             own = values.get_help().partition("\nabsl.flags:")[0].rstrip()

@@ -6,6 +6,7 @@ anything is trained or written.
 
 import dataclasses
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def model_folder(path: str) -> Path:
     hub = path.startswith("hub:") or (HUB_NAME.fullmatch(path) and not Path(path).exists())
     if hub:
         return huggingface.downloaded(path.removeprefix("hub:"))
-    return EMBEDDED_MODEL if path == "tiny" else Path(path)
+    return EMBEDDED_MODEL if path == "tiny" else Path(os.path.expanduser(path))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

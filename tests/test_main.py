@@ -244,6 +244,18 @@ def test_a_model_that_is_absent_or_damaged_is_named(refused: Refused, config: st
     assert not (tmp_path / "new").exists()
 
 
+def test_a_tilde_is_the_home_folder_in_flags_which_the_shell_leaves_as_they_are(
+    refused: Refused, config: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    prompt, one = "--prompt=~/x", ["analyze", config, "--base=~/base", f"--workdir={tmp_path}/new"]
+    assert f"{tmp_path}/model does not exist" in refused("generate", "--model=~/model", prompt)
+    assert f"{tmp_path}/file is a file; a model is" in refused("generate", "--model=~/file", prompt)
+    assert f"{tmp_path}/base" in refused(*one, "--stage=math:~/x")
+    assert "--seed" in refused("generate", "--model=tiny", prompt, f"--seed={2**70}")
+
+
 def test_a_model_of_the_hub_needs_no_prefix_and_is_refused_in_one_line(
     refused: Refused, monkeypatch: pytest.MonkeyPatch
 ):

@@ -107,7 +107,9 @@ def run(
         more = [analysis.conflict_unit(*pair, objective) for pair in harmed for objective in OBJECTIVES]
     with track("conflict subspaces", len(more)) as show:
         for done, unit in enumerate(more):
-            parts[unit.name] = analysis.part(unit, lambda text, done=done: show(done, text))
+            parts[unit.name] = analysis.part(
+                unit, lambda text, done=done, name=unit.name: show(done, f"{name}: {text}")
+            )
     found = assembly.assemble(parts, analysis.settings())
     for name, content in found.items():
         place = folder if name == "claims" else folder / "analysis"
@@ -197,7 +199,7 @@ class Analysis:
         """
         file = self.folder / "analysis" / "parts" / f"{unit.name}.json"
         if not file.exists():
-            progress("")
+            progress("compiles its programs")
             records.write_json(file, unit.make(progress))
         return records.read_json(file)
 

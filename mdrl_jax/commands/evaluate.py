@@ -22,6 +22,7 @@ from mdrl_jax.report.screen import terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tables import answers, harness, matrix
 from mdrl_jax.report.tables.scores import score_rows
+from mdrl_jax.rewards import base as rewards
 
 EVALUATION, SCORES, COMPLETIONS = "evaluation.json", "scores.jsonl", "completions.jsonl.gz"  # in the folder --out
 
@@ -130,7 +131,7 @@ def dry_run(model: str, config: Config) -> None:
       config: the parsed configuration.
 
     Raises:
-      UserError: if a domain, its data or its prompts are not valid; the message has the reason for each domain.
+      UserError: if a domain, its data, its prompts or its reward are not valid; the message has the reason for each domain.
       OSError: if a file of JSON lines or csv cannot be read to its end.
     """
     folder = runtime.model_folder(model)
@@ -144,6 +145,7 @@ def dry_run(model: str, config: Config) -> None:
     for name in dict.fromkeys(config.scored_domains):
         try:
             domain = make_domains((name,), config.domains)[name]
+            rewards.resolve(domain.reward)
             if tokenizer is None:
                 counts = {split: len(getattr(domain, split)) for split in SPLITS}
                 lines, first = [f"{name}: {counts}"], domain.test[0]

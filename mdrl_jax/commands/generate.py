@@ -19,6 +19,7 @@ from mdrl_jax.rl.rollout import make_sampler, stage_key
 from mdrl_jax.rl.sampling import SamplingConfig
 
 DEFAULT = 128  # tokens
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def run(
@@ -68,9 +69,10 @@ def run(
         without `prompt` or with `system`, or `system` is given with `prompt_ids`; if `base` is given, but `model` is
         no adapter; if the model or the stage cannot be read, or names no end token; if text is given but there is no
         tokenizer, or a system prompt or several messages but no chat template; if `prompt_ids` is no list of numbers;
-        if the file of `messages` has another form or ends with the assistant's message; if the prompt is empty or has
-        ids outside the vocabulary; if the prompt's tokens and `max_new_tokens` together exceed the length that the
-        model allows; or if temperature, top_k or top_p is out of range.
+        if the file of `messages` has another form, has a role that is not known, or does not end with the message of
+        the user or of a tool; if the prompt is empty or has ids outside the vocabulary; if the prompt's tokens and
+        `max_new_tokens` together exceed the length that the model allows; or if temperature, top_k or top_p is out of
+        range.
       OSError: if the file of `messages` cannot be read.
       OverflowError: if the seed is outside its bounds.
       ValueError: as in `loaded.load_stage`.
@@ -162,6 +164,10 @@ def _read(path: str) -> list[dict[str, str]]:
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in found
     ):
         raise UserError(f"--messages={path} is not {form}")
-    if found[-1]["role"] == "assistant":
-        raise UserError(f"--messages={path} ends with the assistant's message; the last one must be the user's")
+    if unknown := [m["role"] for m in found if m["role"] not in ROLES]:  # most templates would write it as it is
+        raise UserError(f"--messages={path} has the role {unknown[0]!r}; known: {', '.join(ROLES)}")
+    if found[-1]["role"] not in ("user", "tool"):
+        raise UserError(
+            f"--messages={path} ends with the {found[-1]['role']}'s message; the last one must be the user's"
+        )
     return found

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.model import huggingface
+from mdrl_jax.model import hub, huggingface
 
 UNWANTED = (".*", "*.partial", "lost+found")  # names that are not uploaded
 
@@ -20,11 +20,10 @@ def run(model: str, repo: str, private: bool = False, dry_run: bool = False, api
       api: the client that is used, `huggingface_hub.HfApi` by default. It finds the token of `hf auth login`.
 
     Raises:
-      UserError: if the folder holds no model that can be read, the name has another form, or the hub refuses the
-        upload.
+      UserError: if the folder holds no model that can be read, the name has another form, or the upload fails.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     folder = Path(model)
@@ -44,12 +43,14 @@ def run(model: str, repo: str, private: bool = False, dry_run: bool = False, api
         for file in files:
             print(f"  {file.relative_to(folder)}  {file.stat().st_size:,} bytes")
         return
+    if not api and (away := hub.away()):
+        raise UserError(f"nothing was uploaded to {repo}: {away}")
     client = api or HfApi()
     try:
         client.create_repo(repo, private=private, exist_ok=True)
         client.upload_folder(
             repo_id=repo, folder_path=folder, ignore_patterns=list(UNWANTED), commit_message="Upload by mdrl_jax"
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, ConnectionError, ValueError) as e:
-        raise UserError(f"the hub refused the upload to {repo}: {' '.join(str(e).split())}") from e
+    except Exception as e:  # the hub and the network can fail in any way
+        raise UserError(f"the upload to {repo} failed ({type(e).__name__}: {' '.join(str(e).split())})") from e
     print(f"{len(files)} files, {size / 1e6:,.1f} MB, are at https://huggingface.co/{repo}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import hub
 from mdrl_jax.records import regular
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -304,7 +305,12 @@ def open_table(path: Path, columns: tuple[str, ...]) -> Table:
         if kind in (".parquet", ".arrow"):
             import datasets
 
-            rows = datasets.load_dataset(kind[1:], data_files=glob.escape(str(path)), split="train")
+            said = datasets.logging.get_verbosity()
+            datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says the same in one line
+            try:
+                rows = datasets.load_dataset(kind[1:], data_files=glob.escape(str(path)), split="train")
+            finally:
+                datasets.logging.set_verbosity(said)
             return Arrow(str(path), rows)
         return JsonLines(path)
     except (OSError, ValueError, csv.Error, RecursionError) as e:
@@ -344,9 +350,13 @@ def open_hub(entry: str, where: str) -> Table:
     parts = entry.split(":")[1:]
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(f"{where}: {entry!r} names no hub data set; write hub:NAME:SPLIT or hub:NAME:SUBSET:SPLIT")
+    if away := hub.away():
+        datasets.config.HF_HUB_OFFLINE = True  # the cache is read, and nothing is tried six times
     try:
         rows = datasets.load_dataset(parts[0], parts[1] if len(parts) == 3 else None, split=parts[-1])
     except Exception as e:  # the hub, the network and the data files can fail in any way
-        reason = (str(e).splitlines() or [""])[0]
-        raise UserError(f"{where}: {entry} cannot be read ({type(e).__name__}: {reason})") from e
+        reason = hub.said(e)
+        if away and isinstance(e, ConnectionError):
+            reason = f"{away}; the cache of data sets has no copy"
+        raise UserError(f"{where}: {entry} cannot be read: {reason}") from e
     return Arrow(entry, rows)

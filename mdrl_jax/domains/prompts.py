@@ -92,7 +92,7 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int, vocab_siz
     """
     problems: Sequence[Problem] = getattr(domain, split)
     if not problems:
-        more = "; add rows, files or a larger share of them" if domain.data else ""
+        more = f" {_whence(domain.data.record)}; add rows, files or a larger share of them" if domain.data else ""
         raise UserError(f"domain {domain.name} has no {split} prompts{more}")
     if domain.data:
         return _fitting(domain, domain.data, split, tokenizer, longest, vocab_size)
@@ -195,13 +195,26 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
     if not domain.data:
         return []
     found = domain.data.record
-    splits = [f"{split} {s.record['prompts']} ({s.record['too_long']} too long)" for split, s in sets.items()]
+    splits = [_counted(split, s.record, domain.data.sizes[split]) for split, s in sets.items()]
     rows, prompts = (f"{found[n]:,} {n if found[n] != 1 else n[:-1]}" for n in ("rows", "prompts"))
     line = f"{domain.name}: {prompts} in {rows}, {found['repeated']} repeated; {', '.join(splits)}"
     if "groups" in found:
         parted = found["group_in_other_split"]
         line += f"; {found['groups']} groups, {parted} prompts left out because their group is in another split"
     return [line, *(f"{domain.name}: skipped a bad row, {bad}" for bad in found["bad"])]
+
+
+def _whence(record: Mapping[str, Any]) -> str:
+    """What the prompts of a data set were taken from: its rows, how many are bad, how many repeat a prompt."""
+    bad = f", {record['bad_rows']} of them bad (the first: {record['bad'][0]})" if record["bad_rows"] else ""
+    repeated = f", {record['repeated']} of which repeat one" if record["repeated"] else ""
+    return f"among {record['prompts']} prompts{repeated} in {record['rows']} rows{bad}"
+
+
+def _counted(split: str, record: Mapping[str, Any], wanted: int) -> str:
+    """How many prompts a split has; and how many were wanted, where a held-out split has fewer."""
+    few = f" of {wanted} wanted" if split != "train" and record["prompts"] < wanted else ""
+    return f"{split} {record['prompts']}{few} ({record['too_long']} too long)"
 
 
 def visit_order(seed: int, stage: str, domain: str, n: int, position: int, count: int) -> np.ndarray:

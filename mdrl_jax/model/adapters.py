@@ -77,6 +77,10 @@ class Adapter:
         for field, neutral in _NEUTRAL.items():
             if (value := self.fields.get(field)) not in neutral:
                 raise UserError(f"{folder}: {field}={value!r} of the LoRA adapter is not supported; merge it with PEFT")
+        numbers = {f"alpha_pattern {k!r}": v for k, v in (self.fields.get("alpha_pattern") or {}).items()}
+        for field, value in ({"lora_alpha": self.fields.get("lora_alpha", 8)} | numbers).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{folder / CONFIG}: {field} is {value!r}; it must be a number")
         file = folder / WEIGHTS
         if not file.exists():
             raise UserError(f"{folder} has no {WEIGHTS}")

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.model import adapters, tokens
+from mdrl_jax.model import adapters, hub, tokens
 from mdrl_jax.model.families import ModelConfig, from_hf, to_hf
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import param_shardings
@@ -125,9 +125,11 @@ def model_of(folder: str | Path, base: str | Path | None = None) -> Path:
     """The folder with `config.json` and the tokenizer: `folder` itself, or the base model of an adapter.
 
     Raises:
-      UserError: if the folder does not exist, or if an adapter has no base (`adapters.base_of`).
+      UserError: if it is no folder, or if an adapter has no base (`adapters.base_of`).
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; a model is the folder with its config.json and *.safetensors")
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist; a model of the hub is named hub:ORGANISATION/MODEL")
     return adapters.base_of(folder, base) if adapters.is_adapter(folder) else folder
@@ -166,11 +168,17 @@ def downloaded(name: str) -> Path:
 
     model, _, revision = name.partition("@")
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    away = hub.away()
     try:
-        return Path(huggingface_hub.snapshot_download(model, revision=revision or None, allow_patterns=wanted))
+        found = huggingface_hub.snapshot_download(
+            model, revision=revision or None, allow_patterns=wanted, local_files_only=bool(away)
+        )
     except Exception as e:  # the hub and the network can fail in any way
-        reason = " ".join((str(e).splitlines() or [""])[0].split())
-        raise UserError(f"the model hub:{name} cannot be downloaded ({type(e).__name__}: {reason})") from e
+        reason = hub.said(e)
+        if away and isinstance(e, huggingface_hub.errors.LocalEntryNotFoundError):
+            reason = f"{away}; its cache has no copy"
+        raise UserError(f"the model hub:{name} cannot be downloaded: {reason}") from e
+    return Path(found)
 
 
 class _Files:

@@ -118,6 +118,7 @@ class Part:
     Attributes:
       id, title, lead: as in `sections.Section`.
       items: figures and tables in the order of the page.
+      details: those that the page folds until a reader opens them.
       notes: a line on each record that is damaged.
       absent: a line on each record that is missing.
     """
@@ -126,14 +127,21 @@ class Part:
     title: str
     lead: str
     items: Sequence[Figure | Table]
+    details: Sequence[Figure | Table]
     notes: Sequence[str]
     absent: Sequence[str]
 
-    def blocks(self) -> Iterator[list[Figure | Table]]:
-        """The items in blocks: neighbours that fit into one of two columns together, and every other item alone."""
-        for narrow, group in itertools.groupby(self.items, lambda item: px(item) <= COLUMN):
-            block = list(group)
-            yield from [block] if narrow else ([item] for item in block)
+    @property
+    def empty(self) -> bool:
+        """Whether the page has nothing to show in this section."""
+        return not (self.items or self.details or self.notes)
+
+
+def blocks(items: Sequence[Figure | Table]) -> Iterator[list[Figure | Table]]:
+    """The items in blocks: neighbours that fit into one of two columns together, and every other item alone."""
+    for narrow, group in itertools.groupby(items, lambda item: px(item) <= COLUMN):
+        block = list(group)
+        yield from [block] if narrow else ([item] for item in block)
 
 
 def write(workdir: str | Path) -> Path:
@@ -162,7 +170,7 @@ def write(workdir: str | Path) -> Path:
     found = Records(root)
     parts = [_part(section, found) for section in SECTIONS]
     folder = root / "report"
-    for item in (item for part in parts for item in part.items):
+    for item in (item for part in parts for item in (*part.items, *part.details)):
         records.write_text(folder / f"{item.name}.csv", item.csv())
         if isinstance(item, Figure):
             records.write_text(folder / f"{item.name}.svg", item.svg)
@@ -243,15 +251,16 @@ def _deciders(claim: Mapping[str, Any]) -> Iterator[Decider]:
 
 
 def _part(section: Section, found: Records) -> Part:
-    items: list[Figure | Table] = []
+    made: tuple[list[Figure | Table], ...] = ([], [])
     notes: list[str] = []
     absent: list[str] = []
-    for builder in section.builders:
-        made, note, missing = tried(builder, found)
-        items += made
-        notes += [note] if note and note not in notes else []
-        absent += [missing] if missing and missing not in absent else []
-    return Part(section.id, section.title, section.lead, items, notes, absent)
+    for items, builders in zip(made, (section.builders, section.details), strict=True):
+        for builder in builders:
+            built, note, missing = tried(builder, found)
+            items += built
+            notes += [note] if note and note not in notes else []
+            absent += [missing] if missing and missing not in absent else []
+    return Part(section.id, section.title, section.lead, *made, notes, absent)
 
 
 def tried(builder: Callable[[Records], Any], found: Records) -> tuple[list[Any], str, str]:
@@ -300,13 +309,14 @@ def _html(root: Path, found: Records, parts: Sequence[Part]) -> str:
         counts=[(verdict, sum(c.verdict == verdict for c in cards)) for verdict in VERDICTS],
         unjudged=unjudged,
         claims_note=note,
-        evidence=[part for part in parts[:before] if part.items or part.notes],
-        others=[part for part in parts[before:] if part.items or part.notes],
+        evidence=[part for part in parts[:before] if not part.empty],
+        others=[part for part in parts[before:] if not part.empty],
         absent=list(dict.fromkeys(line for part in parts for line in part.absent)),
         readings=readings,
         unread=unread,
         terms={glossary.anchor(term): (term, text) for term, text in sorted(glossary.TERMS.items(), key=_by_letter)},
         marker=glossary.marker,
+        blocks=blocks,
         is_figure=lambda item: isinstance(item, Figure),
         # A closing tag in the library's source would end the script element that holds it.
         library=_library().replace("</script", "<\\/script"),

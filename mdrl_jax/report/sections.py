@@ -3,6 +3,8 @@
 Evidence comes first: scores, recovery, damage, structure. The page puts the verdicts on the claims after the section
 `LAST_EVIDENCE`, and the samples after the training.
 
+Each section shows what answers its question, and folds the details behind one line that names them.
+
 A builder returns one figure or table, or a list of them. It raises `folder.Absent` if a record is missing or holds
 nothing to show, and UserError if a record is no valid JSON. `page` shows both, and the errors in `page.DAMAGED`, as a
 line of text.
@@ -39,13 +41,15 @@ class Section:
       id: anchor of the section.
       title: its heading.
       lead: one or two sentences on the question that the section answers.
-      builders: functions that make its figures and tables.
+      builders: functions that make the figures and tables that it shows.
+      details: functions that make further ones, which the page folds until a reader opens them.
     """
 
     id: str
     title: str
     lead: str
     builders: tuple[Builder, ...]
+    details: tuple[Builder, ...] = ()
 
 
 LAST_EVIDENCE = "gradients"
@@ -62,22 +66,19 @@ SECTIONS = (
         "Single answers",
         "Which answers to held-out prompts each stage turned from right to wrong and back, beside what other sampling "
         "keys change alone; and how often one of several answers is right.",
-        (answers.headline, answers.shares, answers.lost, answers.pass_at),
+        (answers.headline, answers.shares),
+        (answers.lost, answers.pass_at),
     ),
     Section(
         "recovery",
         "Recovery and prevention",
         "How much of a lost score each method recovers or keeps, how much it costs the other domains and in compute, "
         "and how well the planner forecast it.",
+        (methods.frontier, methods.comparison, refreshed.curves, rolled_back.sweep, planned.plan),
         (
-            methods.frontier,
-            methods.comparison,
-            refreshed.curves,
             refreshed.contraction,
-            rolled_back.sweep,
             rolled_back.at_equal_loss,
             rolled_back.fractions,
-            planned.plan,
             planned.outcomes,
             planned.orders,
         ),
@@ -88,14 +89,16 @@ SECTIONS = (
         "How much a later edit harms an earlier domain: predicted by a second-order expansion at that domain's peak, "
         "and measured. Never read the second order alone: the gradient need not be 0 where a stage ends, so the first "
         "order counts too.",
-        (damage.waterfall, damage.alphas, damage.agreement),
+        (damage.waterfall, damage.agreement),
+        (damage.alphas,),
     ),
     Section(
         "subspace",
         "The conflict subspace",
         "How much of the second-order damage lies in the conflict subspace S, which is spanned by the leading "
         "eigenvectors of the Hessian on the shared route.",
-        (subspace.removal, subspace.captured, subspace.spectrum, subspace.ladder),
+        (subspace.removal, subspace.captured),
+        (subspace.spectrum, subspace.ladder),
     ),
     Section(
         "theorem",
@@ -117,7 +120,8 @@ SECTIONS = (
         "edits",
         "Edits",
         "How sparse and how large the edits of the stages are, and which neurons they share.",
-        (edits.histogram, edits.sparsity, edits.ranks, edits.neurons),
+        (edits.sparsity, edits.neurons),
+        (edits.histogram, edits.ranks),
     ),
     Section(
         "routes",
@@ -131,7 +135,8 @@ SECTIONS = (
         "Gradients",
         "In which tensors the gradients of two domains agree and in which they oppose each other. A cosine corrected "
         "for noise is shown only if both gradients are measured reliably.",
-        (gradients.cosines, gradients.cancellation, gradients.modules),
+        (gradients.cosines, gradients.cancellation),
+        (gradients.modules,),
     ),
     Section(
         "training",

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,7 @@ def test_a_prompt_is_the_users_message_of_the_chat_template(chat: Path, tmp_path
         (["--messages=absent"], "absent"),
         (["--messages=LAST"], "the last one must be the user's"),
         (["--messages=FORM"], "a JSON list of"),
+        (["--messages=ROLE"], "has the role 'wizard'; known: system,"),
         (["--prompt_ids=1", "--system=a"], "--system needs"),
         (["--prompt=a", "--raw", "--system=a"], "--raw takes"),
         (["--prompt_ids=1,100000"], "100000"),
@@ -133,7 +135,8 @@ def test_a_prompt_is_the_users_message_of_the_chat_template(chat: Path, tmp_path
 def test_a_wrong_prompt_ends_in_one_line(flags, words, chat, tmp_path, capsys) -> None:
     (tmp_path / "LAST").write_text('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]')
     (tmp_path / "FORM").write_text('{"role": "user"}')
-    flags = [flag.replace("=LAST", f"={tmp_path}/LAST").replace("=FORM", f"={tmp_path}/FORM") for flag in flags]
+    (tmp_path / "ROLE").write_text('{"role": "wizard", "content": "a"}')
+    flags = [re.sub("=(LAST|FORM|ROLE)$", rf"={tmp_path}/\1", flag) for flag in flags]
     assert words in refused(capsys, "generate", f"--model={chat}", *flags)
 
 
@@ -228,6 +231,7 @@ def test_a_lora_adapter_is_read_as_the_merged_model(chat: Path, folder: Path, tm
     [
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"use_dora": True}, "use_dora=True"),
+        ({"alpha_pattern": {"q_proj": "6"}}, "alpha_pattern 'q_proj' is '6'; it must be a number"),
         ({"base_model_name_or_path": "some/model"}, "'some/model' is no folder here; give .* --base=DIR"),
     ],
 )
@@ -363,3 +367,6 @@ def test_a_dry_run_names_every_domain_that_is_wrong(chat: Path, tmp_path: Path, 
     out = capsys.readouterr().out
     assert "math: 40 prompts in 40 rows" in out and "<user> add " in out and "its check: {'answer': " in out
     assert "cw: procedural" in out and "domain cw" not in str(e.value)
+    c.scored_domains, c.domains.math.reward = ("math",), "nowhere:f"
+    with pytest.raises(UserError, match="reward 'nowhere:f' cannot be imported"):
+        evaluate.dry_run(str(chat), parse(c))

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from mdrl_jax.domains.prompts import groups_apart, notes, tokenize, visit_order
 from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.domains.vocabulary import make_tokenizer
 from mdrl_jax.errors import UserError
+from mdrl_jax.model import hub, huggingface
 
 ROWS = [{"question": f"what is {i} plus\n{i}, then?", "answer": str(2 * i)} for i in range(200)]
 ALL = DomainsConfig(n_train=1000, n_validation=1000, n_test=1000)
@@ -383,10 +386,29 @@ def test_a_split_of_the_hub_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch
         return library.Dataset.from_list(ROWS[:100] if split == "train" else ROWS[100:])
 
     monkeypatch.setattr(library, "load_dataset", load)
+    monkeypatch.setattr(hub, "away", lambda: "")
     made = source("hub:someone/set:main:train", test_files=("hub:someone/set:dev",), validation_share=0.0)
     domain = datasets.make("qa", made, ALL)
     assert asked == [("someone/set", "main", "train"), ("someone/set", None, "dev")]
     assert (len(domain.train), len(domain.validation), len(domain.test)) == (100, 0, 100)
+
+
+def test_a_hub_that_is_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The libraries alone would try six times, and wait 10 s each time. A server here accepts and never answers."""
+    import datasets as library
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(library.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    with socket.create_server(("localhost", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://localhost:{server.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"hub:someone/silent cannot be downloaded: http://localhost:\d+ does not"):
+            huggingface.downloaded("someone/silent")
+        with pytest.raises(UserError, match=r"math: hub:a/b:train cannot be read: http://localhost:\d+ does not"):
+            files.open_hub("hub:a/b:train", "math")
+        assert time.monotonic() - start < 10 and library.config.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])

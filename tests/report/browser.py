@@ -31,7 +31,13 @@ LOOK = """<script>
 (async () => {
   const charts = [...document.querySelectorAll(".chart")];
   const waits = (c) => !c.querySelector("svg") && !c.textContent.includes("could not");
-  for (let i = 0; i < 200 && charts.some(waits); i++) await new Promise((done) => setTimeout(done, 100));
+  const wait = async (some) => {
+    for (let i = 0; i < 200 && some.some(waits); i++) await new Promise((done) => setTimeout(done, 100));
+  };
+  await wait(charts.filter((c) => !c.closest("details.more")));
+  met.folded = document.documentElement.scrollHeight;
+  document.getElementById("unfold")?.click(); // what is folded is looked at, too
+  await wait(charts);
   // A chart that does not fit is drawn again, so wait until nothing changes.
   const drawn = () => charts.map((c) => c.querySelector("svg")?.outerHTML.length ?? 0).join();
   for (let i = 0, before = ""; i < 100 && before !== (before = drawn()); i++) {

@@ -99,7 +99,7 @@ def versions(records: Records) -> Table:
     rows = [(name, str(value)) for name, value in record["versions"].items() if value]
     devices = [f"{len(list(group))} × {kind}" for kind, group in itertools.groupby(record["devices"], _kind)]
     rows += [("devices", ", ".join(devices)), ("git revision", record["git"] or "not from a checkout")]
-    return Table("versions", "Versions and devices", ("what", "which"), rows)
+    return Table("versions", "Versions and devices", ("what", "which"), rows, folded=True)
 
 
 def configuration(records: Records) -> Table:

@@ -11,6 +11,7 @@ The mode changes standard output only; `log.txt` is the same in every mode.
 
 import contextlib
 import datetime
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Screen:
 
     def __init__(self, log: Path | None, output: str = "screen"):
         self._output = OUTPUTS[output]() if distributed.is_first() else Silent()
-        self._overall = ""
+        self._stage: tuple[int, int, float | None, float] | None = None
         self._log = None
         if log is not None and distributed.is_first():
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -82,16 +83,25 @@ class Screen:
         """
         self._output.event(name, fields)
 
-    def stage(self, index: int, n: int, left: float | None) -> None:
-        """Says beside every progress from now on how far the run is.
+    def stage(self, index: int, n: int, mean: float | None) -> None:
+        """Says beside every progress from now on how far the run is, and how long it still takes.
 
         Args:
-          index: number of the present stage, from 1.
+          index: number of the stage that begins now, from 1.
           n: number of stages.
-          left: estimated seconds until the run ends; None if there is no estimate.
+          mean: mean seconds of the stages before; None if there is no estimate.
         """
-        after = "" if left is None else f", run {datetime.timedelta(seconds=round(left))} left"
-        self._overall = f"  [stage {index} of {n}{after}]"
+        self._stage = (index, n, mean, time.monotonic())
+
+    def _overall(self, step: Step) -> str:
+        if self._stage is None:
+            return ""
+        index, n, mean, begun = self._stage
+        left = ""
+        if mean is not None:  # this stage takes at least as long as the present step of it
+            here = max(mean - (time.monotonic() - begun), step.left() or 0.0)
+            left = f", run {datetime.timedelta(seconds=round(here + mean * (n - index)))} left"
+        return f"  [stage {index} of {n}{left}]"
 
     def track(self, label: str, total: int, done: int, items: Iterable[tuple[int, str, Any]]) -> Iterator[Any]:
         """Shows a bar with the pieces done, the item's text and the time left, while the items are used.
@@ -135,23 +145,27 @@ class Screen:
             yield step.report
             return
         with self._watched(step) as show:
+            last = ""
 
             def report(done: int, text: str) -> None:
+                nonlocal last
                 preemption.check(label)
+                last = text
                 show(done, text)
 
             try:
                 yield report
             except preemption.Dropped:
                 raise preemption.Stopped(f"during {label}") from None
-            show(total, step.text.removesuffix(self._overall))
+            show(total, last)
 
     @contextlib.contextmanager
     def _watched(self, step: Step) -> Iterator[Show]:
         with preemption.during(step.label), self._output.watch(step) as tell:
 
             def show(done: int, text: str) -> None:
-                step.report(done, text + self._overall)
+                step.report(done, text)
+                step.text += self._overall(step)
                 tell()
 
             yield show

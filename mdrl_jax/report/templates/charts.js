@@ -65,15 +65,33 @@ function cue() {
   }
 }
 
-for (const element of document.querySelectorAll(".chart")) {
+const show = (element) =>
   draw(element)
     .catch((error) => {
       element.textContent = `This chart could not be drawn: ${error}`;
       console.error(error);
     })
     .finally(cue);
+
+// A chart in a folded part has no width yet, so it is drawn when its part is first opened.
+const undrawn = new Set(document.querySelectorAll(".chart"));
+function drawShown() {
+  for (const element of undrawn) {
+    if (element.closest("details.more:not([open])")) continue;
+    undrawn.delete(element);
+    show(element);
+  }
+  cue();
 }
-cue();
+const folded = [...document.querySelectorAll("main details")].filter((part) => !part.closest(".chart"));
+const unfold = document.getElementById("unfold");
+for (const part of folded) part.addEventListener("toggle", drawShown);
+unfold?.addEventListener("click", () => {
+  const closed = folded.some((part) => !part.open);
+  folded.forEach((part) => (part.open = closed));
+  unfold.textContent = closed ? "Close all details" : "Open all details";
+});
+drawShown();
 addEventListener("resize", cue);
 
 // The meaning of a term, beside it and inside the window.
@@ -83,7 +101,7 @@ for (const term of document.querySelectorAll(".term")) {
   const text = term.title;
   term.removeAttribute("title"); // the browser would show it a second time
   term.setAttribute("aria-description", text);
-  const show = () => {
+  const explain = () => {
     tip.textContent = text;
     tip.hidden = false;
     const at = term.getBoundingClientRect();
@@ -92,7 +110,7 @@ for (const term of document.querySelectorAll(".term")) {
     const below = at.bottom + 6;
     tip.style.top = `${below + tip.offsetHeight > innerHeight ? at.top - tip.offsetHeight - 6 : below}px`;
   };
-  for (const event of ["mouseenter", "focus"]) term.addEventListener(event, show);
+  for (const event of ["mouseenter", "focus"]) term.addEventListener(event, explain);
   for (const event of ["mouseleave", "blur"]) term.addEventListener(event, hide);
 }
 addEventListener("scroll", hide, { passive: true });

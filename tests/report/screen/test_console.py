@@ -66,6 +66,16 @@ def test_what_was_done_before_a_resume_is_not_taken_for_speed():
     assert told(step, clock, (14.0, 92)) == 8 * 4
 
 
+def test_the_run_takes_at_least_as_long_as_the_step_it_is_in():
+    clock, console = Clock(), Screen(None)
+    step = Step("code", 10, clock)
+    told(step, clock, (0.0, 0), (60.0, 1))
+    console.stage(3, 5, 100.0)
+    assert console._overall(step) == "  [stage 3 of 5, run 0:12:20 left]"  # 9 pieces of 60 s, 2 stages of 100 s
+    told(step, clock, (61.0, 10))
+    assert re.fullmatch(r"  \[stage 3 of 5, run 0:0(5:00|4:5\d) left\]", console._overall(step))
+
+
 def test_reports_within_a_piece_change_the_text_alone():
     clock = Clock()
     step = Step("sweep", 4, clock)
