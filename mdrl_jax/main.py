@@ -469,8 +469,8 @@ def _with_shipped(argv: list[str]) -> list[str]:
         name = re.sub(r"^configs/(.+)\.py$", r"\1", file)
         if name not in shipped:
             raise UserError(
-                f"there is no config file {file!r}; give a file, e.g. small.py, or the name of a config that comes with "
-                f"the package: {', '.join(shipped)}"
+                f"there is no config file {file!r}; give a file, e.g. small.py, or the name of a config that comes "
+                f"with the package: {', '.join(shipped)}"
             )
         given[at] = f"{flag}=" * bool(equals) + shipped[name] + colon + variant
     return given

@@ -37,7 +37,7 @@ def test_off_linux_programs_run_only_if_the_user_allows_it() -> None:
         "try: isolation.choose('best')\n"
         "except isolation.UserError as e: print(e)\n"
         "settings = sandbox.Settings(sandbox='none')\n"
-        "locked = 'import os; os.makedirs(\"a/b\"); os.chmod(\"a\", 0)'\n"
+        'locked = \'import os; os.makedirs("a/b"); os.chmod("a", 0)\'\n'
         "for program in (locked, 'import os'):\n"
         "    print(sandbox.run(program, ['assert not os.listdir()'], settings=settings))\n"
         "sandbox.close()"
