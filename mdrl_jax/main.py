@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
@@ -24,7 +25,10 @@ import mdrl_jax
 from mdrl_jax import preemption
 from mdrl_jax.errors import UserError
 
-CONFIG_HELP = "configuration file, e.g. configs/quickstart.py; --config.FIELD=VALUE changes a field: --config.seed=1"
+CONFIG_HELP = (
+    "configuration file, or the name of one that comes with the package, e.g. quickstart; --config.FIELD=VALUE changes "
+    "a field: --config.seed=1"
+)
 OUTPUTS = ("screen", "quiet", "json")  # the keys of `report/screen/outputs.py`, which is slow to import
 
 
@@ -437,18 +441,40 @@ def _needed(values: Any, name: str) -> Any:
     return getattr(values, name)
 
 
+def _shipped() -> dict[str, str]:
+    """Name and file of each config that comes with the package: `configs` in a wheel and beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {file.stem: str(file) for file in sorted(folder.glob("*.py"))}
+
+
 def _with_shipped(argv: list[str]) -> list[str]:
-    """Replaces `--config=configs/NAME.py` by the installed package's file if there is none in the current folder."""
-    shipped = os.path.dirname(os.path.abspath(__file__))
+    """Replaces the name of a config that comes with the package, as in `--config=quickstart`, by its file.
 
-    def found(argument: str) -> str:
-        start = "--config=" if argument.startswith("--config=") else ""
-        file, colon, variant = argument.removeprefix(start).partition(":")
-        there = os.path.join(shipped, file)
-        known = file.startswith("configs/") and not os.path.exists(file) and os.path.exists(there)
-        return f"{start}{there}{colon}{variant}" if known else argument
+    `--config=configs/quickstart.py` means the same in a folder that has no such file. A file of that very name comes
+    first. What follows a colon is kept, because it is the argument of `get_config`.
 
-    return [found(a) for a in argv]
+    Raises:
+      UserError: if there is neither such a file nor such a name; the message lists the names.
+    """
+    given = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        at = i if equals else i + 1
+        if flag not in ("--config", "-config") or at == len(argv):
+            continue
+        file, colon, variant = (value if equals else argv[at]).partition(":")
+        if not file or (os.path.exists(file) and not os.path.isdir(file)):
+            continue
+        shipped = _shipped()
+        name = re.sub(r"^configs/(.+)\.py$", r"\1", file)
+        if name not in shipped:
+            raise UserError(
+                f"there is no config file {file!r}; give a file, e.g. small.py, or the name of a config that comes "
+                f"with the package: {', '.join(shipped)}"
+            )
+        given[at] = f"{flag}=" * bool(equals) + shipped[name] + colon + variant
+    return given
 
 
 def _at_home(argument: str) -> str:
@@ -465,7 +491,8 @@ def _usage() -> str:
         "",
         "COMMAND --helpshort lists its flags; --help also the fields of --config; --version prints the version",
     ]
-    return "\n".join([*lines, "a first run, of six minutes: mdrl run --config=configs/quickstart.py"])
+    lines += ["configs that come with the package: " + ", ".join(_shipped())]
+    return "\n".join([*lines, "a first run, of six minutes: mdrl --config=quickstart"])
 
 
 def _drop_overrides(config: Any, argv: Sequence[str]) -> None:
@@ -599,7 +626,7 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, ne
             raise UserError(f"get_config() of {file} returns {kind}; it must return what config.default() makes")
         _drop_overrides(values["config"].value, argv)
     if needs_config and "config" in values and values["config"].value is None:
-        raise UserError("--config is missing, e.g. --config=configs/quickstart.py")
+        raise UserError("--config is missing, e.g. --config=quickstart")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -634,11 +661,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"mdrl_jax {mdrl_jax.__version__}, jax {metadata.version('jax')}, Python {platform.python_version()}")
         return 0
     try:
+        _check_machine()
         if name not in COMMANDS:
             raise UserError(f"command {name!r} is not known; known: {', '.join(COMMANDS)}")
         about, define, execute = COMMANDS[name]
         values = flags.FlagValues()
-        argv = [f"mdrl {name}", *_with_shipped([_at_home(a) for a in rest])]
+        given = [_at_home(a) for a in rest]
+        argv = [f"mdrl {name}", *(given if wants_help else _with_shipped(given))]
         define(values, argv)
         if wants_help:
             own = values.get_help().partition("\nabsl.flags:")[0].rstrip()
@@ -662,6 +691,19 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _check_machine() -> None:
+    """Refuses Windows, and keeps JAX's 64-bit types off, which would change draws and scores.
+
+    Raises:
+      UserError: on Windows.
+    """
+    if sys.platform in ("win32", "cygwin"):
+        raise UserError("Windows is not supported, since programs of the code reward cannot be limited there; use WSL")
+    asked = os.environ.pop("JAX_ENABLE_X64", "")
+    if asked.lower() not in ("", "0", "n", "no", "f", "false", "off"):
+        print(f"mdrl: note: JAX_ENABLE_X64={asked} is ignored; model.dtype sets the precision", file=sys.stderr)
+
+
 def _tell(error: UserError | str) -> None:
     from mdrl_jax.progress import printable
 
@@ -679,7 +721,9 @@ def _prepared(values: flags.FlagValues, execute: Callable[[Any], int | None]) ->
     if "compilation_cache" in values:
         from mdrl_jax.parallel import programs
 
-        programs.keep_compiled(values.compilation_cache)
+        if place := programs.keep_compiled(values.compilation_cache):
+            why = f"{place} cannot be written; --compilation_cache=FOLDER names another folder, off says nothing"
+            print(f"mdrl: note: compiled programs are not kept, since {why}", file=sys.stderr)
     return execute(values)
 
 

@@ -220,11 +220,11 @@ def build(config: Config, pool: RewardPool, date: str = "") -> Runtime:
     Raises:
       UserError: if the model or its tokenizer is missing, damaged or not supported; if there is no end token, or one
         that can never be drawn, or a prompt has token ids that are no rows of the embedding; if the longest prompt and
-        completion together are longer than the model allows; if a scored domain does not exist; if a data set is not
-        valid or cannot be read (`datasets.make`); if a domain has too few prompts, or none in one of the three splits,
-        or they cannot be tokenized (`prompts.tokenize`); if the mesh does not match the devices, or does not divide a
-        parameter or `evaluate.batch`; or if `rollout.cache_gib` has no room for one prompt with `evaluate.samples`
-        completions.
+        completion together are longer than the model allows; if a scored domain does not exist; if its reward runs
+        programs, which cannot be isolated here (`RewardPool.check`); if a data set is not valid or cannot be read
+        (`datasets.make`); if a domain has too few prompts, or none in one of the three splits, or they cannot be
+        tokenized (`prompts.tokenize`); if the mesh does not match the devices, or does not divide a parameter or
+        `evaluate.batch`; or if `rollout.cache_gib` has no room for one prompt with `evaluate.samples` completions.
       OSError: if a file of JSON lines or csv cannot be read to its end.
       Exception: what a domain of the registry, or a function that `fields` of a data set names, raises itself.
     """
@@ -237,6 +237,7 @@ def build(config: Config, pool: RewardPool, date: str = "") -> Runtime:
     boxed = param_shapes(model)
     names = tuple(dict.fromkeys(config.scored_domains))
     domains = make_domains(names, config.domains)
+    pool.check(domain.reward for domain in domains.values())
     if date and writes_date(tokenizer):
         domains = {name: _dated(domain, date) for name, domain in domains.items()}
     limit = config.rollout.prompt_buckets[-1]

@@ -2,7 +2,7 @@
 
 JAX gets eight CPU devices, so that shardings can be tested on any machine, and refuses implicit rank promotion. Both
 are set before any test module imports the package. So are flags that let XLA compile small programs in less than half
-the time; the runs that tests start inherit them.
+the time; the runs that tests start inherit them. GPUs and a JAX_ENABLE_X64 of the user's shell are not seen.
 """
 
 import collections
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch, the oracle of some tests, stays on the CPU, too
+os.environ.pop("JAX_ENABLE_X64", None)  # tests that need float64 turn it on themselves
 # Most of the tests' time goes into compilation. The older emitters compile the tests' programs in 40 % of the time, and
 # one part per program is enough for small ones. XLA ends the process if it does not know a flag, so another process
 # tries them first.

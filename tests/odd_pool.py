@@ -1,5 +1,6 @@
 """A reward pool for tests that need rewards, but no processes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from mdrl_jax.rewards.base import Score
@@ -7,6 +8,8 @@ from mdrl_jax.rewards.base import Score
 
 class OddPool:
     """A reward pool without processes. Its reward is a function of the text that varies within nearly every group."""
+
+    def check(self, names: Iterable[str]) -> None: ...
 
     def score(self, requests: list[tuple[str, str, Any]]) -> list[Score]:
         values = [sum(map(ord, text)) % 3 / 2 for _, text, _ in requests]

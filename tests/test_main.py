@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import platform
 import re
 import shutil
@@ -226,6 +227,34 @@ def test_overrides_of_stages_that_are_not_run_any_more_are_left_out_with_a_note(
 def test_a_config_file_that_is_absent_is_named(refused: Refused, tmp_path: Path):
     assert str(tmp_path / "absent.py") in refused("run", f"--config={tmp_path / 'absent.py'}")
     assert "absent.py" in refused("run", f"--config={tmp_path / 'absent.py'}", "--config.seed=1")
+
+
+def test_a_config_of_the_package_is_found_by_its_name_anywhere(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a folder of that name, such as a work folder, is no config
+    wrong = "--config.train.steps=0"
+    for given in (["--config=quickstart"], ["--config", "quickstart"], ["--config=configs/quickstart.py"]):
+        assert "train.steps=0" in refused("run", *given, wrong)
+    assert "style_blind" in refused("run", "--config=compare:style_blind", "--config.domains.style_blind=5")
+    (tmp_path / "own").write_text(CONFIG)
+    assert "no_field" in refused("run", "--config=own", "--config.no_field=1")
+    for absent in ("quickstar", "configs/absent.py", "quickstart.py"):
+        assert f"no config file {absent!r}" in (line := refused("run", f"--config={absent}"))
+        assert "quickstart, real_local" in line
+
+
+def test_what_the_machine_sets_does_not_change_results(
+    capsys: pytest.CaptureFixture[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    assert main(["mdrl", "seeds"]) == 2  # any command
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.startswith("mdrl: note: JAX_ENABLE_X64=1 is ignored") and "--workdir" in error
+    assert "JAX_ENABLE_X64" not in os.environ
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "use WSL" in refused("run", "--config=quickstart")
 
 
 # --- models and data --------------------------------------------------------------------------------------------------

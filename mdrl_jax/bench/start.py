@@ -65,7 +65,7 @@ def _until_first_step(workdir: str, cache: str) -> None:
       UserError: if the run ends before.
     """
     command = [
-        sys.executable, "-m", "mdrl_jax.main", "--config=configs/quickstart.py", "--config.stages=('math',)",
+        sys.executable, "-m", "mdrl_jax.main", "--config=quickstart", "--config.stages=('math',)",
         "--config.scored_domains=('math',)", "--config.stage_overrides={}", "--config.train.steps=1",
         "--config.domains.n_test=4", "--config.evaluate.batch=4", "--config.evaluate.samples=1", f"--workdir={workdir}",
         f"--compilation_cache={cache}",

@@ -131,7 +131,8 @@ def dry_run(model: str, config: Config) -> None:
       config: the parsed configuration.
 
     Raises:
-      UserError: if a domain, its data, its prompts or its reward are not valid; the message has the reason for each domain.
+      UserError: if a domain, its data, its prompts or its reward are not valid; the message gives a reason for each
+        domain.
       OSError: if a file of JSON lines or csv cannot be read to its end.
     """
     folder = runtime.model_folder(model)

@@ -80,7 +80,8 @@ def run(domain: str, input_path: str, out: TextIO | None = None, workers: int | 
         raise UserError(f"--domain={domain} is not known; give one of {', '.join(_CHECKS)}")
     rows = _read(domain, input_path)
     requests = [(_reward(domain, row[1]), *row) for row in rows if not isinstance(row, str)]
-    n_workers = min(workers or os.cpu_count() or 1, max(1, len(requests)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_workers = min(workers or cores, max(1, len(requests)))
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers} must be at least 1")
     with RewardPool(n_workers) as pool:

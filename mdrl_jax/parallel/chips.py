@@ -45,18 +45,21 @@ CHIPS = {
 # These chips have two cores. "megacore" makes both one device, as JAX runs them.
 OPTIONS: Mapping[str, Mapping[str, str]] = {name: {"chip_config_name": "megacore"} for name in ("v4", "v5p")}
 TOPOLOGY = re.compile(r"(\w+):\d+x\d+(x\d+)?")
-INSTALL = "the TPU compiler is not installed; on any Linux machine: pip install '.[tpu]'"
+INSTALL = "the TPU compiler is not installed; on any Linux machine: pip install 'jax[tpu]'"
 
 
 def compiler_alone() -> None:
     """Sets the environment so that libtpu compiles without a TPU, and so that JAX does not take a TPU that is present.
 
     It overwrites `JAX_PLATFORMS`, `TPU_SKIP_MDS_QUERY` and `ALLOW_MULTIPLE_LIBTPU_LOAD` in `os.environ`. It has to be
-    called before JAX is imported.
+    called before JAX is imported. `TPU_WORKER_HOSTNAMES` and `TPU_ACCELERATOR_TYPE` are set if they are not: they do
+    not change the slices that can be compiled for, but without them libtpu prints errors about the absent TPU.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # its lock protects a TPU; only compiling needs no lock
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
 
 
 def chip_of(topology: str) -> Chip:

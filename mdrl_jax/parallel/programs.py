@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 
+from mdrl_jax.errors import UserError
+
 compilations: Counter[str] = Counter()
 CACHE_BYTES = 2**31  # of the folder of compiled programs; the entries that were read last stay
 
 
-def keep_compiled(folder: str | None = None) -> None:
+def keep_compiled(folder: str | None = None) -> Path | None:
     """Keeps compiled programs in a folder, where later processes find them instead of compiling them again.
 
     It changes JAX's configuration of this process and is called once: after the first program was kept, JAX goes on to
@@ -31,21 +33,46 @@ def keep_compiled(folder: str | None = None) -> None:
       folder: the folder, which JAX makes if it does not exist; "": `default_cache`; "off": nothing is kept or read.
         None: the folder that JAX is set to, such as by the environment variable JAX_COMPILATION_CACHE_DIR, with JAX's
         own limits of size and time; if there is none, `default_cache`.
+
+    Returns:
+      `default_cache` if it was to be used and cannot be written; nothing is kept then. Otherwise None.
+
+    Raises:
+      UserError: if a folder is given that cannot be written.
     """
     if folder == "off":
         jax.config.update("jax_enable_compilation_cache", False)
     elif folder is not None or jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", folder or str(default_cache()))
+        place = folder or str(default_cache())
+        if "://" not in place and not _writable(Path(place)):  # JAX itself writes to buckets
+            if folder:
+                raise UserError(f"--compilation_cache={folder} cannot be written; name another folder, or off")
+            jax.config.update("jax_enable_compilation_cache", False)
+            return Path(place)
+        jax.config.update("jax_compilation_cache_dir", place)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    return None
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK)
 
 
 def user_cache() -> Path:
     """The user's folder of what the package can make again: `mdrl_jax` in $XDG_CACHE_HOME, or else in ~/.cache.
 
-    It is not made here. An empty XDG_CACHE_HOME counts as not set.
+    It is not made here. An empty XDG_CACHE_HOME counts as not set. For a user without a home folder, as in some
+    containers, the result is a path at which nothing can be made.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdrl_jax"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdrl_jax"
+    except RuntimeError:
+        return Path(os.devnull, "mdrl_jax")
 
 
 def default_cache() -> Path:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,18 @@ class RewardPool:
             self._end(worker)
         self._selector.close()
         isolation.remove_later(self._folder)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuses rewards that this machine cannot compute safely, before the work of making completions for them.
+
+        Args:
+          names: the rewards, as in `score`.
+
+        Raises:
+          UserError: if one of them runs programs, and these cannot be isolated as `sandbox` demands.
+        """
+        if _CODE.intersection(names):
+            isolation.choose(self._sandbox)
 
     def score(self, requests: Sequence[Request]) -> list[Score]:
         """Scores requests, each in some worker.

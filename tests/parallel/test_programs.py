@@ -1,5 +1,6 @@
 """Where compiled programs are kept, and the names that they have."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import programs
 
 SETTINGS = (
@@ -61,3 +63,16 @@ def test_off_keeps_nothing(restored: None, tmp_path: Path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     programs.keep_compiled("off")
     assert kept(tmp_path) == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(restored: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert programs.keep_compiled() == programs.default_cache()
+    assert jax.config.jax_compilation_cache_dir is None and kept(tmp_path) == 0
+    with pytest.raises(UserError, match="--compilation_cache=.*cannot be written"):
+        programs.keep_compiled(str(tmp_path / "file" / "below"))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: Path(f"~{os.urandom(8).hex()}").expanduser())  # no such user
+    assert programs.keep_compiled() == programs.default_cache()

@@ -181,8 +181,7 @@ def test_without_a_token_or_a_direction_there_is_no_product(float64: None) -> No
 
 
 def test_torch_finds_the_same_hessian_and_gauss_newton_matrix(float64: None) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch", reason="the oracle is torch")
     point, v, rows = data()
     x, mask, adv = (torch.tensor(np.asarray(rows[name])) for name in ("x", "mask", "adv"))
     y = torch.tensor(np.asarray(rows["y"], np.int64))

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from mdrl_jax import experiment
@@ -84,6 +83,7 @@ def test_loss_and_gradient_are_those_of_torch_with_labels_of_the_reply_alone(
     tiny_models: dict[str, Any], tmp_path: Path
 ):
     """`transformers` averages over all labels that are not -100. Its rows have less padding, which changes nothing."""
+    torch = pytest.importorskip("torch", reason="the oracle is torch")
     llama = tiny_models["llama"]
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 96, n).tolist() for n in (9, 5, 7)]

@@ -354,7 +354,7 @@ def probe() -> Isolation:
     Raises:
       UserError: if no sandbox works here. A later call then tries again.
     """
-    reason = "bwrap is not installed"
+    reason = "bwrap is not installed" if _linux() else "bwrap needs Linux"
     if shutil.which("bwrap"):
         error = ""
         for users in [False, True] if os.geteuid() == 0 else [True]:
@@ -364,7 +364,7 @@ def probe() -> Isolation:
         reason = f"bwrap does not work here ({error or 'the kernel refuses the filter of system calls'})"
     missing, error = _try(Isolation("bare"))
     if missing is None:
-        raise UserError(f"no sandbox for programs works here ({error}); install bubblewrap")
+        raise UserError(f"no sandbox for programs works here ({error}); {_remedy()}")
     lacks = [m for m in missing if m != "calls"] + (["network", "processes", "signals"] if "calls" in missing else [])
     return Isolation("bare", (*lacks, "disk"), reason)
 
@@ -393,15 +393,23 @@ def choose(sandbox: str) -> Isolation:
     found = probe()
     if sandbox == "bwrap" and found.kind != "bwrap":
         raise UserError(
-            f"rewards.sandbox='bwrap', but {found.reason}; install bubblewrap, "
+            f"rewards.sandbox='bwrap', but {found.reason}; {_remedy()}, "
             "or set rewards.sandbox='best' to run programs with less isolation"
         )
     if sandbox == "best" and "files" in found.missing:
         raise UserError(
-            f"{found.reason}, and this kernel has no Landlock, so a program could read and write your files; install "
-            "bubblewrap, or set rewards.sandbox='none' to run programs all the same"
+            f"{found.reason}, and this kernel has no Landlock, so a program could read and write your files; "
+            f"{_remedy()}, or set rewards.sandbox='none' to run programs all the same"
         )
     return found
+
+
+def _linux() -> bool:
+    return sys.platform.startswith("linux")
+
+
+def _remedy() -> str:
+    return "install bubblewrap" if _linux() else "use a Linux container or virtual machine"
 
 
 def warn(found: Isolation) -> None:

@@ -142,6 +142,9 @@ def _open_up(name: str, fd: int) -> None:
       name: the folder.
       fd: the folder that holds it.
     """
+    if not hasattr(os, "O_PATH"):  # not Linux, where the call below fails
+        os.chmod(name, 0o700, dir_fd=fd, follow_symlinks=False)
+        return
     found = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
     try:
         path = f"/proc/self/fd/{found}"

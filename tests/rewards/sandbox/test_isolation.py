@@ -1,6 +1,7 @@
 """Which isolation is chosen, what is refused, and which files and packages a sandbox sees."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,29 @@ def test_programs_are_refused_where_files_are_not_isolated(monkeypatch: pytest.M
     assert isolation.choose("none") == NO_FILES
     monkeypatch.setattr(isolation, "probe", lambda: FILES)
     assert isolation.choose("best") == isolation.choose("none") == FILES
+
+
+def test_off_linux_programs_run_only_if_the_user_allows_it() -> None:
+    code = (
+        "import os, sys\n"
+        "from mdrl_jax.rewards.sandbox import isolation, run as sandbox\n"
+        "isolation.sysconfig.get_paths()\n"  # kept, since no Python here was built for another system
+        "other = \"import os, sys; sys.platform = 'darwin'; del os.O_PATH, os.setresuid; \"\n"
+        "isolation._START = other + isolation._START\n"
+        "exec(other)\n"
+        "os.environ['PATH'] = ''\n"
+        "try: isolation.choose('best')\n"
+        "except isolation.UserError as e: print(e)\n"
+        "settings = sandbox.Settings(sandbox='none')\n"
+        'locked = \'import os; os.makedirs("a/b"); os.chmod("a", 0)\'\n'
+        "for program in (locked, 'import os'):\n"
+        "    print(sandbox.run(program, ['assert not os.listdir()'], settings=settings))\n"
+        "sandbox.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    refused, *outcomes = done.stdout.splitlines()
+    assert refused.startswith("bwrap needs Linux") and "use a Linux container or virtual machine" in refused
+    assert outcomes == ["failed", "ok"] and done.stderr == ""
 
 
 def test_a_listed_package_brings_what_it_requires_and_nothing_else() -> None:
