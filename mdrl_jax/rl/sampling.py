@@ -63,22 +63,22 @@ def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Ar
     return jax.nn.log_softmax(_kept(logits_BV, sampling), axis=-1)
 
 
-def draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+def draw(logits_BV: jax.Array, uniform_B: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
     """Draws one token of each row from the distribution of `sampling_log_probs`.
 
-    The token is the first one at which the cumulative probability exceeds a uniform number of the row's key, so equal
-    keys and logits give equal tokens. An excluded token is never drawn.
+    The token is the first one at which the cumulative probability exceeds the uniform number. An excluded token is
+    never drawn.
 
     Args:
       logits_BV: logits of the model [B, V], before the temperature.
-      keys_B: one typed JAX key for each row [B].
-      sampling: temperature, top-k and top-p; with temperature 0 the keys do not matter.
+      uniform_B: a uniform random number of each row [B], float32, at least 0 and below 1.
+      sampling: temperature, top-k and top-p; with temperature 0 the random numbers do not matter.
 
     Returns:
       (token ids [B], int32; their log-probs in nats under that distribution [B]).
     """
     probability_BV = jnp.exp(sampling_log_probs(logits_BV, sampling))
-    token_B, chosen_B = _inverse(probability_BV, jax.vmap(jax.random.uniform)(keys_B))
+    token_B, chosen_B = _inverse(probability_BV, uniform_B)
     return token_B, jnp.log(chosen_B)
 
 
