@@ -8,13 +8,14 @@ are parsed. An error that the user can put right is one line on standard error, 
 
 import contextlib
 import functools
+import gc
 import os
 import platform
 import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,29 @@ CONFIG_HELP = (
 OUTPUTS = ("screen", "quiet", "json")  # the keys of `report/screen/outputs.py`, which is slow to import
 
 
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Keeps the garbage collector off. It would look through all that imports make, again and again."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def import_run() -> Any:
+    """Imports what a run needs, as the command does, and returns the module `mdrl_jax.experiment`."""
+    with _importing():
+        from mdrl_jax import experiment
+    return experiment
+
+
 def _run(values: Any) -> None:
     _join(values)
-    from mdrl_jax import config, experiment
+    experiment = import_run()
+    from mdrl_jax import config
 
     workdir = values.workdir or os.path.join("runs", _stem(values["config"].config_filename))
     experiment.run(config.parse(values.config), workdir, values.output)
@@ -675,7 +696,8 @@ def main(argv: list[str] | None = None) -> int:
             if "config" in values and "--helpshort" not in wants_help:
                 print(f"\n{_fields_help()}", end="")
             return 0
-        _parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
+        with _importing():  # the config file imports much of the package
+            _parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
         patience = preemption.PATIENCE if name in STOPS else 0.0
         return _together(lambda: _prepared(values, execute), patience)
     except KeyboardInterrupt:  # before the command watches for signals

@@ -29,7 +29,7 @@ def tasks(folder: str) -> tuple[dict[str, Task], list[Entry]]:
     """
 
     def imports() -> None:
-        _finish([sys.executable, "-c", "import mdrl_jax.experiment"])
+        _finish([sys.executable, "-c", "from mdrl_jax import main; main.import_run()"])
 
     def first_step(cache: Callable[[], str]) -> Callable[[], None]:
         def call() -> None:

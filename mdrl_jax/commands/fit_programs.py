@@ -174,6 +174,7 @@ def sampling(shapes: Shapes, name: str, prompts: int, group: int, how: SamplingC
             eos_ids=runtime.rollouts.eos_ids,
             sampling=how,
             at_once=at_once,
+            compact=False,  # all completions are as long as allowed, so the loops after a move would run no step
         )
         prompt = functools.partial(shapes.array, (prompts, shapes.prompt))
         key = shapes.array((), jax.eval_shape(lambda: jax.random.key(0)).dtype)

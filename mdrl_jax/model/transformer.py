@@ -73,7 +73,8 @@ class Prefix:
 class Cache:
     """Keys and values of completions, of which row b belongs to prompt b // G (B = P · G).
 
-    The cache is a ring: the token that is decoded at step s lies in slot s mod Tc.
+    The cache is a ring: the token that is decoded at step s lies in slot s mod Tc. It may have more rows than are
+    decoded; then the first ones count.
 
     Attributes:
       k_LBTKh: keys [L, B, Tc, K, h].
@@ -341,23 +342,25 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
 
     Returns:
       an `Attend`: (q [B, 1, H, h], k [B, 1, K, h], v [B, 1, K, h]) -> (output [B, 1, H, h], the new cache). All have
-      the dtype of the cache and of the prompts' keys and values. Row b belongs to prompt b // G, with G = B / P.
+      the dtype of the cache and of the prompts' keys and values. Row b belongs to prompt b // G, with G = B / P, and
+      to row b of the cache, which has B rows or more.
     """
     n_prompts = prefix_valid_PT.shape[0]
-    group = cache.k_LBTKh.shape[1] // n_prompts
     scale = prefix_k.shape[-1] ** -0.5
 
     def grouped(x_BXX: jax.Array) -> jax.Array:
-        return x_BXX.reshape((n_prompts, group) + x_BXX.shape[1:])
+        return x_BXX.reshape((n_prompts, -1) + x_BXX.shape[1:])
 
     def attend(q_B1Hh: jax.Array, k_B1Kh: jax.Array, v_B1Kh: jax.Array):
-        length = cache.k_LBTKh.shape[2]
+        sizes = (1, q_B1Hh.shape[0], *cache.k_LBTKh.shape[2:])
+        length = sizes[2]
         zero = jnp.zeros_like(step)
         at = (layer, zero, step % length, zero, zero)
         k_LBTKh = jax.lax.dynamic_update_slice(cache.k_LBTKh, k_B1Kh[None], at)
         v_LBTKh = jax.lax.dynamic_update_slice(cache.v_LBTKh, v_B1Kh[None], at)
-        k_BTKh = jax.lax.dynamic_index_in_dim(k_LBTKh, layer, keepdims=False)
-        v_BTKh = jax.lax.dynamic_index_in_dim(v_LBTKh, layer, keepdims=False)
+        of_layer = (layer, zero, zero, zero, zero)
+        k_BTKh = jax.lax.dynamic_slice(k_LBTKh, of_layer, sizes)[0]
+        v_BTKh = jax.lax.dynamic_slice(v_LBTKh, of_layer, sizes)[0]
         n_kv, head_dim = k_BTKh.shape[2:]
         q_PGKRh = grouped(q_B1Hh.reshape(q_B1Hh.shape[0], n_kv, -1, head_dim)) * scale
         f32 = jnp.float32
@@ -699,7 +702,7 @@ class Decoder(nn.Module):
           step: the current step of the decoding loop, from 0, an int32 scalar.
           start_P: the step at which each prompt's completions began [P], at most `step`.
           prefix: keys and values of the prompts.
-          cache: keys and values of the completions so far.
+          cache: keys and values of the completions so far, in its first B rows.
 
         Returns:
           the hidden state of the token after the final norm [B, D], in `dtype`, and the cache with the token in it.

@@ -9,6 +9,10 @@ group has ended. Once a quarter of the slots are free, the next prompts are pref
 determines the memory, and most slots stay busy while a long completion is being decoded. The completions of a prompt do
 not depend on the slot that it gets or on the step at which it begins.
 
+Once no prompt waits, rows that have ended are no longer computed (`compaction.py`): as soon as the rows that still run
+fit into a quarter of the rows, they are moved together, and a loop over that many goes on. This changes no token. On a
+mesh that splits rows over devices, rows stay where they are, and all of them are computed until the last has ended.
+
 The recorded log-prob of a token is its log-prob under the distribution that it was drawn from, with temperature, top-k
 and top-p applied. The trainer divides by it to correct for the difference between that distribution and the policy
 (`truncated_importance` in `rl/grpo.py`).
@@ -34,7 +38,8 @@ from flax import struct
 
 from mdrl_jax.model.transformer import Cache, Decoder, Prefix
 from mdrl_jax.parallel.programs import program
-from mdrl_jax.parallel.sharding import constrain
+from mdrl_jax.parallel.sharding import constrain, divisor
+from mdrl_jax.rl import compaction
 from mdrl_jax.rl.sampling import SamplingConfig, draw
 
 
@@ -142,6 +147,7 @@ def decode_loop(
     eos_ids: tuple[int, ...],
     sampling: SamplingConfig,
     at_once: int = 0,
+    compact: bool = True,
 ) -> Completions:
     """Samples `group_size` completions of each prompt; the module docstring explains slots, log-probs and keys.
 
@@ -159,6 +165,7 @@ def decode_loop(
       eos_ids: ids of the tokens that end a completion; (): only the length limit ends completions.
       sampling: temperature, top-k and top-p.
       at_once: number of slots, 0 or more; 0, or more than there are prompts: one for every prompt.
+      compact: whether rows that still run are moved together. This changes no token.
 
     Returns:
       the completions of all prompts, in the order of the prompts; P is N, and T is `max_new_tokens`.
@@ -171,19 +178,29 @@ def decode_loop(
     eos_E = jnp.asarray(eos_ids, jnp.int32)
     lm_head_DV = apply(method="lm_head")
 
-    def by_row(x_S: jax.Array) -> jax.Array:
-        return jnp.repeat(x_S, group_size, axis=0)
+    def by_row(x_S: jax.Array, rows: int = batch) -> jax.Array:
+        return jnp.repeat(x_S, rows // x_S.shape[0], axis=0)
+
+    def running(state: _State) -> jax.Array:
+        full_B = by_row(state.step - state.start_S >= max_new_tokens - 1, state.done_B.shape[0])
+        return ~(state.done_B | full_B)
 
     def finished(state: _State) -> jax.Array:
-        full_B = by_row(state.step - state.start_S >= max_new_tokens - 1)
-        return jnp.all((state.done_B | full_B).reshape(slots, group_size), axis=1)
+        return ~jnp.any(running(state).reshape(slots, group_size), axis=1)
 
-    def sample(state: _State, keys_B: jax.Array) -> _State:
+    def uniforms(prompt_S: jax.Array) -> jax.Array:
+        """The uniform numbers that the tokens of each row are drawn with [B, max_new_tokens]."""
+        keys_B = keys_NG[jnp.minimum(prompt_S, n_prompts - 1)].reshape(-1)
+        keys_BT = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys_B, jnp.arange(max_new_tokens))
+        return constrain(jax.vmap(jax.vmap(jax.random.uniform))(keys_BT), "batch", None)
+
+    def sample(state: _State, uniform_BT: jax.Array) -> _State:
         logits_BV = constrain(apply(state.hidden_BD, lm_head_DV, method="logits"), "batch", "vocab")
-        at_B = by_row(state.step - state.start_S)
-        token_B, logp_B = draw(logits_BV, jax.vmap(jax.random.fold_in)(keys_B, at_B), sampling)
+        at_B = by_row(state.step - state.start_S, uniform_BT.shape[0])
+        now_BT = jnp.arange(max_new_tokens)[None, :] == at_B[:, None]
+        token_B, logp_B = draw(logits_BV, jnp.sum(jnp.where(now_BT, uniform_BT, 0.0), axis=1), sampling)
         running_B = ~state.done_B & (at_B < max_new_tokens)
-        write = (jnp.arange(max_new_tokens)[None, :] == at_B[:, None]) & running_B[:, None]
+        write = now_BT & running_B[:, None]
         token_B = jnp.where(running_B, token_B, 0)
         ends_B = running_B & jnp.any(token_B[:, None] == eos_E[None, :], axis=-1)
         return dataclasses.replace(
@@ -195,10 +212,7 @@ def decode_loop(
             logp_BT=jnp.where(write, logp_B[:, None], state.logp_BT),
         )
 
-    def keys_of(prompt_S: jax.Array) -> jax.Array:
-        return keys_NG[jnp.minimum(prompt_S, n_prompts - 1)].reshape(-1)
-
-    def begin(step: jax.Array, prompt_S: jax.Array, cache: Cache) -> _State:
+    def begin(step: jax.Array, prompt_S: jax.Array, uniform_BT: jax.Array, cache: Cache) -> _State:
         """Prefills a prompt into every slot and draws the first token of each row; the rows of empty slots are done."""
         at_S = jnp.minimum(prompt_S, n_prompts - 1)
         chosen_ST, valid_ST = (constrain(x[at_S], "batch", None) for x in (prompts_NT, valid_NT))
@@ -221,35 +235,65 @@ def decode_loop(
             prefix=prefix,
             cache=cache,
         )
-        return sample(state, keys_of(prompt_S))
+        return sample(state, uniform_BT)
 
-    def advance(state: _State, enough: int | jax.Array) -> _State:
-        """Decodes until at least `enough` slots are free."""
-        keys_B = keys_of(state.prompt_S)
+    def advance(state: _State, uniform_BT: jax.Array, going: Callable[[_State], jax.Array]) -> _State:
+        """Decodes as long as `going(state)` is true."""
 
         def body(state: _State) -> _State:
             hidden_BD, cache = apply(
                 state.token_B, state.step, state.start_S, state.prefix, state.cache, method="decode"
             )
-            return sample(dataclasses.replace(state, step=state.step + 1, hidden_BD=hidden_BD, cache=cache), keys_B)
+            return sample(dataclasses.replace(state, step=state.step + 1, hidden_BD=hidden_BD, cache=cache), uniform_BT)
 
-        return jax.lax.while_loop(lambda s: jnp.sum(finished(s)) < enough, body, state)
+        return jax.lax.while_loop(going, body, state)
+
+    def finish(state: _State, uniform_BT: jax.Array, slot_B: jax.Array, sizes: list[tuple[int, int]]) -> Completions:
+        """Decodes until every row has ended, and returns the completions of the rows [B, 1, ...].
+
+        Args:
+          state: the rows before the next move.
+          uniform_BT: from `uniforms`, of these rows.
+          slot_B: the slot that each row had before all moves, which tells the prompts apart.
+          sizes: the sizes that rows are moved to, one after another, from `compaction.sizes`.
+        """
+        if not sizes:
+            return _completions(advance(state, uniform_BT, lambda s: jnp.any(running(s))), 1)
+        (n_slots, group), *smaller = sizes
+
+        def places(state: _State) -> compaction.Places:
+            return compaction.Places(running(state), slot_B, slots, group)
+
+        state = advance(state, uniform_BT, lambda s: places(s).slots() > n_slots)
+        from_R, taken_R = places(state).origins(n_slots)
+        later = finish(_moved(state, from_R, taken_R, n_slots), uniform_BT[from_R], slot_B[from_R], smaller)
+        moved_B, place_B = running(state), jnp.minimum(places(state).of_rows(), n_slots * group - 1)
+
+        def joined(ended: jax.Array, later: jax.Array) -> jax.Array:
+            return jnp.where(moved_B.reshape((-1,) + (1,) * (ended.ndim - 1)), later[place_B], ended)
+
+        return jax.tree.map(joined, _completions(state, 1), later)
+
+    def whole(state: _State, uniform_BT: jax.Array) -> Completions:
+        """Decodes until every row has ended, and returns the completions of the slots."""
+        sizes = [] if _rows_are_split() or not compact else compaction.sizes(slots, group_size)
+        rows = finish(state, uniform_BT, by_row(jnp.arange(slots, dtype=jnp.int32)), sizes)
+        return jax.tree.map(lambda x: x.reshape((slots, group_size, *x.shape[2:])), rows)
 
     cache = apply(batch, max_new_tokens, method="empty_cache")
-    state = begin(jnp.int32(0), jnp.arange(slots, dtype=jnp.int32), cache)
+    first_S = jnp.arange(slots, dtype=jnp.int32)
+    uniform_BT = uniforms(first_S)
+    state = begin(jnp.int32(0), first_S, uniform_BT, cache)
     if slots == n_prompts:
-        return _completions(advance(state, slots), group_size)
-
-    def kept(results: Completions, state: _State) -> Completions:
-        put = lambda all_N, x_S: all_N.at[state.prompt_S].set(x_S, mode="drop")  # noqa: E731
-        return jax.tree.map(put, results, _completions(state, group_size))
+        return whole(state, uniform_BT)
 
     def refill(carry: tuple[_State, Completions]) -> tuple[_State, Completions]:
         state, results = carry
-        state = advance(state, max(slots // 4, 1))
-        results, free_S = kept(results, state), finished(state)
+        state = advance(state, uniforms(state.prompt_S), lambda s: jnp.sum(finished(s)) < max(slots // 4, 1))
+        results, free_S = _put(results, state.prompt_S, _completions(state, group_size)), finished(state)
         following_S = jnp.max(state.prompt_S) + jnp.cumsum(free_S, dtype=jnp.int32)
-        fresh = begin(state.step, jnp.where(free_S, following_S, n_prompts), state.cache)
+        prompt_S = jnp.where(free_S, following_S, n_prompts)
+        fresh = begin(state.step, prompt_S, uniforms(prompt_S), state.cache)
 
         def merged(old: jax.Array, new: jax.Array) -> jax.Array:
             axis = 1 if old.ndim == 5 else 0  # keys and values are [L, S, Tp, K, h]
@@ -265,7 +309,37 @@ def decode_loop(
     results = jax.tree.map(empty, jax.eval_shape(lambda s: _completions(s, group_size), state))
     pending = lambda carry: jnp.max(carry[0].prompt_S) + 1 < n_prompts  # noqa: E731
     state, results = jax.lax.while_loop(pending, refill, (state, results))
-    return kept(results, advance(state, slots))
+    return _put(results, state.prompt_S, whole(state, uniforms(state.prompt_S)))
+
+
+def _rows_are_split() -> bool:
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and divisor(mesh, "batch") > 1
+
+
+def _moved(state: _State, from_R: jax.Array, taken_R: jax.Array, slots: int) -> _State:
+    """The state of fewer rows, in this number of slots; the other arguments are from `compaction.Places.origins`."""
+    group_before = state.token_B.shape[0] // state.start_S.shape[0]
+    from_S = from_R[:: from_R.shape[0] // slots] // group_before
+    cache, prefix = compaction.moved(state.cache, state.prefix, from_R, from_S, jnp.any(taken_R))
+    return _State(
+        step=state.step,
+        prompt_S=state.prompt_S[from_S],
+        start_S=state.start_S[from_S],
+        token_B=state.token_B[from_R],
+        done_B=state.done_B[from_R] | ~taken_R,
+        length_B=state.length_B[from_R],
+        hidden_BD=state.hidden_BD[from_R],
+        tokens_BT=state.tokens_BT[from_R],
+        logp_BT=state.logp_BT[from_R],
+        prefix=prefix,
+        cache=cache,
+    )
+
+
+def _put(results: Completions, index_X: jax.Array, new: Completions) -> Completions:
+    """The results with the new ones at these indices; those at indices beyond the end are dropped."""
+    return jax.tree.map(lambda all_N, x_X: all_N.at[index_X].set(x_X, mode="drop"), results, new)
 
 
 def _completions(state: _State, group_size: int) -> Completions:
@@ -287,6 +361,7 @@ def make_sampler(
     eos_ids: tuple[int, ...],
     sampling: SamplingConfig,
     at_once: int = 0,
+    compact: bool = True,
 ) -> Callable[..., Completions]:
     """`decode_loop` for one set of options as a program, which its first call compiles.
 
@@ -298,6 +373,7 @@ def make_sampler(
       eos_ids: as in `decode_loop`.
       sampling: as in `decode_loop`.
       at_once: as in `decode_loop`.
+      compact: as in `decode_loop`.
 
     Returns:
       the jitted function (params, prompts_NT, valid_NT, key, prompt_ids_NI) -> Completions.
@@ -312,6 +388,7 @@ def make_sampler(
             eos_ids=eos_ids,
             sampling=sampling,
             at_once=at_once,
+            compact=compact,
         ),
     )
 

@@ -12,10 +12,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.model.transformer import NEGATIVE
 from mdrl_jax.section import section
+
+_ONE = int(np.float32(1).view(np.int32))  # the bit pattern of 1
 
 
 @section
@@ -49,7 +52,7 @@ def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Ar
 
     Temperature 0 puts all mass on the largest logit, on the first one if several are equal. Otherwise temperature,
     top-k and top-p apply in this order, as in vLLM and transformers. Tokens that tie with the last token kept by top-k
-    or top-p are kept too.
+    or top-p are kept too; they tie if their float32 probabilities are equal.
 
     Args:
       logits_BV: logits of the model [B, V], before the temperature.
@@ -61,89 +64,105 @@ def sampling_log_probs(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Ar
     if sampling.temperature == 0:
         best_BV = jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[-1], dtype=bool)
         return jnp.where(best_BV, 0.0, NEGATIVE)
-    return jax.nn.log_softmax(_kept(logits_BV, sampling), axis=-1)
+    scaled_BV = logits_BV / sampling.temperature
+    if _excludes(sampling, logits_BV.shape[-1]):
+        scaled_BV = jnp.where(_kept(scaled_BV, sampling) > 0, scaled_BV, NEGATIVE)
+    return jax.nn.log_softmax(scaled_BV, axis=-1)
 
 
-def draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+def draw(logits_BV: jax.Array, uniform_B: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
     """Draws one token of each row from the distribution of `sampling_log_probs`.
 
-    The token is the first one at which the cumulative probability exceeds a uniform number of the row's key, so equal
-    keys and logits give equal tokens. An excluded token is never drawn.
+    The token is the first one at which the cumulative probability exceeds the uniform number. An excluded token is
+    never drawn.
 
     Args:
       logits_BV: logits of the model [B, V], before the temperature.
-      keys_B: one typed JAX key for each row [B].
-      sampling: temperature, top-k and top-p; with temperature 0 the keys do not matter.
+      uniform_B: a uniform random number of each row [B], float32, at least 0 and below 1.
+      sampling: temperature, top-k and top-p; with temperature 0 the random numbers do not matter.
 
     Returns:
       (token ids [B], int32; their log-probs in nats under that distribution [B]).
     """
-    probability_BV = jnp.exp(sampling_log_probs(logits_BV, sampling))
-    token_B, chosen_B = _inverse(probability_BV, jax.vmap(jax.random.uniform)(keys_B))
-    return token_B, jnp.log(chosen_B)
+    if sampling.temperature == 0 or not _excludes(sampling, logits_BV.shape[-1]):
+        token_B, chosen_B = _inverse(jnp.exp(sampling_log_probs(logits_BV, sampling)), uniform_B)
+        return token_B, jnp.log(chosen_B)
+    weight_BV = _kept(logits_BV / sampling.temperature, sampling)
+    token_B, chosen_B = _inverse(weight_BV, uniform_B)
+    return token_B, jnp.log(chosen_B / jnp.sum(weight_BV, axis=-1))
+
+
+def _excludes(sampling: SamplingConfig, vocab: int) -> bool:
+    return 0 < sampling.top_k < vocab or sampling.top_p < 1
 
 
 def _kept(logits_BV: jax.Array, sampling: SamplingConfig) -> jax.Array:
-    """The logits divided by the temperature, with `NEGATIVE` at the tokens that top-k and top-p exclude."""
-    logits_BV = logits_BV / sampling.temperature
-    vocab = logits_BV.shape[-1]
-    if 0 < sampling.top_k < vocab:
-        lowest_B1 = jnp.min(logits_BV, axis=-1, keepdims=True)
-        kth_B1 = _threshold(logits_BV, jnp.ones_like(logits_BV), jnp.full_like(lowest_B1, sampling.top_k), lowest_B1)
-        logits_BV = jnp.where(logits_BV < kth_B1, NEGATIVE, logits_BV)
-    if sampling.top_p < 1:
-        highest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-        mass_BV = jnp.exp(logits_BV - highest_B1)
-        wanted_B1 = sampling.top_p * jnp.sum(mass_BV, axis=-1, keepdims=True)
-        # The tokens below this have at most the mass 1 − top_p of the largest one, so at most that share of the whole.
-        lowest_B1 = highest_B1 - math.log(vocab / (1 - sampling.top_p))
-        logits_BV = jnp.where(logits_BV < _threshold(logits_BV, mass_BV, wanted_B1, lowest_B1), NEGATIVE, logits_BV)
-    return logits_BV
-
-
-def _threshold(logits_BV: jax.Array, weight_BV: jax.Array, wanted_B1: jax.Array, low_B1: jax.Array) -> jax.Array:
-    """A threshold [B, 1] that keeps the fewest tokens with at least the wanted weight together.
-
-    A token is kept if its logit is at or above the threshold. Bisection stops for a row as soon as only one token is
-    between its bounds.
+    """Probabilities in units of the largest [B, V], with 0 at the tokens that top-k and top-p exclude.
 
     Args:
-      logits_BV: the logits.
-      weight_BV: weight of each token.
-      wanted_B1: the weight that is wanted, at most that of all tokens and above 0.
-      low_B1: a threshold whose tokens have the wanted weight.
+      logits_BV: the logits divided by the temperature.
+      sampling: top-k and top-p.
+    """
+    vocab = logits_BV.shape[-1]
+    weight_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
+    if 0 < sampling.top_k < vocab:
+        least_B1 = jnp.min(weight_BV, axis=-1, keepdims=True)
+        weight_BV = _heaviest(weight_BV, jnp.full_like(least_B1, sampling.top_k), least_B1, count=True)
+    if sampling.top_p < 1:
+        all_B1 = jnp.sum(weight_BV, axis=-1, keepdims=True)
+        # Each token below this has less than the share (1 − top_p) / V, so all of them have less than 1 − top_p.
+        least_B1 = jnp.minimum(all_B1 * ((1 - sampling.top_p) / vocab), 1.0)
+        weight_BV = _heaviest(weight_BV, sampling.top_p * all_B1, least_B1, count=False)
+    return weight_BV
+
+
+def _heaviest(weight_BV: jax.Array, wanted_B1: jax.Array, low_B1: jax.Array, *, count: bool) -> jax.Array:
+    """The weights of the fewest tokens that have the wanted sum, and 0 elsewhere.
+
+    Bisection finds a threshold, and tokens of at least this weight are kept. It halves the interval of float32 bit
+    patterns: those of positive numbers are in the order of the numbers and nearly in proportion to their logarithms. It
+    stops for a row as soon as one token at most is between its bounds. Each step is a single sum over the vocabulary;
+    the number of tokens between two thresholds follows from the sums above them.
+
+    Args:
+      weight_BV: the weights, of which the largest of each row is 1.
+      wanted_B1: the wanted sum of weights, above 0.
+      low_B1: a threshold, at most 1, whose tokens have the wanted sum.
+      count: whether each token counts 1 in the sum in place of its weight.
     """
 
-    def above(threshold_B1: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Weight and number of the tokens at or above a threshold."""
-        kept_BV = logits_BV >= threshold_B1
-        weight_B1 = jnp.sum(jnp.where(kept_BV, weight_BV, 0.0), axis=-1, keepdims=True)
-        return weight_B1, jnp.sum(kept_BV, axis=-1, keepdims=True)
+    def number(bits_B1: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(bits_B1, jnp.float32)
 
-    # The weight at or above `low` is at least what is wanted, and that at or above `high` is less.
-    high_B1 = jnp.nextafter(jnp.max(logits_BV, axis=-1, keepdims=True), jnp.inf)
-    n_low_B1 = above(low_B1)[1]
-    state = low_B1, high_B1, n_low_B1, jnp.zeros_like(n_low_B1)
+    def above(bits_B1: jax.Array) -> jax.Array:
+        kept_BV = weight_BV >= number(bits_B1)
+        return jnp.sum(jnp.where(kept_BV, 1.0 if count else weight_BV, 0.0), axis=-1, keepdims=True)
+
+    # The sum at or above `low` is at least what is wanted, and that at or above `high` is less.
+    low_B1 = jax.lax.bitcast_convert_type(low_B1, jnp.int32)
+    high_B1 = jnp.full_like(low_B1, _ONE + 1)
+    state = low_B1, high_B1, above(low_B1), jnp.zeros_like(wanted_B1)
 
     def open_rows(state: tuple[jax.Array, ...]) -> jax.Array:
-        low_B1, high_B1, n_low_B1, n_high_B1 = state
-        middle_B1 = low_B1 + (high_B1 - low_B1) / 2
-        return (n_low_B1 - n_high_B1 > 1) & (middle_B1 > low_B1) & (middle_B1 < high_B1)
+        low_B1, high_B1, sum_low_B1, sum_high_B1 = state
+        one_B1 = jnp.ones_like(wanted_B1) if count else number(low_B1)  # the least that one more token has
+        return (sum_low_B1 - sum_high_B1 > 1.5 * one_B1) & (high_B1 - low_B1 > 1)
 
     def halve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        low_B1, high_B1, n_low_B1, n_high_B1 = state
-        middle_B1 = low_B1 + (high_B1 - low_B1) / 2
-        weight_B1, n_B1 = above(middle_B1)
-        enough_B1, going_B1 = weight_B1 >= wanted_B1, open_rows(state)
-        up_B1, down_B1 = going_B1 & enough_B1, going_B1 & ~enough_B1
+        low_B1, high_B1, sum_low_B1, sum_high_B1 = state
+        middle_B1 = low_B1 + (high_B1 - low_B1) // 2
+        sum_B1, going_B1 = above(middle_B1), open_rows(state)
+        up_B1 = going_B1 & (sum_B1 >= wanted_B1)
+        down_B1 = going_B1 & ~up_B1
         return (
             jnp.where(up_B1, middle_B1, low_B1),
             jnp.where(down_B1, middle_B1, high_B1),
-            jnp.where(up_B1, n_B1, n_low_B1),
-            jnp.where(down_B1, n_B1, n_high_B1),
+            jnp.where(up_B1, sum_B1, sum_low_B1),
+            jnp.where(down_B1, sum_B1, sum_high_B1),
         )
 
-    return jax.lax.while_loop(lambda state: jnp.any(open_rows(state)), halve, state)[0]
+    low_B1 = jax.lax.while_loop(lambda state: jnp.any(open_rows(state)), halve, state)[0]
+    return jnp.where(weight_BV >= number(low_B1), weight_BV, 0.0)
 
 
 def _inverse(weight_BV: jax.Array, uniform_B: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,6 +18,7 @@ from mdrl_jax.model import attention
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import named, param_shardings
+from mdrl_jax.rl import compaction
 from mdrl_jax.rl.logprobs import token_log_probs
 from mdrl_jax.rl.rollout import completion_mask, make_sampler, row_keys, stage_key
 from mdrl_jax.rl.sampling import SamplingConfig
@@ -166,31 +167,34 @@ def test_same_key_draws_the_same_whatever_the_batch(tiny_models):
 
 
 class CountingDecoder(Decoder):
-    """Records in `STEPS` every decoding step that really runs."""
+    """Records every decoding step that really runs in `STEPS`, and its number of rows in `ROWS`."""
 
     def decode(self, tokens_B, step, start_P, prefix, cache):
-        jax.debug.callback(lambda s: STEPS.append(int(s)), step)
+        jax.debug.callback(lambda s: (STEPS.append(int(s)), ROWS.append(len(tokens_B))), step)
         return super().decode(tokens_B, step, start_P, prefix, cache)
 
 
 STEPS: list[int] = []
+ROWS: list[int] = []
 
 
-def test_loop_stops_when_every_row_has_ended(tiny_models):
+def test_loop_stops_when_every_row_has_ended(tiny_models, monkeypatch):
     """The result equals completions that were drawn without an end token and then cut in numpy.
 
-    This holds because the random numbers of a token do not depend on other rows.
+    This holds because the random numbers of a token do not depend on other rows. Steps have a quarter of the rows as
+    soon as no more are running.
     """
+    monkeypatch.setattr(compaction, "LEAST_ROWS", 3)
     tiny = tiny_models["llama"]
     tiny = dataclasses.replace(tiny, model=CountingDecoder(tiny.config))
     free = draw(tiny)
     jax.effects_barrier()
     assert STEPS == list(range(NEW - 1))
     at = lambda *columns: tuple(map(int, np.unique(free.tokens_PGT[:, :, list(columns)])))  # noqa: E731
-    # With these end tokens, all rows end at the first token; all end by the third; only some end.
-    lengths, cut = [], 0
-    for end in (at(0), at(2), (int(free.tokens_PGT[1, 2, 1]),)):
-        STEPS.clear()
+    # With these end tokens, all rows end at the first token; all end by the third; all but one group end by the second.
+    lengths, cut, few = [], 0, []
+    for end in (at(0), at(2), tuple(map(int, np.unique(free.tokens_PGT[:2, :, 1])))):
+        STEPS.clear(), ROWS.clear()
         done = draw(tiny, end=end)
         jax.effects_barrier()
         hit_PGT = np.isin(free.tokens_PGT, end)
@@ -202,9 +206,11 @@ def test_loop_stops_when_every_row_has_ended(tiny_models):
         np.testing.assert_array_equal(done.tokens_PGT, np.where(kept_PGT > 0, free.tokens_PGT, 0))
         np.testing.assert_allclose(done.logp_PGT, np.where(kept_PGT > 0, free.logp_PGT, 0), atol=1e-6)
         assert STEPS == list(range(length_PG.max() - 1))
+        few.append([int(np.sum(length_PG > step + 1)) <= 3 for step in STEPS])
+        assert [rows == 3 for rows in ROWS] == few[-1]
         lengths.append(int(length_PG.max()))
         cut += int(np.sum(~ended_PG))
-    assert lengths[0] == 1 < lengths[1] < NEW and cut > 0
+    assert lengths[0] == 1 < lengths[1] < NEW and cut > 0 and {True, False} <= set(itertools.chain(*few))
 
 
 def test_end_token_zero_is_told_from_the_zeros_after_an_end(seven):
@@ -332,17 +338,20 @@ def test_one_device_equals_eight(tiny_models, mesh8):
     np.testing.assert_allclose(one.logp_PGT, eight.logp_PGT, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-@pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once):
-    """Prompts wait for a slot, begin while other completions are being decoded, and wrap around the cache."""
+@pytest.mark.parametrize(("family", "at_once"), [("llama", 0), ("qwen3", 1), ("mixed", 5)])
+def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once, monkeypatch):
+    """Prompts wait for a slot, begin while other completions are being decoded, and wrap around the cache.
+
+    At the end the rows left are moved together, twice if all prompts have a slot or five of them.
+    """
+    monkeypatch.setattr(compaction, "LEAST_ROWS", 1)
     tiny, n, new = tiny_models[family], 11, 9
     rng = np.random.default_rng(3)
     tokens_NT = rng.integers(0, tiny.config.vocab_size, (n, WIDTH)).astype(np.int32)
     valid_NT = np.arange(WIDTH)[None] >= WIDTH - rng.integers(1, WIDTH + 1, n)[:, None]
     key, ids = stage_key(0, "qa", 1), rng.permutation(n).astype(np.uint32)[:, None]
     made = []
-    for slots in (0, at_once):
+    for slots, compact in ((0, False), (at_once, True)):
         sample = make_sampler(
             tiny.model,
             "slots",
@@ -351,6 +360,7 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once):
             eos_ids=tuple(range(12)),
             sampling=PLAIN,
             at_once=slots,
+            compact=compact,
         )
         made.append(jax.device_get(sample(tiny.params, tokens_NT, valid_NT, key, ids)))
     whole, slotted = made
@@ -382,3 +392,24 @@ def test_slots_wait_for_no_longest_completion(tiny_models):
     waves = sum(max(lengths[i : i + 2]) - 1 for i in range(0, n, 2))
     assert max(loads) < waves, (loads, waves)
     assert len(STEPS) == max(loads), (len(STEPS), loads)
+
+
+@pytest.mark.parametrize(("slots", "group"), [(32, 4), (8, 6), (1, 100), (50, 1)])
+def test_rows_get_places_beside_rows_of_their_prompt(slots, group):
+    """Each wanted row gets one place, and a slot has rows of one prompt only, as many as it can."""
+    rng = np.random.default_rng(0)
+    prompt_B = np.repeat(np.arange(slots), group)
+    sizes = compaction.sizes(slots, group)
+    assert 0 < len(sizes) <= compaction.MOST
+    for n_slots, size in sizes:
+        wanted_B = rng.random(len(prompt_B)) < 0.1
+        places = compaction.Places(jnp.asarray(wanted_B), jnp.asarray(prompt_B, jnp.int32), slots, size)
+        expected = sum(-(-int(n) // size) for n in np.bincount(prompt_B[wanted_B]))
+        assert int(places.slots()) == expected <= n_slots
+        from_R, taken_R = map(np.asarray, places.origins(n_slots))
+        np.testing.assert_array_equal(np.sort(from_R[taken_R]), np.flatnonzero(wanted_B))
+        np.testing.assert_array_equal(np.asarray(places.of_rows())[from_R[taken_R]], np.flatnonzero(taken_R))
+        for rows, taken in zip(from_R.reshape(n_slots, size), taken_R.reshape(n_slots, size), strict=True):
+            assert len(np.unique(prompt_B[rows[taken]])) <= 1 and (taken[0] or not taken.any())
+        assert compaction.LEAST_ROWS <= len(from_R) < 0.35 * len(prompt_B)
+        prompt_B = prompt_B[from_R]

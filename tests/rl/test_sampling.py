@@ -93,15 +93,15 @@ def test_top_p_keeps_what_a_sort_keeps(vocab: int, top_p: float):
 @pytest.mark.parametrize("sampling", [PLAIN, SamplingConfig(0.7, 5, 0.9), SamplingConfig(temperature=0.0)], ids=str)
 def test_a_draw_is_the_inverse_of_the_cumulative_distribution(vocab: int, sampling: SamplingConfig):
     logits_BV = (3 * np.random.default_rng(2).normal(size=(400, vocab))).astype(np.float32)
-    keys_B = jax.random.split(jax.random.key(3), 400)
-    token_B, logp_B = map(np.asarray, draw(jnp.asarray(logits_BV), keys_B, sampling))
+    uniform_B = jax.random.uniform(jax.random.key(3), (400,))
+    token_B, logp_B = map(np.asarray, draw(jnp.asarray(logits_BV), uniform_B, sampling))
     expected_BV = np.asarray(sampling_log_probs(jnp.asarray(logits_BV), sampling))
     np.testing.assert_allclose(logp_B, np.take_along_axis(expected_BV, token_B[:, None], 1)[:, 0], atol=1e-5)
     if sampling.temperature == 0:
         np.testing.assert_array_equal(token_B, logits_BV.argmax(axis=1))
         return
     end_BV = np.cumsum(np.exp(expected_BV.astype(np.float64)), axis=1)
-    uniform_B = np.asarray(jax.vmap(jax.random.uniform)(keys_B), np.float64)
+    uniform_B = np.asarray(uniform_B, np.float64)
     rows = np.arange(400)
     start_B = np.where(token_B > 0, end_BV[rows, token_B - 1], 0.0)
     assert (start_B <= uniform_B + 1e-6).all() and (uniform_B <= end_BV[rows, token_B] + 1e-6).all()
@@ -124,11 +124,11 @@ def test_tokens_of_weight_0_are_never_drawn():
 def test_a_vocabulary_over_several_devices_is_not_gathered(mesh8: Mesh):
     """Its draws are those of one device, and sums of blocks are the largest arrays that travel."""
     logits_BV = (3 * np.random.default_rng(5).normal(size=(8, 4096))).astype(np.float32)
-    keys_B, sampling = jax.random.split(jax.random.key(6), 8), SamplingConfig(top_p=0.9)
-    program = jax.jit(lambda logits, keys: draw(logits, keys, sampling))
+    uniform_B, sampling = jax.random.uniform(jax.random.key(6), (8,)), SamplingConfig(top_p=0.9)
+    program = jax.jit(lambda logits, uniform: draw(logits, uniform, sampling))
     sharded = jax.device_put(logits_BV, named(mesh8, "batch", "vocab"))
-    one, eight = program(logits_BV, keys_B), program(sharded, keys_B)
+    one, eight = program(logits_BV, uniform_B), program(sharded, uniform_B)
     np.testing.assert_array_equal(one[0], eight[0])
     np.testing.assert_allclose(one[1], eight[1], atol=1e-6)
-    found = hlo.collectives(program.lower(sharded, keys_B).compile().as_text(), unknown_trips=30)
+    found = hlo.collectives(program.lower(sharded, uniform_B).compile().as_text(), unknown_trips=30)
     assert found and max(c.bytes for c in found) <= 4 * 8 * 64  # [B, √V] and not [B, V]
