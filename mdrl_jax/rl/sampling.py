@@ -121,8 +121,8 @@ def _heaviest(weight_BV: jax.Array, wanted_B1: jax.Array, low_B1: jax.Array, *, 
 
     Bisection finds a threshold, and tokens of at least this weight are kept. It halves the interval of float32 bit
     patterns: those of positive numbers are in the order of the numbers and nearly in proportion to their logarithms. It
-    stops for a row as soon as one token at most is between its bounds. Each step is a single sum over the vocabulary;
-    the number of tokens between two thresholds follows from the sums above them.
+    stops for a row as soon as two tokens at most are between its bounds, because close ones would take many more steps.
+    Each step is a single sum over the vocabulary; the number of tokens between two thresholds follows from the sums.
 
     Args:
       weight_BV: the weights, of which the largest of each row is 1.
@@ -146,7 +146,7 @@ def _heaviest(weight_BV: jax.Array, wanted_B1: jax.Array, low_B1: jax.Array, *, 
     def open_rows(state: tuple[jax.Array, ...]) -> jax.Array:
         low_B1, high_B1, sum_low_B1, sum_high_B1 = state
         one_B1 = jnp.ones_like(wanted_B1) if count else number(low_B1)  # the least that one more token has
-        return (sum_low_B1 - sum_high_B1 > 1.5 * one_B1) & (high_B1 - low_B1 > 1)
+        return (sum_low_B1 - sum_high_B1 > 2.5 * one_B1) & (high_B1 - low_B1 > 1)
 
     def halve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low_B1, high_B1, sum_low_B1, sum_high_B1 = state
@@ -161,7 +161,10 @@ def _heaviest(weight_BV: jax.Array, wanted_B1: jax.Array, low_B1: jax.Array, *, 
             jnp.where(down_B1, sum_B1, sum_high_B1),
         )
 
-    low_B1 = jax.lax.while_loop(lambda state: jnp.any(open_rows(state)), halve, state)[0]
+    low_B1, high_B1, *_ = jax.lax.while_loop(lambda state: jnp.any(open_rows(state)), halve, state)
+    below_BV = jnp.where(weight_BV < number(high_B1), weight_BV, 0.0)
+    larger_B1 = jax.lax.bitcast_convert_type(jnp.max(below_BV, axis=-1, keepdims=True), jnp.int32)
+    low_B1 = jnp.where(above(larger_B1) >= wanted_B1, larger_B1, low_B1)
     return jnp.where(weight_BV >= number(low_B1), weight_BV, 0.0)
 
 
