@@ -46,7 +46,8 @@ class Places:
 
     Attributes:
       wanted_B: True at the rows that need a place.
-      prompt_B: index of the prompt of each row, from 0 to P - 1.
+      prompt_B: index of the prompt of each row, from 0 to P - 1. Among the rows that need a place it must not fall from
+        row to row; their places keep this order.
       prompts: P.
       group: rows of a slot.
     """
@@ -57,9 +58,13 @@ class Places:
     group: int
 
     @functools.cached_property
-    def _slots_P(self) -> jax.Array:
+    def _rows_P(self) -> jax.Array:
         own_BP = self.prompt_B[:, None] == jnp.arange(self.prompts, dtype=jnp.int32)[None, :]
-        return -(-jnp.sum(own_BP & self.wanted_B[:, None], axis=0, dtype=jnp.int32) // self.group)
+        return jnp.sum(own_BP & self.wanted_B[:, None], axis=0, dtype=jnp.int32)
+
+    @functools.cached_property
+    def _slots_P(self) -> jax.Array:
+        return -(-self._rows_P // self.group)
 
     def slots(self) -> jax.Array:
         """Number of slots that the rows need, an int32 scalar."""
@@ -67,12 +72,11 @@ class Places:
 
     def of_rows(self) -> jax.Array:
         """The place of each row that needs one [B], int32; places are counted from 0, slot after slot."""
-        # Comparisons of all pairs in place of cumulative sums, which take longer to compile.
-        before_BB = jnp.tri(self.wanted_B.shape[0], k=-1, dtype=bool) & self.wanted_B[None, :]
-        same_BB = self.prompt_B[:, None] == self.prompt_B[None, :]
-        rank_B = jnp.sum(before_BB & same_BB, axis=1, dtype=jnp.int32)
+        # The n-th wanted row of all has this place, plus the places that stay empty in the slots of earlier prompts.
+        n_B = jnp.cumsum(self.wanted_B, dtype=jnp.int32) - 1
+        empty_P = self._slots_P * self.group - self._rows_P
         earlier_BP = jnp.arange(self.prompts, dtype=jnp.int32)[None, :] < self.prompt_B[:, None]
-        return jnp.sum(jnp.where(earlier_BP, self._slots_P[None, :], 0), axis=1) * self.group + rank_B
+        return n_B + jnp.sum(jnp.where(earlier_BP, empty_P[None, :], 0), axis=1)
 
     def origins(self, slots: int) -> tuple[jax.Array, jax.Array]:
         """Which row gets each place.

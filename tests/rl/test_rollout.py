@@ -398,11 +398,11 @@ def test_slots_wait_for_no_longest_completion(tiny_models):
 def test_rows_get_places_beside_rows_of_their_prompt(slots, group):
     """Each wanted row gets one place, and a slot has rows of one prompt only, as many as it can."""
     rng = np.random.default_rng(0)
-    prompt_B = np.repeat(np.arange(slots), group)
+    prompt_B, taken_R = np.repeat(np.arange(slots), group), True
     sizes = compaction.sizes(slots, group)
     assert 0 < len(sizes) <= compaction.MOST
     for n_slots, size in sizes:
-        wanted_B = rng.random(len(prompt_B)) < 0.1
+        wanted_B = (rng.random(len(prompt_B)) < 0.1) & taken_R
         places = compaction.Places(jnp.asarray(wanted_B), jnp.asarray(prompt_B, jnp.int32), slots, size)
         expected = sum(-(-int(n) // size) for n in np.bincount(prompt_B[wanted_B]))
         assert int(places.slots()) == expected <= n_slots
