@@ -269,9 +269,11 @@ def multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> 
 
 
 def json_format(text: str) -> bool:
-    """Whether the whole text is JSON of any type; a fence of three backticks, also with "json", is allowed around it.
+    """Whether the whole text is JSON of any type; a fence of three backticks is allowed around it.
 
-    One end of the fence may be missing. NaN and Infinity count as JSON.
+    "json", "Json" or "JSON" may follow the first backticks, and one end of the fence may be missing. White space
+    outside and inside the fence is ignored. NaN and Infinity count as JSON; JSON that is nested too deeply for Python
+    to read does not.
     """
     inner = re.sub(r"^```(?:json|Json|JSON)?", "", text.strip()).removesuffix("```")
     try:

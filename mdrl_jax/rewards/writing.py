@@ -48,7 +48,7 @@ def starts_with(text: str, *, word: str) -> bool:
 
 
 def ends_with(text: str, *, word: str) -> bool:
-    """Whether the last word is `word`; False if there are no words."""
+    """Whether the last word is `word`, ignoring case; False if there are no words."""
     return words(text)[-1:] == [word.lower()]
 
 

@@ -117,19 +117,20 @@ class Draws:
 def bootstrap_t(value_X: ArrayLike, stderr_X: ArrayLike, n: int, unit: str = "") -> Estimate:
     """A figure with its bootstrap-t (studentized) interval (Efron, 1981).
 
-    With θ and se of the sample, the distances t = (θ_draw − θ)/se_draw of the draws have the quantiles t_low and
-    t_high. The interval is [θ − t_high·se, θ − t_low·se]. A draw in which all prompts are equal has se_draw = 0 and an
-    infinite t. If such draws reach the quantile, that end of the interval is infinite.
+    With θ and se of the sample, the distances t = (θ_draw − θ)/se_draw of the draws have the 2.5 % quantile t_low and
+    the 97.5 % quantile t_high; each is the t of a draw. The interval is [θ − t_high·se, θ − t_low·se]. A draw with
+    se_draw = 0, in which all units have the same value, has an infinite t, or t = 0 if θ_draw = θ. If infinite ones
+    reach a quantile, that end of the interval is infinite.
 
     Args:
       value_X: the figure on the sample (entry 0) and on each draw.
-      stderr_X: its standard error on each of them. Draws in which one of the two is nan or infinite are left out.
+      stderr_X: its standard error on each of them. Draws whose figure or error is nan or infinite are left out.
       n: the number of independent units.
       unit: of the figure.
 
     Returns:
-      The estimate with the standard error of the sample. If that error is 0, the interval has no width. If it is not
-      finite, or if no draw is left, the interval is the whole line and the standard error infinite.
+      The estimate with the standard error of the sample. If that error is not finite, or if no draw is left, the
+      interval is the whole line and the standard error infinite. Otherwise, if it is 0, the interval has no width.
     """
     value, stderr = np.asarray(value_X, float), np.asarray(stderr_X, float)
     known = np.isfinite(value[1:]) & np.isfinite(stderr[1:])

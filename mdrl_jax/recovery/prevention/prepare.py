@@ -67,15 +67,16 @@ class Prevention:
 def transforms(prevent: PreventSection) -> Transforms:
     """The transforms that a stage asks for, in their order.
 
-    EWC comes first, because its penalty is part of the loss. A-GEM, PCGrad or MGS then acts on the gradient of
-    the whole loss. Protect comes last, on the gradient and again on the update, so that nothing moves either back into
-    S_i.
+    EWC comes first; it adds the gradient of its penalty, which is part of the loss. A-GEM, PCGrad or MGS then acts on
+    the gradient of the whole loss. Protect comes last, on the gradient and again on the update, because Adam moves the
+    update back into S_i.
 
     Args:
-      prevent: settings of the stage.
+      prevent: settings of the stage. `ewc` above 0 asks for EWC, `gradients` other than "none" for that method, and
+        `protect` above 0 for protect.
 
     Returns:
-      The transforms of the gradient and of the update; empty if the settings ask for none.
+      The transforms of the gradient and of the update; two empty tuples if the settings ask for none.
 
     Raises:
       KeyError: if `prevent.gradients` is no known name, which `config.parse` refuses.

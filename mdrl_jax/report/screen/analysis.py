@@ -15,7 +15,9 @@ COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
 def verdicts(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Each claim in a few lines: the verdict; its figure, interval, null and published figure; parts, or the reason.
+    """Each claim in a few lines: the verdict; its figure, interval, null and published figure; then its parts.
+
+    A claim without parts has its reason in their place.
 
     Numbers have three significant digits and no unit; "–" stands for a figure or an interval that is missing.
 
