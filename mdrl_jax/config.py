@@ -10,6 +10,7 @@ code makes directly checks only what its own docstring names under `Raises:`. Th
 """
 
 import dataclasses
+import math
 import re
 import runpy
 import types
@@ -534,9 +535,14 @@ def _as_dict(value: Any) -> Any:
 def _number(name: str, value: Any, kind: type) -> Any:
     # In Python True is an int, but it is no valid number in a config.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{name}={value!r} has the wrong type; it must be of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{name}={value} is not valid; it must be a finite number")
     return value
 
 
