@@ -86,9 +86,7 @@ def run(
         if earlier is not None:
             _check_same(earlier, head, before)
         if out:
-            Path(out).mkdir(
-                parents=True, exist_ok=True
-            )  # a folder that cannot be made is no surprise after the scoring
+            Path(out).mkdir(parents=True, exist_ok=True)  # before the scoring, so that nothing is lost if it fails
         with jax.set_mesh(built.mesh):
             result = evaluate(built, built.base_params(), "scores", screen.steps)
         record = head | result.record()
