@@ -735,7 +735,8 @@ def _check(config: Config) -> None:
         ("analyze.dtype", c.analyze.dtype, ("float32", "bfloat16")),
         ("track", c.track, ("", "wandb")),
     ):
-        _require(choice in allowed, f"{name}={choice!r} is not known; known: {', '.join(allowed)}")
+        known = ", ".join(x or "''" for x in allowed)
+        _require(choice in allowed, f"{name}={choice!r} is not known; known: {known}")
     _require(0 <= c.seed < 2**32, f"seed={c.seed} is not valid; 0 <= seed < 2**32")
     _require(len(c.stages) > 0, "stages is empty; name at least one")
     for i, stage in enumerate(c.stages):
