@@ -10,6 +10,7 @@ code makes directly checks only what its own docstring names under `Raises:`. Th
 """
 
 import dataclasses
+import math
 import re
 import runpy
 import types
@@ -534,9 +535,14 @@ def _as_dict(value: Any) -> Any:
 def _number(name: str, value: Any, kind: type) -> Any:
     # In Python True is an int, but it is no valid number in a config.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{name}={value!r} has the wrong type; it must be of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{name}={value} is not valid; it must be a finite number")
     return value
 
 
@@ -729,7 +735,8 @@ def _check(config: Config) -> None:
         ("analyze.dtype", c.analyze.dtype, ("float32", "bfloat16")),
         ("track", c.track, ("", "wandb")),
     ):
-        _require(choice in allowed, f"{name}={choice!r} is not known; known: {', '.join(allowed)}")
+        known = ", ".join(x or "''" for x in allowed)
+        _require(choice in allowed, f"{name}={choice!r} is not known; known: {known}")
     _require(0 <= c.seed < 2**32, f"seed={c.seed} is not valid; 0 <= seed < 2**32")
     _require(len(c.stages) > 0, "stages is empty; name at least one")
     for i, stage in enumerate(c.stages):

@@ -445,6 +445,7 @@ COMMANDS: dict[str, Command] = {
 }
 STOPS = ("run", "evaluate", "analyze")  # commands that stop in order after a signal; other commands end at once
 NEEDS_NO_CONFIG = ("rollback",)  # commands that work without --config
+MAY_BE_EMPTY = ("prompt", "prompt_ids", "system", "compilation_cache")  # whose commands say what "" means
 POSITIONAL = {"bench": "names", "config": "names"}  # command -> the list flag that its arguments without -- belong to
 
 
@@ -639,6 +640,9 @@ def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, ne
         values[positional].value = (values[positional].value or []) + rest
     elif rest:
         raise UserError(f"argument {rest[0]!r} is not understood; flags start with --")
+    for name in (n for n in values if n not in MAY_BE_EMPTY):
+        if values[name].present and values[name].value == "":  # such as --workdir=$DIR without DIR
+            raise UserError(f"--{name}= is empty; give a value, or leave the flag out")
     if "config" in values and values["config"].present and values["config"].value is None:
         raise UserError(f"get_config() of {file} returns None; it must return the config")
     if "config" in values and values["config"].value is not None:

@@ -283,6 +283,7 @@ def test_a_tilde_is_the_home_folder_in_flags_which_the_shell_leaves_as_they_are(
     assert f"{tmp_path}/file is a file; a model is" in refused("generate", "--model=~/file", prompt)
     assert f"{tmp_path}/base" in refused(*one, "--stage=math:~/x")
     assert "--seed" in refused("generate", "--model=tiny", prompt, f"--seed={2**70}")
+    assert "--workdir= is empty" in refused("run", config, "--workdir=")
 
 
 def test_a_model_of_the_hub_needs_no_prefix_and_is_refused_in_one_line(

@@ -85,13 +85,11 @@ def run(
         head |= {"sampling": dataclasses.asdict(config.evaluate.sampling), "prompts": fingerprints(built)}
         if earlier is not None:
             _check_same(earlier, head, before)
+        if out:
+            Path(out).mkdir(parents=True, exist_ok=True)  # before the scoring, so that nothing is lost if it fails
         with jax.set_mesh(built.mesh):
             result = evaluate(built, built.base_params(), "scores", screen.steps)
         record = head | result.record()
-        if out:
-            records.write_zipped(Path(out) / COMPLETIONS, text_rows(built, result))
-            records.write_jsonl(Path(out) / SCORES, score_rows(record))
-            records.write_json(Path(out) / EVALUATION, record)
         scores = matrix.build([record])
         tables = [terminal.score_table(scores, beside), terminal.pass_table(scores)]
         if earlier is not None:
@@ -105,6 +103,11 @@ def run(
         for task in beside:
             screen.print(f"{task['domain']}: {task['metric']} of {task['n_prompts']} prompts, by lm-evaluation-harness")
         screen.event("scores", rows=[*score_rows(record), *({"stage": model, **task} for task in beside)])
+        if out:
+            records.write_zipped(Path(out) / COMPLETIONS, text_rows(built, result))
+            records.write_jsonl(Path(out) / SCORES, score_rows(record))
+            records.write_json(Path(out) / EVALUATION, record)
+            screen.print(f"rewards, scores and all completions: {out}", final=True)
         screen.event("done", seconds=time.monotonic() - started, model=model)
 
 

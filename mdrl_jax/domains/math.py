@@ -10,6 +10,7 @@ replies would be right too often for style to matter.
 import random
 
 from mdrl_jax.domains.base import Domain, DomainsConfig, Problem, split
+from mdrl_jax.errors import UserError
 
 OPERANDS = 6
 MODULUS = 10
@@ -67,12 +68,18 @@ def make(config: DomainsConfig) -> Domain:
       what is left is in no split. `pretraining` is the training split.
 
     Raises:
-      UserError: if `n_test` + `n_validation` leave none of the distinct prompts to train on.
+      UserError: if more problems are wanted than there are distinct prompts, or if `n_test` + `n_validation` leave none
+        of them to train on.
     """
     rng = random.Random(f"{config.seed}/math")
-    wanted = 2 * (config.n_train + config.n_validation + config.n_test)
+    wanted = config.n_train + config.n_validation + config.n_test
+    if wanted > (there := MODULUS * (2 * (MODULUS - 1)) ** (OPERANDS - 1)):
+        raise UserError(
+            f"domain math has {there:,} distinct prompts; n_train + n_validation + n_test = {wanted:,} is more; "
+            "lower them"
+        )
     problems = []
-    for _ in range(wanted):
+    for _ in range(2 * wanted):
         words = [str(rng.randrange(MODULUS))]
         for _ in range(OPERANDS - 1):
             words += [rng.choice("+-"), str(rng.randrange(1, MODULUS))]

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,8 @@ def keep_compiled(folder: str | None = None) -> Path | None:
         jax.config.update("jax_compilation_cache_dir", place)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        # Another process holds the folder: the program is compiled again some day, which concerns no user.
+        warnings.filterwarnings("ignore", r"Error writing persistent compilation cache .* could not be acquired")
     return None
 
 

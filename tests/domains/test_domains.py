@@ -67,6 +67,8 @@ def test_problems_are_a_function_of_the_seed(name: str):
 def test_too_few_problems_are_refused():
     with pytest.raises(UserError, match=r"qa has .* distinct prompts"):
         DOMAINS["qa"](DomainsConfig(n_test=5000))
+    with pytest.raises(UserError, match="math has 18,895,680 distinct prompts"):  # and does not draw for minutes first
+        DOMAINS["math"](DomainsConfig(n_test=10**9))
 
 
 @NAMES
