@@ -281,7 +281,7 @@ def test_a_tilde_is_the_home_folder_in_flags_which_the_shell_leaves_as_they_are(
     prompt, one = "--prompt=~/x", ["analyze", config, "--base=~/base", f"--workdir={tmp_path}/new"]
     assert f"{tmp_path}/model does not exist" in refused("generate", "--model=~/model", prompt)
     assert f"{tmp_path}/file is a file; a model is" in refused("generate", "--model=~/file", prompt)
-    assert f"{tmp_path}/base" in refused(*one, "--stage=math:~/x")
+    assert f"{tmp_path}/base" in refused(*one, "--stage=qa:~/x")
     assert "--seed" in refused("generate", "--model=tiny", prompt, f"--seed={2**70}")
     assert "--workdir= is empty" in refused("run", config, "--workdir=")
 
