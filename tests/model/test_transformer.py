@@ -1,7 +1,6 @@
 """The decoder in laws: cache against full forward, padding, remat, dtypes, one device against eight."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +47,7 @@ def test_rows_that_cannot_share_a_prompt_are_named():
 
 
 @pytest.mark.parametrize(
-    ("tiny", "group"), [*itertools.product(("llama", "qwen2", "qwen3"), (1, 3)), ("mixed", 3)], indirect=["tiny"]
+    ("tiny", "group"), [("llama", 1), ("llama", 3), ("qwen2", 3), ("qwen3", 3), ("mixed", 3)], indirect=["tiny"]
 )
 def test_cached_decode_equals_full_forward(tiny, group):
     model, variables = tiny.model, {"params": tiny.params}

@@ -1,14 +1,17 @@
 """The page of a work folder: of a whole run (in tests/test_recovery_stages.py), of a part of one, of a damaged one."""
 
+import functools
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pytest
+import vl_convert
 
 from mdrl_jax import config, main, records
 from mdrl_jax.claims.published import CLAIMS
@@ -23,6 +26,15 @@ from tests.report import browser
 from tests.report.figures.recovery.test_refreshed_figures import record as refresh
 
 DOMAINS = ("math", "qa")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """Equal charts are drawn once: most tests write the page of the same run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("vegalite_to_svg", "svg_to_png", "svg_to_pdf"):
+            patch.setattr(vl_convert, name, functools.cache(getattr(vl_convert, name)))
+        yield
 
 
 def evaluation(folder: Path, index: int, stage: str, prompts: int = 8) -> None:

@@ -96,8 +96,8 @@ def test_no_two_prompts_of_a_run_share_a_draw(built: runtime.Runtime):
     twice = [(built.prompts["math", "train"], np.array([0, 7, 7, 7, 0, 8]))]
     noise = SamplingConfig(temperature=1e6)
     drawn = dataclasses.replace(built.rollouts, eos_ids=(-1,), pool=Pool())  # type: ignore
-    for chosen in (sets, twice, [*twice, *twice]):
-        rows = drawn.sample(built.base_params(), chosen, (0, "math", 3), 4, noise, parts=2).completions.tokens_PGT
+    for chosen, parts in ((sets, 6), (twice, 1), ([*twice, *twice], 2)):  # parts of one shape, compiled once
+        rows = drawn.sample(built.base_params(), chosen, (0, "math", 3), 4, noise, parts).completions.tokens_PGT
         rows = rows.reshape(-1, rows.shape[-1])
         assert len(np.unique(rows, axis=0)) == len(rows)
 

@@ -308,19 +308,26 @@ def test_the_old_state_is_really_freed():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new, start)))
 
 
-@pytest.mark.parametrize("loss", [pytest.param("sft", marks=pytest.mark.slow), "token"])
-def test_eight_devices_do_what_one_does(tiny_models: dict[str, Any], loss: str):
-    """With data parallelism alone, and with all three kinds at once and two micro-batches."""
+@pytest.mark.parametrize(
+    ("loss", "sizes", "n"),
+    [
+        ("token", (2, 2, 2), 2),
+        pytest.param("token", (8, 1, 1), 1, marks=pytest.mark.slow),  # the case above has data parallelism, too
+        pytest.param("sft", (2, 2, 2), 2, marks=pytest.mark.slow),
+    ],
+)
+def test_eight_devices_do_what_one_does(
+    tiny_models: dict[str, Any], fast_compile: None, loss: str, sizes: tuple[int, int, int], n: int
+):
+    """With all three kinds of parallelism at once and two micro-batches, and with data parallelism alone."""
     llama = tiny_models["llama"]
     one, logged_one = step_of_decoder(llama, loss, 1, llama.mesh)
     assert largest_move(one.params, llama.params) > 1e-4
-    for sizes, n in (((8, 1, 1), 1), ((2, 2, 2), 2)):
-        mesh = make_mesh(MeshConfig(*sizes))
-        eight, logged = step_of_decoder(llama, loss, n, mesh)
-        assert_close(eight.params, one.params, 2e-6)
-        assert {k: float(v) for k, v in logged.items()} == pytest.approx(
-            {k: float(v) for k, v in logged_one.items()}, rel=1e-4, abs=1e-6
-        )
+    eight, logged = step_of_decoder(llama, loss, n, make_mesh(MeshConfig(*sizes)))
+    assert_close(eight.params, one.params, 2e-6)
+    assert {k: float(v) for k, v in logged.items()} == pytest.approx(
+        {k: float(v) for k, v in logged_one.items()}, rel=1e-4, abs=1e-6
+    )
 
 
 def test_moments_lie_where_their_parameters_lie(mesh8: Mesh):
@@ -382,7 +389,7 @@ def walk(made: Runtime, watch: Callable[[TrainState, Any], None] | None = None) 
 
 
 def test_later_updates_per_batch_compare_with_the_policy_that_sampled(
-    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch, fast_compile: None
 ):
     made = built(small_folder, monkeypatch, grpo={"updates_per_batch": 2})
     stage = resolve_stages(made.config, ("qa",))[0]
@@ -403,7 +410,7 @@ def test_later_updates_per_batch_compare_with_the_policy_that_sampled(
 
 @pytest.mark.parametrize("train, computes", [({}, False), ({"kl_every": 2}, True)])
 def test_a_reference_is_computed_only_where_something_needs_it(
-    small_folder: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], computes: bool
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch, fast_compile: None, train: dict[str, Any], computes: bool
 ):
     before = compilations.copy()
     metrics = walk(built(small_folder, monkeypatch, **train))

@@ -14,6 +14,7 @@ from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import named, param_shardings, stacked
 from mdrl_jax.rl.logprobs import token_log_probs
 from mdrl_jax.second_order import decoder_parts
+from tests.conftest import TINY_CONFIGS
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -54,6 +55,10 @@ def with_gradient(function):
     return jax.jit(both)
 
 
+# "mixed" has the parts of all families.
+@pytest.mark.parametrize(
+    "tiny", ["mixed", *(pytest.param(family, marks=pytest.mark.slow) for family in TINY_CONFIGS)], indirect=True
+)
 def test_log_probs_are_those_of_the_decoder(tiny):
     """And their gradient; the decoder attends by the library's function, in float32."""
     data = sequences(tiny.config.vocab_size)
