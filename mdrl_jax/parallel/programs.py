@@ -31,7 +31,7 @@ def keep_compiled(folder: str | None = None) -> Path | None:
     at most `CACHE_BYTES`. Programs that compile in less than 0.1 seconds are not kept.
 
     Args:
-      folder: the folder, which JAX makes if it does not exist; "": `default_cache`; "off": nothing is kept or read.
+      folder: the folder, which is made if it does not exist; "": `default_cache`; "off": nothing is kept or read.
         None: the folder that JAX is set to, such as by the environment variable JAX_COMPILATION_CACHE_DIR, with JAX's
         own limits of size and time; if there is none, `default_cache`.
 

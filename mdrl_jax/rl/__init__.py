@@ -4,6 +4,7 @@ The files in reading order; the steps of `stages/grpo.py` and `stages/sft.py` ca
 
 - `rollouts.py` samples completions of a batch of prompts and has them scored.
 - `rollout.py` is the compiled sampler that it uses.
+- `compaction.py` gathers the rows that still run, so that the sampler does not compute rows that have ended.
 - `sampling.py` draws one token of each row: temperature, top-k and top-p.
 - `grpo.py` computes advantages from rewards, and the loss from log-probs.
 - `policy.py` connects the loss to the model.

@@ -1,4 +1,4 @@
-"""Moves the rows that are still decoded together, so that steps do not compute rows that have ended.
+"""Gathers the rows of the sampler that still run, so that a step does not compute rows that have ended.
 
 `rollout.py` decodes rows in slots. At first a slot holds a prompt and its whole group. Here each row gets a place in
 fewer or smaller slots. A slot still holds rows of one prompt only, which share the prompt's keys and values, but two

@@ -75,7 +75,7 @@ class _State:
       tokens_BT: all tokens drawn [B, max_new_tokens], 0 after the end.
       logp_BT: their log-probs, 0 after the end.
       prefix: keys and values of the prompts in the slots.
-      cache: keys and values of the rows.
+      cache: keys and values of the rows. It keeps its size when fewer rows go on; they are then its first ones.
     """
 
     step: jax.Array
