@@ -1,5 +1,6 @@
 """The command `score`: computes the rewards of completions in a JSON-lines file, with the rewards used in training."""
 
+import inspect
 import json
 import math
 import os
@@ -20,9 +21,22 @@ def _is_texts(value: Any) -> bool:
 
 
 def _is_constraints(value: Any) -> bool:
-    return (
-        isinstance(value, list) and value != [] and all(isinstance(v, dict) and v.get("kind") in KINDS for v in value)
-    )
+    return isinstance(value, list) and value != [] and all(map(_is_constraint, value))
+
+
+def _is_constraint(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str) or value["kind"] not in KINDS:
+        return False
+    try:
+        inspect.signature(KINDS[value["kind"]]).bind("", **{k: v for k, v in value.items() if k != "kind"})
+    except TypeError:
+        return False
+    return True
+
+
+def _parameters(kind: Callable[..., Any]) -> str:
+    """The parameters of a constraint after the text, as "(count)"."""
+    return f"({', '.join(list(inspect.signature(kind).parameters)[1:])})"
 
 
 def _is_answer(value: Any) -> bool:
@@ -38,12 +52,13 @@ def _are_cases(value: Any) -> bool:
     return isinstance(value, list) and value != [] and not any(map(case_error, value))
 
 
+_KINDS = "a name and its parameters of " + ", ".join(f"{k}{_parameters(f)}" for k, f in KINDS.items())
 # domain -> (the key of a line that the reward checks against, the test of its value's form, that form in words)
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "math": ("answer", _is_answer, "a text, a number or a list of them"),
     "code": ("tests", _is_texts, 'a list of Python sources, and there are no "cases"'),
     "qa": ("answer", _is_answer, "a text, a number or a list of them"),
-    "cw": ("constraints", _is_constraints, f'a list of {{"kind": name, ...}} with a name of {", ".join(KINDS)}'),
+    "cw": ("constraints", _is_constraints, f'a list of {{"kind": name, ...}} with {_KINDS}'),
 }
 
 _CASES = "cases", _are_cases, 'a list of {"stdin": text, "stdout": text}'

@@ -304,13 +304,14 @@ def open_table(path: Path, columns: tuple[str, ...]) -> Table:
             return _json(path)
         if kind in (".parquet", ".arrow"):
             import datasets
+            from datasets.utils import logging
 
-            said = datasets.logging.get_verbosity()
-            datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says the same in one line
+            said = logging.get_verbosity()
+            logging.set_verbosity(logging.CRITICAL)  # the error below says the same in one line
             try:
                 rows = datasets.load_dataset(kind[1:], data_files=glob.escape(str(path)), split="train")
             finally:
-                datasets.logging.set_verbosity(said)
+                logging.set_verbosity(said)
             return Arrow(str(path), rows)
         return JsonLines(path)
     except (OSError, ValueError, csv.Error, RecursionError) as e:

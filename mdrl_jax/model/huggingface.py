@@ -165,6 +165,7 @@ def downloaded(name: str) -> Path:
       UserError: if the hub has no such model, or it is neither in the cache nor can be downloaded.
     """
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     model, _, revision = name.partition("@")
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -175,7 +176,7 @@ def downloaded(name: str) -> Path:
         )
     except Exception as e:  # the hub and the network can fail in any way
         reason = hub.said(e)
-        if away and isinstance(e, huggingface_hub.errors.LocalEntryNotFoundError):
+        if away and isinstance(e, LocalEntryNotFoundError):
             reason = f"{away}; its cache has no copy"
         raise UserError(f"the model hub:{name} cannot be downloaded: {reason}") from e
     return Path(found)

@@ -251,16 +251,17 @@ def _deciders(claim: Mapping[str, Any]) -> Iterator[Decider]:
 
 
 def _part(section: Section, found: Records) -> Part:
-    made: tuple[list[Figure | Table], ...] = ([], [])
+    items: list[Figure | Table] = []
+    details: list[Figure | Table] = []
     notes: list[str] = []
     absent: list[str] = []
-    for items, builders in zip(made, (section.builders, section.details), strict=True):
+    for made, builders in ((items, section.builders), (details, section.details)):
         for builder in builders:
             built, note, missing = tried(builder, found)
-            items += built
+            made += built
             notes += [note] if note and note not in notes else []
             absent += [missing] if missing and missing not in absent else []
-    return Part(section.id, section.title, section.lead, *made, notes, absent)
+    return Part(section.id, section.title, section.lead, items, details, notes, absent)
 
 
 def tried(builder: Callable[[Records], Any], found: Records) -> tuple[list[Any], str, str]:
