@@ -347,12 +347,13 @@ def open_hub(entry: str, where: str) -> Table:
       UserError: if the entry has another form, or if the split cannot be downloaded or read.
     """
     import datasets
+    from datasets import config
 
     parts = entry.split(":")[1:]
     if len(parts) not in (2, 3) or not all(parts):
         raise UserError(f"{where}: {entry!r} names no hub data set; write hub:NAME:SPLIT or hub:NAME:SUBSET:SPLIT")
     if away := hub.away():
-        datasets.config.HF_HUB_OFFLINE = True  # the cache is read, and nothing is tried six times
+        config.HF_HUB_OFFLINE = True  # the cache is read, and nothing is tried six times
     try:
         rows = datasets.load_dataset(parts[0], parts[1] if len(parts) == 3 else None, split=parts[-1])
     except Exception as e:  # the hub, the network and the data files can fail in any way
