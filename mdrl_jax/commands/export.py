@@ -77,11 +77,17 @@ def card(work: WorkFolder, stage: str, command: str) -> str:
     return "\n".join([*lines, *_table(rows), "Written by", "", "```", command, "```", ""])
 
 
+def _cell(row: Mapping[str, Any]) -> str:
+    """The score in points, with its standard error, which a single prompt does not have."""
+    error = "" if row["stderr"] is None else f" ± {row['stderr']:.1f}"
+    return f"{row['score']:.1f}{error}"
+
+
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return ["The run has no scores of this stage.", ""]
     stages, domains = (list(dict.fromkeys(row[key] for row in rows)) for key in ("stage", "domain"))
-    cells = {(row["stage"], row["domain"]): f"{row['score']:.1f} ± {row['stderr']:.1f}" for row in rows}
+    cells = {(row["stage"], row["domain"]): _cell(row) for row in rows}
     n = ", ".join(f"{row['n_prompts']} of {row['domain']}" for row in rows if row["stage"] == stages[0])
     samples = rows[0]["k"]
     return [

@@ -255,7 +255,8 @@ def test_what_is_written_has_all_that_the_source_had(chat: Path, tmp_path: Path,
     c.model.path, c.stages, c.scored_domains = str(chat), ("math",), ("math",)
     work.open(parse(c))
     rows = [
-        {"stage": s, "domain": "math", "score": 12.5, "stderr": 1.0, "n_prompts": 3, "k": 2} for s in ("base", "math")
+        {"stage": s, "domain": "math", "score": 12.5, "stderr": e, "n_prompts": 3, "k": 2}
+        for s, e in (("base", None), ("math", 1.0))
     ]
     (work.root / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "out" / "lost+found").mkdir(parents=True)  # as a new file system has it
