@@ -155,7 +155,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A case with arguments of one dtype, on one device (x, told) and on eight (x8, told8)."""
+    """A case with arguments of one dtype, on one device (x, told) and on eight (x8, told8), and its results."""
 
     case: Case
     x: Tree
@@ -163,21 +163,26 @@ class Setting:
     x8: Tree
     told8: Any
     mask: Tree
+    found: dict[Any, Tree] = dataclasses.field(default_factory=dict)
 
     def run(self, strength: float) -> Tree:
-        with jax.numpy_dtype_promotion("strict"):
-            return jax.jit(self.case.apply)(self.x, self.told, np.float32(strength))
+        if ("one", strength) not in self.found:
+            with jax.numpy_dtype_promotion("strict"):
+                self.found["one", strength] = jax.jit(self.case.apply)(self.x, self.told, np.float32(strength))
+        return self.found["one", strength]
 
     def run8(self, strength: float) -> Tree:
-        return jax.jit(self.case.apply)(self.x8, self.told8, np.float32(strength))
+        if ("eight", strength) not in self.found:
+            self.found["eight", strength] = jax.jit(self.case.apply)(self.x8, self.told8, np.float32(strength))
+        return self.found["eight", strength]
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(scope="module", params=DTYPES)
 def dtype(request: pytest.FixtureRequest) -> Any:
     return DTYPES[request.param]
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(scope="module", params=CASES)
 def setting(request: pytest.FixtureRequest, dtype: Any, tiny_models: Any, mesh8: Mesh) -> Setting:
     case, rng = CASES[request.param], np.random.default_rng(0)
     boxed = param_shapes(Decoder(tiny_models["qwen2"].config))

@@ -1,4 +1,4 @@
-"""What processes tell each other, and what ends them: three small processes without a model."""
+"""What processes tell each other, and what ends them: two or three small processes without a model."""
 
 import socket
 import subprocess
@@ -25,14 +25,14 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import distributed as d
 
 jax.config.update("jax_num_cpu_devices", 1)
-where, me = sys.argv[1], int(sys.argv[2])
-d.initialize(where, 3, me, 5.0)
+where, me, n = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+d.initialize(where, n, me, 5.0)
 jax.devices()
 """
 
 
-def go(tmp_path: Path, body: str) -> tuple[list[int], list[str], float]:
-    """Exit status and text of three processes that run `body`, and the seconds it took after all had begun."""
+def go(tmp_path: Path, body: str, n: int = 3) -> tuple[list[int], list[str], float]:
+    """Exit status and text of `n` processes that run `body`, and the seconds it took after all had begun."""
     (tmp_path / "body.py").write_text(BEGIN + "print('begun', time.time(), flush=True)\n" + body)
     with socket.socket() as s:
         s.bind(("localhost", 0))
@@ -40,7 +40,7 @@ def go(tmp_path: Path, body: str) -> tuple[list[int], list[str], float]:
     command = [sys.executable, str(tmp_path / "body.py"), where]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    made = [subprocess.Popen([*command, str(i)], env=environment, cwd=tmp_path, **pipes) for i in range(3)]
+    made = [subprocess.Popen([*command, str(i), str(n)], env=environment, cwd=tmp_path, **pipes) for i in range(n)]
     texts = [p.communicate(timeout=120)[0] for p in made]
     begun = max(float(text.split("begun ")[1].split()[0]) for text in texts)
     return [p.returncode for p in made], texts, time.time() - begun
@@ -74,10 +74,9 @@ except d.HostLost as e:
     print("mdrl: error:", e, flush=True)
     d.finish(1, e)
 """
-    statuses, texts, seconds = go(tmp_path, body)
-    assert statuses == [LOST, LOST, LOST] and seconds < 3 * TIMEOUT
-    for text in (texts[0], texts[2]):
-        assert f"mdrl: error: process 1 on {HOST} did not reach barrier 'the middle' in 5 s" in text
+    statuses, texts, seconds = go(tmp_path, body, 2)
+    assert statuses == [LOST, LOST] and seconds < 3 * TIMEOUT
+    assert f"mdrl: error: process 1 on {HOST} did not reach barrier 'the middle' in 5 s" in texts[0]
     assert f"did not reach barrier 'the middle' in 5 s; {AGAIN}" in texts[1]  # the one that sleeps hears it too
 
 
@@ -133,11 +132,10 @@ if me == 0:
     os.kill(os.getpid(), 9)
 time.sleep(60)
 """
-    statuses, texts, seconds = go(tmp_path, body)
-    assert statuses[0] == -9 and 0 not in statuses and seconds < 3 * TIMEOUT
-    for i in (1, 2):
-        line = f"mdrl: error: process {i} on {HOST} was ended from outside, or process 0 on {HOST} is gone; {AGAIN}"
-        assert line in texts[i].splitlines()
+    statuses, texts, seconds = go(tmp_path, body, 2)
+    assert statuses[0] == -9 and statuses[1] != 0 and seconds < 3 * TIMEOUT
+    line = f"mdrl: error: process 1 on {HOST} was ended from outside, or process 0 on {HOST} is gone; {AGAIN}"
+    assert line in texts[1].splitlines()
 
 
 @pytest.mark.parametrize(

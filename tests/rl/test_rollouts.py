@@ -18,9 +18,10 @@ from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
 from mdrl_jax.rewards.base import Score
 from mdrl_jax.rl import rollouts
 from mdrl_jax.rl.rollout import SamplingConfig, cache_bytes
+from tests.odd_pool import OddPool
 
 
-class Pool:
+class Pool(OddPool):
     """A pool that scores completions by their length.
 
     Attributes:
