@@ -747,9 +747,9 @@ def _prepared(values: flags.FlagValues, execute: Callable[[Any], int | None]) ->
     if "compilation_cache" in values:
         from mdrl_jax.parallel import programs
 
-        if place := programs.keep_compiled(values.compilation_cache):
-            why = f"{place} cannot be written; --compilation_cache=FOLDER names another folder, off says nothing"
-            print(f"mdrl: note: compiled programs are not kept, since {why}", file=sys.stderr)
+        if why := programs.keep_compiled(values.compilation_cache):
+            note = f"compiled programs are not kept, since {why}; --compilation_cache=FOLDER keeps them in a folder"
+            print(f"mdrl: note: {note}", file=sys.stderr)
     return execute(values)
 
 

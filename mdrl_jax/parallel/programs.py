@@ -23,7 +23,7 @@ compilations: Counter[str] = Counter()
 CACHE_BYTES = 2**31  # of the folder of compiled programs; the entries that were read last stay
 
 
-def keep_compiled(folder: str | None = None) -> Path | None:
+def keep_compiled(folder: str | None = None) -> str:
     """Keeps compiled programs in a folder, where later processes find them instead of compiling them again.
 
     It changes JAX's configuration of this process and is called once: after the first program was kept, JAX goes on to
@@ -36,7 +36,7 @@ def keep_compiled(folder: str | None = None) -> Path | None:
         own limits of size and time; if there is none, `default_cache`.
 
     Returns:
-      `default_cache` if it was to be used and cannot be written; nothing is kept then. Otherwise None.
+      Why nothing is kept, if `default_cache` was to be used and cannot be written; otherwise "".
 
     Raises:
       UserError: if a folder is given that cannot be written.
@@ -49,13 +49,14 @@ def keep_compiled(folder: str | None = None) -> Path | None:
             if folder:
                 raise UserError(f"--compilation_cache={folder} cannot be written; name another folder, or off")
             jax.config.update("jax_enable_compilation_cache", False)
-            return Path(place)
+            homeless = Path(os.devnull) in Path(place).parents
+            return "this user has no home folder" if homeless else f"{place} cannot be written"
         jax.config.update("jax_compilation_cache_dir", place)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         # Another process holds the folder: the program is compiled again some day, which concerns no user.
         warnings.filterwarnings("ignore", r"Error writing persistent compilation cache .* could not be acquired")
-    return None
+    return ""
 
 
 def _writable(folder: Path) -> bool:

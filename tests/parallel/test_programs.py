@@ -69,10 +69,10 @@ def test_a_folder_that_cannot_be_written_is_named(restored: None, tmp_path: Path
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     jax.config.update("jax_compilation_cache_dir", None)
-    assert programs.keep_compiled() == programs.default_cache()
+    assert programs.keep_compiled() == f"{programs.default_cache()} cannot be written"
     assert jax.config.jax_compilation_cache_dir is None and kept(tmp_path) == 0
     with pytest.raises(UserError, match="--compilation_cache=.*cannot be written"):
         programs.keep_compiled(str(tmp_path / "file" / "below"))
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: Path(f"~{os.urandom(8).hex()}").expanduser())  # no such user
-    assert programs.keep_compiled() == programs.default_cache()
+    assert programs.keep_compiled() == "this user has no home folder"
