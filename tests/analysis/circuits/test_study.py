@@ -53,6 +53,7 @@ class Bar:
         pass
 
 
+@pytest.mark.slow
 def test_no_edit_keeps_the_whole_circuit_and_a_large_edit_costs(monkeypatch, tmp_path: Path):
     made = built(monkeypatch)
     base = made.base_params()
