@@ -374,6 +374,43 @@ class AnalyzeSection:
 
 
 @section
+class CircuitsSection:
+    """Circuits of attention heads, as stages `circuits-D` or by `analyze --circuits` (definitions §11).
+
+    The prompts are those of analyze.split.
+
+    Attributes:
+      pairs_file: file of counterfactual pairs to use in place of the domain's own, a JSON object a line with the texts
+        base, source, base_reply and source_reply, and perhaps kind; "": the domain's own.
+      blocks: blocks of pairs, each with searches of its own; at least 4. Overlaps have them as units.
+      block: pairs of a block, at least 2; divisible by the mesh's data * fsdp.
+      penalties: values of λ, the price of a head in nats, that are tried; above 0.
+      faithful: the largest λ is used at which every compared model's circuit is at least this faithful.
+      steps: steps of Adam of each search, at least 1.
+      learning_rate: learning rate of these steps, above 0.
+      seeds: searches of each block, λ and start, at least 1.
+      at_once: masks whose passes run together, at least 1; fewer take less memory.
+      random_sets: random circuits of equal size that give the null of a faithfulness, at least 2.
+      match: two scores count as matched if they differ by at most this many points; at least 0.
+      vulnerability: whether the effect of every head's own edit on the other scored domains is predicted and measured;
+        it costs two passes with derivatives over analyze.prompts for each head and domain.
+    """
+
+    pairs_file: str = ""
+    blocks: int = 8
+    block: int = 8
+    penalties: tuple[float, ...] = (0.01, 0.03, 0.1)
+    faithful: float = 0.8
+    steps: int = 100
+    learning_rate: float = 0.1
+    seeds: int = 2
+    at_once: int = 4
+    random_sets: int = 20
+    match: float = 5.0
+    vulnerability: bool = False
+
+
+@section
 class RecoverSection:
     """Recovery of a damaged domain: refreshes, rollbacks, merges and plans (definitions §8 to §10).
 
@@ -447,6 +484,7 @@ class Config:
       checkpoints: checkpoints of a stage in training.
       evaluate: scores after every stage.
       analyze: the interference analysis.
+      circuits: circuits of attention heads.
       recover: refreshes, rollbacks, merges and plans.
       rewards: the processes that compute rewards.
       track: service that also gets the curves of TensorBoard: "wandb", or "" for none (`report/track.py`).
@@ -465,6 +503,7 @@ class Config:
     checkpoints: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     analyze: AnalyzeSection = AnalyzeSection()
+    circuits: CircuitsSection = CircuitsSection()
     recover: RecoverSection = RecoverSection()
     rewards: RewardSection = RewardSection()
     track: str = ""
@@ -775,6 +814,13 @@ def _check(config: Config) -> None:
         ("analyze.lanczos_steps", c.analyze.lanczos_steps, 1),
         ("analyze.held", c.analyze.held, 2),
         ("analyze.attention_logit_bytes", c.analyze.attention_logit_bytes, 1),
+        ("circuits.blocks", c.circuits.blocks, 4),
+        ("circuits.block", c.circuits.block, 2),
+        ("circuits.steps", c.circuits.steps, 1),
+        ("circuits.seeds", c.circuits.seeds, 1),
+        ("circuits.at_once", c.circuits.at_once, 1),
+        ("circuits.random_sets", c.circuits.random_sets, 2),
+        ("circuits.match", c.circuits.match, 0),
         ("recover.n_reweighted", c.recover.n_reweighted, 0),
         ("rewards.workers", c.rewards.workers, 1),
         ("rewards.memory_mb", c.rewards.memory_mb, 128),
@@ -783,6 +829,10 @@ def _check(config: Config) -> None:
     for field in ("cpu_seconds", "deadline_seconds"):
         value = getattr(c.rewards, field)
         _require(value > 0, f"rewards.{field}={value} is not valid; it must be above 0")
+    priced = len(c.circuits.penalties) > 0 and all(p > 0 for p in c.circuits.penalties)
+    _require(priced, f"circuits.penalties={c.circuits.penalties} is not valid; name at least one, each above 0")
+    rate = c.circuits.learning_rate
+    _require(rate > 0, f"circuits.learning_rate={rate} is not valid; it must be above 0")
     a = c.analyze
     even = a.prompts >= 4 * a.batch and a.prompts % (2 * a.batch) == 0
     _require(

@@ -20,6 +20,7 @@ from mdrl_jax import preemption, records, runtime
 from mdrl_jax.analysis import samples
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params
+from mdrl_jax.claims.circuits import c8
 from mdrl_jax.claims.recovery import Refreshed, c6, c7
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
@@ -38,7 +39,7 @@ from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.report.track import Nowhere, Track, tracking
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, resolve_stages, way
-from mdrl_jax.stages import analyze, grpo, locality, merge, rollback, sft
+from mdrl_jax.stages import analyze, circuits, grpo, locality, merge, rollback, sft
 from mdrl_jax.stages.plan import Planning
 from mdrl_jax.stages.train import Trainer, costs, metered, steps_taken
 from mdrl_jax.workfolder import WorkFolder, flat, resolved
@@ -86,6 +87,8 @@ def run(config: Config, workdir: str | Path, output: str = "screen") -> None:
                 analyze.check(built, earlier)
             elif stage.kind == "locality":
                 locality.check(built, stage)
+            elif stage.kind == "circuits":
+                circuits.check(built, stage)
         distributed.check_shared(folder.root)
         folder.open(config)
         folder.open_data(data)
@@ -158,6 +161,9 @@ class Walk:
             "trials": planning.trials,
             "orders": planning.orders,
             "locality": lambda stage: locality.run(
+                self.runtime, self.folder, stage, self.stages, self.screen, self._params_after
+            ),
+            "circuits": lambda stage: circuits.run(
                 self.runtime, self.folder, stage, self.stages, self.screen, self._params_after
             ),
         }
@@ -329,13 +335,16 @@ class Walk:
         self.screen.event("done", seconds=seconds, workdir=str(root))
 
     def _claims(self, result: matrix.Matrix) -> list[dict[str, Any]]:
-        """Judges C6 and C7 by the refreshes and rollbacks of this run and adds the verdicts to `claims.json`.
+        """Judges C6, C7 and C8 by this run's refreshes, rollbacks and circuits; adds the verdicts to `claims.json`.
 
         The verdicts that the analysis wrote there are kept. Returns all verdicts, sorted by claim.
         """
         recovered, run = {r.stage: r for r in recoveries(result)}, methods.load(self.folder.root)
-        refreshes, rollbacks = [], []
+        refreshes, rollbacks, compared = [], [], []
         for stage in self.stages:
+            if stage.kind == "circuits":
+                compared.append(records.read_json(self.folder.root / "analysis" / f"{stage.name}.json"))
+                continue
             file = self.folder.root / "recovery" / f"{stage.name}.json"
             if not file.exists():
                 continue
@@ -363,8 +372,9 @@ class Walk:
         file = self.folder.root / "claims.json"
         known = {c["id"]: c for c in (records.read_json(file) if file.exists() else [])}
         known |= {c["id"]: c for c in ([c6(refreshes)] if refreshes else []) + ([c7(rollbacks)] if rollbacks else [])}
+        known |= {"C8": c8(compared)} if compared else {}
         judged = [known[name] for name in sorted(known)]
-        if refreshes or rollbacks:
+        if refreshes or rollbacks or compared:
             records.write_json(file, judged)
         return judged
 

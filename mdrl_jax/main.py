@@ -158,7 +158,8 @@ def _analyze(values: Any) -> None:
     if not values.stage:
         raise UserError("--stage is missing; name every stage in order, e.g. --stage=code:DIR --stage=math:DIR")
     base, workdir = (_needed(values, name) for name in ("base", "workdir"))
-    analyze.run(base, values.stage, config.parse(values.config), workdir, values.output)
+    command = analyze.circuits if values.circuits else analyze.run
+    command(base, values.stage, config.parse(values.config), workdir, values.output)
 
 
 def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -170,6 +171,11 @@ def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "LoRA adapter (PEFT layout) on --base"
     )
     flags.DEFINE_multi_string("stage", [], about, flag_values=values)
+    about = (
+        "compare the attention heads that each model needs: --stage=DOMAIN:FOLDER is then a model that RL trained from "
+        "--base, and sft-DOMAIN:FOLDER one that supervised training did"
+    )
+    flags.DEFINE_bool("circuits", False, about, flag_values=values)
     flags.DEFINE_string("workdir", None, "work folder that the results are written to", flag_values=values)
     _output_flag(values)
     _hosts_flags(values)

@@ -30,6 +30,7 @@ the same prefix, or else from where stage D starts |
 | `trials` | makes no parameters: tries every action of the plan on validation prompts, to check the forecasts |
 | `orders` | makes no parameters: forecasts, from the solo edits, the damage in every order of the domains |
 | `locality-A` | makes no parameters: how well one expansion at A's peak predicts A's damage by each edit from there |
+| `circuits-D` | makes no parameters: circuits on D of θ_0 and of every stage that trained D alone from there (§11) |
 | any name of a training stage, `@` and a label, e.g. `qa@slow` | the same stage once more, with settings of its own |
 
 "The previous stage" is the last one before it in the sequence, which consists of the domains, `refresh-`, `placebo-`,
@@ -70,8 +71,9 @@ ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
     "recover": "recover",
 }
 # Kinds of stages that write records but make no parameters.
-RECORDS = ("analyze", "plan", "trials", "orders", "locality")
-PREFIXES = ("refresh", "distill", "alternate", "solo", "again", "placebo", "reversed", "sft", "locality", *METHODS)
+RECORDS = ("analyze", "plan", "trials", "orders", "locality", "circuits")
+PREFIXES = ("refresh", "distill", "alternate", "solo", "again", "placebo", "reversed", "sft", "locality", "circuits")
+PREFIXES += tuple(METHODS)
 SEQUENCE = ("", "refresh", "placebo", "sft")  # prefixes of stages that the next stage starts from; "" is no prefix
 
 
@@ -196,7 +198,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         domains = (plain,)
     if prefix == "placebo":
         train = dataclasses.replace(train, learning_rate=0.0)
-    if prefix in ("sft", "locality"):
+    if prefix in ("sft", "locality", "circuits"):
         kind = prefix
     if prefix in METHODS:
         stream = rest
@@ -234,6 +236,11 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     stage = Stage(name, index, kind, domains, start, train, stream, reference, (), donor, sft)
     stage = dataclasses.replace(stage, keeps=_keeps(stage, earlier))
     _check(stage, earlier)
+    if kind == "circuits" and not alone_from_origin(rest, earlier, known):
+        raise UserError(
+            f"stage {name}: no earlier stage trains {rest} alone from the model that the sequence starts from; add "
+            f"solo-{rest} or sft-{rest}, or both to compare them"
+        )
     return stage
 
 
@@ -432,6 +439,23 @@ def from_the_peak(domain: str, stages: Sequence[Stage]) -> list[Stage]:
       The training stages whose start is the stage `domain` and that do not train this domain alone.
     """
     return [s for s in stages if s.trains and s.start == domain and s.domains != (domain,)]
+
+
+def alone_from_origin(domain: str, stages: Sequence[Stage], domains: Collection[str]) -> list[Stage]:
+    """The stages that trained one domain alone from θ_0, by GRPO or supervised, in order.
+
+    Args:
+      domain: name of the domain.
+      stages: stages of the run.
+      domains: names of all domains.
+
+    Returns:
+      The stages, also those with a label; no placebo, no distillation, and no stage of the warm-up.
+    """
+    starts = {s.name: s.start for s in stages if s.scored}
+    warm, base = warm_up(starts, domains), origin(starts, domains)
+    own = [s for s in stages if s.trains and s.domains == (domain,) and s.start == base and s.name not in warm]
+    return [s for s in own if s.prefix not in ("placebo", "distill")]
 
 
 def _check_distill(stage: Stage, earlier: list[Stage]) -> None:

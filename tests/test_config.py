@@ -156,6 +156,7 @@ CHOICES = ["refresh-math", "distill-math", "alternate-math-qa", "rollback-math-q
 CHOICES += ["plan", "recover", "trials"]
 FITTED = ["rollback-math-qa", "plan", "recover", "trials", "protect-qa", "ewc-qa", "agem-qa", "pcgrad-qa", "mgs-qa"]
 PLAIN = ["analyze", "again-qa", "placebo-qa", "joint", "average", "replay-qa", "kl-qa", "reversed-qa", "sft", "sft-qa"]
+PLAIN += ["circuits-math"]
 
 
 @pytest.mark.parametrize("stage", CHOICES)

@@ -9,6 +9,7 @@ from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.stage import (
     Stage,
+    alone_from_origin,
     default_start,
     names_on_the_way,
     origin,
@@ -454,4 +455,16 @@ def test_locality_needs_an_edit_that_starts_at_the_peak():
         ("math", "refresh-math", "locality-math"),
     ):
         with pytest.raises(UserError, match="no earlier stage trains another domain from the end of stage"):
+            planned(*names)
+
+
+def test_circuits_compare_the_stages_that_trained_the_domain_alone_from_the_start():
+    own = {"start": "base"}
+    changes = {"sft-qa": own, "sft-qa@low": own, "qa@x": own}
+    stages = planned("code", "qa@x", "sft-qa", "sft-qa@low", "solo-math", "circuits-qa", stage_overrides=changes)
+    assert (stages["circuits-qa"].kind, stages["circuits-qa"].scored) == ("circuits", False)
+    found = alone_from_origin("qa", list(stages.values()), KNOWN)
+    assert [s.name for s in found] == ["qa@x", "sft-qa", "sft-qa@low"]
+    for names in (("circuits-qa",), ("code", "qa", "circuits-qa"), ("sft-qa", "circuits-qa")):
+        with pytest.raises(UserError, match="no earlier stage trains qa alone"):
             planned(*names)

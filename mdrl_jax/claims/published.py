@@ -17,7 +17,6 @@ LEAST_FRACTION = 0.5
 BRIEF = 0.2
 
 SEE = "see configs/claims.py"  # the configuration that gathers the evidence which a quick run lacks
-NOT_MEASURED = "not measured"  # stands in place of a rule for a claim that this version does not measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Claim:
     Attributes:
       text: the published statement.
       published: the published figure.
-      rule: the rule that judges the claim on a run, or `NOT_MEASURED`.
+      rule: the rule that judges the claim on a run.
     """
 
     text: str
@@ -88,6 +87,8 @@ CLAIMS = {
     "C8": Claim(
         "RL keeps more of the base model's circuit than SFT",
         "of 297 heads SFT keeps 153, RL keeps 200",
-        NOT_MEASURED,
+        "undecided unless RL and SFT from one base reach a matched score on a domain, and their circuits are faithful "
+        "wherever the search starts; then (a) overlap with base's circuit minus its chance value and (b) faithfulness "
+        "of base's circuit inside the model, both larger for RL than for SFT",
     ),
 }

@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 
 from mdrl_jax.analysis import samples
-from mdrl_jax.commands.fit_analysis import analysis, taking_back
+from mdrl_jax.commands.fit_analysis import analysis, circuits, taking_back
 from mdrl_jax.commands.fit_programs import Job, Shapes, scoring, supervised, training
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
@@ -159,7 +159,7 @@ def check(runtime: Runtime, stages: Sequence[Stage], everything: bool) -> None:
     kinds = {stage.kind for stage in stages}
     if everything and "sft" not in kinds:
         sft.check_sizes(runtime, runtime.config.sft)
-    if everything or kinds & {"analyze", "locality", "rollback"}:
+    if everything or kinds & {"analyze", "circuits", "locality", "rollback"}:
         samples.check(runtime, ())
 
 
@@ -177,8 +177,8 @@ def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[
     """Yields the programs of the stages.
 
     First come those of GRPO stages (`training`) and of scores (`scoring`), in the order of the stages. Then come those
-    of supervised stages (`supervised`), of the analysis (`analysis`) and of rollbacks (`taking_back`), once each, for
-    the kinds that occur. Several jobs may have the same name (`merged`).
+    of supervised stages (`supervised`), of the analysis (`analysis`), of circuits (`circuits`) and of rollbacks
+    (`taking_back`), once each, for the kinds that occur. Several jobs may have the same name (`merged`).
 
     Args:
       shapes: shapes of the programs' arguments.
@@ -200,6 +200,8 @@ def jobs(shapes: Shapes, stages: Sequence[Stage], everything: bool) -> Iterator[
         yield from supervised(shapes, [s.sft for s in stages if s.kind == "sft"] or [shapes.runtime.config.sft])
     if kinds & {"analyze", "locality"} or everything:
         yield from analysis(shapes, n)
+    if "circuits" in kinds:
+        yield from circuits(shapes)
     if "rollback" in kinds or everything:
         yield from taking_back(shapes)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from mdrl_jax.analysis import probe
+from mdrl_jax.analysis.circuits import masks, study
 from mdrl_jax.analysis.routes import SHARE
 from mdrl_jax.analysis.samples import sampled_at_once
 from mdrl_jax.analysis.subspace import conflict
@@ -78,6 +79,28 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
     yield Job("Lanczos step", lambda _: step.lower(basis, block, scalar), at_place | shapes.trees(parameters=1))
 
 
+def circuits(shapes: Shapes) -> Iterator[Job]:
+    """Yields the programs of a stage `circuits-D`: the search for masks, masked passes, and attribution.
+
+    Prompts and replies are assumed to be as long as the config allows.
+    """
+    runtime, c, config = shapes.runtime, shapes.runtime.config.circuits, shapes.runtime.model.config
+    programs = masks.build(runtime.model, runtime.config.rollout.sampling.temperature, study.how(c))
+    n, length = c.block, shapes.prompt + shapes.new
+    tokens = shapes.array((n, 2, length), I32, "batch")
+    reply = shapes.array((n, 2, shapes.new), F32, "batch")
+    rows = masks.PairRows(tokens, tokens, shapes.array((n, 2, length), bool, "batch"), reply)
+    heads, searches = (config.n_layers, config.n_heads), len(c.penalties) * len(masks.STARTS) * c.seeds
+    start, price = shapes.array((searches, *heads), F32), shapes.array((searches,), F32)
+    tried = shapes.array((c.at_once, *heads), F32)
+    for name, lowered, given in (
+        ("circuit search", programs.search, (rows, start, price)),
+        ("masked passes", programs.log_probs, (rows, tried)),
+        ("attribution of heads", programs.attribution, (rows,)),
+    ):
+        yield Job(name, lambda _, lowered=lowered, given=given: lowered.lower(shapes.params, *given))
+
+
 def taking_back(shapes: Shapes) -> Iterator[Job]:
     """Yields the programs of a rollback: of its evidence, of scores and sets of coordinates, and of trials.
 
@@ -88,7 +111,7 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
       UserError: when the sampler, the last one, is asked for, as in `fit_programs.sampling`.
     """
     runtime, config = shapes.runtime, shapes.runtime.config
-    params, masks, scalar = shapes.params, shapes.masks(), shapes.array((), F32)
+    params, chosen, scalar = shapes.params, shapes.masks(), shapes.array((), F32)
     built, n = probe.build(runtime, config.train.grpo), config.analyze.batch * config.analyze.group_size
     rows = dataclasses.replace(shapes.rows(n), group=config.analyze.group_size)
     rules = len(config.recover.rules)
@@ -97,7 +120,7 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     shared = shared_rows(config.analyze.group_size, n, batch_divisor(runtime.mesh))
     own = flops.groups(runtime.model.config, n // shared, shared, shapes.prompt, shapes.new).gradient
     whole = flops.sequences(runtime.model.config, n, shapes.prompt + shapes.new, shapes.new).gradient
-    places = {"places": 2 * bytes_a_device(masks)}
+    places = {"places": 2 * bytes_a_device(chosen)}
     # Two checkpoints (θ_T and the peak) and two edits are held; one checkpoint is the program's argument, so it is not
     # counted as held beside it.
     asked = shapes.trees(checkpoints=1, edits=2, displacement=1, scores=before) | places
@@ -110,12 +133,12 @@ def taking_back(shapes: Shapes) -> Iterator[Job]:
     told = shapes.trees(checkpoints=2, edits=1, displacement=1, scores=rules - 1) | places
     yield Job("rollback scores", lambda _: evidence.PROGRAMS["adding"].lower(given), told)
     count = shapes.array((), I32), shapes.array((), I32)
-    tried = shapes.trees(checkpoints=2, edits=1, scores=rules - 1) | {"places": bytes_a_device(masks)}
+    tried = shapes.trees(checkpoints=2, edits=1, scores=rules - 1) | {"places": bytes_a_device(chosen)}
     halvings = lambda _: (KEY_BITS,)  # noqa: E731
-    yield Job("rollback set", lambda _: selection.largest_program.lower(params, count, masks), tried, trips=halvings)
+    yield Job("rollback set", lambda _: selection.largest_program.lower(params, count, chosen), tried, trips=halvings)
     tried = shapes.trees(checkpoints=1, scores=rules) | places
-    yield Job("rollback", lambda _: rollback.taken_back.lower(params, params, masks, scalar), tried)
-    held = shapes.trees(checkpoints=2, edits=1, scores=rules) | places | {"set": bytes_a_device(masks)}
+    yield Job("rollback", lambda _: rollback.taken_back.lower(params, params, chosen, scalar), tried)
+    held = shapes.trees(checkpoints=2, edits=1, scores=rules) | places | {"set": bytes_a_device(chosen)}
     name, evaluated = f"sample scores, {config.recover.samples} a prompt", config.evaluate
     yield sampling(shapes, name, evaluated.batch, config.recover.samples, evaluated.sampling, held)
 

@@ -1,8 +1,9 @@
 """The decoder: all families of `families.py` as one Flax Linen module, pure `apply({"params": params}, ...)`.
 
-Three entry points share one `Block`: `hidden` (whole sequences: training, log-probs), `prefill` (prompts; it returns
-their keys and values) and `decode` (one token of each completion, after a prompt that a group of completions shares).
-They differ only in how a layer attends, so the block gets its attention as an argument, an `Attend`. For whole
+Four entry points share one `Block`: `hidden` (whole sequences: training, log-probs), `prefill` (prompts; it returns
+their keys and values), `decode` (one token of each completion, after a prompt that a group of completions shares) and
+`through_heads` (whole sequences; it returns the output of every attention head, and the caller may change it). They
+differ only in how a layer attends, so the block gets its attention as an argument, an `Attend`. For whole
 sequences and prompts the run chooses between `causal_attention`, which holds all scores, and the forms of
 `model/attention.py`.
 
@@ -35,6 +36,8 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]  # (
 # (`valid_BT`, `window=`) -> attention of whole left-padded sequences, which keeps None. A window, an int32 scalar, is
 # given only if layers differ in it: each token then attends to itself and to the window − 1 tokens before it.
 Attention = Callable[..., Attend]
+# (outputs of a layer's heads [B, T, H, h], the layer's slice of the caller's arrays) -> the outputs that replace them
+ChangeHeads = Callable[[jax.Array, Any], jax.Array]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -320,6 +323,23 @@ def keeping(attend: Attend) -> Attend:
         return attend(q_BTHh, k_BTKh, v_BTKh)[0], (k_BTKh, v_BTKh)
 
     return and_keep
+
+
+def changing(attend: Attend, change: ChangeHeads | None, given: Any) -> Attend:
+    """The same attention with changed outputs, which are also the value that it keeps.
+
+    Args:
+      attend: the attention; what it keeps itself is dropped.
+      change: makes the new outputs [B, T, H, h] of the outputs and of `given`; None: they stay.
+      given: the second argument of `change`.
+    """
+
+    def and_change(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        out_BTHh = attend(q_BTHh, k_BTKh, v_BTKh)[0]
+        out_BTHh = out_BTHh if change is None else change(out_BTHh, given)
+        return out_BTHh, out_BTHh
+
+    return and_change
 
 
 def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, step, start_P, window=None) -> Attend:
@@ -628,6 +648,37 @@ class Decoder(nn.Module):
             body = nn.remat(body, prevent_cse=False, policy=REMAT[self.remat])
         x_RSD, _ = self._scan(body, self.embed(tokens_RS))
         return self.norm(x_RSD)
+
+    def through_heads(
+        self, x_BTD: jax.Array, valid_BT: jax.Array, change: ChangeHeads | None = None, given: Any = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs whole left-padded sequences, returns the output of every head, and lets the caller change it.
+
+        The output of a head is o_h, before its part of the output projection W_O. Later layers see the changed outputs.
+
+        Args:
+          x_BTD: the input of the first layer, from `embed`.
+          valid_BT: mask [B, T]: True at real tokens, False at padding.
+          change: called once a layer with the outputs of its heads and the layer's slice of `given`; None: none.
+          given: a tree of arrays with a leading axis L, or None.
+
+        Returns:
+          hidden states after the final norm [B, T, D], and the outputs of the heads, after the change
+          [L, B, T, H, h]. Both are in `dtype`; those at padding have no meaning.
+
+        Raises:
+          KeyError: if `remat` is neither "none" nor a key of `REMAT`.
+        """
+        positions_BT = positions_of(valid_BT)
+
+        def body(block: Block, x_BTD: jax.Array, xs: tuple[Any, Kind | None]) -> tuple[jax.Array, jax.Array]:
+            attend = changing(of_kind(self.attention, xs[1])(valid_BT), change, xs[0])
+            return block(x_BTD, positions_BT, attend, kind=xs[1])
+
+        if self.remat != "none":
+            body = nn.remat(body, prevent_cse=False, policy=REMAT[self.remat])
+        x_BTD, heads_LBTHh = self._scan(body, x_BTD, given)
+        return self.norm(x_BTD), heads_LBTHh
 
     def lm_head(self) -> jax.Array:
         """The unembedding matrix [D, V], float32.

@@ -16,6 +16,7 @@ from mdrl_jax.report.tables.matrix import Matrix
 # Who writes the records whose path starts with a prefix. The first prefix that fits counts.
 MADE_BY = {
     "analysis/locality-": "a stage such as `locality-math` writes it",
+    "analysis/circuits-": "a stage such as `circuits-math` writes it",
     "analysis/": "the stage `analyze` or the command `analyze` writes it",
     "recovery/refresh-": "a stage such as `refresh-math` writes it",
     "recovery/distill-": "a stage such as `distill-math` writes it",

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import mdrl_jax
 from mdrl_jax import records
-from mdrl_jax.claims.published import CLAIMS, NOT_MEASURED
+from mdrl_jax.claims.published import CLAIMS
 from mdrl_jax.config import parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
@@ -40,6 +40,7 @@ from mdrl_jax.workfolder import WorkFolder
 JUDGED_BY = {
     "C6": "needs a stage such as `refresh-math`",
     "C7": "needs a stage such as `rollback-math-qa`",
+    "C8": "needs a stage such as `circuits-math`",
 }
 # The errors that a builder raises if a record is damaged or was written by another version.
 DAMAGED = (
@@ -214,7 +215,7 @@ def verdicts(found: Records) -> tuple[list[Verdict], dict[str, str], str]:
         pass
     except DAMAGED as e:
         note = _damaged(e)
-    left = {i: c for i, c in CLAIMS.items() if i not in known and c.rule != NOT_MEASURED}
+    left = {i: c for i, c in CLAIMS.items() if i not in known}
     return (
         [known[i] for i in CLAIMS if i in known],
         {i: JUDGED_BY.get(i, "needs the stage `analyze`") for i in left},

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from mdrl_jax.report.figure import Figure, Table
 from mdrl_jax.report.figures import (
     answers,
+    circuits,
     damage,
     edits,
     gradients,
@@ -115,6 +116,14 @@ SECTIONS = (
         "and move less or more far: how far does one expansion still predict the damage, and how much of it lies in "
         "the leading eigenvectors of the Hessian?",
         (locality.locality,),
+    ),
+    Section(
+        "circuits",
+        "Circuits",
+        "Which attention heads the base model needs for a domain, and how many of them it still needs after supervised "
+        "training and after RL to the same score.",
+        (circuits.circuits,),
+        (circuits.masks,),
     ),
     Section(
         "edits",

@@ -1,0 +1,262 @@
+"""Masks on attention heads: forward passes with a source prompt's head outputs, and the search for a circuit.
+
+A pair is a base prompt x, a source prompt x' of the same length, and a reply y of either. Both prompts run through the
+same model with the reply y appended. In the masked pass on (x, y) the output of head h is
+
+    ã_h = (1 − m_h) · a_h + m_h · a_h(x', y),
+
+at every token, with a_h the output in the masked pass itself, so that a head sees what the masks changed in the layers
+before it [chosen]. The search minimises the mean of −log π(y' | x, ã) over pairs, y' the source's reply, plus λ Σ m_h,
+with m = sigmoid(logit / τ) and τ annealed geometrically. The circuit has the heads with m > 0.5.
+
+Functions here are of arrays. N pairs make rows [N, 2]: first the source's reply, then the base's. A mask is [L, H].
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from mdrl_jax.model.transformer import Decoder
+from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel.programs import program
+
+TEMPERATURES = (1.0, 0.05)  # τ of the first and of the last step
+STARTS = (-1.0, 1.0)  # logits at the start: almost no head, and almost every head
+JITTER = 0.1  # standard deviation of the logits at the start, which makes the seeds of masks differ
+
+
+@struct.dataclass
+class PairRows:
+    """N pairs with both replies, as rows of T tokens: prompts padded on the left, then replies padded on the right.
+
+    Attributes:
+      base_N2T, source_N2T: token ids of the base and of the source prompt, with the source's reply and with the base's.
+      valid_N2T: True at real tokens, equal for base and source.
+      reply_N2C: 1 at tokens of the replies, the last C of the T tokens.
+    """
+
+    base_N2T: jax.Array
+    source_N2T: jax.Array
+    valid_N2T: jax.Array
+    reply_N2C: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How masks are sought.
+
+    Attributes:
+      steps: steps of Adam.
+      learning_rate: of Adam.
+      at_once: masks whose passes run together.
+    """
+
+    steps: int = 100
+    learning_rate: float = 0.1
+    at_once: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The device programs of a decoder. Each takes parameters and `PairRows` as arguments.
+
+    Attributes:
+      at_once: K.
+      search: (params, rows, logits [R, L, H], λ [R]) -> the masks m at the end [R, L, H].
+      log_probs: (params, rows, masks [K, L, H]) -> log π of both replies in the masked passes, in nats [K, N, 2].
+      attribution: (params, rows) -> the score of each head by integrated gradients [L, H] (`attribution`).
+    """
+
+    at_once: int
+    search: Callable[..., jax.Array]
+    log_probs: Callable[..., jax.Array]
+    attribution: Callable[..., jax.Array]
+
+    def of_masks(self, params: Any, rows: PairRows, masks_KLH: np.ndarray) -> np.ndarray:
+        """`log_probs` of any number of masks, on the host [K, N, 2].
+
+        Args:
+          params: the parameters.
+          rows: the pairs, on the devices.
+          masks_KLH: the masks, on the host; the last pass is filled up with zeros.
+        """
+        n = len(masks_KLH)
+        filled = np.pad(masks_KLH.astype(np.float32), ((0, -n % self.at_once), (0, 0), (0, 0)))
+        made = [self.log_probs(params, rows, x) for x in filled.reshape(-1, self.at_once, *filled.shape[1:])]
+        return np.concatenate(distributed.gather(made))[:n]
+
+
+@functools.lru_cache(maxsize=2)
+def build(model: Decoder, temperature: float, how: Search, points: int = 5) -> Programs:
+    """Makes the programs; each is compiled at its first call.
+
+    Args:
+      model: the decoder.
+      temperature: of the policy (definitions §1).
+      how: the search.
+      points: of the path of the integrated gradients.
+    """
+    return Programs(
+        how.at_once,
+        program("circuit_search", functools.partial(search, model, temperature, how)),
+        program("circuit_log_probs", functools.partial(masked_log_probs, model, temperature)),
+        program("circuit_attribution", functools.partial(attribution, model, temperature, points)),
+    )
+
+
+def mix(out_BTHh: jax.Array, given: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """(1 − m_h) · a_h + m_h · a_h(source) of one layer; `given` is (source outputs [B, T, H, h], m [H])."""
+    source_BTHh, mask_H = given
+    return out_BTHh + mask_H[None, None, :, None].astype(out_BTHh.dtype) * (source_BTHh - out_BTHh)
+
+
+def start_logits(seeds: int, n_layers: int, n_heads: int, first_seed: int = 0) -> np.ndarray:
+    """The logits that searches start from, [seeds · 2, L, H]: each seed at both of `STARTS`, with `JITTER`."""
+    rng = np.random.default_rng([first_seed, n_layers, n_heads])
+    noise = JITTER * rng.normal(size=(seeds, 1, n_layers, n_heads))
+    return (noise + np.array(STARTS)[None, :, None, None]).reshape(-1, n_layers, n_heads).astype(np.float32)
+
+
+def _replies(
+    model: Decoder, temperature: float, params: Any, rows: PairRows, mask_LH: jax.Array, source_LBTHh: jax.Array
+) -> jax.Array:
+    """log π of the replies in the masked pass [B], of rows [B, T] (B = any leading axes, flattened)."""
+    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    tokens_BT, valid_BT, reply_BC = rows.base_N2T, rows.valid_N2T, rows.reply_N2C
+    n = reply_BC.shape[1]
+    x_BTD = apply(tokens_BT[:, :-1], method="embed")
+    hidden_BTD, _ = apply(x_BTD, valid_BT[:, :-1], mix, (source_LBTHh, mask_LH), method="through_heads")
+    return _log_probs(apply, temperature, hidden_BTD[:, -n:], tokens_BT[:, -n:], reply_BC)
+
+
+def _log_probs(apply: Any, temperature: float, hidden_BCD: Any, tokens_BC: Any, reply_BC: Any) -> jax.Array:
+    logits_BCV = apply(hidden_BCD, method="logits") / temperature
+    chosen_BC = jnp.take_along_axis(logits_BCV, tokens_BC[:, :, None], axis=-1)[:, :, 0]
+    return jnp.sum((chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)) * reply_BC, axis=1)
+
+
+def head_outputs(model: Decoder, params: Any, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
+    """The outputs of all heads on whole rows without their last token, which nothing is predicted from.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      tokens_BT, valid_BT: the rows.
+
+    Returns:
+      a_h [L, B, T − 1, H, h].
+    """
+    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    x_BTD = apply(tokens_BT[:, :-1], method="embed")
+    return jax.lax.stop_gradient(apply(x_BTD, valid_BT[:, :-1], method="through_heads")[1])
+
+
+def _targets(rows: PairRows) -> PairRows:
+    """Rows [N, ...] with the source's reply alone."""
+    return jax.tree.map(lambda x: x[:, 0], rows)
+
+
+def masked_log_probs(model: Decoder, temperature: float, params: Any, rows: PairRows, mask_KLH: jax.Array) -> jax.Array:
+    """log π of both replies of every pair, for K masks that run together.
+
+    Args:
+      model: the decoder.
+      temperature: of the policy.
+      params: its parameters.
+      rows: the pairs.
+      mask_KLH: the masks.
+
+    Returns:
+      log-probs in nats [K, N, 2].
+    """
+    flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows)
+    source = head_outputs(model, params, flat.source_N2T, flat.valid_N2T)
+    logp_KB = jax.vmap(lambda mask_LH: _replies(model, temperature, params, flat, mask_LH, source))(mask_KLH)
+    return logp_KB.reshape(mask_KLH.shape[0], -1, 2)
+
+
+def search(
+    model: Decoder,
+    temperature: float,
+    how: Search,
+    params: Any,
+    rows: PairRows,
+    logits_RLH: jax.Array,
+    penalty_R: jax.Array,
+) -> jax.Array:
+    """Head-level differential binary masking (definitions §11).
+
+    Args:
+      model: the decoder.
+      temperature: of the policy.
+      how: the search.
+      params: the parameters.
+      rows: the pairs; only the source's replies are used.
+      logits_RLH: where each of R masks starts (`start_logits`).
+      penalty_R: λ of each mask.
+
+    Returns:
+      m [R, L, H] after the last step, at the last temperature.
+    """
+    target = _targets(rows)
+    source = head_outputs(model, params, target.source_N2T, target.valid_N2T)
+    optimizer = optax.adam(how.learning_rate)
+    first, last = TEMPERATURES
+    annealed_S = first * (last / first) ** (jnp.arange(how.steps) / max(how.steps - 1, 1))
+
+    def loss(logit_LH: jax.Array, penalty: jax.Array, annealed: jax.Array) -> jax.Array:
+        mask_LH = jax.nn.sigmoid(logit_LH / annealed)
+        logp_N = _replies(model, temperature, params, target, mask_LH, source)
+        return -jnp.mean(logp_N) + penalty * jnp.sum(mask_LH)
+
+    def step(carry: tuple[jax.Array, Any], annealed: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+        logits_RLH, state = carry
+        one = lambda pair: jax.grad(loss)(*pair, annealed)  # noqa: E731
+        gradient = jax.lax.map(one, (logits_RLH, penalty_R), batch_size=how.at_once)
+        change, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(logits_RLH, change), state), None  # pyright: ignore[reportReturnType]
+
+    (logits_RLH, _), _ = jax.lax.scan(step, (logits_RLH, optimizer.init(logits_RLH)), annealed_S)
+    return jax.nn.sigmoid(logits_RLH / last)
+
+
+def attribution(model: Decoder, temperature: float, points: int, params: Any, rows: PairRows) -> jax.Array:
+    """Attribution patching with integrated gradients, in the form of EAP-IG for nodes (arXiv 2403.17806).
+
+    The score of head h is the mean over pairs of Σ_tokens (a_h(x') − a_h(x)) · mean_k ∂ log π(y')/∂a_h, with the
+    gradient at the inputs x + (k/K)(x' − x) of the first layer, k = 1, …, K.
+
+    Args:
+      model: the decoder.
+      temperature: of the policy.
+      points: K.
+      params: the parameters.
+      rows: the pairs; only the source's replies are used.
+
+    Returns:
+      the scores in nats [L, H].
+    """
+    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    target = _targets(rows)
+    valid_BT, n = target.valid_N2T[:, :-1], target.reply_N2C.shape[1]
+    base_BTD, source_BTD = (apply(t[:, :-1], method="embed") for t in (target.base_N2T, target.source_N2T))
+    base, source = (apply(x, valid_BT, method="through_heads")[1] for x in (base_BTD, source_BTD))
+
+    def log_prob(added_LBTHh: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        hidden, _ = apply(x_BTD, valid_BT, lambda out, added: out + added, added_LBTHh, method="through_heads")
+        logp_B = _log_probs(apply, temperature, hidden[:, -n:], target.base_N2T[:, -n:], target.reply_N2C)
+        return jnp.mean(logp_B)
+
+    def add(total: jax.Array, share: jax.Array) -> tuple[jax.Array, None]:
+        at = base_BTD + share.astype(base_BTD.dtype) * (source_BTD - base_BTD)
+        return total + jax.grad(log_prob)(jnp.zeros_like(base), at) / points, None
+
+    slope, _ = jax.lax.scan(add, jnp.zeros_like(base), jnp.arange(1, points + 1, dtype=jnp.float32) / points)
+    return jnp.sum(slope * (source - base), axis=(1, 2, 4), dtype=jnp.float32)

@@ -1,0 +1,74 @@
+"""The outputs of attention heads: they are exposed, and a changed output is what the rest of the model sees."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from mdrl_jax.model.transformer import Block, Projection, kinds, of_kind, positions_of
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+
+def by_hand(tiny, tokens_BT, valid_BT, put=None):
+    """Hidden states before the final norm, and the inputs of W_O, by a loop over layers outside of the decoder.
+
+    Args:
+      tiny: the model.
+      tokens_BT, valid_BT: the rows.
+      put: (layer, the input of its W_O [B, T, H, h]) -> what takes its place.
+    """
+    weights, kind = tiny.params["layers"], kinds(tiny.config)
+    x_BTD = tiny.model.apply({"params": tiny.params}, tokens_BT, method="embed")
+    heads = []
+    for layer in range(tiny.config.n_layers):
+
+        def replace(call: Any, args: Any, kwargs: Any, context: Any, layer: int = layer) -> Any:
+            if not (isinstance(context.module, Projection) and context.module.name == "o"):
+                return call(*args, **kwargs)
+            heads.append(args[0] if put is None else put(layer, args[0]))
+            return call(heads[-1])
+
+        own = jax.tree.map(lambda x, i=layer: x[i], kind)
+        attend = of_kind(tiny.model.attention, own)(valid_BT)
+        with nn.intercept_methods(replace):
+            block = Block(tiny.config, jnp.float32)
+            at = jax.tree.map(lambda x, i=layer: x[i], weights)
+            x_BTD = block.apply({"params": at}, x_BTD, positions_of(valid_BT), attend, kind=own)[0]
+    return x_BTD, jnp.stack(heads)
+
+
+def test_a_masked_pass_equals_one_with_the_source_heads_put_in_by_hand(tiny_models):
+    tiny = tiny_models["mixed"]  # with layers that slide, layers without RoPE, and norms after attention
+    rng, c = np.random.default_rng(0), tiny.config
+    base_BT, source_BT = rng.integers(0, c.vocab_size, (2, 3, 7)).astype(np.int32)
+    valid_BT = np.arange(7) >= np.array([[0], [2], [4]])
+    mask_LH = rng.random((c.n_layers, c.n_heads)).astype(np.float32) * (rng.random((c.n_layers, c.n_heads)) < 0.7)
+    _, source_LBTHh = jax.jit(lambda t: by_hand(tiny, t, valid_BT))(source_BT)
+
+    def mix(out_BTHh, given):
+        source_BTHh, m_H = given
+        return out_BTHh + m_H[None, None, :, None] * (source_BTHh - out_BTHh)
+
+    @jax.jit
+    def wanted(tokens_BT):
+        x_BTD, _ = by_hand(tiny, tokens_BT, valid_BT, lambda i, out: mix(out, (source_LBTHh[i], mask_LH[i])))
+        return tiny.model.apply({"params": tiny.params}, x_BTD, method="normed_logits")
+
+    @jax.jit
+    def masked(base_BT, source_BT, mask_LH):
+        apply = lambda *args, **more: tiny.model.apply({"params": tiny.params}, *args, **more)  # noqa: E731
+        _, heads = apply(apply(source_BT, method="embed"), valid_BT, method="through_heads")
+        start = apply(base_BT, method="embed")
+        hidden, _ = apply(start, valid_BT, mix, (heads, mask_LH), method="through_heads")
+        return heads, apply(hidden, method="logits"), apply(base_BT, valid_BT)
+
+    heads_LBTHh, got_BTV, plain_BTV = masked(base_BT, source_BT, mask_LH)
+    real = np.asarray(valid_BT)
+    np.testing.assert_allclose(heads_LBTHh[:, real], source_LBTHh[:, real], atol=1e-5)
+    np.testing.assert_allclose(got_BTV[real], wanted(base_BT)[real], atol=1e-5)
+    assert np.abs(got_BTV - plain_BTV)[real].max() > 0.01  # the mask has an effect
+    np.testing.assert_allclose(masked(base_BT, source_BT, 0 * mask_LH)[1][real], plain_BTV[real], atol=1e-5)
