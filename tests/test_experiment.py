@@ -1,5 +1,6 @@
 """Tests of the command `run` as a user calls it: whole runs and their records, kills, a placebo, compilations."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,11 +15,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from mdrl_jax import experiment
+from mdrl_jax import experiment, runtime
 from mdrl_jax.commands.loaded import load_stage
 from mdrl_jax.config import default, parse
+from mdrl_jax.domains import registry
 from mdrl_jax.errors import UserError
+from mdrl_jax.main import main
 from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.parallel.sharding import make_mesh
 from tests import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,8 +57,10 @@ def command(config: Path, workdir: Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    # One device, as on a user's machine, instead of the tests' eight.
+    # One device, as on a user's machine, instead of the tests' eight. Programs run for a shorter time than they take
+    # to compile, so they are compiled fast.
     return os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": os.environ[compiled.FOLDER],
@@ -182,20 +188,31 @@ def test_killed_anywhere_it_goes_on_to_the_same_end(whole, tmp_path):
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *ends)))
 
 
-def test_repeated_it_skips_and_more_stages_may_follow(whole, tmp_path):
+def test_repeated_it_skips_and_more_stages_may_follow(whole, monkeypatch, capsys):
     config, workdir, _ = whole
+    monkeypatch.setattr(runtime, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
     before = evaluations(workdir)
-    again = subprocess.run(command(config, workdir), env=environment(), cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout.count("finished before, skipped") == 4
+    again = command(config, workdir)[2:]
+    assert main(again) == 0 and capsys.readouterr().out.count("finished before, skipped") == 4
     assert evaluations(workdir) == before
-    shorter = command(config, workdir) + ["--config.stages=('math',)", "--config.stage_overrides={}"]
-    refused = subprocess.run(shorter, env=environment(), cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert main([*again, "--config.stages=('math',)", "--config.stage_overrides={}"]) == 2
+    refused = capsys.readouterr().err
+    assert len(refused.strip().splitlines()) == 1, refused
     assert evaluations(workdir) == before
 
 
 def raising(completion, check):
     raise ZeroDivisionError("no verdict")
+
+
+def without_verdict(domain: str, patch: pytest.MonkeyPatch) -> None:
+    """Gives a domain the reward `raising`."""
+    plain = registry.DOMAINS[domain]
+    patch.setitem(
+        registry.DOMAINS,
+        domain,
+        lambda config: dataclasses.replace(plain(config), reward="tests.test_experiment:raising"),
+    )
 
 
 def tiny(*stages: str):
@@ -210,39 +227,33 @@ def tiny(*stages: str):
 
 
 def test_a_reward_that_raises_ends_the_run_in_one_line_and_loses_nothing(tmp_path, monkeypatch):
-    import dataclasses
-
-    from mdrl_jax.domains import math, registry
-
-    c = tiny("math")
-    make = lambda config: dataclasses.replace(math.make(config), reward="tests.test_experiment:raising")  # noqa: E731
-    monkeypatch.setitem(registry.DOMAINS, "math", make)
+    without_verdict("math", monkeypatch)
     with pytest.raises(UserError, match=r"16 of 16 completions.*ZeroDivisionError: no verdict") as error:
-        experiment.run(parse(c), tmp_path / "run")
+        experiment.run(parse(tiny("math")), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert (tmp_path / "run" / "config.json").exists()
 
 
-def test_failed_rewards_are_counted_by_kind(tmp_path, monkeypatch):
-    import dataclasses
-
-    from mdrl_jax.domains import math, registry
-
-    c = tiny("math")
-    c.train.steps = 1
-    c.rewards.max_error_share = 1.0
-    make = lambda config: dataclasses.replace(math.make(config), reward="tests.test_experiment:raising")  # noqa: E731
-    monkeypatch.setitem(registry.DOMAINS, "math", make)
-    experiment.run(parse(c), tmp_path / "run")
-    log = (tmp_path / "run/log.txt").read_text()
-    assert "32 reward errors (ZeroDivisionError 32)" in " ".join(log.split())
-
-
-def test_compilations_are_as_many_as_there_are_shapes(tmp_path):
-    """Three stages of equal shapes compile one sampler for training, one for scoring, and one GRPO step per bucket."""
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> tuple[str, dict[str, int]]:
+    """The log of a run of three stages of equal shapes, and what it compiled; the rewards of qa fail."""
+    folder = tmp_path_factory.mktemp("shapes")
     c = tiny("math", "qa", "refresh-math")
-    compilations.clear()
-    experiment.run(parse(c), tmp_path / "run")
-    made = {name: n for name, n in compilations.items() if not name.startswith("refresh_")}
+    c.rewards.max_error_share = 1.0
+    before = compilations.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        without_verdict("qa", patch)
+        experiment.run(parse(c), folder / "run")
+    return (folder / "run/log.txt").read_text(), dict(compilations - before)
+
+
+def test_failed_rewards_are_counted_by_kind(shapes):
+    log, _ = shapes
+    assert "64 reward errors (ZeroDivisionError 64)" in " ".join(log.split())
+
+
+def test_compilations_are_as_many_as_there_are_shapes(shapes):
+    """Three stages of equal shapes compile one sampler for training, one for scoring, and one GRPO step per bucket."""
+    made = {name: n for name, n in shapes[1].items() if not name.startswith("refresh_")}
     # The refresh measures its distance from the peak with the last two.
     assert made == {"sample_4": 1, "sample_2": 1, "grpo_step": 1, "difference": 1, "norm": 1}

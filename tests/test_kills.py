@@ -18,13 +18,19 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.workfolder import LOCK, WorkFolder
 from tests.kills import CONFIG, Runs, assert_gone, descendants, differences
 
-# Only two stages of the config of `tests/kills.py`, so that CI has the time to compile their programs.
+# Only two stages of the config of `tests/kills.py`, so that CI has the time to compile their programs, with the shapes
+# of the run in `tests/test_experiment.py`, whose compiled programs are kept.
 FLAGS = (
     "--config.stages=('math','refresh-math')",
     "--config.scored_domains=('math',)",
     "--config.train.checkpoint_every=1",
     "--config.train.steps=8",
     "--config.train.prompts_per_step=4",
+    "--config.train.group_size=4",
+    "--config.train.grad_accum_steps=2",
+    "--config.rollout.completion_buckets=(16,)",
+    "--config.evaluate.batch=8",
+    "--config.evaluate.samples=2",
 )
 STATUS = 143
 
@@ -33,6 +39,7 @@ STATUS = 143
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Runs of the config; the run `whole` is made here and not disturbed."""
     made = Runs(tmp_path_factory.mktemp("kills"), CONFIG, *FLAGS)
+    made.environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as in `tests/test_experiment.py`
     made.end("whole", made.start("whole"))
     return made
 

@@ -165,14 +165,11 @@ def test_the_template_of_replies_makes_demonstrations_that_earn_1(tmp_path: Path
 
 def test_the_own_domain_trains(written: Path) -> None:
     command = [sys.executable, "-m", "mdrl_jax.main", "--config=two_domains.py", "--output=quiet"]
-    small = [
-        "--config.train.steps=1",
-        "--config.train.prompts_per_step=2",
-        "--config.train.group_size=4",
-        "--config.evaluate.batch=8",
-    ]
-    small += ["--config.recover.prompts=4", "--config.rollout.prompt_buckets=(16,)"]
-    small += ["--config.rollout.completion_buckets=(8,)"]
+    # The shapes of the run in tests/test_experiment.py, whose compiled programs are kept.
+    sizes = {"train.prompts_per_step": 4, "train.group_size": 4, "train.grad_accum_steps": 2, "evaluate.samples": 2}
+    sizes |= {"evaluate.batch": 8, "rollout.prompt_buckets": "(12,)", "rollout.completion_buckets": "(16,)"}
+    sizes |= {"train.steps": 1, "recover.prompts": 4}
+    small = [f"--config.{name}={value}" for name, value in sizes.items()]
     env = environment() | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command + small, cwd=written, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

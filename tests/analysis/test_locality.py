@@ -63,7 +63,8 @@ def built(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> runtime.Runtim
         "rollout": {"prompt_buckets": (12,), "completion_buckets": (8,)},
         "domains": {"n_test": 8, "n_validation": 8},
         "evaluate": {"batch": 8},
-        "analyze": {"prompts": 16, "batch": 4, "path_prompts": 4, "vectors": 2, "lanczos_block": 2, "lanczos_steps": 4},
+        "analyze": {"prompts": 16, "group_size": 4, "batch": 4, "path_prompts": 4, "vectors": 2, "lanczos_block": 2}
+        | {"lanczos_steps": 4},
     }
     pool: Any = OddPool()
     return runtime.build(parse(fields), pool)

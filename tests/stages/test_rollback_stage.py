@@ -21,26 +21,27 @@ from mdrl_jax.recovery.rollback.rules import SCORES, Evidence
 from mdrl_jax.second_order.fisher import _quadratic
 from mdrl_jax.stage import peak, resolve_stages
 from mdrl_jax.stages import rollback
+from tests.conftest import compiling_fast
 from tests.told import Told
 
 
 @pytest.fixture(scope="module")
 def built() -> Iterator[runtime.Runtime]:
-    """Runs on one of the eight devices."""
+    """Runs on one of the eight devices; all programs of the module are compiled fast."""
     c = default()
     c.scored_domains = ("math", "qa", "cw")
     c.stages = ("math", "qa", "cw", "rollback-math-qa")
     c.mesh.data = c.rewards.workers = 1
     c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (16,)
-    c.evaluate.batch = 16
-    c.domains.n_test = c.domains.n_validation = 16
-    c.analyze.update({"prompts": 16, "batch": 4, "path_prompts": 8})
+    c.evaluate.batch = 8
+    c.domains.n_test = c.domains.n_validation = 8
+    c.analyze.update({"prompts": 8, "group_size": 4, "batch": 4, "path_prompts": 4})
     c.recover.update(
-        {"prompts": 16, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1, "control_draws": 2}
+        {"prompts": 8, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1, "control_draws": 2}
     )
     c.recover.fractions, c.recover.strengths = (0.6, 0.95), (1.0,)
     config = parse(c)
-    with pytest.MonkeyPatch.context() as patch, runtime.make_pool(config.rewards) as pool:
+    with pytest.MonkeyPatch.context() as patch, runtime.make_pool(config.rewards) as pool, compiling_fast():
         patch.setattr(runtime, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
         yield runtime.build(config, pool)
 
@@ -112,12 +113,12 @@ def test_samples_are_the_analysis_ones_where_it_has_them_and_kept_where_not(
 
     records.write_json(tmp_path / "analysis" / "settings.json", settings | {"stages": []})
     assert kept("math").n_prompts == 3 and not draws
-    assert kept("cw").n_prompts == kept("cw").n_prompts == 16 and draws == ["math"]
+    assert kept("cw").n_prompts == kept("cw").n_prompts == 8 and draws == ["math"]
     records.write_json(tmp_path / "analysis" / "settings.json", settings | {"seed": 7})
-    assert kept("math").n_prompts == 16 and len(draws) == 2
+    assert kept("math").n_prompts == 8 and len(draws) == 2
     own = tmp_path / "recovery" / "samples"
     records.write_json(own / "settings.json", settings | {"seed": 7})  # drawn with other settings
-    assert kept("cw").n_prompts == 16 and len(draws) == 3
+    assert kept("cw").n_prompts == 8 and len(draws) == 3
     assert sorted(p.name for p in own.iterdir()) == ["cw-math.npz", "settings.json"]
 
 
@@ -147,7 +148,7 @@ def test_a_stage_takes_back_what_its_record_says_and_is_remade_from_it(
     )
     assert {p["rule"] for p in record["points"]} == {"removing", "magnitude"}
     assert set(record["test"]["at_equal_loss"]) >= {"random", "matched", "largest", "whole"}
-    assert record["test"]["prompts"] == 16 and "rollback-math-qa" in rollback.summary(record)
+    assert record["test"]["prompts"] == 8 and "rollback-math-qa" in rollback.summary(record)
     changed = 0
     for a, now, after, before in zip(
         *map(jax.tree.leaves, (found, *(points[n] for n in ("cw", "qa", "math")))), strict=True
