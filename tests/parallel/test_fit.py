@@ -44,7 +44,7 @@ def test_a_slice_names_its_chip():
 
 def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install '.\[tpu\]'"):
+    with pytest.raises(UserError, match=r"pip install 'jax\[tpu\]'"):
         chips.devices("v5e:4x4")
 
 

@@ -55,5 +55,5 @@ def test_a_service_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
         pass
     c = default()
     c.track = "mlflow"
-    with pytest.raises(UserError, match="track='mlflow' is not known; known: , wandb"):
+    with pytest.raises(UserError, match="track='mlflow' is not known; known: '', wandb"):
         parse(c)
