@@ -30,6 +30,7 @@ from mdrl_jax.second_order.lanczos import random_block
 from mdrl_jax.second_order.objectives import success_nll
 from mdrl_jax.stage import resolve_stages
 from mdrl_jax.workfolder import WorkFolder
+from tests.conftest import compiling_fast
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +82,7 @@ def small(**changes: Any) -> Config:
     c.evaluate.batch = 4
     c.domains.n_test = 4
     c.analyze.update(
-        {"prompts": 8, "group_size": 4, "batch": 4, "path_prompts": 4, "vectors": 4, "lanczos_block": 2}
+        {"prompts": 16, "group_size": 4, "batch": 4, "path_prompts": 4, "vectors": 4, "lanczos_block": 2}
         | {"lanczos_steps": 6, "permutations": 0, "conflicts": 1}
         | changes
     )
@@ -110,7 +111,7 @@ def edited(params: Any, seed: int, size: float) -> Any:
 def analysed(built: runtime.Runtime, folder: Path, params: Callable[[str], Any]) -> dict[str, Any]:
     """The findings of `STAGES` with these parameters."""
     checkpoints = Checkpoints(STAGES, SOLOS, params)
-    with Screen(folder / "log.txt") as screen, jax.set_mesh(built.mesh):
+    with Screen(folder / "log.txt") as screen, jax.set_mesh(built.mesh), compiling_fast():
         return interference.run(built, checkpoints, folder, built.config.train.grpo, screen.steps)
 
 
@@ -226,7 +227,7 @@ def test_the_theorem_is_measured_for_what_was_found_if_the_configuration_asks_fo
         assert ("theorem" in record) == asked
     ((_, at, objective, sample, found, _),) = given
     assert found == [(vectors[0], [2.0]), (vectors[1], [3.0])]
-    assert objective == "success_nll" and sample.n_prompts == 8 and at.route.size > 0
+    assert objective == "success_nll" and sample.n_prompts == 16 and at.route.size > 0
 
 
 @pytest.mark.slow  # compiles the analysis for a further space; test_removal.py compares the masks with dense algebra
@@ -347,6 +348,7 @@ def exported(shared, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.usefixtures("fast_compile")
 def test_anybodys_folders_give_the_figures_of_a_work_folder(exported, tmp_path, capsys):
     file = tmp_path / "small.py"
     # Without conflict subspaces, which are found at parameters that the other analyses have read.

@@ -134,7 +134,7 @@ def test_rules_with_data_take_gradients_of_the_domain(
     c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (16,)
     c.mesh.data = c.rewards.workers = 1
     c.evaluate.batch = 8
-    c.analyze.update({"prompts": 8, "group_size": 4, "batch": 4, "path_prompts": 4})
+    c.analyze.update({"prompts": 16, "group_size": 4, "batch": 4, "path_prompts": 4})
     found = call(folders, tmp_path / "out", rule="removing", fraction=0.01, config=parse(c), domain="math")
     model, names = weights(folders["model"]), sorted(found)
     changed = joined(found, names) != joined(model, names)

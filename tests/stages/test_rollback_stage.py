@@ -35,7 +35,7 @@ def built() -> Iterator[runtime.Runtime]:
     c.rollout.prompt_buckets, c.rollout.completion_buckets = (12,), (16,)
     c.evaluate.batch = 8
     c.domains.n_test = c.domains.n_validation = 8
-    c.analyze.update({"prompts": 8, "group_size": 4, "batch": 4, "path_prompts": 4})
+    c.analyze.update({"prompts": 16, "group_size": 4, "batch": 4, "path_prompts": 4})
     c.recover.update(
         {"prompts": 8, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1, "control_draws": 2}
     )
@@ -113,12 +113,12 @@ def test_samples_are_the_analysis_ones_where_it_has_them_and_kept_where_not(
 
     records.write_json(tmp_path / "analysis" / "settings.json", settings | {"stages": []})
     assert kept("math").n_prompts == 3 and not draws
-    assert kept("cw").n_prompts == kept("cw").n_prompts == 8 and draws == ["math"]
+    assert kept("cw").n_prompts == kept("cw").n_prompts == 16 and draws == ["math"]
     records.write_json(tmp_path / "analysis" / "settings.json", settings | {"seed": 7})
-    assert kept("math").n_prompts == 8 and len(draws) == 2
+    assert kept("math").n_prompts == 16 and len(draws) == 2
     own = tmp_path / "recovery" / "samples"
     records.write_json(own / "settings.json", settings | {"seed": 7})  # drawn with other settings
-    assert kept("cw").n_prompts == 8 and len(draws) == 3
+    assert kept("cw").n_prompts == 16 and len(draws) == 3
     assert sorted(p.name for p in own.iterdir()) == ["cw-math.npz", "settings.json"]
 
 
