@@ -82,6 +82,7 @@ def damage(stage: Path) -> tuple[int, str]:
     return newest, data.name
 
 
+@pytest.mark.slow  # 140 s; test_sft.py kills a run too, and test_interference.py stops an analysis
 def test_a_run_that_is_stopped_killed_and_damaged_ends_the_same(runs: Runs):
     """One run: SIGTERM while the base is scored and in training, SIGKILL in a save, a damaged checkpoint, SIGKILL."""
     name, workdir = "disturbed", runs.folder / "disturbed"

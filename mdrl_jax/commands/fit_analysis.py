@@ -85,7 +85,8 @@ def circuits(shapes: Shapes) -> Iterator[Job]:
     Prompts and replies are assumed to be as long as the config allows.
     """
     runtime, c, config = shapes.runtime, shapes.runtime.config.circuits, shapes.runtime.model.config
-    programs = masks.build(runtime.model, runtime.config.rollout.sampling.temperature, study.how(c))
+    model: Any = runtime.model
+    programs = masks.build(model, runtime.config.rollout.sampling.temperature, study.how(c))
     n, length = c.block, shapes.prompt + shapes.new
     tokens = shapes.array((n, 2, length), I32, "batch")
     reply = shapes.array((n, 2, shapes.new), F32, "batch")

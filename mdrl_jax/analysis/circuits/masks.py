@@ -15,7 +15,7 @@ Functions here are of arrays. N pairs make rows [N, 2]: first the source's reply
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,16 +36,18 @@ JITTER = 0.1  # standard deviation of the logits at the start, which makes the s
 class PairRows:
     """N pairs with both replies, as rows of T tokens: prompts padded on the left, then replies padded on the right.
 
+    The arrays are on the devices or on the host.
+
     Attributes:
       base_N2T, source_N2T: token ids of the base and of the source prompt, with the source's reply and with the base's.
       valid_N2T: True at real tokens, equal for base and source.
       reply_N2C: 1 at tokens of the replies, the last C of the T tokens.
     """
 
-    base_N2T: jax.Array
-    source_N2T: jax.Array
-    valid_N2T: jax.Array
-    reply_N2C: jax.Array
+    base_N2T: Any
+    source_N2T: Any
+    valid_N2T: Any
+    reply_N2C: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _replies(
     model: Decoder, temperature: float, params: Any, rows: PairRows, mask_LH: jax.Array, source_LBTHh: jax.Array
 ) -> jax.Array:
     """log π of the replies in the masked pass [B], of rows [B, T] (B = any leading axes, flattened)."""
-    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     tokens_BT, valid_BT, reply_BC = rows.base_N2T, rows.valid_N2T, rows.reply_N2C
     n = reply_BC.shape[1]
     x_BTD = apply(tokens_BT[:, :-1], method="embed")
@@ -153,7 +155,7 @@ def head_outputs(model: Decoder, params: Any, tokens_BT: jax.Array, valid_BT: ja
     Returns:
       a_h [L, B, T − 1, H, h].
     """
-    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     x_BTD = apply(tokens_BT[:, :-1], method="embed")
     return jax.lax.stop_gradient(apply(x_BTD, valid_BT[:, :-1], method="through_heads")[1])
 
@@ -243,7 +245,7 @@ def attribution(model: Decoder, temperature: float, points: int, params: Any, ro
     Returns:
       the scores in nats [L, H].
     """
-    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
     target = _targets(rows)
     valid_BT, n = target.valid_N2T[:, :-1], target.reply_N2C.shape[1]
     base_BTD, source_BTD = (apply(t[:, :-1], method="embed") for t in (target.base_N2T, target.source_N2T))

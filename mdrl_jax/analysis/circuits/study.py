@@ -135,7 +135,8 @@ class Study:
     def __post_init__(self) -> None:
         self.params = functools.lru_cache(maxsize=1)(self.compared.params)
         temperature = self.runtime.config.rollout.sampling.temperature
-        self.programs = masks.build(self.runtime.model, temperature, how(self.runtime.config.circuits))
+        model: Any = self.runtime.model
+        self.programs = masks.build(model, temperature, how(self.runtime.config.circuits))
 
     def settings(self) -> dict[str, Any]:
         """What the parts depend on."""
@@ -356,7 +357,8 @@ class Study:
         random_own, random_base = np.split(more_KN[2:], 2)
         reply_KN, single_HN = _reply(made["log_probs"])[:2], _reply(did["single"])
         few = single_HN.shape[1]
-        heads = figures.head_effects(*np.split(single_HN, 2), reply_KN[0][:few], reply_KN[1][:few])
+        all_but, alone = np.split(single_HN, 2)
+        heads = figures.head_effects(all_but, alone, reply_KN[0][:few], reply_KN[1][:few])
         null = figures.random_null(random_own, whole_N)
         rise = float((reply_KN[0] - reply_KN[1])[:few].mean())
         groups = validation_groups(self.runtime).get(self.compared.domain)

@@ -82,7 +82,7 @@ def _heads(record: Record) -> Figure:
     tips += [alt.Tooltip(f"{name}:Q", format=".3g") for name in ("m", "necessity", "sufficiency", "attribution")]
     tips.append(alt.Tooltip("note:N"))
 
-    def chart(model: str) -> alt.LayerChart:
+    def chart(model: str) -> alt.LayerChart | alt.FacetChart:
         own = [r for r in rows if r["model"] == model]
         base = alt.Chart(data(own), title=model).encode(
             x=alt.X("head:O", title="head", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
