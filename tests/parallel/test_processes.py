@@ -145,6 +145,7 @@ def disturb(workdir: Path) -> None:
     assert not (workdir / "evaluations" / "01-math.json").exists()
 
 
+@pytest.mark.slow  # 66 s; test_distributed.py has what ends one process and what a lost one does
 @pytest.mark.usefixtures("fast_compile")
 def test_a_notice_stops_all_at_the_same_step_and_a_lost_process_ends_the_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch
