@@ -13,8 +13,9 @@ Nobody designed a conflict here. DATA is a folder (`data` if it is left out) wit
 The model comes from the hub. `--config.model.path=DIR` takes it from a folder. `sft` trains Code, Math and QA on
 demonstrations, because the instruct model has next to no reward in Code and Math that GRPO could learn from; IFEval has
 no demonstrations. GRPO starts from its end, θ_0, and fills its steps with groups whose rewards differ. Prompts have at
-most 256 tokens and completions at most 64. The sizes, the learning rates and the refresh of Code come from a pilot; the
-sequence has not been run at full length. configs/README.md says what one step of each kind takes.
+most 256 tokens and completions at most 64. The sizes and the learning rates
+lie between those of two pilots; the refresh of Code stands for the domain that falls most. The sequence has not been
+run to its end. configs/README.md has the scores of the instruct model and what one step of each kind takes.
 """
 
 from mdrl_jax import config
@@ -24,7 +25,11 @@ def get_config(data: str = "data") -> config.Config:
     """The configuration; `data` is the folder of the files."""
     c = config.default()
     c.stages = ("sft", "code", "math", "qa", "cw", "refresh-code", "rollback-code-qa")
-    c.stage_overrides = {"refresh-code": {"steps": 2}}
+    longer = {"steps": 16, "learning_rate": 4e-5}
+    c.stage_overrides = {name: longer for name in ("code", "math", "qa", "cw")}
+    # The base solves few word problems: larger groups more often have replies of both kinds.
+    c.stage_overrides["math"] = {**longer, "group_size": 16, "grad_accum_steps": 16, "max_rounds": 2}
+    c.stage_overrides["refresh-code"] = {"steps": 2}
     c.model.path = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
     c.model.remat = "dots"
     c.model.logprob_chunk = 64
@@ -45,17 +50,17 @@ def get_config(data: str = "data") -> config.Config:
     c.domains.n_test = 256
     c.domains.n_validation = 64
 
-    c.rollout.prompt_buckets = (96, 160, 256)
+    c.rollout.prompt_buckets = (64, 96, 128, 192, 256)
     c.rollout.completion_buckets = (32, 64)
     c.rollout.sampling.temperature = 0.7
     c.evaluate.sampling.temperature = 0.7
     c.evaluate.batch = 32
     c.recover.prompts = 64
 
-    c.sft.steps = 60
+    c.sft.steps = 40
     c.sft.batch_size, c.sft.grad_accum_steps = 12, 3
     c.sft.length = 320
-    c.sft.learning_rate, c.sft.warmup_steps = 6e-5, 4
+    c.sft.learning_rate, c.sft.warmup_steps = 4e-5, 4
     c.sft.checkpoint_every = 20
     c.train.steps = 12
     c.train.prompts_per_step, c.train.group_size, c.train.max_rounds = 8, 8, 3
