@@ -348,6 +348,7 @@ def exported(shared, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.slow  # 45 s; the other tests have the analysis, and test_own_models.py folders
 @pytest.mark.usefixtures("fast_compile")
 def test_anybodys_folders_give_the_figures_of_a_work_folder(exported, tmp_path, capsys):
     file = tmp_path / "small.py"

@@ -70,6 +70,7 @@ def built(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> runtime.Runtim
     return runtime.build(parse(fields), pool)
 
 
+@pytest.mark.slow  # 20 s; test_damage.py has the expansion
 def test_the_smaller_the_edit_the_better_one_expansion_tells_its_damage(built, tmp_path, monkeypatch):
     monkeypatch.setattr(locality, "SEGMENTS", (1, 2))
     monkeypatch.setattr(removal, "N_RANDOM", 1)
