@@ -140,7 +140,7 @@ def test_the_planted_coordinates_are_found_and_beat_every_control(seen: Any):
     assert claim["verdict"] == "supported" and len(claim["rows"]) == 1
 
 
-@pytest.mark.slow  # 11 s; the planted set below is compared with random ones too
+@pytest.mark.slow  # 11 s; the planted set above is compared with random ones too
 def test_a_set_that_knows_nothing_of_the_domain_is_not_above_random_ones():
     """Which coordinates such a set has is luck, and the interval over prompts leaves it out. Several are drawn."""
     above = []
