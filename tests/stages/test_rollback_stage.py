@@ -122,6 +122,7 @@ def test_samples_are_the_analysis_ones_where_it_has_them_and_kept_where_not(
     assert sorted(p.name for p in own.iterdir()) == ["cw-math.npz", "settings.json"]
 
 
+@pytest.mark.slow  # 55 s; test_recovery_stages.py runs a rollback and judges it
 def test_a_stage_takes_back_what_its_record_says_and_is_remade_from_it(
     built: Any, points: Any, probe: Any, tmp_path: Path
 ):
