@@ -44,13 +44,16 @@ class Counterfactual:
     kind: str
 
 
+def _other(rng: random.Random, word: str, words: Sequence[str]) -> str:
+    return rng.choice([w for w in words if w != word])
+
+
 def _code(problem: Problem, rng: random.Random, facts: Mapping[str, str]) -> Mapping[str, str]:
     op1, a, op2, b, end = problem.prompt.split()
-    other = lambda word, words: rng.choice([w for w in words if w != word])  # noqa: E731
     return {
-        "entity": f"{op1} {other(a, NUMBERS[1:])} {op2} {b} {end}",
-        "task": f"{op1} {a} {other(op2, OPERATIONS)} {b} {end}",
-        "answer": f"{op1} {a} {op2} {other(b, NUMBERS[1:])} {end}",
+        "entity": f"{op1} {_other(rng, a, NUMBERS[1:])} {op2} {b} {end}",
+        "task": f"{op1} {a} {_other(rng, op2, OPERATIONS)} {b} {end}",
+        "answer": f"{op1} {a} {op2} {_other(rng, b, NUMBERS[1:])} {end}",
     }
 
 
@@ -81,11 +84,10 @@ def _qa(problem: Problem, rng: random.Random, facts: Mapping[str, str]) -> Mappi
 
 def _cw(problem: Problem, rng: random.Random, facts: Mapping[str, str]) -> Mapping[str, str]:
     noun, adjective, verb, end = problem.prompt.split()
-    other = lambda word, words: rng.choice([w for w in words if w != word])  # noqa: E731
     return {
-        "entity": f"{other(noun, tuple(RHYMES))} {adjective} {verb} {end}",
-        "task": f"{noun} {adjective} {other(verb, VERBS)} {end}",
-        "answer": f"{noun} {other(adjective, ADJECTIVES)} {verb} {end}",
+        "entity": f"{_other(rng, noun, tuple(RHYMES))} {adjective} {verb} {end}",
+        "task": f"{noun} {adjective} {_other(rng, verb, VERBS)} {end}",
+        "answer": f"{noun} {_other(rng, adjective, ADJECTIVES)} {verb} {end}",
     }
 
 
@@ -102,8 +104,8 @@ def _reply_cw(prompt: str, facts: Mapping[str, str]) -> str:
 
 Swap = Callable[[Problem, random.Random, Mapping[str, str]], Mapping[str, str]]
 Reply = Callable[[str, Mapping[str, str]], str]
-# Of each procedural domain: (problem, rng, {prompt: answer} of the domain) -> {kind: source prompt}, and
-# (prompt, the same answers) -> the right reply.
+# Each procedural domain has two functions. The first maps (problem, rng, {prompt: answer} of the domain) to
+# {kind: source prompt}; the second maps (prompt, the same answers) to the right reply.
 SWAPS: dict[str, tuple[Swap, Reply]] = {
     "code": (_code, lambda prompt, facts: code.program(prompt)),
     "math": (_math, _reply_math),

@@ -205,7 +205,7 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
 
 
 def _whence(record: Mapping[str, Any]) -> str:
-    """What the prompts of a data set were taken from: its rows, how many are bad, how many repeat a prompt."""
+    """Counts of a data set: its rows, the bad ones among them, and those that repeat a prompt."""
     bad = f", {record['bad_rows']} of them bad (the first: {record['bad'][0]})" if record["bad_rows"] else ""
     repeated = f", {record['repeated']} of which repeat one" if record["repeated"] else ""
     return f"among {record['prompts']} prompts{repeated} in {record['rows']} rows{bad}"

@@ -14,6 +14,7 @@ from mdrl_jax.domains.counterfactuals import Counterfactual, counterfactuals, re
 from mdrl_jax.domains.demonstrations import pair_ids
 from mdrl_jax.domains.prompts import groups_apart, visit_order
 from mdrl_jax.errors import UserError
+from mdrl_jax.model.tokens import left_pad
 from mdrl_jax.parallel.sharding import batch_divisor
 from mdrl_jax.rl.policy import join
 from mdrl_jax.runtime import Runtime
@@ -119,17 +120,14 @@ def _aligned(runtime: Runtime, domain: str, texts: Sequence[Counterfactual]) -> 
 
 
 def _rows(kept: Sequence[tuple[str, list[list[int]], list[list[int]]]]) -> PairRows:
-    n, width = len(kept), max(len(p[0]) for _, p, _ in kept)
+    n, width = len(kept), max(len(p[0]) for _, p, _ in kept)  # the two prompts of a pair are equally long
     reply = max(len(r[0]) for _, _, r in kept)
-    prompts, valid = np.zeros((2, n, width), np.int32), np.zeros((n, width), bool)
+    prompts = [left_pad([p[which] for _, p, _ in kept], width, 0) for which in range(2)]
     tokens, mask = np.zeros((n, 2, reply), np.int32), np.zeros((n, 2, reply), np.float32)
-    for i, (_, pair, replies) in enumerate(kept):
-        valid[i, width - len(pair[0]) :] = True
-        for which, ids in enumerate(pair):
-            prompts[which, i, width - len(ids) :] = ids
+    for i, (_, _, replies) in enumerate(kept):
         for which, ids in enumerate(replies):
             tokens[i, which, : len(ids)], mask[i, which, : len(ids)] = ids, 1.0
-    joined = [join(p, valid, tokens, mask) for p in prompts]
+    joined = [join(*padded, tokens, mask) for padded in prompts]
     (base, real), (source, _) = ((t.reshape(n, 2, -1), v.reshape(n, 2, -1)) for t, v in joined)
     return PairRows(base.astype(np.int32), source.astype(np.int32), real, mask)
 

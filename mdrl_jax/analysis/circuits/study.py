@@ -139,7 +139,7 @@ class Study:
         self.programs = masks.build(model, temperature, how(self.runtime.config.circuits))
 
     def settings(self) -> dict[str, Any]:
-        """What the parts depend on."""
+        """The settings that a part is written with; a part with other settings is refused."""
         c = self.runtime.config
         return {
             "seed": c.seed,

@@ -203,7 +203,7 @@ def _compared(record: Record) -> Table:
 
 
 def _edits(record: Record) -> list[Table]:
-    """What the edit of each head does to other domains, as a table; none if it was not measured."""
+    """A table of the damage that the edit of each head does to other domains; no table if it was not measured."""
     rows = []
     for name, model in record["models"].items():
         for domain, found in model.get("vulnerability", {}).items():
