@@ -18,11 +18,11 @@ from typing import Any
 import jax
 
 from mdrl_jax import records
-from mdrl_jax.config import Config, parse
+from mdrl_jax.config import Config, is_supervised, parse
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import MeshConfig
-from mdrl_jax.stage import Stage
+from mdrl_jax.stage import Stage, unlabelled
 
 LOCK = ".lock"  # held by the process that writes into the folder; its content names that process
 LEFT = re.compile(r"\..*\.tmp")  # a half-written record of a run that was killed
@@ -42,6 +42,9 @@ FREE = (
     "track",
     "train.checkpoint_every",
 )
+# Names, up to their first "-", of the stages that score recoveries on validation prompts, as section `recover` says.
+VALIDATED = ("refresh", "distill", "alternate", "rollback", "average", "arithmetic", "ties", "ram", "dare")
+VALIDATED += ("plan", "trials", "orders", "recover")
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -135,10 +138,11 @@ class WorkFolder:
     def open(self, config: Config) -> None:
         """Writes `config.json`; if there is one, checks first that it belongs to the same experiment.
 
-        A run may be continued with more stages at the end. The fields in `FREE` and those of section `analyze` may
-        change. Any other change is refused, so one folder never mixes two experiments. An earlier `config.json` is
-        replaced by one with the present configuration, package versions and devices. The root is created if needed, and
-        half-written records of a killed run are removed. All processes must call it.
+        The stages that have begun, and every setting that they used, must be the same, so one folder never mixes two
+        experiments. Stages that have not begun may change, and so may their overrides and the sections that only they
+        use: `sft`, `train` or `recover`. The fields in `FREE` and those of section `analyze` may always change. An
+        earlier `config.json` is replaced by one with the present configuration, package versions and devices. The root
+        is created if needed, and half-written records of a killed run are removed. All processes must call it.
 
         Args:
           config: the whole configuration, parsed.
@@ -255,21 +259,47 @@ class WorkFolder:
             raise UserError(
                 f"{self.root / 'config.json'} comes from another version of the package ({e}); name a new work folder"
             ) from e
-        stages_before, stages_now = old.pop("stages"), new.pop("stages")
-        if stages_now[: len(stages_before)] != stages_before:
+        begun, stages_now = self._begun(old.pop("stages")), new.pop("stages")
+        if stages_now[: len(begun)] != begun:
             raise UserError(
-                f"{self.root} holds a run of stages {stages_before}, now {stages_now}: a run may only be "
-                "continued with more stages at the end; name a new work folder or undo the change"
+                f"{self.root} holds a run that has begun the stages {begun}, now {stages_now}: a run may only be "
+                "continued with other stages after these; name a new work folder or undo the change"
             )
+        unused = _unused(begun, any(name.endswith(".target") and target for name, target in old.items()))
         for name in sorted(old.keys() | new.keys()):
-            of_new_stage = name.startswith("stage_overrides.") and name.split(".")[1] not in stages_before
-            if name in FREE or name.startswith("analyze.") or of_new_stage:
+            of_new_stage = name.startswith("stage_overrides.") and name.split(".")[1] not in begun
+            if name in FREE or name.partition(".")[0] in unused or of_new_stage:
                 continue
             if old.get(name) != new.get(name):
                 raise UserError(
                     f"{self.root} holds a run with {name}={old.get(name)!r}, now {new.get(name)!r}; "
                     "name a new work folder or undo the change"
                 )
+
+    def _begun(self, stages: list[str]) -> list[str]:
+        """The stages up to the last one of which the folder holds a file or a folder."""
+
+        def left(index: int, name: str) -> bool:
+            folder = f"{index:02d}-{name}"
+            patterns = (f"*/{folder}", f"*/{folder}.*", f"*/{name}.*", *(("analysis",) if name == "analyze" else ()))
+            return any(next(self.root.glob(pattern), None) for pattern in patterns)
+
+        return stages[: max((i for i, name in enumerate(stages, 1) if left(i, name)), default=0)]
+
+
+def _unused(begun: list[str], targets: bool) -> set[str]:
+    """The sections of a configuration that no stage of a run has used yet; `analyze` checks its records itself.
+
+    Args:
+      begun: names of the stages that have begun.
+      targets: whether any stage has a target, whose looks are scored as section `recover` says.
+    """
+    supervised = {is_supervised(name) for name in begun}
+    kinds = {unlabelled(name).partition("-")[0] for name in begun}
+    unused = {"analyze"}
+    unused |= {"sft"} if True not in supervised else set()
+    unused |= {"train"} if False not in supervised else set()
+    return unused | ({"recover"} if not targets and kinds.isdisjoint(VALIDATED) else set())
 
 
 def _version(package: str) -> str | None:

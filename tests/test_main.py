@@ -18,6 +18,7 @@ import pytest
 
 import mdrl_jax
 from mdrl_jax import main as main_module
+from mdrl_jax import records
 from mdrl_jax.config import EMBEDDED_MODEL, default, parse
 from mdrl_jax.domains import registry
 from mdrl_jax.domains.base import Domain, DomainsConfig
@@ -350,6 +351,8 @@ def earlier(tmp_path: Path) -> Path:
     folder = WorkFolder(tmp_path / "earlier")
     folder.open(parse(changed))
     (folder.root / "log.txt").write_text("begun")
+    for index, name in enumerate(changed.stages, 1):
+        (folder.root / "checkpoints" / f"{index:02d}-{name}").mkdir(parents=True)
     return folder.root
 
 
@@ -372,14 +375,31 @@ def test_a_folder_of_another_experiment_is_left_as_it_is(
     assert contents(earlier) == before
 
 
-def test_an_override_added_to_a_stage_that_has_run_is_another_experiment(tmp_path: Path):
+def test_what_the_stages_that_have_begun_did_not_use_may_change(tmp_path: Path):
     folder = WorkFolder(tmp_path / "run")
-    folder.open(parse({"stages": ("qa",)}))
-    with pytest.raises(UserError, match=r"stage_overrides\.qa\.steps=None, now 3"):
-        folder.open(parse({"stages": ("qa",), "stage_overrides": {"qa": {"steps": 3}}}))
-    folder.open(parse({"stages": ("qa", "cw"), "stage_overrides": {"cw": {"steps": 3}}}))
-    with pytest.raises(UserError, match="continued with more stages at the end"):
-        folder.open(parse({"stages": ("cw", "qa")}))
+
+    def opened(*stages: str, **fields: Any) -> None:
+        folder.open(parse({"stages": stages, **fields}))
+
+    opened("sft", "qa", "cw")
+    opened("sft-qa", "qa", sft={"steps": 3})
+    (folder.root / "checkpoints" / "01-sft-qa").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has begun the stages \['sft-qa'\], now \['sft', 'qa'\]"):
+        opened("sft", "qa", sft={"steps": 3})
+    with pytest.raises(UserError, match=r"sft\.steps=3, now 3000"):
+        opened("sft-qa", "qa")
+    used: dict[str, Any] = {"sft": {"steps": 3}, "train": {"steps": 5}, "recover": {"samples": 3}}
+    opened("sft-qa", "cw", "refresh-cw", **used)
+    records.write_json(folder.root / "evaluations" / "02-cw.json", {})
+    with pytest.raises(UserError, match=r"train\.steps=5, now 6"):
+        opened("sft-qa", "cw", **used | {"train": {"steps": 6}})
+    with pytest.raises(UserError, match=r"stage_overrides\.cw\.steps=None, now 3"):
+        opened("sft-qa", "cw", stage_overrides={"cw": {"steps": 3}}, **used)
+    used["recover"] = {"samples": 4}
+    opened("sft-qa", "cw", "rollback-qa-cw", **used)
+    records.write_json(folder.root / "recovery" / "rollback-qa-cw.json", {})
+    with pytest.raises(UserError, match=r"recover\.samples=4, now 3"):
+        opened("sft-qa", "cw", "rollback-qa-cw", **used | {"recover": {"samples": 3}})
 
 
 def test_fields_that_change_no_result_may_change(tmp_path: Path):
