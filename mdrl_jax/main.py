@@ -311,7 +311,7 @@ def _seeds_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "workdir", [], "work folder of the run with one seed; repeat the flag for every seed", flag_values=values
     )
     flags.DEFINE_string("out", None, "JSON file that the table is also written to", flag_values=values)
-    about = "PNG file for a plot of predicted against measured damage"
+    about = "PNG file for a plot of predicted against measured damage, or of runs of configs/locality.py"
     flags.DEFINE_string("plot", None, about, flag_values=values)
 
 

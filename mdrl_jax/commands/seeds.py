@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.progress import printable
-from mdrl_jax.records import write_json
+from mdrl_jax.records import write_bytes, write_json
+from mdrl_jax.report.figures import locality
 from mdrl_jax.report.tables import agreement, methods
 from mdrl_jax.report.tables.seeds import summarise_seeds
 
@@ -19,24 +20,26 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
       workdirs: one work folder for each seed.
       out: JSON file for the table (`SeedTable.record`), with the comparison of methods, if any, under "methods"
         (`MethodsTable.record`); None writes none.
-      plot: PNG file for a plot of predicted against measured damage; None draws none.
+      plot: PNG file for a plot of predicted against measured damage or, of runs with a stage `locality-A`, of the
+        theory's validity against the length of an edit; None draws none.
 
     Raises:
       UserError: if there is no folder, a folder has no evaluations, a record is not valid JSON, the evaluations of a
         folder do not fit together, a `config.json` has fields or stages that this version does not know, the folders
         hold different experiments (their configurations differ in more than the seed), a seed occurs twice, only some
-        of the folders have an analysis (a `claims.json`), one of these lacks `analysis/damage.json`, or `plot` is given
-        but no folder has an analysis.
+        of the folders have an analysis (a `claims.json`) or a record of `locality-A`, one with an analysis lacks
+        `analysis/damage.json`, or `plot` is given but no folder has either.
       KeyError, ValueError: if a record lacks a field or a domain has no prompts.
       OSError: if `out` or `plot` cannot be written; the tables have been printed.
     """
     table, damage = summarise_seeds(workdirs), agreement.load(workdirs)
-    if plot is not None and not damage:
-        raise UserError("--plot needs work folders with an analysis; run their stage analyze first")
+    picture = agreement.picture(damage) if damage else locality.over_seeds(workdirs)
+    if plot is not None and picture is None:
+        raise UserError("--plot needs work folders with an analysis; run their stage analyze or locality-D first")
     compared = methods.compare(workdirs)
     texts = [table.text(), *([compared.text()] if compared else []), *([agreement.text(damage)] if damage else [])]
     print(printable("\n".join(texts)), end="")
-    if plot is not None:
-        agreement.save_plot(plot, damage)
+    if plot is not None and picture is not None:
+        write_bytes(plot, picture.png())
     if out is not None:
         write_json(out, table.record() | ({"methods": compared.record()} if compared else {}))

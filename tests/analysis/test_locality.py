@@ -12,6 +12,7 @@ from mdrl_jax.analysis import locality, samples
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.analysis.subspace import removal
 from mdrl_jax.config import parse
+from mdrl_jax.errors import UserError
 from mdrl_jax.parallel.sharding import make_mesh
 from mdrl_jax.records import write_json
 from mdrl_jax.report.figures import locality as shown
@@ -100,3 +101,9 @@ def test_the_smaller_the_edit_the_better_one_expansion_tells_its_damage(built, t
     assert {r["by"] for r in figure.rows} == {"GRPO, adamw", "SFT, sgd"}
     assert all(r["drawn_estimate"] is None or r["drawn_estimate"] >= -1 for r in figure.rows)
     figure.chart.to_dict()
+    both = shown.over_seeds([tmp_path, tmp_path])
+    assert both is not None and both.rows == figure.rows * 2 and "of 2 seeds" in both.caption
+    (tmp_path / "other").mkdir()
+    assert shown.over_seeds([tmp_path / "other"]) is None
+    with pytest.raises(UserError, match=r"other has no analysis/locality-"):
+        shown.over_seeds([tmp_path, tmp_path / "other"])

@@ -1,10 +1,13 @@
 """How local the theory is: figures of edits of several sizes from one peak (definitions §7, stage `locality-A`)."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import altair as alt
 
+from mdrl_jax.errors import UserError
+from mdrl_jax.records import read_json, regular
 from mdrl_jax.report.figure import CATEGORIES, HALF, INK, QUIET, Figure, Row, Table, data
 from mdrl_jax.report.figures.layout import LEGEND, Layers, distinct, panels
 from mdrl_jax.report.folder import Records
@@ -32,8 +35,31 @@ def locality(records: Records) -> list[Figure | Table]:
     found: list[Figure | Table] = []
     for path in records.files("analysis/locality-*.json"):
         record = records.json(path)
-        found += [_figure(record), _table(record)]
+        found += [_figure([record]), _table(record)]
     return found
+
+
+def over_seeds(workdirs: Sequence[str | Path]) -> Figure | None:
+    """The figure of `locality` with the edits of several seeds together.
+
+    Args:
+      workdirs: work folders, one for each seed, of the same stage `locality-A`.
+
+    Returns:
+      The figure of the first record in the first folder; None if no folder has a record.
+
+    Raises:
+      UserError: if only some of the folders have this record, or one is not valid JSON.
+      KeyError: if a record lacks a field.
+    """
+    files = [sorted((Path(w) / "analysis").glob("locality-*.json")) for w in workdirs]
+    name = next((found[0].name for found in files if found), None)
+    if name is None:
+        return None
+    for workdir, found in zip(workdirs, files, strict=True):
+        if name not in [file.name for file in found]:
+            raise UserError(f"{workdir} has no analysis/{name}, another folder has one; run its stage first")
+    return _figure([read_json(regular(Path(w) / "analysis" / name)) for w in workdirs])
 
 
 def _rows(record: dict[str, Any]) -> Iterator[Row]:
@@ -54,16 +80,18 @@ def _trained(edit: dict[str, Any]) -> str:
     return f"{edit['by']} on {domains}, learning rate {edit['learning_rate']:g}, {edit['steps']} steps"
 
 
-def _figure(record: dict[str, Any]) -> Figure:
-    rows, domain = list(_rows(record)), record["domain"]
+def _figure(seeds: Sequence[dict[str, Any]]) -> Figure:
+    """The figure of one record, or of those of several seeds."""
+    rows, domain = [row for record in seeds for row in _rows(record)], seeds[0]["domain"]
     by, width = distinct(rows, "by"), panels(len(KEYS), 2, HALF, 60)[1]
     colour = alt.Color("by:N", scale=alt.Scale(domain=by, range=list(CATEGORIES[: len(by)])), title=None, legend=LEGEND)
     charts = [_chart([r for r in rows if r["panel"] == panel], panel, colour, width) for panel in KEYS]
     chart = alt.concat(*charts, columns=2, spacing=24).resolve_scale(color="shared")
-    lengths = [edit["norm"] for edit in record["edits"]]
+    lengths = [edit["norm"] for record in seeds for edit in record["edits"]]
+    points = f"The points are the edits of {len(seeds)} seeds. " if len(seeds) > 1 else ""
     caption = (
-        f"Every edit starts at the peak of {domain}. The damage is the rise of −log π of successes of {domain}, and "
-        "one second-order expansion at the peak predicts it. R² compares the two over prompts: 1 is exact, 0 is as "
+        f"{points}Every edit starts at the peak of {domain}. The damage is the rise of −log π of successes of {domain}, "
+        "and one second-order expansion at the peak predicts it. R² compares the two over prompts: 1 is exact, 0 is as "
         "good as the mean, below 0 is worse. The curvature share is the part of the damage that the gradient at the "
         "peak does not explain. S is spanned by the leading eigenvectors of the Hessian over all parameters, found on "
         f"one half of the prompts and judged on the other. Bars: 95 % intervals over prompts. ‖D‖ from "

@@ -14,7 +14,7 @@ from typing import Any
 import altair as alt
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.records import read_json, regular, write_bytes
+from mdrl_jax.records import read_json, regular
 from mdrl_jax.report.figure import INK, Figure, by_category, data
 from mdrl_jax.report.intervals import columns, span, tips
 from mdrl_jax.stats.estimate import Estimate, figure_text, over_seeds
@@ -146,20 +146,6 @@ def picture(damage: Sequence[dict[str, Any]]) -> Figure:
     return Figure(
         "damage-over-seeds", "Predicted against measured damage", alt.hconcat(*panels, spacing=30), rows, caption
     )
-
-
-def save_plot(path: str | Path, damage: Sequence[dict[str, Any]]) -> None:
-    """Writes the figure of `picture` as PNG.
-
-    Args:
-      path: the PNG file, which is replaced if it exists. Its folders are made if needed.
-      damage: what `load` returns, not empty.
-
-    Raises:
-      KeyError: as in `picture`.
-      OSError: if the file cannot be written.
-    """
-    write_bytes(path, picture(damage).png())
 
 
 def _row(point: dict[str, Any], objective: str, scale: float) -> dict[str, Any]:

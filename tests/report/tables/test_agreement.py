@@ -96,9 +96,8 @@ def test_other_numbers_of_segments_are_left_out(folders):
     assert {r["segments"] for r in rows if r["objective"] == "reward"} == {1, 8}
 
 
-def test_the_picture_is_a_png_of_two_panels(folders, tmp_path):
-    agreement.save_plot(tmp_path / "plot.png", agreement.load(folders))
-    picture = (tmp_path / "plot.png").read_bytes()
+def test_the_picture_is_a_png_of_two_panels(folders):
+    picture = agreement.picture(agreement.load(folders)).png()
     assert picture.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", picture[16:24])
     assert 1.5 * height < width < 1800 and height > 600
