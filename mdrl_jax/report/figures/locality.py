@@ -90,8 +90,8 @@ def _figure(seeds: Sequence[dict[str, Any]]) -> Figure:
     lengths = [edit["norm"] for record in seeds for edit in record["edits"]]
     points = f"The points are the edits of {len(seeds)} seeds. " if len(seeds) > 1 else ""
     caption = (
-        f"{points}Every edit starts at the peak of {domain}. The damage is the rise of −log π of successes of {domain}, "
-        "and one second-order expansion at the peak predicts it. R² compares the two over prompts: 1 is exact, 0 is as "
+        f"{points}Every edit starts at the peak of {domain}. The damage is the rise of −log π of its successes, and "
+        "one second-order expansion at the peak predicts it. R² compares the two over prompts: 1 is exact, 0 is as "
         "good as the mean, below 0 is worse. The curvature share is the part of the damage that the gradient at the "
         "peak does not explain. S is spanned by the leading eigenvectors of the Hessian over all parameters, found on "
         f"one half of the prompts and judged on the other. Bars: 95 % intervals over prompts. ‖D‖ from "
