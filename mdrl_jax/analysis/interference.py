@@ -23,6 +23,7 @@ started again reads finished units instead of computing them. At the end `assemb
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from mdrl_jax.analysis.sequence import BASE, Checkpoints, Supervised, Trained
 from mdrl_jax.analysis.subspace import conflict, removal, theorem
 from mdrl_jax.checkpoints import save_tree
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel.programs import peak_bytes
 from mdrl_jax.rl.grpo import GRPOConfig
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.second_order import subspace
@@ -189,6 +191,8 @@ class Analysis:
     def part(self, unit: Unit, progress: Progress) -> dict[str, Any]:
         """The unit's JSON. It is computed and written on the first call, and read from its file afterwards.
 
+        The seconds that it took, and the most memory of the process until then, go to `analysis/spent.json`.
+
         Args:
           unit: the unit.
           progress: told what is being computed; not called if the file exists.
@@ -200,7 +204,12 @@ class Analysis:
         file = self.folder / "analysis" / "parts" / f"{unit.name}.json"
         if not file.exists():
             progress("compiles its programs")
-            records.write_json(file, unit.make(progress))
+            started, account = time.monotonic(), self.folder / "analysis" / "spent.json"
+            made = unit.make(progress)
+            spent = records.read_json(account) if account.exists() else {}
+            took = {"seconds": time.monotonic() - started, "peak_bytes": peak_bytes()}
+            records.write_json(account, spent | {unit.name: took})
+            records.write_json(file, made)
         return records.read_json(file)
 
     def units(self) -> list[Unit]:

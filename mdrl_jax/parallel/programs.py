@@ -9,6 +9,8 @@ import functools
 import hashlib
 import os
 import platform
+import resource
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -121,3 +123,17 @@ def program(name: str, function: Callable[..., Any], **jit_options: Any) -> Call
 
     counted.__name__ = counted.__qualname__ = name.replace(" ", "_")  # what profiles and compilation logs show
     return jax.jit(counted, **jit_options)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has taken so far, in bytes.
+
+    It is that of the fullest local device if the backend counts allocations, as TPUs and GPUs do. Otherwise, as on the
+    CPU, it is the largest resident set of the process, with Python, its libraries and data.
+    """
+    counted = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in counted if stats and "peak_bytes_in_use" in stats]
+    if peaks:
+        return max(peaks)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

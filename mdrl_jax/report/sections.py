@@ -158,6 +158,6 @@ SECTIONS = (
         "run",
         "The run",
         "The cost of each stage, the versions of packages, the devices, and the whole configuration.",
-        (run.costs, run.versions, run.configuration),
+        (run.costs, run.analysed, run.versions, run.configuration),
     ),
 )

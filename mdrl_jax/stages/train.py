@@ -27,7 +27,7 @@ from mdrl_jax.analysis import edits
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.model import flops
-from mdrl_jax.parallel.programs import compilations
+from mdrl_jax.parallel.programs import compilations, peak_bytes
 from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh import tracker as refresh
@@ -447,7 +447,8 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
       prompts and "tokens_sampled" in completions; "tokens_trained" in the rows with a trained token (every optimizer
       update on a batch counts them again); "tokens_forward" in log-probs and activities, "tokens_gradient" in
       gradients and Fisher diagonals, and "tokens_jets" in first and second derivatives, beside the training; and
-      "operations". All are totals over the stage.
+      "operations". All are totals over the stage. "peak_bytes" is the most memory that the process has taken until now
+      (`programs.peak_bytes`), earlier stages included.
 
     Raises:
       KeyError: if `found` has no "seconds".
@@ -457,7 +458,7 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
     counts = {f"tokens_{kind}": n for kind, n in tokens.items()}
     operations = found.get("operations", 0)
     counted = flops.of_tokens(runtime.model.config, tokens) + operations
-    return head | counts | {"operations": operations, "flops": counted}
+    return head | counts | {"operations": operations, "flops": counted, "peak_bytes": peak_bytes()}
 
 
 def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float]) -> str:

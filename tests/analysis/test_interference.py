@@ -297,8 +297,11 @@ def test_the_files_are_json_without_nan(sequence):
 
 def test_an_analysis_started_again_makes_nothing_twice(sequence, built):
     folder, found, params = sequence
-    before = sum(compilations.values())
-    assert analysed(built, folder, params) == found
+    before, spent = sum(compilations.values()), folder / "analysis" / "spent.json"
+    took = records.read_json(spent)
+    assert set(took) == {file.stem for file in (folder / "analysis" / "parts").iterdir()}
+    assert all(t["seconds"] > 0 and t["peak_bytes"] > 2**26 for t in took.values())
+    assert analysed(built, folder, params) == found and records.read_json(spent) == took
     assert sum(compilations.values()) == before
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import altair as alt
@@ -21,7 +21,7 @@ KINDS = {
 
 
 def costs(records: Records) -> Figure:
-    """The time in seconds of every stage but an analysis; tooltips add its steps, tokens and FLOPs.
+    """The time in seconds of every stage but an analysis; tooltips add its steps, tokens, FLOPs and memory.
 
     Returns:
       The figure `costs`, a horizontal bar for each record `costs/*.json`, coloured by the kind of stage. Time and FLOPs
@@ -43,6 +43,7 @@ def costs(records: Records) -> Figure:
             "tokens_sampled": c["tokens_sampled"],
             "tokens_trained": c["tokens_trained"],
             "flops": c["flops"],
+            "gib": c["peak_bytes"] / 2**30 if "peak_bytes" in c else None,
         }
         for c in found
     ]
@@ -54,6 +55,7 @@ def costs(records: Records) -> Figure:
         alt.Tooltip("tokens_sampled:Q", format=",.0f", title="tokens sampled"),
         alt.Tooltip("tokens_trained:Q", format=",.0f", title="tokens trained on"),
         alt.Tooltip("flops:Q", format=".3~s", title="FLOPs of the model"),
+        alt.Tooltip("gib:Q", format=".2f", title="most memory until its end, GiB"),
     ]
     chart = (
         alt.Chart(data(rows))
@@ -73,7 +75,55 @@ def costs(records: Records) -> Figure:
         "count the model's matrices only: 2 for each weight and token that is read, sampled or passed forward, 6 where "
         "a gradient is taken, 10 where first and second derivatives are."
     )
+    peaks = [r["gib"] for r in rows if r["gib"] is not None]
+    caption += f" The process took at most {max(peaks):.1f} GiB of memory." if peaks else ""
     return Figure("costs", "Time of each stage", chart, rows, caption)
+
+
+def analysed(records: Records) -> Table:
+    """Time and memory of each unit of the analysis, from `analysis/spent.json`, and what it left out.
+
+    Returns:
+      The table `analysis-costs`, with the columns "unit", "seconds" and "most memory until its end, GiB". Rows of what
+      was left out have "not run" for the seconds, and the last column says what it would take.
+
+    Raises:
+      Absent: if there is no such record.
+      UserError: if a record is not valid JSON.
+      KeyError: if a record lacks a field.
+    """
+    spent, settings = records.json("analysis/spent.json"), records.json("analysis/settings.json")["analyze"]
+    rows = [(unit, f"{took['seconds']:.0f}", f"{took['peak_bytes'] / 2**30:.1f}") for unit, took in spent.items()] + [
+        (what, "not run", cost) for what, cost in _left_out(settings)
+    ]
+    total = sum(took["seconds"] for took in spent.values())
+    caption = (
+        f"{total:.0f} s in all. Memory is that of the fullest device, or of the process on the CPU. The command `fit` "
+        "prints memory and time of the programs for a TPU slice."
+    )
+    head = ("unit", "seconds", "most memory until its end, GiB; or what it takes")
+    return Table("analysis-costs", "Time and memory of the analysis", head, rows, caption, head[1:2], folded=True)
+
+
+def _left_out(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the settings of an analysis leave out, and what it takes."""
+    vectors = settings["lanczos_block"] * settings["lanczos_steps"]
+    if not settings["permutations"]:
+        yield (
+            "null of the largest eigenvalue (analyze.permutations)",
+            "40 permutations take up to 40 searches as long as that of the conflict subspace",
+        )
+    for space, which in (("heads", "the route with its heads"), ("all", "the space of all parameters")):
+        if space not in settings["removal_spaces"]:
+            yield (
+                f"conflict subspace in {which} (analyze.removal_spaces)",
+                f"{vectors} Hessian products on each half of the prompts, and memory for {vectors} edits",
+            )
+    if not settings["theorem"]:
+        yield (
+            "assumptions of the contraction theorem (analyze.theorem)",
+            f"{2 * settings['vectors']} Hessian products with each prompt, and memory for as many edits",
+        )
 
 
 def _kinds(shown: Set[str]) -> alt.Scale:

@@ -1,5 +1,6 @@
 """The heat map of scores, the paths over stages, and the table of transfer."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import vl_convert
 
 from mdrl_jax import records
+from mdrl_jax.config import AnalyzeSection
 from mdrl_jax.report.figures import run, scores
 from mdrl_jax.report.folder import Absent, Records
 from tests.report.browser import contrast
@@ -87,3 +89,21 @@ def test_costs_add_up(tmp_path: Path) -> None:
     figure = run.costs(Records(tmp_path))
     check(figure)
     assert figure.caption.startswith("4 s and 20 FLOPs")
+    records.write_json(tmp_path / "costs/02-s2.json", record | {"tokens_sampled": 1, "tokens_trained": 1} | peak(3))
+    assert run.costs(Records(tmp_path)).caption.endswith("at most 3.0 GiB of memory.")
+
+
+def peak(gib: int) -> dict[str, int]:
+    return {"peak_bytes": gib * 2**30}
+
+
+def test_what_an_analysis_took_and_left_out(tmp_path: Path) -> None:
+    settings = dataclasses.asdict(AnalyzeSection(permutations=0, removal_spaces=("heads",), vectors=2))
+    records.write_json(tmp_path / "analysis/settings.json", {"analyze": settings})
+    records.write_json(tmp_path / "analysis/spent.json", {"edits": {"seconds": 61.2} | peak(5)})
+    table = run.analysed(Records(tmp_path))
+    assert table.rows[0] == ("edits", "61", "5.0")
+    left = {row[0].split(" (")[1][:-1]: row[2] for row in table.rows[1:] if row[1] == "not run"}
+    assert list(left) == ["analyze.permutations", "analyze.removal_spaces", "analyze.theorem"]
+    assert left["analyze.removal_spaces"].startswith("48 Hessian products")
+    assert left["analyze.theorem"].startswith("4 Hessian products")
