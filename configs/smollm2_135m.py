@@ -5,8 +5,8 @@
 Nobody designed a conflict here. DATA is a folder (`data` if it is left out) with these files:
 
 - `code/mbpp.jsonl`: MBPP. Code is the missing last line of its functions, judged by their real tests.
-- `math/word_problems.jsonl`: one- and two-step word problems with "question", "equation" and "answer", such as those of
-  MAWPS and ASDiv.
+- `math/word_problems.jsonl`: word problems with "question", "equation" and "answer", such as those of MAWPS and ASDiv.
+  Those of one operation on numbers up to 20 are used.
 - `qa/xquad_en.json`: XQuAD or SQuAD, judged by F1.
 - `writing/ifeval.jsonl`: IFEval. CW is the share of its constraints that a reply meets.
 
@@ -27,8 +27,9 @@ def get_config(data: str = "data") -> config.Config:
     c.stages = ("sft", "code", "math", "qa", "cw", "refresh-code", "rollback-code-qa")
     longer = {"steps": 16, "learning_rate": 4e-5}
     c.stage_overrides = {name: longer for name in ("code", "math", "qa", "cw")}
-    # The base solves few word problems: larger groups more often have replies of both kinds.
-    c.stage_overrides["math"] = {**longer, "group_size": 16, "grad_accum_steps": 16, "max_rounds": 2}
+    # With few prompts a step, Math drifts to the operation that is computed right most often, whatever is asked.
+    steady = {"learning_rate": 3e-5, "prompts_per_step": 16, "grad_accum_steps": 16}
+    c.stage_overrides["math"] = {**longer, **steady}
     c.stage_overrides["refresh-code"] = {"steps": 2}
     c.model.path = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
     c.model.remat = "dots"
@@ -37,6 +38,8 @@ def get_config(data: str = "data") -> config.Config:
     c.domains.code.preset = "mbpp_last_line"
     c.domains.code.files = (f"{data}/code/mbpp.jsonl",)
     c.domains.math.files = (f"{data}/math/word_problems.jsonl",)
+    c.domains.math.fields = "small_step"
+    c.domains.math.validation_share, c.domains.math.test_share = 0.1, 0.4
     c.domains.math.prompt = "{question}"
     c.domains.math.check = {"answer": "answer"}
     c.domains.math.reply = "{equation} = {answer}. The answer is {answer}."

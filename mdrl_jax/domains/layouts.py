@@ -35,6 +35,18 @@ def gsm8k(row: Row) -> Fields:
     return {"question": row["question"], "answer": answer.strip().replace(",", ""), "solution": steps}
 
 
+def small_step(row: Row) -> list[Fields]:
+    """Word problems of one step with small numbers: the row's `equation` is one operation on numbers up to 20.
+
+    Such rows are kept as they are; any other row, such as one with two operations, gives no problem.
+
+    Raises:
+      KeyError, TypeError: if there is no `equation`, or it is no text.
+    """
+    step = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[-+*/]\s*(\d+(?:\.\d+)?)\s*", row["equation"])
+    return [dict(row)] if step and max(map(float, step.groups())) <= 20 else []
+
+
 def boxed(text: str) -> str:
     r"""Returns the content of the last `\boxed{...}` of a text, in which braces may be nested.
 
@@ -314,6 +326,7 @@ def ifeval(row: Row) -> Fields:
 
 FIELDS: dict[str, Callable[[Any], Fields | list[Fields]]] = {
     "gsm8k": gsm8k,
+    "small_step": small_step,
     "math": math,
     "openr1": openr1,
     "mbpp": mbpp,

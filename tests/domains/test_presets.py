@@ -84,6 +84,16 @@ def test_the_sources_own_splits_are_kept(made: dict[str, Domain], shared: Path):
     assert {p.prompt.partition("\n\nWrite it in Python")[0] for p in made["mbpp"].train} == of_training
 
 
+def test_small_steps_are_one_operation_on_small_numbers():
+    kept = ["3 + 4", " 20 / 2.5 ", "20*20", "0 - 1"]
+    left_out = ["21 - 1", "3 + 4 + 5", "( 3 + 4 )", "7", "", "x + 1", "-3 + 4", "20.5 * 2"]
+    rows = [{"equation": text, "answer": "1"} for text in kept + left_out]
+    assert [row for row in rows if layouts.small_step(row)] == rows[: len(kept)]
+    assert layouts.small_step(rows[0]) == [rows[0]]
+    with pytest.raises(KeyError):
+        layouts.small_step({"answer": "1"})
+
+
 def test_the_last_line_of_a_program_is_taken_away(made: dict[str, Domain], shared: Path):
     """The parts that the layout makes of MBPP's rows are those of a file that has them already."""
     rows = [json.loads(line) for line in (shared / "data/code/mbpp.jsonl").read_text().splitlines()]
