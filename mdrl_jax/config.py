@@ -274,7 +274,7 @@ class EvaluateSection:
     Attributes:
       split: the prompts that are used, "test" or "validation"; only "test" in a run with a stage that chooses by
         validation prompts: a refresh, plain or alternating, a distillation, a rollback, a merge with a factor, `plan`,
-        `recover`, `trials`, or a stage with a `target`.
+        `recover`, `trials`, `orders`, or a stage with a `target`.
       samples: completions sampled for each prompt, at least 1.
       batch: prompts that are sampled at once, at least 1; divisible by the mesh's data * fsdp.
       sampling: temperature, top-k and top-p of the completions.
@@ -734,6 +734,11 @@ def _check_splits(config: Config) -> None:
             raise UserError(
                 f"analyze.split={analyzed!r} must be 'train' in a run with stage {stage}, which is made from these "
                 "prompts and chosen or scored on the other splits"
+            )
+        if kind == "orders" and scored == "validation":
+            raise UserError(
+                f"evaluate.split={scored!r} has the prompts by which stage {stage} forecasts from backward transfer; "
+                "it must be 'test' in a run with this stage"
             )
         if kind == "orders" and analyzed == scored:
             raise UserError(

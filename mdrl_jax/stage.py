@@ -31,7 +31,8 @@ the same prefix, or else from where stage D starts |
 | `orders` | makes no parameters: forecasts, from the solo edits, the damage in every order of the domains |
 | `locality-A` | makes no parameters: how well one expansion at A's peak predicts A's damage by each edit from there |
 | `circuits-D` | makes no parameters: circuits on D of θ_0 and of every stage that trained D alone from there (§11) |
-| any name of a training stage, `@` and a label, e.g. `qa@slow` | the same stage once more, with settings of its own |
+| any name of a training stage or a rollback, `@` and a label, e.g. `qa@slow` | the same stage once more, with settings
+of its own |
 
 "The previous stage" is the last one before it in the sequence, which consists of the domains, `refresh-`, `placebo-`,
 `joint`, `sft-`, `sft`, `pretrain` and `recover`. `distill-`, `alternate-`, `rollback-`, `plan`, `trials` and `recover`
@@ -207,14 +208,16 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
             raise UserError(
                 f"stage {name!r} is not a valid stage name; valid are a domain ({', '.join(known)}), a prefix and a "
                 f"domain (prefixes: {', '.join(f'{p}-' for p in PREFIXES)}), alternate-A-B or rollback-A-B with "
-                f"two domains A and B, one of {', '.join(ALL_DOMAINS)}, or one of these that trains, with @ and a label"
+                f"two domains A and B, one of {', '.join(ALL_DOMAINS)}, or one of these that trains or rolls back, "
+                "with @ and a label"
             )
         if domain not in config.scored_domains:
             raise UserError(f"stage {name!r} uses domain {domain}, which is not in scored_domains; add it there")
-    if labelled(name) and (kind not in ("grpo", "sft") or not re.fullmatch(r"@[\w.]+", name.removeprefix(plain))):
+    once_more = kind in ("grpo", "sft", "rollback")
+    if labelled(name) and not (once_more and re.fullmatch(r"@[\w.]+", name.removeprefix(plain))):
         raise UserError(
-            f"stage {name!r} is not a valid stage name: only a stage that trains has a label, which is @ and then "
-            "letters, digits, underscores and dots"
+            f"stage {name!r} is not a valid stage name: only a stage that trains, or a rollback, has a label, which "
+            "is @ and then letters, digits, underscores and dots"
         )
     if kind == "rollback":
         domains = domains[:1]
@@ -426,6 +429,32 @@ def teachers(stage: Stage, earlier: Sequence[Stage]) -> dict[str, str]:
     found = {d: peak(d, stage.start, earlier) for d in stage.domains}
     named = {d: stage.train.distill.teacher or (at.name if at else "") for d, at in found.items()}
     return {d: name for d, name in named.items() if name}
+
+
+def orders_trained(stage: Stage, earlier: Sequence[Stage]) -> list[list[Stage]]:
+    """The orders in which earlier stages trained all domains of a stage, each alone and once, from where it starts.
+
+    Plain stages count, those of the reversed order, and both with a label. Stages with a prevention do not, nor do
+    refreshes, which train a domain again.
+
+    Args:
+      stage: a stage `orders`; it starts from θ_0.
+      earlier: stages of the run.
+
+    Returns:
+      For each order the stages that trained it, the first one starting from θ_0; of several stages that end the same
+      order the first one counts.
+    """
+    found: dict[tuple[str, ...], list[Stage]] = {}
+    for last in earlier:
+        chain = way(last.name, earlier)
+        names = [s.name for s in chain]
+        chain = chain[names.index(stage.start) + 1 :] if stage.start in names else chain
+        plain = all(s.kind == "grpo" and len(s.domains) == 1 and s.prefix in ("", "reversed") for s in chain)
+        order = tuple(s.domains[0] for s in chain) if plain else ()
+        if sorted(order) == sorted(stage.domains):
+            found.setdefault(order, chain)
+    return list(found.values())
 
 
 def from_the_peak(domain: str, stages: Sequence[Stage]) -> list[Stage]:

@@ -186,8 +186,10 @@ def test_a_run_without_choices_may_use_any_split(stage: str, split: str):
 def test_forecasts_of_orders_and_their_scores_use_different_prompts():
     stages = (*PATH, *SOLOS, "orders")
     parse({"stages": stages, "analyze": {"split": "validation"}})
-    with pytest.raises(UserError, match="analyze.split='validation' is evaluate.split"):
-        parse({"stages": stages, "analyze": {"split": "validation"}, "evaluate": {"split": "validation"}})
+    with pytest.raises(UserError, match="analyze.split='test' is evaluate.split"):
+        parse({"stages": stages, "analyze": {"split": "test"}})
+    with pytest.raises(UserError, match="evaluate.split='validation' has the prompts by which stage orders forecasts"):
+        parse({"stages": stages, "evaluate": {"split": "validation"}})
 
 
 def test_every_kind_of_stage_is_known_to_choose_or_not():

@@ -12,6 +12,7 @@ from mdrl_jax.stage import (
     alone_from_origin,
     default_start,
     names_on_the_way,
+    orders_trained,
     origin,
     peak,
     resolve_stages,
@@ -346,6 +347,17 @@ def test_a_stage_cannot_keep_the_domain_that_it_trains():
         planned("math", "qa", "refresh-math", stage_overrides=overrides)
 
 
+def test_orders_that_were_trained_begin_at_the_origin_and_have_every_domain_once():
+    third = {"qa@x": {"start": "sft"}, "code@x": {"start": "qa@x"}, "math@x": {"start": "code@x"}}
+    stages = planned(
+        "sft", "code", "math", "qa", "reversed-qa", "reversed-math", "qa@x", "code@x", "math@x", "protect-math",
+        "refresh-code", "solo-code", "solo-math", "solo-qa", "orders",
+        scored_domains=("code", "math", "qa"), stage_overrides=third,
+    )  # fmt: skip
+    found = orders_trained(stages["orders"], list(stages.values())[:-1])
+    assert [[s.name for s in run] for run in found] == [["code", "math", "qa"], ["qa@x", "code@x", "math@x"]]
+
+
 def test_orders_of_one_domain_are_refused():
     with pytest.raises(UserError, match="stage orders compares orders of domains, but scored_domains has only math"):
         planned("solo-math", "orders", scored_domains=("math",))
@@ -440,7 +452,10 @@ def test_a_label_makes_a_side_branch_with_the_start_and_the_draws_of_its_stage()
     assert (stages["refresh-math@2"].prefix, stages["refresh-math@2"].stream) == ("refresh", "refresh-math")
     assert stages["sft-qa@x"].kind == "sft" and stages["sft-qa@x"].start == "sft-qa"
     assert stages["protect-cw@a"].domains == ("cw",) and stages["protect-cw@a"].start == "qa"
-    for name in ("qa@", "@x", "qa@a-b", "qa@a@b", "analyze@1", "rollback-math-qa@1", "average@2"):
+    back = planned("math", "qa", "cw", "rollback-math-qa@1", stage_overrides={"rollback-math-qa@1": {"start": "qa"}})
+    found = back["rollback-math-qa@1"]
+    assert (found.domains, found.donor, found.start, found.kind) == (("math",), "qa", "qa", "rollback")
+    for name in ("qa@", "@x", "qa@a-b", "qa@a@b", "analyze@1", "average@2"):
         with pytest.raises(UserError, match="is not a valid stage name"):
             planned("math", "qa", name)
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel import hlo
 from mdrl_jax.parallel.sharding import param_shardings, stacked
-from mdrl_jax.recovery.merging import average, task_arithmetic, ties
+from mdrl_jax.recovery.merging import average, dare, ram, task_arithmetic, ties
 from mdrl_jax.recovery.prevention.projections import agem, ewc, mgs, pcgrad
 from mdrl_jax.recovery.prevention.protect import protect
 from mdrl_jax.recovery.rollback.rules import rollback
@@ -147,6 +147,16 @@ CASES = {
     ),
     "ties": Case(
         apply=lambda x, told, strength: ties(x, told, 0.2, strength),
+        told=lambda rng, x: within(rng, x, 2),
+        mask=lambda x, told: nonzero(*told),
+    ),
+    "ram": Case(
+        apply=lambda x, told, strength: ram(x, told, 0.5, strength),
+        told=lambda rng, x: within(rng, x, 2),
+        mask=lambda x, told: nonzero(*told),
+    ),
+    "dare": Case(
+        apply=lambda x, told, strength: dare(x, told, 0.25, strength, jax.random.key(0)),
         told=lambda rng, x: within(rng, x, 2),
         mask=lambda x, told: nonzero(*told),
     ),

@@ -27,7 +27,7 @@ from mdrl_jax.report.figures import (
     subspace,
     training,
 )
-from mdrl_jax.report.figures.recovery import methods, planned, refreshed, rolled_back
+from mdrl_jax.report.figures.recovery import methods, pairs, planned, refreshed, rolled_back
 from mdrl_jax.report.folder import Records
 
 Item = Figure | Table
@@ -75,7 +75,16 @@ SECTIONS = (
         "Recovery and prevention",
         "How much of a lost score each method recovers or keeps, how much it costs the other domains and in compute, "
         "and how well the planner forecast it.",
-        (methods.frontier, methods.comparison, refreshed.curves, rolled_back.sweep, planned.plan),
+        (
+            methods.best_average,
+            methods.frontier,
+            methods.comparison,
+            pairs.against_delay,
+            pairs.table,
+            refreshed.curves,
+            rolled_back.sweep,
+            planned.plan,
+        ),
         (
             refreshed.contraction,
             rolled_back.at_equal_loss,

@@ -28,7 +28,7 @@ from mdrl_jax.recovery.planning.outcomes import finalists, outcomes
 from mdrl_jax.recovery.rollback.evidence import kept_sample
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage, peak
+from mdrl_jax.stage import Stage, orders_trained, peak
 from mdrl_jax.stages.train import Trainer, steps_taken
 from mdrl_jax.stats.estimate import figure_text
 from mdrl_jax.workfolder import WorkFolder
@@ -189,8 +189,10 @@ class Planning:
     def orders(self, stage: Stage) -> None:
         """Forecasts the damage in every order of the domains, and compares it with the orders that this run trained.
 
-        An order counts as trained if the plain domain stages, or the `reversed-` stages, before this stage are as many
-        as its domains. The result is written to `recovery/orders.json`, over an earlier one.
+        θ_0 and the solo stages are scored on validation prompts, for the baseline by backward transfer.
+
+        An order counts as trained if stages before this one trained each of its domains alone and once, one after the
+        other from θ_0 (`stage.orders_trained`). The result is written to `recovery/orders.json`, over an earlier one.
 
         Args:
           stage: the stage `orders`.
@@ -205,17 +207,17 @@ class Planning:
         drawn = {
             d: kept_sample(self.runtime, self.folder.root, f"solo-{d}", d, self.params_after) for d in stage.domains
         }
-        before, runs = self._before(stage), []
-        for prefix in ("", "reversed"):
-            run = [s for s in before if s.prefix == prefix and s.kind == "grpo" and len(s.domains) == 1]
-            if len(run) == len(stage.domains):
-                scored = {s.domains[0]: self._evaluated(s) for s in run}
-                runs.append((tuple(scored), scored))
+        runs = []
+        for run in orders_trained(stage, self._before(stage)):
+            scored = {s.domains[0]: self._evaluated(s) for s in run}
+            runs.append((tuple(scored), scored))
         probe = build(self.runtime, self.runtime.config.train.grpo)
         start = self.params_after(stage.start)
-        made = orders.run(probe, solo.__getitem__, start, drawn, runs, self.screen.steps)
+        points = {orders.ORIGIN: start, **solo}
+        scores = {at: validation_rewards(self.runtime, params, stage.domains) for at, params in points.items()}
+        made = orders.run(probe, solo.__getitem__, start, drawn, scores, runs, self.screen.steps)
         records.write_json(self.folder.root / "recovery" / "orders.json", made)
-        self.screen.print(f"{stage.name}: {len(made)} objectives, {len(runs)} orders run; recovery/orders.json")
+        self.screen.print(f"{stage.name}: {len(made)} forecasts, {len(runs)} orders run; recovery/orders.json")
 
     def _before(self, stage: Stage) -> Sequence[Stage]:
         """The stages before this one; one that a target ended early has the steps that it took."""

@@ -14,6 +14,11 @@ The approximation ignores that an edit learnt after other domains differs from t
 
 Damage is forecast for both headline objectives of definitions §6: the expected reward in points, and the success NLL in
 nats a completion. The NLL is measurable also at a saturated peak, where rewards hardly differ.
+
+The baseline `bwt` needs no derivatives. Like arXiv 2507.14783 it orders domains by the backward transfer (BWT) of
+scores between pairs of them. Here the pairs come from the solo stages: r_ij = S[solo j, i] / S[θ_0, i] is what training
+j does to i's score, and the score of i after later domains is S[solo i, i] · Π_j r_ij, at most 1 [chosen]. So the
+baseline takes transfers as factors that multiply, the same from θ_0 as from any later model.
 """
 
 import itertools
@@ -34,6 +39,8 @@ from mdrl_jax.stats.estimate import POINTS, Record, independent_mean, missing, p
 from mdrl_jax.stats.tests import rank_agreement
 
 OBJECTIVES = {"reward": (POINTS, "points"), "success_nll": (1.0, "nats")}  # (factor to the unit of records, unit)
+BWT = "bwt"
+ORIGIN = ""  # key of θ_0 among the scores of the solo stages
 Rewards = Mapping[str, np.ndarray]
 Along = Callable[[tuple[str, ...]], DirectionalDerivatives]
 
@@ -84,6 +91,63 @@ class OrderTerms:
             total = total + self.crossed[pair]
         return total
 
+    def damage_R(self, after: Sequence[str], draws: Draws) -> Floats:
+        """The damage by the edits of some domains as a figure of draws of prompts [R], in rewards or nats.
+
+        Args:
+          after: as in `damage`.
+          draws: of the prompts.
+        """
+        return draws.ratio(self.damage(after), self.count_P)
+
+
+class TransferTerms:
+    """The scores from which the baseline `bwt` forecasts the damage of one domain.
+
+    Args:
+      own_P: mean reward of each prompt at the domain's solo checkpoint, [P].
+      origin_P: the same at θ_0.
+      others: name of another domain -> the same at that domain's solo checkpoint.
+
+    Attributes:
+      count_P: 1 for each prompt.
+    """
+
+    def __init__(self, own_P: Floats, origin_P: Floats, others: Mapping[str, Floats]):
+        self.count_P = np.ones(len(own_P))
+        self._own_P, self._origin_P, self._others = own_P, origin_P, others
+
+    def damage_R(self, after: Sequence[str], draws: Draws) -> Floats:
+        """S[solo i, i] − min(1, S[solo i, i] · Π_j r_ij) over the later domains j, a figure of draws of prompts [R].
+
+        Args:
+          after: the later domains, each once, in any order; all of them must be in `others`. None of them: no damage.
+          draws: of the prompts.
+
+        Returns:
+          the damage in rewards; NaN where no prompt has a reward at θ_0.
+        """
+        own_R, origin_R = (draws.ratio(x, self.count_P) for x in (self._own_P, self._origin_P))
+        left_R = own_R.copy()
+        for j in sorted(after):
+            now_R = draws.ratio(self._others[j], self.count_P)
+            left_R *= np.divide(now_R, origin_R, out=np.full(len(now_R), np.nan), where=origin_R > 0)
+        return own_R - np.minimum(left_R, 1.0) if after else np.zeros(len(own_R))
+
+
+def transfers(scores: Mapping[str, Rewards], domains: Sequence[str]) -> dict[str, TransferTerms]:
+    """The terms of the baseline `bwt`, by domain.
+
+    Args:
+      scores: rewards [P, k] of every domain at θ_0 (key `ORIGIN`) and at each domain's solo checkpoint (key: the
+        domain), all on the same prompts.
+      domains: the domains.
+    """
+    mean_P = {at: {d: np.asarray(x, float).mean(axis=1) for d, x in by.items()} for at, by in scores.items()}
+    return {
+        i: TransferTerms(mean_P[i][i], mean_P[ORIGIN][i], {j: mean_P[j][i] for j in domains if j != i}) for i in domains
+    }
+
 
 def expand(
     probe: Probe,
@@ -132,12 +196,12 @@ def expand(
 
 
 def forecast(
-    terms: Mapping[str, OrderTerms], factor: float, unit: str, reasons: Mapping[str, str] | None = None
+    terms: Mapping[str, OrderTerms | TransferTerms], factor: float, unit: str, reasons: Mapping[str, str] | None = None
 ) -> list[Record]:
     """Forecasts the damage of every domain in every order, and ranks the orders.
 
     Args:
-      terms: the terms of one objective, by domain.
+      terms: the terms of one objective, or of the baseline, by domain.
       factor: factor from the unit of the objective to `unit`, for example 100 from rewards to points.
       unit: of the figures.
       reasons: domain -> why its damage cannot be measured. Such a domain has this reason in place of figures, and the
@@ -157,8 +221,7 @@ def forecast(
         total_X, variance_X, n = np.zeros(1), np.zeros(1), 0
         for place, domain in enumerate(domains):
             own, draws = terms[domain], Draws(len(terms[domain].count_P))
-            parts = own.damage(order[order.index(domain) + 1 :])
-            values_R = factor * draws.ratio(parts, own.count_P)
+            values_R = factor * own.damage_R(order[order.index(domain) + 1 :], draws)
             damage[domain] = draws.figure(values_R, unit, reasons.get(domain, ""))
             if domain not in reasons:
                 value_X, stderr_X = draws.values(values_R), draws.stderrs(values_R)
@@ -219,6 +282,7 @@ def run(
     solo: Callable[[str], Any],
     base: Any,
     samples: Mapping[str, Sample],
+    scores: Mapping[str, Rewards],
     runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]],
     track: Track,
 ) -> Record:
@@ -229,13 +293,15 @@ def run(
       solo: domain -> parameters of its solo checkpoint.
       base: θ_0, the parameters that every solo checkpoint was trained from.
       samples: completions of each of at least two domains, sampled at its solo checkpoint, at least two of each prompt.
+      scores: rewards at θ_0 and at the solo checkpoints, as for `transfers`, on other prompts than those of `runs`.
       runs: the orders that were run, as for `compare`; may be empty.
       track: reports progress.
 
     Returns:
-      The record of `recovery/orders.json`: for each objective "orders" (`forecast`) and "checked" (`compare`).
-      Forecasts of "reward" are in points, those of "success_nll" in nats a completion; above 0 is harm. Where the
-      reward's Hessian of a domain is not measurable (definitions §6), "reward" has no figure of this domain.
+      The record of `recovery/orders.json`: for each objective, and for the baseline `BWT`, "orders" (`forecast`) and
+      "checked" (`compare`). Forecasts of "reward" and "bwt" are in points, those of "success_nll" in nats a completion;
+      above 0 is harm. Where the reward's Hessian of a domain is not measurable (definitions §6), "reward" has no figure
+      of this domain.
 
     Raises:
       KeyError: as in `compare`.
@@ -247,4 +313,6 @@ def run(
         reasons = {d: r for d, s in samples.items() if (r := uninformative(s))} if objective == "reward" else {}
         rows = forecast(terms, *OBJECTIVES[objective], reasons)
         record[objective] = {"orders": rows, "checked": compare(rows, runs)}
+    rows = forecast(transfers(scores, sorted(samples)), POINTS, "points")
+    record[BWT] = {"orders": rows, "checked": compare(rows, runs)}
     return record

@@ -30,16 +30,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mdrl_jax.config import METHODS, parse
+from mdrl_jax.config import METHODS, is_supervised, parse
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.progress import printable
 from mdrl_jax.records import read_json, regular
 from mdrl_jax.report.tables import matrix as matrices
-from mdrl_jax.report.tables.matrix import Matrix, Quantity
+from mdrl_jax.report.tables.matrix import BASE, Matrix, Quantity
 from mdrl_jax.report.tables.recovered import collateral
 from mdrl_jax.report.tables.seeds import HIERARCHICAL_FROM, N_REPLICATES, Line
 from mdrl_jax.report.tables.transfer import fall
-from mdrl_jax.stage import Stage, labelled, resolve_stages, way
+from mdrl_jax.stage import Stage, labelled, names_on_the_way, resolve_stages, way
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.bootstrap import hierarchical_bootstrap
 from mdrl_jax.stats.estimate import Estimate
@@ -188,7 +188,7 @@ def summarise(runs: Sequence[Run]) -> MethodsTable:
         if len(runs) >= HIERARCHICAL_FROM
     ]
     rows = []
-    for name in _in_order({row for r in runs for row in rows_of(r.matrix)}):
+    for name in in_order({row for r in runs for row in rows_of(r.matrix)}):
         cells = {c: _over((name, c), found, replicates) for c in (*SCORES, *COSTS)}
         worst = (f[name, "collateral"].detail for f in found if (name, "collateral") in f)
         rows.append(Method(name, cells, tuple(w for w in worst if w)))
@@ -220,7 +220,9 @@ def rows_of(matrix: Matrix) -> dict[str, int]:
     Returns:
       {`PLAIN` or the name of a stage: row, from 0}; empty if there is no training stage. Of a prevention it has only
       the last stage without a label, if that trains the domain with which the plain sequence ended; of the reversed
-      order only the last stage, if it trained the same domains. A stage `recover` has none.
+      order only the last stage, if it trained the same domains. A stage `recover` has none. A recovery has a row only
+      if it starts where all domains of the sequence were trained, in its order: not one from the middle of the sequence
+      or from another order, which the comparison of pairs has (`pairs`).
     """
     training = [matrix.stages[s] for s in matrices.training_rows(matrix)]
     if not training:
@@ -230,7 +232,7 @@ def rows_of(matrix: Matrix) -> dict[str, int]:
     reversed_domains = set()
     for s, name in enumerate(matrix.stages):
         prefix, _, rest = name.partition("-")
-        if name in WHOLE or (rest and prefix in RECOVERY):
+        if name in WHOLE or (rest and prefix in RECOVERY and _after_all(matrix, name, training)):
             rows[name] = s
         elif rest and prefix in METHODS and not labelled(name):
             last[prefix] = s
@@ -242,6 +244,13 @@ def rows_of(matrix: Matrix) -> dict[str, int]:
         if rest == training[-1] if prefix in METHODS else reversed_domains == set(training):
             rows[matrix.stages[s]] = s
     return rows
+
+
+def _after_all(matrix: Matrix, stage: str, training: Sequence[str]) -> bool:
+    """Whether the way to a stage's start trained the domains of the sequence in its order, or no domain at all."""
+    way = [s for s in names_on_the_way(matrix.starts.get(stage, BASE), matrix.starts) if not is_supervised(s)]
+    found = [d for s in way if (d := matrices.trained_domain(s, matrix.domains)) is not None]
+    return not found or tuple(dict.fromkeys(found)) == tuple(dict.fromkeys(training))
 
 
 def spent(run: Run, stage: str, what: str) -> float | None:
@@ -264,6 +273,19 @@ def spent(run: Run, stage: str, what: str) -> float | None:
     values = [(run.costs.get(s, {}).get(what), sign) for s, sign in signed]
     known = [sign * float(value) for value, sign in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+def total(run: Run, stage: str, what: str) -> float | None:
+    """The cost of all stages that led to a stage's parameters, those of the plain sequence on the way included.
+
+    Args:
+      run, stage, what: as in `spent`.
+
+    Returns:
+      The sum; None if one of the costs is not on record, or if the folder has no config.
+    """
+    values = [run.costs.get(s, {}).get(what) for s in _led_to(run.stages, stage)]
+    return None if None in values or not values else float(sum(v for v in values if v is not None))
 
 
 def _led_to(stages: Sequence[Stage], name: str) -> set[str]:
@@ -320,8 +342,8 @@ def _over(
     return Line(name, hierarchical_bootstrap(values, drawn_NR, unit=known[0].unit), per_seed)
 
 
-def _in_order(names: set[str]) -> list[str]:
-    """Sorts rows: the plain sequence, refreshes, distillations, rollbacks, preventions, other ways to train, merges."""
+def in_order(names: set[str]) -> list[str]:
+    """Sorts the names of rows: the plain sequence, recoveries, preventions, other ways to train, merges."""
     prefixes = [PLAIN, *RECOVERY, *METHODS, "joint", "reversed", *WHOLE[1:]]
     return sorted(names, key=lambda n: (prefixes.index(n if n in prefixes else n.partition("-")[0]), n))
 

@@ -2,7 +2,8 @@
 
 Choices where definitions §2 leaves room:
 - "Before" is the stage that the recovery started from: after `refresh-qa`, a stage `refresh-math` starts where this
-  one ended. The peak is the domain's plain stage on the way there.
+  one ended. The peak is the domain's own stage on the way there, the last one if there are several: a plain one, one of
+  another order, a solo stage, or one with a prevention, each also with a label. A recovery or a placebo is no peak.
 - If a score rose since its peak, there is nothing to recover, so the fraction is undefined.
 - The interval of the collateral is the paired one of the domain that dropped most. It does not account for the
   selection by the maximum.
@@ -12,8 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mdrl_jax.config import METHODS
 from mdrl_jax.report.tables.matrix import Matrix, Quantity, difference, rows_on_the_way, start_row, trained_domain
+from mdrl_jax.stage import unlabelled
 from mdrl_jax.stats import estimate
+
+OWN = ("reversed", "solo", "again", *METHODS)  # prefixes of stages that end at a domain's peak, like the plain one
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def recoveries(matrix: Matrix) -> list[Recovery]:
     """The recovery of each `refresh-*`, `distill-*`, `alternate-*` and `rollback-*` row, in order.
 
     A row whose name has no domain of the matrix, such as `distill-all`, is left out. A row has figures without
-    estimates if no plain stage on the way to its start trained its domain, or if its start was not evaluated.
+    estimates if no stage on the way to its start ends at the peak of its domain, or if its start was not evaluated.
     """
     prefixes = ("refresh-", "distill-", "alternate-", "rollback-")
     rows = [s for s, name in enumerate(matrix.stages) if name.startswith(prefixes)]
@@ -53,11 +58,11 @@ def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
     Args:
       matrix: the scores.
       stage: name of a refresh, distillation or rollback stage. "Before" is the stage that it started from, and the peak
-        is the domain's last plain stage on the way there.
+        is that of `peak_row`.
 
     Returns:
       (S_after − S_before, S_peak − S_before) of the recovered domain, in points; None if one of them is unknown, if the
-      stage's name has no domain of the matrix, or if no plain stage on the way to its start trained the domain.
+      stage's name has no domain of the matrix, or if no stage on the way to its start ends at the domain's peak.
 
     Raises:
       ValueError: if the matrix has no such stage.
@@ -73,12 +78,29 @@ def recovery_points(matrix: Matrix, stage: str) -> tuple[float, float] | None:
     return (float(gain), float(loss)) if np.isfinite(gain + loss) else None
 
 
+def peak_row(matrix: Matrix, domain: str, stage: str) -> int | None:
+    """Row, from 0, of the last stage on the way to a stage's start that ends at the peak of a domain; None without one.
+
+    Args:
+      matrix: the scores.
+      domain: the domain.
+      stage: name of the stage; it is not on the way itself.
+    """
+    own = [s for s in rows_on_the_way(matrix, stage) if _is_own(matrix.stages[s], domain)]
+    return own[-1] if own else None
+
+
+def _is_own(stage: str, domain: str) -> bool:
+    """Whether a stage trained this domain alone and is neither a recovery nor a placebo."""
+    name = unlabelled(stage)
+    return name == domain or any(name == f"{prefix}-{domain}" for prefix in OWN)
+
+
 def _ends(matrix: Matrix, domain: str, after: int) -> tuple[int, int] | None:
     """Rows of the peak and of "before" for the recovery stage in row `after`; None if there is no such row."""
     stage = matrix.stages[after]
-    own = [s for s in rows_on_the_way(matrix, stage) if matrix.stages[s] == domain]
-    before = start_row(matrix, stage)
-    return (own[-1], before) if own and before is not None else None
+    top, before = peak_row(matrix, domain, stage), start_row(matrix, stage)
+    return (top, before) if top is not None and before is not None else None
 
 
 def _recovery(matrix: Matrix, after: int) -> Recovery | None:

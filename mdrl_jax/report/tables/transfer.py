@@ -28,9 +28,9 @@ def quantities(matrix: Matrix) -> list[Quantity]:
 
     Returns:
       In this order: lift and peak of each trained domain; fall and forgetting of each but the one trained last; BWT,
-      FWT and mean forgetting; intransigence of each trained domain, if there is a stage `joint`; gain, fraction and
-      collateral of each refresh, distillation and rollback (`recovered.recoveries`). Domains are in the order of their
-      own stages.
+      FWT and mean forgetting; intransigence of each trained domain, if there is a stage `joint`; loss, gain, fraction
+      and collateral of each refresh, distillation and rollback (`recovered.recoveries`). Domains are in the order of
+      their own stages.
     """
     own = own_rows(matrix)
     found = [f(matrix, d) for d in own for f in (lift, peak)]
@@ -39,7 +39,7 @@ def quantities(matrix: Matrix) -> list[Quantity]:
     if "joint" in matrix.stages:
         found += [intransigence(matrix, d) for d in own]
     for r in recoveries(matrix):
-        found += [r.gain, r.fraction, r.collateral]
+        found += [r.loss, r.gain, r.fraction, r.collateral]
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mdrl_jax.recovery.planning import orders
-from mdrl_jax.recovery.planning.orders import OrderTerms, compare, expand, forecast
+from mdrl_jax.recovery.planning.orders import ORIGIN, OrderTerms, compare, expand, forecast, transfers
 from mdrl_jax.second_order.objectives import DirectionalDerivatives
 from tests.told import Told
 
@@ -115,6 +115,50 @@ def test_a_domain_that_cannot_be_measured_is_left_out_of_the_sum_and_says_so():
     json.dumps(none, allow_nan=False)
 
 
+SOLO_POINTS = {  # mean rewards of each domain at θ_0 and at the solo checkpoints
+    ORIGIN: {"code": 0.6, "cw": 0.7, "math": 0.4, "qa": 0.3},
+    "code": {"code": 0.95, "cw": 0.7, "math": 0.5, "qa": 0.3},
+    "cw": {"code": 0.6, "cw": 0.9, "math": 0.3, "qa": 0.4},
+    "math": {"code": 0.7, "cw": 0.6, "math": 0.9, "qa": 0.15},
+    "qa": {"code": 0.65, "cw": 0.8, "math": 0.2, "qa": 0.7},
+}
+SPREAD = np.linspace(-0.05, 0.05, 40)
+SCORES = {
+    at: {d: x + np.random.default_rng((i, j)).permutation(SPREAD).reshape(20, 2) for j, (d, x) in enumerate(by.items())}
+    for i, (at, by) in enumerate(SOLO_POINTS.items())
+}
+
+
+def test_backward_transfer_multiplies_over_later_domains():
+    rows = forecast(transfers(SCORES, DOMAINS), 100.0, "points")
+    totals = {}
+    for order in itertools.permutations(DOMAINS):
+        lost = {}
+        for i, domain in enumerate(order):
+            kept = SOLO_POINTS[domain][domain]
+            for later in order[i + 1 :]:
+                kept *= SOLO_POINTS[later][domain] / SOLO_POINTS[ORIGIN][domain]
+            lost[domain] = 100 * (SOLO_POINTS[domain][domain] - min(kept, 1.0))
+        row = next(r for r in rows if r["order"] == list(order))
+        assert {d: x["estimate"] for d, x in row["damage"].items()} == pytest.approx(lost)
+        totals[order] = sum(lost.values())
+    assert rows[0]["order"] == list(min(totals, key=lambda o: totals[o]))
+    # math → qa halves math: 90 · 0.2 / 0.4 = 45; the order of what comes after does not matter.
+    both = {tuple(r["order"]): r["damage"]["math"] for r in rows}
+    assert both["code", "cw", "math", "qa"]["estimate"] == pytest.approx(45)
+    assert both["math", "cw", "qa", "code"] == both["math", "qa", "code", "cw"]
+    assert both["code", "cw", "qa", "math"]["ci95"] == [0, 0]
+
+
+def test_transfer_from_a_score_of_zero_is_not_measurable():
+    dead = {at: by | {"qa": np.zeros((20, 2))} if at == ORIGIN else by for at, by in SCORES.items()}
+    rows = forecast(transfers(dead, DOMAINS), 100.0, "points")
+    for row in rows:
+        later = row["order"][-1] != "qa"
+        assert (row["damage"]["qa"]["estimate"] is None) == later == (row["total"]["estimate"] is None)
+    json.dumps(rows, allow_nan=False)
+
+
 def rewards(level: float, seed: int) -> np.ndarray:
     return level + np.random.default_rng(seed).normal(0, 0.01, (30, 2))
 
@@ -173,10 +217,11 @@ def test_expansions_are_taken_at_solo_checkpoints_along_solo_edits(monkeypatch):
     after = ("code", "qa")
     np.testing.assert_allclose(found["reward"]["math"].damage(after), TERMS["math"].damage(after), atol=1e-9)
     np.testing.assert_allclose(found["success_nll"]["math"].damage(after), 2 * TERMS["math"].damage(after))
-    record = orders.run(
-        probe, solo.__getitem__, base, samples, [run_of(DOMAINS, dict.fromkeys(DOMAINS[:-1], 0.1))], Told()
-    )
-    assert set(record) == {"reward", "success_nll"}
+    runs = [run_of(DOMAINS, dict.fromkeys(DOMAINS[:-1], 0.1))]
+    record = orders.run(probe, solo.__getitem__, base, samples, SCORES, runs, Told())
+    assert set(record) == {"reward", "success_nll", "bwt"} and len(record["bwt"]["orders"]) == 24
+    totals = [record[name]["checked"]["runs"][0]["total"]["measured"] for name in ("bwt", "reward")]
+    assert totals[0] == totals[1]
     assert record["reward"]["orders"][0]["damage"]["qa"]["estimate"] is None  # below 20 % informative prompts
     assert record["success_nll"]["orders"][0]["damage"]["qa"]["unit"] == "nats"
     assert record["success_nll"]["checked"]["runs"][0]["order"] == list(DOMAINS)

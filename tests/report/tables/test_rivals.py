@@ -1,4 +1,4 @@
-"""Averages after a refresh against those of other methods, by hand, and methods of another budget."""
+"""Averages after a refresh against those of other methods, by hand, and methods of another budget; the verdict."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mdrl_jax.report.tables import methods
-from mdrl_jax.report.tables.rivals import rivals
+from mdrl_jax.report.tables.rivals import BETTER, UNDECIDED, UNEQUAL, WORSE, best_average, rivals
+from mdrl_jax.stats.estimate import over_seeds
 from tests.report.tables.test_methods_table import DOMAINS, POINTS, write
 
 
@@ -52,3 +53,53 @@ def test_without_a_plain_stage_there_is_no_budget_to_compare_at(tmp_path: Path):
     assert set(found) == {methods.PLAIN, "joint"}
     assert {f["estimate"] for f in found.values()} == {None}
     assert {f["reason"] for f in found.values()} == {"no plain stage was trained before a refresh"}
+
+
+def test_the_best_average_is_said_in_words(tmp_path: Path):
+    """Averages by `POINTS`: refresh-math 86, its later refresh of QA 85.3, protect 85.7, joint 84.3, plain 78.7."""
+    runs = [methods.load(write(tmp_path / str(seed), seed, 0.0)) for seed in range(3)]
+    found = best_average(runs[:1])
+    assert found is not None and (found.stage, found.over) == ("refresh-math", "prompts")
+    names = [row.name for row in found.rows]
+    assert names == [
+        methods.PLAIN, "refresh-qa", "rollback-math-cw", "protect-cw", "joint", "reversed-math", "average",
+    ]  # fmt: skip
+    by_name = {row.name: row for row in found.rows}
+    single = rivals(runs[0], "refresh-math")
+    for name, key in (("joint", "joint"), ("protect-cw", "protect"), (methods.PLAIN, methods.PLAIN)):
+        assert by_name[name].estimate is not None and by_name[name].estimate.value == single[key]["estimate"]
+        assert [by_name[name].estimate.low, by_name[name].estimate.high] == single[key]["ci95"]
+    assert set(found.methods(BETTER)) >= {methods.PLAIN, "rollback-math-cw", "reversed-math", "average"}
+    assert found.methods(WORSE) == [] and "protect-cw" in found.methods(UNDECIDED)
+    assert "best average is undecided" in found.verdict and "Not told apart from it: " in found.words
+    three = best_average(runs)
+    assert three is not None and three.over == "seeds"
+    row = next(r for r in three.rows if r.name == "joint")
+    assert row.estimate is not None and row.estimate.n == 3
+    assert row.estimate == over_seeds([v for v in row.per_seed if v is not None], "points")
+    assert "refresh better" in three.text() and three.record()["methods"][0]["null"] == 0.0
+
+
+def test_a_method_above_the_refresh_decides_and_another_budget_does_not(tmp_path: Path):
+    run = methods.load(write(tmp_path, 0, 0.0))
+    m = run.matrix
+    at = m.stages.index("joint")
+    better = {d: np.minimum(x + 0.15, 1.0) for d, x in m.rewards[at].items()}
+    above = dataclasses.replace(
+        run, matrix=dataclasses.replace(m, rewards=(*m.rewards[:at], better, *m.rewards[at + 1 :]))
+    )
+    found = best_average([above])
+    assert found is not None and found.methods(WORSE) == ["joint"]
+    assert found.verdict == "The refreshed sequence does not give the best average: one method ends above it"
+    long = dataclasses.replace(above, costs={**above.costs, "joint": above.costs["joint"] | {"steps": 90}})
+    found = best_average([long])
+    assert found is not None and found.methods(UNEQUAL) == ["joint"] and found.methods(WORSE) == []
+    assert "another budget or a missing record: joint." in found.words and "no equal budget" in found.text()
+
+
+def test_without_a_refresh_there_is_no_best_average(tmp_path: Path):
+    run = methods.load(write(tmp_path, 0, 0.0))
+    kept = [s for s in run.matrix.stages if not s.startswith("refresh-")]
+    rows = [run.matrix.stages.index(stage) for stage in kept]
+    matrix = dataclasses.replace(run.matrix, stages=tuple(kept), rewards=tuple(run.matrix.rewards[s] for s in rows))
+    assert best_average([dataclasses.replace(run, matrix=matrix)]) is None

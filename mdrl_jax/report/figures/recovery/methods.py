@@ -13,11 +13,25 @@ from mdrl_jax.report.figures.placement import between, place
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
 from mdrl_jax.report.tables import matrix as matrices
-from mdrl_jax.report.tables.methods import COSTS, PLAIN, RECOVERY, Method, MethodsTable, Run, load, rows_of, summarise
+from mdrl_jax.report.tables import rivals
+from mdrl_jax.report.tables.methods import (
+    COSTS,
+    PLAIN,
+    RECOVERY,
+    Method,
+    MethodsTable,
+    Run,
+    load,
+    rows_of,
+    summarise,
+    total,
+)
+from mdrl_jax.report.tables.seeds import Line
 from mdrl_jax.report.tables.transfer import fall
 from mdrl_jax.stats.estimate import Record, missing
 
 WIDTH, HEIGHT = 780, 460
+LARGEST = 260  # px² of the largest point
 # Points of collateral up to which the axis is linear. It is logarithmic beyond, because single methods lie far off.
 SYMLOG = 1.0
 GROUPS = {
@@ -27,17 +41,49 @@ GROUPS = {
     "merge": CATEGORIES[3],
     PLAIN: CATEGORIES[6],
 }
+AREA = " Area of a point: FLOPs of all stages that led there."
 UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 
 
+def best_average(records: Records) -> Table:
+    """Whether the refreshed sequence gives the best average over domains, in words, and against each other method.
+
+    Returns:
+      The table `best-average`. Its title is the verdict. Rows are the other methods: the average after the refresh
+      minus that of the method, in points, paired over test prompts, with its 95 % interval; and what follows from it.
+
+    Raises:
+      Absent: if there are no evaluations, or no refresh from the end of the sequence.
+      UserError: as in `tables.methods.load`.
+      KeyError, ValueError: if a record lacks a field or an evaluation has no prompts.
+    """
+    records.files("evaluations/*.json")
+    found = rivals.best_average([load(records.root)])
+    if found is None:
+        raise Absent("no refresh was trained from the end of the sequence, so no average is compared with its average")
+    rows = [
+        (row.name, words(_record(row), "+.1f") if row.estimate else row.reason, rivals.verdict_of(row))
+        for row in found.rows
+    ]
+    caption = (
+        f"{found.stage} ends at an average of {words(_record(found.average), '.1f')} points. {found.words} Differences "
+        "are paired over test prompts, with 95 % intervals over prompts of this one run, not over seeds; each interval "
+        "is by itself. Methods whose steps differ by more than a tenth of the sequence are not compared."
+    )
+    head = ("method", "refresh minus method, points", "verdict")
+    return Table("best-average", found.verdict, head, rows, caption, head[1:2])
+
+
 def frontier(records: Records) -> Figure:
-    """The gain of each method on the domain that lost most, against its worst collateral, in points.
+    """The gain of each method on the domain that lost most, against its worst collateral in points, and its FLOPs.
 
     Returns:
       The figure `methods`: a point for each method that has both figures, and the plain sequence at (0, 0). Vertical:
       the gain, the domain's score with the method minus that at the end of the plain sequence. Horizontal, on a
       symmetric log scale (`symlog`): the collateral, the largest drop of any other domain, negative if all rose; for a
-      recovery, of any domain but the one that it recovers. Both are paired over test prompts.
+      recovery, of any domain but the one that it recovers. Both are paired over test prompts. The area of a point is
+      proportional to the FLOPs of all stages that led there, the plain sequence's included; if those of a method are
+      not on record, all points have one size.
 
     Raises:
       Absent: if there are no evaluations, if only the plain sequence was run, or if no domain fell in it.
@@ -58,7 +104,8 @@ def frontier(records: Records) -> Figure:
             continue
         head = {"method": row.name, "group": _group(row.name), "worst": "/".join(dict.fromkeys(row.worst))}
         head |= columns("gain", zero if row.name == PLAIN else gain) | columns("collateral", paid)
-        rows.append(head | {"average": _value(row, "average")} | {c: _value(row, c) for c in COSTS})
+        head |= {"average": _value(row, "average")} | {c: _value(row, c) for c in COSTS}
+        rows.append(head | {"all_flops": total(run, run.matrix.stages[at[row.name]], "flops")})
     lost = fall(run.matrix, focus).record()
     chart = _chart(rows, focus, lost["estimate"], _limit(records))
     n = len(run.matrix.rewards[at[PLAIN]][focus])
@@ -136,8 +183,16 @@ def _group(name: str) -> str:
 
 
 def _figure(row: Method, cell: str) -> Record:
-    estimate = row.cells[cell].estimate
-    return estimate.record() if estimate else missing(row.cells[cell].reason)
+    return _record(row.cells[cell])
+
+
+def _record(line: Line) -> Record:
+    return line.estimate.record() if line.estimate else missing(line.reason)
+
+
+def _unknown(rows: Sequence[Row]) -> bool:
+    """Whether the FLOPs of a method are not on record."""
+    return any(not row["all_flops"] for row in rows)
 
 
 def _value(row: Method, cell: str) -> float | None:
@@ -214,16 +269,22 @@ def _chart(rows: Sequence[Row], focus: str, lost: float | None, limit: float | N
         alt.Tooltip("average:Q", format=".1f", title="average, points"),
         alt.Tooltip("steps:Q", format="+,.0f", title="extra steps"),
         alt.Tooltip("flops:Q", format="+.3~s", title="extra FLOPs"),
+        alt.Tooltip("all_flops:Q", format=".3~s", title="FLOPs in all"),
         alt.Tooltip("seconds:Q", format="+,.0f", title="extra seconds"),
     ]  # fmt: skip
     base = alt.Chart(data(rows)).encode(tooltip=tip, color=colour)
     text = alt.Chart(data(labels))
+    points = base.mark_point(filled=True, size=95, opacity=1)
+    if not _unknown(rows):
+        area = alt.Scale(type="linear", domain=[0, max(r["all_flops"] for r in rows)], range=[0, LARGEST], nice=False)
+        legend = alt.Legend(format="~s", tickCount=4, symbolFillColor=INK, symbolOpacity=QUIET)
+        points = points.encode(size=alt.Size("all_flops:Q", title="FLOPs", scale=area, legend=legend))
     leaders = text.transform_filter("datum.far").mark_rule(opacity=QUIET)
     layers = [
         base.mark_rule(strokeWidth=1).encode(x=across("collateral_low"), x2="collateral_high:Q", y=up("gain")),
         base.mark_rule(strokeWidth=1).encode(x=across("collateral"), y=up("gain_low"), y2="gain_high:Q"),
         leaders.encode(x=across("from_x"), x2="end_x:Q", y=up("from_y"), y2="end_y:Q"),
-        base.mark_point(filled=True, size=95, opacity=1).encode(x=across("collateral"), y=up("gain")),
+        points.encode(x=across("collateral"), y=up("gain")),
         text.mark_text(align="center", baseline="middle", color=INK).encode(x=across("x"), y=up("y"), text="method:N"),
     ]
     return alt.layer(*_rules(lost, limit, across, up), *layers).properties(width=WIDTH, height=HEIGHT, name=FIXED)

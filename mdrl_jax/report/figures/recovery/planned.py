@@ -18,7 +18,7 @@ TOP = 12  # actions shown
 ORDERS = 24  # orders shown, enough for all orders of four domains
 KINDS = {"refresh": CATEGORIES[0], "rollback": CATEGORIES[1], "nothing": CATEGORIES[6]}
 ALLOWED, OVER, RUN = "allowed", "over the limit", "was run"
-OBJECTIVES = {"reward": "mean reward", "success_nll": "success NLL"}
+OBJECTIVES = {"reward": "mean reward", "success_nll": "success NLL", "bwt": "backward transfer of the solo stages"}
 SIDE = 330  # px
 
 
@@ -212,11 +212,11 @@ def orders(records: Records) -> list[Figure]:
     """Total damage of every order of the domains, forecast from the solo edits, and measured where an order was run.
 
     Returns:
-      One figure for each objective that has a forecast: `orders` for the reward and `orders-success-nll` for the
-      success NLL. Each order is a line, the least harmful first, with the forecast on the horizontal axis in the unit
-      of its record, above 0 for harm. An order that was run is coloured and has its measured total loss, in points, as
-      text. An order without a forecast is left out. If there are more than 24 orders (`ORDERS`), only 12 at either end
-      and those that were run are shown.
+      One figure for each objective that has a forecast: `orders` for the reward, `orders-success-nll` for the success
+      NLL, and `orders-bwt` for the baseline by backward transfer. Each order is a line, the least harmful first, with
+      the forecast on the horizontal axis in the unit of its record, above 0 for harm. An order that was run is coloured
+      and has its measured total loss, in points, as text. An order without a forecast is left out. If there are more
+      than 24 orders (`ORDERS`), only 12 at either end and those that were run are shown.
 
     Raises:
       Absent: if `recovery/orders.json` is missing, or no order has a forecast.
@@ -249,8 +249,9 @@ def _orders(objective: str, record: Record, ranked: Sequence[Record]) -> Figure:
     same = all(run["total"]["measured"]["unit"] == unit for run in checked.values())
     spearman = record["checked"]["spearman"]
     agreed = words(spearman) if spearman["estimate"] is not None else f"not known ({words(spearman)})"
+    how = "Forecast" if objective == "bwt" else "Second-order forecast"
     caption = (
-        f"Second-order forecast of the total damage of each order in {unit}, the least harmful order first, with 95 % "
+        f"{how} of the total damage of each order in {unit}, the least harmful order first, with 95 % "
         f"intervals over prompts. Coloured: orders that were run, with the measured total loss in points; a diamond "
         f"marks it if the forecast has the same unit. Spearman correlation of forecast and measurement over "
         f"{spearman['n']} pairs of an order and a domain: {agreed}."

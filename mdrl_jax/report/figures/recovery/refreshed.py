@@ -4,7 +4,7 @@ outside S.
 Definitions §8, §10; claim C6.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
@@ -27,6 +27,7 @@ RANDOM = "random subspaces"
 OBJECTIVES = {"reward": "reward", "success_nll": "success NLL"}
 OPTIMIZERS = {"adamw": "AdamW on the loss of GRPO", "sgd": "clipped gradient descent on the loss of GRPO"}
 ACROSS = 2  # small charts in a line
+MOST = 12  # recoveries of one kind that the page follows step by step; the records of the others are in recovery/
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -35,10 +36,11 @@ def curves(records: Records) -> list[Figure]:
 
     Returns:
       One figure for each record `recovery/refresh-*.json`, `recovery/distill-*.json` and `recovery/alternate-*.json`,
-      named as its stage, for example `refresh-math`, or `distill-math.full` for `distill-math@full`. The optimizer step
-      is horizontal. The upper chart has the scores in points on validation prompts, with a line for each domain and one
-      for their mean. The lower chart has the recovery fraction of the record's domain, (score − score at step 0) /
-      (score at its peak − score at step 0); it is left out if no step has one.
+      named as its stage, for example `refresh-math`, or `distill-math.full` for `distill-math@full`; of more than
+      `MOST` records, for those whose domain had lost most. The optimizer step is horizontal. The upper chart has the
+      scores in points on validation prompts, with a line for each domain and one for their mean. The lower chart has
+      the recovery fraction of the record's domain, (score − score at step 0) / (score at its peak − score at step 0);
+      it is left out if no step has one.
 
     Raises:
       Absent: if there is no such record.
@@ -108,15 +110,34 @@ def theorem(records: Records) -> list[Table]:
 
 
 def _followed(records: Records) -> list[Record]:
-    """The records of refreshes, then those of distillations, then those of alternating refreshes."""
+    """The records of refreshes, then those of distillations, then those of alternating refreshes; at most `MOST`."""
     prefixes = ("recovery/refresh-", "recovery/distill-", "recovery/alternate-")
     paths = [p for prefix in prefixes for p in records.files("recovery/*.json") if p.startswith(prefix)]
-    return [records.json(path) for path in paths or records.files("recovery/refresh-*.json")]
+    found = [records.json(path) for path in paths or records.files("recovery/refresh-*.json")]
+    return largest(found, lambda r: r["steps"][0].get("to_peak") or missing(""))
 
 
-def _name(record: Record) -> str:
+def largest(found: Sequence[Record], lost: Callable[[Record], Record]) -> list[Record]:
+    """All records, or the `MOST` of them whose domain had lost most, in their order: each has figures of its own.
+
+    Args:
+      found: records of recoveries.
+      lost: (record) -> the figure of what its domain had lost; its magnitude counts, and nothing if it is missing.
+    """
+    size = [abs(lost(r)["estimate"] or 0.0) for r in found]
+    kept = sorted(range(len(found)), key=lambda i: -size[i])[:MOST]
+    return [found[i] for i in sorted(kept)]
+
+
+def named(record: Record) -> str:
     """The name of the stage, in which a figure's name has `.` for the `@` before a label."""
     return record["stage"].replace("@", ".")
+
+
+def labelled(record: Record) -> str:
+    """The label of the stage as a part of a title, " (label)"; "" if it has none."""
+    label = record["stage"].partition("@")[2]
+    return f" ({label})" if label else ""
 
 
 def _what(record: Record) -> str:
@@ -163,8 +184,8 @@ def _curves(record: Record, on_test: Record) -> Figure:
         f"{record['chosen']}: {back}. "
         f"{'It ended because ' + record['stopped'] if record['stopped'] else 'It has not ended yet'}."
     )
-    title = f"{_what(record)} of {domain}: scores step by step"
-    return Figure(_name(record), title, alt.vconcat(*charts, spacing=12), rows, caption)
+    title = f"{_what(record)} of {domain}{labelled(record)}: scores step by step"
+    return Figure(named(record), title, alt.vconcat(*charts, spacing=12), rows, caption)
 
 
 def _scores(rows: Sequence[Record], domains: Sequence[str], domain: str, peak: float | None, record: Record) -> Any:
@@ -272,8 +293,9 @@ def _paths(record: Record) -> Figure:
         f"in S and {words(first['outside'], '.3f')} everywhere but in S. The bound for plain gradient descent in S is "
         f"{_bound(first)}."
     )
-    name = f"{_name(record)}-contraction"
-    title = f"{_what(record)} of {record['domain']}: distance to its peak, in the conflict subspaces S and outside"
+    name = f"{named(record)}-contraction"
+    of = f"{record['domain']}{labelled(record)}"
+    title = f"{_what(record)} of {of}: distance to its peak, in the conflict subspaces S and outside"
     return Figure(name, title, _facets(rows, _labels(record)), rows, caption)
 
 
@@ -327,8 +349,8 @@ def _factors(record: Record) -> Table:
         "for. The bound 1 − αμ, with μ the smallest eigenvalue that spans S, holds for plain gradient descent with "
         "step size α; under Adam it is only descriptive."
     )
-    title = f"{_what(record)} of {record['domain']}: factors per step"
-    return Table(f"{_name(record)}-factors", title, head, rows, caption, head[1:])
+    title = f"{_what(record)} of {record['domain']}{labelled(record)}: factors per step"
+    return Table(f"{named(record)}-factors", title, head, rows, caption, head[1:])
 
 
 def _theorem(record: Record, check: Check) -> Table:
@@ -340,7 +362,7 @@ def _theorem(record: Record, check: Check) -> Table:
     rows += [(what, _one_minus(x), f"α = {check.alpha:g}, the learning rate", "–") for what, x in factors.items()]
     rows.append(("measured factor a step", words(check.measured, ".4f"), "–", "–"))
     several = len({b["stage"] for b in record["contraction"]}) > 1
-    name = f"{_name(record)}-theorem-{head['stage']}-{head['objective']}-{head['half'] + 1}"
+    name = f"{named(record)}-theorem-{head['stage']}-{head['objective']}-{head['half'] + 1}"
     title = f"Refresh of {record['domain']}: the theorem in S ({_label(head, several)}; {head['k']} dimensions)"
     return Table(name, title, ("what", "measured", "asked", "verdict"), rows, check.summary(), folded=True)
 

@@ -7,9 +7,10 @@ import altair as alt
 
 from mdrl_jax.report.figure import CATEGORIES, HALF, INK, QUIET, Figure, by_category, data
 from mdrl_jax.report.figures.layout import LEGEND, distinct
+from mdrl_jax.report.figures.recovery.refreshed import labelled, largest, named
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
-from mdrl_jax.stats.estimate import Record
+from mdrl_jax.stats.estimate import Record, missing
 
 RULE_ORDER = ("adding", "removing", "opposition", "magnitude")
 PLACES = {"all": "all coordinates", "route": "shared route"}
@@ -37,10 +38,11 @@ def sweep(records: Records) -> list[Figure]:
 
     Returns:
       One figure for each record `recovery/rollback-*.json` in which a set was tried, named as its stage, for example
-      `rollback-math-qa`. The loss is horizontal, the gain vertical. Each point is a set, scored on validation prompts;
-      its colour is the rule and its shape the place (all coordinates, or the shared route). Lines are the controls,
-      also on validation prompts. The chosen set, if there is one, is marked twice: with its figures on validation
-      prompts, and with those on test prompts.
+      `rollback-math-qa`, with `.` for the `@` before a label; of more than `refreshed.MOST` records, for those whose
+      domain had lost most. The loss is horizontal, the gain vertical. Each point is a set, scored on validation
+      prompts; its colour is the rule and its shape the place (all coordinates, or the shared route). Lines are the
+      controls, also on validation prompts. The chosen set, if there is one, is marked twice: with its figures on
+      validation prompts, and with those on test prompts.
 
     Raises:
       Absent: if there is no such record, or if no rollback tried a set.
@@ -93,7 +95,9 @@ def fractions(records: Records) -> list[Figure]:
 
 
 def _rollbacks(records: Records) -> list[Record]:
-    return [records.json(path) for path in records.files("recovery/rollback-*.json")]
+    """The records of rollbacks, at most `refreshed.MOST`."""
+    found = [records.json(path) for path in records.files("recovery/rollback-*.json")]
+    return largest(found, lambda r: r["test"]["lost"] if "test" in r else missing(""))
 
 
 def _rules(record: Record) -> list[str]:
@@ -138,13 +142,13 @@ def _sweep(record: Record) -> Figure:
         layers.append(_picked(picked, x, y, titles, colour, tip))
     n = min(record["prompts"].values())
     caption = (
-        f"Each mark takes back a part of {donor}'s edit from the end of the sequence and is scored on {n} validation "
-        f"prompts a domain. Up is a larger gain, right a larger loss. Lines: controls of growing size, up to the "
-        f"largest loss of a mark. Dashed: the limit of {record['limit']:g} points. {_choice(record)}"
+        f"Each mark takes back a part of {donor}'s edit, from where the rollback starts, and is scored on {n} "
+        f"validation prompts a domain. Up is a larger gain, right a larger loss. Lines: controls of growing size, up "
+        f"to the largest loss of a mark. Dashed: the limit of {record['limit']:g} points. {_choice(record)}"
     )
     chart = alt.layer(*layers).resolve_scale(strokeDash="independent").properties(width=HALF, height=380)
-    title = f"Rollback of {donor} for {domain}: gain against loss"
-    return Figure(record["stage"], title, chart, tried + curves + picked, caption)
+    title = f"Rollback of {donor} for {domain}{labelled(record)}: gain against loss"
+    return Figure(named(record), title, chart, tried + curves + picked, caption)
 
 
 def _room(name: str, tried: Sequence[Record], picked: Sequence[Record], also: float) -> alt.Scale:
@@ -239,7 +243,11 @@ def _at_equal_loss(record: Record) -> Figure:
         f"C7 asks that all intervals lie above 0.{_same_size(record)}"
     )
     return Figure(
-        f"{record['stage']}-controls", f"Rollback of {donor} for {domain}: at equal loss", chart, rows, caption
+        f"{named(record)}-controls",
+        f"Rollback of {donor} for {domain}{labelled(record)}: at equal loss",
+        chart,
+        rows,
+        caption,
     )
 
 
@@ -276,8 +284,8 @@ def _fractions(record: Record) -> Figure:
         f"{record['limit']:g} points of loss. A curve ends where {donor} loses more than three times the limit or "
         f"where the rule has no more coordinates."
     )
-    title = f"Rollback of {donor} for {domain}: how many coordinates"
-    return Figure(f"{record['stage']}-fractions", title, alt.hconcat(*by_place, spacing=20), rows, caption)
+    title = f"Rollback of {donor} for {domain}{labelled(record)}: how many coordinates"
+    return Figure(f"{named(record)}-fractions", title, alt.hconcat(*by_place, spacing=20), rows, caption)
 
 
 def _panel(rows: Sequence[Record], place: str, side: str, record: Record) -> Any:

@@ -55,6 +55,33 @@ def test_gains_are_against_the_end_of_the_plain_sequence_and_collateral_against_
     assert [r["limit"] for r in drawn(spec) if "limit" in r] == [limit]
 
 
+def sized(spec: dict) -> list[str]:
+    """The columns that give marks their size."""
+    return [layer["encoding"]["size"]["field"] for layer in spec["layer"] if "size" in layer.get("encoding", {})]
+
+
+def test_the_area_of_a_point_is_all_flops_that_led_there(folder: Path):
+    made = methods.frontier(Records(folder))
+    rows = {r["method"]: r["all_flops"] for r in made.rows}
+    # 20 steps a stage and 1e12 a step; the refresh of QA comes after that of Math; a merge has three solo stages.
+    assert rows["plain sequence"] == 60e12 and rows["refresh-math"] == 64e12 and rows["refresh-qa"] == 67e12
+    assert rows["protect-cw"] == 64e12 and rows["joint"] == 66e12 and rows["average"] == 60e12
+    assert "Area of a point" in made.caption and sized(made.spec()) == ["all_flops"]
+    for cost in folder.glob("costs/*-joint.json"):
+        cost.unlink()
+    without = methods.frontier(Records(folder))
+    assert sized(check(without)) == [] and "Area of a point" not in without.caption
+
+
+def test_the_verdict_on_the_best_average_is_the_title_of_its_table(folder: Path):
+    table = methods.best_average(Records(folder))
+    assert table.title.startswith(("The refreshed sequence", "Whether the refreshed sequence"))
+    rows = {row[0]: row for row in table.rows}
+    assert rows["plain sequence"][2] == "refresh better" and rows["plain sequence"][1].startswith("+7.")
+    assert set(rows) == {r["method"] for r in methods.frontier(Records(folder)).rows} - {"refresh-math"}
+    assert "86.0 [" in table.caption and "Below it: " in table.caption
+
+
 def test_names_stand_at_the_points_they_name(folder: Path):
     made = methods.frontier(Records(folder))
     labels = {r["method"]: r for r in drawn(made.spec()) if "from_x" in r}
@@ -121,6 +148,8 @@ def test_what_is_missing_is_said(tmp_path: Path):
     for builder in (methods.frontier, methods.comparison):
         with pytest.raises(Absent, match="only the plain sequence"):
             builder(plain)
+    with pytest.raises(Absent, match="no refresh was trained from the end"):
+        methods.best_average(plain)
     stages = {"base": (20, 20), "sums": (60, 30), "songs": (60, 80), "refresh-sums": (65, 79)}
     whole = other_names(tmp_path / "whole", stages)
     with pytest.raises(Absent, match="nothing to win back"):
