@@ -113,6 +113,7 @@ def frontier(records: Records) -> Figure:
         f"Vertical: gain of {focus}, the domain that lost most ({words(lost, '.1f')} points), over the end of the "
         "plain sequence. Horizontal: the largest drop of any other domain. Up and left is better; left of 0 every "
         f"other domain rose. Bars: 95 % intervals over {n} test prompts a domain, not over seeds."
+        f"{'' if _unknown(rows) else AREA}"
     )
     return Figure("methods", f"Gain of {focus} by each method, and its cost to other domains", chart, rows, caption)
 
@@ -278,7 +279,7 @@ def _chart(rows: Sequence[Row], focus: str, lost: float | None, limit: float | N
     if not _unknown(rows):
         area = alt.Scale(type="linear", domain=[0, max(r["all_flops"] for r in rows)], range=[0, LARGEST], nice=False)
         legend = alt.Legend(format="~s", tickCount=4, symbolFillColor=INK, symbolOpacity=QUIET)
-        points = points.encode(size=alt.Size("all_flops:Q", title="FLOPs", scale=area, legend=legend))
+        points = points.encode(size=alt.Size("all_flops:Q", title="FLOPs in all", scale=area, legend=legend))
     leaders = text.transform_filter("datum.far").mark_rule(opacity=QUIET)
     layers = [
         base.mark_rule(strokeWidth=1).encode(x=across("collateral_low"), x2="collateral_high:Q", y=up("gain")),
