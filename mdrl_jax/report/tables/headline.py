@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from mdrl_jax.report.intervals import words
-from mdrl_jax.report.tables.matrix import Matrix, Quantity, own_rows, training_rows
+from mdrl_jax.report.tables.matrix import Matrix, Quantity, own_rows, rows_on_the_way, training_rows
 from mdrl_jax.report.tables.recovered import Recovery, recoveries
 from mdrl_jax.report.tables.transfer import fall, lift
 
@@ -18,7 +18,7 @@ def headline(matrix: Matrix, steps: Mapping[str, int]) -> str:
     Returns:
       For example "Math fell by 33.7 [30.1, 37.3] points after QA and CW; a refresh of 4 steps won back 87 %
       [80 %, 94 %] of it.". It names the trained domain that fell most until the last training stage, and of its
-      refreshes and its rollbacks the ones with the largest recovery fraction. If no domain fell by its interval, or if
+      refreshes and its rollbacks from there the ones with the largest recovery fraction. If no domain fell by its interval, or if
       only one was trained, the sentence says so. Without a trained domain it is "".
     """
     falls = {d: f.estimate for d in own_rows(matrix) if (f := fall(matrix, d)).estimate is not None}
@@ -60,7 +60,9 @@ def _best(matrix: Matrix, domain: str, kind: str, steps: Mapping[str, int]) -> s
     def size(found: Recovery) -> float:
         return found.fraction.estimate.value if found.fraction.estimate is not None else float("-inf")
 
+    end = training_rows(matrix)[-1]  # what the domain had lost before the end of the sequence is another loss
     own = [r for r in recoveries(matrix) if r.domain == domain and r.stage.startswith(kind + "-")]
+    own = [r for r in own if end in rows_on_the_way(matrix, r.stage)]
     best = max(own, key=size, default=None)
     if best is None or best.fraction.estimate is None:
         return ""

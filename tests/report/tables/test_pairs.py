@@ -13,6 +13,7 @@ from mdrl_jax.records import write_json
 from mdrl_jax.report.figures.recovery import pairs as figures
 from mdrl_jax.report.folder import Absent, Records
 from mdrl_jax.report.tables import methods, pairs
+from mdrl_jax.report.tables.headline import headline
 from mdrl_jax.report.tables.recovered import peak_row
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.tests import spearman_rho
@@ -107,6 +108,8 @@ def test_the_peak_is_that_of_the_order_on_the_way(run: methods.Run):
 def test_recoveries_from_elsewhere_are_no_rows_of_the_methods(run: methods.Run):
     """The methods are compared at the end of the plain sequence."""
     assert set(methods.rows_of(run.matrix)) == {methods.PLAIN, "refresh-math@b", "refresh-qa@a"}
+    # The sentence on the run names what was won back at the end of the sequence: 80 % there, all of it elsewhere.
+    assert "Math fell by 30.0" in (said := headline(run.matrix, {})) and "won back 80 %" in said
 
 
 def test_cost_against_delay_is_over_pairs_that_lost_something(tmp_path: Path, run: methods.Run):
