@@ -18,8 +18,8 @@ def headline(matrix: Matrix, steps: Mapping[str, int]) -> str:
     Returns:
       For example "Math fell by 33.7 [30.1, 37.3] points after QA and CW; a refresh of 4 steps won back 87 %
       [80 %, 94 %] of it.". It names the trained domain that fell most until the last training stage, and of its
-      refreshes and its rollbacks from there the ones with the largest recovery fraction. If no domain fell by its interval, or if
-      only one was trained, the sentence says so. Without a trained domain it is "".
+      refreshes and its rollbacks from there the ones with the largest recovery fraction. If no domain fell by its
+      interval, or if only one was trained, the sentence says so. Without a trained domain it is "".
     """
     falls = {d: f.estimate for d in own_rows(matrix) if (f := fall(matrix, d)).estimate is not None}
     if not falls:
