@@ -124,6 +124,8 @@ def largest(found: Sequence[Record], lost: Callable[[Record], Record]) -> list[R
       found: records of recoveries.
       lost: (record) -> the figure of what its domain had lost; its magnitude counts, and nothing if it is missing.
     """
+    if len(found) <= MOST:
+        return list(found)
     size = [abs(lost(r)["estimate"] or 0.0) for r in found]
     kept = sorted(range(len(found)), key=lambda i: -size[i])[:MOST]
     return [found[i] for i in sorted(kept)]

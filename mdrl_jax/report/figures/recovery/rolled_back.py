@@ -97,7 +97,7 @@ def fractions(records: Records) -> list[Figure]:
 def _rollbacks(records: Records) -> list[Record]:
     """The records of rollbacks, at most `refreshed.MOST`."""
     found = [records.json(path) for path in records.files("recovery/rollback-*.json")]
-    return largest(found, lambda r: r["test"]["lost"] if "test" in r else missing(""))
+    return largest(found, lambda r: r.get("test", {}).get("lost") or missing(""))
 
 
 def _rules(record: Record) -> list[str]:

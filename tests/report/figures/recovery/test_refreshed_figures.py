@@ -144,3 +144,10 @@ def test_what_is_missing_is_said(tmp_path: Path):
         row["subspaces"] = row["subspaces"][1:]
     with pytest.raises(Absent, match="no dimension"):
         refreshed.contraction(folder(tmp_path, flat))
+
+
+def test_of_many_recoveries_those_that_had_lost_most_are_followed():
+    found = [{"stage": f"refresh-{i}", "lost": figure(None if i == 3 else -float(i % 7))} for i in range(15)]
+    kept = refreshed.largest(found, lambda r: r["lost"])
+    assert [r["stage"] for r in kept] == [f"refresh-{i}" for i in range(15) if i not in (3, 7, 14)]
+    assert refreshed.largest(found[:12], lambda r: r["lost"]) == found[:12]
