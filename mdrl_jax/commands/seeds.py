@@ -29,8 +29,8 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
       UserError: if there is no folder, a folder has no evaluations, a record is not valid JSON, the evaluations of a
         folder do not fit together, a `config.json` has fields or stages that this version does not know, the folders
         hold different experiments (their configurations differ in more than the seed), a seed occurs twice, only some
-        of the folders have an analysis (a `claims.json`) or a record of `locality-A`, one with an analysis lacks
-        `analysis/damage.json`, or `plot` is given but no folder has either.
+        of the folders have an analysis (an `analysis/damage.json`) or a record of `locality-A`, one with an analysis
+        lacks `claims.json`, or `plot` is given but no folder has either.
       KeyError, ValueError: if a record lacks a field or a domain has no prompts.
       OSError: if `out` or `plot` cannot be written; the tables have been printed.
     """

@@ -32,18 +32,18 @@ def load(workdirs: Sequence[str | Path]) -> list[dict[str, Any]]:
 
     Returns:
       For each folder the content of its `analysis/damage.json`, with that of `claims.json` under "claims". The list is
-      empty if no folder has a `claims.json`.
+      empty if no folder has an `analysis/damage.json`: recoveries alone write a `claims.json` too.
 
     Raises:
-      UserError: if only some of the folders have a `claims.json`, or a record is missing or not valid JSON. The fields
-        of the records are not checked.
+      UserError: if only some of the folders have an `analysis/damage.json`, or if a record is not valid JSON or
+        `claims.json` is missing. The fields of the records are not checked.
     """
-    have = [w for w in workdirs if (Path(w) / "claims.json").exists()]
+    have = [w for w in workdirs if (Path(w) / "analysis" / "damage.json").exists()]
     if not have:
         return []
     if len(have) < len(workdirs):
         missing = next(w for w in workdirs if w not in have)
-        raise UserError(f"{missing} has no claims.json, the other folders have one; run its stage analyze first")
+        raise UserError(f"{missing} has no analysis/damage.json, others have one; run its stage analyze first")
     return [
         read_json(regular(Path(w) / "analysis" / "damage.json"))
         | {"claims": read_json(regular(Path(w) / "claims.json"))}

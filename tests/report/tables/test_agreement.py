@@ -105,7 +105,11 @@ def test_the_picture_is_a_png_of_two_panels(folders):
 
 def test_folders_without_an_analysis(folders, tmp_path):
     assert agreement.load([tmp_path / "none"]) == []
-    with pytest.raises(UserError, match=r"none has no claims.json, the other"):
+    recovered = tmp_path / "recovered"  # a refresh has judged its claim
+    recovered.mkdir()
+    (recovered / "claims.json").write_text(json.dumps(claims("undecided")))
+    assert agreement.load([recovered]) == []
+    with pytest.raises(UserError, match=r"none has no analysis/damage.json, others have one"):
         agreement.load([*folders, tmp_path / "none"])
 
 
