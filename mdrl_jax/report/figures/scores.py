@@ -15,6 +15,7 @@ from mdrl_jax.stats.estimate import interval_text
 
 ROW_HEIGHT, CELL_WIDTH, FULL = 24, 100, 80  # px; cells of less than FULL have no room for an error
 # What comes before the domain in the name of a recovery stage; rollbacks come last.
+LONG = 40  # rows of a table from which on the page folds it
 RECOVERIES = ("refresh-", "distill-", "alternate-", "rollback-")
 
 
@@ -136,6 +137,7 @@ def transfer(records: Records) -> Table:
         "no unit and a Fieller interval. Forgetting is measured from the highest score before the last stage, that of "
         "the model where the sequence starts included.",
         ("estimate", "95 % interval"),
+        folded=len(found) > LONG,
     )
 
 

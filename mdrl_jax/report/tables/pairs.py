@@ -37,6 +37,7 @@ from mdrl_jax.stats.tests import rank_agreement
 
 FIGURES = ("loss", "gain", "fraction", "collateral")
 MEANS = ("fraction", "steps", "flops")
+WIDEST = 400  # columns, more than any line has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +95,18 @@ class PairsTable:
     delays: tuple[Delay, ...]
     trends: Mapping[str, Line]
 
-    def text(self, width: int = 140) -> str:
-        """The pairs and the means by delay as plain text, at most `width` columns wide."""
+    def text(self) -> str:
+        """The pairs, the means by delay and the correlations as plain text; nothing is cut, so lines may be long."""
         shown = ", ".join("?" if s is None else str(s) for s in self.seeds)
         first = _table(
-            f"pairs: each domain won back after each later stage; seeds {shown}, [95 %]",
+            f"pairs: each domain won back after each later stage; seeds {shown}, 95 %",
             ("trained", "won back", "delay", "by", "lost", "fraction", "collateral", "steps", "FLOPs"),
         )
         for r in self.rows:
             worst = f" {'/'.join(dict.fromkeys(r.worst))}" if r.worst else ""
             cells = [_shown(r.cells["loss"], ".1f"), _shown(r.cells["fraction"], ".2f")]
             cells += [_shown(r.cells["collateral"], ".1f") + worst]
-            cells += [_shown(r.cells["steps"], ".1f"), _shown(r.cells["flops"], ".2g")]
+            cells += [_around(r.cells["steps"], ".1f"), _around(r.cells["flops"], ".2g")]
             _add(first, (" → ".join(r.way), r.domain, str(r.delay), r.method, *cells))
         second = _table(
             "repair against delay: means over the pairs that had lost something",
@@ -113,9 +114,9 @@ class PairsTable:
         )
         for d in self.delays:
             counts = "/".join(map(str, d.pairs))
-            cells = [_shown(d.cells[c], form) for c, form in zip(MEANS, (".2f", ".1f", ".2g"), strict=True)]
-            _add(second, (d.method, str(d.delay), counts, *cells))
-        console = Console(file=io.StringIO(), width=width, color_system=None)
+            costs = (_around(d.cells["steps"], ".1f"), _around(d.cells["flops"], ".2g"))
+            _add(second, (d.method, str(d.delay), counts, _shown(d.cells["fraction"], ".2f"), *costs))
+        console = Console(file=io.StringIO(), width=WIDEST, color_system=None)
         console.print(first, second, highlight=False)
         lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
         lines += [
@@ -275,8 +276,18 @@ def _why(line: Line) -> str:
 
 
 def _shown(line: Line, form: str) -> str:
+    """A figure with its interval, `value [low, high]`."""
     if line.estimate is None:
         return "–"
     low, high = line.estimate.low, line.estimate.high
     ends = (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
     return statistics.figure_text(line.estimate.value, ends, form)
+
+
+def _around(line: Line, form: str) -> str:
+    """A cost with its half-width, `value ± half`, which is shorter; its interval is symmetric."""
+    if line.estimate is None:
+        return "–"
+    half = (line.estimate.high - line.estimate.low) / 2
+    value = f"{line.estimate.value:{form}}"
+    return f"{value} ± {half:{form}}" if 0 < half < math.inf else value
