@@ -160,19 +160,17 @@ def summarise(runs: Sequence[Run]) -> PairsTable:
       runs: the runs, at least one. With one, figures of pairs have intervals over prompts, and costs have none.
     """
     found = [{r.stage: r for r in recoveries(run.matrix)} for run in runs]
-    several_runs = len(runs) > 1
-    lines = {x.name: x for x in seeds.summarise([r.matrix for r in runs]).lines} if several_runs else {}
+    lines = {x.name: x for x in seeds.summarise([r.matrix for r in runs]).lines} if len(runs) > 1 else {}
     rows = []
     for stage in dict.fromkeys(stage for f in found for stage in f):
-        matrix = next(r.matrix for r, f in zip(runs, found, strict=True) if stage in f)
-        placed = _placed(matrix, stage, next(f[stage].domain for f in found if stage in f))
+        matrix, domain = next((r.matrix, f[stage].domain) for r, f in zip(runs, found, strict=True) if stage in f)
+        placed = _placed(matrix, stage, domain)
         if placed is None:
             continue
         each = [f.get(stage) for f in found]
         cells = {c: lines.get(f"{c} {stage}") or _of_one(each[0], c) for c in FIGURES}
         cells |= {c: _over([r.costs.get(stage, {}).get(c) for r in runs], c) for c in COSTS}
         worst = tuple(r.collateral.detail for r in each if r is not None and r.collateral.detail)
-        domain = next(r.domain for r in each if r is not None)
         rows.append(Pair(stage, stage.partition("-")[0], domain, *placed, cells, worst))
     rows = _grouped(rows)
     lost = [_lost(run, f, rows) for run, f in zip(runs, found, strict=True)]

@@ -26,9 +26,8 @@ from mdrl_jax.report.tables.methods import (
     summarise,
     total,
 )
-from mdrl_jax.report.tables.seeds import Line
 from mdrl_jax.report.tables.transfer import fall
-from mdrl_jax.stats.estimate import Record, missing
+from mdrl_jax.stats.estimate import Record
 
 WIDTH, HEIGHT = 780, 460
 LARGEST = 260  # px² of the largest point
@@ -62,11 +61,11 @@ def best_average(records: Records) -> Table:
     if found is None:
         raise Absent("no refresh was trained from the end of the sequence, so no average is compared with its average")
     rows = [
-        (row.name, words(_record(row), "+.1f") if row.estimate else row.reason, rivals.verdict_of(row))
+        (row.name, words(row.record(), "+.1f") if row.estimate else row.reason, rivals.verdict_of(row))
         for row in found.rows
     ]
     caption = (
-        f"{found.stage} ends at an average of {words(_record(found.average), '.1f')} points. {found.words} Differences "
+        f"{found.stage} ends at an average of {words(found.average.record(), '.1f')} points. {found.words} Differences "
         "are paired over test prompts, with 95 % intervals over prompts of this one run, not over seeds; each interval "
         "is by itself. Methods whose steps differ by more than a tenth of the sequence are not compared."
     )
@@ -184,11 +183,7 @@ def _group(name: str) -> str:
 
 
 def _figure(row: Method, cell: str) -> Record:
-    return _record(row.cells[cell])
-
-
-def _record(line: Line) -> Record:
-    return line.estimate.record() if line.estimate else missing(line.reason)
+    return row.cells[cell].record()
 
 
 def _unknown(rows: Sequence[Row]) -> bool:

@@ -12,7 +12,6 @@ from mdrl_jax.report.intervals import columns, tips, words
 from mdrl_jax.report.tables.methods import RECOVERY, load
 from mdrl_jax.report.tables.pairs import Delay, Pair, PairsTable, several, summarise
 from mdrl_jax.report.tables.seeds import Line
-from mdrl_jax.stats.estimate import Record, missing
 
 WIDTH, HEIGHT = 330, 300
 APART = 0.09  # between the points of two methods, in stages of delay
@@ -97,8 +96,8 @@ def _row(pair: Pair) -> Row:
     head = {"stage": pair.stage, "method": pair.method, "domain": pair.domain, "trained": " → ".join(pair.way)}
     head |= {"delay": pair.delay, "worst": "/".join(dict.fromkeys(pair.worst))}
     for cell in ("loss", "fraction", "collateral"):
-        head |= columns(cell, _figure(pair.cells[cell]))
-    return head | {c: _figure(pair.cells[c])["estimate"] for c in ("steps", "flops")}
+        head |= columns(cell, pair.cells[cell].record())
+    return head | {c: pair.cells[c].record()["estimate"] for c in ("steps", "flops")}
 
 
 def _panel(rows: Sequence[Row], delays: Sequence[Delay], methods: Sequence[str], what: str, title: str) -> Any:
@@ -125,7 +124,7 @@ def _panel(rows: Sequence[Row], delays: Sequence[Delay], methods: Sequence[str],
     means = [
         {"method": d.method, "at": d.delay + shift[d.method], what: value}
         for d in delays
-        if d.method in shift and (value := _figure(d.cells[what])["estimate"]) is not None
+        if d.method in shift and (value := d.cells[what].record()["estimate"]) is not None
     ]
     layers = [
         alt.Chart(data(means)).mark_line(opacity=0.6).encode(x=x, y=up(what), color=colour),
@@ -136,14 +135,9 @@ def _panel(rows: Sequence[Row], delays: Sequence[Delay], methods: Sequence[str],
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
 
 
-def _figure(line: Line) -> Record:
-    return line.estimate.record() if line.estimate is not None else missing(line.reason)
-
-
 def _cell(line: Line, form: str) -> str:
-    return "–" if line.estimate is None else words(_figure(line), form)
+    return "–" if line.estimate is None else words(line.record(), form)
 
 
 def _words(line: Line) -> str:
-    figure = _figure(line)
-    return f"not known ({figure['reason']})" if figure["estimate"] is None else words(figure)
+    return f"not known ({line.reason})" if line.estimate is None else words(line.record())
