@@ -192,7 +192,11 @@ def dtype(request: pytest.FixtureRequest) -> Any:
     return DTYPES[request.param]
 
 
-@pytest.fixture(scope="module", params=CASES)
+# Compiling these takes long; `recovery/prevention/test_baselines.py` checks them on one device in every run.
+SLOW = ("ram", "dare")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
 def setting(request: pytest.FixtureRequest, dtype: Any, tiny_models: Any, mesh8: Mesh) -> Setting:
     case, rng = CASES[request.param], np.random.default_rng(0)
     boxed = param_shapes(Decoder(tiny_models["qwen2"].config))
