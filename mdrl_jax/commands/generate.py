@@ -142,7 +142,14 @@ def _tokenized(tokenizer: Any, conversation: list[dict[str, str]], raw: bool) ->
 
 def _conversation(prompt: str | None, system: str | None, messages: str | None) -> list[dict[str, str]]:
     said = [{"role": "user", "content": prompt}] if prompt is not None else _read(str(messages))
-    return [*([{"role": "system", "content": system}] if system is not None else []), *said]
+    said = [*([{"role": "system", "content": system}] if system is not None else []), *said]
+    for message in said:
+        role, text = message["role"], message["content"]
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:  # bytes of the command line that are not UTF-8 become surrogates, too
+            raise UserError(f"the {role}'s message is no Unicode text: {text[e.start]!r} at character {e.start}") from e
+    return said
 
 
 def _read(path: str) -> list[dict[str, str]]:

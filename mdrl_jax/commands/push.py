@@ -6,7 +6,7 @@ from typing import Any
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import hub, huggingface
 
-UNWANTED = (".*", "*.partial", "lost+found")  # names that are not uploaded
+UNWANTED = (".*", "*/.*", "lost+found/*")  # patterns of files that are not uploaded, by their path in the folder
 
 
 def run(model: str, repo: str, private: bool = False, dry_run: bool = False, api: Any = None) -> None:
@@ -24,7 +24,7 @@ def run(model: str, repo: str, private: bool = False, dry_run: bool = False, api
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
     folder = Path(model)
     try:
@@ -34,14 +34,16 @@ def run(model: str, repo: str, private: bool = False, dry_run: bool = False, api
     if "/" not in repo:
         raise UserError(f"--repo={repo} is not valid; it must be OWNER/NAME")
     huggingface.read_config(folder)
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    place = lambda file: file.relative_to(folder).as_posix()  # noqa: E731
+    files = list(filter_repo_objects(found, ignore_patterns=list(UNWANTED), key=place))
     if not any(file.suffix == ".safetensors" for file in files):
         raise UserError(f"{folder} has no *.safetensors; export a stage first")
     size = sum(file.stat().st_size for file in files)
     if dry_run:
         print(f"{len(files)} files, {size / 1e6:,.1f} MB, would go to https://huggingface.co/{repo}; nothing was sent")
         for file in files:
-            print(f"  {file.relative_to(folder)}  {file.stat().st_size:,} bytes")
+            print(f"  {place(file)}  {file.stat().st_size:,} bytes")
         return
     if not api and (away := hub.away()):
         raise UserError(f"nothing was uploaded to {repo}: {away}")

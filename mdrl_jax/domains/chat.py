@@ -5,7 +5,6 @@ without one.
 """
 
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,13 +51,14 @@ def writes_date(tokenizer: Any) -> bool:
 
 
 def _dated(template: str, date: str) -> str:
-    """The template with each call such as `strftime_now("%d %B %Y")` replaced by the text of this day.
+    """The template with a macro `strftime_now` before it that writes this day, in place of the function of that name.
 
-    `transformers` lets no caller give `strftime_now` another meaning.
+    `transformers` lets no caller give the function another meaning.
     """
     day = datetime.datetime.fromisoformat(date)
-    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-    return call.sub(lambda found: f"{found[1]}{day.strftime(found[2])}{found[1]}", template)
+    codes = [f"%{flag}{code}" for flag in ("", "-") for code in "aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ"] + ["%%"]
+    text = "format" + "".join(f"|replace({code!r}, {day.strftime(code)!r})" for code in codes)
+    return f"{{%- macro strftime_now(format) -%}}{{{{ {text} }}}}{{%- endmacro +%}}{template}"
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str = "", date: str = "") -> str:

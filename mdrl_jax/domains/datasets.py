@@ -287,6 +287,8 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
         raise BadRow(f"no field {name!r}")
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise BadRow(f"field {name!r} is of type {type(value).__name__}, not text")
+    if isinstance(value, float) and not math.isfinite(value):  # an empty cell, as pandas writes it
+        raise BadRow(f"field {name!r} is no finite number: {value}")
     return str(value)
 
 
@@ -338,7 +340,7 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
     source = completed(source, where)
     reader = Reader(source, where, config.separator)
     given = {"train": source.files, "validation": source.validation_files, "test": source.test_files}
-    tables = {split: files.tables(entries, source.columns, where) for split, entries in given.items()}
+    tables = _opened(given, source.columns, where)
     opened: list[Table] = [table for split in SPLITS for table in tables[split]]
     shares = {"validation": source.validation_share, "test": source.test_share}
     shares = {split: 0.0 if given[split] else share for split, share in shares.items()}
@@ -363,6 +365,21 @@ def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:
     right_from = source.right_from or RIGHT_FROM.get(source.reward, 1.0)
     train, validation, test = (problems[split] for split in SPLITS)
     return Domain(name, source.reward, train, validation, test, replies, data=data, right_from=right_from)
+
+
+def _opened(given: Mapping[str, tuple[str, ...]], columns: tuple[str, ...], where: str) -> dict[str, list[Table]]:
+    """The tables of each split; one UserError names every entry that cannot be opened."""
+    found: dict[str, list[Table]] = {split: [] for split in given}
+    wrong: list[str] = []
+    for split, entries in given.items():
+        for entry in entries:
+            try:
+                found[split] += files.tables((entry,), columns, where)
+            except UserError as e:
+                wrong.append(str(e))
+    if wrong:
+        raise UserError("; ".join(dict.fromkeys(wrong)))
+    return found
 
 
 def _scan(

@@ -127,6 +127,7 @@ class Csv:
 
     Raises:
       OSError, UnicodeDecodeError, csv.Error: if `columns` is () and the first row cannot be read.
+      ValueError: if two columns have one name.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
@@ -136,6 +137,8 @@ class Csv:
             with path.open("rb") as file:
                 lines = _CountedLines(file)
                 self.columns, self.start = tuple(next(self._reader(lines), ())), lines.position
+        if twice := [name for i, name in enumerate(self.columns) if name and name in self.columns[:i]]:
+            raise ValueError(f"two columns are named {twice[0]!r}")
 
     def scan(self) -> Iterator[Found]:
         """See `Table`."""
@@ -272,9 +275,13 @@ def matching(pattern: str, where: str) -> list[Path]:
       UserError: if it matches nothing, or if a match is no regular file (such as a folder) or has a suffix that is not
         in `KINDS`.
     """
-    literal = Path(os.path.expanduser(pattern))
-    there = [str(literal)] if literal.exists() else glob.glob(str(literal), recursive=True)  # a name may have brackets
-    found = [Path(p) for p in sorted(there)]
+    whole = Path(os.path.expanduser(pattern))
+    there = next((part for part in (whole, *whole.parents) if part.exists()), Path())  # its names may have brackets
+    found = (
+        [there]
+        if there == whole
+        else [there / file for file in sorted(glob.glob(str(whole.relative_to(there)), root_dir=there, recursive=True))]
+    )
     if not found:
         raise UserError(f"{where}: no file {pattern!r}; give an existing path, a matching glob, or hub:NAME:SPLIT")
     for path in found:

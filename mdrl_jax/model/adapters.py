@@ -18,6 +18,7 @@ from mdrl_jax.records import json_object, regular
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BEFORE = "base_model.model."
+_TEXT_PART = re.compile(r"^(model\.language_model|language_model\.model)\.")  # of a model of images and text
 # Fields of adapter_config.json that ask for another function, with the values that ask for none.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
@@ -30,6 +31,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
     "arrow_config": (None,),
+    "use_bdlora": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    # The other starts, such as "pissa" and "olora", also change the base model that the adapter belongs to.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
 
 
@@ -92,7 +98,7 @@ class Adapter:
         self._pairs: dict[str, dict[str, str]] = {}  # tensor of the base -> {"A": name in this file, "B": name}
         self._saved: dict[str, str] = {}  # tensor of the base that the adapter holds as a whole -> name in this file
         for name in names:
-            inner = name.removeprefix(_BEFORE)
+            inner = _TEXT_PART.sub("model.", name.removeprefix(_BEFORE))
             if found := re.fullmatch(r"(.*)\.lora_(?:embedding_)?([AB])(?:\.weight)?", inner):
                 self._pairs.setdefault(f"{found[1]}.weight", {})[found[2]] = name
             elif inner.endswith(".weight") and "lora_" not in inner:
@@ -118,6 +124,10 @@ class Adapter:
     def replaces(self, name: str) -> bool:
         """Whether the adapter holds the whole tensor `name` (`modules_to_save`)."""
         return name in self._saved
+
+    def changes(self, name: str) -> bool:
+        """Whether the adapter adds to the tensor `name` of the base model, or holds it as a whole."""
+        return name in self._pairs or self.replaces(name)
 
     def saved(self, name: str) -> Any:
         """The whole tensor `name` of the adapter, from which parts can be read; KeyError unless `replaces(name)`."""

@@ -126,6 +126,8 @@ def test_a_prompt_is_the_users_message_of_the_chat_template(chat: Path, tmp_path
         (["--messages=LAST"], "the last one must be the user's"),
         (["--messages=FORM"], "a JSON list of"),
         (["--messages=ROLE"], "has the role 'wizard'; known: system,"),
+        (["--prompt=a\udcffb"], "the user's message is no Unicode text: '\\udcff' at character 1"),
+        (["--prompt=a", "--system=\ud800"], "the system's message is no Unicode text"),
         (["--prompt_ids=1", "--system=a"], "--system needs"),
         (["--prompt=a", "--raw", "--system=a"], "--raw takes"),
         (["--prompt_ids=1,100000"], "100000"),
@@ -195,9 +197,13 @@ def test_numbers_that_are_not_finite_are_refused_by_name(folder: Path) -> None:
 
 
 def adapter(folder: Path, base: Path, **fields: Any) -> dict[str, np.ndarray]:
-    """Writes an adapter of rank 2 on a query projection and the embedding; the merged tensors, by its definition."""
+    """Writes an adapter of rank 2 on a query projection and the embedding; the merged tensors, by its definition.
+
+    With `use_rslora` the names are those of an adapter on a model of images and text.
+    """
     whole, rng = load_file(base / "model.safetensors"), np.random.default_rng(0)
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "base_model_name_or_path": str(base)} | fields
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "base_model_name_or_path": str(base)}
+    config |= {"ensure_weight_tying": True} | fields
     scale, before = config["lora_alpha"] / (2**0.5 if config.get("use_rslora") else 2), "base_model.model."
     table, norm = "model.embed_tokens", "model.norm.weight"
     rows, width = whole[f"{table}.weight"].shape
@@ -207,6 +213,8 @@ def adapter(folder: Path, base: Path, **fields: Any) -> dict[str, np.ndarray]:
     tensors = {f"{q}.lora_A.weight": a, f"{q}.lora_B.weight": b, norm: 3 * whole[norm]}
     tensors |= {f"{table}.lora_embedding_A": embed_a, f"{table}.lora_embedding_B": embed_b}
     folder.mkdir()
+    if config.get("use_rslora"):
+        tensors = {name.replace("model.", "model.language_model."): x for name, x in tensors.items()}
     save_file(
         {before + name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "adapter_model.safetensors"
     )
@@ -231,6 +239,8 @@ def test_a_lora_adapter_is_read_as_the_merged_model(chat: Path, folder: Path, tm
     [
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"use_dora": True}, "use_dora=True"),
+        ({"ensure_weight_tying": False}, "changes the embedding, but not the unembedding"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
         ({"alpha_pattern": {"q_proj": "6"}}, "alpha_pattern 'q_proj' is '6'; it must be a number"),
         ({"base_model_name_or_path": "some/model"}, "'some/model' is no folder here; give .* --base=DIR"),
     ],
@@ -320,7 +330,11 @@ def test_results_of_the_harness_stand_beside_ours(tmp_path: Path) -> None:
         harness.read(tmp_path)
 
 
-def test_push_lists_first_and_then_sends_the_folder(chat: Path, capsys) -> None:
+def test_push_lists_first_and_then_sends_the_folder(chat: Path, folder: Path, capsys) -> None:
+    for name in (".cache/huggingface/refs", "sub/.hidden", "lost+found/x"):  # as `hf download` and file systems leave
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("")
+
     class Api:
         def __init__(self):
             self.calls: list[tuple[str, Any, Any]] = []
@@ -332,7 +346,7 @@ def test_push_lists_first_and_then_sends_the_folder(chat: Path, capsys) -> None:
             self.calls.append(("upload_folder", args, kwargs))
 
     api = Api()
-    push.run(str(chat), "me/model", dry_run=True, api=api)
+    push.run(str(folder), "me/model", dry_run=True, api=api)
     listed = capsys.readouterr().out
     names = {file.name for file in chat.iterdir()}
     assert (
@@ -362,8 +376,9 @@ def test_a_dry_run_names_every_domain_that_is_wrong(chat: Path, tmp_path: Path, 
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"prompt": "{question}", "check": {"answer": "answer"}, "reward": "math"}
     c.domains.math.update({**source, "files": (str(tmp_path / "math.jsonl"),)})
-    c.domains.qa.update({**source, "files": ("hub:misspelled",)})
-    with pytest.raises(UserError, match="domains.qa: 'hub:misspelled' names no hub data set") as e:
+    c.domains.qa.update({**source, "files": ("hub:misspelled",), "test_files": ("absent.jsonl",)})
+    words = "domains.qa: 'hub:misspelled' names no hub data set.*; domains.qa: no file 'absent.jsonl'"
+    with pytest.raises(UserError, match=words) as e:
         evaluate.dry_run(str(chat), parse(c))
     out = capsys.readouterr().out
     assert "math: 40 prompts in 40 rows" in out and "<user> add " in out and "its check: {'answer': " in out

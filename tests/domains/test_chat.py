@@ -29,6 +29,8 @@ def qwen(shared: Path) -> Any:
 
 def test_a_template_that_writes_the_date_gets_that_of_the_first_day(tmp_path: Path):
     tokenizer = make_tokenizer()
+    tokenizer.chat_template = "\n{% set form = '%-d %Y' %}{{ strftime_now(form) }}{{ strftime_now(format='%B') }}"
+    assert chat.chat_text(tokenizer, "add", date="2025-01-02") == "\n2 2025January"
     tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}"
     assert chat.writes_date(tokenizer) and not chat.writes_date(make_tokenizer())
     assert chat.chat_text(tokenizer, "add", date="2025-01-02") == "02 January 2025: add"

@@ -201,16 +201,18 @@ def test_a_quote_that_is_never_closed_costs_one_row(tmp_path: Path):
     ("line", "why"),
     [
         ('{"question": "a", "answer": NaN}', "no finite number"),
+        ('{"question": NaN, "answer": "1"}', "field 'question' is no finite number"),
         ('{"question": "a", "answer": [1, Infinity]}', "no finite number"),
         ('{"question": "a", "answer": "\\ud800"}', "the check is no text"),
         ('{"question": "a", "answer": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ],
 )
 def test_a_value_that_is_none_is_named(tmp_path: Path, line: str, why: str):
-    path = tmp_path / "rows [1].JSONL"  # brackets are no pattern if a file has this name
+    path = tmp_path / "set [1]" / "rows [1].JSONL"  # brackets are no pattern if a folder or a file has this name
+    path.parent.mkdir()
     good = [json.dumps({"question": f"q{i}", "answer": i}) for i in range(20)]
     path.write_text("\n".join(["\ufeff" + good[0], line, *good[1:]]))
-    domain = datasets.make("qa", source(path), ALL)
+    domain = datasets.make("qa", source(path if "NaN" in line else path.with_name("*.JSONL")), ALL)
     assert domain.data and domain.data.record["bad_rows"] == 1 and len(everything(domain)) == 20
     assert domain.data.record["bad"][0].startswith(f"{path}:2: ") and why in domain.data.record["bad"][0]
 
@@ -363,6 +365,7 @@ WRONG: list[tuple[Callable[[Path], SourceConfig], str]] = [
     (lambda p: source(p / "a.jsonl", fields="no_such:f"), r"domains\.qa\.fields='no_such:f' cannot be imported"),
     (lambda p: source("hub:name"), r"'hub:name' names no hub data set"),
     (lambda p: source(p / "a.json"), r"a\.json holds no list of rows"),
+    (lambda p: source(p / "a.csv"), r"a\.csv cannot be read: two columns are named 'answer'"),
 ]
 
 
@@ -370,6 +373,7 @@ WRONG: list[tuple[Callable[[Path], SourceConfig], str]] = [
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, make: Callable[[Path], SourceConfig], told: str):
     write(tmp_path / "a.jsonl", ROWS[:20])
     (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.csv").write_text("question,answer,answer\nq,1,2\n")
     (tmp_path / "a.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match=told) as caught:
         datasets.make("qa", make(tmp_path), ALL)
