@@ -1,7 +1,9 @@
 """Records: numbers that JSON does not have, files that are no text, and manifests that cannot be read."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,19 @@ def test_a_manifest_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
     (tmp_path / manifest.NAME).mkdir()
     with pytest.raises(manifest.Damaged, match=r"manifest\.json cannot be read: Is a directory"):
         manifest.check(tmp_path)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "scores.json"
+    records.write_json(file, 1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as e:
+        records.write_json(file, 2)
+    assert e.value.filename == str(file)
+    assert list(tmp_path.iterdir()) == [file] and records.read_json(file) == 1

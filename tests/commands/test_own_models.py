@@ -321,7 +321,9 @@ def test_results_of_the_harness_stand_beside_ours(tmp_path: Path) -> None:
     lines = console.file.getvalue().splitlines()  # type: ignore
     assert lines[2].split() == ["after", "stage", "math", "mean", "capitals", "gsm8k"]
     assert lines[4].split()[-3:] == ["75.0", "±25.0", "50.0"]
-    for text in ("[]", '{"results": {}}', '{"results": {"a": {"ppl,none": 9.0}}}'):
+    file.write_text(json.dumps(RESULTS | {"higher_is_better": None, "n-samples": []}))
+    assert [row["n_prompts"] for row in harness.read(file)] == [0, 0, 0]
+    for text in ("[]", "{", '{"results": {}}', '{"results": {"a": {"ppl,none": 9.0}}}'):
         file.write_text(text)
         with pytest.raises(UserError, match=str(file)):
             harness.read(file)

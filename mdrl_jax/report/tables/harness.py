@@ -32,8 +32,10 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         if not found:
             raise UserError(f"{path} has no results_*.json of lm-evaluation-harness; run lm_eval with --output_path")
         path = found[-1]
-    whole = records.read_json(path)
-    results = whole.get("results") if isinstance(whole, dict) else None
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give what lm_eval wrote by --output_path")
+    whole = records.json_object(path)
+    results = whole.get("results")
     if not isinstance(results, dict) or not all(isinstance(task, dict) for task in results.values()):
         raise UserError(f'{path} is no results file of lm-evaluation-harness: it has no object "results" of tasks')
     rows = [row for name, task in results.items() if (row := _row(name, task, whole))]
@@ -42,9 +44,15 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _about(whole: dict[str, Any], field: str, name: str) -> dict[str, Any]:
+    """What a field of the file says of a task; {} if nothing."""
+    by_task = whole.get(field)
+    found = by_task.get(name) if isinstance(by_task, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def _row(name: str, task: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any] | None:
-    better = whole.get("higher_is_better", {}).get(name) or {}
-    counts = whole.get("n-samples", {}).get(name) or {}
+    better, counts = (_about(whole, field, name) for field in ("higher_is_better", "n-samples"))
     for key, value in task.items():
         metric, _, filtered = key.partition(",")
         number = isinstance(value, int | float) and not isinstance(value, bool)
