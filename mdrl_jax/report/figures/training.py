@@ -61,7 +61,7 @@ def _rows(stage: str, points: Mapping[int, float], scale: float) -> list[Row]:
 def _chart(rows: Sequence[Row], axis: str) -> Any:
     order = distinct(rows, "stage")
     tips = [alt.Tooltip("stage:N"), alt.Tooltip("step:Q"), *tooltips({"value": axis}, ".3g")]
-    x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=2, format="d", grid=False), scale=alt.Scale(zero=True))
+    x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=2, tickMinStep=1, format="d", grid=False), scale=alt.Scale(zero=True))
     y = alt.Y("value:Q", title=axis, axis=alt.Axis(tickCount=3, titleLimit=HEIGHT + 40), scale=alt.Scale(zero=False))
     base = alt.Chart().encode(x=x, y=y, tooltip=tips)
     layers = alt.layer(
