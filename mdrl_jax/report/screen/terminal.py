@@ -25,14 +25,56 @@ NAME = 40  # columns of a stage's name; a longer one takes several lines
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fitting:
+class Fitting:
     """The first of several forms of a table that fits the console; the last one if none does."""
 
     forms: tuple[RenderableType, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = lambda form: Measurement.get(console, options.update(max_width=10_000), form).maximum  # noqa: E731
-        yield next((form for form in self.forms if wide(form) <= options.max_width), self.forms[-1])
+        yield next((form for form in self.forms if _fits(form, console, options)), self.forms[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Figures:
+    """A table of figures with their intervals and notes.
+
+    Where it is too wide for the terminal, names are short and there is no column of notes; the reason why a figure has
+    no estimate then stands in place of its interval.
+
+    Attributes:
+      title: the title of the table.
+      rows: (name, short name, figure, digits) of each line.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, str, Quantity, int]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # A reason may be long, so it is folded, and does not decide which form fits.
+        fits = (notes for notes in (True, False) if _fits(self._table(notes, False, True), console, options))
+        notes = next(fits, None)
+        yield self._table(notes is True, True, notes is not None)
+
+    def _table(self, notes: bool, reasons: bool, whole_names: bool) -> Table:
+        table = Table(box=box.SIMPLE, title_justify="left", title=self.title, padding=(0, int(notes)))
+        table.add_column("", no_wrap=whole_names, overflow="fold")
+        table.add_column("value", justify="right", no_wrap=True)
+        table.add_column("95 % interval", no_wrap=notes, overflow="fold")
+        if notes:
+            table.add_column("note", overflow="fold")
+        for name, short, quantity, digits in self.rows:
+            value, interval, note = "–", "", quantity.reason if reasons else ""
+            if (estimate := quantity.estimate) is not None:
+                form = f".{digits}f"
+                value, interval = f"{estimate.value:{form}}", interval_text(estimate.record()["ci95"], form)
+                note = quantity.detail
+            cells = (name, value, interval, note) if notes else (short, value, interval or note)
+            table.add_row(*map(shown, cells))
+        return table
+
+
+def _fits(form: RenderableType, console: Console, options: ConsoleOptions) -> bool:
+    return Measurement.get(console, options.update(max_width=10_000), form).maximum <= options.max_width
 
 
 def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accuracy: bool = True) -> RenderableType:
@@ -80,7 +122,7 @@ def answer_table(changes: Sequence[Change]) -> RenderableType | None:
     In points of all answers, with 95 % intervals over prompts where the terminal is wide enough. The last column is
     what other sampling keys change.
     """
-    return _Fitting(tuple(_answers(changes, intervals) for intervals in (True, False))) if changes else None
+    return Fitting(tuple(_answers(changes, intervals) for intervals in (True, False))) if changes else None
 
 
 def _answers(changes: Sequence[Change], intervals: bool) -> Table:
@@ -104,25 +146,26 @@ def summary(matrix: Matrix) -> RenderableType:
     Figures are those of `tables.transfer` and `tables.recovered`, with 95 % intervals: in points with two decimals, the
     recovery fraction without a unit and with three. A figure without an estimate is "–", with the reason as its note.
     """
-    table = Table(box=box.SIMPLE, title_justify="left", title="transfer, points")
-    _headings(table)
-    _row(table, "BWT, backward transfer", backward_transfer(matrix))
-    _row(table, "FWT, forward transfer", forward_transfer(matrix))
-    _row(table, "forgetting, mean", mean_forgetting(matrix))
-    for domain in list(own_rows(matrix))[:-1]:
-        _row(table, f"forgetting of {domain}", forgetting(matrix, domain))
-    parts = [
-        p for p in (score_table(matrix), pass_table(matrix), table, answer_table(headlines(matrix))) if p is not None
+    rows = [
+        ("BWT, backward transfer", "BWT", backward_transfer(matrix), 2),
+        ("FWT, forward transfer", "FWT", forward_transfer(matrix), 2),
+        ("forgetting, mean", "forgetting, mean", mean_forgetting(matrix), 2),
     ]
-    if recovered := recoveries(matrix):
-        second = Table(box=box.SIMPLE, title_justify="left", title="recovery")
-        _headings(second)
-        for r in recovered:
-            _row(second, f"{r.stage}: gain, points", r.gain)
-            _row(second, f"{r.stage}: fraction recovered", r.fraction, digits=3)
-            _row(second, f"{r.stage}: collateral, points", r.collateral)
-        parts.append(second)
-    return Group(*parts)
+    for domain in list(own_rows(matrix))[:-1]:
+        rows.append((f"forgetting of {domain}", f"forgetting of {domain}", forgetting(matrix, domain), 2))
+    transfer = _Figures("transfer, points", rows)
+    tables = (score_table(matrix), pass_table(matrix), transfer, answer_table(headlines(matrix)))
+    parts = [table for table in tables if table is not None]
+    recovered = [
+        (f"{r.stage}: {name}", f"{r.stage}: {short}", figure, digits)
+        for r in recoveries(matrix)
+        for name, short, figure, digits in (
+            ("gain, points", "gain", r.gain, 2),
+            ("fraction recovered", "fraction", r.fraction, 3),
+            ("collateral, points", "collateral", r.collateral, 2),
+        )
+    ]
+    return Group(*parts, *([_Figures("recovery, gain and collateral in points", recovered)] if recovered else []))
 
 
 def places(root: Path, seconds: float) -> RenderableType:
@@ -144,22 +187,6 @@ def places(root: Path, seconds: float) -> RenderableType:
     return Group(*lines)
 
 
-def _headings(table: Table) -> None:
-    for heading, justify in (("", "left"), ("value", "right"), ("95 % interval", "left")):
-        table.add_column(heading, justify=justify, no_wrap=bool(heading), overflow="fold")  # pyright: ignore[reportArgumentType]
-    table.add_column("note")
-
-
-def _row(table: Table, label: str, quantity: Quantity, digits: int = 2) -> None:
-    estimate = quantity.estimate
-    if estimate is None:
-        table.add_row(shown(label), "–", "", shown(quantity.reason))
-        return
-    form = f".{digits}f"
-    interval = shown(interval_text(estimate.record()["ci95"], form))
-    table.add_row(shown(label), f"{estimate.value:{form}}", interval, shown(quantity.detail))
-
-
 def _block(
     title: str,
     matrix: Matrix,
@@ -170,7 +197,7 @@ def _block(
 ) -> RenderableType:
     no_error = np.full_like(stderr_SD, np.nan)
     forms = ((stderr_SD, True), (no_error, True), (no_error, False))
-    return _Fitting(tuple(_form(title, matrix, mean_SD, errors, style, beside, mean) for errors, mean in forms))
+    return Fitting(tuple(_form(title, matrix, mean_SD, errors, style, beside, mean) for errors, mean in forms))
 
 
 def _form(

@@ -261,8 +261,8 @@ def _at_equal_loss(record: Record, matrix: Recovery | None) -> Figure:
     caption = (
         f"{head} {test['prompts']} test prompts the chosen set gains {words(test['gain'], '.1f')} points of {domain} "
         f"and costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: "
-        f"the gain of the chosen set minus the largest gain of a control at the same loss, with a 95 % bootstrap interval. "
-        f"C7 asks that all intervals lie above 0.{_same_size(record)}"
+        "the gain of the chosen set minus the largest gain of a control at the same loss, with a 95 % bootstrap "
+        f"interval. C7 asks that all intervals lie above 0.{_same_size(record)}"
     )
     return Figure(
         f"{record['stage']}-controls", f"Rollback of {donor} for {domain}: at equal loss", chart, rows, caption
