@@ -52,7 +52,7 @@ def waterfall(records: Records) -> list[Figure]:
         rows = [r for pair in pairs for r in _terms(pair, objective, scale)]
         order = distinct(rows, "pair")
         count, width = panels(len(order), 3, HALF)
-        title = f"damage, {unit} (n = {_prompts(rows)})"
+        title = f"{unit} (n = {_prompts(rows)})"  # short, because the charts are narrow on a phone
         chart = cascade(rows, TERMS, title, "pair", order, count, width)
         caption = (
             f"{DAMAGE[objective]} from the end of the domain's own stage to the end of a later stage. The first order "
