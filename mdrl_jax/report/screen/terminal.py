@@ -77,7 +77,9 @@ def _fits(form: RenderableType, console: Console, options: ConsoleOptions) -> bo
     return Measurement.get(console, options.update(max_width=10_000), form).maximum <= options.max_width
 
 
-def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accuracy: bool = True) -> RenderableType:
+def score_table(
+    matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accuracy: bool = True, trained: bool = True
+) -> RenderableType:
     """Stages by domains: score ± standard error in points with one decimal, and the plain mean over domains.
 
     Where it is too wide for the terminal, the errors are left out, and then the mean. An asterisk marks the domain that
@@ -89,19 +91,24 @@ def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accura
       matrix: the scores.
       beside: scores of other tasks of the only stage, as of `tables.harness.read`, in columns after the mean.
       accuracy: whether the second block is shown.
+      trained: whether rows are stages that trained; False for a model whose folder may have the name of one.
     """
-    scores = _block("score, points", matrix, matrix.score_SD, matrix.stderr_SD, "", beside)
+    scores = _block("score, points", matrix, matrix.score_SD, matrix.stderr_SD, "", beside, trained)
     same = np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True)
     if not accuracy or same or not np.isfinite(matrix.accuracy_SD).any():
         return scores
     title = "accuracy regardless of style, points"
-    return Group(scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim"))
+    return Group(scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim", (), trained))
 
 
-def pass_table(matrix: Matrix) -> RenderableType | None:
+def pass_table(matrix: Matrix, trained: bool = True) -> RenderableType | None:
     """Stages by domains: pass@k for k = the number of samples, ± standard error, in points; None if that is 1.
 
     The title says from which reward an answer is right where that is not 1. A value that is not known is "–".
+
+    Args:
+      matrix: the scores.
+      trained: as in `score_table`.
     """
     k = max((rewards_PG.shape[1] for row in matrix.rewards for rewards_PG in row.values()), default=1)
     if k == 1:
@@ -113,7 +120,7 @@ def pass_table(matrix: Matrix) -> RenderableType | None:
     )
     graded = ", ".join(f"{x:g} in {d}" for d, x in matrix.right.items() if x != 1)
     title = f"pass@{k}, points" + (f"; right from {graded}" if graded else "")
-    return _block(title, matrix, value_SD, stderr_SD, "")
+    return _block(title, matrix, value_SD, stderr_SD, "", (), trained)
 
 
 def answer_table(changes: Sequence[Change]) -> RenderableType | None:
@@ -193,11 +200,13 @@ def _block(
     mean_SD: NDArray[np.float64],
     stderr_SD: NDArray[np.float64],
     style: str,
-    beside: Sequence[Mapping[str, Any]] = (),
+    beside: Sequence[Mapping[str, Any]],
+    trained: bool,
 ) -> RenderableType:
+    framed = framed_cells(matrix) if trained else []
     no_error = np.full_like(stderr_SD, np.nan)
     forms = ((stderr_SD, True), (no_error, True), (no_error, False))
-    return Fitting(tuple(_form(title, matrix, mean_SD, errors, style, beside, mean) for errors, mean in forms))
+    return Fitting(tuple(_form(title, matrix, mean_SD, errors, style, beside, mean, framed) for errors, mean in forms))
 
 
 def _form(
@@ -208,8 +217,9 @@ def _form(
     style: str,
     beside: Sequence[Mapping[str, Any]],
     with_mean: bool,
+    framed: Sequence[tuple[int, int]],
 ) -> Table:
-    caption = "* trained in that stage" if framed_cells(matrix) else None
+    caption = "* trained in that stage" if framed else None
     table = Table(box=box.SIMPLE, title_justify="left", title=title, style=style, caption=caption)
     table.caption_justify = "left"
     if not with_mean:
@@ -217,7 +227,6 @@ def _form(
     table.add_column("after stage", overflow="fold", max_width=NAME)  # a stage may be the path of a folder
     for domain in (*matrix.domains, *(["mean"] if with_mean else []), *(task["domain"] for task in beside)):
         table.add_column(shown(domain), justify="right", no_wrap=True)
-    framed = set(framed_cells(matrix))
     for s, stage in enumerate(matrix.stages):
         cells = [_cell(mean_SD[s, d], stderr_SD[s, d], (s, d) in framed) for d in range(len(matrix.domains))]
         finite = np.isfinite(mean_SD[s]).all() and mean_SD.shape[1] > 0

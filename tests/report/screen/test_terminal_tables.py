@@ -39,6 +39,10 @@ def test_score_table_shows_every_cell_in_80_columns() -> None:
     assert all(stage in text for stage in ROWS) and "…" not in text
     assert text.count("*") == 6 and "* trained in that stage" in text and "regardless" not in text
     assert "regardless" not in shown(terminal.score_table(small(style=0.1), accuracy=False))
+    model = small(("sft-math",))  # a model's folder
+    assert not any(
+        "*" in shown(t) for t in (terminal.score_table(model, trained=False), terminal.pass_table(model, False))
+    )
 
 
 @pytest.mark.parametrize("width, mean", [(60, True), (45, False)])
