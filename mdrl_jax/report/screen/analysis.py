@@ -95,13 +95,12 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
     Raises:
       KeyError: if a pair lacks a field.
     """
-    return Fitting((_damage(pairs, True), _damage(pairs, False)))
+    return Fitting(tuple(_damage(pairs, terms, room) for terms, room in ((True, 1), (True, 0), (False, 0))))
 
 
-def _damage(pairs: Sequence[Mapping[str, Any]], terms: bool) -> Table:
+def _damage(pairs: Sequence[Mapping[str, Any]], terms: bool, room: int) -> Table:
     table = Table(box=box.SIMPLE, title_justify="left", title="damage: reward in points, success NLL in nats")
-    if not terms:
-        table.padding = (0, 0)
+    table.padding = (0, room)
     table.add_column("domain", no_wrap=True)
     table.add_column("after", no_wrap=True)
     table.add_column("objective", no_wrap=True)
