@@ -62,11 +62,12 @@ def test_a_narrow_terminal_has_every_score_and_stage(width: int, mean: bool) -> 
 
 @pytest.mark.parametrize("width, null, interval", [(80, True, True), (60, False, True), (40, False, False)])
 def test_verdicts_and_damage_fit_a_narrow_terminal(width: int, null: bool, interval: bool) -> None:
-    figure = {"estimate": -0.123, "ci95": [-0.456, -0.012], "null": 0.01}
+    null_of_draws = {"mean": 0.0123, "low": -0.0456, "high": 0.0789}
+    figure = {"estimate": -0.123, "ci95": [-0.456, -0.012], "null": null_of_draws}
     claims = [figure | {"id": f"C{i}", "verdict": "contradicted"} for i in range(1, 9)]
     text = shown(analysis.verdict_table(claims), width)
     assert text.count("contradicted") == 8 and all(f"C{i} " in text for i in range(1, 9)) and "…" not in text
-    assert ("0.01 " in text) == null and ("[-0.456, -0.012]" in text) == interval
+    assert ("0.0123 [-0.0456, 0.0789]" in text) == null and ("[-0.456, -0.012]" in text) == interval
     keys = ("first", "second", "predicted", "measured", "remainder")
     pair = {"domain": "math", "stage": "cw", "objectives": {"reward": dict.fromkeys(keys, figure)}}
     text = shown(analysis.damage_table([pair]), width)
