@@ -91,7 +91,7 @@ def run(
             result = evaluate(built, built.base_params(), "scores", screen.steps)
         record = head | result.record()
         scores = matrix.build([record])
-        tables = [terminal.score_table(scores, beside), terminal.pass_table(scores)]
+        tables = [terminal.score_table(scores, beside, trained=False), terminal.pass_table(scores, trained=False)]
         if earlier is not None:
             both = matrix.build(
                 [earlier | {"stage": "before", "index": 0}, record | {"stage": "now", "start": "before"}]

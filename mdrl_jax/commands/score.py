@@ -20,23 +20,23 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and value != [] and all(isinstance(v, str) for v in value)
 
 
-def _is_constraints(value: Any) -> bool:
-    return isinstance(value, list) and value != [] and all(map(_is_constraint, value))
+def _are_constraints(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(c, dict) for c in value)
 
 
-def _is_constraint(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("kind"), str) or value["kind"] not in KINDS:
-        return False
+def _fault(constraint: dict[str, Any]) -> str:
+    """What is wrong with a constraint: an unknown name, or other parameters than it has; "" if nothing is."""
+    kind = constraint.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        return f"the constraint {json.dumps(kind)} is not known; known: {', '.join(KINDS)}"
+    signature = inspect.signature(KINDS[kind])
     try:
-        inspect.signature(KINDS[value["kind"]]).bind("", **{k: v for k, v in value.items() if k != "kind"})
+        signature.bind("", **{k: v for k, v in constraint.items() if k != "kind"})
     except TypeError:
-        return False
-    return True
-
-
-def _parameters(kind: Callable[..., Any]) -> str:
-    """The parameters of a constraint after the text, as "(count)"."""
-    return f"({', '.join(list(inspect.signature(kind).parameters)[1:])})"
+        wanted = ", ".join(list(signature.parameters)[1:]) or "no parameters"
+        given = ", ".join(k for k in constraint if k != "kind") or "none"
+        return f"the constraint {json.dumps(kind)} takes {wanted}; given: {given}"
+    return ""
 
 
 def _is_answer(value: Any) -> bool:
@@ -52,13 +52,12 @@ def _are_cases(value: Any) -> bool:
     return isinstance(value, list) and value != [] and not any(map(case_error, value))
 
 
-_KINDS = "a name and its parameters of " + ", ".join(f"{k}{_parameters(f)}" for k, f in KINDS.items())
 # domain -> (the key of a line that the reward checks against, the test of its value's form, that form in words)
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "math": ("answer", _is_answer, "a text, a number or a list of them"),
     "code": ("tests", _is_texts, 'a list of Python sources, and there are no "cases"'),
     "qa": ("answer", _is_answer, "a text, a number or a list of them"),
-    "cw": ("constraints", _is_constraints, f'a list of {{"kind": name, ...}} with {_KINDS}'),
+    "cw": ("constraints", _are_constraints, 'a list of {"kind": name, and its parameters}'),
 }
 
 _CASES = "cases", _are_cases, 'a list of {"stdin": text, "stdout": text}'
@@ -151,6 +150,8 @@ def _parse(domain: str, line: str, where: str) -> tuple[str, dict[str, Any]]:
         key, well_formed, form = _CASES
     if not well_formed(row.get(key)):
         raise UserError(f'{where}: "{key}" is missing or not {form} (domain {domain})')
+    if fault := next(filter(None, map(_fault, row[key] if domain == "cw" else ())), ""):
+        raise UserError(f"{where}: {fault}")
     if domain == "qa" and not _is_texts(row.get("choices", ["any"])):
         raise UserError(f'{where}: "choices" must be a list of texts')
     return row["completion"], {k: v for k, v in row.items() if k != "completion"}

@@ -51,6 +51,7 @@ THEME: dict[str, Any] = {
         "domainOpacity": 0.4,
         "tickOpacity": 0.4,
         "labelLimit": 260,
+        "labelSeparation": 6,
     },
     "legend": {
         "orient": "top",  # the start of the legend is then visible, however narrow the screen is

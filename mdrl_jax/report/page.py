@@ -54,7 +54,7 @@ VERDICTS = ("supported", "contradicted", "undecided")
 # The section with the evidence for each claim.
 EVIDENCE = {
     **{"C1": "edits", "C2": "edits", "C3": "gradients", "C4": "routes", "C5": "subspace"},
-    **dict.fromkeys(("C6", "C7"), "recovery"),
+    **{"C6": "recovery", "C7": "recovery", "C8": "circuits"},
 }
 # Units that stand after a number; the "unit" of a figure without one is what its interval counts, such as "layer".
 UNITS = ("points", "reward", "nats", "factor a step", "log factor a step")

@@ -1,7 +1,7 @@
 """The sections of the report, in the order of the page. A builder is a function from the records to figures.
 
 Evidence comes first: scores, recovery, damage, structure. The page puts the verdicts on the claims after the section
-`LAST_EVIDENCE`, and the samples after the training.
+`LAST_EVIDENCE`, and the samples after the single answers.
 
 Each section shows what answers its question, and folds the details behind one line that names them.
 
@@ -61,14 +61,6 @@ SECTIONS = (
         "How much each stage raised the score of its own domain, and how it changed the scores of the others, on "
         "held-out prompts.",
         (scores.matrix, scores.paths, scores.transfer),
-    ),
-    Section(
-        "answers",
-        "Single answers",
-        "Which answers to held-out prompts each stage turned from right to wrong and back, beside what other sampling "
-        "keys change alone; and how often one of several answers is right.",
-        (answers.headline, answers.shares),
-        (answers.lost, answers.pass_at),
     ),
     Section(
         "recovery",
@@ -162,6 +154,14 @@ SECTIONS = (
         "What the stages learned step by step: mean reward, KL, entropy and length of the completions that were "
         "sampled for each step.",
         (training.curves,),
+    ),
+    Section(
+        "answers",
+        "Single answers",
+        "Which answers to held-out prompts each stage turned from right to wrong and back, beside what other sampling "
+        "keys change alone; and how often one of several answers is right.",
+        (answers.headline, answers.shares),
+        (answers.lost, answers.pass_at),
     ),
     Section(
         "run",

@@ -199,7 +199,7 @@ class Trainer:
                     checkpoints.wait()
                     kept = OVER if tracker else f"the state after step {done} is saved" if done else "nothing is lost"
                     raise preemption.Stopped(f"during step {done + 1} of {stage.name}", kept)
-            params, spent = state.params, account()
+            params, spent, taken = state.params, account(), done - first
             if tracker:
                 params, done = tracker.best, tracker.record["chosen"]
                 del state, steps  # frees device memory before the repeats, which are no part of the stage's cost
@@ -214,7 +214,7 @@ class Trainer:
                 self.screen.print(f"{stage.name}: kept step {done}; ended because {ended}")
         if looks:
             self.screen.print(f"{stage.name}: score of {stage.settings.target} {ended}")
-        self.screen.print(_line(stage, recipe.total - first, spent["seconds"], totals))
+        self.screen.print(_line(stage, taken, spent["seconds"], totals))
         for told in health.summary():
             self.screen.warn(told)
         return params, spent
@@ -462,7 +462,7 @@ def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) 
 
 
 def _line(stage: Stage, steps: int, seconds: float, totals: Mapping[str, float]) -> str:
-    line = f"{stage.name}: up to {steps} steps in {seconds:.0f} s"
+    line = f"{stage.name}: {steps} step{'s' * (steps != 1)} in {seconds:.0f} s"
     if stage.kind == "grpo":
         line += (
             f" (sampling and rewards {totals['seconds_sampling']:.0f} s, updates "

@@ -128,7 +128,7 @@ def test_a_card_shows_the_figure_that_decides(tmp_path: Path) -> None:
 def test_evidence_comes_before_the_verdicts(tmp_path: Path) -> None:
     html = page.write(started(tmp_path)).read_text()
     order = re.findall(r'<section id="([a-z]+)"', html)
-    assert order == ["scores", "answers", "verdicts", "samples", "run", "absent", "terms"]
+    assert order == ["scores", "verdicts", "answers", "samples", "run", "absent", "terms"]
 
 
 def test_a_term_is_explained_once_and_text_stays_text() -> None:

@@ -71,8 +71,9 @@ GOOD = '{"completion": "4", "answer": "4"}'
         ("qa", '{"completion": "4", "answer": []}', 'line 1.*"answer"'),
         ("qa", '{"completion": "B", "answer": "B", "choices": "AB"}', 'line 1.*"choices"'),
         ("code", GOOD, 'line 1.*"tests"'),
-        ("cw", '{"completion": "4", "constraints": [{"word": "x"}]}', 'line 1.*"constraints"'),
-        ("cw", '{"completion": "a", "constraints": [{"kind": "rhyme"}]}', "line 1.*no_repeats"),
+        ("cw", '{"completion": "4", "constraints": [{"word": "x"}]}', "line 1: the constraint null"),
+        ("cw", '{"completion": "a", "constraints": [{"kind": "rhyme"}]}', "line 1.*rhyme.*no_repeats"),
+        ("cw", '{"completion": "a", "constraints": [{"kind": "word_count"}]}', "word_count.*takes count; given: none"),
     ],
 )
 def test_a_damaged_line_is_named_and_the_others_go_on(

@@ -98,7 +98,7 @@ def _heads(record: Record) -> Figure:
         f"m is the share of a head's output that is taken from a counterfactual prompt, averaged over {kind['pairs']} "
         f"pairs in blocks of {kind['block']} and over searches from both starts, at λ = {record['penalty']:g}. A head "
         "belongs to a circuit if m is above 0.5; an orange point marks base's circuit in every model. Necessity is how "
-        "much the log-prob of the counterfactual reply falls without the head, sufficiency how much it rises by the "
+        "much the log-prob of the counterfactual reply drops without the head, sufficiency how much it rises by the "
         "head alone, both in nats."
     )
     picture = alt.concat(*(chart(m) for m in models), columns=columns, spacing=24)

@@ -52,7 +52,7 @@ def waterfall(records: Records) -> list[Figure]:
         rows = [r for pair in pairs for r in _terms(pair, objective, scale)]
         order = distinct(rows, "pair")
         count, width = panels(len(order), 3, HALF)
-        title = f"damage, {unit} (n = {_prompts(rows)})"
+        title = f"{unit} (n = {_prompts(rows)})"  # short, because the charts are narrow on a phone
         chart = cascade(rows, TERMS, title, "pair", order, count, width)
         caption = (
             f"{DAMAGE[objective]} from the end of the domain's own stage to the end of a later stage. The first order "
@@ -97,7 +97,8 @@ def agreement(records: Records) -> Figure:
             said.append(f"{OBJECTIVES[objective][0]}, {expansion}: {_correlations(rows, objective, expansion)}")
     caption = (
         "A point is a pair of an earlier domain and a later stage. On the line, prediction and measurement are equal. "
-        "Bars: 95 % intervals over prompts. A chart with n segments expands the path anew at the start of each. "
+        f"Bars: 95 % intervals over prompts{_cut(rows)}. A chart with n segments expands the path anew at the start of "
+        "each. "
         f"Over pairs, Spearman and the R² of the line — {'; '.join(said)}."
     )
     return Figure("damage-agreement", "Predicted against measured damage", chart, rows, caption)
@@ -132,6 +133,13 @@ def alphas(records: Records) -> Figure:
     )
     chart = alt.vconcat(*charts, spacing=28)
     return Figure("damage-path", "Damage along the way to the later stage", chart, rows, caption)
+
+
+def _cut(rows: list[Row]) -> str:
+    """A clause on intervals that leave their chart; "" if none does."""
+    by_objective = [[r for r in rows if r["objective"] == o] for o in distinct(rows, "objective")]
+    cut = any(_ends(some) != span(some, ("predicted", "measured"), margin=0.0) for some in by_objective)
+    return "; one that reaches the edge of its chart goes on, and the point's tooltip has its ends" if cut else ""
 
 
 def _pairs(records: Records) -> list[dict[str, Any]]:
@@ -218,9 +226,20 @@ def _correlations(rows: list[Row], objective: str, expansion: str) -> str:
     return f"Spearman {words(rank)}, R² {words(explained.record()) if explained else 'not measurable'}"
 
 
+def _ends(rows: list[Row]) -> tuple[float, float]:
+    """The ends of both axes: those of the intervals, but no further from the points than the points are apart.
+
+    One prediction that is hardly determined would otherwise press all points into a corner.
+    """
+    names = ("predicted", "measured")
+    whole = span(rows, names, margin=0.0)
+    near = span([{name: row[name] for name in names} for row in rows], names, margin=1.0)
+    return max(whole[0], near[0]), min(whole[1], near[1])
+
+
 def _scatter(rows: list[Row], everything: list[Row], objective: str, count: int, width: int) -> alt.FacetChart:
     label, unit, _ = OBJECTIVES[objective]
-    ends = span(rows, ("predicted", "measured"), margin=0.0)
+    ends = _ends(rows)
     scale = alt.Scale(domain=list(ends), nice=True)
     colour, shape = pairwise.marks(everything)
     predicted, measured = f"predicted, {unit}", f"measured, {unit}"
@@ -235,7 +254,7 @@ def _scatter(rows: list[Row], everything: list[Row], objective: str, count: int,
     )
     x, y = alt.X("predicted:Q", title=predicted, scale=scale), alt.Y("measured:Q", title=measured, scale=scale)
     equal = alt.Chart(data([{"at": v} for v in ends])).mark_line(color=INK, opacity=QUIET, strokeWidth=1.2)
-    bars = base.mark_rule(strokeWidth=1)
+    bars = base.mark_rule(strokeWidth=1, clip=True)
     chart = alt.layer(
         equal.encode(x=alt.X("at:Q", title=predicted), y=alt.Y("at:Q", title=measured)),
         bars.encode(x=alt.X("predicted_low:Q", title=predicted), x2="predicted_high:Q", y=y),

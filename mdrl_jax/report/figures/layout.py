@@ -41,7 +41,9 @@ def panels(n: int, most: int, total: int, gap: int = 20) -> tuple[int, int]:
     return count, int((total - gap * (count - 1)) / count)
 
 
-def side_by_side(chart: Layers, column: str, order: Sequence[str], count: int, **more: Any) -> alt.FacetChart:
+def side_by_side(
+    chart: Layers, column: str, order: Sequence[str], count: int, before: str = "", **more: Any
+) -> alt.FacetChart:
     """Repeats a chart for each value of a column.
 
     Args:
@@ -49,12 +51,16 @@ def side_by_side(chart: Layers, column: str, order: Sequence[str], count: int, *
       column: the column whose values tell the small charts apart.
       order: the values, in the order of the small charts.
       count: number of small charts in a line.
+      before: a value that has ", " and this text has a second line from this text on; "" for none. A long line would
+        leave a narrow screen, and the chart would shrink in vain.
       **more: further arguments of Altair's `facet`.
 
     Returns:
       One chart that holds the small charts, each under its value of the column.
     """
     header = alt.Header(title=None, labelFontWeight=600, labelAnchor="start")
+    if before:
+        header.labelExpr = f"split(replace(datum.value, ', {before}', '\\n{before}'), '\\n')"
     return chart.facet(facet=alt.Facet(f"{column}:N", sort=list(order), header=header), columns=count, **more)
 
 

@@ -193,7 +193,7 @@ def _by_dimension(
         base.mark_point(filled=True, size=45, opacity=1).encode(y=alt.Y("estimate:Q", title=title)),
         data=data(rows),
     ).properties(width=width, height=120 if len(order) > 1 else 180)
-    return side_by_side(layers, "panel", order, count, spacing=14)
+    return side_by_side(layers, "panel", order, count, before="S on", spacing=14)
 
 
 def _pairs(records: Records) -> tuple[list[dict[str, Any]], str]:

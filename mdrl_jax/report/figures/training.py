@@ -61,7 +61,10 @@ def _rows(stage: str, points: Mapping[int, float], scale: float) -> list[Row]:
 def _chart(rows: Sequence[Row], axis: str) -> Any:
     order = distinct(rows, "stage")
     tips = [alt.Tooltip("stage:N"), alt.Tooltip("step:Q"), *tooltips({"value": axis}, ".3g")]
-    x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=2, format="d", grid=False), scale=alt.Scale(zero=True))
+    # A stage of one step has a tick at half a step, too, which has no number.
+    whole = "datum.value % 1 ? '' : format(datum.value, 'd')"
+    axis_of_steps = alt.Axis(tickCount=2, labelExpr=whole, grid=False)
+    x = alt.X("step:Q", title=None, axis=axis_of_steps, scale=alt.Scale(zero=True))
     y = alt.Y("value:Q", title=axis, axis=alt.Axis(tickCount=3, titleLimit=HEIGHT + 40), scale=alt.Scale(zero=False))
     base = alt.Chart().encode(x=x, y=y, tooltip=tips)
     layers = alt.layer(

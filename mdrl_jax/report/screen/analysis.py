@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mdrl_jax.report.screen.outputs import shown
+from mdrl_jax.report.screen.terminal import Fitting
 from mdrl_jax.stats.estimate import figure_text, interval_text
 
 COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
@@ -58,20 +59,25 @@ def part_lines(claim: Mapping[str, Any]) -> list[str]:
 def verdict_table(claims: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A line for each claim: id, verdict, figure, its interval, and null; numbers have three significant digits.
 
+    Where it is too wide for the terminal, the null is left out, and then the interval.
+
     Args:
       claims: the records of `claims.json` (`claims.verdicts.judge`).
 
     Raises:
       KeyError: as in `verdicts`.
     """
+    return Fitting(tuple(_verdicts(claims, columns) for columns in (5, 4, 3)))
+
+
+def _verdicts(claims: Sequence[Mapping[str, Any]], columns: int) -> Table:
     table = Table(box=box.SIMPLE, title_justify="left", title="claims (reasons are in claims.json)")
-    for heading, justify in (("", "left"), ("verdict", "left"), ("value", "right"), ("95 % interval", "left")):
-        table.add_column(heading, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
-    table.add_column("null", no_wrap=True)
+    for heading in ("", "verdict", "value", "95 % interval", "null")[:columns]:
+        table.add_column(heading, justify="right" if heading == "value" else "left", no_wrap=True)
     for claim in claims:
         verdict = shown(claim["verdict"], style=COLOURS[claim["verdict"]])
         figures = number(claim["estimate"]), _interval(claim["ci95"]), null_text(claim["null"])
-        table.add_row(shown(claim["id"]), verdict, *map(shown, figures))
+        table.add_row(*[shown(claim["id"]), verdict, *map(shown, figures)][:columns])
     return table
 
 
@@ -80,7 +86,8 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
 
     An objective that a pair has no record of has no line. The columns are the first and the second order of the damage,
     the prediction (their sum), the measured damage with its 95 % interval, and the remainder (measured − predicted).
-    Positive is harm. Numbers have three significant digits; "–" stands for a figure that was not measured.
+    Positive is harm. Numbers have three significant digits; "–" stands for a figure that was not measured. Where the
+    table is too wide for the terminal, both orders and the remainder are left out.
 
     Args:
       pairs: the "pairs" of `analysis/damage.json`.
@@ -88,20 +95,25 @@ def damage_table(pairs: Sequence[Mapping[str, Any]]) -> RenderableType:
     Raises:
       KeyError: if a pair lacks a field.
     """
+    return Fitting(tuple(_damage(pairs, terms, room) for terms, room in ((True, 1), (True, 0), (False, 0))))
+
+
+def _damage(pairs: Sequence[Mapping[str, Any]], terms: bool, room: int) -> Table:
     table = Table(box=box.SIMPLE, title_justify="left", title="damage: reward in points, success NLL in nats")
+    table.padding = (0, room)
     table.add_column("domain", no_wrap=True)
     table.add_column("after", no_wrap=True)
     table.add_column("objective", no_wrap=True)
-    for heading in ("first", "second", "predicted", "measured", "95 %", "remainder"):
+    before, after = (("first", "second"), ("remainder",)) if terms else ((), ())
+    for heading in (*before, "predicted", "measured", "95 %", *after):
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in pairs:
         for name, scale, label in (("reward", 100.0, "reward"), ("success_nll", 1.0, "NLL")):
             if (figures := pair["objectives"].get(name)) is None:
                 continue
-            cells = [number(figures[k]["estimate"], scale) for k in ("first", "second", "predicted", "measured")] + [
-                _interval(figures["measured"]["ci95"], scale),
-                number(figures["remainder"]["estimate"], scale),
-            ]
+            cells = [number(figures[k]["estimate"], scale) for k in (*before, "predicted", "measured")]
+            cells.append(_interval(figures["measured"]["ci95"], scale))
+            cells += [number(figures[k]["estimate"], scale) for k in after]
             table.add_row(*map(shown, (pair["domain"], pair["stage"], label, *cells)))
     return table
 

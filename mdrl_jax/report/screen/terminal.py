@@ -25,17 +25,61 @@ NAME = 40  # columns of a stage's name; a longer one takes several lines
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fitting:
+class Fitting:
     """The first of several forms of a table that fits the console; the last one if none does."""
 
     forms: tuple[RenderableType, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = lambda form: Measurement.get(console, options.update(max_width=10_000), form).maximum  # noqa: E731
-        yield next((form for form in self.forms if wide(form) <= options.max_width), self.forms[-1])
+        yield next((form for form in self.forms if _fits(form, console, options)), self.forms[-1])
 
 
-def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accuracy: bool = True) -> RenderableType:
+@dataclasses.dataclass(frozen=True)
+class _Figures:
+    """A table of figures with their intervals and notes.
+
+    Where it is too wide for the terminal, names are short and there is no column of notes; the reason why a figure has
+    no estimate then stands in place of its interval.
+
+    Attributes:
+      title: the title of the table.
+      rows: (name, short name, figure, digits) of each line.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, str, Quantity, int]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # A reason may be long, so it is folded, and does not decide which form fits.
+        fits = (notes for notes in (True, False) if _fits(self._table(notes, False, True), console, options))
+        notes = next(fits, None)
+        yield self._table(notes is True, True, notes is not None)
+
+    def _table(self, notes: bool, reasons: bool, whole_names: bool) -> Table:
+        table = Table(box=box.SIMPLE, title_justify="left", title=self.title, padding=(0, int(notes)))
+        table.add_column("", no_wrap=whole_names, overflow="fold")
+        table.add_column("value", justify="right", no_wrap=True)
+        table.add_column("95 % interval", no_wrap=notes, overflow="fold")
+        if notes:
+            table.add_column("note", overflow="fold")
+        for name, short, quantity, digits in self.rows:
+            value, interval, note = "–", "", quantity.reason if reasons else ""
+            if (estimate := quantity.estimate) is not None:
+                form = f".{digits}f"
+                value, interval = f"{estimate.value:{form}}", interval_text(estimate.record()["ci95"], form)
+                note = quantity.detail
+            cells = (name, value, interval, note) if notes else (short, value, interval or note)
+            table.add_row(*map(shown, cells))
+        return table
+
+
+def _fits(form: RenderableType, console: Console, options: ConsoleOptions) -> bool:
+    return Measurement.get(console, options.update(max_width=10_000), form).maximum <= options.max_width
+
+
+def score_table(
+    matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accuracy: bool = True, trained: bool = True
+) -> RenderableType:
     """Stages by domains: score ± standard error in points with one decimal, and the plain mean over domains.
 
     Where it is too wide for the terminal, the errors are left out, and then the mean. An asterisk marks the domain that
@@ -47,19 +91,24 @@ def score_table(matrix: Matrix, beside: Sequence[Mapping[str, Any]] = (), accura
       matrix: the scores.
       beside: scores of other tasks of the only stage, as of `tables.harness.read`, in columns after the mean.
       accuracy: whether the second block is shown.
+      trained: whether rows are stages that trained; False for a model whose folder may have the name of one.
     """
-    scores = _block("score, points", matrix, matrix.score_SD, matrix.stderr_SD, "", beside)
+    scores = _block("score, points", matrix, matrix.score_SD, matrix.stderr_SD, "", beside, trained)
     same = np.allclose(matrix.accuracy_SD, matrix.score_SD, equal_nan=True)
     if not accuracy or same or not np.isfinite(matrix.accuracy_SD).any():
         return scores
     title = "accuracy regardless of style, points"
-    return Group(scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim"))
+    return Group(scores, _block(title, matrix, matrix.accuracy_SD, matrix.accuracy_stderr_SD, "dim", (), trained))
 
 
-def pass_table(matrix: Matrix) -> RenderableType | None:
+def pass_table(matrix: Matrix, trained: bool = True) -> RenderableType | None:
     """Stages by domains: pass@k for k = the number of samples, ± standard error, in points; None if that is 1.
 
     The title says from which reward an answer is right where that is not 1. A value that is not known is "–".
+
+    Args:
+      matrix: the scores.
+      trained: as in `score_table`.
     """
     k = max((rewards_PG.shape[1] for row in matrix.rewards for rewards_PG in row.values()), default=1)
     if k == 1:
@@ -71,7 +120,7 @@ def pass_table(matrix: Matrix) -> RenderableType | None:
     )
     graded = ", ".join(f"{x:g} in {d}" for d, x in matrix.right.items() if x != 1)
     title = f"pass@{k}, points" + (f"; right from {graded}" if graded else "")
-    return _block(title, matrix, value_SD, stderr_SD, "")
+    return _block(title, matrix, value_SD, stderr_SD, "", (), trained)
 
 
 def answer_table(changes: Sequence[Change]) -> RenderableType | None:
@@ -80,7 +129,7 @@ def answer_table(changes: Sequence[Change]) -> RenderableType | None:
     In points of all answers, with 95 % intervals over prompts where the terminal is wide enough. The last column is
     what other sampling keys change.
     """
-    return _Fitting(tuple(_answers(changes, intervals) for intervals in (True, False))) if changes else None
+    return Fitting(tuple(_answers(changes, intervals) for intervals in (True, False))) if changes else None
 
 
 def _answers(changes: Sequence[Change], intervals: bool) -> Table:
@@ -104,25 +153,26 @@ def summary(matrix: Matrix) -> RenderableType:
     Figures are those of `tables.transfer` and `tables.recovered`, with 95 % intervals: in points with two decimals, the
     recovery fraction without a unit and with three. A figure without an estimate is "–", with the reason as its note.
     """
-    table = Table(box=box.SIMPLE, title_justify="left", title="transfer, points")
-    _headings(table)
-    _row(table, "BWT, backward transfer", backward_transfer(matrix))
-    _row(table, "FWT, forward transfer", forward_transfer(matrix))
-    _row(table, "forgetting, mean", mean_forgetting(matrix))
-    for domain in list(own_rows(matrix))[:-1]:
-        _row(table, f"forgetting of {domain}", forgetting(matrix, domain))
-    parts = [
-        p for p in (score_table(matrix), pass_table(matrix), table, answer_table(headlines(matrix))) if p is not None
+    rows = [
+        ("BWT, backward transfer", "BWT", backward_transfer(matrix), 2),
+        ("FWT, forward transfer", "FWT", forward_transfer(matrix), 2),
+        ("forgetting, mean", "forgetting, mean", mean_forgetting(matrix), 2),
     ]
-    if recovered := recoveries(matrix):
-        second = Table(box=box.SIMPLE, title_justify="left", title="recovery")
-        _headings(second)
-        for r in recovered:
-            _row(second, f"{r.stage}: gain, points", r.gain)
-            _row(second, f"{r.stage}: fraction recovered", r.fraction, digits=3)
-            _row(second, f"{r.stage}: collateral, points", r.collateral)
-        parts.append(second)
-    return Group(*parts)
+    for domain in list(own_rows(matrix))[:-1]:
+        rows.append((f"forgetting of {domain}", f"forgetting of {domain}", forgetting(matrix, domain), 2))
+    transfer = _Figures("transfer, points", rows)
+    tables = (score_table(matrix), pass_table(matrix), transfer, answer_table(headlines(matrix)))
+    parts = [table for table in tables if table is not None]
+    recovered = [
+        (f"{r.stage}: {name}", f"{r.stage}: {short}", figure, digits)
+        for r in recoveries(matrix)
+        for name, short, figure, digits in (
+            ("gain, points", "gain", r.gain, 2),
+            ("fraction recovered", "fraction", r.fraction, 3),
+            ("collateral, points", "collateral", r.collateral, 2),
+        )
+    ]
+    return Group(*parts, *([_Figures("recovery, gain and collateral in points", recovered)] if recovered else []))
 
 
 def places(root: Path, seconds: float) -> RenderableType:
@@ -144,33 +194,19 @@ def places(root: Path, seconds: float) -> RenderableType:
     return Group(*lines)
 
 
-def _headings(table: Table) -> None:
-    for heading, justify in (("", "left"), ("value", "right"), ("95 % interval", "left")):
-        table.add_column(heading, justify=justify, no_wrap=bool(heading), overflow="fold")  # pyright: ignore[reportArgumentType]
-    table.add_column("note")
-
-
-def _row(table: Table, label: str, quantity: Quantity, digits: int = 2) -> None:
-    estimate = quantity.estimate
-    if estimate is None:
-        table.add_row(shown(label), "–", "", shown(quantity.reason))
-        return
-    form = f".{digits}f"
-    interval = shown(interval_text(estimate.record()["ci95"], form))
-    table.add_row(shown(label), f"{estimate.value:{form}}", interval, shown(quantity.detail))
-
-
 def _block(
     title: str,
     matrix: Matrix,
     mean_SD: NDArray[np.float64],
     stderr_SD: NDArray[np.float64],
     style: str,
-    beside: Sequence[Mapping[str, Any]] = (),
+    beside: Sequence[Mapping[str, Any]],
+    trained: bool,
 ) -> RenderableType:
+    framed = framed_cells(matrix) if trained else []
     no_error = np.full_like(stderr_SD, np.nan)
     forms = ((stderr_SD, True), (no_error, True), (no_error, False))
-    return _Fitting(tuple(_form(title, matrix, mean_SD, errors, style, beside, mean) for errors, mean in forms))
+    return Fitting(tuple(_form(title, matrix, mean_SD, errors, style, beside, mean, framed) for errors, mean in forms))
 
 
 def _form(
@@ -181,8 +217,9 @@ def _form(
     style: str,
     beside: Sequence[Mapping[str, Any]],
     with_mean: bool,
+    framed: Sequence[tuple[int, int]],
 ) -> Table:
-    caption = "* trained in that stage" if framed_cells(matrix) else None
+    caption = "* trained in that stage" if framed else None
     table = Table(box=box.SIMPLE, title_justify="left", title=title, style=style, caption=caption)
     table.caption_justify = "left"
     if not with_mean:
@@ -190,7 +227,6 @@ def _form(
     table.add_column("after stage", overflow="fold", max_width=NAME)  # a stage may be the path of a folder
     for domain in (*matrix.domains, *(["mean"] if with_mean else []), *(task["domain"] for task in beside)):
         table.add_column(shown(domain), justify="right", no_wrap=True)
-    framed = set(framed_cells(matrix))
     for s, stage in enumerate(matrix.stages):
         cells = [_cell(mean_SD[s, d], stderr_SD[s, d], (s, d) in framed) for d in range(len(matrix.domains))]
         finite = np.isfinite(mean_SD[s]).all() and mean_SD.shape[1] > 0

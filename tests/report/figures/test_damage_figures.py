@@ -1,5 +1,6 @@
 """Figures of damage against a record written by hand: terms add up, every prediction meets its measurement."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,20 @@ def test_agreement_counts_as_the_analysis_does(tmp_path: Path):
     made = damage.agreement(write(tmp_path, pairs))
     whole(made)
     assert "Spearman 1.00" in made.caption and "R² 1.00" in made.caption
+
+
+def test_an_interval_that_says_little_does_not_press_the_points_into_a_corner(tmp_path: Path):
+    pairs = [
+        {"domain": "a", "stage": f"b{i}", "objectives": {"success_nll": step(1.0, 0.1 * i, 0.2 * i)}} for i in range(3)
+    ]
+    near = damage.agreement(write(tmp_path, pairs))
+    pairs[1]["objectives"]["success_nll"]["predicted"]["ci95"] = [-0.1, 900.0]
+    far = damage.agreement(write(tmp_path, pairs))
+    whole(far)
+    assert "goes on" in far.caption and "goes on" not in near.caption
+    assert far.rows[1]["predicted_high"] == 900.0
+    ends = {tuple(p) for p in re.findall(r'"x": {[^}]*"scale": {"domain": \[([-0-9.e]+), ([0-9.e]+)\]', far.json())}
+    assert ends and all(0.4 <= float(high) <= 0.81 for _, high in ends), ends
 
 
 def test_a_path_on_all_prompts_counts_each_pair_once(tmp_path: Path):

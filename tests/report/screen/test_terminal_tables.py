@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mdrl_jax.report.screen import terminal
+from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.tables import matrix as mx
 
 DOMAINS = ("code", "math", "qa", "cw")
@@ -39,6 +39,10 @@ def test_score_table_shows_every_cell_in_80_columns() -> None:
     assert all(stage in text for stage in ROWS) and "…" not in text
     assert text.count("*") == 6 and "* trained in that stage" in text and "regardless" not in text
     assert "regardless" not in shown(terminal.score_table(small(style=0.1), accuracy=False))
+    model = small(("sft-math",))  # a model's folder
+    assert not any(
+        "*" in shown(t) for t in (terminal.score_table(model, trained=False), terminal.pass_table(model, False))
+    )
 
 
 @pytest.mark.parametrize("width, mean", [(60, True), (45, False)])
@@ -51,6 +55,24 @@ def test_a_narrow_terminal_has_every_score_and_stage(width: int, mean: bool) -> 
     assert ("mean" in text) == mean and max(map(len, text.splitlines())) <= width
     whole = shown(terminal.summary(m), width)
     assert max(map(len, whole.splitlines())) <= width and (width < 60 or "…" not in whole)
+    # Each figure has a line of its own: no name is wrapped.
+    for stage in ("refresh-math", "rollback-math-qa") if width == 60 else ():
+        assert all(f"{stage}: {name}" in whole for name in ("gain", "fraction", "collateral"))
+
+
+@pytest.mark.parametrize("width, null, interval", [(80, True, True), (60, False, True), (40, False, False)])
+def test_verdicts_and_damage_fit_a_narrow_terminal(width: int, null: bool, interval: bool) -> None:
+    null_of_draws = {"mean": 0.0123, "low": -0.0456, "high": 0.0789}
+    figure = {"estimate": -0.123, "ci95": [-0.456, -0.012], "null": null_of_draws}
+    claims = [figure | {"id": f"C{i}", "verdict": "contradicted"} for i in range(1, 9)]
+    text = shown(analysis.verdict_table(claims), width)
+    assert text.count("contradicted") == 8 and all(f"C{i} " in text for i in range(1, 9)) and "…" not in text
+    assert ("0.0123 [-0.0456, 0.0789]" in text) == null and ("[-0.456, -0.012]" in text) == interval
+    keys = ("first", "second", "predicted", "measured", "remainder")
+    pair = {"domain": "math", "stage": "cw", "objectives": {"reward": dict.fromkeys(keys, figure)}}
+    text = shown(analysis.damage_table([pair]), width)
+    assert max(map(len, text.splitlines())) <= width and ("first" in text) == (width == 80)
+    assert width < 60 or ("[-45.6, -1.2]" in text and "…" not in text)
 
 
 def test_accuracy_is_a_second_block_where_style_matters() -> None:

@@ -142,4 +142,4 @@ def test_a_record_with_one_objective_is_shown() -> None:
     text = agreement.text([one | {"claims": []}])
     assert "success NLL, nats" not in text and "code after math: not measured" in text
     check(agreement.picture([one]))
-    assert analysis.damage_table(one["pairs"]).row_count == len(PAIRS)  # pyright: ignore[reportAttributeAccessIssue]
+    assert analysis.damage_table(one["pairs"]).forms[0].row_count == len(PAIRS)  # pyright: ignore[reportAttributeAccessIssue]

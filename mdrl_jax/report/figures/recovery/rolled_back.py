@@ -8,13 +8,15 @@ import altair as alt
 from mdrl_jax.report.figure import CATEGORIES, HALF, INK, QUIET, Figure, by_category, data
 from mdrl_jax.report.figures.layout import LEGEND, distinct
 from mdrl_jax.report.figures.recovery.refreshed import labelled, largest, named
-from mdrl_jax.report.folder import Absent, Records
+from mdrl_jax.report.folder import UNSCORED, Absent, Records
 from mdrl_jax.report.intervals import columns, number, span, tips, words
+from mdrl_jax.report.tables.recovered import Recovery, recoveries
 from mdrl_jax.stats.estimate import Record, missing
 
 RULE_ORDER = ("adding", "removing", "opposition", "magnitude")
 PLACES = {"all": "all coordinates", "route": "shared route"}
-DASHES = ([1, 0], [2, 2], [6, 3], [10, 3, 2, 3], [12, 5])
+# One for each control: solid, dotted, dashed, dash-dot, long dashes, sparse dots, dash-dot-dot, dash-dash-dot.
+DASHES = ([1, 0], [2, 2], [6, 3], [10, 3, 2, 3], [14, 5], [2, 6], [10, 3, 2, 3, 2, 3], [8, 3, 8, 3, 2, 3])
 CONTROLS = {
     "random": "random",
     "matched": "matched in |δ|",
@@ -67,7 +69,7 @@ def at_equal_loss(records: Records) -> list[Figure]:
       UserError: if a record is not valid JSON.
       KeyError: if a record lacks a field.
     """
-    found = [_at_equal_loss(r) for r in _rollbacks(records) if "test" in r]
+    found = [_at_equal_loss(r, _of_matrix(records, r["stage"])) for r in _rollbacks(records) if "test" in r]
     if not found:
         raise Absent("no rollback found a set that gains anything within the limit, so none was compared with controls")
     return found
@@ -100,6 +102,14 @@ def _rollbacks(records: Records) -> list[Record]:
     return largest(found, lambda r: r.get("test", {}).get("lost") or missing(""))
 
 
+def _of_matrix(records: Records, stage: str) -> Recovery | None:
+    """The gain and the cost of a rollback in the score matrix; None if its stage has no scores there yet."""
+    try:
+        return next((r for r in recoveries(records.matrix()) if r.stage == stage), None)
+    except UNSCORED:
+        return None
+
+
 def _rules(record: Record) -> list[str]:
     """The rules in the order of their colours: all known ones first, so that each has the same colour in every run."""
     return list(dict.fromkeys([*RULE_ORDER, *(p["rule"] for p in record["points"])]))
@@ -126,7 +136,8 @@ def _sweep(record: Record) -> Figure:
         picked.append(picked[0] | columns("gain", record["test"]["gain"]) | columns("loss", record["test"]["loss"]))
         picked[1]["what"] = "chosen, on test prompts"
     # A control grows until the donor loses more than by any set. The axis ends at the sets, so that they keep room.
-    titles = f"loss of {donor}, points", f"gain of {domain}, points"
+    n = min(record["prompts"].values())
+    titles = f"loss of {donor}, points ({n} validation prompts)", f"gain of {domain}, points ({n} validation prompts)"
     room = _room("loss", tried, picked, record["limit"])
     x = alt.X("loss:Q", title=titles[0], scale=room, axis=alt.Axis(tickCount=10))
     y = alt.Y("gain:Q", title=titles[1], scale=_room("gain", tried + curves, picked, 1.0))
@@ -140,7 +151,6 @@ def _sweep(record: Record) -> Figure:
         layers.insert(1, _controls(curves, x, y, tip))
     if picked:
         layers.append(_picked(picked, x, y, titles, colour, tip))
-    n = min(record["prompts"].values())
     caption = (
         f"Each mark takes back a part of {donor}'s edit, from where the rollback starts, and is scored on {n} "
         f"validation prompts a domain. Up is a larger gain, right a larger loss. Lines: controls of growing size, up "
@@ -202,8 +212,16 @@ def _picked(
         base.mark_rule(strokeWidth=1.5).encode(x=across, x2="loss_high:Q", y=y),
         base.mark_rule(strokeWidth=1.5).encode(x=x, y=up, y2="gain_high:Q"),
         at.mark_point(filled=True, size=220, stroke=INK, strokeWidth=1.5, opacity=1).encode(color=colour, shape=shape),
-        at.mark_text(align="left", dx=11, dy=-12, fontWeight=600).encode(text="what:N"),
+        *(_label(row, x, y, i) for i, row in enumerate(rows)),
     ).resolve_scale(shape="independent")
+
+
+def _label(row: Record, x: alt.X, y: alt.Y, place: int) -> Any:
+    """The name of a mark: above it on the left, or below it on the right, since both marks are close to each other."""
+    at = alt.Chart(data([row | {"shown": row["what"].removeprefix("chosen, ")}])).encode(x=x, y=y, text="shown:N")
+    if place == 0:
+        return at.mark_text(align="right", dx=-11, dy=-12, fontWeight=600)
+    return at.mark_text(align="left", dx=11, dy=14, fontWeight=600)
 
 
 def _tips(domain: str, donor: str) -> list[alt.Tooltip]:
@@ -215,7 +233,7 @@ def _tips(domain: str, donor: str) -> list[alt.Tooltip]:
     ]  # fmt: skip
 
 
-def _at_equal_loss(record: Record) -> Figure:
+def _at_equal_loss(record: Record, matrix: Recovery | None) -> Figure:
     domain, donor, test = record["domain"], record["donor"], record["test"]
     rows = []
     for name, found in test["at_equal_loss"].items():
@@ -230,17 +248,25 @@ def _at_equal_loss(record: Record) -> Figure:
     ]
     base = alt.Chart(data(rows)).encode(y=y, tooltip=tip)
     scale = alt.Scale(domain=list(span(rows, ["difference"])), nice=False)
-    x, low = (alt.X(f"{name}:Q", title=title, scale=scale) for name in ("difference", "difference_low"))
+    axis = alt.Axis(titleAnchor="end")  # beside long names of controls, a centred title would leave a narrow screen
+    x, low = (alt.X(f"{name}:Q", title=title, scale=scale, axis=axis) for name in ("difference", "difference_low"))
     chart = alt.layer(
         alt.Chart(data([{"zero": 0.0}])).mark_rule(strokeDash=[4, 3]).encode(x="zero:Q"),
         base.mark_rule(strokeWidth=2, color=CATEGORIES[0]).encode(x=low, x2="difference_high:Q"),
         base.mark_point(filled=True, size=90, color=CATEGORIES[0], opacity=1).encode(x=x),
     ).properties(width=400, height=alt.Step(30))
+    # The same prompts as in the score matrix, with `recover.samples` completions each.
+    head = "On"
+    if matrix is not None and matrix.gain.estimate is not None:
+        head = (
+            f"In the score matrix the stage gains {words(matrix.gain.record(), '.1f')} points of {domain}; recovery "
+            f"fraction {words(matrix.fraction.record())}. The comparison with controls has other samples: on"
+        )
     caption = (
-        f"On {test['prompts']} test prompts the chosen set gains {words(test['gain'], '.1f')} points of {domain} and "
-        f"costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: the "
-        f"gain of the chosen set minus the largest gain of a control at the same loss, with a 95 % bootstrap interval. "
-        f"C7 asks that all intervals lie above 0.{_same_size(record)}"
+        f"{head} {test['prompts']} test prompts the chosen set gains {words(test['gain'], '.1f')} points of {domain} "
+        f"and costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: "
+        "the gain of the chosen set minus the largest gain of a control at the same loss, with a 95 % bootstrap "
+        f"interval. C7 asks that all intervals lie above 0.{_same_size(record)}"
     )
     return Figure(
         f"{named(record)}-controls",

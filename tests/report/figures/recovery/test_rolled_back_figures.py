@@ -74,8 +74,10 @@ def test_every_set_control_and_the_choice_are_where_they_were_measured(tmp_path:
     assert (picked["loss"], picked["gain"], picked["gain_low"], picked["loss_high"]) == (1, 5, 4, 2)
     assert (tested["loss"], tested["gain"], tested["gain_low"], tested["loss_high"]) == (2, 4, 3, 3)
     assert [r["loss"] for r in drawn(spec) if r.get("shown") == "limit"] == [2.0]
+    assert [r["loss"] for r in drawn(spec) if r.get("shown") in ("chosen", "on test prompts")] == [1, 2]
     shown = texts(spec)
-    assert "loss of songs, points" in shown and "gain of sums, points" in shown and "the whole edit" in shown
+    assert "loss of songs, points (40 validation prompts)" in shown
+    assert "gain of sums, points (40 validation prompts)" in shown and "the whole edit" in shown
     assert "1.00% of the coordinates by the rule `removing`" in made.caption and "40 validation" in made.caption
 
 
@@ -116,6 +118,20 @@ def test_what_c7_judges_is_shown_against_0(tmp_path: Path):
     assert "recovery fraction 0.60 [0.50, 0.70]" in made.caption
     assert "40 random sets of the same size gained 0.0 points" in made.caption
     assert "−0.5 to 1.0; p = 0.024" in made.caption
+
+
+def test_the_gain_of_the_score_matrix_is_named_before_that_of_other_samples(tmp_path: Path):
+    records = folder(tmp_path, record())
+    (tmp_path / "evaluations").mkdir()
+    scores = {"base": 0.2, "sums": 0.9, "songs": 0.4, "rollback-sums-songs": 0.7}
+    for i, (stage, mean) in enumerate(scores.items()):
+        # The prompts differ, so every difference has an interval.
+        rewards = {d: [[mean], [mean + 0.01], [mean - 0.01 * i]] for d in ("sums", "songs")}
+        head = {"stage": stage, "index": i, "start": (None, "base", "sums", "songs")[i]}
+        (tmp_path / f"evaluations/{i:02d}-{stage}.json").write_text(json.dumps(head | {"rewards": rewards}))
+    (made,) = rolled_back.at_equal_loss(records)
+    first, _, other = made.caption.partition("has other samples: on 60 test prompts the chosen set gains 4.0")
+    assert other and "In the score matrix the stage gains 29.7 [" in first and "recovery fraction 0.59 [" in first
 
 
 def test_shares_are_those_taken_and_at_full_strength(tmp_path: Path):
