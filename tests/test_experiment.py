@@ -24,6 +24,7 @@ from mdrl_jax.main import main
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import make_mesh
 from tests import compiled
+from tests.conftest import compiling_fast
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = """
@@ -241,7 +242,7 @@ def shapes(tmp_path_factory) -> tuple[str, dict[str, int]]:
     c = tiny("math", "qa", "refresh-math")
     c.rewards.max_error_share = 1.0
     before = compilations.copy()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, compiling_fast():
         without_verdict("qa", patch)
         experiment.run(parse(c), folder / "run")
     return (folder / "run/log.txt").read_text(), dict(compilations - before)

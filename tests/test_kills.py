@@ -147,5 +147,6 @@ def test_a_run_goes_on_on_another_mesh_but_not_with_other_prompts(tmp_path: Path
     work = WorkFolder(tmp_path)
     work.open(parse(default()))
     work.open(parse({"mesh": {"data": 2, "fsdp": 4}, "checkpoints": {"keep": 3}}))
+    (tmp_path / "checkpoints" / f"01-{default().stages[0]}").mkdir(parents=True)
     with pytest.raises(UserError, match=r"a run with train.prompts_per_step=16, now 8; name a new work folder"):
         work.open(parse({"train": {"prompts_per_step": 8}}))
