@@ -108,6 +108,22 @@ class Adapter:
         for target, pair in self._pairs.items():
             if set(pair) != {"A", "B"}:
                 raise UserError(f"{folder}: the LoRA adapter has only one of the two matrices of {target}")
+        if self.fields.get("ensure_weight_tying"):
+            self._tie()
+
+    def _tie(self) -> None:
+        """Leaves out the change of the unembedding if it is that of the embedding, written once more."""
+        table, head = "model.embed_tokens.weight", "lm_head.weight"
+
+        def matrix(name: str) -> np.ndarray:
+            return np.asarray(self._handle.get_tensor(name)).astype(np.float32)
+
+        if {table, head} <= self._pairs.keys():
+            of_table, of_head = self._pairs[table], self._pairs[head]
+            if all(np.array_equal(matrix(of_table[x]).T, matrix(of_head[y])) for x, y in ("AB", "BA")):
+                del self._pairs[head]
+        if {table, head} <= self._saved.keys() and np.array_equal(*(matrix(self._saved[x]) for x in (table, head))):
+            del self._saved[head]
 
     def check(self, names: set[str]) -> None:
         """Refuses an adapter that changes tensors which the base model does not have.

@@ -196,10 +196,11 @@ def test_numbers_that_are_not_finite_are_refused_by_name(folder: Path) -> None:
         params(folder)
 
 
-def adapter(folder: Path, base: Path, **fields: Any) -> dict[str, np.ndarray]:
+def adapter(folder: Path, base: Path, head: float | None = None, **fields: Any) -> dict[str, np.ndarray]:
     """Writes an adapter of rank 2 on a query projection and the embedding; the merged tensors, by its definition.
 
-    With `use_rslora` the names are those of an adapter on a model of images and text.
+    With `use_rslora` the names are those of an adapter on a model of images and text. With `head` the change of the
+    embedding is written once more, times `head`, as that of the unembedding.
     """
     whole, rng = load_file(base / "model.safetensors"), np.random.default_rng(0)
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "base_model_name_or_path": str(base)}
@@ -212,6 +213,8 @@ def adapter(folder: Path, base: Path, **fields: Any) -> dict[str, np.ndarray]:
     q = TARGET.removesuffix(".weight")
     tensors = {f"{q}.lora_A.weight": a, f"{q}.lora_B.weight": b, norm: 3 * whole[norm]}
     tensors |= {f"{table}.lora_embedding_A": embed_a, f"{table}.lora_embedding_B": embed_b}
+    if head is not None:
+        tensors |= {"lm_head.lora_A.weight": head * embed_b.T, "lm_head.lora_B.weight": embed_a.T}
     folder.mkdir()
     if config.get("use_rslora"):
         tensors = {name.replace("model.", "model.language_model."): x for name, x in tensors.items()}
@@ -223,9 +226,11 @@ def adapter(folder: Path, base: Path, **fields: Any) -> dict[str, np.ndarray]:
     return whole | {norm: 3 * whole[norm]} | {name: whole[name] + x for name, x in changed.items()}
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-def test_a_lora_adapter_is_read_as_the_merged_model(chat: Path, folder: Path, tmp_path: Path, rslora: bool) -> None:
-    merged = adapter(tmp_path / "adapter", chat, use_rslora=rslora)
+@pytest.mark.parametrize(("rslora", "head"), [(False, None), (True, None), (False, 1.0)])
+def test_a_lora_adapter_is_read_as_the_merged_model(
+    chat: Path, folder: Path, tmp_path: Path, rslora: bool, head: float | None
+) -> None:
+    merged = adapter(tmp_path / "adapter", chat, head, use_rslora=rslora)
     rewrite(folder, lambda _: merged)
     truth = params(folder)
     for found in (params(tmp_path / "adapter"), params(tmp_path / "adapter", chat)):
@@ -240,6 +245,7 @@ def test_a_lora_adapter_is_read_as_the_merged_model(chat: Path, folder: Path, tm
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"use_dora": True}, "use_dora=True"),
         ({"ensure_weight_tying": False}, "changes the embedding, but not the unembedding"),
+        ({"head": 2.0}, "changes lm_head.weight, which its base model does not have"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
         ({"alpha_pattern": {"q_proj": "6"}}, "alpha_pattern 'q_proj' is '6'; it must be a number"),
         ({"base_model_name_or_path": "some/model"}, "'some/model' is no folder here; give .* --base=DIR"),
