@@ -117,6 +117,7 @@ def test_rules_choose_their_coordinates(folders: dict[str, Path], tmp_path: Path
     )
 
 
+@pytest.mark.slow  # 20 s; test_recovery_stages.py runs a rollback whose rule takes gradients
 def test_rules_with_data_take_gradients_of_the_domain(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
