@@ -15,8 +15,8 @@ demonstrations, because the instruct model has next to no reward in Code and Mat
 no demonstrations. GRPO starts from its end, θ_0, and fills its steps with groups whose rewards differ. Prompts have at
 most 256 tokens and completions at most 64. Two CPU cores and 5 GB suffice; a stage takes 10 to 20 minutes, and so do
 its scores. A first run, with other settings of Math, lifted Code by 8.8 [5.1, 12.5] and QA by 10.4 [6.6, 14.1] points,
-and no loss to another domain was measured; configs/README.md has it. The refresh of Code stands for the domain that falls most.
-Today's sequence has not been run.
+and no loss to another domain was measured; configs/README.md has it. The refresh of Code
+stands for the domain that falls most. Today's sequence has not been run.
 """
 
 from mdrl_jax import config
