@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from mdrl_jax import records
-from mdrl_jax.config import Config, is_supervised, parse
+from mdrl_jax.config import CHOOSE, Config, is_supervised, parse
 from mdrl_jax.errors import UserError
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import MeshConfig
@@ -42,9 +42,8 @@ FREE = (
     "track",
     "train.checkpoint_every",
 )
-# Names, up to their first "-", of the stages that score recoveries on validation prompts, as section `recover` says.
-VALIDATED = ("refresh", "distill", "alternate", "rollback", "average", "arithmetic", "ties", "ram", "dare")
-VALIDATED += ("plan", "trials", "orders", "recover")
+# Names, up to their first "-", of the stages that may read section `recover`.
+RECOVERS = (*CHOOSE, "average", "orders")
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -294,12 +293,14 @@ def _unused(begun: list[str], targets: bool) -> set[str]:
       begun: names of the stages that have begun.
       targets: whether any stage has a target, whose looks are scored as section `recover` says.
     """
-    supervised = {is_supervised(name) for name in begun}
-    kinds = {unlabelled(name).partition("-")[0] for name in begun}
     unused = {"analyze"}
-    unused |= {"sft"} if True not in supervised else set()
-    unused |= {"train"} if False not in supervised else set()
-    return unused | ({"recover"} if not targets and kinds.isdisjoint(VALIDATED) else set())
+    if not any(map(is_supervised, begun)):
+        unused.add("sft")
+    if all(map(is_supervised, begun)):
+        unused.add("train")
+    if not targets and not any(unlabelled(name).partition("-")[0] in RECOVERS for name in begun):
+        unused.add("recover")
+    return unused
 
 
 def _version(package: str) -> str | None:

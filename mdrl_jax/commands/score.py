@@ -25,7 +25,7 @@ def _are_constraints(value: Any) -> bool:
 
 
 def _fault(constraint: dict[str, Any]) -> str:
-    """What is wrong with a constraint: an unknown name, or other parameters than it has; "" if nothing is."""
+    """Names the fault of a constraint, an unknown name or wrong parameters; "" if it has none."""
     kind = constraint.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         return f"the constraint {json.dumps(kind)} is not known; known: {', '.join(KINDS)}"

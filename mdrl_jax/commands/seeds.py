@@ -29,19 +29,21 @@ def run(workdirs: Sequence[str], out: str | Path | None = None, plot: str | Path
       UserError: if there is no folder, a folder has no evaluations, a record is not valid JSON, the evaluations of a
         folder do not fit together, a `config.json` has fields or stages that this version does not know, the folders
         hold different experiments (their configurations differ in more than the seed), a seed occurs twice, only some
-        of the folders have an analysis (an `analysis/damage.json`) or a record of `locality-A`, one with an analysis
-        lacks `claims.json`, or `plot` is given but no folder has either.
+        of the folders have an analysis (an `analysis/damage.json`), one with an analysis lacks `claims.json`, or `plot`
+        is given but no folder has an analysis and not all have the same record of `locality-A`.
       KeyError, ValueError: if a record lacks a field or a domain has no prompts.
       OSError: if `out` or `plot` cannot be written; the tables have been printed.
     """
     table, damage = summarise_seeds(workdirs), agreement.load(workdirs)
-    picture = agreement.picture(damage) if damage else locality.over_seeds(workdirs)
-    if plot is not None and picture is None:
-        raise UserError("--plot needs work folders with an analysis; run their stage analyze or locality-D first")
+    picture = None
+    if plot is not None:
+        picture = agreement.picture(damage) if damage else locality.over_seeds(workdirs)
+        if picture is None:
+            raise UserError("--plot needs work folders with an analysis; run their stage analyze or locality-D first")
     runs = [methods.load(w) for w in workdirs]
     found = {
         "best_average": rivals.best_average(runs),
-        "methods": methods.compare(workdirs),
+        "methods": methods.compare(runs),
         "repairs": pairs.compare(runs),
     }
     found = {name: x for name, x in found.items() if x is not None}

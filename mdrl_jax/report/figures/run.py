@@ -106,7 +106,7 @@ def analysed(records: Records) -> Table:
 
 
 def _left_out(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the settings of an analysis leave out, and what it takes."""
+    """Yields each measurement that the settings of an analysis leave out, with its cost in words."""
     vectors = settings["lanczos_block"] * settings["lanczos_steps"]
     if not settings["permutations"]:
         yield (

@@ -45,7 +45,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _about(whole: dict[str, Any], field: str, name: str) -> dict[str, Any]:
-    """What a field of the file says of a task; {} if nothing."""
+    """Returns the section of a task in a field of the file; {} if there is none."""
     by_task = whole.get(field)
     found = by_task.get(name) if isinstance(by_task, dict) else None
     return found if isinstance(found, dict) else {}

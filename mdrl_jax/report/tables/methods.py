@@ -155,15 +155,12 @@ def load(workdir: str | Path) -> Run:
     return Run(matrix, stages, {c["stage"]: c for c in costs})
 
 
-def compare(workdirs: Sequence[str | Path]) -> MethodsTable | None:
-    """The comparison over one work folder per seed (`summarise`).
+def compare(runs: Sequence[Run]) -> MethodsTable | None:
+    """The comparison over one run per seed (`summarise`).
 
-    None if no method but the plain sequence has a row (`rows_of`), also if there is no training stage or no folder.
-
-    Raises:
-      UserError, KeyError, ValueError: as in `load`.
+    None if no method but the plain sequence has a row (`rows_of`), also if there is no training stage or no run.
     """
-    table = summarise([load(w) for w in workdirs])
+    table = summarise(runs)
     return table if len(table.rows) > 1 else None
 
 

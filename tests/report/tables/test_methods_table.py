@@ -67,6 +67,10 @@ def folders(tmp_path: Path) -> list[Path]:
     return [write(tmp_path / str(seed), seed, 2.0 * (seed - 1)) for seed in SEEDS]
 
 
+def compare(folders: list[Path]) -> methods.MethodsTable | None:
+    return methods.compare([methods.load(folder) for folder in folders])
+
+
 def rows(table: methods.MethodsTable | None) -> dict[str, methods.Method]:
     assert table is not None
     return {row.name: row for row in table.rows}
@@ -79,7 +83,7 @@ def value(row: methods.Method, column: str) -> float:
 
 
 def test_rows_are_what_was_done_in_a_fixed_order(folders: list[Path]):
-    table = methods.compare(folders)
+    table = compare(folders)
     assert list(rows(table)) == [
         "plain sequence", "refresh-math", "refresh-qa", "rollback-math-cw", "protect-cw", "joint", "reversed-math",
         "average",
@@ -88,7 +92,7 @@ def test_rows_are_what_was_done_in_a_fixed_order(folders: list[Path]):
 
 
 def test_scores_and_collateral_by_hand(folders: list[Path]):
-    found = rows(methods.compare(folders))
+    found = rows(compare(folders))
     refresh = found["refresh-math"]
     assert refresh.cells["average"].per_seed == pytest.approx([86 + s for s in (-2, 0, 2)])
     expected = statistics.over_seeds([84.0, 86.0, 88.0])
@@ -115,7 +119,7 @@ def test_collateral_of_a_recovery_is_that_of_the_matrix(folders: list[Path]):
 
 
 def test_what_each_took_beyond_the_plain_sequence(folders: list[Path]):
-    found = rows(methods.compare(folders))
+    found = rows(compare(folders))
     steps = {name: row.cells["steps"].per_seed for name, row in found.items()}
     assert steps["plain sequence"] == (0, 0, 0)
     assert steps["refresh-math"] == (4, 4, 4)
@@ -134,7 +138,7 @@ def test_what_each_took_beyond_the_plain_sequence(folders: list[Path]):
 
 def test_a_cost_that_is_missing_leaves_only_what_needs_it_open(tmp_path: Path):
     folder = write(tmp_path / "0", 0, 0.0, without=("math", "protect-qa", "refresh-qa"))
-    found = rows(methods.compare([folder]))
+    found = rows(compare([folder]))
     assert value(found["refresh-math"], "steps") == 4  # what both share cancels
     for name in ("refresh-qa", "protect-cw", "joint"):
         cell = found[name].cells["steps"]
@@ -144,7 +148,7 @@ def test_a_cost_that_is_missing_leaves_only_what_needs_it_open(tmp_path: Path):
 
 def test_one_seed_has_intervals_over_prompts(folders: list[Path]):
     m = mx.load(folders[0])
-    found = rows(methods.compare(folders[:1]))
+    found = rows(compare(folders[:1]))
     row = m.stages.index("refresh-math")
     assert found["refresh-math"].cells["focus"].estimate == mx.score_at(m, "", row, "math").estimate
     expected = mx.average("", [mx.score_at(m, "", row, d) for d in DOMAINS]).estimate
@@ -156,7 +160,7 @@ def test_one_seed_has_intervals_over_prompts(folders: list[Path]):
 def test_seeds_may_lack_rows(folders: list[Path], tmp_path: Path):
     short = write(tmp_path / "3", 3, 0.0)
     (short / "evaluations/07-refresh-math.json").unlink()
-    cell = rows(methods.compare([*folders, short]))["refresh-math"].cells["focus"]
+    cell = rows(compare([*folders, short]))["refresh-math"].cells["focus"]
     assert cell.per_seed[3] is None and cell.estimate is not None and cell.estimate.n == 3
 
 
@@ -178,17 +182,17 @@ def test_from_eight_seeds_on_prompts_are_drawn_too(monkeypatch: pytest.MonkeyPat
 def test_a_folder_with_nothing_but_the_plain_sequence_has_no_table(tmp_path: Path):
     for i, stage in enumerate(("base", "math", "qa", "cw")):
         write_json(tmp_path / "evaluations" / f"{i:02d}-{stage}.json", evaluation(stage, i, 0, 0.0))
-    assert methods.compare([tmp_path]) is None
+    assert compare([tmp_path]) is None
     # An unfinished prevention is none yet: it has not seen what the plain sequence ended with.
     write_json(tmp_path / "evaluations" / "04-ewc-qa.json", evaluation("ewc-qa", 4, 0, 0.0))
-    assert methods.compare([tmp_path]) is None
+    assert compare([tmp_path]) is None
     # Costs need the config that says what led to what.
     write_json(tmp_path / "evaluations" / "05-refresh-math.json", evaluation("refresh-math", 5, 0, 0.0))
-    assert rows(methods.compare([tmp_path]))["refresh-math"].cells["steps"].estimate is None
+    assert rows(compare([tmp_path]))["refresh-math"].cells["steps"].estimate is None
 
 
 def test_screen_text_and_record(folders: list[Path]):
-    table = methods.compare(folders)
+    table = compare(folders)
     assert table is not None
     text = table.text()
     line = next(x for x in text.splitlines() if x.strip().startswith("refresh-math"))
