@@ -122,7 +122,9 @@ class Adapter:
             of_table, of_head = self._pairs[table], self._pairs[head]
             if all(np.array_equal(matrix(of_table[x]).T, matrix(of_head[y])) for x, y in ("AB", "BA")):
                 del self._pairs[head]
-        if {table, head} <= self._saved.keys() and np.array_equal(*(matrix(self._saved[x]) for x in (table, head))):
+        if {table, head} <= self._saved.keys() and np.array_equal(
+            matrix(self._saved[table]), matrix(self._saved[head])
+        ):
             del self._saved[head]
 
     def check(self, names: set[str]) -> None:
