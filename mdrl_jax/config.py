@@ -438,6 +438,10 @@ class RecoverSection:
         prompts.
       control_draws: how often each random control of a rollback is drawn on test prompts, at least 1; with 1 its
         interval leaves out the luck of the draw.
+      control_half_width: a rollback's difference to a control on test prompts is narrow enough if its interval has at
+        most this half-width, in points; at least 0. Otherwise, and if the interval includes 0, more completions are
+        sampled.
+      control_tokens: tokens, read and sampled, that a rollback may spend on such further completions; at least 0.
       density: share of the entries of each edit that TIES merging keeps, the largest ones; above 0, at most 1.
       thresholds: what counts as changed in RAM merging: an entry of an edit above this many root mean squares of the
         edit of its tensor; 0: every entry that is not 0. Each is tried with each factor λ.
@@ -459,6 +463,8 @@ class RecoverSection:
     n_reweighted: int = 32
     random_sets: int = 40
     control_draws: int = 5
+    control_half_width: float = 2.0
+    control_tokens: float = 0.0
     density: float = 0.2
     thresholds: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
     drop_rates: tuple[float, ...] = (0.5, 0.9)
@@ -931,7 +937,7 @@ def _check(config: Config) -> None:
     )
     for field in ("prompts", "samples", "every", "streams", "control_draws"):
         _require(getattr(r, field) >= 1, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 1")
-    for field in ("margin", "limit", "random_sets"):
+    for field in ("margin", "limit", "random_sets", "control_half_width", "control_tokens"):
         _require(getattr(r, field) >= 0, f"recover.{field}={getattr(r, field)} is not valid; it must be >= 0")
     for field in ("rules", "fractions", "strengths", "scales", "thresholds", "drop_rates"):
         _require(len(getattr(r, field)) > 0, f"recover.{field} is empty; name at least one")

@@ -172,7 +172,9 @@ def validation_groups(runtime: Runtime) -> dict[str, np.ndarray]:
     return {d: s.groups[: runtime.config.recover.prompts] for d, s in sets.items() if s.groups is not None}
 
 
-def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def held_out_rewards(
+    runtime: Runtime, params: Any, domains: Sequence[str] | None = None, again: int = 0
+) -> dict[str, np.ndarray]:
     """Scores parameters on all test prompts, to report on a choice that was made by `validation_rewards`.
 
     Completions are sampled as there, so calls with different parameters are paired by prompt. With several processes
@@ -182,6 +184,7 @@ def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | Non
       runtime: model, prompts and rewards of the run.
       params: the parameters to score.
       domains: names of the domains to score; None or empty: all scored domains.
+      again: draws other completions of the same prompts for each number, from 0; 0 are those of `evaluate`.
 
     Returns:
       Rewards by domain, float32 [P, k] in [0, 1] for all P prompts in their order, with k = `recover.samples`.
@@ -189,11 +192,16 @@ def held_out_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | Non
     Raises:
       UserError, KeyError, RuntimeError, Stopped, HostLost: as in `validation_rewards`.
     """
-    return _rewards(runtime, params, domains, "test", None)
+    return _rewards(runtime, params, domains, "test", None, again)
 
 
 def _rewards(
-    runtime: Runtime, params: Any, domains: Sequence[str] | None, split: str, most: int | None
+    runtime: Runtime,
+    params: Any,
+    domains: Sequence[str] | None,
+    split: str,
+    most: int | None,
+    again: int = 0,
 ) -> dict[str, np.ndarray]:
     section = dataclasses.replace(runtime.config.evaluate, samples=runtime.config.recover.samples)
     rewards = {}
@@ -201,7 +209,7 @@ def _rewards(
         prompts = runtime.prompts[domain, split]
         n = len(prompts) if most is None else min(len(prompts), most)
         check = lambda part, domain=domain: preemption.check(f"scores of {domain} on {split} prompts")  # noqa: E731
-        rewards[domain] = _scored(runtime, params, prompts, n, section, check).rewards_PG[:n]
+        rewards[domain] = _scored(runtime, params, prompts, n, section, check, again).rewards_PG[:n]
     return rewards
 
 
@@ -216,10 +224,11 @@ def _scored(
     n: int,
     config: EvaluateSection,
     show: Callable[[int], None] = lambda part: None,
+    again: int = 0,
 ) -> ScoredRollouts:
     """Samples and scores the first n prompts; more prompts fill the last batch, so that all batches have one shape."""
     parts = _parts(n, config)
     # If there are too few prompts to fill the last batch, the first ones are taken again.
     rows = np.arange(parts * config.batch) % len(prompts)
-    key_path = (runtime.config.seed, STAGE_OF_KEYS, 0)
+    key_path = (runtime.config.seed, STAGE_OF_KEYS, again)
     return runtime.rollouts.sample(params, [(prompts, rows)], key_path, config.samples, config.sampling, parts, show)

@@ -142,6 +142,8 @@ class Data:
 class SourceConfig:
     """The data set of one domain. If neither `preset` nor `files` is set, the domain is the procedural one.
 
+    Of these fields a procedural domain reads only `n_train`, `n_validation` and `n_test`.
+
     Attributes:
       preset: name in `presets.PRESETS`. Fields that keep their default here are taken from the preset.
       files: the training files, or the files of all splits. Each entry is a path or glob of .jsonl, .ndjson, .json,
@@ -169,8 +171,8 @@ class SourceConfig:
       right_from: the smallest reward of an answer that counts as right in transitions and pass@k, at most 1; 0 takes
         that of the reward (`rewards.base.RIGHT_FROM`): 0.5 of F1, 1 of any other.
       system: system prompt of the chat; "" leaves it to the model's chat template.
-      n_train, n_validation, n_test: the largest number of prompts of each split; 0 means the number that
-        `DomainsConfig` sets for all domains.
+      n_train, n_validation, n_test: the largest number of prompts of each split, or the exact number of held-out
+        prompts of a procedural domain; 0 means the number that `DomainsConfig` sets for all domains.
       streaming: keeps training prompts in their files, and only an index of them in memory.
       max_bad_rows: how many rows may be skipped because a field is missing, a type is wrong or the JSON is invalid.
         One more is an error.

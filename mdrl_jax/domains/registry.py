@@ -1,5 +1,6 @@
 """Domains by name: a data set where the config names one, otherwise the procedural domain of that name."""
 
+import dataclasses
 from collections.abc import Callable
 
 from mdrl_jax.domains import code, cw, math, qa
@@ -37,7 +38,17 @@ def make_domains(names: tuple[str, ...], config: DomainsConfig) -> dict[str, Dom
         if name not in DOMAINS and name not in sources:
             known = ", ".join(dict.fromkeys([*DOMAINS, *sources]))
             raise UserError(f"scored_domains names {name!r}, which is not a domain; known: {known}")
-    domains = {n: datasets.make(n, sources[n], config) if n in sources else DOMAINS[n](config) for n in names}
+    domains = {
+        name: datasets.make(name, sources[name], config) if name in sources else DOMAINS[name](_sized(name, config))
+        for name in names
+    }
     if config.style_blind:
         domains = {name: domain if domain.data else domain.style_blind() for name, domain in domains.items()}
     return domains
+
+
+def _sized(name: str, config: DomainsConfig) -> DomainsConfig:
+    """The config for a procedural domain: the sizes of its own section take the place of those of all domains."""
+    own = getattr(config, name, None)
+    sizes = {n: getattr(own, n, 0) or getattr(config, n) for n in ("n_train", "n_validation", "n_test")}
+    return dataclasses.replace(config, **sizes)

@@ -234,6 +234,7 @@ def _trial(
         settings=settings,
         validation=functools.partial(evaluate.validation_rewards, runtime),
         held_out=functools.partial(evaluate.held_out_rewards, runtime),
+        tokens=lambda: sum(runtime.rollouts.spent[kind] for kind in ("read", "sampled")),
         track=lambda part, total: track(f"{stage.name}: {part}", total),
     )
     found = {"evidence": found, "route": size_of_route, "changed": sizes}

@@ -243,8 +243,8 @@ def hierarchical_bootstrap(values_N: ArrayLike, replicates_NR: ArrayLike, unit: 
     return student(float(values.mean()), math.sqrt(variance), dof, n, unit)
 
 
-def expanded_percentile(value: float, draws: ArrayLike, n: int, unit: str = "") -> Estimate:
-    """`value` with percentiles of bootstrap draws of n units, further out than the central 95 % (Hesterberg, 2015).
+def expanded_percentile(value: float, draws: ArrayLike, n: int, unit: str = "", level: float = LEVEL) -> Estimate:
+    """`value` with percentiles of bootstrap draws of n units, further out than the central ones (Hesterberg, 2015).
 
     Draws of n units vary by √((n − 1)/n) less than samples do, and a normal shape ignores that the variance is
     estimated. The lower percentile is therefore Φ(−√(n/(n − 1)) t), with t the quantile of Student's t with n − 1
@@ -255,6 +255,7 @@ def expanded_percentile(value: float, draws: ArrayLike, n: int, unit: str = "") 
       draws: the figure on each draw, of any shape, with at least one entry. A nan among them makes both ends nan.
       n: the number of units; below two, the interval is the whole line.
       unit: of the figure.
+      level: coverage of the interval, above 0 and below 1.
 
     Returns:
       The estimate, without a standard error.
@@ -264,7 +265,7 @@ def expanded_percentile(value: float, draws: ArrayLike, n: int, unit: str = "") 
     """
     if n < 2:
         return student(value, math.inf, 0, n, unit)
-    tail = float(ndtr(-math.sqrt(n / (n - 1)) * t_quantile(n - 1)))
+    tail = float(ndtr(-math.sqrt(n / (n - 1)) * t_quantile(n - 1, level)))
     low, high = np.quantile(np.asarray(draws, float), (tail, 1 - tail))
     return Estimate(value, float(low), float(high), n, unit)
 

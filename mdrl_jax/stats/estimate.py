@@ -94,15 +94,15 @@ def missing(reason: str, unit: str = "", n: int = 0, null: Any = None) -> Record
     return {"estimate": None, "ci95": None, "null": null, "n": n, "unit": unit, "reason": reason}
 
 
-def t_quantile(dof: float) -> float:
-    """Half-width of the two-sided 95 % Student t interval in standard errors.
+def t_quantile(dof: float, level: float = LEVEL) -> float:
+    """Half-width of the two-sided Student t interval in standard errors; `level` is its coverage, above 0 and below 1.
 
-    It is 1.96 for infinitely many degrees of freedom, and infinite if `dof` is not above 0.
+    At 95 % it is 1.96 for infinitely many degrees of freedom. It is infinite if `dof` is not above 0.
     """
-    return float(stdtrit(dof, 0.5 + LEVEL / 2)) if dof > 0 else math.inf
+    return float(stdtrit(dof, 0.5 + level / 2)) if dof > 0 else math.inf
 
 
-def student(value: float, stderr: float, dof: float, n: int, unit: str = "") -> Estimate:
+def student(value: float, stderr: float, dof: float, n: int, unit: str = "", level: float = LEVEL) -> Estimate:
     """`value` with Student's t interval, value ± t(dof) · stderr.
 
     Args:
@@ -112,11 +112,12 @@ def student(value: float, stderr: float, dof: float, n: int, unit: str = "") -> 
         whole line.
       n: the number of independent units.
       unit: of the figure.
+      level: coverage of the interval, above 0 and below 1.
 
     Returns:
       The estimate, which keeps `stderr`.
     """
-    half = t_quantile(dof) * stderr if dof > 0 else math.inf
+    half = t_quantile(dof, level) * stderr if dof > 0 else math.inf
     return Estimate(value, value - half, value + half, n, unit, stderr)
 
 

@@ -10,7 +10,7 @@ import pytest
 from configs import pretrain_tiny, quickstart
 from mdrl_jax.config import EMBEDDED_MODEL, parse
 from mdrl_jax.domains import code, math, vocabulary
-from mdrl_jax.domains.base import Domain, DomainsConfig, Problem
+from mdrl_jax.domains.base import Domain, DomainsConfig, Problem, SourceConfig
 from mdrl_jax.domains.prompts import PromptSet, tokenize, visit_order
 from mdrl_jax.domains.registry import DOMAINS, make_domains
 from mdrl_jax.errors import UserError
@@ -62,6 +62,15 @@ def test_problems_are_a_function_of_the_seed(name: str):
     again, other = DOMAINS[name](CONFIG), DOMAINS[name](DomainsConfig(seed=1))
     same, differs = again == MADE[name], {p.prompt for p in other.test} != {p.prompt for p in again.test}
     assert same and differs
+
+
+@NAMES
+def test_sizes_of_a_domain_take_the_place_of_those_of_all(name: str):
+    config = DomainsConfig(**{name: SourceConfig(n_train=40, n_test=20)})
+    for other, made in make_domains(tuple(DOMAINS), config).items():
+        sizes = [len(x) for x in (made.train, made.validation, made.test)]
+        whole = [len(x) for x in (MADE[other].train, MADE[other].validation, MADE[other].test)]
+        assert sizes == ([40, CONFIG.n_validation, 20] if other == name else whole)
 
 
 def test_too_few_problems_are_refused():

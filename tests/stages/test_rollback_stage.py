@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mdrl_jax import records, runtime, tree
+from mdrl_jax import evaluate, records, runtime, tree
 from mdrl_jax.analysis import probe as probes
 from mdrl_jax.analysis import samples
 from mdrl_jax.config import default, parse
@@ -40,6 +40,7 @@ def built() -> Iterator[runtime.Runtime]:
         {"prompts": 8, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1, "control_draws": 2}
     )
     c.recover.fractions, c.recover.strengths = (0.6, 0.95), (1.0,)
+    c.recover.control_tokens = 30_000  # enough for a second look, not for a fourth
     config = parse(c)
     with pytest.MonkeyPatch.context() as patch, runtime.make_pool(config.rewards) as pool, compiling_fast():
         patch.setattr(runtime, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
@@ -68,6 +69,15 @@ def probe(built: runtime.Runtime) -> probes.Probe:
 def drawn(built: runtime.Runtime, points: dict[str, Any]) -> samples.Sample:
     with jax.set_mesh(built.mesh):
         return samples.draw(built, points["math"], "math")
+
+
+def test_another_number_draws_other_completions_of_the_same_prompts(built: Any, points: Any):
+    with jax.set_mesh(built.mesh):
+        first, same, other = (
+            evaluate.held_out_rewards(built, points["math"], ("math",), *again)["math"] for again in ((), (0,), (1,))
+        )
+    np.testing.assert_array_equal(first, same)
+    assert first.shape == other.shape and (first != other).any()
 
 
 @pytest.mark.slow  # on the embedded model what tests/second_order shows on small ones
@@ -141,7 +151,8 @@ def test_a_stage_takes_back_what_its_record_says_and_is_remade_from_it(
     chosen = record["chosen"]
     assert chosen["gain"]["estimate"] > 0 and set(chosen["others"]) == {"cw"}
     parts = ("evidence", "sweep", "choice", "random sets", "controls", "test")
-    assert list(told.totals) == [f"rollback-math-qa: {part}" for part in (*parts, "test of controls")]
+    parts = (*parts, "test of controls", "more completions")
+    assert list(told.totals) == [f"rollback-math-qa: {part}" for part in parts]
     assert all(told.counted(f"rollback-math-qa: {part}") for part in ("evidence", "random sets", "test"))
     assert len(told.reports["rollback-math-qa: sweep"]) == len(record["points"])
     assert set(record["evidence"]) == {"removing", "magnitude"} and record["coordinates"] == sum(
@@ -149,6 +160,8 @@ def test_a_stage_takes_back_what_its_record_says_and_is_remade_from_it(
     )
     assert {p["rule"] for p in record["points"]} == {"removing", "magnitude"}
     assert set(record["test"]["at_equal_loss"]) >= {"random", "matched", "largest", "whole"}
+    times = {f["completions"] // built.config.recover.samples for f in record["test"]["at_equal_loss"].values()}
+    assert {1} < times <= {1, 2, 4}
     assert record["test"]["prompts"] == 8 and "rollback-math-qa" in rollback.summary(record)
     changed = 0
     for a, now, after, before in zip(

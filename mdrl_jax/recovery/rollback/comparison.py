@@ -8,12 +8,14 @@ loss of B (`tradeoff.py`).
    to larger or to smaller settings, until it has passed the loss of B that the chosen set causes (`outward`).
 2. On validation prompts, many random and matched sets of the chosen size are tried. They show the spread between draws.
 3. On test prompts the chosen set is compared with a few settings of each control: the one or two settings that the
-   control's frontier rests on at that loss, the next smaller one, and larger ones as needed (`followed`).
+   control's frontier rests on at that loss, the next smaller one, and larger ones as needed (`followed`). Where the
+   interval of a difference is too wide, more completions are sampled (`on_test`).
 
 All reported comparisons are from step 3, so no prompt serves both to choose a set and to judge it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,11 +28,12 @@ from mdrl_jax.recovery.rollback.selection import complement, largest, random_set
 from mdrl_jax.recovery.rollback.sweep import ROUTE, Setting, Trial
 from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards, at_equal_loss, carriers, mean_in_points
 from mdrl_jax.stats.bootstrap import band
-from mdrl_jax.stats.estimate import POINTS, missing, paired_difference, ratio_of_means
+from mdrl_jax.stats.estimate import LEVEL, POINTS, missing, paired_difference, ratio_of_means
 
 # The search along a control's curve: factor between settings, steps of bisection at the end, most steps downwards.
 GROWTH, HALVINGS, SHRINKS = 4.0, 2, 4
 MATCHED_SETS = 5
+LOOKS = 4  # at the comparison on test prompts, with 1, 2, 4 and 8 times `recover.samples` completions of each prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +209,52 @@ def compare(trial: Trial, before: Rewards, chosen: Setting, peak: Any) -> dict[s
     return {"same_size": same_size, "curves": curves, "test": on_test(trial, mask, beta, peak, kept)}
 
 
+@dataclasses.dataclass
+class _Contest:
+    """A control on the test prompts: its settings, what each did in each draw, and the comparison so far.
+
+    Attributes:
+      control: the curve.
+      settings: the settings of the control.
+      drawn: for each draw of the control, the outcomes of `settings`.
+    """
+
+    control: Control
+    settings: list[float]
+    drawn: list[list[Outcome]]
+
+    def tries(self) -> int:
+        """How many sets of parameters are scored to sample once more."""
+        return sum(map(len, self.drawn))
+
+    def record(self, ours: Outcome, completions: int) -> dict[str, Any]:
+        """The figure of the control in `on_test`, with `completions` of each prompt."""
+        estimate, height = at_equal_loss(ours, self.drawn)
+        rows = sorted(zip(self.settings, self.drawn[0], strict=True), key=lambda row: row[0])
+        return estimate.record(0.0) | {
+            "control_gain": height,
+            "draws": len(self.drawn),
+            "completions": completions,
+            "settings": [{"setting": s} | o.record() for s, o in rows],
+        }
+
+    def settled(self, ours: Outcome, figure: dict[str, Any], half_width: float) -> bool:
+        """Whether more completions would decide nothing: the interval is narrow enough, or is wholly on one side of 0.
+
+        The second is asked at the level 1 − 0.05/`LOOKS`, because it is asked after each of several looks (Bonferroni).
+
+        Args:
+          ours: outcome of the chosen set.
+          figure: what `record` made of it.
+          half_width: the half-width that is narrow enough, in points.
+        """
+        low, high = figure["ci95"]
+        if high - low <= 2 * half_width:
+            return True
+        strict, _ = at_equal_loss(ours, self.drawn, 1 - (1 - LEVEL) / LOOKS)
+        return strict.low > 0 or strict.high < 0
+
+
 def on_test(
     trial: Trial, mask: Any, beta: float, peak: Any, kept: dict[str, tuple[Control, list[float], float]]
 ) -> dict[str, Any]:
@@ -216,6 +265,10 @@ def on_test(
 
     The luck of a random control is part of the comparison: the settings of its first draw are tried with
     `recover.control_draws` draws.
+
+    All test prompts are in use from the start, so an interval can only be narrowed by more completions of each. The
+    chosen set and the controls that are not `settled` are sampled again, each time with as many completions as they
+    have, until all are, or `recover.control_tokens` do not suffice for the next time, or there were `LOOKS` looks.
 
     Args:
       trial: the fixed part of the rollback.
@@ -229,16 +282,19 @@ def on_test(
       A record: "prompts", their number; "lost", S_peak − S_before of A; "gain" of A and "loss" of B by the chosen set;
       "recovery", gain / lost with Fieller's interval; and "at_equal_loss", for each control A's gain by the chosen set
       minus the control's frontier at the set's loss of B, with the frontier itself ("control_gain"), the number of
-      "draws" (1 for a control that is not random), and the "settings" of the first draw with their gains and losses.
-      The recovery is a fraction, missing where the interval of "lost" includes 0; gains, losses and differences are in
-      points.
+      "draws" (1 for a control that is not random), the number of "completions" of each prompt, and the "settings" of
+      the first draw with their gains and losses. The recovery is a fraction, missing where the interval of "lost"
+      includes 0; gains, losses and differences are in points. "lost", "gain", "loss" and "recovery" are of the first
+      `recover.samples` completions. "undecided" lists the controls that are not settled in the end, if
+      `recover.control_tokens` is above 0.
 
     Raises:
       UserError, Stopped: as in `sweep.sweep`.
     """
+    both, first_token = (trial.domain, trial.donor), trial.tokens()
     with trial.track("test", 3) as show:
         show(0, "before")
-        start = trial.held_out(trial.now, (trial.domain, trial.donor))
+        start = trial.held_out(trial.now, both)
         show(1, "at the peak")
         top = trial.held_out(peak, (trial.domain,))[trial.domain].mean(axis=1, dtype=np.float64)
         show(2, "after")
@@ -247,7 +303,7 @@ def on_test(
     recovered = ratio_of_means(ours.gain_P, lost_P, "fraction")
     undefined = missing("the interval of A's loss includes 0", "fraction", len(lost_P), 0.0)
     reach = paired_difference(ours.loss_P, np.zeros_like(ours.loss_P)).high
-    against = {}
+    contests: dict[str, _Contest] = {}
     with trial.track("test of controls", len(kept)) as show:
         for i, (name, (control, settings, largest_tried)) in enumerate(kept.items()):
             say = lambda s, i=i, name=name: show(i, f"{name}, {s:g}")  # noqa: E731
@@ -256,16 +312,62 @@ def on_test(
             for draw in range(1, trial.settings.control_draws if control.random else 1):
                 show(i, f"{name}, draw {draw + 1} of {trial.settings.control_draws}")
                 drawn.append([trial.try_on(trial.held_out, start, *control.make(s, draw)) for s in found])
-            estimate, height = at_equal_loss(ours, drawn)
-            rows = [{"setting": s} | o.record() for s, o in sorted(found.items())]
-            against[name] = estimate.record(0.0) | {"control_gain": height, "draws": len(drawn), "settings": rows}
+            contests[name] = _Contest(control, list(found), drawn)
+    scored = 2.5 + sum(c.tries() for c in contests.values())  # the peak is half, because it is scored on A alone
+    against, undecided = _narrowed(trial, mask, beta, ours, contests, (trial.tokens() - first_token) / scored)
     return {
         "prompts": len(lost_P),
         "lost": mean_in_points(lost_P),
         **ours.record(),
         "recovery": undefined if recovered is None else recovered.record(0.0),
         "at_equal_loss": against,
+        **({"undecided": undecided} if trial.settings.control_tokens else {}),
     }
+
+
+def _narrowed(
+    trial: Trial, mask: Any, beta: float, ours: Outcome, contests: dict[str, _Contest], each: float
+) -> tuple[dict[str, Any], list[str]]:
+    """Samples on where a comparison is not settled.
+
+    Args:
+      trial: the fixed part of the rollback.
+      mask, beta: the chosen set and its strength.
+      ours: its outcome with the first completions.
+      contests: the controls with the first completions; they are changed.
+      each: tokens that scoring one set of parameters once takes.
+
+    Returns:
+      The figures of the controls by name, in the order of `contests`, and the names of those that are not settled.
+
+    Raises:
+      UserError, Stopped: as in `sweep.sweep`.
+    """
+    settings, domains, first_token = trial.settings, (trial.domain, trial.donor), trial.tokens()
+    width = settings.control_half_width
+    figures = {name: c.record(ours, settings.samples) for name, c in contests.items()}
+    if not settings.control_tokens:
+        return figures, []
+    times = 1  # how often `recover.samples` completions of each prompt were drawn
+    while True:
+        contests = {n: c for n, c in contests.items() if not c.settled(ours, figures[n], width)}
+        cost = times * each * (2 + sum(c.tries() for c in contests.values()))
+        spent = trial.tokens() - first_token
+        if not contests or 2 * times > 2 ** (LOOKS - 1) or spent + cost > settings.control_tokens:
+            return figures, list(contests)
+        with trial.track("more completions", times) as show:
+            for again in range(times, 2 * times):
+                show(again - times, f"{', '.join(contests)}; {again + 1} × {settings.samples} of each prompt")
+                score, share = functools.partial(trial.held_out, again=again), 1 / (again + 1)
+                start = score(trial.now, domains)
+                ours = ours.joined(trial.try_on(score, start, mask, beta), share)
+                for contest in contests.values():
+                    for draw, outcomes in enumerate(contest.drawn):
+                        for i, s in enumerate(contest.settings):
+                            more = trial.try_on(score, start, *contest.control.make(s, draw))
+                            outcomes[i] = outcomes[i].joined(more, share)
+        times *= 2
+        figures |= {name: c.record(ours, times * settings.samples) for name, c in contests.items()}
 
 
 def followed(

@@ -77,7 +77,8 @@ class Trial:
       gradient: g_A(θ_T), the gradient of A's loss, for controls; None if it is not measurable.
       settings: section `recover` of the config.
       validation: (parameters, domains) -> rewards on the validation prompts.
-      held_out: the same on the test prompts.
+      held_out: the same on the test prompts; `again` = 1, 2, … gives other completions of them.
+      tokens: the number of tokens read and sampled by the run so far.
       track: reports progress.
     """
 
@@ -92,7 +93,8 @@ class Trial:
     gradient: Any
     settings: RecoverSection
     validation: Score
-    held_out: Score
+    held_out: Callable[..., Rewards]
+    tokens: Callable[[], int]
     track: Track
 
     def moved(self, mask: Any, strength: float, edit: Any = None) -> Any:

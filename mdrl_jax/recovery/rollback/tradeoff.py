@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrl_jax.stats.bootstrap import expanded_percentile, prompt_weights
-from mdrl_jax.stats.estimate import POINTS, Estimate, Record, paired_difference, student
+from mdrl_jax.stats.estimate import LEVEL, POINTS, Estimate, Record, paired_difference, student
 
 Floats = NDArray[np.float64]
 Rewards = Mapping[str, np.ndarray]
@@ -39,6 +39,11 @@ class Outcome:
 
     gain_P: Floats
     loss_P: Floats
+
+    def joined(self, other: "Outcome", share: float) -> "Outcome":
+        """The outcome over the completions of both, which are of the same prompts; `share` of all are `other`'s."""
+        pairs = zip((self.gain_P, self.loss_P), (other.gain_P, other.loss_P), strict=True)
+        return Outcome(*((1 - share) * mine + share * more for mine, more in pairs))
 
     @property
     def gain(self) -> float:
@@ -144,7 +149,7 @@ def carriers(settings: Sequence[Outcome], at: float) -> list[int]:
     return [min(range(len(settings)), key=lambda i: abs(settings[i].loss - at))]
 
 
-def at_equal_loss(ours: Outcome, draws: Sequence[Sequence[Outcome]]) -> tuple[Estimate, float]:
+def at_equal_loss(ours: Outcome, draws: Sequence[Sequence[Outcome]], level: float = LEVEL) -> tuple[Estimate, float]:
     """A's gain by the chosen set minus the control's frontier at the loss of B that the chosen set causes.
 
     A control may be random. The frontier is then the mean over K draws of the frontier of each.
@@ -159,6 +164,7 @@ def at_equal_loss(ours: Outcome, draws: Sequence[Sequence[Outcome]]) -> tuple[Es
       ours: outcome of the chosen set.
       draws: for each draw of the control, the outcomes of its settings on the same prompts; one draw of a control that
         is not random.
+      level: coverage of the interval, above 0 and below 1.
 
     Returns:
       (difference, frontier): the difference with its interval, and the control's mean frontier at that loss, both in
@@ -188,9 +194,12 @@ def at_equal_loss(ours: Outcome, draws: Sequence[Sequence[Outcome]]) -> tuple[Es
 
     gains, losses = (drawn(np.stack([getattr(o, name) for o in everything])) for name in ("gain_P", "loss_P"))
     n = min(ours.gain_P.size, ours.loss_P.size)
-    estimate = expanded_percentile(value, gains[:, 0] - heights(gains, losses).mean(axis=0), n)
+    estimate = expanded_percentile(value, gains[:, 0] - heights(gains, losses).mean(axis=0), n, level=level)
     if len(draws) > 1:
-        luck = student(value, float(height_K.std(ddof=1)) / math.sqrt(len(draws)), len(draws) - 1, n).high - value
+        luck = (
+            student(value, float(height_K.std(ddof=1)) / math.sqrt(len(draws)), len(draws) - 1, n, level=level).high
+            - value
+        )
         low, high = (math.hypot(end - value, luck) for end in (estimate.low, estimate.high))
         estimate = dataclasses.replace(estimate, low=value - low, high=value + high)
     return estimate.in_points(), POINTS * float(height_K.mean())
