@@ -797,8 +797,11 @@ def _check(config: Config) -> None:
     for name, source in c.domains.sources.items():
         completed(source, f"domains.{name}")
     for name in ("code", "math", "qa", "cw"):
-        alone = name in c.domains.sources or getattr(c.domains, name) == SourceConfig()
-        _require(alone, f"domains.{name} names no data set; set its field preset or its field files")
+        unsized = dataclasses.replace(getattr(c.domains, name), n_train=0, n_validation=0, n_test=0)
+        _require(
+            name in c.domains.sources or unsized == SourceConfig(),
+            f"domains.{name} names no data set; set its field preset or its field files",
+        )
     for stage in c.stage_overrides:
         _require(stage in c.stages, f"stage_overrides names {stage!r}, which is not in stages")
     for name, buckets in (

@@ -127,7 +127,7 @@ WRONG = [
     ({"domains": {"math": {"files": ("a.jsonl",)}}}, "domains.math.prompt"),
     ({"domains": {"math": {"files": ("a.jsonl",), "prompt": "{q}"}}}, "domains.math.reward"),
     ({"domains": {"math": {"files": "a.jsonl"}}}, "config.domains.math.files"),
-    ({"domains": {"math": {"prompt": "{q}"}}}, "domains.math names no data set"),
+    ({"domains": {"math": {"prompt": "{q}", "n_test": 4}}}, "domains.math names no data set"),
     ({"domains": {"math": {"preset": "gsm8k", "check": {"answer": 3}}}}, "config.domains.math.check.answer"),
     ({"domains": {"math": {"preset": "gsm8k", "check": "answer"}}}, "config.domains.math.check"),
     (
