@@ -439,8 +439,8 @@ class RecoverSection:
       control_draws: how often each random control of a rollback is drawn on test prompts, at least 1; with 1 its
         interval leaves out the luck of the draw.
       control_half_width: a rollback's difference to a control on test prompts is narrow enough if its interval has at
-        most this half-width, in points; at least 0. Otherwise, and if the interval includes 0, more completions are
-        sampled.
+        most this half-width, in points; at least 0. While it is wider, more completions are sampled, unless its
+        interval at the level 1 - 0.05/4 excludes 0.
       control_tokens: tokens, read and sampled, that a rollback may spend on such further completions; at least 0.
       density: share of the entries of each edit that TIES merging keeps, the largest ones; above 0, at most 1.
       thresholds: what counts as changed in RAM merging: an entry of an edit above this many root mean squares of the

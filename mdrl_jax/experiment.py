@@ -32,7 +32,7 @@ from mdrl_jax.report import tensorboard
 from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tables import answers, matrix, methods
-from mdrl_jax.report.tables.recovered import recoveries
+from mdrl_jax.report.tables.recovered import is_own, recoveries
 from mdrl_jax.report.tables.rivals import rivals
 from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
@@ -352,7 +352,7 @@ class Walk:
             if stage.kind == "rollback":
                 rollbacks.append(record)
             elif stage.prefix == "refresh" and stage.name in recovered:
-                own = [s for s in way(stage.start, self.stages) if s.name == stage.domains[0]]
+                own = [s for s in way(stage.start, self.stages) if is_own(s.name, stage.domains[0])]
                 found = recovered[stage.name]
                 refreshes.append(
                     Refreshed(

@@ -450,7 +450,9 @@ def orders_trained(stage: Stage, earlier: Sequence[Stage]) -> list[list[Stage]]:
         chain = way(last.name, earlier)
         names = [s.name for s in chain]
         chain = chain[names.index(stage.start) + 1 :] if stage.start in names else chain
-        plain = all(s.kind == "grpo" and len(s.domains) == 1 and s.prefix in ("", "reversed") for s in chain)
+        plain = all(
+            s.kind == "grpo" and len(s.domains) == 1 and s.prefix in ("", "reversed") and not s.keeps for s in chain
+        )
         order = tuple(s.domains[0] for s in chain) if plain else ()
         if sorted(order) == sorted(stage.domains):
             found.setdefault(order, chain)

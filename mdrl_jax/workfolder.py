@@ -43,7 +43,7 @@ FREE = (
     "train.checkpoint_every",
 )
 # Names, up to their first "-", of the stages that may read section `recover`.
-RECOVERS = (*CHOOSE, "average", "orders")
+RECOVERS = (*CHOOSE, "average", "orders", "circuits")
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -264,7 +264,7 @@ class WorkFolder:
                 f"{self.root} holds a run that has begun the stages {begun}, now {stages_now}: a run may only be "
                 "continued with other stages after these; name a new work folder or undo the change"
             )
-        unused = _unused(begun, any(name.endswith(".target") and target for name, target in old.items()))
+        unused = _unused(begun, any(_target(name, old) for name in begun))
         for name in sorted(old.keys() | new.keys()):
             of_new_stage = name.startswith("stage_overrides.") and name.split(".")[1] not in begun
             if name in FREE or name.partition(".")[0] in unused or of_new_stage:
@@ -280,10 +280,21 @@ class WorkFolder:
 
         def left(index: int, name: str) -> bool:
             folder = f"{index:02d}-{name}"
-            patterns = (f"*/{folder}", f"*/{folder}.*", f"*/{name}.*", *(("analysis",) if name == "analyze" else ()))
+            patterns = (
+                f"*/{folder}",
+                f"*/{folder}.*",
+                f"*/{name}.*",
+                *(("analysis/settings.json",) if name == "analyze" else ()),
+            )
             return any(next(self.root.glob(pattern), None) for pattern in patterns)
 
         return stages[: max((i for i, name in enumerate(stages, 1) if left(i, name)), default=0)]
+
+
+def _target(stage: str, fields: dict[str, Any]) -> str:
+    """The target of a stage, from the fields of a configuration by their dotted paths; "" without one."""
+    section = "sft" if is_supervised(stage) else "train"
+    return fields.get(f"stage_overrides.{stage}.target", fields.get(f"{section}.target", ""))
 
 
 def _unused(begun: list[str], targets: bool) -> set[str]:
@@ -291,7 +302,7 @@ def _unused(begun: list[str], targets: bool) -> set[str]:
 
     Args:
       begun: names of the stages that have begun.
-      targets: whether any stage has a target, whose looks are scored as section `recover` says.
+      targets: whether any of them has a target, whose looks are scored as section `recover` says.
     """
     unused = {"analyze"}
     if not any(map(is_supervised, begun)):

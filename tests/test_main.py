@@ -1,5 +1,6 @@
 """Tests of users' mistakes: each gives one line on standard error and exit status 2, never a traceback."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -400,6 +401,23 @@ def test_what_the_stages_that_have_begun_did_not_use_may_change(tmp_path: Path):
     records.write_json(folder.root / "recovery" / "rollback-qa-cw.json", {})
     with pytest.raises(UserError, match=r"recover\.samples=4, now 3"):
         opened("sft-qa", "cw", "rollback-qa-cw", **used | {"recover": {"samples": 3}})
+
+
+def test_settings_of_recoveries_are_free_until_circuits_or_a_stage_with_a_target_begin(tmp_path: Path):
+    aimed = {"stage_overrides": {"sft-qa": {"target": "qa", "start": "base"}}}
+    for stages, fields, file, free in (
+        (("qa", "sft-qa"), aimed, "checkpoints/01-qa/x", True),
+        (("qa", "sft-qa"), aimed, "checkpoints/02-sft-qa/x", False),
+        (("qa", "sft-qa", "circuits-qa"), {}, "checkpoints/02-sft-qa/x", True),
+        (("qa", "sft-qa", "circuits-qa"), {}, "analysis/circuits-qa.json", False),
+        (("qa", "analyze", "refresh-qa"), {}, "analysis/locality-qa.json", True),
+    ):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        WorkFolder(root).open(parse({"stages": stages, **fields}))
+        records.write_json(root / file, {})
+        changed = parse({"stages": stages, "recover": {"samples": 5}, **fields})
+        with contextlib.nullcontext() if free else pytest.raises(UserError, match=r"recover\.samples=2, now 5"):
+            WorkFolder(root).open(changed)
 
 
 def test_fields_that_change_no_result_may_change(tmp_path: Path):

@@ -356,6 +356,11 @@ def test_orders_that_were_trained_begin_at_the_origin_and_have_every_domain_once
     )  # fmt: skip
     found = orders_trained(stages["orders"], list(stages.values())[:-1])
     assert [[s.name for s in run] for run in found] == [["code", "math", "qa"], ["qa@x", "code@x", "math@x"]]
+    kept = planned(
+        "code", "math", "solo-code", "solo-math", "orders", scored_domains=("code", "math"),
+        stage_overrides={"math": {"prevent": {"protect": 1.0}}},
+    )  # fmt: skip
+    assert orders_trained(kept["orders"], list(kept.values())[:-1]) == []
 
 
 def test_orders_of_one_domain_are_refused():

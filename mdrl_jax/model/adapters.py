@@ -136,7 +136,7 @@ class Adapter:
         Raises:
           UserError: with the first such tensor.
         """
-        if unknown := sorted(self._pairs.keys() - names):
+        if unknown := sorted((self._pairs.keys() | self._saved.keys()) - names):
             raise UserError(f"{self.folder} changes {unknown[0]}, which its base model does not have")
 
     def replaces(self, name: str) -> bool:

@@ -294,8 +294,8 @@ def load(folder: str | Path, model: Decoder, mesh: Mesh, base: str | Path | None
     whole = model_of(folder, base)
     files = _Files(Path(folder), None if whole == Path(folder) else whole)
     if model.config.tied and (adapter := files.adapter) is not None:
-        if adapter.replaces("lm_head.weight"):
-            raise UserError(f"{folder} has an lm_head of its own, but its base model has none beside the embedding")
+        if adapter.changes("lm_head.weight"):
+            raise UserError(f"{folder} changes lm_head alone, but in its base model lm_head is the embedding")
         if adapter.changes("model.embed_tokens.weight") and not adapter.fields.get("ensure_weight_tying"):
             raise UserError(
                 f"{folder} changes the embedding, but not the unembedding, of a model where the two are one matrix; "

@@ -113,6 +113,7 @@ def run(
     tried = sweep(trial, before)
     point, others = choose(trial, tried)
     lap("sweep")
+    costs = meter()
     compared = compare(trial, before, point, held[peak.name]) if point else {}
     lap("controls")
     head = {
@@ -130,7 +131,7 @@ def run(
     taken = trial.chosen_mask(point) if point else jax.tree.map(np.zeros_like, support(edit))
     _save(file.with_suffix(".npz"), masked(edit, taken))
     points = {"points": [p.record() for p in tried], "chosen": chosen}
-    spent = {"seconds": seconds, "costs": meter()}
+    spent = {"seconds": seconds, "costs": costs, "costs_with_controls": meter()}
     records.write_json(file, head | found | points | compared | spent)
     return remade(runtime, now, file)
 

@@ -257,6 +257,22 @@ def test_an_adapter_that_cannot_be_merged_is_refused(fields, words, chat, tmp_pa
         params(tmp_path / "adapter")
 
 
+def test_a_change_of_lm_head_alone_is_refused_where_the_base_stores_it_beside_the_embedding(
+    chat: Path, folder: Path, tmp_path: Path
+) -> None:
+    whole = load_file(chat / "model.safetensors")
+    rewrite(folder, lambda _: whole | {"lm_head.weight": whole["model.embed_tokens.weight"]})
+    adapter(tmp_path / "adapter", folder)
+    rows, width = whole["model.embed_tokens.weight"].shape
+    pair = {"lora_A": np.ones((2, width), np.float32), "lora_B": np.ones((rows, 2), np.float32)}
+    save_file(
+        {f"base_model.model.lm_head.{name}.weight": x for name, x in pair.items()},
+        tmp_path / "adapter" / "adapter_model.safetensors",
+    )
+    with pytest.raises(UserError, match="changes lm_head alone"):
+        params(tmp_path / "adapter")
+
+
 def test_an_adapter_of_another_model_is_refused(chat: Path, folder: Path, tmp_path: Path) -> None:
     adapter(tmp_path / "adapter", chat)
     rewrite(folder, lambda t: {name: x for name, x in t.items() if name != TARGET})

@@ -59,6 +59,8 @@ class OrderTerms:
       crossed: (j, k), in alphabetical order -> δ_jᵀHδ_k, in the same form.
     """
 
+    absent = NO_SUCCESS  # why a damage that is no number could not be measured
+
     def __init__(self, along: Along, others: Sequence[str]):
         names = sorted(others)
         single = {j: along((j,)) for j in names}
@@ -104,17 +106,19 @@ class OrderTerms:
 class TransferTerms:
     """The scores from which the baseline `bwt` forecasts the damage of one domain.
 
+    The unit is the prompt, or the group of prompts where prompts form groups.
+
     Args:
-      own_P: mean reward of each prompt at the domain's solo checkpoint, [P].
+      own_P: rewards at the domain's solo checkpoint, summed over the prompts of each unit, [P].
       origin_P: the same at θ_0.
       others: name of another domain -> the same at that domain's solo checkpoint.
-
-    Attributes:
-      count_P: 1 for each prompt.
+      count_P: the number of prompts of each unit.
     """
 
-    def __init__(self, own_P: Floats, origin_P: Floats, others: Mapping[str, Floats]):
-        self.count_P = np.ones(len(own_P))
+    absent = "the score at θ_0 is 0, and a transfer is a ratio to it"
+
+    def __init__(self, own_P: Floats, origin_P: Floats, others: Mapping[str, Floats], count_P: Floats):
+        self.count_P = count_P
         self._own_P, self._origin_P, self._others = own_P, origin_P, others
 
     def damage_R(self, after: Sequence[str], draws: Draws) -> Floats:
@@ -135,18 +139,25 @@ class TransferTerms:
         return own_R - np.minimum(left_R, 1.0) if after else np.zeros(len(own_R))
 
 
-def transfers(scores: Mapping[str, Rewards], domains: Sequence[str]) -> dict[str, TransferTerms]:
+def transfers(
+    scores: Mapping[str, Rewards], domains: Sequence[str], groups: Mapping[str, np.ndarray] | None = None
+) -> dict[str, TransferTerms]:
     """The terms of the baseline `bwt`, by domain.
 
     Args:
       scores: rewards [P, k] of every domain at θ_0 (key `ORIGIN`) and at each domain's solo checkpoint (key: the
         domain), all on the same prompts.
       domains: the domains.
+      groups: the number of each prompt's group [P], of the domains whose prompts form groups.
     """
-    mean_P = {at: {d: np.asarray(x, float).mean(axis=1) for d, x in by.items()} for at, by in scores.items()}
-    return {
-        i: TransferTerms(mean_P[i][i], mean_P[ORIGIN][i], {j: mean_P[j][i] for j in domains if j != i}) for i in domains
-    }
+    found = {}
+    for i in domains:
+        mean_P = {at: np.asarray(by[i], float).mean(axis=1) for at, by in scores.items()}
+        unit_P = (groups or {}).get(i, np.arange(len(mean_P[i])))
+        _, unit_P, count_P = np.unique(unit_P, return_inverse=True, return_counts=True)
+        sums = {at: np.bincount(unit_P, weights=x) for at, x in mean_P.items()}
+        found[i] = TransferTerms(sums[i], sums[ORIGIN], {j: sums[j] for j in domains if j != i}, count_P.astype(float))
+    return found
 
 
 def expand(
@@ -218,12 +229,14 @@ def forecast(
     rows = []
     for order in itertools.permutations(domains):
         damage: Record = {}
-        total_X, variance_X, n = np.zeros(1), np.zeros(1), 0
+        total_X, variance_X, n, absent = np.zeros(1), np.zeros(1), 0, ""
         for place, domain in enumerate(domains):
             own, draws = terms[domain], Draws(len(terms[domain].count_P))
             values_R = factor * own.damage_R(order[order.index(domain) + 1 :], draws)
             damage[domain] = draws.figure(values_R, unit, reasons.get(domain, ""))
             if domain not in reasons:
+                if damage[domain]["estimate"] is None:
+                    absent = damage[domain]["reason"] = own.absent
                 value_X, stderr_X = draws.values(values_R), draws.stderrs(values_R)
                 # `Draws` has a fixed seed and would draw the same prompt numbers in every domain. Domains must be
                 # independent, so their draws are permuted; the first value is the sample itself.
@@ -232,7 +245,7 @@ def forecast(
         if not n:
             total = missing("no domain's expansion is measurable", unit)
         elif not np.isfinite(total_X[0]):
-            total = missing(NO_SUCCESS, unit, n)
+            total = missing(absent, unit, n)
         else:
             total = bootstrap_t(total_X, np.sqrt(variance_X), n, unit).record(0.0)
         rows.append({"order": list(order), "total": total, "damage": damage})
@@ -240,13 +253,18 @@ def forecast(
     return [{"rank": rank} | row for rank, row in enumerate(rows, 1)]
 
 
-def compare(rows: Sequence[Record], runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]]) -> Record:
+def compare(
+    rows: Sequence[Record],
+    runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]],
+    groups: Mapping[str, np.ndarray] | None = None,
+) -> Record:
     """Compares the forecast with the measured damage for the orders that were run.
 
     Args:
       rows: the result of `forecast`.
       runs: for each order that was run (the order, rewards): trained domain -> the rewards [P, k] of every domain after
         its stage. All rewards are on the same prompts.
+      groups: the number of each prompt's group [P], of the domains whose prompts form groups.
 
     Returns:
       "runs", the forecast and the measured damage of each order (the forecast in its own unit, the measured damage in
@@ -261,7 +279,8 @@ def compare(rows: Sequence[Record], runs: Sequence[tuple[Sequence[str], Mapping[
     checked = []
     for order, after in runs:
         row = foretold[tuple(order)]
-        lost = {d: paired_difference(after[d][d], after[order[-1]][d]).in_points() for d in order[:-1]}
+        grouped = {d: (groups or {}).get(d) for d in order[:-1]}
+        lost = {d: paired_difference(after[d][d], after[order[-1]][d], g).in_points() for d, g in grouped.items()}
         total = independent_mean(list(lost.values())).scaled(len(lost), "points").record(0.0)
         checked.append(
             {
@@ -285,6 +304,7 @@ def run(
     scores: Mapping[str, Rewards],
     runs: Sequence[tuple[Sequence[str], Mapping[str, Rewards]]],
     track: Track,
+    groups: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] = ({}, {}),
 ) -> Record:
     """Forecasts all orders and checks the forecasts against the orders that were run.
 
@@ -296,6 +316,7 @@ def run(
       scores: rewards at θ_0 and at the solo checkpoints, as for `transfers`, on other prompts than those of `runs`.
       runs: the orders that were run, as for `compare`; may be empty.
       track: reports progress.
+      groups: the number of each prompt's group [P] by domain, for the prompts of `scores` and for those of `runs`.
 
     Returns:
       The record of `recovery/orders.json`: for each objective, and for the baseline `BWT`, "orders" (`forecast`) and
@@ -312,7 +333,7 @@ def run(
     for objective, terms in expand(probe, solo, base, samples, track).items():
         reasons = {d: r for d, s in samples.items() if (r := uninformative(s))} if objective == "reward" else {}
         rows = forecast(terms, *OBJECTIVES[objective], reasons)
-        record[objective] = {"orders": rows, "checked": compare(rows, runs)}
-    rows = forecast(transfers(scores, sorted(samples)), POINTS, "points")
-    record[BWT] = {"orders": rows, "checked": compare(rows, runs)}
+        record[objective] = {"orders": rows, "checked": compare(rows, runs, groups[1])}
+    rows = forecast(transfers(scores, sorted(samples), groups[0]), POINTS, "points")
+    record[BWT] = {"orders": rows, "checked": compare(rows, runs, groups[1])}
     return record

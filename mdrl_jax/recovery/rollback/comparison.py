@@ -28,7 +28,7 @@ from mdrl_jax.recovery.rollback.selection import complement, largest, random_set
 from mdrl_jax.recovery.rollback.sweep import ROUTE, Setting, Trial
 from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards, at_equal_loss, carriers, mean_in_points
 from mdrl_jax.stats.bootstrap import band
-from mdrl_jax.stats.estimate import LEVEL, POINTS, missing, paired_difference, ratio_of_means
+from mdrl_jax.stats.estimate import LEVEL, POINTS, Estimate, missing, paired_difference, ratio_of_means
 
 # The search along a control's curve: factor between settings, steps of bisection at the end, most steps downwards.
 GROWTH, HALVINGS, SHRINKS = 4.0, 2, 4
@@ -217,39 +217,40 @@ class _Contest:
       control: the curve.
       settings: the settings of the control.
       drawn: for each draw of the control, the outcomes of `settings`.
+      estimate: the chosen set minus the control at equal loss, in points, by the last `record`.
     """
 
     control: Control
     settings: list[float]
     drawn: list[list[Outcome]]
+    estimate: Estimate | None = None
 
     def tries(self) -> int:
         """How many sets of parameters are scored to sample once more."""
         return sum(map(len, self.drawn))
 
     def record(self, ours: Outcome, completions: int) -> dict[str, Any]:
-        """The figure of the control in `on_test`, with `completions` of each prompt."""
-        estimate, height = at_equal_loss(ours, self.drawn)
+        """Compares the control with the chosen set; the figure in `on_test`, with `completions` of each prompt."""
+        self.estimate, height = at_equal_loss(ours, self.drawn)
         rows = sorted(zip(self.settings, self.drawn[0], strict=True), key=lambda row: row[0])
-        return estimate.record(0.0) | {
+        return self.estimate.record(0.0) | {
             "control_gain": height,
             "draws": len(self.drawn),
             "completions": completions,
             "settings": [{"setting": s} | o.record() for s, o in rows],
         }
 
-    def settled(self, ours: Outcome, figure: dict[str, Any], half_width: float) -> bool:
+    def settled(self, ours: Outcome, half_width: float) -> bool:
         """Whether more completions would decide nothing: the interval is narrow enough, or is wholly on one side of 0.
 
         The second is asked at the level 1 − 0.05/`LOOKS`, because it is asked after each of several looks (Bonferroni).
 
         Args:
-          ours: outcome of the chosen set.
-          figure: what `record` made of it.
+          ours: outcome of the chosen set, that of the last `record`.
           half_width: the half-width that is narrow enough, in points.
         """
-        low, high = figure["ci95"]
-        if high - low <= 2 * half_width:
+        assert self.estimate is not None
+        if self.estimate.high - self.estimate.low <= 2 * half_width:
             return True
         strict, _ = at_equal_loss(ours, self.drawn, 1 - (1 - LEVEL) / LOOKS)
         return strict.low > 0 or strict.high < 0
@@ -350,7 +351,7 @@ def _narrowed(
         return figures, []
     times = 1  # how often `recover.samples` completions of each prompt were drawn
     while True:
-        contests = {n: c for n, c in contests.items() if not c.settled(ours, figures[n], width)}
+        contests = {n: c for n, c in contests.items() if not c.settled(ours, width)}
         cost = times * each * (2 + sum(c.tries() for c in contests.values()))
         spent = trial.tokens() - first_token
         if not contests or 2 * times > 2 ** (LOOKS - 1) or spent + cost > settings.control_tokens:

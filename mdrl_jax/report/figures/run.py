@@ -71,8 +71,8 @@ def costs(records: Records) -> Figure:
     total = sum(r["seconds"] for r in rows)
     flops = sum(r["flops"] for r in rows)
     caption = (
-        f"{total:.0f} s and {flops:.3g} FLOPs in all, without the scoring after each stage and the analysis. FLOPs "
-        "count the model's matrices only: 2 for each weight and token that is read, sampled or passed forward, 6 where "
+        f"{total:.0f} s and {flops:.3g} FLOPs in all, without the scoring after each stage, the analysis, and the "
+        "comparison of rollbacks with their controls. FLOPs count the model's matrices only: 2 for each weight and token that is read, sampled or passed forward, 6 where "
         "a gradient is taken, 10 where first and second derivatives are."
     )
     peaks = [r["gib"] for r in rows if r["gib"] is not None]
@@ -98,8 +98,8 @@ def analysed(records: Records) -> Table:
     ]
     total = sum(took["seconds"] for took in spent.values())
     caption = (
-        f"{total:.0f} s in all. Memory is that of the fullest device, or of the process on the CPU. The command `fit` "
-        "prints memory and time of the programs for a TPU slice."
+        f"{total:.0f} s for the units listed. Memory is that of the fullest device, or of the process on the CPU. The "
+        "command `fit` prints memory and time of the programs for a TPU slice."
     )
     head = ("unit", "seconds", "most memory until its end, GiB; or what it takes")
     return Table("analysis-costs", "Time and memory of the analysis", head, rows, caption, head[1:2], folded=True)

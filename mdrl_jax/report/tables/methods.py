@@ -107,9 +107,9 @@ class MethodsTable:
             table.add_column(Text(printable(heading)), justify="right", no_wrap=True)
         for row in self.rows:
             domains = "/".join(dict.fromkeys(row.worst))
-            cells = [_shown(row.cells[c], ".1f") for c in SCORES]
+            cells = [row.cells[c].around(".1f") for c in SCORES]
             cells[2] += f" {domains}" if domains else ""
-            costs = [_shown(row.cells[c], form) for c, form in zip(COSTS, ("+.0f", "+.2g", "+.0f"), strict=True)]
+            costs = [row.cells[c].around(form) for c, form in zip(COSTS, ("+.0f", "+.2g", "+.0f"), strict=True)]
             table.add_row(*(Text(printable(cell)) for cell in (row.name, *cells, *costs)))
         return table
 
@@ -343,11 +343,3 @@ def in_order(names: set[str]) -> list[str]:
     """Sorts the names of rows: the plain sequence, recoveries, preventions, other ways to train, merges."""
     prefixes = [PLAIN, *RECOVERY, *METHODS, "joint", "reversed", *WHOLE[1:]]
     return sorted(names, key=lambda n: (prefixes.index(n if n in prefixes else n.partition("-")[0]), n))
-
-
-def _shown(line: Line, form: str) -> str:
-    if line.estimate is None:
-        return "–"
-    half = (line.estimate.high - line.estimate.low) / 2
-    value = f"{line.estimate.value:{form}}"
-    return f"{value} ± {half:{form.removeprefix('+')}}" if 0 < half < math.inf else value

@@ -104,9 +104,9 @@ class PairsTable:
         )
         for r in self.rows:
             worst = f" {'/'.join(dict.fromkeys(r.worst))}" if r.worst else ""
-            cells = [_shown(r.cells["loss"], ".1f"), _shown(r.cells["fraction"], ".2f")]
-            cells += [_shown(r.cells["collateral"], ".1f") + worst]
-            cells += [_around(r.cells["steps"], ".1f"), _around(r.cells["flops"], ".2g")]
+            cells = [r.cells["loss"].shown(".1f"), r.cells["fraction"].shown(".2f")]
+            cells += [r.cells["collateral"].shown(".1f") + worst]
+            cells += [r.cells["steps"].around(".1f"), r.cells["flops"].around(".2g")]
             _add(first, (" → ".join(r.way), r.domain, str(r.delay), r.method, *cells))
         second = _table(
             "repair against delay: means over the pairs that had lost something",
@@ -114,13 +114,13 @@ class PairsTable:
         )
         for d in self.delays:
             counts = "/".join(map(str, d.pairs))
-            costs = (_around(d.cells["steps"], ".1f"), _around(d.cells["flops"], ".2g"))
-            _add(second, (d.method, str(d.delay), counts, _shown(d.cells["fraction"], ".2f"), *costs))
+            costs = (d.cells["steps"].around(".1f"), d.cells["flops"].around(".2g"))
+            _add(second, (d.method, str(d.delay), counts, d.cells["fraction"].shown(".2f"), *costs))
         console = Console(file=io.StringIO(), width=WIDEST, color_system=None)
         console.print(first, second, highlight=False)
         lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
         lines += [
-            f"Spearman's correlation of FLOPs and delay, {method}: {_shown(line, '.2f')}{_why(line)}"
+            f"Spearman's correlation of FLOPs and delay, {method}: {line.shown('.2f')}{_why(line)}"
             for method, line in self.trends.items()
         ]
         return "\n".join(line.rstrip() for line in lines if line.strip()) + "\n"
@@ -271,21 +271,3 @@ def _add(table: Table, cells: Sequence[str]) -> None:
 
 def _why(line: Line) -> str:
     return f" ({line.reason})" if line.estimate is None and line.reason else ""
-
-
-def _shown(line: Line, form: str) -> str:
-    """A figure with its interval, `value [low, high]`."""
-    if line.estimate is None:
-        return "–"
-    low, high = line.estimate.low, line.estimate.high
-    ends = (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
-    return statistics.figure_text(line.estimate.value, ends, form)
-
-
-def _around(line: Line, form: str) -> str:
-    """A cost with its half-width, `value ± half`, which is shorter; its interval is symmetric."""
-    if line.estimate is None:
-        return "–"
-    half = (line.estimate.high - line.estimate.low) / 2
-    value = f"{line.estimate.value:{form}}"
-    return f"{value} ± {half:{form}}" if 0 < half < math.inf else value

@@ -86,11 +86,11 @@ def peak_row(matrix: Matrix, domain: str, stage: str) -> int | None:
       domain: the domain.
       stage: name of the stage; it is not on the way itself.
     """
-    own = [s for s in rows_on_the_way(matrix, stage) if _is_own(matrix.stages[s], domain)]
+    own = [s for s in rows_on_the_way(matrix, stage) if is_own(matrix.stages[s], domain)]
     return own[-1] if own else None
 
 
-def _is_own(stage: str, domain: str) -> bool:
+def is_own(stage: str, domain: str) -> bool:
     """Whether a stage trained this domain alone and is neither a recovery nor a placebo."""
     name = unlabelled(stage)
     return name == domain or any(name == f"{prefix}-{domain}" for prefix in OWN)

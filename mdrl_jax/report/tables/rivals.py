@@ -8,7 +8,6 @@ several, and says the result in words.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -105,8 +104,10 @@ class BestAverage:
         if open_:
             return f"Whether the refreshed sequence gives the best average is undecided: {_count(open_)} about as high"
         if self.methods(BETTER):
-            return f"The refreshed sequence gives the best average of all {len(self.methods(BETTER)) + 1} methods"
-        return "No method of the same budget ran, so the refreshed sequence has no rival"
+            return (
+                f"The refreshed sequence gives the best average of the {len(self.methods(BETTER)) + 1} methods compared"
+            )
+        return "No other method could be compared with the refreshed sequence"
 
     @property
     def words(self) -> str:
@@ -129,7 +130,7 @@ class BestAverage:
         lines = [f"best average: {self.verdict}.", self.words]
         lines += [f"{self.stage} minus other methods, average in points, 95 % over {self.over}:"]
         for row in self.rows:
-            shown = _shown(row) if row.estimate is not None else f"– ({row.reason})"
+            shown = row.shown("+.1f") if row.estimate is not None else f"– ({row.reason})"
             lines.append(f"  {row.name:<{width}}  {shown}  {verdict_of(row) if row.estimate else ''}".rstrip())
         return "\n".join(lines) + "\n"
 
@@ -186,10 +187,3 @@ def _line(name: str, each: Sequence[Quantity | None]) -> Line:
 
 def _count(names: Sequence[str]) -> str:
     return "one method ends" if len(names) == 1 else f"{len(names)} methods end"
-
-
-def _shown(row: Line) -> str:
-    assert row.estimate is not None
-    low, high = row.estimate.low, row.estimate.high
-    ends = (low, high) if math.isfinite(low) and math.isfinite(high) else None
-    return statistics.figure_text(row.estimate.value, ends, "+.1f")

@@ -59,6 +59,22 @@ class Line:
         figure = statistics.missing(self.reason) if self.estimate is None else self.estimate.record()
         return figure | {"per_seed": list(self.per_seed), "reason": self.reason}
 
+    def shown(self, form: str) -> str:
+        """The figure with its interval, `value [low, high]`, in a number format such as "+.1f"; "–" without one."""
+        if self.estimate is None:
+            return "–"
+        low, high = self.estimate.low, self.estimate.high
+        ends = (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
+        return statistics.figure_text(self.estimate.value, ends, form)
+
+    def around(self, form: str) -> str:
+        """The figure with the half-width of its interval, `value ± half`, which is shorter; "–" without a figure."""
+        if self.estimate is None:
+            return "–"
+        half = (self.estimate.high - self.estimate.low) / 2
+        value = f"{self.estimate.value:{form}}"
+        return f"{value} ± {half:{form.removeprefix('+')}}" if 0 < half < math.inf else value
+
 
 @dataclass(frozen=True)
 class SeedTable:

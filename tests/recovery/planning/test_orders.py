@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from mdrl_jax.recovery.planning import orders
-from mdrl_jax.recovery.planning.orders import ORIGIN, OrderTerms, compare, expand, forecast, transfers
+from mdrl_jax.recovery.planning.orders import (
+    ORIGIN,
+    OrderTerms,
+    TransferTerms,
+    compare,
+    expand,
+    forecast,
+    transfers,
+)
 from mdrl_jax.second_order.objectives import DirectionalDerivatives
 from tests.told import Told
 
@@ -156,7 +164,21 @@ def test_transfer_from_a_score_of_zero_is_not_measurable():
     for row in rows:
         later = row["order"][-1] != "qa"
         assert (row["damage"]["qa"]["estimate"] is None) == later == (row["total"]["estimate"] is None)
+        assert not later or row["total"]["reason"] == row["damage"]["qa"]["reason"] == TransferTerms.absent
     json.dumps(rows, allow_nan=False)
+
+
+def test_transfers_of_grouped_prompts_have_the_group_as_the_unit():
+    """Copies of a prompt in its group change no estimate and no interval."""
+    twice = {at: {d: np.repeat(x, 2, axis=0) for d, x in by.items()} for at, by in SCORES.items()}
+    groups = {d: np.repeat(np.arange(20), 2) for d in DOMAINS}
+    alone, grouped = (forecast(transfers(x, DOMAINS, g), 100.0, "points") for x, g in ((SCORES, {}), (twice, groups)))
+    for a, b in zip(alone, grouped, strict=True):
+        assert a["order"] == b["order"] and a["total"]["n"] == b["total"]["n"]
+        for figure in ("total", "damage"):
+            one, other = ([x["total"]] if figure == "total" else list(x["damage"].values()) for x in (a, b))
+            for left, right in zip(one, other, strict=True):
+                assert (left["estimate"], *left["ci95"]) == pytest.approx((right["estimate"], *right["ci95"]))
 
 
 def rewards(level: float, seed: int) -> np.ndarray:

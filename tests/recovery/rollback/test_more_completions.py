@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mdrl_jax.config import RecoverSection
-from mdrl_jax.recovery.rollback.comparison import LOOKS, Control, on_test
+from mdrl_jax.recovery.rollback.comparison import LOOKS, Control, _Contest, on_test
 from mdrl_jax.recovery.rollback.sweep import Trial
 from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards, at_equal_loss
 from tests.claims.recovery_worlds import rewards
@@ -106,6 +106,20 @@ def test_the_undecided_comparison_alone_is_sampled_on_and_holds_all_completions(
     }
     width = np.diff(near["ci95"])
     assert width < 0.7 * np.diff(once["at_equal_loss"]["near"]["ci95"])
+
+
+def test_a_difference_is_settled_by_its_width_or_at_the_level_of_four_looks():
+    spread = np.random.default_rng(0).normal(size=P)
+    spread = (spread - spread.mean()) / spread.std(ddof=1)
+    nothing = Outcome(np.zeros(P), np.zeros(P))
+    for errors, low_is_above, settled in ((1.0, False, False), (2.25, True, False), (3.0, True, True)):
+        ours = Outcome(0.1 * (spread + errors / np.sqrt(P)), np.zeros(P))
+        for mirrored in (False, True):  # the control gains what the set gains, and the set nothing
+            contest = _Contest(Control(lambda s, _: (None, 1.0), 1, 1, 1), [1.0], [[ours if mirrored else nothing]])
+            first = nothing if mirrored else ours
+            low, high = contest.record(first, K)["ci95"]
+            assert (high < 0 if mirrored else low > 0) is low_is_above
+            assert contest.settled(first, 0.0) is settled and contest.settled(first, 0.51 * (high - low))
 
 
 def test_sampling_ends_at_the_width_asked_for_or_with_the_budget():

@@ -238,6 +238,7 @@ def _at_equal_loss(record: Record, matrix: Recovery | None) -> Figure:
     rows = []
     for name, found in test["at_equal_loss"].items():
         rows.append({"control": CONTROLS.get(name, name), "control_gain": found["control_gain"]})
+        rows[-1]["completions"] = found.get("completions")  # absent in records of earlier versions
         rows[-1] |= columns("difference", found)
     title = f"gain of {domain} minus the control's, points"
     y = alt.Y("control:N", sort=None, title="control")
@@ -245,6 +246,7 @@ def _at_equal_loss(record: Record, matrix: Recovery | None) -> Figure:
         alt.Tooltip("control:N"),
         *tips("difference", title),
         alt.Tooltip("control_gain:Q", format=".2f", title="gain of the control, points"),
+        alt.Tooltip("completions:Q", title="completions of each prompt"),
     ]
     base = alt.Chart(data(rows)).encode(y=y, tooltip=tip)
     scale = alt.Scale(domain=list(span(rows, ["difference"])), nice=False)
@@ -262,11 +264,13 @@ def _at_equal_loss(record: Record, matrix: Recovery | None) -> Figure:
             f"In the score matrix the stage gains {words(matrix.gain.record(), '.1f')} points of {domain}; recovery "
             f"fraction {words(matrix.fraction.record())}. The comparison with controls has other samples: on"
         )
+    counts = sorted({r["completions"] for r in rows if r["completions"]})
+    more = f" with {counts[0]} to {counts[-1]} completions of each prompt" if len(counts) > 1 else ""
     caption = (
         f"{head} {test['prompts']} test prompts the chosen set gains {words(test['gain'], '.1f')} points of {domain} "
         f"and costs {words(test['loss'], '.1f')} of {donor}; recovery fraction {words(test['recovery'])}. Each line: "
-        "the gain of the chosen set minus the largest gain of a control at the same loss, with a 95 % bootstrap "
-        f"interval. C7 asks that all intervals lie above 0.{_same_size(record)}"
+        f"the gain of the chosen set minus the largest gain of a control at the same loss{more}, with a 95 % "
+        f"bootstrap interval. C7 asks that all intervals lie above 0.{_same_size(record)}"
     )
     return Figure(
         f"{named(record)}-controls",
