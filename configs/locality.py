@@ -3,11 +3,10 @@
   python -m mdrl_jax.main --config=configs/locality.py --config.seed=0 --workdir=runs/locality-0
 
 From Math's peak, QA is trained to the validation reward of the quickstart's stage `qa` in several ways: by Adam at its
-learning rate and at a fourth and a sixteenth of it, and by clipped gradient descent at three rates of its own. The
-largest of these moves about as far as Adam does. SFT on QA starts there too, but its demonstrations are half worked,
-which QA does not pay for, so it stops after 100 steps at whatever it scores. The stage `locality-math` then compares
-Math's damage by each edit with what one expansion at the peak predicts, and removes each edit's part in the conflict
-subspace. configs/README.md has the figures.
+learning rate and at a fourth and a sixteenth of it, and by clipped gradient descent at three rates of its own. SFT on
+QA starts there too, but its demonstrations are half worked, which QA does not pay for, so it stops after 100 steps at
+whatever it scores. The stage `locality-math` then compares Math's damage by each edit with what one expansion at the
+peak predicts, and removes each edit's part in the conflict subspace. configs/README.md has the figures.
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ the peak (the interval of 100 validation prompts is about as wide) or by the ref
 one rule and few controls, because 18 of them run. The command `seeds` prints recovery, collateral and cost of each
 pair, and cost against delay, the number of stages between peak and repair; the report of a run has both as well.
 
-mdrl_jax/recovery/README.md has the results.
+It has not been run at full length yet.
 """
 
 from pathlib import Path

@@ -91,6 +91,26 @@ def span(
     return min(known) - room, max(known) + room
 
 
+def near(rows: Sequence[Row], names: Sequence[str]) -> tuple[float, float]:
+    """The range of axes that holds all values, and their intervals as far as these go no further than the values do.
+
+    One value that is hardly determined would otherwise press all points into a corner.
+
+    Args:
+      rows, names: as for `span`.
+
+    Returns:
+      (low, high): the range of the values, 0 and the intervals, cut at the width of the range of values and 0 beyond
+      that range.
+
+    Raises:
+      ValueError: if there is no value at all.
+    """
+    whole = span(rows, names, margin=0.0)
+    points = span([{name: row.get(name) for name in names} for row in rows], names, margin=1.0)
+    return max(whole[0], points[0]), min(whole[1], points[1])
+
+
 def number(value: float, form: str = ".2f") -> str:
     """A value as text with a typographic minus sign (−), also in an exponent. A value that rounds to 0 has no sign −.
 

@@ -1,7 +1,7 @@
 """How often the rules of C1 to C5 are right: simulated runs in which a claim is true, false, or all is noise.
 
-The sizes are those that `configs/claims.py` has to reach: four domains with solo stages, one of them trained twice;
-128 prompts of each domain in 16 blocks, of which 64 along the path. The figures are made by the code that makes them in
+The sizes are those of `configs/claims.py`: four domains with solo stages, one of them trained twice; 48 prompts of each
+domain in 12 blocks, of which 32 along the path. The figures are made by the code that makes them in
 a run, from drawn gradients, neuron scores and values by prompt. A few runs are judged in every test; the marked test
 judges many, and prints the table of `mdrl_jax/claims/README.md`.
 """
@@ -24,7 +24,7 @@ from mdrl_jax.stats.tests import spearman_rho
 Record = dict[str, Any]
 Rng = np.random.Generator
 DOMAINS = ("code", "math", "qa", "cw")
-PROMPTS, PATH, BLOCKS = 128, 64, 16
+PROMPTS, PATH, BLOCKS = 48, 32, 12
 
 
 def exact(value: float) -> Record:
@@ -101,7 +101,7 @@ def damage(rng: Rng, harm: float) -> Record:
     return paired_difference(before, after).record(0.0)
 
 
-# --- C4: changes of 128 prompts --------------------------------------------------------------------------------------
+# --- C4: changes by prompt -------------------------------------------------------------------------------------------
 
 
 def c4(rng: Rng, own: float, shared_routes: bool = True) -> Record:
@@ -121,7 +121,7 @@ def c4(rng: Rng, own: float, shared_routes: bool = True) -> Record:
     return interference.c4(routes, test, [], exact(0.5) | {"ci95": [0.1, 0.9]}, exact(test.statistic))
 
 
-# --- C5: damage of 64 prompts along the path, and of 128 after a removal ---------------------------------------------
+# --- C5: damage of `PATH` prompts along the path, and of all after a removal -----------------------------------------
 
 
 def c5(rng: Rng, harm: float, curved: float, undone: float, random: float = 0.02) -> Record:
@@ -204,10 +204,12 @@ def test_a_true_claim_is_found_and_noise_supports_none(claim: str):
 @pytest.mark.parametrize("claim", WORLDS)
 def test_operating_characteristics(claim: str):
     """P(supported | noise) ≤ 5 %, power ≥ 80 %, P(contradicted | true) ≤ 5 %; prints the lines of the table."""
+    runs = 400
+    chance = 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)  # a rate of 5 %, and two standard errors of the simulation
     for name, world in WORLDS[claim].items():
-        found = rates(world, 400)
+        found = rates(world, runs)
         print(f"| {claim} | {name} | {' | '.join(f'{100 * x:.1f} %' for x in found.values())} |")
         if name == "true":
-            assert found["supported"] >= 0.8 and found["contradicted"] <= 0.05, (name, found)
+            assert found["supported"] >= 0.8 and found["contradicted"] <= chance, (name, found)
         elif not name.startswith("limit"):
-            assert found["supported"] <= 0.05, (name, found)
+            assert found["supported"] <= chance, (name, found)

@@ -10,7 +10,7 @@ from mdrl_jax.report.figures import pairwise
 from mdrl_jax.report.figures.cascade import cascade
 from mdrl_jax.report.figures.layout import LEGEND, distinct, panels, side_by_side
 from mdrl_jax.report.folder import UNSCORED, Absent, Records
-from mdrl_jax.report.intervals import columns, estimate_columns, estimate_tips, span, tooltips, words
+from mdrl_jax.report.intervals import columns, estimate_columns, estimate_tips, near, span, tooltips, words
 from mdrl_jax.report.tables.transfer import fall
 from mdrl_jax.stats.tests import r_squared, rank_agreement
 
@@ -27,6 +27,7 @@ TERMS = {
     "measured": CATEGORIES[6],
 }
 LINES = {"predicted": "#0072B2", "measured": "#D55E00"}
+BOTH = ("predicted", "measured")
 
 
 def waterfall(records: Records) -> list[Figure]:
@@ -138,7 +139,7 @@ def alphas(records: Records) -> Figure:
 def _cut(rows: list[Row]) -> str:
     """A clause on intervals that leave their chart; "" if none does."""
     by_objective = [[r for r in rows if r["objective"] == o] for o in distinct(rows, "objective")]
-    cut = any(_ends(some) != span(some, ("predicted", "measured"), margin=0.0) for some in by_objective)
+    cut = any(near(some, BOTH) != span(some, BOTH, margin=0.0) for some in by_objective)
     return "; one that reaches the edge of its chart goes on, and the point's tooltip has its ends" if cut else ""
 
 
@@ -226,20 +227,9 @@ def _correlations(rows: list[Row], objective: str, expansion: str) -> str:
     return f"Spearman {words(rank)}, R² {words(explained.record()) if explained else 'not measurable'}"
 
 
-def _ends(rows: list[Row]) -> tuple[float, float]:
-    """The ends of both axes: those of the intervals, but no further from the points than the points are apart.
-
-    One prediction that is hardly determined would otherwise press all points into a corner.
-    """
-    names = ("predicted", "measured")
-    whole = span(rows, names, margin=0.0)
-    near = span([{name: row[name] for name in names} for row in rows], names, margin=1.0)
-    return max(whole[0], near[0]), min(whole[1], near[1])
-
-
 def _scatter(rows: list[Row], everything: list[Row], objective: str, count: int, width: int) -> alt.FacetChart:
     label, unit, _ = OBJECTIVES[objective]
-    ends = _ends(rows)
+    ends = near(rows, BOTH)
     scale = alt.Scale(domain=list(ends), nice=True)
     colour, shape = pairwise.marks(everything)
     predicted, measured = f"predicted, {unit}", f"measured, {unit}"

@@ -72,8 +72,9 @@ def costs(records: Records) -> Figure:
     flops = sum(r["flops"] for r in rows)
     caption = (
         f"{total:.0f} s and {flops:.3g} FLOPs in all, without the scoring after each stage, the analysis, and the "
-        "comparison of rollbacks with their controls. FLOPs count the model's matrices only: 2 for each weight and token that is read, sampled or passed forward, 6 where "
-        "a gradient is taken, 10 where first and second derivatives are."
+        "comparison of rollbacks with their controls. FLOPs count the model's matrices only: 2 for each weight and "
+        "token that is read, sampled or passed forward, 6 where a gradient is taken, 10 where first and second "
+        "derivatives are."
     )
     peaks = [r["gib"] for r in rows if r["gib"] is not None]
     caption += f" The process took at most {max(peaks):.1f} GiB of memory." if peaks else ""

@@ -16,7 +16,7 @@ import altair as alt
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, regular
 from mdrl_jax.report.figure import INK, Figure, by_category, data
-from mdrl_jax.report.intervals import columns, span, tips
+from mdrl_jax.report.intervals import columns, near, tips
 from mdrl_jax.stats.estimate import Estimate, figure_text, over_seeds
 from mdrl_jax.stats.tests import r_squared, spearman
 
@@ -141,7 +141,7 @@ def picture(damage: Sequence[dict[str, Any]]) -> Figure:
     caption = (
         f"A point is a pair of an earlier domain and a later stage of one seed (seeds {seeds}). On the line, the "
         "damage measured at the end of the stage equals the prediction of the second-order expansion. Bars: 95 % "
-        "intervals over prompts."
+        "intervals over prompts; one that reaches the edge goes on."
     )
     return Figure(
         "damage-over-seeds", "Predicted against measured damage", alt.hconcat(*panels, spacing=30), rows, caption
@@ -157,8 +157,8 @@ def _row(point: dict[str, Any], objective: str, scale: float) -> dict[str, Any]:
 
 
 def _panel(rows: Sequence[dict[str, Any]], label: str, pairs: Sequence[str], most: int) -> Any:
-    low, high = span(rows, ("predicted", "measured"))
-    scale = alt.Scale(domain=[low, high], nice=False)
+    low, high = near(rows, ("predicted", "measured"))
+    scale = alt.Scale(domain=[low, high], nice=True)
     titles = {key: f"{key} damage, {label}" for key in ("predicted", "measured")}
     x = alt.X("predicted:Q", title=titles["predicted"], scale=scale)
     y = alt.Y("measured:Q", title=titles["measured"], scale=scale)
@@ -173,8 +173,8 @@ def _panel(rows: Sequence[dict[str, Any]], label: str, pairs: Sequence[str], mos
     across, up = alt.X("predicted_low:Q", title=titles["predicted"]), alt.Y("measured_low:Q", title=titles["measured"])
     return alt.layer(
         line.encode(x=alt.X("at:Q", scale=scale), y=alt.Y("at:Q", scale=scale)),
-        base.mark_rule(opacity=0.6).encode(x=across, x2="predicted_high:Q", y=y),
-        base.mark_rule(opacity=0.6).encode(x=x, y=up, y2="measured_high:Q"),
+        base.mark_rule(opacity=0.6, clip=True).encode(x=across, x2="predicted_high:Q", y=y),
+        base.mark_rule(opacity=0.6, clip=True).encode(x=x, y=up, y2="measured_high:Q"),
         base.mark_point(size=45, opacity=1, fill="white").transform_filter(alt.datum.segments == 1).encode(x=x, y=y),
         base.mark_point(size=45, opacity=1, filled=True).transform_filter(alt.datum.segments == most).encode(x=x, y=y),
     ).properties(width=SIDE, height=SIDE, title=f"hollow: one segment; filled: {most}" if most > 1 else "one segment")

@@ -112,7 +112,13 @@ def test_what_c7_judges_is_shown_against_0(tmp_path: Path):
     (made,) = rolled_back.at_equal_loss(folder(tmp_path, record(), other))
     spec = check(made)
     assert made.name == "rollback-sums-songs-controls"
-    assert [tuple(r.values()) for r in made.rows] == [("random", 1.0, 3.0, 2.0, 4.0), ("odd", 6.0, -2.0, -3.0, -1.0)]
+    rows = [("random", 1.0, None, 3.0, 2.0, 4.0), ("odd", 6.0, None, -2.0, -3.0, -1.0)]
+    assert [tuple(r.values()) for r in made.rows] == rows and "completions" not in made.caption
+    more = record()
+    for n, one in enumerate(more["test"]["at_equal_loss"].values(), 1):
+        one["completions"] = 2 * n
+    (made,) = rolled_back.at_equal_loss(folder(tmp_path, more, other))
+    assert "at the same loss with 2 to 4 completions of each prompt" in made.caption
     assert [r for r in drawn(spec) if "zero" in r] == [{"zero": 0.0}]
     assert "gains 4.0 [3.0, 5.0] points of sums and costs 2.0 [1.0, 3.0] of songs" in made.caption
     assert "recovery fraction 0.60 [0.50, 0.70]" in made.caption
