@@ -155,7 +155,7 @@ def transfers(
         mean_P = {at: np.asarray(by[i], float).mean(axis=1) for at, by in scores.items()}
         unit_P = (groups or {}).get(i, np.arange(len(mean_P[i])))
         _, unit_P, count_P = np.unique(unit_P, return_inverse=True, return_counts=True)
-        sums = {at: np.bincount(unit_P, weights=x) for at, x in mean_P.items()}
+        sums = {at: np.bincount(unit_P, weights=x).astype(float) for at, x in mean_P.items()}
         found[i] = TransferTerms(sums[i], sums[ORIGIN], {j: sums[j] for j in domains if j != i}, count_P.astype(float))
     return found
 
