@@ -85,4 +85,4 @@ class Health:
         return "every reward was 1, so nothing is left to learn from these prompts" if mean == 1 else _FILL
 
 
-_FILL = "train.max_rounds and train.filter fill steps with groups whose rewards differ"
+_FILL = "a larger train.max_rounds, or train.filter, fills steps with groups whose rewards differ"

@@ -18,7 +18,7 @@ def told(*steps: tuple[int, float, float], first: int = 0) -> tuple[list[str], l
 
 
 NOTHING = "the stage learned nothing from rewards; "
-FILL = "train.max_rounds and train.filter fill steps with groups whose rewards differ"
+FILL = "a larger train.max_rounds, or train.filter, fills steps with groups whose rewards differ"
 
 
 def test_a_healthy_stage_says_nothing():
