@@ -286,7 +286,7 @@ def on_test(
       "draws" (1 for a control that is not random), the number of "completions" of each prompt, and the "settings" of
       the first draw with their gains and losses. The recovery is a fraction, missing where the interval of "lost"
       includes 0; gains, losses and differences are in points. "lost", "gain", "loss" and "recovery" are of the first
-      `recover.samples` completions. "undecided" lists the controls that are not settled in the end, if
+      `recover.samples` completions. "unsettled" lists the controls that are not settled in the end, if
       `recover.control_tokens` is above 0.
 
     Raises:
@@ -315,14 +315,14 @@ def on_test(
                 drawn.append([trial.try_on(trial.held_out, start, *control.make(s, draw)) for s in found])
             contests[name] = _Contest(control, list(found), drawn)
     scored = 2.5 + sum(c.tries() for c in contests.values())  # the peak is half, because it is scored on A alone
-    against, undecided = _narrowed(trial, mask, beta, ours, contests, (trial.tokens() - first_token) / scored)
+    against, unsettled = _narrowed(trial, mask, beta, ours, contests, (trial.tokens() - first_token) / scored)
     return {
         "prompts": len(lost_P),
         "lost": mean_in_points(lost_P),
         **ours.record(),
         "recovery": undefined if recovered is None else recovered.record(0.0),
         "at_equal_loss": against,
-        **({"undecided": undecided} if trial.settings.control_tokens else {}),
+        **({"unsettled": unsettled} if trial.settings.control_tokens else {}),
     }
 
 

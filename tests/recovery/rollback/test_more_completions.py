@@ -90,7 +90,7 @@ def test_the_undecided_comparison_alone_is_sampled_on_and_holds_all_completions(
     scores, test = judged(0, {"far": 8.0, "near": 20.0}, control_tokens=1e9, control_half_width=0.0)
     far, near = (test["at_equal_loss"][name] for name in ("far", "near"))
     times = 2 ** (LOOKS - 1)
-    assert (far["completions"], near["completions"]) == (K, times * K) and test["undecided"] == ["near"]
+    assert (far["completions"], near["completions"]) == (K, times * K) and test["unsettled"] == ["near"]
     for found, n, gain in ((far, 1, 8.0), (near, times, 20.0)):
         outcomes = [scores.all_of(s, n) for s in settings_of(gain)]
         wanted, height = at_equal_loss(scores.all_of(OURS, n), [outcomes])
@@ -100,7 +100,7 @@ def test_the_undecided_comparison_alone_is_sampled_on_and_holds_all_completions(
         assert [s["gain"]["estimate"] for s in found["settings"]] == pytest.approx(gains)
     assert all(again == 0 for _, params, again in scores.kept if params in (PEAK, *settings_of(8.0)))
     once = judged(0, {"far": 8.0, "near": 20.0})[1]
-    assert "undecided" not in once and once["at_equal_loss"]["far"] == far
+    assert "unsettled" not in once and once["at_equal_loss"]["far"] == far
     assert {k: test[k] for k in ("gain", "loss", "lost", "recovery")} == {
         k: once[k] for k in ("gain", "loss", "lost", "recovery")
     }
@@ -127,11 +127,11 @@ def test_sampling_ends_at_the_width_asked_for_or_with_the_budget():
     for half_width, budget, completions in ((50.0, 1e9, K), (0.0, 10 * TOKENS, 2 * K), (0.0, 30 * TOKENS - 1, 2 * K)):
         scores, test = judged(0, {"near": 20.0}, control_tokens=budget, control_half_width=half_width)
         assert test["at_equal_loss"]["near"]["completions"] == completions
-        assert test["undecided"] == ([] if half_width else ["near"])
+        assert test["unsettled"] == ([] if half_width else ["near"])
         # Five sets of parameters are scored on two domains for each further draw: θ_T, the chosen set, three settings.
         assert scores.spent - once.spent == (completions // K - 1) * 10 * TOKENS <= budget
     short, test = judged(0, {"near": 20.0}, control_tokens=10 * TOKENS * 0.9, control_half_width=0.0)
-    assert short.spent == once.spent and test["undecided"] == ["near"]
+    assert short.spent == once.spent and test["unsettled"] == ["near"]
 
 
 @pytest.mark.slow  # 60 s
