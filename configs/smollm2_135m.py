@@ -13,10 +13,10 @@ Nobody designed a conflict here. DATA is a folder (`data` if it is left out) wit
 The model comes from the hub. `--config.model.path=DIR` takes it from a folder. `sft` trains Code, Math and QA on
 demonstrations, because the instruct model has next to no reward in Code and Math that GRPO could learn from; IFEval has
 no demonstrations. GRPO starts from its end, θ_0, and fills its steps with groups whose rewards differ. Prompts have at
-most 256 tokens and completions at most 64. Two CPU cores and 5 GB suffice; a stage takes 10 to 30 minutes, and
-its scores 8 to 15. With seed 0, Code rose by 5.8 [2.6, 8.9], Math by 13.3 [8.5, 18.1] and QA by 2.2 [−0.7, 5.2] points by their
-own stages, and no loss to another domain was measured; CW and what follows have not been run. configs/README.md has all
-figures. The refresh of Code stands for the domain that falls most.
+most 256 tokens and completions at most 64. Two CPU cores and 5 GB suffice; a stage takes 10 to 30 minutes, and its
+scores 8 to 15. With seed 0, Code rose by 5.8 [2.6, 8.9], Math by 13.3 [8.5, 18.1] and QA by 2.2 [−0.7, 5.2] points by
+their own stages, and no loss to another domain was measured; CW and what follows have not been run. configs/README.md
+has all figures. The refresh of Code stands for the domain that falls most.
 """
 
 from mdrl_jax import config
