@@ -13,9 +13,10 @@ Math's peak, with the very prompts and keys of the plain stages; a merge has the
 steps as the whole sequence. The sequence also runs in reversed order, and with a placebo (learning rate 0 after Math)
 that must lose nothing. `--config=configs/compare.py:style_blind` is the same under rewards that ignore style.
 
-Expected over seeds 0, 1 and 2: the average score rises from 79.7 ± 7.6 (plain sequence) to 89.7 ± 1.1 by the refresh
-of Math and to 88.1 ± 1.8 by the rollback of QA's edit. mdrl_jax/recovery/README.md has the table of all methods, and
-configs/README.md the commands that run it on a second base model.
+The present form has not been run. An earlier one, with other draws, gave over seeds 0, 1 and 2: the average score rises
+from 79.7 ± 7.6 (plain sequence) to 89.7 ± 1.1 by the refresh of Math and to 88.1 ± 1.8 by the rollback of QA's edit.
+mdrl_jax/recovery/README.md has the methods' figures, and configs/README.md the commands that run it on a second base
+model.
 """
 
 from pathlib import Path

@@ -104,10 +104,8 @@ def evaluate(runtime: Runtime, params: Any, label: str, track: Track) -> Evaluat
                             "accuracy": float(accuracy[domain][i, k]),
                         }
                     )
-    sets = {domain: runtime.prompts[domain, config.split] for domain in rewards}
-    groups = {d: s.groups for d, s in sets.items() if s.groups is not None}
     right_from = {d: runtime.domains[d].right_from for d in rewards}
-    return Evaluation(rewards, accuracy, samples, groups, right_from, texts)
+    return Evaluation(rewards, accuracy, samples, groups_of(runtime, config.split), right_from, texts)
 
 
 def text_rows(runtime: Runtime, result: Evaluation) -> Iterator[dict[str, Any]]:
@@ -158,18 +156,24 @@ def validation_rewards(runtime: Runtime, params: Any, domains: Sequence[str] | N
     return _rewards(runtime, params, domains, "validation", runtime.config.recover.prompts)
 
 
-def validation_groups(runtime: Runtime) -> dict[str, np.ndarray]:
-    """The groups of the prompts of `validation_rewards`, whose intervals take whole groups as the unit.
+def groups_of(runtime: Runtime, split: str) -> dict[str, np.ndarray]:
+    """The groups of the prompts of a split; intervals take whole groups as the unit.
 
     Args:
       runtime: of the run.
+      split: "train", "validation" or "test".
 
     Returns:
-      For each domain whose prompts form groups (`group_by`): the number of each prompt's group, integers [P], in the
-      order of the prompts.
+      For each scored domain whose prompts form groups (`group_by`): the number of each prompt's group, integers [P], in
+      the order of the prompts.
     """
-    sets = {domain: found for (domain, split), found in runtime.prompts.items() if split == "validation"}
-    return {d: s.groups[: runtime.config.recover.prompts] for d, s in sets.items() if s.groups is not None}
+    sets = {domain: found for (domain, of), found in runtime.prompts.items() if of == split}
+    return {d: s.groups for d, s in sets.items() if s.groups is not None}
+
+
+def validation_groups(runtime: Runtime) -> dict[str, np.ndarray]:
+    """The groups of the prompts of `validation_rewards`, in the form of `groups_of`."""
+    return {d: g[: runtime.config.recover.prompts] for d, g in groups_of(runtime, "validation").items()}
 
 
 def held_out_rewards(

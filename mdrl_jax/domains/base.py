@@ -142,7 +142,7 @@ class Data:
 class SourceConfig:
     """The data set of one domain. If neither `preset` nor `files` is set, the domain is the procedural one.
 
-    Of these fields a procedural domain reads only `n_train`, `n_validation` and `n_test`.
+    A procedural domain reads only the fields `n_train`, `n_validation` and `n_test`.
 
     Attributes:
       preset: name in `presets.PRESETS`. Fields that keep their default here are taken from the preset.

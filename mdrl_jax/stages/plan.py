@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from mdrl_jax import records
 from mdrl_jax.analysis.probe import build
-from mdrl_jax.evaluate import held_out_rewards, validation_groups, validation_rewards
+from mdrl_jax.evaluate import groups_of, held_out_rewards, validation_groups, validation_rewards
 from mdrl_jax.recovery.planning import decision, orders, planner
 from mdrl_jax.recovery.planning.decision import Action, Rewards
 from mdrl_jax.recovery.planning.outcomes import finalists, outcomes
@@ -215,9 +215,7 @@ class Planning:
         start = self.params_after(stage.start)
         points = {orders.ORIGIN: start, **solo}
         scores = {at: validation_rewards(self.runtime, params, stage.domains) for at, params in points.items()}
-        split = self.runtime.config.evaluate.split
-        run_groups = {d: g for d in stage.domains if (g := self.runtime.prompts[d, split].groups) is not None}
-        groups = validation_groups(self.runtime), run_groups
+        groups = validation_groups(self.runtime), groups_of(self.runtime, self.runtime.config.evaluate.split)
         made = orders.run(probe, solo.__getitem__, start, drawn, scores, runs, self.screen.steps, groups)
         records.write_json(self.folder.root / "recovery" / "orders.json", made)
         self.screen.print(f"{stage.name}: {len(made)} forecasts, {len(runs)} orders run; recovery/orders.json")

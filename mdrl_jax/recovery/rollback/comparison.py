@@ -354,7 +354,7 @@ def _narrowed(
         contests = {n: c for n, c in contests.items() if not c.settled(ours, width)}
         cost = times * each * (2 + sum(c.tries() for c in contests.values()))
         spent = trial.tokens() - first_token
-        if not contests or 2 * times > 2 ** (LOOKS - 1) or spent + cost > settings.control_tokens:
+        if not contests or times == 2 ** (LOOKS - 1) or spent + cost > settings.control_tokens:
             return figures, list(contests)
         with trial.track("more completions", times) as show:
             for again in range(times, 2 * times):
