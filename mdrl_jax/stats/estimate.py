@@ -216,11 +216,20 @@ def wilson(share: float, n: float, quantile: float | None = None) -> tuple[float
 
 
 def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
-    """Mean of a − b over the same prompts in the same order, with the interval of `clustered`.
+    """Mean of a − b over the same prompts in the same order, with an interval that allows for rare changes.
+
+    A domain that is little affected has the same reward on almost all prompts, and a sample may miss those that differ.
+    So the variance counts two more prompts of typical size, one with a gain and one with a loss, as Agresti and Min
+    (2005) do for pairs of right and wrong. With K groups and D_k, the sum of the differences of group k,
+
+        stderr² = stderr² of `clustered_mean` + 2 · s² · K / ((K − 1) P²),   s² = Σ_k D_k⁴ / Σ_k D_k²
+
+    and s = 1/G, one sample's change of a right answer, if no group differs. The interval is Student's t with K − 1
+    degrees of freedom. The estimate remains the mean over the P prompts.
 
     Args:
       a_PG, b_PG: rewards of P prompts with any number of samples each, or one value per prompt [P]. a and b may have
-        different numbers of samples.
+        different numbers of samples; G is the larger one.
       groups: as in `clustered_mean`.
 
     Returns:
@@ -233,7 +242,15 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None
     a_P, b_P = _per_prompt(a_PG), _per_prompt(b_PG)
     if a_P.size != b_P.size:
         raise ValueError(f"paired data need the same prompts: {a_P.size} against {b_P.size}")
-    return clustered(a_P - b_P, groups=groups)
+    plain = clustered(a_P - b_P, groups=groups)
+    if plain.n == 1:
+        return plain
+    number_P = np.arange(a_P.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+    squares_K = np.bincount(number_P, a_P - b_P) ** 2
+    samples = max(x.shape[1] if (x := np.asarray(values)).ndim == 2 else 1 for values in (a_PG, b_PG))
+    typical = (squares_K**2).sum() / squares_K.sum() if squares_K.any() else samples**-2
+    variance = plain.stderr**2 + 2 * typical * plain.n / ((plain.n - 1) * a_P.size**2)
+    return student(plain.value, math.sqrt(variance), plain.n - 1, plain.n)
 
 
 def independent_mean(estimates: Sequence[Estimate]) -> Estimate:

@@ -69,7 +69,7 @@ def transitions(before_PG: Answers, after_PG: Answers, groups: ArrayLike | None 
     """Compares the answers at two checkpoints, prompt by prompt and sample by sample.
 
     Shares have the interval of scores (`estimate.score`: Wilson's, with the prompt as the cluster), differences that of
-    paired differences (Student's t).
+    paired differences (`estimate.paired_difference`).
 
     Args:
       before_PG, after_PG: which answers are right, G of each of P prompts.
@@ -92,8 +92,7 @@ def transitions(before_PG: Answers, after_PG: Answers, groups: ArrayLike | None 
         resampled_P = right_P * (n - right_P) / (n * (n - 1))
         resampled = statistics.score(resampled_P, groups)
         lost_beyond, gained_beyond = (
-            statistics.paired_difference(share_PG.mean(axis=1), resampled_P, groups).in_points()
-            for share_PG in (lost_PG, gained_PG)
+            statistics.paired_difference(share_PG, resampled_P, groups).in_points() for share_PG in (lost_PG, gained_PG)
         )
     return Transitions(
         lost=statistics.score(lost_PG, groups),

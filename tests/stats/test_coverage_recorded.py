@@ -63,19 +63,15 @@ OBJECTIVES = ("reward", "surrogate", "grpo", "success_nll", "kl")
 ALPHAS = tuple(j / 8 for j in range(1, 8))
 NEAR = 0.03  # how near the coverage of an exception has to be to the stated one
 EXCEPTIONS: dict[str, dict[str, float]] = {
-    # Few prompts differ, and Student's t does not see the rare ones.
-    "refresh": {"drop of code": 0.612, "drop of cw": 0.761},
+    # One to four prompts differ. Two more count in the variance, so the interval is wide.
+    "refresh": {"drop of code": 1.0, "drop of cw": 1.0},
     "change through a stage": {
-        "qa through code, +3.1 points": 0.892,
-        "cw through code, +2.0 points": 0.901,
-        "code through math, +0.5 points": 0.864,
-        "code through qa, -1.0 points": 0.879,
-        "code through cw, -1.6 points": 0.858,
+        "math through code, +1.6 points": 0.989,
+        "code through math, +0.5 points": 0.999,
+        "code through qa, -1.0 points": 0.997,
+        "qa through cw, +1.6 points": 0.985,
     },
-    "change of another domain": {
-        "cw through refresh-math, +0.1 points": 0.791,
-        "cw through rollback-math-qa, -0.0 points": 0.862,
-    },
+    "change of another domain": {"cw through rollback-math-qa, -0.0 points": 0.995},
     # Eight of code's 48 prompts give half of its squared gradient, so it varies by 40 % between samples.
     "gradients, nll": {
         "raw cosine -0.20 code-math": 0.874,
@@ -236,7 +232,7 @@ def test_figures_of_transfer() -> None:
 
 @pytest.mark.slow
 def test_validation_scores_of_a_refresh() -> None:
-    """Where few prompts differ, Student's t is too narrow: code rises by 1 point here, and cw by 0.5."""
+    """Few prompts differ in some of these: code rises by 1 point here, and cw by 0.5."""
     x, rng, rows = recorded()["validation"] / 100, np.random.default_rng(3), Rows("refresh", "100 × 2")
     peak = recorded()["validation_peak"] / 100
     for _ in range(N):

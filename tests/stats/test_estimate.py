@@ -33,13 +33,38 @@ def test_t_quantile_is_the_printed_table(dof: float, t: float) -> None:
 
 
 def test_paired_difference_by_hand() -> None:
-    # Differences 1, 2, 3: mean 2, standard error 1/√3, t(2) = 4.303.
+    # Differences 1, 2, 3: mean 2, variance 1/3 of the mean. Two more prompts of typical size, s² = (1 + 16 + 81)/14 = 7,
+    # add 2 · 7 · 3 / (2 · 9). t(2) = 4.303.
     e = st.paired_difference([[5.0, 7.0], [4.0, 4.0], [9.0, 9.0]], [[5.0], [2.0], [6.0]])
     assert (e.value, e.n) == (2.0, 3)
-    assert e.stderr == pytest.approx(1 / math.sqrt(3))
-    assert e.high - e.value == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert e.stderr == pytest.approx(math.sqrt(1 / 3 + 7 / 3))
+    assert e.high - e.value == pytest.approx(4.3027 * math.sqrt(8 / 3), rel=1e-4)
+    # Groups {1, 2} and {3}: sums 3 and 3, deviations −1 and 1, s² = 9; stderr² = 2/1 · 2 / 3² + 2 · 9 · 2 / (1 · 3²).
+    grouped = st.paired_difference([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [4, 4, 9])
+    assert (grouped.n, grouped.stderr) == (2, pytest.approx(math.sqrt(4 / 9 + 4)))
     with pytest.raises(ValueError, match="same prompts: 2 against 3"):
         st.paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_a_sample_without_a_difference_has_a_width() -> None:
+    same = np.ones((100, 4))
+    e = st.paired_difference(same, same)
+    # One of 4 samples may change in each of two prompts.
+    assert (e.value, e.stderr) == (0.0, pytest.approx(math.sqrt(2 / 16 * 100 / 99) / 100))
+    assert st.paired_difference(same, same[:, :2]).stderr == e.stderr
+    assert st.paired_difference(same[:1], same[:1]).high == math.inf
+
+
+@pytest.mark.parametrize("changed", [1, 2, 4])
+def test_changes_that_a_sample_may_miss_are_covered(changed: int) -> None:
+    """A few prompts in a hundred always lose one answer of four. Without the two prompts Student's t covers less."""
+    rng = np.random.default_rng(11)
+    lost = np.zeros(100)
+    lost[:changed] = 0.25
+    samples = lost[rng.integers(0, 100, (2000, 100))]
+    found = [st.paired_difference(np.repeat(x[:, None], 4, 1), np.zeros((100, 4))) for x in samples]
+    assert np.mean([e.includes(lost.mean()) for e in found]) > 0.94
+    assert np.mean([st.clustered(x).includes(lost.mean()) for x in samples]) < 0.91
 
 
 def _beta_rewards(rng: np.random.Generator, n: int, prompts: int, samples: int) -> np.ndarray:
@@ -104,10 +129,10 @@ def test_independent_mean_covers_and_reduces_to_one_term() -> None:
     covered = []
     for _ in range(3000):
         small, large = rng.normal(1.0, 1.0, 6), rng.normal(3.0, 5.0, 25)
-        terms = [st.paired_difference(x, np.zeros(x.size)) for x in (small, large)]
+        terms = [st.clustered(x) for x in (small, large)]
         covered.append(st.independent_mean(terms).includes(2.0))
     assert 0.93 < np.mean(covered) < 0.97
-    one = st.paired_difference([1.0, 2.0, 4.0], [0.0, 0.0, 0.0])
+    one = st.clustered([1.0, 2.0, 4.0])
     assert st.independent_mean([one]).high == pytest.approx(one.high)
     sure = st.student(1.0, 0.0, 3, 4)
     assert (st.independent_mean([sure, sure]).low, st.independent_mean([sure]).high) == (1.0, 1.0)
@@ -125,7 +150,7 @@ def test_fieller_covers_95_percent() -> None:
     covered = sum(e.includes(0.7) for e in defined)
     for x, y, e in zip(num, den, found, strict=True):
         if e is None:
-            covered += st.paired_difference(x - 0.7 * y, np.zeros(prompts)).includes(0.0)
+            covered += st.clustered(x - 0.7 * y).includes(0.0)
     assert 0.93 < covered / n < 0.97
 
 

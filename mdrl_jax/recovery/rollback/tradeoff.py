@@ -92,7 +92,7 @@ def within(loss_P: Floats, limit: float) -> bool:
 def mean_in_points(difference_P: Floats) -> Record:
     """The mean of one paired difference for each prompt [P], in rewards, as a record in points.
 
-    The record (`Estimate.record`) has Student's t interval over prompts, none for a single prompt, and the null 0.
+    The record (`Estimate.record`) has the interval of `paired_difference`, none for a single prompt, and the null 0.
 
     Raises:
       ValueError: if there are no prompts.

@@ -104,11 +104,9 @@ def test_forgetting_of_negative_rewards_and_of_a_domain_that_still_rises() -> No
 
 
 def test_the_interval_of_the_average_is_paired() -> None:
-    # The same offsets at every stage cancel in a paired difference.
+    # The same offsets at every stage cancel: what is left is the two prompts of −10 that both variances count.
     e = transfer.backward_transfer(build(BY_HAND)).estimate
-    assert e is not None and e.high - e.low < 1e-9
-    noisy = transfer.backward_transfer(build(BY_HAND, noise=0.5)).estimate
-    assert noisy is not None and noisy.high - noisy.low > 1
+    assert e is not None and e.stderr == pytest.approx(np.sqrt(2 * 2 * 10**2 / (6 * 5)) / 2)
 
 
 def test_rows_off_the_path_change_nothing() -> None:
@@ -285,10 +283,10 @@ def test_files_are_read_and_faults_are_named(tmp_path: Any) -> None:
 def grouped(groups: list[int] | None, seed: int = 0) -> mx.Matrix:
     """Three stages of one domain, with rewards that two prompts share in part; `groups` goes into the records."""
     rng = np.random.default_rng(seed)
-    texts, own = rng.random((3, 4)), rng.random((3, 8, 2))
+    texts, own = rng.random((3, 6)), rng.random((3, 12, 2))
     records = []
     for index, stage in enumerate(("qa", "cw", "refresh-qa")):
-        shared = texts[index][np.arange(8) // 2][:, None]
+        shared = texts[index][np.arange(12) // 2][:, None]
         rewards = (0.5 + 0.1 * own[index] + 0.2 * shared - 0.5 * (stage == "cw")).tolist()
         found = {"stage": stage, "index": index + 1, "rewards": {"qa": rewards}, "accuracy": {"qa": rewards}}
         records.append(found | ({} if groups is None else {"groups": {"qa": groups}}))
@@ -296,13 +294,13 @@ def grouped(groups: list[int] | None, seed: int = 0) -> mx.Matrix:
 
 
 def test_groups_widen_intervals_and_move_no_score() -> None:
-    plain, alone, paired = grouped(None), grouped([*range(8)]), grouped([0, 0, 5, 5, 2, 2, 3, 3])
+    plain, alone, paired = grouped(None), grouped([*range(12)]), grouped([0, 0, 5, 5, 2, 2, 3, 3, 9, 9, 7, 7])
     np.testing.assert_array_equal(plain.score_SD, paired.score_SD)
     np.testing.assert_allclose(plain.stderr_SD, alone.stderr_SD)
-    # The error over groups of two is that of the four means.
-    means_SK = np.array([r["qa"].mean(axis=1).reshape(4, 2).mean(axis=1) for r in paired.rewards])
-    np.testing.assert_allclose(paired.stderr_SD[:, 0], 100 * means_SK.std(axis=1, ddof=1) / 2)
-    for m, n in ((plain, 8), (alone, 8), (paired, 4)):
+    # The error over groups of two is that of the six means.
+    means_SK = np.array([r["qa"].mean(axis=1).reshape(6, 2).mean(axis=1) for r in paired.rewards])
+    np.testing.assert_allclose(paired.stderr_SD[:, 0], 100 * means_SK.std(axis=1, ddof=1) / np.sqrt(6))
+    for m, n in ((plain, 12), (alone, 12), (paired, 6)):
         figures = [mx.score_at(m, "", 0, "qa"), mx.difference(m, "", "qa", 0, 1), recovered.recoveries(m)[0].fraction]
         assert [q.estimate and q.estimate.n for q in figures] == [n, n, n]
     gain_K, loss_K = means_SK[2] - means_SK[1], means_SK[0] - means_SK[1]
@@ -312,13 +310,13 @@ def test_groups_widen_intervals_and_move_no_score() -> None:
 
 
 def test_draws_take_whole_groups() -> None:
-    groups = np.array([0, 0, 0, 1, 2, 2, 2, 2])
+    groups = np.array([0, 0, 0, 1, 2, 2, 2, 2, 3, 3, 4, 4])
     m, rng, sizes = grouped(groups.tolist()), np.random.default_rng(0), set()
     for _ in range(50):
         drawn = mx.resample(m, rng)
         rows = [int(np.flatnonzero((m.rewards[0]["qa"] == x).all(axis=1))[0]) for x in drawn.rewards[0]["qa"]]
         labels = drawn.groups["qa"]
-        assert len(np.unique(labels)) == 3 and len(labels) == len(rows)
+        assert len(np.unique(labels)) == 5 and len(labels) == len(rows)
         for label in np.unique(labels):
             of = [row for row, at in zip(rows, labels, strict=True) if at == label]
             assert of == np.flatnonzero(groups == groups[of[0]]).tolist()
