@@ -33,7 +33,7 @@ def test_t_quantile_is_the_printed_table(dof: float, t: float) -> None:
 
 
 def test_paired_difference_by_hand() -> None:
-    # Differences 1, 2, 3: mean 2, variance 1/3 of the mean. Two more prompts of typical size, s² = (1 + 16 + 81)/14 = 7,
+    # Differences 1, 2, 3: mean 2, variance 1/3 of the mean. Two prompts of typical size, s² = (1 + 16 + 81)/14 = 7,
     # add 2 · 7 · 3 / (2 · 9). t(2) = 4.303.
     e = st.paired_difference([[5.0, 7.0], [4.0, 4.0], [9.0, 9.0]], [[5.0], [2.0], [6.0]])
     assert (e.value, e.n) == (2.0, 3)
