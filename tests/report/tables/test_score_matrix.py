@@ -70,6 +70,22 @@ def test_the_headline_says_what_fell_and_what_won_it_back() -> None:
     assert headline(build({s: BY_HAND[s] for s in ("base", "code")}), {}).startswith("Code changed by +50.0")
 
 
+def test_the_headline_names_a_stage_that_cost_what_another_had_given() -> None:
+    # Math's stage helped code by 14 points, and QA's takes as many away: code is not below its own peak.
+    helped = {
+        "base": (10.0, 20.0, 30.0),
+        "code": (60.0, 24.0, 31.0),
+        "math": (74.0, 80.0, 27.0),
+        "qa": (60.0, 80.0, 90.0),
+    }
+    said = headline(build(helped | {"refresh-code": (70.0, 80.0, 90.0)}, noise=0.5), {"refresh-code": 1})
+    number = r"(\d+\.\d) \[\d+\.\d, \d+\.\d\]"
+    start = "No domain fell measurably below its own peak, but QA cost Code "
+    found = re.fullmatch(rf"{start}{number} points; a refresh of 1 step gained {number} points\.", said)
+    assert found and [float(x) for x in found.groups()] == [14.0, 10.0]
+    assert "below its own peak" not in headline(build(helped, noise=20.0), {})
+
+
 def test_transfer_by_hand() -> None:
     m = build(BY_HAND, noise=0.5)
     assert value(transfer.backward_transfer(m)) == pytest.approx((-10 - 10) / 2)
