@@ -68,6 +68,10 @@ def run(
     """
     if out and (Path(out).is_file() or (Path(out).is_dir() and any(Path(out).iterdir()))):
         raise UserError(f"--out={out} exists and is not an empty folder; name a new one")
+    if before and not (Path(before) / EVALUATION).is_file():
+        raise UserError(
+            f"--before={before} has no {EVALUATION}; it takes a folder that `evaluate --out` wrote for the other model"
+        )
     started = time.monotonic()
     earlier = records.read_json(Path(before) / EVALUATION) if before else None
     beside = harness.read(tasks) if tasks else []

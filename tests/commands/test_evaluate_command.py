@@ -60,5 +60,5 @@ def test_two_models_are_compared_answer_by_answer(
     ):
         with pytest.raises(UserError, match=f"--before=.* has an evaluation with {what}; transitions need the same"):
             evaluate.run(str(tmp_path / "one"), parse(fields | change), "quiet", before=one)
-    with pytest.raises(UserError, match="evaluation.json does not exist"):
+    with pytest.raises(UserError, match="has no evaluation.json; it takes a folder that"):
         evaluate.run(str(tmp_path / "one"), config, "quiet", before=str(tmp_path / "nowhere"))
