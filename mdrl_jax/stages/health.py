@@ -15,6 +15,7 @@ class Health:
     Attributes:
       stage: name of the stage.
       longest: the longest completion allowed, in tokens.
+      rewarded: whether the stage learns from rewards. A distillation does not, so equal rewards are no fault there.
       first: number of steps that were done before this run.
       steps, idle: steps so far, and those in which the rewards of no group differed.
       groups, equal: groups that were trained on, and those whose rewards did not differ.
@@ -23,6 +24,7 @@ class Health:
 
     stage: str
     longest: int
+    rewarded: bool = True
     first: int = 0
     steps: int = 0
     idle: int = 0
@@ -43,7 +45,7 @@ class Health:
         self.steps, self.groups, self.equal = self.steps + 1, self.groups + groups, self.equal + equal
         self.reward, self.length = self.reward + metrics["reward"], self.length + metrics["length"]
         self.ended += metrics["ended"]
-        if equal < groups:
+        if equal < groups or not self.rewarded:
             return ""
         self.idle += 1
         if self.idle > 1:
@@ -59,7 +61,7 @@ class Health:
             return []
         since = f" since step {self.first}" if self.first else ""
         found = []
-        if self.equal >= MANY * self.groups:
+        if self.rewarded and self.equal >= MANY * self.groups:
             told = f"{self.stage}: no reward differed in {self.equal} of {self.groups} groups{since}"
             if self.equal == self.groups:
                 told += f": the stage learned nothing from rewards; {self._why()}"

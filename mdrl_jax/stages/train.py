@@ -150,7 +150,8 @@ class Trainer:
             elif looks and first and looks.due(first):  # a run that was stopped by SIGTERM saves before it looks
                 ended = looks.look(first, state.params)
             totals: collections.Counter[str] = collections.Counter()
-            health = Health(stage.name, self.runtime.config.rollout.completion_buckets[-1], first)
+            longest = self.runtime.config.rollout.completion_buckets[-1]
+            health = Health(stage.name, longest, stage.prefix != "distill", first)
 
             def account() -> dict[str, Any]:
                 return dict(costs + collections.Counter(meter()))

@@ -5,9 +5,9 @@ import pytest
 from mdrl_jax.stages.health import Health
 
 
-def told(*steps: tuple[int, float, float], first: int = 0) -> tuple[list[str], list[str]]:
+def told(*steps: tuple[int, float, float], first: int = 0, rewarded: bool = True) -> tuple[list[str], list[str]]:
     """Warnings at steps and at the end, of steps with 8 groups: (equal groups, mean reward, mean length of 64)."""
-    health = Health("math", 64, first)
+    health = Health("math", 64, rewarded, first)
     at_steps = [
         health.step(
             first + i, {"trained_groups": 8.0, "equal_groups": float(equal), "reward": r, "length": n, "ended": 0.25}
@@ -53,3 +53,8 @@ def test_many_equal_groups_and_lengths_near_the_limit_are_told():
         "math: the mean length of completions was 58 of at most 64 tokens, and 75% were cut off; raise the last of "
         "rollout.completion_buckets"
     ]
+
+
+def test_a_distillation_is_told_of_lengths_and_not_of_equal_rewards():
+    early, late = told((8, 0.0, 60.0), (8, 0.0, 60.0), rewarded=False)
+    assert early == [] and len(late) == 1 and "mean length" in late[0]
