@@ -133,6 +133,11 @@ def test_costs_are_those_of_the_tokens(recovered):
         read(workdir, f"costs/{name}") for name in ("02-qa", "06-agem-qa", "04-refresh-math", "05-rollback-math-qa")
     )
     assert (qa["steps"], agem["steps"], rollback["steps"]) == (3, 3, 0)
+    # What a rollback costs is what making it cost; the comparison with controls on test prompts comes on top.
+    spent = read(workdir, "recovery/rollback-math-qa")
+    assert rollback["tokens_sampled"] == spent["costs"]["tokens_sampled"] > 0
+    more = spent["costs_with_controls"]["tokens_sampled"] - spent["costs"]["tokens_sampled"]
+    assert (more > 0) == (spent["chosen"] is not None)
     assert refresh["steps"] == read(workdir, "recovery/refresh-math")["steps"][-1]["step"]
     assert 0 < qa["tokens_sampled"] <= 3 * 4 * 4 * 16
     # In training a prompt is read with each of its completions, while sampling once. Rows of groups whose rewards do

@@ -70,6 +70,21 @@ def test_the_headline_says_what_fell_and_what_won_it_back() -> None:
     assert headline(build({s: BY_HAND[s] for s in ("base", "code")}), {}).startswith("Code changed by +50.0")
 
 
+@pytest.mark.parametrize(
+    "stage, own",
+    [
+        ("math", True),
+        ("math@slow", True),
+        ("solo-math", True),
+        ("refresh-math", False),
+        ("placebo-math", False),
+        ("qa", False),
+    ],
+)
+def test_a_peak_is_the_end_of_a_stage_that_trained_the_domain(stage: str, own: bool) -> None:
+    assert recovered.is_own(stage, "math") == own
+
+
 def test_the_headline_names_a_stage_that_cost_what_another_had_given() -> None:
     # Math's stage helped code by 14 points, and QA's takes as many away: code is not below its own peak.
     helped = {
