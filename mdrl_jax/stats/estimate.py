@@ -25,6 +25,7 @@ from scipy.special import stdtrit
 
 LEVEL = 0.95
 POINTS = 100.0  # points of a score in a reward of 1
+ROUNDING = 1e-9  # differences of mean rewards up to this size are rounding
 # An object in the JSON records of a run. That of a measured figure is {"estimate", "ci95", "null", "n", "unit"}, and
 # "reason" if it has no estimate.
 Record = dict[str, Any]
@@ -220,11 +221,12 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None
 
     A domain that is little affected has the same reward on almost all prompts, and a sample may miss those that differ.
     So the variance counts two more prompts of typical size, one with a gain and one with a loss, as Agresti and Min
-    (2005) do for pairs of right and wrong. With K groups and D_k, the sum of the differences of group k,
+    (2005) do for pairs of right and wrong. Off each prompt's difference the median is taken, which is 0 where most
+    prompts do not differ. With K groups and D_k, the sum of what is left in group k,
 
         stderr² = stderr² of `clustered_mean` + 2 · s² · K / ((K − 1) P²),   s² = Σ_k D_k⁴ / Σ_k D_k²
 
-    and s = 1/G, one sample's change of a right answer, if no group differs. The interval is Student's t with K − 1
+    and s = 1/G, one sample's change of a right answer, if every D_k is 0. The interval is Student's t with K − 1
     degrees of freedom. The estimate remains the mean over the P prompts.
 
     Args:
@@ -246,7 +248,8 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None
     if plain.n == 1:
         return plain
     number_P = np.arange(a_P.size) if groups is None else np.unique(groups, return_inverse=True)[1]
-    squares_K = np.bincount(number_P, a_P - b_P) ** 2
+    off_P = a_P - b_P - np.median(a_P - b_P)
+    squares_K = np.bincount(number_P, np.where(np.abs(off_P) > ROUNDING, off_P, 0.0)) ** 2
     samples = max(x.shape[1] if (x := np.asarray(values)).ndim == 2 else 1 for values in (a_PG, b_PG))
     typical = (squares_K**2).sum() / squares_K.sum() if squares_K.any() else samples**-2
     variance = plain.stderr**2 + 2 * typical * plain.n / ((plain.n - 1) * a_P.size**2)

@@ -22,7 +22,7 @@ from mdrl_jax.rl.trainer import OptimizerConfig, TrainState, make_optimizer, sta
 from mdrl_jax.stage import Stage, resolve_stages
 from mdrl_jax.stages import target, train
 from mdrl_jax.stages.train import Recipe, Trainer, steps_taken
-from mdrl_jax.stats.estimate import clustered, paired_difference
+from mdrl_jax.stats.estimate import paired_difference
 from mdrl_jax.workfolder import WorkFolder
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -137,7 +137,7 @@ def test_a_group_of_prompts_is_one_unit(tmp_path: Path, asked: list[int]):
     runtime.config = parse({"recover": {"prompts": P}})
     found = target.looks(runtime, stages[1], tmp_path / "a.json", lambda name: params(-1))
     found.look(2, params(2))
-    by_hand = clustered(rewards(0.5, 3) - rewards(GOAL, 0), groups=groups[:P])
+    by_hand = paired_difference(rewards(0.5, 3), rewards(GOAL, 0), groups[:P])
     figure = found.record["steps"][0]["difference"]
     assert figure["n"] == 5 and figure["ci95"] == pytest.approx([100 * by_hand.low, 100 * by_hand.high])
 

@@ -33,15 +33,15 @@ def test_t_quantile_is_the_printed_table(dof: float, t: float) -> None:
 
 
 def test_paired_difference_by_hand() -> None:
-    # Differences 1, 2, 3: mean 2, variance 1/3 of the mean. Two prompts of typical size, s² = (1 + 16 + 81)/14 = 7,
-    # add 2 · 7 · 3 / (2 · 9). t(2) = 4.303.
-    e = st.paired_difference([[5.0, 7.0], [4.0, 4.0], [9.0, 9.0]], [[5.0], [2.0], [6.0]])
-    assert (e.value, e.n) == (2.0, 3)
-    assert e.stderr == pytest.approx(math.sqrt(1 / 3 + 7 / 3))
-    assert e.high - e.value == pytest.approx(4.3027 * math.sqrt(8 / 3), rel=1e-4)
-    # Groups {1, 2} and {3}: sums 3 and 3, deviations −1 and 1, s² = 9; stderr² = 2/1 · 2 / 3² + 2 · 9 · 2 / (1 · 3²).
-    grouped = st.paired_difference([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [4, 4, 9])
-    assert (grouped.n, grouped.stderr) == (2, pytest.approx(math.sqrt(4 / 9 + 4)))
+    # Differences 1, 2, 6: mean 3, variance 7 of them, 7/3 of the mean. Less their median −1, 0, 4, so two more prompts
+    # of typical size, s² = (1 + 256)/17, add 2 · s² · 3 / (2 · 9). t(2) = 4.303.
+    e = st.paired_difference([[5.0, 7.0], [4.0, 4.0], [12.0, 12.0]], [[5.0], [2.0], [6.0]])
+    assert (e.value, e.n) == (3.0, 3)
+    assert e.stderr == pytest.approx(math.sqrt(7 / 3 + 257 / 17 / 3))
+    assert e.high - e.value == pytest.approx(4.3027 * e.stderr, rel=1e-4)
+    # Groups {1, 2} and {6}: deviations from the mean add to −3 and 3, those from the median to −1 and 4.
+    grouped = st.paired_difference([1.0, 2.0, 6.0], [0.0, 0.0, 0.0], [4, 4, 9])
+    assert (grouped.n, grouped.stderr) == (2, pytest.approx(math.sqrt(4 + 4 * 257 / 17 / 9)))
     with pytest.raises(ValueError, match="same prompts: 2 against 3"):
         st.paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
 
