@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", os.environ[compiled.FOLDER])
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[compiled.FOLDER]  # commands that tests start use it, too
     os.environ["XDG_CACHE_HOME"] = os.environ[compiled.FOLDER]
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
