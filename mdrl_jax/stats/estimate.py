@@ -252,7 +252,7 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None
     squares_K = np.bincount(number_P, np.where(np.abs(off_P) > ROUNDING, off_P, 0.0)) ** 2
     samples = max(x.shape[1] if (x := np.asarray(values)).ndim == 2 else 1 for values in (a_PG, b_PG))
     typical = (squares_K**2).sum() / squares_K.sum() if squares_K.any() else samples**-2
-    variance = plain.stderr**2 + 2 * typical * plain.n / ((plain.n - 1) * a_P.size**2)
+    variance = (plain.stderr or 0.0) ** 2 + 2 * typical * plain.n / ((plain.n - 1) * a_P.size**2)
     return student(plain.value, math.sqrt(variance), plain.n - 1, plain.n)
 
 
