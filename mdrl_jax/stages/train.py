@@ -151,7 +151,7 @@ class Trainer:
                 ended = looks.look(first, state.params)
             totals: collections.Counter[str] = collections.Counter()
             longest = self.runtime.config.rollout.completion_buckets[-1]
-            health = Health(stage.name, longest, stage.prefix != "distill", first)
+            health = Health(stage.name, longest, rewarded=stage.prefix != "distill", first=first)
 
             def account() -> dict[str, Any]:
                 return dict(costs + collections.Counter(meter()))

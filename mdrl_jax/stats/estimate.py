@@ -244,16 +244,15 @@ def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None
     a_P, b_P = _per_prompt(a_PG), _per_prompt(b_PG)
     if a_P.size != b_P.size:
         raise ValueError(f"paired data need the same prompts: {a_P.size} against {b_P.size}")
-    plain = clustered(a_P - b_P, groups=groups)
-    if plain.n == 1:
-        return plain
-    number_P = np.arange(a_P.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+    mean, stderr = clustered_mean(a_P - b_P, groups)
     off_P = a_P - b_P - np.median(a_P - b_P)
-    squares_K = np.bincount(number_P, np.where(np.abs(off_P) > ROUNDING, off_P, 0.0)) ** 2
-    samples = max(x.shape[1] if (x := np.asarray(values)).ndim == 2 else 1 for values in (a_PG, b_PG))
-    typical = (squares_K**2).sum() / squares_K.sum() if squares_K.any() else samples**-2
-    variance = (plain.stderr or 0.0) ** 2 + 2 * typical * plain.n / ((plain.n - 1) * a_P.size**2)
-    return student(plain.value, math.sqrt(variance), plain.n - 1, plain.n)
+    squares_K = _group_sums(np.where(np.abs(off_P) > ROUNDING, off_P, 0.0)[None], groups)[0] ** 2
+    n = squares_K.size
+    if n > 1:
+        samples = max(x.shape[1] if (x := np.asarray(values)).ndim == 2 else 1 for values in (a_PG, b_PG))
+        typical = (squares_K**2).sum() / squares_K.sum() if squares_K.any() else samples**-2
+        stderr = math.sqrt(stderr**2 + 2 * typical * n / ((n - 1) * a_P.size**2))
+    return student(mean, stderr, n - 1, n)
 
 
 def independent_mean(estimates: Sequence[Estimate]) -> Estimate:
@@ -446,14 +445,20 @@ def _clusters(values: Sequence[NDArray[np.float64]], groups: ArrayLike | None) -
     """The number of groups, and the covariance matrix of the means of several values of the same P prompts."""
     x_VP = np.stack(values)
     off_VP = x_VP - x_VP.mean(axis=1, keepdims=True)
-    if groups is not None:
-        number_P = np.asarray(groups)
-        if number_P.shape != x_VP.shape[1:]:
-            raise ValueError(f"groups has shape {number_P.shape}, but there are {x_VP.shape[1]} prompts")
-        number_P = np.unique(number_P, return_inverse=True)[1]
-        off_VP = np.stack([np.bincount(number_P, row) for row in off_VP])
+    off_VP = _group_sums(off_VP, groups)
     n = off_VP.shape[1]
     return n, off_VP @ off_VP.T * n / max(n - 1, 1) / x_VP.shape[1] ** 2
+
+
+def _group_sums(values_VP: NDArray[np.float64], groups: ArrayLike | None) -> NDArray[np.float64]:
+    """The sum of each of several values over the prompts of each group, [V, K]; [V, P] as they are without groups."""
+    if groups is None:
+        return values_VP
+    number_P = np.asarray(groups)
+    if number_P.shape != values_VP.shape[1:]:
+        raise ValueError(f"groups has shape {number_P.shape}, but there are {values_VP.shape[1]} prompts")
+    number_P = np.unique(number_P, return_inverse=True)[1]
+    return np.array([np.bincount(number_P, row) for row in values_VP], float)
 
 
 def _per_prompt(values_PG: ArrayLike) -> NDArray[np.float64]:

@@ -133,7 +133,7 @@ def test_costs_are_those_of_the_tokens(recovered):
         read(workdir, f"costs/{name}") for name in ("02-qa", "06-agem-qa", "04-refresh-math", "05-rollback-math-qa")
     )
     assert (qa["steps"], agem["steps"], rollback["steps"]) == (3, 3, 0)
-    # What a rollback costs is what making it cost; the comparison with controls on test prompts comes on top.
+    # The cost of a rollback is that of making it. The comparison with controls is recorded apart.
     spent = read(workdir, "recovery/rollback-math-qa")
     assert rollback["tokens_sampled"] == spent["costs"]["tokens_sampled"] > 0
     more = spent["costs_with_controls"]["tokens_sampled"] - spent["costs"]["tokens_sampled"]

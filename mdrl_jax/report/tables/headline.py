@@ -30,9 +30,9 @@ def headline(matrix: Matrix, steps: Mapping[str, int]) -> str:
     worst = max(falls, key=lambda d: falls[d].value)
     name, lost = spoken(worst), falls[worst]
     size = words(lost.record(), ".1f")
-    if lost.low <= 0 and (found := stage_loss(matrix)) is not None:
-        return f"No domain fell measurably below its own peak, but {_cost(matrix, *found, steps)}."
     if lost.low <= 0:
+        if (found := stage_loss(matrix)) is not None:
+            return f"No domain fell measurably below its own peak, but {_cost(matrix, *found, steps)}."
         changed = words(lost.scaled(-1, lost.unit).record(), "+.1f")
         return f"No domain fell measurably; {name} changed most, by {changed} points, after {_after(matrix, worst)}."
     won = [text for text in (_best(matrix, worst, kind, steps) for kind in ("refresh", "rollback")) if text]
@@ -80,14 +80,9 @@ def _only_lifts(matrix: Matrix) -> str:
 
 
 def _cost(matrix: Matrix, domain: str, row: int, loss: Estimate, steps: Mapping[str, int]) -> str:
-    """What a stage cost a domain, and the largest gain of a refresh of it from the end of the sequence."""
+    """Says how much a stage cost a domain, and the largest gain of a refresh of it from the end of the sequence."""
     said = f"{spoken(matrix.stages[row])} cost {spoken(domain)} {words(loss.record(), '.1f')} points"
-    end = training_rows(matrix)[-1]
-    gains = [
-        (r.stage, r.gain.estimate)
-        for r in recoveries(matrix)
-        if r.domain == domain and r.stage.startswith("refresh-") and end in rows_on_the_way(matrix, r.stage)
-    ]
+    gains = [(r.stage, r.gain.estimate) for r in _from_the_end(matrix, domain, "refresh")]
     stage, gain = max(gains, key=lambda g: g[1].value if g[1] else float("-inf"), default=("", None))
     if gain is None:
         return said
@@ -109,14 +104,21 @@ def _best(matrix: Matrix, domain: str, kind: str, steps: Mapping[str, int]) -> s
     def size(found: Recovery) -> float:
         return found.fraction.estimate.value if found.fraction.estimate is not None else float("-inf")
 
-    end = training_rows(matrix)[-1]  # what the domain had lost before the end of the sequence is another loss
-    own = [r for r in recoveries(matrix) if r.domain == domain and r.stage.startswith(kind + "-")]
-    own = [r for r in own if end in rows_on_the_way(matrix, r.stage)]
-    best = max(own, key=size, default=None)
+    best = max(_from_the_end(matrix, domain, kind), key=size, default=None)
     if best is None or best.fraction.estimate is None:
         return ""
     how = "a rollback without training" if kind == "rollback" else _refresh(steps.get(best.stage, 0))
     return f"{how} won back {_percent(best.fraction)}"
+
+
+def _from_the_end(matrix: Matrix, domain: str, kind: str) -> list[Recovery]:
+    """The recoveries of a domain by one kind of stage that start at the end of the sequence or later.
+
+    A domain that is won back earlier had lost something else.
+    """
+    end = training_rows(matrix)[-1]
+    own = [r for r in recoveries(matrix) if r.domain == domain and r.stage.startswith(kind + "-")]
+    return [r for r in own if end in rows_on_the_way(matrix, r.stage)]
 
 
 def _percent(fraction: Quantity) -> str:

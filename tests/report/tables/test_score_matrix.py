@@ -138,6 +138,8 @@ def test_the_interval_of_the_average_is_paired() -> None:
     # The same offsets at every stage cancel. What is left are two more prompts in each domain that change by 1/G = 1/2.
     e = transfer.backward_transfer(build(BY_HAND)).estimate
     assert e is not None and e.stderr == pytest.approx(100 / 2 * np.sqrt(2 / (6 * 5)) / np.sqrt(2))
+    noisy = transfer.backward_transfer(build(BY_HAND, noise=0.5)).estimate
+    assert noisy is not None and noisy.high - noisy.low > 1
 
 
 def test_rows_off_the_path_change_nothing() -> None:
