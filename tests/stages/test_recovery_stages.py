@@ -134,10 +134,7 @@ def test_costs_are_those_of_the_tokens(recovered):
     )
     assert (qa["steps"], agem["steps"], rollback["steps"]) == (3, 3, 0)
     # The cost of a rollback is that of making it. The comparison with controls is recorded apart.
-    spent = read(workdir, "recovery/rollback-math-qa")
-    assert rollback["tokens_sampled"] == spent["costs"]["tokens_sampled"] > 0
-    more = spent["costs_with_controls"]["tokens_sampled"] - spent["costs"]["tokens_sampled"]
-    assert (more > 0) == (spent["chosen"] is not None)
+    assert rollback["tokens_sampled"] == read(workdir, "recovery/rollback-math-qa")["costs"]["tokens_sampled"] > 0
     assert refresh["steps"] == read(workdir, "recovery/refresh-math")["steps"][-1]["step"]
     assert 0 < qa["tokens_sampled"] <= 3 * 4 * 4 * 16
     # In training a prompt is read with each of its completions, while sampling once. Rows of groups whose rewards do

@@ -150,6 +150,8 @@ def test_a_stage_takes_back_what_its_record_says_and_is_remade_from_it(
     record = records.read_json(tmp_path / "recovery" / "rollback-math-qa.json")
     chosen = record["chosen"]
     assert chosen["gain"]["estimate"] > 0 and set(chosen["others"]) == {"cw"}
+    # The cost of the rollback leaves out the comparison with controls, which samples on test prompts.
+    assert 0 < record["costs"]["tokens_sampled"] < record["costs_with_controls"]["tokens_sampled"]
     parts = ("evidence", "sweep", "choice", "random sets", "controls", "test")
     parts = (*parts, "test of controls", "more completions")
     assert list(told.totals) == [f"rollback-math-qa: {part}" for part in parts]

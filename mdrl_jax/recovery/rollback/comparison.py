@@ -28,7 +28,7 @@ from mdrl_jax.recovery.rollback.selection import complement, largest, random_set
 from mdrl_jax.recovery.rollback.sweep import ROUTE, Setting, Trial
 from mdrl_jax.recovery.rollback.tradeoff import Outcome, Rewards, at_equal_loss, carriers, mean_in_points
 from mdrl_jax.stats.bootstrap import band
-from mdrl_jax.stats.estimate import LEVEL, POINTS, Estimate, missing, paired_difference, ratio_of_means
+from mdrl_jax.stats.estimate import LEVEL, POINTS, Estimate, clustered, missing, ratio_of_means
 
 # The search along a control's curve: factor between settings, steps of bisection at the end, most steps downwards.
 GROWTH, HALVINGS, SHRINKS = 4.0, 2, 4
@@ -303,7 +303,7 @@ def on_test(
     lost_P = top - start[trial.domain].mean(axis=1, dtype=np.float64)
     recovered = ratio_of_means(ours.gain_P, lost_P, "fraction")
     undefined = missing("the interval of A's loss includes 0", "fraction", len(lost_P), 0.0)
-    reach = paired_difference(ours.loss_P, np.zeros_like(ours.loss_P)).high
+    reach = clustered(ours.loss_P).high  # the bootstrap of `at_equal_loss` draws from these losses and no others
     contests: dict[str, _Contest] = {}
     with trial.track("test of controls", len(kept)) as show:
         for i, (name, (control, settings, largest_tried)) in enumerate(kept.items()):
