@@ -18,7 +18,8 @@ table, D, A and B are domains.
 `sft.domains`, by default all scored domains except data sets without a `reply` |
 | `pretrain` | as `sft`, but procedural domains show the problems that a base model may see (`Domain.pretraining`) |
 | `solo-D` | GRPO on D from θ_0 |
-| `again-D` | as `solo-D`, with other prompts and sampling keys: what do two trainings of one domain share? |
+| `again-D` | as `solo-D`, with other prompts and sampling keys: what do two trainings of one domain share? With the
+`start` of stage D: does its effect come again? |
 | `reversed-D` | GRPO on D from the previous `reversed-` stage, or from θ_0: for another order of domains |
 | `protect-D`, `ewc-D`, `agem-D`, `pcgrad-D`, `mgs-D`, `replay-D`, `kl-D` | stage D again with the same prompts and
 sampling keys, while this method (`config.METHODS`) protects the domains trained before; from the previous stage with
@@ -38,7 +39,8 @@ of its own |
 `joint`, `sft-`, `sft`, `pretrain` and `recover`. `distill-`, `alternate-`, `rollback-`, `plan`, `trials` and `recover`
 start from the last plain domain stage instead. Stages outside the sequence are side branches: no other kind of stage
 starts from one unless the config's field `start` names it. A stage with a label is always a side branch; it has the
-default start of the stage without the label and draws the same prompts and sampling keys. A supervised stage that
+default start of the stage without the label and draws the same prompts and sampling keys, so it is refused if nothing
+else differs. A supervised stage that
 `start` takes elsewhere than to the previous stage is a side branch too. Only GRPO gives a domain its peak: a supervised
 stage does not.
 
@@ -514,9 +516,27 @@ def _check_distill(stage: Stage, earlier: list[Stage]) -> None:
         )
 
 
+def _same_training(a: Stage, b: Stage) -> bool:
+    """Whether two stages are equal but for their names, and for fields that name the start and reference they have."""
+
+    def named(s: Stage) -> Stage:
+        train = dataclasses.replace(s.train, start=s.start, reference=s.reference)
+        return dataclasses.replace(s, name="", index=0, train=train, sft=dataclasses.replace(s.sft, start=s.start))
+
+    return named(a) == named(b)
+
+
 def _check(stage: Stage, earlier: list[Stage]) -> None:
     """Refuses a stage that needs domains or stages which the stages before it do not provide."""
     name, prevent = stage.name, stage.train.prevent
+    twin = next((s.name for s in earlier if labelled(name) and _same_training(s, stage)), "")
+    if twin:
+        plain = stage.kind == "grpo" and not stage.prefix
+        draws = f", or name it again-{stage.domains[0]} for other prompts and sampling keys" if plain else ""
+        raise UserError(
+            f"stage {name} would end with the parameters of stage {twin}: it has the same start, settings, prompts and "
+            f"sampling keys; change its start or settings{draws}"
+        )
     without = {s.name for s in earlier if not s.scored}
     target = stage.settings.target if stage.trains else ""
     for field, value in (("start", stage.start), ("reference", stage.reference), ("target", target)):

@@ -465,6 +465,23 @@ def test_a_label_makes_a_side_branch_with_the_start_and_the_draws_of_its_stage()
             planned("math", "qa", name)
 
 
+@pytest.mark.parametrize(
+    ("plain", "start", "instead"),
+    [
+        ("qa", "math", "or name it again-qa for other prompts and sampling keys$"),
+        ("protect-qa", "math", "change its start or settings$"),
+        ("sft-qa", "qa", "change its start or settings$"),
+        ("rollback-math-qa", "qa", "change its start or settings$"),
+    ],
+)
+def test_a_label_alone_does_not_make_a_stage_once_more(plain: str, start: str, instead: str):
+    stages = dict.fromkeys(("math", "qa", plain, f"{plain}@2"))
+    with pytest.raises(UserError, match=f"stage {plain}@2 would end with the parameters of stage {plain}: .*{instead}"):
+        planned(*stages, stage_overrides={f"{plain}@2": {"start": start}})
+    if not plain.startswith("rollback"):
+        assert planned(*stages, stage_overrides={f"{plain}@2": {"start": start, "learning_rate": 7e-4}})
+
+
 def test_locality_needs_an_edit_that_starts_at_the_peak():
     stages = planned("math", "qa", "cw", "locality-math", "solo-qa")
     assert (stages["locality-math"].kind, stages["locality-math"].domains) == ("locality", ("math",))
@@ -480,7 +497,7 @@ def test_locality_needs_an_edit_that_starts_at_the_peak():
 
 def test_circuits_compare_the_stages_that_trained_the_domain_alone_from_the_start():
     own = {"start": "base"}
-    changes = {"sft-qa": own, "sft-qa@low": own, "qa@x": own}
+    changes = {"sft-qa": own, "sft-qa@low": own | {"learning_rate": 1e-5}, "qa@x": own}
     stages = planned("code", "qa@x", "sft-qa", "sft-qa@low", "solo-math", "circuits-qa", stage_overrides=changes)
     assert (stages["circuits-qa"].kind, stages["circuits-qa"].scored) == ("circuits", False)
     found = alone_from_origin("qa", list(stages.values()), KNOWN)
