@@ -40,9 +40,8 @@ of its own |
 start from the last plain domain stage instead. Stages outside the sequence are side branches: no other kind of stage
 starts from one unless the config's field `start` names it. A stage with a label is always a side branch; it has the
 default start of the stage without the label and draws the same prompts and sampling keys, so it is refused if nothing
-else differs. A supervised stage that
-`start` takes elsewhere than to the previous stage is a side branch too. Only GRPO gives a domain its peak: a supervised
-stage does not.
+else differs. A supervised stage that `start` takes elsewhere than to the previous stage is a side branch too. Only GRPO
+gives a domain its peak: a supervised stage does not.
 
 θ_0 is the model that the first GRPO stage of the sequence starts from (definitions §1): the end of the last of the
 supervised stages that the sequence begins with, which are its *warm-up*, or else the model that the run loads. That
