@@ -148,6 +148,12 @@ def test_a_run_hands_over_its_supervised_stages_of_one_domain():
     assert found.points == ("sft", "math", "qa", "sft-qa", "cw")
 
 
+def test_a_stage_of_the_sequence_that_is_trained_again_is_no_edit_from_the_start():
+    changes = {"stages": ("math", "qa", "again-qa", "again-math"), "stage_overrides": {"again-qa": {"start": "math"}}}
+    found = sequence(resolve_stages(parse(changes), ("code", "math", "qa", "cw")), lambda name: name)
+    assert [s.name for s in found.stages] == ["math", "qa"] and [s.name for s in found.solos] == ["again-math"]
+
+
 def test_a_warm_up_of_one_domain_is_no_comparison_and_its_solos_start_at_its_end():
     made = resolve_stages(parse({"stages": ("sft-math", "math", "analyze")}), ("code", "math", "qa", "cw"))
     found = sequence(made[:-1], lambda name: name)
