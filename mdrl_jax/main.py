@@ -130,7 +130,7 @@ def _evaluate(values: Any) -> None:
 
     parsed = config.parse(values.config)
     if values.dry_run:
-        evaluate.dry_run(values.model or parsed.model.path, parsed)
+        evaluate.dry_run(values.model or parsed.model.path, parsed, values.output, values.base)
         return
     model, folders = _needed(values, "model"), (values.out or "", values.before or "")
     evaluate.run(model, parsed, values.output, *folders, base=values.base, tasks=values.tasks)

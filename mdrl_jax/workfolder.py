@@ -199,9 +199,12 @@ class WorkFolder:
                     **{"pid": "unknown", "host": "an unknown host", "since": "an unknown time"} | holder
                 )
         _held[path] = file
-        os.ftruncate(file, 0)
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        os.write(file, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}).encode())
+        try:
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}).encode())
+        except OSError as e:  # of a full disk; it does not name the file
+            raise OSError(e.errno, e.strerror, str(path)) from e
         return ""
 
     def date(self) -> str:

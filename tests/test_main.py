@@ -472,6 +472,16 @@ def test_a_second_run_in_one_folder_is_refused_and_names_the_first(refused: Refu
     assert {p.name for p in folder.iterdir()} == {"config.json", LOCK}
 
 
+def test_a_full_disk_is_named_by_the_lock_that_it_does_not_take(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as e:
+        WorkFolder(tmp_path / "run").open(parse(default()))
+    assert e.value.filename == str(tmp_path / "run" / LOCK)
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

@@ -72,9 +72,11 @@ def run(
     huggingface.check_new(Path(out), f".{Path(out).resolve().name}.partial")
     folders = _folders(teachers)
     name = f"distill-{next(iter(folders))}" if len(folders) == 1 else "distill-all"
-    parsed, stages = _stages(config, student, tuple(folders), name)
     whole = None if base is None else runtime.model_folder(base)
-    architecture = huggingface.read_config(runtime.model_folder(student))
+    source = huggingface.model_of(runtime.model_folder(student), whole)  # of an adapter, its base model
+    adapter = student if source != runtime.model_folder(student) else ""
+    parsed, stages = _stages(config, str(source) if adapter else student, adapter, tuple(folders), name)
+    architecture = huggingface.read_config(source)
     for domain, place in folders.items():
         if huggingface.read_config(runtime.model_folder(place), whole) != architecture:
             raise UserError(
@@ -102,7 +104,6 @@ def run(
             params, spent = trainer.train(stages[-1])
             record = records.read_json(root / "recovery" / f"{name}.json")
             records.write_json(folder.costs(stages[-1]), costs(built, stages[-1], record["steps"][-1]["step"], spent))
-            source = huggingface.model_of(runtime.model_folder(student))
             huggingface.save(out, params, built.model.config, source=source, eos_ids=built.rollouts.eos_ids)
             screen.print(_summary(record, out), final=True)
             seconds = time.monotonic() - started
@@ -124,7 +125,9 @@ def _folders(teachers: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _stages(config: Any, student: str, domains: tuple[str, ...], name: str) -> tuple[Config, tuple[Stage, ...]]:
+def _stages(
+    config: Any, student: str, adapter: str, domains: tuple[str, ...], name: str
+) -> tuple[Config, tuple[Stage, ...]]:
     """The configuration of this stage alone, and its stages: one for each teacher, the student, and the distillation.
 
     A stage of a teacher stands for the training that led to it. It lies on the way to the student, so it is its
@@ -132,7 +135,7 @@ def _stages(config: Any, student: str, domains: tuple[str, ...], name: str) -> t
     """
     overrides = config.stage_overrides.get(name, {})
     config.stages, config.stage_overrides = (*domains, name), {name: overrides}
-    config.model.path, config.model.weights = student, "load"
+    config.model.path, config.model.adapter, config.model.weights = student, adapter, "load"
     for domain in domains:
         if domain not in config.scored_domains:
             known = ", ".join(config.scored_domains)

@@ -127,53 +127,61 @@ def _check_same(earlier: Any, now: dict[str, Any], folder: str) -> None:
             )
 
 
-def dry_run(model: str, config: Config) -> None:
-    """Looks up every data set of a config, and prints its counts and one prompt of it; nothing is scored or written.
+def dry_run(model: str, config: Config, output: str = "screen", base: str | None = None) -> None:
+    """Looks up every data set of a config, and prints its counts, its bad rows and one prompt; nothing is scored.
 
     Each domain is looked up, also if an earlier one fails, so that one call names everything that is wrong.
 
     Args:
-      model: Hugging Face folder whose tokenizer and chat template render the prompt. Without a tokenizer there, the
-        prompts are shown as they are, and their lengths are not checked.
+      model: Hugging Face folder whose tokenizer and chat template render the prompt; of a LoRA adapter, those of its
+        base model. Without a tokenizer there, the prompts are shown as they are, and their lengths are not checked.
       config: the parsed configuration.
+      output: form of the standard output, as in `run`.
+      base: folder of the base model if `model` is a LoRA adapter; None: the folder that the adapter itself names.
 
     Raises:
-      UserError: if a domain, its data, its prompts or its reward are not valid; the message gives a reason for each
-        domain.
+      UserError: if the model's folder does not exist, or `base` is given and `model` is no adapter; if a domain, its
+        data, its prompts or its reward are not valid: the message gives a reason for each domain.
+      KeyError: if `output` is no form of output.
       OSError: if a file of JSON lines or csv cannot be read to its end.
     """
-    folder = runtime.model_folder(model)
+    check_base(model, base)
+    folder = huggingface.model_of(runtime.model_folder(model), None if base is None else runtime.model_folder(base))
     tokenizer = tokens.load_tokenizer(folder) if tokens.has_tokenizer(folder) else None
+    vocab_size = huggingface.read_config(folder).vocab_size if (folder / "config.json").exists() else None
     limit = config.rollout.prompt_buckets[-1]
-    if tokenizer is None:
-        print(
-            f"{folder} has no tokenizer: prompts are shown without a chat template, and their lengths are not checked"
-        )
     wrong = []
-    for name in dict.fromkeys(config.scored_domains):
-        try:
-            domain = make_domains((name,), config.domains)[name]
-            rewards.resolve(domain.reward)
-            if tokenizer is None:
-                counts = {split: len(getattr(domain, split)) for split in SPLITS}
-                lines, first = [f"{name}: {counts}"], domain.test[0]
-                text, length = first.prompt, ""
-            else:
-                sets = {split: tokenize(domain, split, tokenizer, limit) for split in SPLITS}
-                lines = notes(domain, sets) or [
-                    f"{name}: procedural, {', '.join(f'{s} {len(x)}' for s, x in sets.items())}"
-                ]
-                first, ids = sets["test"].problems[0], sets["test"].tokens[0]
-                length = f" ({len(ids)} tokens)"
-                data = domain.data
-                text = chat_text(tokenizer, first.prompt, data.system, data.thinking) if data else first.prompt
-            print("\n".join(lines))
-            print(
-                f"first test prompt{length}: {printable(text)}\nits check: {printable(str(dict(first.check))[:400])}\n"
+    with Screen(None, output) as screen:
+        if tokenizer is None:
+            screen.print(
+                f"{folder} has no tokenizer: prompts are shown without a chat template, and their lengths are not "
+                "checked",
+                final=True,
             )
-        except UserError as e:
-            wrong.append(str(e))
-        except IndexError:
-            wrong.append(f"domain {name} has no test prompts")
+        for name in dict.fromkeys(config.scored_domains):
+            try:
+                domain = make_domains((name,), config.domains)[name]
+                rewards.resolve(domain.reward)
+                sets = {}
+                if tokenizer is not None:
+                    sets = {split: tokenize(domain, split, tokenizer, limit, vocab_size) for split in SPLITS}
+                lines = notes(domain, sets)
+                if not (lines and sets):
+                    counts = ", ".join(f"{split} {len(getattr(domain, split))}" for split in SPLITS)
+                    lines = [*lines, f"{name}: {counts}" if domain.data else f"{name}: procedural, {counts}"]
+                screen.print("\n".join(lines), final=True)
+                if not domain.test:
+                    raise UserError(f"domain {name} has no test prompts")
+                text, length, check = domain.test[0].prompt, "", domain.test[0].check
+                if sets:
+                    first, ids, data = sets["test"].problems[0], sets["test"].tokens[0], domain.data
+                    text, length, check = first.prompt, f" ({len(ids)} tokens)", first.check
+                    text = chat_text(tokenizer, text, data.system, data.thinking) if data else text
+                shown = (
+                    f"first test prompt{length}: {printable(text)}\nits check: {printable(str(dict(check))[:400])}\n"
+                )
+                screen.print(shown, final=True)
+            except UserError as e:
+                wrong.append(str(e))
     if wrong:
         raise UserError("; ".join(wrong))

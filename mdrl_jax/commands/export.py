@@ -62,7 +62,12 @@ def card(work: WorkFolder, stage: str, command: str) -> str:
         made = resolved[at]
         steps.append(f"{made.name} ({made.kind} on {', '.join(made.domains)})")
         at = made.start
-    trained = " → ".join([f"`{config.model.path}`", *steps[::-1]])
+    base = f"`{config.model.path}`"
+    if config.model.weights == "random":
+        base = f"random weights in the sizes of {base}"
+    elif config.model.adapter:
+        base += f" with the LoRA adapter `{config.model.adapter}`"
+    trained = " → ".join([base, *steps[::-1]])
     rows = [row for row in records.read_jsonl(work.root / "scores.jsonl") if row["stage"] in ("base", stage)]
     sources = {
         name: source.preset or ", ".join(source.files)

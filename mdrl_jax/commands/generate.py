@@ -15,7 +15,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.model import tokens
 from mdrl_jax.progress import printable
 from mdrl_jax.records import regular
-from mdrl_jax.rl.rollout import make_sampler, stage_key
+from mdrl_jax.rl.rollout import check_finite, make_sampler, stage_key
 from mdrl_jax.rl.sampling import SamplingConfig
 
 DEFAULT = 128  # tokens
@@ -71,8 +71,8 @@ def run(
         tokenizer, or a system prompt or several messages but no chat template; if `prompt_ids` is no list of numbers;
         if the file of `messages` has another form, has a role that is not known, or does not end with the message of
         the user or of a tool; if the prompt is empty or has ids outside the vocabulary; if the prompt's tokens and
-        `max_new_tokens` together exceed the length that the model allows; or if temperature, top_k or top_p is out of
-        range.
+        `max_new_tokens` together exceed the length that the model allows; if temperature, top_k or top_p is out of
+        range; or if the model's logits are not finite.
       OSError: if the file of `messages` cannot be read.
       OverflowError: if the seed is outside its bounds.
       ValueError: as in `loaded.load_stage`.
@@ -118,6 +118,7 @@ def run(
     with jax.set_mesh(loaded.mesh):
         key = stage_key(seed, "generate", 0)
         done = jax.device_get(sampler(loaded.params, prompt_PT, valid_PT, key, np.zeros((1, 1), np.uint32)))
+    check_finite(done)
     new = done.tokens_PGT[0, 0, : done.length_PG[0, 0]].tolist()
     if prompt_ids is not None:
         print(" ".join(map(str, new)))
@@ -142,6 +143,8 @@ def _tokenized(tokenizer: Any, conversation: list[dict[str, str]], raw: bool) ->
 
 def _conversation(prompt: str | None, system: str | None, messages: str | None) -> list[dict[str, str]]:
     said = [{"role": "user", "content": prompt}] if prompt is not None else _read(str(messages))
+    if system is not None and any(message["role"] == "system" for message in said):
+        raise UserError(f"--system is given, and --messages={messages} has a system prompt; leave one of them out")
     said = [*([{"role": "system", "content": system}] if system is not None else []), *said]
     for message in said:
         role, text = message["role"], message["content"]

@@ -59,7 +59,9 @@ def check_base(model: str | None, base: str | None) -> None:
     Raises:
       UserError: if `base` is given and `model` is not the folder of a LoRA adapter.
     """
-    if base is not None and (model is None or not adapters.is_adapter(model_folder(model))):
+    if base is not None and model is None:
+        raise UserError(f"--base={base} is for a --model that is a LoRA adapter; leave --base out")
+    if base is not None and model is not None and not adapters.is_adapter(model_folder(model)):
         raise UserError(f"--base={base} is for LoRA adapters, and --model={model} is none; leave --base out")
 
 

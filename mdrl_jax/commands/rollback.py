@@ -9,7 +9,6 @@ on its training prompts.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -142,8 +141,10 @@ def _check(
 ) -> None:
     if not 0 < fraction <= 1:
         raise UserError(f"--fraction={fraction} is not valid; it must be above 0 and at most 1")
-    if not (math.isfinite(strength) and strength > 0):
-        raise UserError(f"--strength={strength} is not valid; it must be above 0, and 1 undoes the edit completely")
+    if not float(np.finfo(np.float32).tiny) <= strength <= float(np.finfo(np.float32).max):
+        raise UserError(
+            f"--strength={strength} is not valid; it must be a float32 number above 0; 1 undoes the edit completely"
+        )
     if rule not in SCORES:
         raise UserError(f"--rule={rule} is not known; known: {', '.join(SCORES)}")
     if rule == "opposition" and not base:

@@ -1,6 +1,5 @@
 """The command `score`: computes the rewards of completions in a JSON-lines file, with the rewards used in training."""
 
-import inspect
 import json
 import math
 import os
@@ -11,9 +10,9 @@ from typing import Any, TextIO
 
 from mdrl_jax.errors import UserError
 from mdrl_jax.progress import printable
+from mdrl_jax.rewards import writing
 from mdrl_jax.rewards.outputs import case_error
 from mdrl_jax.rewards.pool import RewardPool
-from mdrl_jax.rewards.writing import KINDS
 
 
 def _is_texts(value: Any) -> bool:
@@ -22,21 +21,6 @@ def _is_texts(value: Any) -> bool:
 
 def _are_constraints(value: Any) -> bool:
     return isinstance(value, list) and value != [] and all(isinstance(c, dict) for c in value)
-
-
-def _fault(constraint: dict[str, Any]) -> str:
-    """Names the fault of a constraint, an unknown name or wrong parameters; "" if it has none."""
-    kind = constraint.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        return f"the constraint {json.dumps(kind)} is not known; known: {', '.join(KINDS)}"
-    signature = inspect.signature(KINDS[kind])
-    try:
-        signature.bind("", **{k: v for k, v in constraint.items() if k != "kind"})
-    except TypeError:
-        wanted = ", ".join(list(signature.parameters)[1:]) or "no parameters"
-        given = ", ".join(k for k in constraint if k != "kind") or "none"
-        return f"the constraint {json.dumps(kind)} takes {wanted}; given: {given}"
-    return ""
 
 
 def _is_answer(value: Any) -> bool:
@@ -150,7 +134,7 @@ def _parse(domain: str, line: str, where: str) -> tuple[str, dict[str, Any]]:
         key, well_formed, form = _CASES
     if not well_formed(row.get(key)):
         raise UserError(f'{where}: "{key}" is missing or not {form} (domain {domain})')
-    if fault := next(filter(None, map(_fault, row[key] if domain == "cw" else ())), ""):
+    if fault := next(filter(None, map(writing.fault, row[key] if domain == "cw" else ())), ""):
         raise UserError(f"{where}: {fault}")
     if domain == "qa" and not _is_texts(row.get("choices", ["any"])):
         raise UserError(f'{where}: "choices" must be a list of texts')

@@ -77,7 +77,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str 
 
     Raises:
       UserError: if there is no template, or several with names of which none is "default"; if `thinking` is set but the
-        template does not mention `enable_thinking`; or if the template fails.
+        template does not mention `enable_thinking`; or if the template fails, or leaves a system prompt out.
       ValueError: if the template asks for the present date and `date` is neither "" nor a date.
     """
     template = tokenizer.chat_template
@@ -98,11 +98,14 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str 
     if date and writes_date(tokenizer):
         switched["chat_template"] = _dated(template["default"] if isinstance(template, Mapping) else template, date)
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=speaks, **switched
         )
     except Exception as e:  # a template may do what any program does
         raise UserError(f"the model's chat template fails: {type(e).__name__}: {e}") from e
+    if any(m["role"] == "system" and m["content"].strip() not in text for m in messages):
+        raise UserError("the model's chat template leaves the system prompt out; put its text into the prompt instead")
+    return text
 
 
 def chat_ids(tokenizer: Any, prompt: str, system: str = "", thinking: str = "", date: str = "") -> list[int]:

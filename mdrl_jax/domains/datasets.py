@@ -33,7 +33,9 @@ from mdrl_jax.domains.files import BadRow, Table
 from mdrl_jax.domains.layouts import FIELDS
 from mdrl_jax.domains.presets import completed
 from mdrl_jax.errors import UserError
-from mdrl_jax.rewards.base import RIGHT_FROM
+from mdrl_jax.rewards import writing
+from mdrl_jax.rewards.base import RIGHT_FROM, SHORT_NAMES
+from mdrl_jax.rewards.outputs import case_error
 
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
@@ -49,6 +51,7 @@ LISTS: dict[str, tuple[type, ...]] = {
 }
 
 
+CONSTRAINED = {f"{writing.__name__}:{name}" for name in ("constraints", "constraints_loose", "all_strict", "all_loose")}
 ALTERNATIVES = {"tests", "cases"}  # keys of which one is enough, if a source names several of them
 
 
@@ -175,6 +178,7 @@ class Reader:
             for field, by in (("group_by", source.group_by), ("stratify_by", source.stratify_by))
         )
         self.convert = _converter(source.fields, f"{where}.fields")
+        self.constrained = SHORT_NAMES.get(source.reward, source.reward) in CONSTRAINED
 
     def problems(self, row: Any) -> list[tuple[Problem, str]]:
         """Returns (problem, split) for each problem of a row; split is "" if the row's layout names none.
@@ -218,6 +222,8 @@ class Reader:
             raise BadRow(f"wrong type in the check: {e}") from e
         except (UnicodeEncodeError, RecursionError) as e:
             raise BadRow(f"the check is no text that can be written: {' '.join(str(e).split())[:60]}") from e
+        if self.constrained:
+            _check_constraints(check)
         return Problem(prompt, check, group, _reply(self.reply, fields), stratum)
 
 
@@ -305,10 +311,25 @@ def _checked(fields: Mapping[str, Any], name: str, key: str) -> Any:
             raise BadRow(f"field {name!r} is of the wrong type for {key!r}: {str(value)[:40]!r}")
         if value in ("", []):
             raise BadRow(f"field {name!r} is empty")
+        if wrong := next(filter(None, map(case_error, value)), "") if key == "cases" else "":
+            raise BadRow(f"field {name!r}: {wrong}")
         numbers = [one for one in (value if lists else [value]) if isinstance(one, float)]
         if not all(map(math.isfinite, numbers)):
             raise BadRow(f"field {name!r} is no finite number: {str(value)[:40]}")
     return value
+
+
+def _check_constraints(check: Mapping[str, Any]) -> None:
+    """Raises BadRow if the check has no constraints, or one that cannot be judged (`writing.fault`)."""
+    try:
+        listed = writing.listed(check)
+    except KeyError as e:
+        raise BadRow(f"the check has no {e.args[0]!r}") from e
+    except (TypeError, ValueError, AttributeError) as e:
+        raise BadRow(f"wrong constraints: {e}") from e
+    for constraint in listed:
+        if fault := writing.fault(constraint):
+            raise BadRow(fault)
 
 
 def make(name: str, source: SourceConfig, config: DomainsConfig) -> Domain:

@@ -14,6 +14,8 @@ import string
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from mdrl_jax.rewards import writing
+
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
 
@@ -306,7 +308,7 @@ def choices(row: Row) -> list[Fields]:
 
 
 def ifeval(row: Row) -> Fields:
-    """IFEval: a list of instruction ids and a list of their arguments. The file format pads arguments with None.
+    """IFEval: a list of instruction ids and a list of their arguments, which the file format pads (`writing.unpadded`).
 
     Returns:
       `prompt`, and `constraints`: one `{"kind": id, **arguments}` for each instruction, without the padding.
@@ -317,10 +319,7 @@ def ifeval(row: Row) -> Fields:
     kinds, arguments = row["instruction_id_list"], row["kwargs"]
     if len(kinds) != len(arguments):
         raise ValueError(f"{len(kinds)} instructions with {len(arguments)} kwargs")
-    constraints = [
-        {"kind": kind, **{key: value for key, value in (given or {}).items() if value is not None}}
-        for kind, given in zip(kinds, arguments, strict=True)
-    ]
+    constraints = [{"kind": kind, **writing.unpadded(given)} for kind, given in zip(kinds, arguments, strict=True)]
     return {"prompt": row["prompt"], "constraints": constraints}
 
 

@@ -186,7 +186,7 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
 
     Args:
       domain: the domain.
-      sets: its prompt sets from `tokenize`, by split.
+      sets: its prompt sets from `tokenize`, by split; {}: their counts are left out.
 
     Returns:
       One line of counts, then one line for each bad row whose place is recorded, at most `datasets.NAMED_BAD_ROWS`. []
@@ -197,7 +197,9 @@ def notes(domain: Domain, sets: Mapping[str, PromptSet]) -> list[str]:
     found = domain.data.record
     splits = [_counted(split, s.record, domain.data.sizes[split]) for split, s in sets.items()]
     rows, prompts = (f"{found[n]:,} {n if found[n] != 1 else n[:-1]}" for n in ("rows", "prompts"))
-    line = f"{domain.name}: {prompts} in {rows}, {found['repeated']} repeated; {', '.join(splits)}"
+    line = (
+        f"{domain.name}: {prompts} in {rows}, {found['repeated']} repeated{'; ' if splits else ''}{', '.join(splits)}"
+    )
     if "groups" in found:
         parted = found["group_in_other_split"]
         line += f"; {found['groups']} groups, {parted} prompts left out because their group is in another split"

@@ -17,6 +17,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.records import json_object, regular
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WHOLE = ("model.safetensors", "model.safetensors.index.json")  # the weights of a whole model
 _BEFORE = "base_model.model."
 _TEXT_PART = re.compile(r"^(model\.language_model|language_model\.model)\.")  # of a model of images and text
 # Fields of adapter_config.json that ask for another function, with the values that ask for none.
@@ -40,8 +41,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder is an adapter and no whole model: it has `adapter_config.json` and no `config.json`."""
-    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+    """Whether a folder is an adapter and no whole model: it has `adapter_config.json`, but no weights of a whole model.
+
+    Some trainers leave the base model's `config.json` beside the adapter.
+    """
+    return (folder / CONFIG).exists() and not any((folder / name).exists() for name in WHOLE)
 
 
 def base_of(folder: Path, base: str | Path | None) -> Path:
@@ -72,8 +76,9 @@ class Adapter:
       folder: the adapter's folder.
 
     Raises:
-      UserError: if the adapter is no LoRA, asks for something that is not supported (`_NEUTRAL`), cannot be read, or
-        has a tensor of an unknown kind; the message names the field or the tensor.
+      UserError: if the adapter is no LoRA, asks for something that is not supported (`_NEUTRAL`), has a field of the
+        wrong form, cannot be read, has no tensors, or has one of an unknown kind, a wrong shape or no float dtype; the
+        message names the field or the tensor.
     """
 
     def __init__(self, folder: Path):
@@ -83,10 +88,7 @@ class Adapter:
         for field, neutral in _NEUTRAL.items():
             if (value := self.fields.get(field)) not in neutral:
                 raise UserError(f"{folder}: {field}={value!r} of the LoRA adapter is not supported; merge it with PEFT")
-        numbers = {f"alpha_pattern {k!r}": v for k, v in (self.fields.get("alpha_pattern") or {}).items()}
-        for field, value in ({"lora_alpha": self.fields.get("lora_alpha", 8)} | numbers).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise UserError(f"{folder / CONFIG}: {field} is {value!r}; it must be a number")
+        self._check_numbers()
         file = folder / WEIGHTS
         if not file.exists():
             raise UserError(f"{folder} has no {WEIGHTS}")
@@ -95,6 +97,10 @@ class Adapter:
             names = list(self._handle.keys())
         except (SafetensorError, OSError) as e:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from e
+        if not names:
+            raise UserError(f"{folder / WEIGHTS} has no tensors, so the LoRA adapter changes nothing; save it again")
+        for name in names:
+            self._check_tensor(name)
         self._pairs: dict[str, dict[str, str]] = {}  # tensor of the base -> {"A": name in this file, "B": name}
         self._saved: dict[str, str] = {}  # tensor of the base that the adapter holds as a whole -> name in this file
         for name in names:
@@ -110,6 +116,34 @@ class Adapter:
                 raise UserError(f"{folder}: the LoRA adapter has only one of the two matrices of {target}")
         if self.fields.get("ensure_weight_tying"):
             self._tie()
+
+    def _check_numbers(self) -> None:
+        """Refuses a rank or an α that is no number, and a pattern of modules that is no regular expression."""
+        numbers = {"r": self.fields.get("r", 8), "lora_alpha": self.fields.get("lora_alpha", 8)}
+        for field in ("rank_pattern", "alpha_pattern"):
+            by_module = self.fields.get(field) or {}
+            if not isinstance(by_module, dict):
+                raise UserError(f"{self.folder / CONFIG}: {field} is {by_module!r}; it must map modules to numbers")
+            for pattern, value in by_module.items():
+                numbers[f"{field} {pattern!r}"] = value
+                try:
+                    re.compile(pattern)
+                except re.error as e:
+                    raise UserError(f"{self.folder / CONFIG}: {field} {pattern!r} is no regular expression: {e}") from e
+        for field, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{self.folder / CONFIG}: {field} is {value!r}; it must be a number")
+
+    def _check_tensor(self, name: str) -> None:
+        part = self._handle.get_slice(name)
+        shape, dtype = list(part.get_shape()), part.get_dtype()
+        if 0 in shape or ("lora_" in name and len(shape) != 2):
+            hint = "; with DeepSpeed ZeRO-3, gather the weights before they are saved" if 0 in shape else ""
+            raise UserError(f"{self.folder}: tensor {name} of the LoRA adapter has the shape {shape}{hint}")
+        if not dtype.startswith(("F", "BF")):
+            raise UserError(
+                f"{self.folder}: tensor {name} of the LoRA adapter has the dtype {dtype}; save it as a float"
+            )
 
     def _tie(self) -> None:
         """Leaves out the change of the unembedding if it is that of the embedding, written once more."""
@@ -162,7 +196,7 @@ class Adapter:
           a tensor from which parts can be read. A part of a changed tensor is computed when it is read, in float32.
 
         Raises:
-          UserError: if the shapes of adapter and base do not fit.
+          UserError: if the shapes of adapter and base do not fit, or the rank is not that of the adapter's config.
         """
         if name not in self._pairs:
             return tensor
@@ -172,16 +206,18 @@ class Adapter:
             a, b = b.T, a.T
         if a.shape[0] != b.shape[1] or [b.shape[0], a.shape[1]] != shape:
             raise UserError(f"{self.folder}: matrices {list(b.shape)}, {list(a.shape)} do not fit {name} {shape}")
-        return _Merged(tensor, a, b * np.float32(self._scale(name, a.shape[0])))
+        rank = a.shape[0]
+        if (said := self._number("rank_pattern", "r", name)) != rank:
+            raise UserError(f"{self.folder}: {CONFIG} gives {name} the rank {said:g}, but its matrices have {rank}")
+        alpha = self._number("alpha_pattern", "lora_alpha", name)
+        return _Merged(tensor, a, b * np.float32(alpha / (math.sqrt(rank) if self.fields.get("use_rslora") else rank)))
 
-    def _scale(self, name: str, rank: int) -> float:
-        module = name.removesuffix(".weight")
-        alpha = self.fields.get("lora_alpha", 8)
-        for pattern, value in (self.fields.get("alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                alpha = value
-                break
-        return alpha / (math.sqrt(rank) if self.fields.get("use_rslora") else rank)
+    def _number(self, patterns: str, default: str, name: str) -> float:
+        """What the config says of the module of a tensor: the value of the first pattern that fits, or the default."""
+        for pattern, value in (self.fields.get(patterns) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", name.removesuffix(".weight")):
+                return value
+        return self.fields.get(default, 8)
 
 
 class _Merged:

@@ -243,13 +243,16 @@ def _layers(hf: dict[str, Any], family: str, n_layers: int, longest: int, where:
         pattern = hf.get("sliding_window_pattern") or 6
         default = [SLIDING if (i + 1) % pattern else FULL for i in range(n_layers)]
     else:
-        if not hf.get("use_sliding_window", False):
-            window = None
+        used = hf.get("use_sliding_window", False)
+        if used not in (True, False, None):
+            raise UserError(f"{where}: use_sliding_window={used!r} is not valid; it must be true or false")
+        window = window if used else None
         late = no_rope if family == "smollm3" else [i >= hf.get("max_window_layers", 28) for i in range(n_layers)]
         default = [SLIDING if window is not None and slides else FULL for slides in late]
     sliding = tuple(kind == SLIDING for kind in (default if kinds is None else kinds))
     if any(sliding) and window is None:
-        raise UserError(f"{where}: layer_types has {SLIDING}, but the model has no sliding_window")
+        which = "no sliding_window" if hf.get("sliding_window") is None else "use_sliding_window=False"
+        raise UserError(f"{where}: layer_types has {SLIDING}, but the model has {which}")
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise UserError(f"{where}: sliding_window={window!r} is not valid; it must be a whole number of at least 1")
     cuts = any(sliding) and window is not None and window < longest

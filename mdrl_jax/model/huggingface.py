@@ -148,7 +148,7 @@ def _head_differs(folder: Path) -> bool:
     return not all(np.array_equal(np.asarray(head[part]), np.asarray(embedding[part])) for part in parts)
 
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE, _INDEX = adapters.WHOLE
 
 
 @functools.cache
@@ -440,9 +440,9 @@ def save(
     """Writes `config.json` and safetensors; above 4 GiB the tensors go to several files with an index.
 
     Everything is written to a hidden folder, `.NAME.partial`, beside `folder`, or inside it if it exists already, as an
-    empty folder or a mount point does; a failed call leaves it, and the next one removes it. At the end it is renamed,
-    or its files are moved to `folder`, `config.json` last. So after an interrupted call no folder looks like a whole
-    model. All files have the mode that the umask gives.
+    empty folder or a mount point does. A call that fails removes it; the next call removes what a killed one left. At
+    the end it is renamed, or its files are moved to `folder`, `config.json` last. So after an interrupted call no
+    folder looks like a whole model. All files have the mode that the umask gives.
 
     Args:
       folder: a folder that does not exist or is empty, or a link to such a folder; its parents are made. Only one
@@ -459,8 +459,8 @@ def save(
         file stays as it is in `source`.
 
     Raises:
-      UserError: if `folder` is a file or a folder that is not empty, or if a number is not finite in `dtype`; then
-        nothing is left behind. Also if a file of `source` is damaged.
+      UserError: if `folder` is a file or a folder that is not empty, if a number is not finite in `dtype`, or if a file
+        of `source` is damaged.
       KeyError: if `params` has a leaf that is no parameter of a decoder, or the family is not a key of `FAMILIES`.
       TypeError: if `dtype` is not a dtype.
       OSError: if the disk does not take the files.
@@ -472,10 +472,28 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_tensors(partial, params, dtype)
-    except UserError:
-        shutil.rmtree(partial)
+        _write_all(partial, params, config, dtype, source, card, eos_ids)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        file.rename(folder / file.name)
+    partial.rmdir()
+
+
+def _write_all(
+    partial: Path,
+    params: Any,
+    config: ModelConfig,
+    dtype: Any,
+    source: str | Path | None,
+    card: str,
+    eos_ids: tuple[int, ...],
+) -> None:
+    _write_tensors(partial, params, dtype)
     if source is not None:
         tokens.copy(Path(source), partial)
         generation = _generation_config(Path(source), eos_ids)
@@ -488,12 +506,6 @@ def save(
     for file in partial.rglob("*"):
         if file.is_file():
             file.chmod(mode)  # safetensors lets only the owner read its files
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-        file.rename(folder / file.name)
-    partial.rmdir()
 
 
 def check_new(folder: Path, *allowed: str) -> None:

@@ -14,10 +14,13 @@ A word is a run of letters and digits, with apostrophes and hyphens inside it. T
 silence would earn a reward.
 
 A parameter that is a word must be a single word by this definition; another text, such as "New York", is never found.
-The types of parameters are not checked. A wrong one raises TypeError or AttributeError, or the constraint just fails.
+A judge does not check the values of parameters. A wrong one raises TypeError or AttributeError, or the constraint just
+fails. `fault` names it beforehand: rows of data sets and lines of `score` are checked so.
 """
 
 import inspect
+import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -197,7 +200,7 @@ def listed(check: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     The constraints are not checked here; `satisfied` does that.
 
     Args:
-      check: "constraints", or IFEval's "instruction_id_list" and "kwargs", whose null parameters are dropped. A check
+      check: "constraints", or IFEval's "instruction_id_list" and "kwargs", without their padding (`unpadded`). A check
         that has "constraints" may have the others, which then do not count.
 
     Raises:
@@ -212,11 +215,63 @@ def listed(check: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         ids, parameters = check["instruction_id_list"], check["kwargs"]
         if len(ids) != len(parameters):
             raise ValueError(f"check has {len(ids)} instruction ids and {len(parameters)} kwargs; give one for each")
-        given = [{k: v for k, v in (p or {}).items() if v is not None} for p in parameters]
-        found = [{"kind": kind, **p} for kind, p in zip(ids, given, strict=True)]
+        found = [{"kind": kind, **unpadded(p)} for kind, p in zip(ids, parameters, strict=True)]
     if not found:
         raise ValueError("the check's list of constraints is empty; give at least one")
     return found
+
+
+def unpadded(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The parameters of an instruction of IFEval without those that its file only pads with: null, or pandas' NaN."""
+    return {k: v for k, v in (parameters or {}).items() if v is not None and v == v}
+
+
+def fault(constraint: Mapping[str, Any]) -> str:
+    """Says why a constraint cannot be judged, or cannot be meant; "" if it can.
+
+    The kind must be known and the parameters be those of the kind, in the right form: a text is not blank, a list of
+    texts not empty, a whole number (also if written 5.0) not negative, any other number finite. Other values that the
+    kind refuses, such as an unknown relation, are named too. A language that langdetect does not know is not noticed.
+
+    Args:
+      constraint: `{"kind": name, **parameters}`.
+    """
+    parameters = dict(constraint)
+    kind = parameters.pop("kind", None)
+    if not isinstance(kind, str) or kind not in KINDS:
+        return f"the constraint {json.dumps(kind)} is not known; known: {', '.join(KINDS)}"
+    signature = inspect.signature(KINDS[kind])
+    wanted = {name: p.annotation for name, p in list(signature.parameters.items())[1:]}
+    if wanted.keys() != parameters.keys():
+        takes, given = (", ".join(names) or "no parameters" for names in (wanted, parameters))
+        return f"the constraint {json.dumps(kind)} takes {takes}; given: {given}"
+    for name, value in parameters.items():
+        fits, form = _FORMS.get(wanted[name], _FORMS[Sequence[str]])
+        if not fits(value):
+            return f"the constraint {json.dumps(kind)} takes as {name} {form}; given: {str(value)[:40]!r}"
+    if kind != "language:response_language":  # it would load langdetect, and refuses no value
+        try:
+            KINDS[kind]("", **parameters)
+        except ValueError as e:
+            return f"the constraint {json.dumps(kind)} is not valid: {e}"
+    return ""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# annotation of a parameter -> (the test of its value, the form in words)
+_FORMS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    str: (_is_text, "a text that is not blank"),
+    int: (lambda v: _is_number(v) and v >= 0 and v == int(v), "a whole number of at least 0"),
+    float: (_is_number, "a finite number"),
+    Sequence[str]: (lambda v: isinstance(v, list) and v != [] and all(map(_is_text, v)), "a list of texts"),
+}
 
 
 def satisfied(text: str, constraint: Mapping[str, Any]) -> float:

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mdrl_jax.errors import UserError
 from mdrl_jax.model.transformer import Cache, Decoder, Prefix
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain, divisor
@@ -408,6 +409,24 @@ def cache_bytes(model: Decoder, group_size: int, prompt_length: int, max_new_tok
     c = model.config
     values = 2 * c.n_layers * c.n_kv_heads * c.head_dim * (prompt_length + group_size * max_new_tokens)
     return values * jnp.dtype(model.dtype).itemsize
+
+
+def check_finite(done: Completions) -> None:
+    """Refuses completions that were drawn from logits that are not finite, because their tokens mean nothing.
+
+    Args:
+      done: completions on the host.
+
+    Raises:
+      UserError: if the log-prob of a token is not finite.
+    """
+    bad = ~np.isfinite(done.logp_PGT) & (completion_mask(done.length_PG, done.logp_PGT.shape[-1]) > 0)
+    if bad.any():
+        raise UserError(
+            f"the model's logits, divided by the temperature, are not finite at {bad.sum()} of {done.length_PG.sum()} "
+            "sampled tokens: its weights are too large, or the temperature is too small; take an earlier checkpoint "
+            "and a smaller learning rate"
+        )
 
 
 def completion_mask(length_PG: np.ndarray, max_new_tokens: int) -> np.ndarray:

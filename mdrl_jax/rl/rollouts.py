@@ -28,7 +28,15 @@ from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, put
 from mdrl_jax.rewards.base import Score
 from mdrl_jax.rewards.pool import RewardPool
-from mdrl_jax.rl.rollout import Completions, SamplingConfig, cache_bytes, completion_mask, make_sampler, stage_key
+from mdrl_jax.rl.rollout import (
+    Completions,
+    SamplingConfig,
+    cache_bytes,
+    check_finite,
+    completion_mask,
+    make_sampler,
+    stage_key,
+)
 from mdrl_jax.section import section
 
 
@@ -197,8 +205,8 @@ class Rollouts:
 
         Raises:
           UserError: if more than `max_error_share` of a part's rewards fail, a prompt is longer than the last bucket, a
-            device has no room for the completions of one prompt, the reward `code` finds no sandbox that works, or the
-            file of a streamed data set was changed since it was indexed.
+            device has no room for the completions of one prompt, the reward `code` finds no sandbox that works, the
+            file of a streamed data set was changed since it was indexed, or the policy's logits are not finite.
           AssertionError: if `parts` does not divide the number of prompts.
           ValueError: if there are no prompts, or the mesh cannot split the prompts of a part evenly.
           IndexError: if a prompt set has no row of a given number.
@@ -262,6 +270,7 @@ class Rollouts:
     def _score(self, launched: _Launched) -> ScoredRollouts:
         preemption.until_ready(launched.completions)
         done: Completions = distributed.gather(launched.completions)
+        check_finite(done)
         mask_PGT = completion_mask(done.length_PG, done.tokens_PGT.shape[-1])
         self.spent.update(read=int(launched.valid_PT.sum()), sampled=int(done.length_PG.sum()))
         shape = done.length_PG.shape

@@ -82,9 +82,13 @@ def draw(logits_BV: jax.Array, uniform_B: jax.Array, sampling: SamplingConfig) -
       sampling: temperature, top-k and top-p; with temperature 0 the random numbers do not matter.
 
     Returns:
-      (token ids [B], int32; their log-probs in nats under that distribution [B]).
+      (token ids [B], int32; their log-probs in nats under that distribution [B]). A log-prob is not finite where a row
+      has a logit that is NaN or infinite, or becomes infinite by the temperature; its token means nothing then.
     """
-    if sampling.temperature == 0 or not _excludes(sampling, logits_BV.shape[-1]):
+    if sampling.temperature == 0:
+        finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1))
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.where(finite_B, 0.0, jnp.nan)
+    if not _excludes(sampling, logits_BV.shape[-1]):
         token_B, chosen_B = _inverse(jnp.exp(sampling_log_probs(logits_BV, sampling)), uniform_B)
         return token_B, jnp.log(chosen_B)
     weight_BV = _kept(logits_BV / sampling.temperature, sampling)

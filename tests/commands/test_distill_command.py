@@ -53,6 +53,32 @@ def test_the_best_step_is_written_with_its_record(teacher: str, tmp_path: Path, 
         distill.run("tiny", ["math:tiny"], settings(), str(tmp_path / "other"), str(tmp_path / "out-run"))
 
 
+def test_the_student_may_be_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing trains: what the run would begin from is the base with the adapter merged into it."""
+    folder, found = tmp_path / "adapter", []
+    folder.mkdir()
+    (name,) = (
+        n for n in load_file(EMBEDDED_MODEL / "model.safetensors") if n.endswith("layers.0.self_attn.q_proj.weight")
+    )
+    rows, width = load_file(EMBEDDED_MODEL / "model.safetensors")[name].shape
+    a, b = np.ones((1, width), np.float32), np.ones((rows, 1), np.float32)
+    stem = f"base_model.model.{name.removesuffix('.weight')}"
+    save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 0.25}))
+
+    class Begun(Exception):
+        pass
+
+    def begin(config: Any, pool: Any) -> Any:
+        found.append(config.model)
+        raise Begun
+
+    monkeypatch.setattr(distill.runtime, "build", begin)
+    with pytest.raises(Begun):
+        distill.run(str(folder), ["math:tiny"], settings(), str(tmp_path / "out"), base=str(EMBEDDED_MODEL))
+    assert (found[0].path, found[0].adapter) == (str(EMBEDDED_MODEL), str(folder))
+
+
 @pytest.mark.parametrize(
     ("teachers", "changes", "told"),
     [

@@ -83,6 +83,7 @@ WRONG = {
     "negative ids": (["--model=DIR", "--prompt_ids=-1"], "ids outside 0 to 2047"),
     "too long": (["--model=DIR", "--prompt_ids=1,2", "--max_new_tokens=511"], "exceed the model's limit of 512 tokens"),
     "nothing new": (["--model=DIR", "--prompt=a", "--max_new_tokens=0"], "max_new_tokens"),
+    "frozen": (["--model=DIR", "--prompt_ids=1,2", "--max_new_tokens=4", "--temperature=1e-38"], "logits, divided by"),
     "cold": (["--model=DIR", "--prompt=a", "--temperature=-1"], "temperature"),
     "warm": (["--model=DIR", "--prompt=a", "--temperature=hot"], "temperature"),
     "top_k": (["--model=DIR", "--prompt=a", "--top_k=-1"], "top_k"),

@@ -248,6 +248,10 @@ def test_a_lora_adapter_is_read_as_the_merged_model(
         ({"head": 2.0}, "changes lm_head.weight, which its base model does not have"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
         ({"alpha_pattern": {"q_proj": "6"}}, "alpha_pattern 'q_proj' is '6'; it must be a number"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is .*; it must map modules to numbers"),
+        ({"rank_pattern": {"q_proj(": 2}}, r"rank_pattern 'q_proj\(' is no regular expression"),
+        ({"r": 4}, "gives model.*weight the rank 4, but its matrices have 2"),
+        ({"r": 4, "rank_pattern": {"q_proj": 2}}, "gives model.embed_tokens.weight the rank 4"),
         ({"base_model_name_or_path": "some/model"}, "'some/model' is no folder here; give .* --base=DIR"),
     ],
 )
@@ -255,6 +259,35 @@ def test_an_adapter_that_cannot_be_merged_is_refused(fields, words, chat, tmp_pa
     adapter(tmp_path / "adapter", chat, **fields)
     with pytest.raises(UserError, match=words):
         params(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({}, "has no tensors, so the LoRA adapter changes nothing"),
+        ({"lora_A": np.zeros(0, np.float32)}, r"has the shape \[0\]; with DeepSpeed ZeRO-3, gather"),
+        ({"lora_A": np.ones(16, np.float32)}, r"has the shape \[16\]"),
+        ({"lora_A": np.ones((2, 16), np.int8)}, "has the dtype I8; save it as a float"),
+    ],
+)
+def test_adapter_tensors_that_cannot_be_meant_are_refused(tensors, words, chat, tmp_path) -> None:
+    adapter(tmp_path / "adapter", chat)
+    stem = f"base_model.model.{TARGET.removesuffix('.weight')}"
+    whole = {f"{stem}.lora_B.weight": np.ones((16, 2), np.float32)} if tensors else {}
+    whole |= {f"{stem}.{name}.weight": x for name, x in tensors.items()}
+    save_file(whole, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=words):
+        params(tmp_path / "adapter")
+
+
+def test_an_adapter_may_lie_beside_the_config_of_its_base(chat: Path, tmp_path: Path) -> None:
+    """Some trainers leave it there; a folder with the weights of a whole model is no adapter."""
+    adapter(tmp_path / "adapter", chat)
+    truth = params(tmp_path / "adapter")
+    shutil.copy(chat / "config.json", tmp_path / "adapter")
+    assert same(params(tmp_path / "adapter"), truth) and not same(truth, params(chat))
+    shutil.copy(chat / "model.safetensors", tmp_path / "adapter")
+    assert same(params(tmp_path / "adapter"), params(chat))
 
 
 def test_a_change_of_lm_head_alone_is_refused_where_the_base_stores_it_beside_the_embedding(
@@ -313,7 +346,28 @@ def test_what_is_written_has_all_that_the_source_had(chat: Path, tmp_path: Path,
     assert ours.generation_config.eos_token_id == [end, 5, 6]
     card = (out / "README.md").read_text()
     assert "| base | 12.5 |" in card and f"mdrl export --workdir={work.root} --stage=base" in card
-    assert str(chat) in card and card.startswith("---\nlibrary_name: transformers\n")
+    assert f"\n`{chat}`\n" in card and card.startswith("---\nlibrary_name: transformers\n")
+    for field, value, words in (
+        ("adapter", "lora", f"`{chat}` with the LoRA adapter `lora`"),
+        ("weights", "random", f"random weights in the sizes of `{chat}`"),
+    ):
+        recorded = json.loads((work.root / "config.json").read_text())
+        recorded["config"]["model"][field] = value
+        (work.root / "config.json").write_text(json.dumps(recorded))
+        assert words in export.card(work, "base", "mdrl export")
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(chat: Path, tmp_path: Path, monkeypatch) -> None:
+    def write(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "tokenizer.json")
+
+    monkeypatch.setattr(tokens, "copy", write)
+    loaded = load_folder(str(chat))
+    for out in (tmp_path / "new", tmp_path / "mounted"):
+        (tmp_path / "mounted").mkdir(exist_ok=True)
+        with pytest.raises(OSError, match="No space left"):
+            huggingface.save(out, loaded.params, loaded.model.config, source=chat)
+        assert [p.name for p in tmp_path.rglob("*")] == ["mounted"]
 
 
 RESULTS = {  # in the form of lm-evaluation-harness 0.4.13
@@ -345,6 +399,11 @@ def test_results_of_the_harness_stand_beside_ours(tmp_path: Path) -> None:
     assert lines[4].split()[-3:] == ["75.0", "±25.0", "50.0"]
     file.write_text(json.dumps(RESULTS | {"higher_is_better": None, "n-samples": []}))
     assert [row["n_prompts"] for row in harness.read(file)] == [0, 0, 0]
+    odd = json.loads(json.dumps(RESULTS))
+    odd["n-samples"]["capitals"]["effective"] = "ten"
+    odd["results"]["capitals"]["acc_stderr,none"] = float("nan")
+    file.write_text(json.dumps(odd))
+    assert (harness.read(file)[0]["stderr"], harness.read(file)[0]["n_prompts"]) == (float("inf"), 0)
     for text in ("[]", "{", '{"results": {}}', '{"results": {"a": {"ppl,none": 9.0}}}'):
         file.write_text(text)
         with pytest.raises(UserError, match=str(file)):
@@ -407,6 +466,27 @@ def test_a_dry_run_names_every_domain_that_is_wrong(chat: Path, tmp_path: Path, 
     out = capsys.readouterr().out
     assert "math: 40 prompts in 40 rows" in out and "<user> add " in out and "its check: {'answer': " in out
     assert "cw: procedural" in out and "domain cw" not in str(e.value)
-    c.scored_domains, c.domains.math.reward = ("math",), "nowhere:f"
+    lines = tmp_path / "math.jsonl"
+    lines.write_text(lines.read_text() + '{"question": "add 3"}\n')
+    c.scored_domains = ("math",)
+    evaluate.dry_run(str(chat), parse(c), "json")
+    said = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert "math: 40 prompts in 41 rows" in said[0] and f"skipped a bad row, {lines}:41: no field 'answer'" in said[0]
+    adapter(tmp_path / "adapter", chat)
+    evaluate.dry_run(str(tmp_path / "adapter"), parse(c), base=str(chat))
+    assert "<user> add " in capsys.readouterr().out
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(chat / "config.json", bare)
+    evaluate.dry_run(str(bare), parse(c))
+    out = capsys.readouterr().out
+    assert "has no tokenizer" in out and "skipped a bad row" in out and "math: train" in out and "<user>" not in out
+    for model, base, words in (
+        (str(chat), str(chat), "is for LoRA adapters"),
+        (str(tmp_path / "absent"), None, "does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate.dry_run(model, parse(c), base=base)
+    c.domains.math.reward = "nowhere:f"
     with pytest.raises(UserError, match="reward 'nowhere:f' cannot be imported"):
         evaluate.dry_run(str(chat), parse(c))

@@ -41,6 +41,16 @@ def test_a_template_that_writes_the_date_gets_that_of_the_first_day(tmp_path: Pa
     assert work.date() == "2025-01-02"
 
 
+def test_a_system_prompt_that_the_template_leaves_out_is_refused():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    assert chat.chat_text(tokenizer, "add") == "add"
+    with pytest.raises(UserError, match="leaves the system prompt out"):
+        chat.chat_text(tokenizer, "add", system="be brief")
+    tokenizer.chat_template = "{{ messages[0].content | trim }}"
+    assert chat.chat_text(tokenizer, "add", system=" be brief ") == "be brief"
+
+
 def test_the_text_is_the_templates_own(qwen: Any):
     default = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
     for system in ("", "Be brief."):

@@ -173,6 +173,36 @@ def test_a_bad_row_is_named_by_file_and_line_and_skipped(tmp_path: Path, bad: An
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("reward", "check", "good", "bad", "why"),
+    [
+        ("cw", {"constraints": "wanted"}, {"wanted": [{"kind": "word_count", "count": 3}]},
+         {"wanted": [{"kind": "word_count", "count": float("nan")}]}, "takes as count a whole number"),
+        ("mdrl_jax.rewards.writing:all_loose", {"constraints": "wanted"}, {"wanted": [{"kind": "plain"}]},
+         {"wanted": [{"kind": "plainly"}]}, '"plainly" is not known'),
+        ("cw", {"instruction_id_list": "ids", "kwargs": "kwargs"}, {"ids": ["punctuation:no_comma"], "kwargs": [None]},
+         {"ids": ["punctuation:no_comma"], "kwargs": [{"words": 3}]}, "takes no parameters; given: words"),
+        ("cw", {"instruction_id_list": "ids", "kwargs": "kwargs"}, {"ids": ["punctuation:no_comma"], "kwargs": [None]},
+         {"ids": ["punctuation:no_comma"], "kwargs": []}, "1 instruction ids and 0 kwargs"),
+        ("mine:own", {"constraints": "wanted"}, {"wanted": [{"kind": "plainly"}]}, {"wanted": ["plainly"]},
+         "of the wrong type"),
+        ("code", {"cases": "wanted"}, {"wanted": [{"stdin": "1", "stdout": "2"}]}, {"wanted": [{"stdin": "1"}]},
+         "a case must be"),
+    ],
+)  # fmt: skip
+def test_a_row_whose_reply_could_not_be_judged_is_bad(
+    tmp_path: Path, reward: str, check: dict[str, str], good: dict[str, Any], bad: dict[str, Any], why: str
+):
+    rows = [{"question": f"q{i}"} | (bad if i == 5 else good) for i in range(20)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = SourceConfig(files=(str(path),), prompt="{question}", check=check, reward=reward)
+    domain = datasets.make("cw", made, ALL)
+    assert domain.data and len(everything(domain)) == 19
+    (named,) = domain.data.record["bad"]
+    assert named.startswith(f"{path}:6: ") and why in named
+
+
 def test_bad_rows_of_a_csv_file_have_the_lines_of_the_file(tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_text('question,answer\n"two\nlines",1\nonly one value\n"good",2\n')

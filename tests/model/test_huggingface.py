@@ -232,6 +232,8 @@ LAYERS = ["full_attention", "sliding_attention"]
         ("llama", {"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
         ("llama", {"sliding_window": 128}, ["sliding_window", "128"]),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 0}, ["sliding_window", "0"]),
+        ("qwen2", {"use_sliding_window": "yes", "sliding_window": 4}, ["use_sliding_window", "yes", "true or false"]),
+        ("qwen2", {"sliding_window": 4, "layer_types": ["sliding_attention"] * 2}, ["use_sliding_window=False"]),
         ("qwen3", {"layer_types": LAYERS}, ["layer_types", "sliding_attention"]),
         ("llama", {"mlp_bias": True}, ["mlp_bias"]),
         ("llama", {"attention_bias": True}, ["attention_bias"]),

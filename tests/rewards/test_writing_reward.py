@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mdrl_jax.rewards import ifeval
+from mdrl_jax.rewards import ifeval, writing
 from mdrl_jax.rewards.writing import KINDS, constraints, wanted_length
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
@@ -55,6 +55,45 @@ def test_reward_is_the_mean() -> None:
 def test_what_cannot_be_judged_is_an_error(wanted: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         constraints("text", {"constraints": wanted})
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        ({"kind": "word_count", "count": 5.0}, ""),
+        ({"kind": "repetition", "n": 2, "most": 0}, ""),
+        ({"kind": "keywords:frequency", "keyword": "a", "frequency": 2, "relation": "at least"}, ""),
+        ({"kind": "rhyme"}, '"rhyme" is not known; known: include'),
+        ({"word": "x"}, "null is not known"),
+        ({"kind": ["plain"]}, "is not known"),
+        ({"kind": "word_count"}, "takes count; given: no parameters"),
+        ({"kind": "plain", "word": "x"}, "takes no parameters; given: word"),
+        *(
+            ({"kind": "word_count", "count": value}, "count a whole number of at least 0; given: ")
+            for value in (float("nan"), float("inf"), None, "5", True, 2.5, -1, [5])
+        ),
+        ({"kind": "repetition", "n": 2, "most": float("nan")}, "most a finite number"),
+        ({"kind": "include", "word": " "}, "word a text that is not blank"),
+        ({"kind": "order", "words": "abc"}, "words a list of texts; given: 'abc'"),
+        ({"kind": "order", "words": []}, "words a list of texts"),
+        ({"kind": "keywords:existence", "keywords": ["a", 1]}, "keywords a list of texts"),
+        ({"kind": "length", "length": 0}, "length is 0; it must be at least 1 word"),
+        ({"kind": "keywords:frequency", "keyword": "a", "frequency": 2, "relation": "more"}, "relation 'more'"),
+        ({"kind": "keywords:letter_frequency", "letter": "ab", "let_frequency": 1, "let_relation": "at least"},
+         "letter 'ab' is not valid"),
+    ],
+)  # fmt: skip
+def test_a_constraint_that_cannot_be_judged_is_named_beforehand(constraint: dict[str, Any], message: str) -> None:
+    found = writing.fault(constraint)
+    assert message in found and (found == "") == (message == "")
+
+
+def test_every_constraint_of_the_real_file_can_be_judged(shared: Path) -> None:
+    rows = [json.loads(line) for line in (shared / "data" / "writing" / "ifeval.jsonl").read_text().splitlines()]
+    assert sum(writing.fault(constraint) == "" for row in rows for constraint in writing.listed(row)) == 834
+    row = max(rows, key=lambda row: len(row["kwargs"]))
+    padded = [{"num_words": float("nan"), "relation": None} | (given or {}) for given in row["kwargs"]]
+    assert writing.listed(row | {"kwargs": padded}) == writing.listed(row)
 
 
 @pytest.mark.parametrize(

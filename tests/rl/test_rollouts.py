@@ -55,6 +55,14 @@ def built() -> Iterator[runtime.Runtime]:
             yield made
 
 
+def test_a_policy_whose_logits_overflow_is_refused(built: runtime.Runtime):
+    params = jax.tree.map(lambda x: x * np.float32(3e38), built.base_params())
+    sets = [(built.prompts["math", "train"], np.arange(2))]
+    for temperature in (0.0, 1.0):
+        with pytest.raises(UserError, match="logits, divided by the temperature, are not finite at 32 of 32"):
+            built.rollouts.sample(params, sets, (0, "math", 0), 2, SamplingConfig(temperature=temperature))
+
+
 def test_parts_give_the_same_and_one_is_scored_while_the_next_is_sampled(built: runtime.Runtime):
     params, sets = built.base_params(), [(built.prompts[name, "train"], np.arange(6)) for name in ("math", "qa")]
     lengths = sorted(len(prompts.tokens[i]) for prompts, rows in sets for i in rows)

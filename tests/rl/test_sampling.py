@@ -1,5 +1,7 @@
 """The distribution that tokens are drawn from against its definition in float64, and draws against its inverse."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,19 @@ def test_sampling_log_probs_equal_the_oracle(sampling):
 def test_greedy_takes_the_first_of_equals():
     logp_BV = sampling_log_probs(jnp.array([[1.0, 3.0, 3.0]]), SamplingConfig(temperature=0.0))
     np.testing.assert_allclose(np.exp(logp_BV), [[0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "sampling", [SamplingConfig(temperature=0.0), SamplingConfig(), SamplingConfig(top_k=2), SamplingConfig(top_p=0.9)]
+)
+def test_a_token_from_logits_that_are_not_finite_has_no_log_prob(sampling: SamplingConfig):
+    rows = [[0.0, 1.0, 2.0], [0.0, np.nan, 2.0], [0.0, np.inf, 2.0], [np.nan] * 3]
+    _, logp_B = draw(jnp.asarray(rows), jnp.full(4, 0.5), sampling)
+    assert np.isfinite(logp_B).tolist() == [True, False, False, False]
+    if sampling.temperature:
+        cold = dataclasses.replace(sampling, temperature=1e-38)
+        _, logp_B = draw(jnp.asarray([[0.0, 10.0, 20.0]]), jnp.full(1, 0.5), cold)
+        assert not np.isfinite(logp_B).any()
 
 
 @pytest.mark.parametrize(("field", "value"), [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)])

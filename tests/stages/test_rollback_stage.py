@@ -40,8 +40,8 @@ def built() -> Iterator[runtime.Runtime]:
         {"prompts": 8, "limit": 50.0, "rules": ("removing", "magnitude"), "random_sets": 1, "control_draws": 2}
     )
     c.recover.fractions, c.recover.strengths = (0.6, 0.95), (1.0,)
-    # At the first look intervals of half the controls are at most 22 points wide on each side, and 25 to 40 of the rest.
-    # The tokens suffice for the second look and not for the fourth.
+    # At the first look three controls have half-widths of at most 22 points, and the others 25 to 40. The tokens
+    # suffice for the second look and not for the fourth.
     c.recover.control_half_width, c.recover.control_tokens = 23.5, 30_000
     config = parse(c)
     with pytest.MonkeyPatch.context() as patch, runtime.make_pool(config.rewards) as pool, compiling_fast():

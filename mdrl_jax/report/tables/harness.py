@@ -20,7 +20,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
     Returns:
       For each task {"domain": its name, "metric", "score" and "stderr" in points (100 × the metric), "n_prompts"}, in
-      the order of the file. The standard error is infinite and the number of prompts 0 if the harness gave none.
+      the order of the file. The standard error is infinite, and the number of prompts 0, if the file has no number
+      there.
 
     Raises:
       UserError: if there is no results file, it has another form, or none of its tasks has a metric from 0 to 1 for
@@ -61,7 +62,8 @@ def _row(name: str, task: dict[str, Any], whole: dict[str, Any]) -> dict[str, An
         if not 0 <= value <= 1:
             continue
         error = task.get(f"{metric}_stderr,{filtered}")
-        stderr = 100 * error if isinstance(error, int | float) else math.inf
-        n = counts.get("effective", 0)
+        stderr = 100 * error if isinstance(error, int | float) and math.isfinite(error) else math.inf
+        n = counts.get("effective")
+        n = n if isinstance(n, int) and not isinstance(n, bool) else 0
         return {"domain": name, "metric": key, "score": 100 * value, "stderr": stderr, "n_prompts": n}
     return None
