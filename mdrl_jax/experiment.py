@@ -38,7 +38,7 @@ from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.report.track import Nowhere, Track, tracking
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage, peak, resolve_stages, way
+from mdrl_jax.stage import Stage, peak, repeated, resolve_stages, way
 from mdrl_jax.stages import analyze, circuits, grpo, locality, merge, rollback, sft
 from mdrl_jax.stages.plan import Planning
 from mdrl_jax.stages.train import Trainer, costs, metered, steps_taken
@@ -142,6 +142,8 @@ class Walk:
         self.screen.print(f"{n / 1e6:.2f}M parameters on {device}, mesh {mesh}; work folder {self.folder.root}")
         for note in self.runtime.notes:
             self.screen.print(note)
+        for text in repeated(self.stages):
+            self.screen.warn(text)
         self._score("base", 0, "00-base", 0, self.runtime.base_params, None)
         trainer = Trainer(
             self.runtime,

@@ -39,7 +39,7 @@ of its own |
 `joint`, `sft-`, `sft`, `pretrain` and `recover`. `distill-`, `alternate-`, `rollback-`, `plan`, `trials` and `recover`
 start from the last plain domain stage instead. Stages outside the sequence are side branches: no other kind of stage
 starts from one unless the config's field `start` names it. A stage with a label is always a side branch; it has the
-default start of the stage without the label and draws the same prompts and sampling keys, so it is refused if nothing
+default start of the stage without the label and draws the same prompts and sampling keys, so a run warns if nothing
 else differs. A supervised stage that `start` takes elsewhere than to the previous stage is a side branch too. Only GRPO
 gives a domain its peak: a supervised stage does not.
 
@@ -323,6 +323,37 @@ def labelled(name: str) -> bool:
     return "@" in name
 
 
+def repeated(stages: Sequence[Stage]) -> list[str]:
+    """Says for each stage with a label that it will end with the parameters of an earlier stage, if it will.
+
+    It will if the two have the same start, settings, prompts and sampling keys.
+
+    Args:
+      stages: the stages of a run, in order.
+
+    Returns:
+      One line for each such stage.
+    """
+
+    def told(stage: Stage) -> Stage:
+        """The stage without its name and place, and with the start and reference that it has where none is named."""
+        train = dataclasses.replace(stage.train, start=stage.start, reference=stage.reference)
+        sft = dataclasses.replace(stage.sft, start=stage.start)
+        return dataclasses.replace(stage, name="", index=0, train=train, sft=sft)
+
+    lines = []
+    for i, stage in enumerate(stages):
+        twin = next((s.name for s in stages[:i] if labelled(stage.name) and told(s) == told(stage)), "")
+        if twin:
+            plain = stage.kind == "grpo" and not stage.prefix
+            draws = f"; again-{stage.domains[0]} would draw other prompts and sampling keys" if plain else ""
+            lines.append(
+                f"stage {stage.name} will end with the parameters of stage {twin}: it has the same start, settings, "
+                f"prompts and sampling keys{draws}"
+            )
+    return lines
+
+
 def _parts(name: str, domains: Collection[str]) -> tuple[str, str]:
     """The prefix of a stage's name and the rest; the prefix of a domain or of a name without `-` is ""."""
     prefix, dash, rest = name.partition("-")
@@ -515,27 +546,9 @@ def _check_distill(stage: Stage, earlier: list[Stage]) -> None:
         )
 
 
-def _same_training(a: Stage, b: Stage) -> bool:
-    """Whether two stages are equal but for their names, and for fields that name the start and reference they have."""
-
-    def named(s: Stage) -> Stage:
-        train = dataclasses.replace(s.train, start=s.start, reference=s.reference)
-        return dataclasses.replace(s, name="", index=0, train=train, sft=dataclasses.replace(s.sft, start=s.start))
-
-    return named(a) == named(b)
-
-
 def _check(stage: Stage, earlier: list[Stage]) -> None:
     """Refuses a stage that needs domains or stages which the stages before it do not provide."""
     name, prevent = stage.name, stage.train.prevent
-    twin = next((s.name for s in earlier if labelled(name) and _same_training(s, stage)), "")
-    if twin:
-        plain = stage.kind == "grpo" and not stage.prefix
-        draws = f", or name it again-{stage.domains[0]} for other prompts and sampling keys" if plain else ""
-        raise UserError(
-            f"stage {name} would end with the parameters of stage {twin}: it has the same start, settings, prompts and "
-            f"sampling keys; change its start or settings{draws}"
-        )
     without = {s.name for s in earlier if not s.scored}
     target = stage.settings.target if stage.trains else ""
     for field, value in (("start", stage.start), ("reference", stage.reference), ("target", target)):

@@ -15,6 +15,7 @@ from mdrl_jax.stage import (
     orders_trained,
     origin,
     peak,
+    repeated,
     resolve_stages,
     teachers,
     trained_on_the_way,
@@ -468,18 +469,20 @@ def test_a_label_makes_a_side_branch_with_the_start_and_the_draws_of_its_stage()
 @pytest.mark.parametrize(
     ("plain", "start", "instead"),
     [
-        ("qa", "math", "or name it again-qa for other prompts and sampling keys$"),
-        ("protect-qa", "math", "change its start or settings$"),
-        ("sft-qa", "qa", "change its start or settings$"),
-        ("rollback-math-qa", "qa", "change its start or settings$"),
+        ("qa", "math", "; again-qa would draw other prompts and sampling keys"),
+        ("protect-qa", "math", ""),
+        ("sft-qa", "qa", ""),
+        ("rollback-math-qa", "qa", ""),
     ],
 )
-def test_a_label_alone_does_not_make_a_stage_once_more(plain: str, start: str, instead: str):
+def test_a_label_alone_does_not_make_another_stage(plain: str, start: str, instead: str):
     stages = dict.fromkeys(("math", "qa", plain, f"{plain}@2"))
-    with pytest.raises(UserError, match=f"stage {plain}@2 would end with the parameters of stage {plain}: .*{instead}"):
-        planned(*stages, stage_overrides={f"{plain}@2": {"start": start}})
+    (told,) = repeated(list(planned(*stages, stage_overrides={f"{plain}@2": {"start": start}}).values()))
+    assert told.startswith(f"stage {plain}@2 will end with the parameters of stage {plain}: ")
+    assert told.endswith(f"sampling keys{instead}")
     if not plain.startswith("rollback"):
-        assert planned(*stages, stage_overrides={f"{plain}@2": {"start": start, "learning_rate": 7e-4}})
+        own = {f"{plain}@2": {"start": start, "learning_rate": 7e-4}}
+        assert not repeated(list(planned(*stages, stage_overrides=own).values()))
 
 
 def test_locality_needs_an_edit_that_starts_at_the_peak():
@@ -497,7 +500,7 @@ def test_locality_needs_an_edit_that_starts_at_the_peak():
 
 def test_circuits_compare_the_stages_that_trained_the_domain_alone_from_the_start():
     own = {"start": "base"}
-    changes = {"sft-qa": own, "sft-qa@low": own | {"learning_rate": 1e-5}, "qa@x": own}
+    changes = {"sft-qa": own, "sft-qa@low": own, "qa@x": own}
     stages = planned("code", "qa@x", "sft-qa", "sft-qa@low", "solo-math", "circuits-qa", stage_overrides=changes)
     assert (stages["circuits-qa"].kind, stages["circuits-qa"].scored) == ("circuits", False)
     found = alone_from_origin("qa", list(stages.values()), KNOWN)
