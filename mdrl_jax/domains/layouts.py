@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import string
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -142,7 +143,9 @@ def mbpp_last_line(row: Row) -> list[Fields]:
 def _ends_with_a_return(code: str) -> bool:
     """Whether the last line of a program is a whole return statement, the last one of its last function."""
     try:
-        body = ast.parse(code).body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # such as of "\d" in a text, from Python 3.12 on
+            body = ast.parse(code).body
     except (SyntaxError, ValueError):
         return False
     last = body[-1].body[-1] if body and isinstance(body[-1], ast.FunctionDef) else None

@@ -18,7 +18,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from mdrl_jax.parallel.hlo_text import Measure
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 REFUSED = re.compile(r"(?:required for HLO temporaries \(|[Uu]sed )([\d.]+)([KMGT]?)")
 
-TEMPORARY = re.compile(r"allocation \d+: size (\d+), preallocated-temp")  # on-chip memory has a colour before this
+# A line of the compiler's plan. On-chip memory has a colour other than 0; jaxlib 0.12 adds a page.
+TEMPORARY = re.compile(r"allocation \d+: size (\d+)(?:, page \d+)?(?:, color (\d+))?(?:, page \d+)?, preallocated-temp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def compile_for(
     """
     started = time.monotonic()
     try:
-        compiled, temporaries = _planned(lower())
+        compiled, temporary = _planned(lower())
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
@@ -108,7 +109,7 @@ def compile_for(
         {
             "program": m.generated_code_size_in_bytes,
             "arguments": m.argument_size_in_bytes,
-            "temporaries": temporaries,
+            "temporaries": temporary,
             "outputs": m.output_size_in_bytes,
             "aliased": m.alias_size_in_bytes,
         },
@@ -125,7 +126,27 @@ def _planned(lowered: Any) -> tuple[Any, float]:
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         (plan,) = Path(folder).glob("*buffer-assignment.txt")
         with plan.open() as lines:
-            return compiled, float(sum(int(found[1]) for found in map(TEMPORARY.match, lines) if found))
+            return compiled, temporaries(lines)
+
+
+def temporaries(plan: Iterable[str]) -> float:
+    """Bytes of temporaries in the main memory of a device.
+
+    Args:
+      plan: the lines of the compiler's plan of buffers, as XLA dumps it.
+
+    Raises:
+      RuntimeError: if a line of temporaries has a form that is not known, as another version of XLA may write it.
+    """
+    total = 0
+    for line in plan:
+        if "preallocated-temp" not in line:
+            continue
+        found = TEMPORARY.match(line)
+        if not found:
+            raise RuntimeError(f"this version of XLA describes temporaries in an unknown form: {line.strip()!r}")
+        total += int(found[1]) if found[2] in (None, "0") else 0
+    return float(total)
 
 
 @contextlib.contextmanager

@@ -166,6 +166,7 @@ class RewardPool:
         if not self._warned and _CODE.intersection(names):
             self._warned = True
             isolation.warn(isolation.choose(self._sandbox))
+            isolation.warn_of_slow_imports(self._packages)
         with self._lock:
             if not self._workers:
                 raise RuntimeError("the reward pool is closed; make a new one")

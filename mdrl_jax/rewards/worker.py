@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -94,6 +95,7 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(END, _terminate)
+    warnings.simplefilter("ignore", SyntaxWarning)  # a model's program often has "\d" in a text
     # Move the pool's pipes away from 0 and 1, so that a reward function that prints or reads does not reach them.
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

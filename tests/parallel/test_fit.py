@@ -17,7 +17,7 @@ from mdrl_jax.errors import UserError
 from mdrl_jax.model import flops, published
 from mdrl_jax.model.transformer import param_shapes
 from mdrl_jax.parallel import chips, hlo, hlo_bytes
-from mdrl_jax.parallel.fit import TEMPORARY, Compiled, by_kind, compile_for, largest, needed, whole_parameters
+from mdrl_jax.parallel.fit import Compiled, by_kind, compile_for, largest, needed, temporaries, whole_parameters
 from mdrl_jax.parallel.hlo import Collective
 from mdrl_jax.parallel.hlo_text import Instruction
 from mdrl_jax.parallel.sharding import over_tensor, param_shardings
@@ -213,8 +213,15 @@ def test_temporaries_are_those_of_the_compilers_plan():
     found, summary = compile_for(lambda: function.lower(x)), function.lower(x).compile().memory_analysis()
     assert found.memory["temporaries"] == summary.temp_size_in_bytes >= 4 * 256 * 256
     assert found.bytes == 3 * 4 * 256 * 256 + found.memory["program"]
-    lines = "allocation 9: size 512, color 1, preallocated-temp:", "allocation 10: size 96, preallocated-temp:"
-    assert [int(m[1]) for m in map(TEMPORARY.match, lines) if m] == [96]  # the former is on-chip memory
+    lines = ["allocation 9: size 512, color 1, preallocated-temp:", "allocation 10: size 96, preallocated-temp:"]
+    assert temporaries(lines) == 96  # the former is on-chip memory
+    newer = [
+        "allocation 9: size 512, color 1, page 0, preallocated-temp:",
+        "allocation 2: size 64, page 0, preallocated-temp:",
+    ]
+    assert temporaries(newer) == 64
+    with pytest.raises(RuntimeError, match="unknown form: 'allocation 3: bytes 9, preallocated-temp:'"):
+        temporaries(["allocation 3: bytes 9, preallocated-temp:"])
 
 
 def test_a_program_of_the_persistent_cache_is_compiled_all_the_same(tmp_path):

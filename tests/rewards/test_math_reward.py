@@ -1,6 +1,7 @@
 """The math reward against hand-judged replies and the gold answers of GSM8K."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mdrl_jax.rewards.base import Score
+from mdrl_jax.rewards.formulas import proof
 from mdrl_jax.rewards.formulas.boxes import last_boxed, last_span
 from mdrl_jax.rewards.math import final_answer
 from mdrl_jax.rewards.pool import RewardPool
@@ -220,6 +222,26 @@ def test_what_stalls_ends_with_its_worker() -> None:
         assert pool.score([good, ("tests.rewards.test_math_reward:never", "", {}), good]) == [
             Score(1, 1), Score(0, 0, "timeout: CPU time used up"), Score(1, 1)
         ]  # fmt: skip
+
+
+def test_the_import_of_sympy_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+
+    class Absent:
+        def find_spec(self, name: str, *_: object) -> None:
+            left.append(signal.getitimer(signal.ITIMER_PROF)[0])
+            raise ModuleNotFoundError(name)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sympy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent()])
+    signal.setitimer(signal.ITIMER_PROF, 1000.0)
+    try:
+        with pytest.raises(ModuleNotFoundError):
+            proof._sympy.__wrapped__()
+        assert left == [0.0] and 900 < signal.getitimer(signal.ITIMER_PROF)[0] < 1001
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def never(completion: str, check: object) -> float:

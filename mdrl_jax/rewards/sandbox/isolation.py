@@ -412,6 +412,29 @@ def _remedy() -> str:
     return "install bubblewrap" if _linux() else "use a Linux container or virtual machine"
 
 
+def warn_of_slow_imports(packages: Sequence[str]) -> None:
+    """Logs a warning about packages without compiled bytecode, which every program that imports one compiles again.
+
+    That costs up to seconds of a program's CPU time. pip compiles what it installs; uv does so only if it is asked to.
+
+    Args:
+      packages: names of the packages that programs may import; those that are not installed do not count.
+    """
+    slow = []
+    for name in packages:
+        found = importlib.util.find_spec(name)
+        source = found.origin if found else None
+        if source and source.endswith(".py") and not Path(importlib.util.cache_from_source(source)).exists():
+            slow.append((name, Path(source).parent))
+    if slow:
+        logging.getLogger(__name__).warning(
+            "code reward: there is no compiled bytecode of %s, so programs that import them may run out of CPU time; "
+            "run python -m compileall -q %s",
+            ", ".join(name for name, _ in slow),
+            " ".join(str(folder) for _, folder in slow),
+        )
+
+
 def warn(found: Isolation) -> None:
     """Logs a warning about what the isolation that `choose` found lacks; nothing if it lacks nothing.
 

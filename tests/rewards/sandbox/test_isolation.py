@@ -1,5 +1,6 @@
 """Which isolation is chosen, what is refused, and which files and packages a sandbox sees."""
 
+import compileall
 import os
 import subprocess
 import sys
@@ -23,6 +24,24 @@ def test_programs_are_refused_where_files_are_not_isolated(monkeypatch: pytest.M
     assert isolation.choose("none") == NO_FILES
     monkeypatch.setattr(isolation, "probe", lambda: FILES)
     assert isolation.choose("best") == isolation.choose("none") == FILES
+
+
+def test_packages_without_bytecode_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("slow_one", "quick_one"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert compileall.compile_dir(tmp_path / "quick_one", quiet=2)
+    isolation.warn_of_slow_imports(["slow_one", "quick_one", "no_such_package"])
+    told = caplog.text
+    assert "no compiled bytecode of slow_one, so" in told and f"compileall -q {tmp_path / 'slow_one'}" in told
+    assert "quick_one" not in told and told.count("\n") == 1
+    assert compileall.compile_dir(tmp_path / "slow_one", quiet=2)
+    caplog.clear()
+    isolation.warn_of_slow_imports(["slow_one", "quick_one"])
+    assert not caplog.text
 
 
 def test_off_linux_programs_run_only_if_the_user_allows_it() -> None:
