@@ -69,6 +69,18 @@ def base_of(folder: Path, base: str | Path | None) -> Path:
     return Path(str(named))
 
 
+def opened(file: Path) -> Any:
+    """The open tensors of a file of safetensors.
+
+    Raises:
+      UserError: if it is no regular file.
+      OSError: if it cannot be opened.
+      SafetensorError: if it is damaged.
+    """
+    with open(regular(file), "rb"):  # safetensors would say of a file without permission that it does not exist
+        return safe_open(str(file), framework="numpy")
+
+
 class Adapter:
     """The tensors of an adapter.
 
@@ -93,7 +105,7 @@ class Adapter:
         if not file.exists():
             raise UserError(f"{folder} has no {WEIGHTS}")
         try:
-            self._handle = safe_open(str(regular(file)), framework="numpy")
+            self._handle = opened(file)
             names = list(self._handle.keys())
         except (SafetensorError, OSError) as e:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from e

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mdrl_jax.errors import UserError
@@ -207,7 +207,7 @@ class _Files:
             for file in files:
                 if not file.exists():
                     raise UserError(f"{index} names {file.name}, which is absent")
-                handle = safe_open(str(regular(file)), framework="numpy")
+                handle = adapters.opened(file)
                 self.handles.update(dict.fromkeys(handle.keys(), handle))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as e:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from e

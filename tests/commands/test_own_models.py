@@ -196,6 +196,19 @@ def test_numbers_that_are_not_finite_are_refused_by_name(folder: Path) -> None:
         params(folder)
 
 
+def test_weights_without_permission_are_not_called_absent(chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = open
+
+    def denied(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file).endswith(".safetensors"):
+            raise PermissionError(13, "Permission denied", str(file))
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UserError, match="weights in .* cannot be read: .*Permission denied"):
+        params(chat)
+
+
 def adapter(folder: Path, base: Path, head: float | None = None, **fields: Any) -> dict[str, np.ndarray]:
     """Writes an adapter of rank 2 on a query projection and the embedding; the merged tensors, by its definition.
 
