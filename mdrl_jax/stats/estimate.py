@@ -205,7 +205,7 @@ def wilson(share: float, n: float, quantile: float | None = None) -> tuple[float
       quantile: half-width of the interval in standard errors; None for that of the normal distribution, 1.96.
 
     Returns:
-      (low, high), with 0 ≤ low ≤ high ≤ 1.
+      (low, high), with 0 ≤ low ≤ share ≤ high ≤ 1.
 
     Raises:
       ZeroDivisionError: if `n` is 0.
@@ -213,7 +213,8 @@ def wilson(share: float, n: float, quantile: float | None = None) -> tuple[float
     z2 = (t_quantile(math.inf) if quantile is None else quantile) ** 2 / n
     middle = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # Rounding may put an end on the wrong side of a share of 0 or 1.
+    return min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)
 
 
 def paired_difference(a_PG: ArrayLike, b_PG: ArrayLike, groups: ArrayLike | None = None) -> Estimate:

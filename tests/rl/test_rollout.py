@@ -129,7 +129,8 @@ def test_frequencies_of_samples_match_probabilities(seven, sampling):
         if rest > 0:
             observed, expected = np.append(observed, n - observed.sum()), np.append(expected, rest)
         assert len(observed) > 5
-        assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+        expected *= observed.sum() / expected.sum()  # the sums differ by rounding
+        assert stats.chisquare(observed, expected).pvalue > 1e-4
 
 
 def test_noise_is_of_seed_stage_step_prompt_and_sample():

@@ -1,6 +1,7 @@
 """Estimates against textbook values, exact identities and simulated coverage."""
 
 import json
+import itertools
 import math
 
 import numpy as np
@@ -96,6 +97,9 @@ def test_wilson_by_hand() -> None:
     low, high = st.wilson(0.0, 20)
     assert (low, high) == (0.0, pytest.approx(3.8415 / 23.8415, rel=1e-4))
     assert st.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    for share, n in itertools.product((0.0, 1.0), range(1, 400)):  # rounding puts no end on the wrong side
+        low, high = st.wilson(share, n)
+        assert low <= share <= high
 
 
 def test_scores_near_100_points_cover_where_students_t_does_not() -> None:

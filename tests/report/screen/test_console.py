@@ -143,7 +143,7 @@ def test_the_log_is_the_same_in_all_modes_and_has_no_progress(logs: dict[str, tu
 
 
 def test_a_line_of_text_stays_whole_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    long = "written to " + "a very long folder " * 20
+    long = "written to " + "a very long folder " * 20 + "and no further"
     with Screen(tmp_path / "log.txt") as seen:
         seen.print(long)
     assert capsys.readouterr().out == long + "\n" == (tmp_path / "log.txt").read_text()
