@@ -246,7 +246,7 @@ def _distill_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "flag for every domain"
     )
     flags.DEFINE_multi_string("teacher", [], about, flag_values=values)
-    text("base", None, "folder of the base model of teachers that are LoRA adapters", flag_values=values)
+    text("base", None, "folder of the base model of a student or teachers that are LoRA adapters", flag_values=values)
     text("out", None, "new folder that the result is written to", flag_values=values)
     about = "work folder for the scores of the steps and TensorBoard, new or to be continued; default: OUT-run"
     text("workdir", "", about, flag_values=values)

@@ -346,7 +346,7 @@ def repeated(stages: Sequence[Stage]) -> list[str]:
         twin = next((s.name for s in stages[:i] if labelled(stage.name) and told(s) == told(stage)), "")
         if twin:
             plain = stage.kind == "grpo" and not stage.prefix
-            draws = f"; again-{stage.domains[0]} would draw other prompts and sampling keys" if plain else ""
+            draws = f"; again-{stage.domains[0]} with start={stage.start!r} draws other ones" if plain else ""
             lines.append(
                 f"stage {stage.name} will end with the parameters of stage {twin}: it has the same start, settings, "
                 f"prompts and sampling keys{draws}"

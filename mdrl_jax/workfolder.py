@@ -150,6 +150,7 @@ class WorkFolder:
           UserError: if a field differs (the message names the first one), another process writes into the folder (it
             names that process), the root is a file, the folder has files other than `log.txt` but no `config.json`, its
             `config.json` is damaged, or it comes from a version of the package whose fields are no longer valid.
+          OSError: if the disk does not take the lock or the file.
         """
         file = self.root / "config.json"
         now = resolved(config)

@@ -469,7 +469,7 @@ def test_a_label_makes_a_side_branch_with_the_start_and_the_draws_of_its_stage()
 @pytest.mark.parametrize(
     ("plain", "start", "instead"),
     [
-        ("qa", "math", "; again-qa would draw other prompts and sampling keys"),
+        ("qa", "math", "; again-qa with start='math' draws other ones"),
         ("protect-qa", "math", ""),
         ("sft-qa", "qa", ""),
         ("rollback-math-qa", "qa", ""),

@@ -46,7 +46,8 @@ def run(
     has scored.
 
     Args:
-      student: Hugging Face folder of the student, or "tiny" (`runtime.model_folder`).
+      student: Hugging Face folder of the student, or "tiny" (`runtime.model_folder`). It may be a LoRA adapter, which
+        is merged; tokenizer and `config.json` are then those of its base model.
       teachers: "DOMAIN:FOLDER" for each domain to win back, FOLDER being its teacher; at least one, each domain once.
       config: the configuration with the domains, their data and the section `train`, as a config file gives it
         (`config.default`), not parsed. The settings of the stage are those of `train`, changed by the entry of
@@ -55,14 +56,16 @@ def run(
       out: the new folder.
       workdir: the work folder, new or of an interrupted call; "": `out` with "-run" at its end.
       output: form of the standard output: "screen", "quiet" or "json" (`report/screen/console.py`).
-      base: folder of the base model of teachers that are LoRA adapters; None: the folders that they name themselves.
+      base: folder of the base model of a student or teachers that are LoRA adapters; None: the folders that they name
+        themselves.
 
     Raises:
       UserError: if `out` is a file or not empty; if a teacher has another form, or its domain is named twice or not in
         `scored_domains`; if the settings name a teacher, or a stage to start from; if a model or the tokenizer is
         missing, damaged or not supported, or a teacher has another config.json than the student; if the configuration
         is not valid or does not fit model, data and devices; if the work folder belongs to another configuration or has
-        other teachers; if the sandbox for rewards does not work; or if too many rewards fail.
+        other teachers; if the sandbox for rewards does not work; if too many rewards fail; or if the student's
+        logits are not finite.
       KeyError: if `output` is no form of output.
       RuntimeError: if the reward workers do not start.
       OSError: if the disk does not take the files.

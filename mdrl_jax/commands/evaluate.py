@@ -59,8 +59,8 @@ def run(
       UserError: if the model or its tokenizer is missing, damaged or not supported; if a domain does not exist, or its
         data cannot be read or are too few; if the mesh does not match the devices, or does not divide the batch or a
         parameter; if prompt and completion together may be longer than the model allows; if `rollout.cache_gib` is too
-        small (`runtime.build`); if the sandbox for rewards does not work (`runtime.make_pool`); or if too many rewards
-        fail (`evaluate.evaluate`).
+        small (`runtime.build`); if the sandbox for rewards does not work (`runtime.make_pool`); if too many rewards
+        fail; or if the model's logits are not finite (`evaluate.evaluate`).
       KeyError: if `output` is no form of output.
       RuntimeError: if the reward workers do not start.
       HostLost: if another process does not come within the time-out.
@@ -140,8 +140,9 @@ def dry_run(model: str, config: Config, output: str = "screen", base: str | None
       base: folder of the base model if `model` is a LoRA adapter; None: the folder that the adapter itself names.
 
     Raises:
-      UserError: if the model's folder does not exist, or `base` is given and `model` is no adapter; if a domain, its
-        data, its prompts or its reward are not valid: the message gives a reason for each domain.
+      UserError: if the model is no folder, its `config.json` or tokenizer is damaged or not supported, or it is an
+        adapter without a base; if `base` is given and `model` is no adapter; if a domain, its data, its prompts or its
+        reward are not valid: the message gives a reason for each domain.
       KeyError: if `output` is no form of output.
       OSError: if a file of JSON lines or csv cannot be read to its end.
     """

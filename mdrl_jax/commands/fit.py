@@ -62,7 +62,7 @@ def run(config: Config, topology: str, everything: bool = False, output: str = "
         refuse the sizes of a stage (`check`); or if `rollout.cache_gib` has no room for one prompt with all its
         completions.
       KeyError: if `output` is no form of output.
-      jax.errors.JaxRuntimeError, ValueError: as in `fitted`.
+      jax.errors.JaxRuntimeError, ValueError, RuntimeError: as in `fitted`.
     """
     started, chip = time.monotonic(), chips.chip_of(topology)
     stages = resolve_stages(config, tuple(DOMAINS))
@@ -261,6 +261,7 @@ def fitted(job: Job, runtime: Runtime, chip: Chip) -> dict[str, Any]:
     Raises:
       jax.errors.JaxRuntimeError: if compiling fails for another reason than memory.
       ValueError: if a loop has an unknown number of iterations (`parallel.fit.compile_for`).
+      RuntimeError: as in `parallel.fit.compile_for`.
     """
 
     def compile_at(size: int) -> Compiled:

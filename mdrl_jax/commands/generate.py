@@ -66,13 +66,14 @@ def run(
 
     Raises:
       UserError: if not exactly one model and one prompt are given, or `workdir` without a stage; if `raw` is set
-        without `prompt` or with `system`, or `system` is given with `prompt_ids`; if `base` is given, but `model` is
-        no adapter; if the model or the stage cannot be read, or names no end token; if text is given but there is no
-        tokenizer, or a system prompt or several messages but no chat template; if `prompt_ids` is no list of numbers;
-        if the file of `messages` has another form, has a role that is not known, or does not end with the message of
-        the user or of a tool; if the prompt is empty or has ids outside the vocabulary; if the prompt's tokens and
-        `max_new_tokens` together exceed the length that the model allows; if temperature, top_k or top_p is out of
-        range; or if the model's logits are not finite.
+        without `prompt` or with `system`, or `system` is given with `prompt_ids` or beside a system prompt in the file;
+        if `base` is given, but `model` is no adapter; if the model or the stage cannot be read, or names no end token;
+        if text is given but there is no tokenizer, or a system prompt or several messages but no chat template; if the
+        chat template cannot be used (`chat.render`); if `prompt_ids` is no list of numbers; if the file of `messages`
+        has another form, has a role that is not known, or does not end with the message of the user or of a tool; if
+        the prompt is empty or has ids outside the vocabulary; if the prompt's tokens and `max_new_tokens` together
+        exceed the length that the model allows; if temperature, top_k or top_p is out of range; or if the model's
+        logits are not finite.
       OSError: if the file of `messages` cannot be read.
       OverflowError: if the seed is outside its bounds.
       ValueError: as in `loaded.load_stage`.

@@ -143,7 +143,7 @@ def _check(
         raise UserError(f"--fraction={fraction} is not valid; it must be above 0 and at most 1")
     if not float(np.finfo(np.float32).tiny) <= strength <= float(np.finfo(np.float32).max):
         raise UserError(
-            f"--strength={strength} is not valid; it must be a float32 number above 0; 1 undoes the edit completely"
+            f"--strength={strength} is not valid; it must be from 1.2e-38 to 3.4e+38; 1 undoes the edit completely"
         )
     if rule not in SCORES:
         raise UserError(f"--rule={rule} is not known; known: {', '.join(SCORES)}")

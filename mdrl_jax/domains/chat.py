@@ -97,14 +97,23 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], thinking: str 
     switched: dict[str, Any] = {"enable_thinking": thinking == "on"} if thinking else {}
     if date and writes_date(tokenizer):
         switched["chat_template"] = _dated(template["default"] if isinstance(template, Mapping) else template, date)
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=speaks, **switched
+
+    def written(turns: Sequence[Mapping[str, str]]) -> str:
+        return tokenizer.apply_chat_template(
+            [dict(m) for m in turns], tokenize=False, add_generation_prompt=speaks, **switched
         )
+
+    try:
+        text = written(messages)
     except Exception as e:  # a template may do what any program does
         raise UserError(f"the model's chat template fails: {type(e).__name__}: {e}") from e
     if any(m["role"] == "system" and m["content"].strip() not in text for m in messages):
-        raise UserError("the model's chat template leaves the system prompt out; put its text into the prompt instead")
+        try:  # a template may also edit the system prompt, or take a switch from it
+            without = written([m for m in messages if m["role"] != "system"])
+        except Exception:  # it cannot do without one, so it does not leave it out
+            return text
+        if without == text:
+            raise UserError("the model's chat template leaves the system prompt out; put its text into the prompt")
     return text
 
 

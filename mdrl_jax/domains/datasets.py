@@ -178,7 +178,17 @@ class Reader:
             for field, by in (("group_by", source.group_by), ("stratify_by", source.stratify_by))
         )
         self.convert = _converter(source.fields, f"{where}.fields")
-        self.constrained = SHORT_NAMES.get(source.reward, source.reward) in CONSTRAINED
+        reward = SHORT_NAMES.get(source.reward, source.reward)
+        self.constrained, self.tested = reward in CONSTRAINED, reward == SHORT_NAMES["code"]
+        if (
+            self.constrained
+            and "constraints" not in self.check
+            and not {"instruction_id_list", "kwargs"} <= set(self.check)
+        ):
+            raise UserError(
+                f'{where}.check has neither "constraints" nor "instruction_id_list" and "kwargs", of which reward '
+                f"{source.reward!r} needs one"
+            )
 
     def problems(self, row: Any) -> list[tuple[Problem, str]]:
         """Returns (problem, split) for each problem of a row; split is "" if the row's layout names none.
@@ -224,6 +234,8 @@ class Reader:
             raise BadRow(f"the check is no text that can be written: {' '.join(str(e).split())[:60]}") from e
         if self.constrained:
             _check_constraints(check)
+        if self.tested and (wrong := next(filter(None, map(case_error, check.get("cases", ()))), "")):
+            raise BadRow(wrong)
         return Problem(prompt, check, group, _reply(self.reply, fields), stratum)
 
 
@@ -311,8 +323,6 @@ def _checked(fields: Mapping[str, Any], name: str, key: str) -> Any:
             raise BadRow(f"field {name!r} is of the wrong type for {key!r}: {str(value)[:40]!r}")
         if value in ("", []):
             raise BadRow(f"field {name!r} is empty")
-        if wrong := next(filter(None, map(case_error, value)), "") if key == "cases" else "":
-            raise BadRow(f"field {name!r}: {wrong}")
         numbers = [one for one in (value if lists else [value]) if isinstance(one, float)]
         if not all(map(math.isfinite, numbers)):
             raise BadRow(f"field {name!r} is no finite number: {str(value)[:40]}")
@@ -323,8 +333,6 @@ def _check_constraints(check: Mapping[str, Any]) -> None:
     """Raises BadRow if the check has no constraints, or one that cannot be judged (`writing.fault`)."""
     try:
         listed = writing.listed(check)
-    except KeyError as e:
-        raise BadRow(f"the check has no {e.args[0]!r}") from e
     except (TypeError, ValueError, AttributeError) as e:
         raise BadRow(f"wrong constraints: {e}") from e
     for constraint in listed:

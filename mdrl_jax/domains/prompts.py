@@ -84,10 +84,9 @@ def tokenize(domain: Domain, split: str, tokenizer: Any, longest: int, vocab_siz
       raised only if the row at the old place can no longer be used.
 
     Raises:
-      UserError: if the split is empty, or no prompt of a data set fits; if the chat template fails or does not know
-        `enable_thinking`, or a data file was changed so that a row can no longer be used; if a token id is no row of
-        the embedding; or if a procedural prompt is longer than `longest` or has a word that the tokenizer does not
-        know.
+      UserError: if the split is empty, or no prompt of a data set fits; if the chat template cannot be used
+        (`chat.render`), or a data file was changed so that a row can no longer be used; if a token id is no row of the
+        embedding; or if a procedural prompt is longer than `longest` or has a word that the tokenizer does not know.
       AttributeError: if `split` is another word.
     """
     problems: Sequence[Problem] = getattr(domain, split)

@@ -19,6 +19,7 @@ from mdrl_jax.records import json_object, regular
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WHOLE = ("model.safetensors", "model.safetensors.index.json")  # the weights of a whole model
 _BEFORE = "base_model.model."
+_PAIR = re.compile(r"(.*)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 _TEXT_PART = re.compile(r"^(model\.language_model|language_model\.model)\.")  # of a model of images and text
 # Fields of adapter_config.json that ask for another function, with the values that ask for none.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -111,13 +112,12 @@ class Adapter:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from e
         if not names:
             raise UserError(f"{folder / WEIGHTS} has no tensors, so the LoRA adapter changes nothing; save it again")
-        for name in names:
-            self._check_tensor(name)
         self._pairs: dict[str, dict[str, str]] = {}  # tensor of the base -> {"A": name in this file, "B": name}
         self._saved: dict[str, str] = {}  # tensor of the base that the adapter holds as a whole -> name in this file
         for name in names:
             inner = _TEXT_PART.sub("model.", name.removeprefix(_BEFORE))
-            if found := re.fullmatch(r"(.*)\.lora_(?:embedding_)?([AB])(?:\.weight)?", inner):
+            if found := _PAIR.fullmatch(inner):
+                self._check_matrix(name)
                 self._pairs.setdefault(f"{found[1]}.weight", {})[found[2]] = name
             elif inner.endswith(".weight") and "lora_" not in inner:
                 self._saved[inner] = name
@@ -143,15 +143,18 @@ class Adapter:
                 except re.error as e:
                     raise UserError(f"{self.folder / CONFIG}: {field} {pattern!r} is no regular expression: {e}") from e
         for field, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
                 raise UserError(f"{self.folder / CONFIG}: {field} is {value!r}; it must be a number")
 
-    def _check_tensor(self, name: str) -> None:
+    def _check_matrix(self, name: str) -> None:
         part = self._handle.get_slice(name)
         shape, dtype = list(part.get_shape()), part.get_dtype()
-        if 0 in shape or ("lora_" in name and len(shape) != 2):
+        if 0 in shape or len(shape) != 2:
             hint = "; with DeepSpeed ZeRO-3, gather the weights before they are saved" if 0 in shape else ""
-            raise UserError(f"{self.folder}: tensor {name} of the LoRA adapter has the shape {shape}{hint}")
+            raise UserError(
+                f"{self.folder}: tensor {name} of the LoRA adapter has the shape {shape}; it must be a matrix that is "
+                f"not empty{hint}"
+            )
         if not dtype.startswith(("F", "BF")):
             raise UserError(
                 f"{self.folder}: tensor {name} of the LoRA adapter has the dtype {dtype}; save it as a float"
@@ -218,16 +221,17 @@ class Adapter:
             a, b = b.T, a.T
         if a.shape[0] != b.shape[1] or [b.shape[0], a.shape[1]] != shape:
             raise UserError(f"{self.folder}: matrices {list(b.shape)}, {list(a.shape)} do not fit {name} {shape}")
-        rank = a.shape[0]
-        if (said := self._number("rank_pattern", "r", name)) != rank:
+        rank, module = a.shape[0], _PAIR.fullmatch(self._pairs[name]["A"].removeprefix(_BEFORE))
+        assert module is not None
+        if (said := self._number("rank_pattern", "r", module[1])) != rank:
             raise UserError(f"{self.folder}: {CONFIG} gives {name} the rank {said:g}, but its matrices have {rank}")
-        alpha = self._number("alpha_pattern", "lora_alpha", name)
+        alpha = self._number("alpha_pattern", "lora_alpha", module[1])
         return _Merged(tensor, a, b * np.float32(alpha / (math.sqrt(rank) if self.fields.get("use_rslora") else rank)))
 
-    def _number(self, patterns: str, default: str, name: str) -> float:
-        """What the config says of the module of a tensor: the value of the first pattern that fits, or the default."""
+    def _number(self, patterns: str, default: str, module: str) -> float:
+        """What the config says of a module, by its name in the adapter: the value of the first pattern that fits."""
         for pattern, value in (self.fields.get(patterns) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", name.removesuffix(".weight")):
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 return value
         return self.fields.get(default, 8)
 

@@ -473,7 +473,7 @@ def save(
     partial.mkdir(parents=True)
     try:
         _write_all(partial, params, config, dtype, source, card, eos_ids)
-    except Exception:
+    except Exception:  # so that the folder stays empty, and can be named again
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if not folder.exists():

@@ -95,6 +95,7 @@ def compile_for(
     Raises:
       jax.errors.JaxRuntimeError: if compiling fails for another reason than memory.
       ValueError: if a loop with something to count has an unknown trip count, and `unknown_trips` has none for it.
+      RuntimeError: if this version of XLA describes its plan in an unknown form (`temporaries`).
     """
     started = time.monotonic()
     try:

@@ -80,9 +80,14 @@ def repetition(text: str, *, n: int, most: float) -> bool:
 
     Args:
       text: the reply. A text of fewer than `n` words fails.
-      n: words in a run, at least 1 (not checked). Runs overlap: one begins at each word that has n − 1 words after it.
+      n: words in a run, at least 1. Runs overlap: one begins at each word that has n − 1 words after it.
       most: the largest share of repeats that still passes, in [0, 1]. 0 allows none.
+
+    Raises:
+      ValueError: if `n` or `most` is out of its range.
     """
+    if n < 1 or not 0 <= most <= 1:
+        raise ValueError(f"n is {n} and most is {most}; n must be at least 1, and most from 0 to 1")
     found = words(text)
     runs = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
     return runs != [] and 1 - len(set(runs)) / len(runs) <= most
@@ -133,7 +138,7 @@ def constraints(completion: str, check: Mapping[str, Any]) -> float:
     """The share of the constraints that the reply satisfies. The kind `length` contributes its score, from 0 to 1.
 
     The constraints are `check["constraints"]`, a list. In a row of IFEval's file they are instead
-    `check["instruction_id_list"]` with the parameters in `check["kwargs"]`, where null means that a parameter is
+    `check["instruction_id_list"]` with the parameters in `check["kwargs"]`, where null or NaN means that a parameter is
     absent; these keys count only if the check has no "constraints".
 
     Raises:
@@ -227,11 +232,12 @@ def unpadded(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def fault(constraint: Mapping[str, Any]) -> str:
-    """Says why a constraint cannot be judged, or cannot be meant; "" if it can.
+    """Says why a constraint cannot be judged, or makes no sense; "" if it can and does.
 
     The kind must be known and the parameters be those of the kind, in the right form: a text is not blank, a list of
     texts not empty, a whole number (also if written 5.0) not negative, any other number finite. Other values that the
-    kind refuses, such as an unknown relation, are named too. A language that langdetect does not know is not noticed.
+    kind refuses, such as an unknown relation, are named too. Not noticed are a language that langdetect does not know
+    and several words where a single one is meant.
 
     Args:
       constraint: `{"kind": name, **parameters}`.
@@ -248,7 +254,7 @@ def fault(constraint: Mapping[str, Any]) -> str:
     for name, value in parameters.items():
         fits, form = _FORMS.get(wanted[name], _FORMS[Sequence[str]])
         if not fits(value):
-            return f"the constraint {json.dumps(kind)} takes as {name} {form}; given: {str(value)[:40]!r}"
+            return f"the constraint {json.dumps(kind)} takes as {name} {form}; given: {repr(value)[:40]}"
     if kind != "language:response_language":  # it would load langdetect, and refuses no value
         try:
             KINDS[kind]("", **parameters)
@@ -262,7 +268,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole or (isinstance(value, float) and math.isfinite(value))
 
 
 # annotation of a parameter -> (the test of its value, the form in words)
@@ -270,7 +277,10 @@ _FORMS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     str: (_is_text, "a text that is not blank"),
     int: (lambda v: _is_number(v) and v >= 0 and v == int(v), "a whole number of at least 0"),
     float: (_is_number, "a finite number"),
-    Sequence[str]: (lambda v: isinstance(v, list) and v != [] and all(map(_is_text, v)), "a list of texts"),
+    Sequence[str]: (
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(map(_is_text, v)),
+        "a list of at least one text, none of them blank",
+    ),
 }
 
 

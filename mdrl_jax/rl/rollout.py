@@ -424,8 +424,8 @@ def check_finite(done: Completions) -> None:
     if bad.any():
         raise UserError(
             f"the model's logits, divided by the temperature, are not finite at {bad.sum()} of {done.length_PG.sum()} "
-            "sampled tokens: its weights are too large, or the temperature is too small; take an earlier checkpoint "
-            "and a smaller learning rate"
+            "sampled tokens; a tiny temperature must be larger, or 0; otherwise the weights are too large: take an "
+            "earlier checkpoint, and train with a smaller learning rate"
         )
 
 

@@ -83,7 +83,7 @@ def draw(logits_BV: jax.Array, uniform_B: jax.Array, sampling: SamplingConfig) -
 
     Returns:
       (token ids [B], int32; their log-probs in nats under that distribution [B]). A log-prob is not finite where a row
-      has a logit that is NaN or infinite, or becomes infinite by the temperature; its token means nothing then.
+      has a logit that is NaN or +∞, or becomes +∞ by the temperature; its token means nothing then.
     """
     if sampling.temperature == 0:
         finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1))

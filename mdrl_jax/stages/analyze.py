@@ -94,7 +94,8 @@ def sequence(
 
     These are the stages named after a domain that precede the first refresh; all stages that trained one domain from
     θ_0 (`solo-*`, `again-*`); and the supervised stages of one domain (`sft-*`), except those of the warm-up, which
-    lead to θ_0. Stages with a label (`@`) are left out, and so is an `again-*` that starts elsewhere. A selected domain
+    lead to θ_0. Stages with a label (`@`) are left out, and so is an `again-*` that starts from one of
+    the former. A selected domain
     stage that starts from a supervised stage keeps this start, so that its edit is that of RL alone. If it starts from
     any other stage that is not selected, its start is taken to be the selected stage before it, or θ_0.
 
@@ -123,8 +124,8 @@ def sequence(
             before = trained[-1].name if trained else base
             trained.append(Trained(stage.name, stage.name, stage.start if stage.start in known else before))
             known.add(stage.name)
-        elif stage.prefix == "again" and stage.start != base:
-            continue  # a training once more of a later stage
+        elif stage.prefix == "again" and stage.start in {s.name for s in trained}:
+            continue  # a later stage of the sequence, trained once more
         elif stage.prefix in ("solo", "again"):
             if warm and stage.start != base:
                 raise UserError(

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mdrl_jax.commands import distill
+from mdrl_jax.commands import distill, loaded
 from mdrl_jax.config import EMBEDDED_MODEL, default
 from mdrl_jax.errors import UserError
 
@@ -54,7 +55,7 @@ def test_the_best_step_is_written_with_its_record(teacher: str, tmp_path: Path, 
 
 
 def test_the_student_may_be_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Nothing trains: what the run would begin from is the base with the adapter merged into it."""
+    """The run is built of the base and the adapter, which are read as the merged model; nothing trains here."""
     folder, found = tmp_path / "adapter", []
     folder.mkdir()
     (name,) = (
@@ -77,6 +78,9 @@ def test_the_student_may_be_an_adapter(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Begun):
         distill.run(str(folder), ["math:tiny"], settings(), str(tmp_path / "out"), base=str(EMBEDDED_MODEL))
     assert (found[0].path, found[0].adapter) == (str(EMBEDDED_MODEL), str(folder))
+    ours, base = (loaded.load_folder(path, b).params for path, b in ((found[0].adapter, found[0].path), ("tiny", None)))
+    moved = [np.abs(x - y).max() for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(base), strict=True)]
+    assert max(moved) == pytest.approx(0.25, abs=1e-6) and sum(m > 0 for m in moved) == 1
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,22 @@ def test_a_lora_adapter_is_read_as_the_merged_model(
     assert load_folder(str(tmp_path / "adapter")).folder == chat
 
 
+def test_patterns_of_an_adapter_are_of_the_names_in_its_file(chat: Path, tmp_path: Path) -> None:
+    q = TARGET.removesuffix(".weight").replace("model.", "model.language_model.")
+    whole = {"use_rslora": True, "r": 2, "lora_alpha": 6}
+    odd = {
+        "r": 4,
+        "rank_pattern": {q: 2, "embed_tokens": 2},
+        "lora_alpha": 1,
+        "alpha_pattern": {q: 6, "embed_tokens": 6},
+    }
+    adapter(tmp_path / "plain", chat, **whole)
+    adapter(tmp_path / "odd", chat, **whole)
+    fields = json.loads((tmp_path / "odd" / "adapter_config.json").read_text())
+    (tmp_path / "odd" / "adapter_config.json").write_text(json.dumps(fields | odd))
+    assert same(params(tmp_path / "odd"), params(tmp_path / "plain"))
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -278,7 +294,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(fields, words, chat, tmp_pa
     ("tensors", "words"),
     [
         ({}, "has no tensors, so the LoRA adapter changes nothing"),
-        ({"lora_A": np.zeros(0, np.float32)}, r"has the shape \[0\]; with DeepSpeed ZeRO-3, gather"),
+        ({"lora_A": np.zeros(0, np.float32)}, r"has the shape \[0\]; it must be a matrix .*; with DeepSpeed ZeRO-3, gather"),
         ({"lora_A": np.ones(16, np.float32)}, r"has the shape \[16\]"),
         ({"lora_A": np.ones((2, 16), np.int8)}, "has the dtype I8; save it as a float"),
     ],

@@ -49,6 +49,9 @@ def test_a_system_prompt_that_the_template_leaves_out_is_refused():
         chat.chat_text(tokenizer, "add", system="be brief")
     tokenizer.chat_template = "{{ messages[0].content | trim }}"
     assert chat.chat_text(tokenizer, "add", system=" be brief ") == "be brief"
+    edits = "{% if messages[0].role == 'system' %}{{ messages[0].content | replace('/quick', '') }};{% endif %}"
+    tokenizer.chat_template = edits + "{{ messages[-1].content }}"  # as that of SmolLM3
+    assert chat.chat_text(tokenizer, "add", system="/quick be brief") == " be brief;add"
 
 
 def test_the_text_is_the_templates_own(qwen: Any):

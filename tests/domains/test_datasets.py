@@ -186,6 +186,7 @@ def test_a_bad_row_is_named_by_file_and_line_and_skipped(tmp_path: Path, bad: An
          {"ids": ["punctuation:no_comma"], "kwargs": []}, "1 instruction ids and 0 kwargs"),
         ("mine:own", {"constraints": "wanted"}, {"wanted": [{"kind": "plainly"}]}, {"wanted": ["plainly"]},
          "of the wrong type"),
+        ("mine:own", {"cases": "wanted"}, {"wanted": [{"input": 1}]}, {"wanted": [1]}, "of the wrong type"),
         ("code", {"cases": "wanted"}, {"wanted": [{"stdin": "1", "stdout": "2"}]}, {"wanted": [{"stdin": "1"}]},
          "a case must be"),
     ],

@@ -74,7 +74,7 @@ GOOD = '{"completion": "4", "answer": "4"}'
         ("cw", '{"completion": "4", "constraints": [{"word": "x"}]}', "line 1: the constraint null"),
         ("cw", '{"completion": "a", "constraints": [{"kind": "rhyme"}]}', "line 1.*rhyme.*no_repeats"),
         ("cw", '{"completion": "a", "constraints": [{"kind": "word_count"}]}', "takes count; given: no parameters"),
-        ("cw", '{"completion": "a", "constraints": [{"kind": "word_count", "count": NaN}]}', "line 1.*given: 'nan'"),
+        ("cw", '{"completion": "a", "constraints": [{"kind": "word_count", "count": NaN}]}', "line 1.*given: nan"),
     ],
 )
 def test_a_damaged_line_is_named_and_the_others_go_on(

@@ -1,7 +1,7 @@
 """Estimates against textbook values, exact identities and simulated coverage."""
 
-import json
 import itertools
+import json
 import math
 
 import numpy as np

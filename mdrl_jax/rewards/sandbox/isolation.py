@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -418,20 +419,22 @@ def warn_of_slow_imports(packages: Sequence[str]) -> None:
     That costs up to seconds of a program's CPU time. pip compiles what it installs; uv does so only if it is asked to.
 
     Args:
-      packages: names of the packages that programs may import; those that are not installed do not count.
+      packages: names of the distributions that programs may import. Those that they require count, too; those that are
+        not installed do not.
     """
     slow = []
-    for name in packages:
-        found = importlib.util.find_spec(name)
-        source = found.origin if found else None
-        if source and source.endswith(".py") and not Path(importlib.util.cache_from_source(source)).exists():
-            slow.append((name, Path(source).parent))
+    for path in map(Path, package_paths(tuple(packages))):
+        source = path / "__init__.py" if path.is_dir() else path
+        compiled = importlib.util.cache_from_source(source) if source.suffix == ".py" and source.exists() else ""
+        if compiled and not os.path.exists(compiled):
+            slow.append(path)
     if slow:
         logging.getLogger(__name__).warning(
             "code reward: there is no compiled bytecode of %s, so programs that import them may run out of CPU time; "
-            "run python -m compileall -q %s",
-            ", ".join(name for name, _ in slow),
-            " ".join(str(folder) for _, folder in slow),
+            "run %s -m compileall -q %s",
+            ", ".join(path.stem for path in slow),
+            shlex.quote(sys.executable),
+            " ".join(shlex.quote(str(path)) for path in slow),
         )
 
 

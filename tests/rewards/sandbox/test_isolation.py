@@ -29,18 +29,26 @@ def test_programs_are_refused_where_files_are_not_isolated(monkeypatch: pytest.M
 def test_packages_without_bytecode_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("slow_one", "quick_one"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("")
+    """By the files of the distributions, whose names are not those of their modules; what they require counts, too."""
+    for name, required in (("slow-one", ""), ("quick.one", "Requires-Dist: single\n"), ("single", "")):
+        module = name.replace("-", "_").replace(".", "_")
+        source = f"{module}.py" if name == "single" else f"{module}/__init__.py"
+        (tmp_path / source).parent.mkdir(exist_ok=True)
+        (tmp_path / source).write_text("")
+        info = tmp_path / f"{module}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n{required}")
+        (info / "RECORD").write_text(f"{source},,\n{info.name}/METADATA,,\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    isolation.package_paths.cache_clear()
     assert compileall.compile_dir(tmp_path / "quick_one", quiet=2)
-    isolation.warn_of_slow_imports(["slow_one", "quick_one", "no_such_package"])
+    isolation.warn_of_slow_imports(["slow-one", "quick.one", "no.such.package"])
     told = caplog.text
-    assert "no compiled bytecode of slow_one, so" in told and f"compileall -q {tmp_path / 'slow_one'}" in told
-    assert "quick_one" not in told and told.count("\n") == 1
-    assert compileall.compile_dir(tmp_path / "slow_one", quiet=2)
+    assert "no compiled bytecode of single, slow_one, so" in told and told.count("\n") == 1
+    assert f"{sys.executable} -m compileall -q {tmp_path / 'single.py'} {tmp_path / 'slow_one'}" in told
+    assert compileall.compile_dir(tmp_path, quiet=2)
     caplog.clear()
-    isolation.warn_of_slow_imports(["slow_one", "quick_one"])
+    isolation.warn_of_slow_imports(["slow-one", "quick.one"])
     assert not caplog.text
 
 
