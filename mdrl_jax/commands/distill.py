@@ -15,6 +15,7 @@ import jax
 
 from mdrl_jax import config as config_module
 from mdrl_jax import preemption, records, runtime
+from mdrl_jax.commands.loaded import path_and_adapter
 from mdrl_jax.config import Config, TrainSection, stage_config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
@@ -76,9 +77,9 @@ def run(
     folders = _folders(teachers)
     name = f"distill-{next(iter(folders))}" if len(folders) == 1 else "distill-all"
     whole = None if base is None else runtime.model_folder(base)
-    source = huggingface.model_of(runtime.model_folder(student), whole)  # of an adapter, its base model
-    adapter = student if source != runtime.model_folder(student) else ""
-    parsed, stages = _stages(config, str(source) if adapter else student, adapter, tuple(folders), name)
+    path, adapter = path_and_adapter(student, base)
+    parsed, stages = _stages(config, path, adapter, tuple(folders), name)
+    source = runtime.model_folder(path)  # of an adapter, its base model
     architecture = huggingface.read_config(source)
     for domain, place in folders.items():
         if huggingface.read_config(runtime.model_folder(place), whole) != architecture:

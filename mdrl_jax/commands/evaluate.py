@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from mdrl_jax import records, runtime
-from mdrl_jax.commands.loaded import check_base
+from mdrl_jax.commands.loaded import check_base, path_and_adapter
 from mdrl_jax.config import Config
 from mdrl_jax.domains.chat import chat_text
 from mdrl_jax.domains.datasets import SPLITS
@@ -76,10 +76,8 @@ def run(
     earlier = records.read_json(Path(before) / EVALUATION) if before else None
     beside = harness.read(tasks) if tasks else []
     check_base(model, base)
-    given = None if base is None else runtime.model_folder(base)
-    whole = huggingface.model_of(runtime.model_folder(model), given)
-    adapter = model if whole != runtime.model_folder(model) else ""
-    section = dataclasses.replace(config.model, path=str(whole) if adapter else model, adapter=adapter, weights="load")
+    path, adapter = path_and_adapter(model, base)
+    section = dataclasses.replace(config.model, path=path, adapter=adapter, weights="load")
     config = dataclasses.replace(config, model=section)
     with runtime.make_pool(config.rewards) as pool, Screen(None, output) as screen:
         built = runtime.build(config, pool)
@@ -147,7 +145,7 @@ def dry_run(model: str, config: Config, output: str = "screen", base: str | None
       OSError: if a file of JSON lines or csv cannot be read to its end.
     """
     check_base(model, base)
-    folder = huggingface.model_of(runtime.model_folder(model), None if base is None else runtime.model_folder(base))
+    folder = runtime.model_folder(path_and_adapter(model, base)[0])
     tokenizer = tokens.load_tokenizer(folder) if tokens.has_tokenizer(folder) else None
     vocab_size = huggingface.read_config(folder).vocab_size if (folder / "config.json").exists() else None
     limit = config.rollout.prompt_buckets[-1]

@@ -59,10 +59,27 @@ def check_base(model: str | None, base: str | None) -> None:
     Raises:
       UserError: if `base` is given and `model` is not the folder of a LoRA adapter.
     """
-    if base is not None and model is None:
+    if base is None:
+        return
+    if model is None:
         raise UserError(f"--base={base} is for a --model that is a LoRA adapter; leave --base out")
-    if base is not None and model is not None and not adapters.is_adapter(model_folder(model)):
+    if not adapters.is_adapter(model_folder(model)):
         raise UserError(f"--base={base} is for LoRA adapters, and --model={model} is none; leave --base out")
+
+
+def path_and_adapter(model: str, base: str | None) -> tuple[str, str]:
+    """The fields `path` and `adapter` of a config's section `model` for a model that may be a LoRA adapter.
+
+    Args:
+      model: folder of the model or of the adapter, or as in `runtime.model_folder`.
+      base: folder of an adapter's base model; None: the folder that the adapter itself names.
+
+    Raises:
+      UserError: if the model is no folder, or an adapter has no base model (`huggingface.model_of`).
+    """
+    folder = model_folder(model)
+    whole = huggingface.model_of(folder, None if base is None else model_folder(base))
+    return (model, "") if whole == folder else (str(whole), model)
 
 
 def load_folder(path: str, base: str | None = None) -> Loaded:

@@ -229,7 +229,7 @@ class Adapter:
         return _Merged(tensor, a, b * np.float32(alpha / (math.sqrt(rank) if self.fields.get("use_rslora") else rank)))
 
     def _number(self, patterns: str, default: str, module: str) -> float:
-        """What the config says of a module, by its name in the adapter: the value of the first pattern that fits."""
+        """Returns the number of the first pattern that fits the module's name in the adapter, or else the default."""
         for pattern, value in (self.fields.get(patterns) or {}).items():
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 return value

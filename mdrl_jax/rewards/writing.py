@@ -252,7 +252,7 @@ def fault(constraint: Mapping[str, Any]) -> str:
         takes, given = (", ".join(names) or "no parameters" for names in (wanted, parameters))
         return f"the constraint {json.dumps(kind)} takes {takes}; given: {given}"
     for name, value in parameters.items():
-        fits, form = _FORMS.get(wanted[name], _FORMS[Sequence[str]])
+        fits, form = _FORMS[wanted[name]]
         if not fits(value):
             return f"the constraint {json.dumps(kind)} takes as {name} {form}; given: {repr(value)[:40]}"
     if kind != "language:response_language":  # it would load langdetect, and refuses no value

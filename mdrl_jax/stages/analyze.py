@@ -94,10 +94,10 @@ def sequence(
 
     These are the stages named after a domain that precede the first refresh; all stages that trained one domain from
     θ_0 (`solo-*`, `again-*`); and the supervised stages of one domain (`sft-*`), except those of the warm-up, which
-    lead to θ_0. Stages with a label (`@`) are left out, and so is an `again-*` that starts from one of
-    the former. A selected domain
-    stage that starts from a supervised stage keeps this start, so that its edit is that of RL alone. If it starts from
-    any other stage that is not selected, its start is taken to be the selected stage before it, or θ_0.
+    lead to θ_0. Stages with a label (`@`) are left out, and so is an `again-*` that starts from a selected domain
+    stage. A selected domain stage that starts from a supervised stage keeps this start, so that its edit is that of RL
+    alone. If it starts from any other stage that is not selected, its start is taken to be the selected stage before
+    it, or θ_0.
 
     Args:
       stages: the stages before the analysis, in order.

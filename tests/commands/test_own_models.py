@@ -294,7 +294,10 @@ def test_an_adapter_that_cannot_be_merged_is_refused(fields, words, chat, tmp_pa
     ("tensors", "words"),
     [
         ({}, "has no tensors, so the LoRA adapter changes nothing"),
-        ({"lora_A": np.zeros(0, np.float32)}, r"has the shape \[0\]; it must be a matrix .*; with DeepSpeed ZeRO-3, gather"),
+        (
+            {"lora_A": np.zeros(0, np.float32)},
+            r"has the shape \[0\]; it must be a matrix .*; with DeepSpeed ZeRO-3, gather",
+        ),
         ({"lora_A": np.ones(16, np.float32)}, r"has the shape \[16\]"),
         ({"lora_A": np.ones((2, 16), np.int8)}, "has the dtype I8; save it as a float"),
     ],
