@@ -107,7 +107,7 @@ def _tokens(shared: int, batch: PolicyBatch, n: int) -> jax.Array:
     real_M = jnp.sum(prompts, axis=(1, 2)) + jnp.sum(own, axis=(1, 2))
     if not n:
         return jnp.sum(real_M)
-    asked_MN = jnp.any(batch.teacher_B[:, :, None] == jnp.arange(n), axis=1)
+    asked_MN = jnp.any(batch.teacher_B[:, :, None] == jnp.arange(n)[None, None], axis=1)
     return jnp.sum(real_M[:, None] * asked_MN)
 
 
