@@ -28,6 +28,7 @@ from flax import linen as nn
 from flax import struct
 
 from mdrl_jax.model.families import ModelConfig, RopeScaling
+from mdrl_jax.parallel.hlo_text import EQUALLY
 from mdrl_jax.parallel.sharding import constrain
 
 NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives no NaN
@@ -47,6 +48,8 @@ Axes = tuple[str | None, ...]
 BY_BATCH: Axes = ("batch", None, None)
 BY_EMBED: Axes = ("rows", None, "embed")
 
+# A cache of at least `LONG` tokens is read in one of `PARTS` lengths, so that early tokens do not read an empty tail.
+LONG, PARTS = 512, 8
 KEPT = "attention"  # checkpoint name of attention outputs: if they are kept, the backward pass need not recompute them
 _named = jax.checkpoint_policies.save_only_these_names(KEPT)
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -348,7 +351,8 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
     It writes the new keys and values into slot step mod Tc of the layer's cache; this happens in place if the caller's
     loop carries the cache. All rows share the slot although their completions began at different steps: RoPE has put
     the position into the keys, so the slot need not encode it. Of a completion of more than Tc tokens, only the
-    last Tc are attended to.
+    last Tc are attended to. If Tc is at least `LONG`, slots that no step has filled yet are not read, to within
+    Tc / `PARTS`.
 
     Args:
       prefix_k: keys of the prompts in this layer [P, Tp, K, h].
@@ -365,29 +369,24 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
       the dtype of the cache and of the prompts' keys and values. Row b belongs to prompt b // G, with G = B / P, and
       to row b of the cache, which has B rows or more.
     """
-    n_prompts = prefix_valid_PT.shape[0]
+    n_prompts, length = prefix_valid_PT.shape[0], cache.k_LBTKh.shape[2]
     scale = prefix_k.shape[-1] ** -0.5
 
     def grouped(x_BXX: jax.Array) -> jax.Array:
         return x_BXX.reshape((n_prompts, -1) + x_BXX.shape[1:])
 
-    def attend(q_B1Hh: jax.Array, k_B1Kh: jax.Array, v_B1Kh: jax.Array):
-        sizes = (1, q_B1Hh.shape[0], *cache.k_LBTKh.shape[2:])
-        length = sizes[2]
+    def over(filled: int, q_PGKRh: jax.Array, k_LBTKh: jax.Array, v_LBTKh: jax.Array) -> jax.Array:
+        """The output [P, G, K, R, h], read from the first `filled` slots; the others must be empty."""
         zero = jnp.zeros_like(step)
-        at = (layer, zero, step % length, zero, zero)
-        k_LBTKh = jax.lax.dynamic_update_slice(cache.k_LBTKh, k_B1Kh[None], at)
-        v_LBTKh = jax.lax.dynamic_update_slice(cache.v_LBTKh, v_B1Kh[None], at)
+        sizes = (1, q_PGKRh.shape[0] * q_PGKRh.shape[1], filled, *k_LBTKh.shape[3:])
         of_layer = (layer, zero, zero, zero, zero)
         k_BTKh = jax.lax.dynamic_slice(k_LBTKh, of_layer, sizes)[0]
         v_BTKh = jax.lax.dynamic_slice(v_LBTKh, of_layer, sizes)[0]
-        n_kv, head_dim = k_BTKh.shape[2:]
-        q_PGKRh = grouped(q_B1Hh.reshape(q_B1Hh.shape[0], n_kv, -1, head_dim)) * scale
         f32 = jnp.float32
         prompt_PGKRS = jnp.einsum("pgkrh,pskh->pgkrs", q_PGKRh, prefix_k, preferred_element_type=f32)
         own_PGKRT = jnp.einsum("pgkrh,pgtkh->pgkrt", q_PGKRh, grouped(k_BTKh), preferred_element_type=f32)
         seen_PS = prefix_valid_PT
-        age_T = (step - jnp.arange(length)) % length
+        age_T = (step - jnp.arange(filled)) % length
         written_PT = age_T[None, :] <= (step - start_P)[:, None]
         if window is not None:
             ages_S = jnp.arange(prefix_k.shape[1], 0, -1, dtype=jnp.int32)  # of the prompt, at a completion's 1st token
@@ -396,11 +395,26 @@ def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, s
         prompt_PGKRS = jnp.where(seen_PS[:, None, None, None, :], prompt_PGKRS, NEGATIVE)
         own_PGKRT = jnp.where(written_PT[:, None, None, None, :], own_PGKRT, NEGATIVE)
         weights = jax.nn.softmax(jnp.concatenate([prompt_PGKRS, own_PGKRT], axis=-1), axis=-1)
-        weights = weights.astype(q_B1Hh.dtype)
+        weights = weights.astype(q_PGKRh.dtype)
         on_prompt, on_own = jnp.split(weights, [prefix_k.shape[1]], axis=-1)
-        out_PGKRh = jnp.einsum("pgkrs,pskh->pgkrh", on_prompt, prefix_v) + jnp.einsum(
+        return jnp.einsum("pgkrs,pskh->pgkrh", on_prompt, prefix_v) + jnp.einsum(
             "pgkrt,pgtkh->pgkrh", on_own, grouped(v_BTKh)
         )
+
+    def attend(q_B1Hh: jax.Array, k_B1Kh: jax.Array, v_B1Kh: jax.Array):
+        zero = jnp.zeros_like(step)
+        at = (layer, zero, step % length, zero, zero)
+        k_LBTKh = jax.lax.dynamic_update_slice(cache.k_LBTKh, k_B1Kh[None], at)
+        v_LBTKh = jax.lax.dynamic_update_slice(cache.v_LBTKh, v_B1Kh[None], at)
+        n_kv, head_dim = k_LBTKh.shape[3:]
+        q_PGKRh = grouped(q_B1Hh.reshape(q_B1Hh.shape[0], n_kv, -1, head_dim)) * scale
+        if length < LONG:
+            out_PGKRh = over(length, q_PGKRh, k_LBTKh, v_LBTKh)
+        else:
+            parts = [functools.partial(over, -(-length * n // PARTS)) for n in range(1, PARTS + 1)]
+            filled = jnp.minimum(step + 1, length)  # before the ring is full, its first `step + 1` slots
+            with jax.named_scope(EQUALLY):
+                out_PGKRh = jax.lax.switch((filled * PARTS - 1) // length, parts, q_PGKRh, k_LBTKh, v_LBTKh)
         return out_PGKRh.reshape(q_B1Hh.shape), Cache(k_LBTKh=k_LBTKh, v_LBTKh=v_LBTKh)
 
     return attend

@@ -9,6 +9,9 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 
+# The name scope (`jax.named_scope`) of conditionals whose branches a program takes equally often.
+EQUALLY = "equally_often"
+
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = ")
 _ARRAY = re.compile(r"([a-z]+\d*)\w*\[([\d,<=]*)\]")
@@ -64,7 +67,7 @@ class Run:
       instruction: the instruction.
       computation: the computation that contains it.
       times: number of runs.
-      amount: the measure of one run.
+      amount: the measure of one run; in a branch of a conditional marked `EQUALLY`, divided by the number of branches.
     """
 
     instruction: Instruction
@@ -93,7 +96,7 @@ def executed(
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`.
       measure: the amount to count, for one run of an instruction. Of the branches of a conditional, the one with the
-        largest total counts; on a tie, the first.
+        largest total counts; on a tie, the first. Of one in the name scope `EQUALLY`, the mean over branches counts.
       unknown_trips: trip count of every loop with something to count whose own cannot be read. A sequence gives one
         count for each depth: first for such loops that contain no other such loop, then for the loops around those, and
         so on.
@@ -112,8 +115,12 @@ def executed(
     computations, entry = parse(text)
     heights: dict[str, int] = {}  # per computation: depth to which loops of unknown trip count are nested in it
 
-    def total(runs: list[Run]) -> float:
-        return sum(run.times * run.amount for run in runs)
+    def largest(branches: list[list[Run]]) -> list[Run]:
+        return max(branches, key=lambda runs: sum(run.times * run.amount for run in runs))
+
+    def shared(branches: list[list[Run]]) -> list[Run]:
+        n = len(branches)
+        return [dataclasses.replace(run, amount=run.amount / n) for runs in branches for run in runs]
 
     @functools.cache
     def runs_of(name: str) -> list[Run]:
@@ -125,7 +132,8 @@ def executed(
             if instruction.opcode == "fusion" and not fusions:
                 continue
             called = _called(instruction)
-            inner = [max((runs_of(c) for c in choice), key=total) for choice in called]
+            equally = EQUALLY in instruction.where
+            inner = [(shared if equally else largest)([runs_of(c) for c in choice]) for choice in called]
             runs = [run for one in inner for run in one]
             height = max((heights[c] for choice in called for c in choice), default=0)
             times = 1

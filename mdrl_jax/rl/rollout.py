@@ -66,7 +66,7 @@ class _State:
     """State of the decoding loop.
 
     Attributes:
-      step: steps that the loop has made, a scalar.
+      step: steps that the loop has made since all slots were free, a scalar.
       prompt_S: index of the prompt in each slot; a slot with N or more is empty.
       start_S: the step at which each slot's prompt began.
       token_B: the token drawn last in each row; 0 if the row had ended before.
@@ -294,7 +294,9 @@ def decode_loop(
         results, free_S = _put(results, state.prompt_S, _completions(state, group_size)), finished(state)
         following_S = jnp.max(state.prompt_S) + jnp.cumsum(free_S, dtype=jnp.int32)
         prompt_S = jnp.where(free_S, following_S, n_prompts)
-        fresh = begin(state.step, prompt_S, uniforms(prompt_S), state.cache)
+        # With no row left in the cache, it is filled from its start again.
+        step = jnp.where(jnp.all(free_S), 0, state.step)
+        fresh = begin(step, prompt_S, uniforms(prompt_S), state.cache)
 
         def merged(old: jax.Array, new: jax.Array) -> jax.Array:
             axis = 1 if old.ndim == 5 else 0  # keys and values are [L, S, Tp, K, h]
@@ -302,7 +304,7 @@ def decode_loop(
             return jnp.where(fresh_X.reshape((1,) * axis + (-1,) + (1,) * (old.ndim - axis - 1)), new, old)
 
         both = (dataclasses.replace(s, step=None, cache=None) for s in (state, fresh))
-        return jax.tree.map(merged, *both).replace(step=state.step, cache=state.cache), results
+        return jax.tree.map(merged, *both).replace(step=step, cache=state.cache), results
 
     def empty(x: jax.Array) -> jax.Array:
         return constrain(jnp.zeros((n_prompts, *x.shape[1:]), x.dtype), "batch", *(None for _ in x.shape[1:]))

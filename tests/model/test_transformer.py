@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from mdrl_jax.model import transformer
 from mdrl_jax.model.transformer import Decoder, Grouped, param_shapes
 from mdrl_jax.parallel.sharding import named, param_shardings
 
@@ -74,6 +75,35 @@ def test_cached_decode_equals_full_forward(tiny, group):
     whole_valid_BT = np.concatenate([np.repeat(valid_PT, group, axis=0), np.ones((batch, NEW), bool)], axis=1)
     full_BTV = jax.jit(model.apply)(variables, whole_BT, whole_valid_BT)[:, WIDTH - 1 :]
     np.testing.assert_allclose(cached(tokens_PT, valid_PT, new_BT), full_BTV, atol=2e-5)
+
+
+@pytest.mark.parametrize("tiny", ["llama", "mixed"], indirect=True)
+def test_a_long_cache_is_read_only_as_far_as_it_is_filled(tiny, monkeypatch):
+    """To within an eighth of its length: what lies further back is NaN here, and would spoil whatever reads it."""
+    model, variables, length = tiny.model, {"params": tiny.params}, 20
+    tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
+    _, prefix = jax.jit(lambda t, v: model.apply(variables, t, v, method="prefill"))(tokens_PT, valid_PT)
+    token_B, start_P = tokens_PT[:, -1], jnp.zeros(len(LENGTHS), jnp.int32)
+
+    def decode():
+        """A new function, so that each one is traced with the `LONG` of its first call."""
+        run = lambda step, cache: model.apply(variables, token_B, step, start_P, prefix, cache, method="decode")  # noqa: E731
+        return jax.jit(lambda step, cache: run(step, cache)[0])
+
+    whole, in_parts = decode(), decode()
+    empty = model.apply(variables, len(LENGTHS), length, method="empty_cache")
+    random = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), empty)
+    slot_T = np.arange(length)[:, None, None]
+    for step in (0, 1, 2, 4, 5, 9, 12, 17, 18, 19, 20, 33):
+        filled = min(step + 1, length)
+        expected = whole(jnp.int32(step), jax.tree.map(lambda x, n=filled: jnp.where(slot_T < n, x, 0.0), random))
+        with monkeypatch.context() as patch:
+            patch.setattr(transformer, "LONG", length)
+            far = filled + length / transformer.PARTS
+            found = in_parts(jnp.int32(step), jax.tree.map(lambda x, n=far: jnp.where(slot_T < n, x, jnp.nan), random))
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+    spoilt = whole(jnp.int32(0), jax.tree.map(lambda x: jnp.where(slot_T < 1, x, jnp.nan), random))
+    assert np.isnan(spoilt).all()
 
 
 def test_padding_never_changes_anything(tiny):

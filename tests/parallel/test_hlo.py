@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mdrl_jax.parallel import hlo
+from mdrl_jax.parallel import hlo, hlo_text
 from mdrl_jax.parallel.sharding import named, spec
 
 B, D, F, V = 6, 16, 24, 10
@@ -162,6 +162,19 @@ def test_the_larger_branch_of_a_switch():
 
     text = compiled(choose, jax.ShapeDtypeStruct((), jnp.int32), (B, D), (D, D))
     assert hlo.matmul_flops(text) == 7 * product(B, D, D)
+
+
+def test_branches_that_are_taken_equally_often_count_with_their_mean():
+    def choose(i, x_BD, w_DD):  # other numbers of layers than above: JAX's cache ignores the names of scopes
+        with jax.named_scope(hlo_text.EQUALLY):
+            return jax.lax.switch(i, [lambda n=n: layers(x_BD, jnp.stack([w_DD] * n)) for n in (1, 6, 5)])
+
+    def often(x_BD, w_DD):
+        return jax.lax.fori_loop(0, 12, lambda i, y_BD: choose(i % 3, y_BD, w_DD), x_BD)
+
+    text = compiled(choose, jax.ShapeDtypeStruct((), jnp.int32), (B, D), (D, D))
+    assert hlo.matmul_flops(text) == pytest.approx(4 * product(B, D, D))
+    assert hlo.matmul_flops(compiled(often, (B, D), (D, D))) == pytest.approx(12 * 4 * product(B, D, D))
 
 
 # --- a network --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mdrl_jax.model import attention
+from mdrl_jax.model import attention, transformer
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import named, param_shardings
@@ -339,11 +339,12 @@ def test_one_device_equals_eight(tiny_models, mesh8):
     np.testing.assert_allclose(one.logp_PGT, eight.logp_PGT, atol=2e-5)
 
 
-@pytest.mark.parametrize(("family", "at_once"), [("llama", 0), ("qwen3", 1), ("mixed", 5)])
+@pytest.mark.parametrize(("family", "at_once"), [("llama", 0), ("qwen3", 1), ("mixed", 5), ("mixed", 3)])
 def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once, monkeypatch):
     """Prompts wait for a slot, begin while other completions are being decoded, and wrap around the cache.
 
-    At the end the rows left are moved together, twice if all prompts have a slot or five of them.
+    At the end the rows left are moved together, twice if all prompts have a slot or five of them. In slots, the cache
+    counts as a long one, which is read in parts.
     """
     monkeypatch.setattr(compaction, "LEAST_ROWS", 1)
     tiny, n, new = tiny_models[family], 11, 9
@@ -353,6 +354,7 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once, monkeyp
     key, ids = stage_key(0, "qa", 1), rng.permutation(n).astype(np.uint32)[:, None]
     made = []
     for slots, compact in ((0, False), (at_once, True)):
+        monkeypatch.setattr(transformer, "LONG", new if slots else new + 1)
         sample = make_sampler(
             tiny.model,
             "slots",
@@ -369,6 +371,23 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once, monkeyp
     for name in ("tokens_PGT", "length_PG", "ended_PG"):
         np.testing.assert_array_equal(getattr(slotted, name), getattr(whole, name))
     np.testing.assert_allclose(slotted.logp_PGT, whole.logp_PGT, atol=2e-6)
+
+
+def test_the_cache_is_filled_from_its_start_when_no_row_is_left(tiny_models, monkeypatch):
+    """Completions of equal length end together; the next ones then read a long cache only as far as they fill it."""
+    monkeypatch.setattr(transformer, "LONG", 1)
+    tiny = tiny_models["llama"]
+    free = draw(tiny)
+    tiny = dataclasses.replace(tiny, model=CountingDecoder(tiny.config))
+    tokens_PT, valid_PT = prompts(tiny.config.vocab_size)
+    options = {"group_size": GROUP, "max_new_tokens": NEW, "eos_ids": NEVER, "sampling": PLAIN, "at_once": 1}
+    STEPS.clear()
+    ids = np.arange(P, dtype=np.uint32)[:, None]
+    done = make_sampler(tiny.model, "again", **options)(tiny.params, tokens_PT, valid_PT, stage_key(0, "math", 0), ids)
+    jax.effects_barrier()
+    assert STEPS == list(range(NEW - 1)) * P
+    np.testing.assert_array_equal(done.tokens_PGT, free.tokens_PGT)
+    np.testing.assert_allclose(done.logp_PGT, free.logp_PGT, atol=2e-6)
 
 
 def test_slots_wait_for_no_longest_completion(tiny_models):
