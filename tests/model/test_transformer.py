@@ -101,7 +101,7 @@ def test_a_long_cache_is_read_only_as_far_as_it_is_filled(tiny, monkeypatch):
             patch.setattr(transformer, "LONG", length)
             far = filled + length / transformer.PARTS
             found = in_parts(jnp.int32(step), jax.tree.map(lambda x, n=far: jnp.where(slot_T < n, x, jnp.nan), random))
-        np.testing.assert_allclose(found, expected, atol=2e-6)
+        np.testing.assert_allclose(found, expected, atol=2e-5)  # as cached against full above
     spoilt = whole(jnp.int32(0), jax.tree.map(lambda x: jnp.where(slot_T < 1, x, jnp.nan), random))
     assert np.isnan(spoilt).all()
 
