@@ -30,6 +30,8 @@ LENGTHS = (5, 2, 3)  # tokens of the prompts, which are left-padded to WIDTH
 WIDTH, GROUP, NEW = 5, 3, 6
 P = len(LENGTHS)
 NEVER = (-1,)  # an end token that is never drawn
+# A log-prob is a difference of two numbers of up to 8 nats, each a sum in another order: 20 units in the last place.
+LOG_PROBS = 20 * 2.0**-21
 PLAIN = SamplingConfig()
 
 
@@ -205,7 +207,7 @@ def test_loop_stops_when_every_row_has_ended(tiny_models, monkeypatch):
         np.testing.assert_array_equal(done.ended_PG, ended_PG)
         np.testing.assert_array_equal(done.length_PG, length_PG)
         np.testing.assert_array_equal(done.tokens_PGT, np.where(kept_PGT > 0, free.tokens_PGT, 0))
-        np.testing.assert_allclose(done.logp_PGT, np.where(kept_PGT > 0, free.logp_PGT, 0), atol=1e-6)
+        np.testing.assert_allclose(done.logp_PGT, np.where(kept_PGT > 0, free.logp_PGT, 0), atol=LOG_PROBS)
         assert STEPS == list(range(length_PG.max() - 1))
         few.append([int(np.sum(length_PG > step + 1)) <= 3 for step in STEPS])
         assert [rows == 3 for rows in ROWS] == few[-1]
@@ -370,7 +372,7 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once, monkeyp
     assert 0.2 < whole.ended_PG.mean() < 0.98 and len(np.unique(whole.length_PG)) > 4
     for name in ("tokens_PGT", "length_PG", "ended_PG"):
         np.testing.assert_array_equal(getattr(slotted, name), getattr(whole, name))
-    np.testing.assert_allclose(slotted.logp_PGT, whole.logp_PGT, atol=2e-6)
+    np.testing.assert_allclose(slotted.logp_PGT, whole.logp_PGT, atol=LOG_PROBS)
 
 
 def test_the_cache_is_filled_from_its_start_when_no_row_is_left(tiny_models, monkeypatch):
@@ -387,7 +389,7 @@ def test_the_cache_is_filled_from_its_start_when_no_row_is_left(tiny_models, mon
     jax.effects_barrier()
     assert STEPS == list(range(NEW - 1)) * P
     np.testing.assert_array_equal(done.tokens_PGT, free.tokens_PGT)
-    np.testing.assert_allclose(done.logp_PGT, free.logp_PGT, atol=2e-6)
+    np.testing.assert_allclose(done.logp_PGT, free.logp_PGT, atol=LOG_PROBS)
 
 
 def test_slots_wait_for_no_longest_completion(tiny_models):

@@ -19,6 +19,7 @@ from mdrl_jax.rewards.base import Score
 from mdrl_jax.rl import rollouts
 from mdrl_jax.rl.rollout import SamplingConfig, cache_bytes
 from tests.odd_pool import OddPool
+from tests.rl.test_rollout import LOG_PROBS
 
 
 class Pool(OddPool):
@@ -90,7 +91,7 @@ def test_parts_give_the_same_and_one_is_scored_while_the_next_is_sampled(built: 
     assert whole.errors == joined.errors and whole.errors
     pairs = (jax.tree.leaves({k: v for k, v in vars(x).items() if k != "errors"}) for x in (whole, joined))
     for a, b in zip(*pairs, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
+        np.testing.assert_allclose(a, b, atol=LOG_PROBS)
     np.testing.assert_array_equal(whole.completions.tokens_PGT, joined.completions.tokens_PGT)
 
 
