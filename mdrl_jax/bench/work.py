@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
@@ -70,7 +71,19 @@ def loaded(folder: Path) -> tuple[Decoder, Any]:
 
 
 def torch_model(folder: Path) -> Any:
-    """The model of a folder as a `transformers` model on the CPU, in float32, with attention by SDPA."""
+    """The model of a folder as a `transformers` model on the CPU, in float32, with attention by SDPA.
+
+    Raises:
+      UserError: if `transformers` cannot import the model's class, for example beside a torchvision that does not match
+        torch.
+    """
     auto, torch = importlib.import_module("transformers"), importlib.import_module("torch")
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
-    return auto.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    try:
+        model = auto.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    except ImportError as e:
+        raise UserError(
+            f"transformers cannot import the model of {folder}: {e}; packages beside torch, such as torchvision, must "
+            "match its version and build, or be uninstalled"
+        ) from e
+    return model.eval()

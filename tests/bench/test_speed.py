@@ -10,7 +10,7 @@ from rich.console import Console
 from mdrl_jax.bench import start, step, train
 from mdrl_jax.bench.measure import rounds
 from mdrl_jax.bench.speed import Entry, Stepped, records, table
-from mdrl_jax.bench.work import Work
+from mdrl_jax.bench.work import Work, torch_model
 from mdrl_jax.config import EMBEDDED_MODEL
 from mdrl_jax.errors import UserError
 
@@ -80,6 +80,19 @@ def test_a_step_samples_scores_and_updates():
 
 
 @pytest.mark.slow
+def test_a_peer_that_cannot_be_imported_is_one_line(monkeypatch):
+    """transformers imports a model's class at its first use, and this may fail beside a package that does not match."""
+    pytest.importorskip("torch", reason="torch is the peer")
+    import transformers
+
+    def fails(*args, **kwargs):
+        raise ModuleNotFoundError("Could not import module 'LlamaConfig'")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(UserError, match="LlamaConfig.*such as torchvision"):
+        torch_model(EMBEDDED_MODEL)
+
+
 def test_a_gradient_is_timed_beside_that_of_torch():
     pytest.importorskip("torch", reason="torch is the peer")
     sides = [f(Work(EMBEDDED_MODEL, prompts=1, group=2, length=2, prompt=3)) for f in (train.ours, train.torch)]
