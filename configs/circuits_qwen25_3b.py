@@ -6,9 +6,9 @@
 DATA is a folder (`data` if it is left out) with `chemistry.jsonl`, the rows of SciKnowEval whose domain is Chemistry.
 Published are: Dr.GRPO with 64 samples a prompt, two updates a batch, no KL and at most 128 new tokens, sampled at
 temperature 0.6 and top-p 0.8; a learning rate of 2e-5 for RL and of 1e-5 to 9e-5 for SFT; at most 20 pairs for the
-masks, λ = 0.1, and 100 steps of Adam at 0.1. The rest is chosen: steps, prompts of a step, and that SFT starts from the
-instruct model as RL does. Every SFT ends where it scores as well as RL does. The config is meant for 16 devices of 16
-GB, such as a TPU v5e 4x4 slice. It has not been run.
+masks, −log π as their loss, λ = 0.1, and 100 steps of Adam at 0.1. The rest is chosen: steps, prompts of a step, and
+that SFT starts from the instruct model as RL does. Every SFT ends where it scores as well as RL does. The config is
+meant for 16 devices of 16 GB, such as a TPU v5e 4x4 slice. It has not been run.
 """
 
 from mdrl_jax import config
@@ -50,6 +50,6 @@ def get_config(data: str = "data") -> config.Config:
     c.analyze.dtype = "bfloat16"
     c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 64, 4, 2, 8
     c.recover.prompts = 200
-    c.circuits.block = 16
+    c.circuits.loss = "log_prob"
     c.circuits.at_once = 2
     return c

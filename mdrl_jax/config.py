@@ -373,6 +373,9 @@ class AnalyzeSection:
     attention_logit_bytes: float = 2.0**30
 
 
+CIRCUIT_LOSSES = ("margin", "log_prob")
+
+
 @section
 class CircuitsSection:
     """Circuits of attention heads, as stages `circuits-D` or by `analyze --circuits` (definitions §11).
@@ -384,11 +387,14 @@ class CircuitsSection:
         base, source, base_reply and source_reply, and perhaps kind; "": the domain's own.
       blocks: blocks of pairs, each with searches of its own; at least 4. Overlaps have them as units.
       block: pairs of a block, at least 2; divisible by the mesh's data * fsdp.
-      penalties: values of λ, the price of a head in nats, that are tried; above 0.
-      faithful: the largest λ is used at which every compared model's circuit is at least this faithful.
+      loss: what a circuit is sought by, beside the price of its heads. "margin": the share of the margin of all heads
+        that it leaves out. "log_prob": −log π of the source's reply in nats, as published.
+      penalties: values of λ, the price of a head in the unit of the loss, that are tried; above 0.
+      faithful: the largest λ is used at which every compared model's circuits are at least this faithful.
       steps: steps of Adam of each search, at least 1.
       learning_rate: learning rate of these steps, above 0.
       seeds: searches of each block, λ and start, at least 1.
+      tried: heads that are put in or taken out on trial together, in the descent after a search, at least 1.
       at_once: masks whose passes run together, at least 1; fewer take less memory.
       random_sets: random circuits of equal size that give the null of a faithfulness, at least 2.
       match: two scores count as matched if they differ by at most this many points; at least 0.
@@ -399,11 +405,13 @@ class CircuitsSection:
     pairs_file: str = ""
     blocks: int = 8
     block: int = 8
+    loss: str = "margin"
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1)
     faithful: float = 0.8
     steps: int = 100
     learning_rate: float = 0.1
-    seeds: int = 2
+    seeds: int = 1
+    tried: int = 48
     at_once: int = 4
     random_sets: int = 20
     match: float = 5.0
@@ -832,6 +840,7 @@ def _check(config: Config) -> None:
         ("circuits.block", c.circuits.block, 2),
         ("circuits.steps", c.circuits.steps, 1),
         ("circuits.seeds", c.circuits.seeds, 1),
+        ("circuits.tried", c.circuits.tried, 1),
         ("circuits.at_once", c.circuits.at_once, 1),
         ("circuits.random_sets", c.circuits.random_sets, 2),
         ("circuits.match", c.circuits.match, 0),
@@ -845,6 +854,8 @@ def _check(config: Config) -> None:
         _require(value > 0, f"rewards.{field}={value} is not valid; it must be above 0")
     priced = len(c.circuits.penalties) > 0 and all(p > 0 for p in c.circuits.penalties)
     _require(priced, f"circuits.penalties={c.circuits.penalties} is not valid; name at least one, each above 0")
+    loss = c.circuits.loss
+    _require(loss in CIRCUIT_LOSSES, f"circuits.loss={loss!r} is not one of {CIRCUIT_LOSSES}")
     rate = c.circuits.learning_rate
     _require(rate > 0, f"circuits.learning_rate={rate} is not valid; it must be above 0")
     a = c.analyze

@@ -80,7 +80,7 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
 
 
 def circuits(shapes: Shapes) -> Iterator[Job]:
-    """Yields the programs of a stage `circuits-D`: the search for masks, masked passes, and attribution.
+    """Yields the programs of a stage `circuits-D`: the search for masks, masked passes, slopes, attribution.
 
     Prompts and replies are assumed to be as long as the config allows.
     """
@@ -97,6 +97,7 @@ def circuits(shapes: Shapes) -> Iterator[Job]:
     for name, lowered, given in (
         ("circuit search", programs.search, (rows, start, price)),
         ("masked passes", programs.log_probs, (rows, tried)),
+        ("slope at a circuit", programs.slope, (rows, shapes.array(heads, F32))),
         ("attribution of heads", programs.attribution, (rows,)),
     ):
         yield Job(name, lambda _, lowered=lowered, given=given: lowered.lower(shapes.params, *given))

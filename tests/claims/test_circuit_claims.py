@@ -27,10 +27,9 @@ VERDICTS = ("supported", "undecided", "contradicted")
 
 
 def found(rng, circuit):
-    """The masks of every block [M, 2, L, H]: each block misses a tenth of the circuit and adds a few other heads."""
+    """The circuit of every block [M, L, H]: each misses a tenth of the true one and adds a few other heads."""
     m = np.broadcast_to(circuit, (BLOCKS, *HEADS)).copy()
-    m ^= rng.random(m.shape) < np.where(m, 0.1, 0.03)
-    return np.repeat(m[:, None], 2, axis=1).astype(float)
+    return m ^ (rng.random(m.shape) < np.where(m, 0.1, 0.03))
 
 
 def drawn(rng, size=SIZE):
@@ -49,7 +48,8 @@ def kept(rng, base, share):
 def margins(rng, share):
     """Margins with base's circuit and with all heads, of pairs that differ and of a noisy pass."""
     whole = rng.gamma(4.0, 1.0, PAIRS) if share is not None else rng.normal(0, 1, PAIRS)
-    return (share or 0.0) * whole + rng.normal(0, 0.5, PAIRS), whole
+    part = (share or 0.0) * whole + rng.normal(0, 0.5, PAIRS)
+    return part.reshape(BLOCKS, -1), whole.reshape(BLOCKS, -1)
 
 
 def verdict(rng, world):
@@ -107,7 +107,7 @@ def test_retention_is_that_of_the_published_sizes():
     heads = np.arange(576)
     base = (heads < 297).reshape(36, 16)
     sft = ((heads < 153) | ((heads >= 297) & (heads < 297 + 266 - 153))).reshape(36, 16)
-    record = figures.overlap(base, sft)
+    record = figures.overlap(base[None], sft[None])
     assert (record["shared"], record["base"], record["other"]) == (153, 297, 266)
     assert record["null"]["mean"] == pytest.approx(297 * 266 / 576, abs=0.5)
     assert record["p"] < 0.05

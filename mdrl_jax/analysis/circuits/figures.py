@@ -1,8 +1,8 @@
-"""Figures of circuits from masks and log-probs: sizes, convergence, faithfulness, overlap, transfer (definitions §11).
+"""Figures of circuits: sizes, convergence, faithfulness, overlap, transfer (definitions §11).
 
-Everything runs on the host. The masks of a model are m [M, R, L, H]: M blocks of pairs, each with R searches (seeds at
-both starts, the low start first). The circuit of some blocks has the heads whose m, averaged over these blocks and
-their searches, is above 0.5. What depends on a circuit is measured on pairs of the other half of the blocks.
+Everything runs on the host. A model has M blocks of pairs, each with a circuit of its own, [M, L, H]: the best end of R
+searches, which begin at both starts, the low start first. What a circuit does is measured on the pairs of the next
+block, on which it was not sought. Blocks are the units of the intervals: pairs of one block share a circuit.
 
 A margin is log π(source's reply) − log π(base's reply) in nats, of each pair. F is its mean over pairs.
 """
@@ -17,89 +17,89 @@ from mdrl_jax.stats.tests import null_record, permutation_p
 
 DRAWS = 2000  # of random circuits in the nulls
 DELTAS = (0.1, 0.5)  # δ of the differential vulnerability
-FEW_OPEN = 0.1  # a search has converged if the starts disagree on at most this share of the heads [chosen]
+FEW_OPEN = 0.1  # searches have converged if the starts disagree on at most this share of the heads [chosen]
 BINS = 10  # of the histogram of m
 
 
-def circuit(m_MRLH: np.ndarray, blocks: Sequence[int] | None = None) -> np.ndarray:
-    """The heads of the circuit, boolean [L, H].
+def best(ends_MRLH: np.ndarray, loss_MR: np.ndarray) -> np.ndarray:
+    """The circuit of each block [M, L, H]: the end of the search with the least loss; the first of equals.
 
     Args:
-      m_MRLH: the masks.
-      blocks: the blocks that count; None: all.
+      ends_MRLH: where the searches ended, boolean.
+      loss_MR: their loss with the price of the heads.
     """
-    chosen = m_MRLH if blocks is None else m_MRLH[list(blocks)]
-    return chosen.mean(axis=(0, 1)) > 0.5
+    return ends_MRLH[np.arange(len(ends_MRLH)), loss_MR.argmin(axis=1)]
 
 
-def halves(n_blocks: int) -> tuple[list[int], list[int]]:
-    """The even and the odd blocks."""
-    return list(range(0, n_blocks, 2)), list(range(1, n_blocks, 2))
+def of_previous(circuits_MLH: np.ndarray) -> np.ndarray:
+    """For each block the circuit of the block before it [M, L, H]; the first block has that of the last one."""
+    return np.roll(circuits_MLH, 1, axis=0)
 
 
-def cross_circuits(m_MRLH: np.ndarray) -> np.ndarray:
-    """For each block the circuit of the half of the blocks that it is not in, boolean [M, L, H]."""
-    even, odd = halves(len(m_MRLH))
-    by_half = circuit(m_MRLH, odd), circuit(m_MRLH, even)
-    return np.stack([by_half[block % 2] for block in range(len(m_MRLH))])
+def search_record(m_MRLH: np.ndarray, ends_MRLH: np.ndarray, loss_MR: np.ndarray) -> Record:
+    """How the searches of a model went.
 
-
-def search_record(m_MRLH: np.ndarray) -> Record:
-    """How a search went.
+    Args:
+      m_MRLH: masks at the end of each search.
+      ends_MRLH: the circuits to which they settled.
+      loss_MR: their loss with the price of the heads.
 
     Returns:
-      {"heads": L · H, "size" of the circuit, "m": mean m [L][H], "histogram": counts of m of every search in `BINS`
-      equal bins of [0, 1], "open": [[layer, head]] of the heads on whose membership the two starts disagree,
-      "open_share": their share of all heads, "converged": whether it is at most `FEW_OPEN`}.
+      {"heads": L · H, "size" of the circuits, mean over blocks, "m": share of the blocks whose circuit has the head
+      [L][H], "histogram": counts of m of every search in `BINS` equal bins of [0, 1], "open": [[layer, head]] of the
+      heads on which the best circuits of the two starts disagree in any block, "open_share": on how many of all heads
+      they disagree, mean over blocks, "converged": whether that is at most `FEW_OPEN`}.
     """
-    low, high = (m_MRLH[:, start::2].mean(axis=(0, 1)) for start in (0, 1))
-    disagree = (low > 0.5) != (high > 0.5)
+    low, high = (best(ends_MRLH[:, start::2], loss_MR[:, start::2]) for start in (0, 1))
+    chosen, disagree = best(ends_MRLH, loss_MR), low != high
     counts, _ = np.histogram(m_MRLH, bins=BINS, range=(0.0, 1.0))
     return {
-        "heads": int(disagree.size),
-        "size": int(circuit(m_MRLH).sum()),
-        "m": m_MRLH.mean(axis=(0, 1)).tolist(),
+        "heads": int(chosen[0].size),
+        "size": float(chosen.sum(axis=(1, 2)).mean()),
+        "m": chosen.mean(axis=0).tolist(),
         "histogram": counts.tolist(),
-        "open": np.argwhere(disagree).tolist(),
+        "open": np.argwhere(disagree.any(axis=0)).tolist(),
         "open_share": float(disagree.mean()),
         "converged": bool(disagree.mean() <= FEW_OPEN),
     }
 
 
-def share(part_N: np.ndarray, whole_N: np.ndarray, what: str, null: Record | float | None = None) -> Record:
-    """Σ part / Σ whole over pairs with Fieller's interval; no estimate where the interval of the whole includes 0.
+def share(part_MN: np.ndarray, whole_MN: np.ndarray, what: str, null: Record | float | None = None) -> Record:
+    """Σ part / Σ whole with Fieller's interval over blocks; no estimate where the interval of the whole includes 0.
 
     Args:
-      part_N, whole_N: margins of the same pairs.
+      part_MN, whole_MN: margins of the same pairs, by block.
       what: the name of the whole, for the reason.
       null: of the share.
     """
-    whole = clustered(whole_N)
-    found = ratio_of_means(part_N, whole_N, "share") if whole.low > 0 else None
+    part_M, whole_M = part_MN.mean(axis=1), whole_MN.mean(axis=1)
+    found = ratio_of_means(part_M, whole_M, "share") if clustered(whole_M).low > 0 else None
     if found is None:
-        return missing(f"{what} is not measurably above 0", "share", len(whole_N), null)
+        return missing(f"{what} is not measurably above 0", "share", len(whole_M), null)
     return found.record(null)
 
 
-def random_null(random_KN: np.ndarray, whole_N: np.ndarray) -> Record | None:
+def random_null(random_KMN: np.ndarray, whole_MN: np.ndarray) -> Record | None:
     """The null of a faithfulness: that of random circuits of the same size; None where the whole is not above 0."""
-    whole = float(whole_N.mean())
-    return null_record(random_KN.mean(axis=1) / whole) if whole > 0 and len(random_KN) else None
+    whole = float(whole_MN.mean())
+    return null_record(random_KMN.mean(axis=(1, 2)) / whole) if whole > 0 and len(random_KMN) else None
 
 
-def overlap(base_LH: np.ndarray, other_LH: np.ndarray) -> Record:
-    """How much of base's circuit another model's circuit keeps, as exact counts with their null.
+def overlap(base_MLH: np.ndarray, other_MLH: np.ndarray) -> Record:
+    """How much of base's circuits another model's circuits keep, block by block, with the null.
 
-    The null draws as many heads as the other circuit has from all heads, so that the number of base's heads among them
-    is hypergeometric.
+    The null permutes the heads of the other model, in all its blocks alike.
 
     Returns:
-      {"base", "other", "shared": numbers of heads; "retention": shared / base; "chance": its expectation, other / all;
-      "null": of the shared heads; "p": one-sided}. Without heads in base's circuit "retention" is None.
+      {"base", "other", "shared": numbers of heads, means over blocks; "retention": shared / base; "chance": other /
+      all; "null": of the shared heads; "p": one-sided}. Without heads in base's circuits "retention" is None.
     """
-    n, k, size = base_LH.size, int(base_LH.sum()), int(other_LH.sum())
-    shared = int((base_LH & other_LH).sum())
-    drawn = np.random.default_rng(0).hypergeometric(k, n - k, size, DRAWS).astype(float)
+    base_MK, other_MK = (x.reshape(len(x), -1) for x in (base_MLH, other_MLH))
+    blocks, n = base_MK.shape
+    shared_KK = base_MK.T.astype(float) @ other_MK / blocks  # [of base, of the other]
+    rng, every = np.random.default_rng(0), np.arange(n)
+    drawn = np.array([shared_KK[every, rng.permutation(n)].sum() for _ in range(DRAWS)])
+    k, size, shared = (float(x.sum() / blocks) for x in (base_MK, other_MK, base_MK & other_MK))
     return {
         "base": k,
         "other": size,
@@ -117,10 +117,9 @@ def beyond_chance(base_LH: np.ndarray, other_LH: np.ndarray) -> float:
     return float((base_LH & other_LH).sum() / k - other_LH.mean()) if k else float("nan")
 
 
-def by_block(base_MRLH: np.ndarray, other_MRLH: np.ndarray) -> np.ndarray:
+def by_block(base_MLH: np.ndarray, other_MLH: np.ndarray) -> np.ndarray:
     """`beyond_chance` of the two circuits of every block [M]; nan where base's is empty."""
-    both = zip(base_MRLH, other_MRLH, strict=True)
-    return np.array([beyond_chance(circuit(base[None]), circuit(other[None])) for base, other in both])
+    return np.array([beyond_chance(*both) for both in zip(base_MLH, other_MLH, strict=True)])
 
 
 def mean_over_blocks(values_M: np.ndarray, null: float | None = 0.0) -> Record:
@@ -131,14 +130,13 @@ def mean_over_blocks(values_M: np.ndarray, null: float | None = 0.0) -> Record:
     return clustered(known, "share").record(null)
 
 
-def ceiling(m_MRLH: np.ndarray) -> Record:
+def ceiling(circuits_MLH: np.ndarray) -> Record:
     """The overlap beyond chance of the circuits of two different blocks of one model: what noise in the search leaves.
 
     The interval is the jackknife over blocks of the mean over ordered pairs of blocks.
     """
-    own = [circuit(block[None]) for block in m_MRLH]
-    n = len(own)
-    table_MM = np.array([[beyond_chance(a, b) for b in own] for a in own])
+    n = len(circuits_MLH)
+    table_MM = np.array([[beyond_chance(a, b) for b in circuits_MLH] for a in circuits_MLH])
 
     def mean_without(left: int | None) -> float:
         keep = [i for i in range(n) if i != left]
@@ -154,17 +152,17 @@ def ceiling(m_MRLH: np.ndarray) -> Record:
 def transfer_difference(
     rl: tuple[np.ndarray, np.ndarray], sft: tuple[np.ndarray, np.ndarray], null: float = 0.0
 ) -> Record:
-    """The faithfulness of base's circuit inside the RL model minus that inside the SFT model, paired by pair.
+    """The faithfulness of base's circuit inside the RL model minus that inside the SFT model, on the same pairs.
 
     Args:
-      rl, sft: (margins with base's circuit, margins with all heads) of the same pairs [N] in each model.
+      rl, sft: (margins with base's circuit, margins with all heads) [M, n] of the same pairs in each model.
       null: its value if both keep as much.
 
     Returns:
-      The record, with a jackknife over pairs; no estimate where F with all heads is not measurably above 0.
+      The record, with a jackknife over blocks; no estimate where F with all heads is not measurably above 0.
     """
     n = len(rl[0])
-    if any(clustered(whole).low <= 0 for _, whole in (rl, sft)):
+    if any(clustered(whole_MN.mean(axis=1)).low <= 0 for _, whole_MN in (rl, sft)):
         return missing("F with all heads is not measurably above 0 in both models", "share", n, null)
 
     def difference(keep: np.ndarray) -> float:
@@ -178,7 +176,7 @@ def vulnerable(sft_LH: np.ndarray, rl_LH: np.ndarray) -> list[Record]:
     """Differential circuit vulnerability C_vuln = {h: m_h^SFT < m_h^RL − δ} for each of `DELTAS`.
 
     Args:
-      sft_LH, rl_LH: mean m of each head.
+      sft_LH, rl_LH: share of the blocks whose circuit has the head.
 
     Returns:
       {"delta", "count", "heads": [[layer, head]], "null": counts with the heads of RL permuted, "p"} of each δ.
@@ -219,7 +217,7 @@ def hidden(in_circuit_LH: np.ndarray, sufficiency: Sequence[Record], whole: floa
     They do work that heads of the circuit do too: with those in place, λ switches them off. Redundancy hides them.
 
     Args:
-      in_circuit_LH: the circuit.
+      in_circuit_LH: the heads of the circuit.
       sufficiency: of each head, from `head_effects`.
       whole: the rise of log π(source's reply) by all heads together, in nats.
     """

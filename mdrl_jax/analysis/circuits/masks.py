@@ -6,8 +6,9 @@ same model with the reply y appended. In the masked pass on (x, y) the output of
     ã_h = (1 − m_h) · a_h + m_h · a_h(x', y),
 
 at every token, with a_h the output in the masked pass itself, so that a head sees what the masks changed in the layers
-before it [chosen]. The search minimises the mean of −log π(y' | x, ã) over pairs, y' the source's reply, plus λ Σ m_h,
-with m = sigmoid(logit / τ) and τ annealed geometrically. The circuit has the heads with m > 0.5.
+before it [chosen]. The search minimises a loss (`loss_of`) plus λ Σ m_h, with m = sigmoid(logit / τ) and τ annealed
+geometrically. It ends with the heads of m > 0.5. From there `settle` puts in or takes out single heads until none of
+them lowers the loss.
 
 Functions here are of arrays. N pairs make rows [N, 2]: first the source's reply, then the base's. A mask is [L, H].
 """
@@ -29,6 +30,7 @@ from mdrl_jax.parallel.programs import program
 
 TEMPERATURES = (1.0, 0.05)  # τ of the first and of the last step
 STARTS = (-1.0, 1.0)  # logits at the start: almost no head, and almost every head
+LEAST_GAIN = 1e-6  # of the loss by a head that is put in or taken out; below it float32 rounds
 JITTER = 0.1  # standard deviation of the logits at the start, which makes the seeds of masks differ
 
 
@@ -58,11 +60,13 @@ class Search:
       steps: steps of Adam.
       learning_rate: of Adam.
       at_once: masks whose passes run together.
+      loss: one of `config.CIRCUIT_LOSSES`.
     """
 
     steps: int = 100
     learning_rate: float = 0.1
     at_once: int = 4
+    loss: str = "margin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +75,18 @@ class Programs:
 
     Attributes:
       at_once: K.
+      loss: one of `config.CIRCUIT_LOSSES`.
       search: (params, rows, logits [R, L, H], λ [R]) -> the masks m at the end [R, L, H].
       log_probs: (params, rows, masks [K, L, H]) -> log π of both replies in the masked passes, in nats [K, N, 2].
+      slope: (params, rows, mask [L, H]) -> the derivative of the loss by m at this mask [L, H].
       attribution: (params, rows) -> the score of each head by integrated gradients [L, H] (`attribution`).
     """
 
     at_once: int
+    loss: str
     search: Callable[..., jax.Array]
     log_probs: Callable[..., jax.Array]
+    slope: Callable[..., jax.Array]
     attribution: Callable[..., jax.Array]
 
     def of_masks(self, params: Any, rows: PairRows, masks_KLH: np.ndarray) -> np.ndarray:
@@ -94,6 +102,57 @@ class Programs:
         made = [self.log_probs(params, rows, x) for x in filled.reshape(-1, self.at_once, *filled.shape[1:])]
         return np.concatenate(distributed.gather(made))[:n]
 
+    def settle(
+        self, params: Any, rows: PairRows, circuits_RLH: np.ndarray, penalty_R: np.ndarray, tried: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Descends from each of R circuits by single heads, until no head that is put in or taken out lowers the loss.
+
+        The loss is `loss_of` + λ |C|. Each round takes the best of `tried` heads, those of which the derivative by m
+        promises most. If none of them lowers the loss, the next ones are tried, until all have been.
+
+        Args:
+          params: the parameters.
+          rows: the pairs, on the devices.
+          circuits_RLH: where each descent begins, boolean, on the host.
+          penalty_R: λ of each.
+          tried: heads that are tried together.
+
+        Returns:
+          (the circuits [R, L, H], their loss + λ |C| [R]).
+        """
+        shape = circuits_RLH.shape[1:]
+        whole_1N2 = self.of_masks(params, rows, np.ones((1, *shape)))
+        known: dict[bytes, float] = {}  # descents from several starts meet
+
+        def losses(sets_KLH: np.ndarray) -> np.ndarray:
+            new = {s.tobytes(): s for s in sets_KLH if s.tobytes() not in known}
+            if new:
+                logp_KN2 = self.of_masks(params, rows, np.stack(list(new.values())))
+                known.update(zip(new, np.asarray(loss_of(self.loss, logp_KN2, whole_1N2), float).tolist(), strict=True))
+            return np.array([known[s.tobytes()] for s in sets_KLH])
+
+        def descend(circuit_LH: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+            value = float(losses(circuit_LH[None])[0] + penalty * circuit_LH.sum())
+            while True:
+                flat = np.arange(circuit_LH.size)
+                if tried < flat.size:
+                    slope = distributed.gather(self.slope(params, rows, circuit_LH.astype(np.float32)))
+                    promised_LH = np.where(circuit_LH, -1.0, 1.0) * (np.asarray(slope) + penalty)
+                    flat = np.argsort(promised_LH.ravel(), kind="stable")
+                for part in np.split(flat, range(tried, flat.size, tried)):
+                    changed = np.repeat(circuit_LH[None], len(part), axis=0)
+                    changed.reshape(len(part), -1)[np.arange(len(part)), part] ^= True
+                    values = losses(changed) + penalty * changed.sum(axis=(1, 2))
+                    best = int(values.argmin())
+                    if values[best] < value - LEAST_GAIN:
+                        circuit_LH, value = changed[best], float(values[best])
+                        break
+                else:
+                    return circuit_LH, value
+
+        ends = [descend(c.copy(), float(p)) for c, p in zip(circuits_RLH, penalty_R, strict=True)]
+        return np.stack([circuit for circuit, _ in ends]), np.array([value for _, value in ends])
+
 
 @functools.lru_cache(maxsize=2)
 def build(model: Decoder, temperature: float, how: Search, points: int = 5) -> Programs:
@@ -107,8 +166,10 @@ def build(model: Decoder, temperature: float, how: Search, points: int = 5) -> P
     """
     return Programs(
         how.at_once,
+        how.loss,
         program("circuit_search", functools.partial(search, model, temperature, how)),
         program("circuit_log_probs", functools.partial(masked_log_probs, model, temperature)),
+        program("circuit_slope", functools.partial(slope, model, temperature, how)),
         program("circuit_attribution", functools.partial(attribution, model, temperature, points)),
     )
 
@@ -160,6 +221,28 @@ def head_outputs(model: Decoder, params: Any, tokens_BT: jax.Array, valid_BT: ja
     return jax.lax.stop_gradient(apply(x_BTD, valid_BT[:, :-1], method="through_heads")[1])
 
 
+def loss_of(name: str, logp_KN2: Any, whole_1N2: Any) -> Any:
+    """What a search minimises beside the price of the heads, for K masks.
+
+    "margin" (chosen): Σ_n |Δ_n − Δ_n(M)| / Σ_n |Δ_n(M)|, with the margin Δ = log π(y') − log π(y) of each pair and M
+    all heads. It is the share of the behaviour of all heads that a mask leaves out, and at least 1 − faithfulness. So λ
+    has one meaning in every model, however confident. "log_prob" (published): the mean of −log π(y'), in nats. It is
+    nearly 0 once a model is confident, so that few heads suffice although the margin is far from that of all heads.
+
+    Args:
+      name: one of `config.CIRCUIT_LOSSES`.
+      logp_KN2: log π of both replies with each mask.
+      whole_1N2: the same with all heads.
+
+    Returns:
+      the loss of each mask [K].
+    """
+    if name == "log_prob":
+        return -logp_KN2[..., 0].mean(axis=1)
+    margin_KN, whole_1N = (logp[..., 0] - logp[..., 1] for logp in (logp_KN2, whole_1N2))
+    return abs(margin_KN - whole_1N).mean(axis=1) / abs(whole_1N).mean()
+
+
 def _targets(rows: PairRows) -> PairRows:
     """Rows [N, ...] with the source's reply alone."""
     return jax.tree.map(lambda x: x[:, 0], rows)
@@ -184,6 +267,36 @@ def masked_log_probs(model: Decoder, temperature: float, params: Any, rows: Pair
     return logp_KB.reshape(mask_KLH.shape[0], -1, 2)
 
 
+def _loss(
+    model: Decoder, temperature: float, how: Search, params: Any, rows: PairRows, shape: tuple[int, ...]
+) -> Callable[[jax.Array], jax.Array]:
+    """The function mask [L, H] -> `loss_of` on these pairs."""
+    flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows)
+    source = head_outputs(model, params, flat.source_N2T, flat.valid_N2T)
+    both = lambda mask_LH: _replies(model, temperature, params, flat, mask_LH, source).reshape(1, -1, 2)  # noqa: E731
+    whole_1N2 = both(jnp.ones(shape))
+    return lambda mask_LH: loss_of(how.loss, both(mask_LH), whole_1N2)[0]
+
+
+def slope(
+    model: Decoder, temperature: float, how: Search, params: Any, rows: PairRows, mask_LH: jax.Array
+) -> jax.Array:
+    """The derivative of the loss by the mask of each head, at a mask.
+
+    Args:
+      model: the decoder.
+      temperature: of the policy.
+      how: the search.
+      params: the parameters.
+      rows: the pairs.
+      mask_LH: the mask.
+
+    Returns:
+      the derivative without the price of the heads [L, H].
+    """
+    return jax.grad(_loss(model, temperature, how, params, rows, mask_LH.shape))(mask_LH)
+
+
 def search(
     model: Decoder,
     temperature: float,
@@ -200,23 +313,21 @@ def search(
       temperature: of the policy.
       how: the search.
       params: the parameters.
-      rows: the pairs; only the source's replies are used.
+      rows: the pairs.
       logits_RLH: where each of R masks starts (`start_logits`).
       penalty_R: λ of each mask.
 
     Returns:
       m [R, L, H] after the last step, at the last temperature.
     """
-    target = _targets(rows)
-    source = head_outputs(model, params, target.source_N2T, target.valid_N2T)
+    loss_at = _loss(model, temperature, how, params, rows, logits_RLH.shape[1:])
     optimizer = optax.adam(how.learning_rate)
     first, last = TEMPERATURES
     annealed_S = first * (last / first) ** (jnp.arange(how.steps) / max(how.steps - 1, 1))
 
     def loss(logit_LH: jax.Array, penalty: jax.Array, annealed: jax.Array) -> jax.Array:
         mask_LH = jax.nn.sigmoid(logit_LH / annealed)
-        logp_N = _replies(model, temperature, params, target, mask_LH, source)
-        return -jnp.mean(logp_N) + penalty * jnp.sum(mask_LH)
+        return loss_at(mask_LH) + penalty * jnp.sum(mask_LH)
 
     def step(carry: tuple[jax.Array, Any], annealed: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
         logits_RLH, state = carry

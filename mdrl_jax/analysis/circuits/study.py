@@ -6,7 +6,7 @@ into parts, which are written to `analysis/parts/` and read again by a run that 
 | part | content |
 |---|---|
 | `circuits-D-pairs` | which counterfactual pairs the base model answers |
-| `circuits-D-search-MODEL` | masks of every block and λ, faithfulness, attribution, scores |
+| `circuits-D-search-MODEL` | masks and circuits of every block and λ, faithfulness, attribution, scores |
 | `circuits-D-kl` | KL(π₀ ‖ π) of every model on the domain's prompts |
 | `circuits-D-effects-MODEL` | what random circuits, the rest of the model, base's circuit and each head do |
 | `circuits-D-edits-MODEL` | with `circuits.vulnerability`: the damage of each head's edit to the other scored domains |
@@ -121,7 +121,7 @@ def run(runtime: Runtime, compared: Compared, folder: Path, track: Callable[[str
 
 def how(section: CircuitsSection) -> Search:
     """The search that a configuration asks for."""
-    return Search(section.steps, section.learning_rate, section.at_once)
+    return Search(section.steps, section.learning_rate, section.at_once, section.loss)
 
 
 @dataclasses.dataclass(eq=False)
@@ -213,8 +213,9 @@ class Study:
         """The part `circuits-D-search-MODEL`.
 
         Returns:
-          {"m": masks [Λ, M, R, L, H], "log_probs": of all heads, no head and the circuit of each λ [2 + Λ, M, n, 2],
-          "attribution": [L, H], "rewards": of the validation prompts [P, k]}.
+          {"m": masks [Λ, M, R, L, H], "ends": the circuits to which they settle, 0 or 1, "loss": of these, with the
+          price of the heads [Λ, M, R], "log_probs": of all heads, no head, and of the circuit of the block before, at
+          each λ [2 + Λ, M, n, 2], "attribution": [L, H], "rewards": of the validation prompts [P, k]}.
         """
         c, blocks = self.runtime.config.circuits, self.blocks(chosen)
 
@@ -223,20 +224,28 @@ class Study:
             start = masks.start_logits(c.seeds, *self.shape, first_seed=self.runtime.config.seed)
             logits = np.tile(start, (len(c.penalties), 1, 1))
             penalty = np.repeat(np.array(c.penalties, np.float32), len(start))
-            made = []
+            made, settled = [], []
             for i, rows in enumerate(blocks):
                 progress(f", block {i + 1} of {len(blocks)}")
-                found = self.programs.search(params, self._put(rows), logits, penalty)
-                made.append(np.asarray(distributed.gather(found)))
-            m = np.stack(made).reshape(len(blocks), len(c.penalties), len(start), *self.shape).swapaxes(0, 1)
+                found = np.asarray(distributed.gather(self.programs.search(params, self._put(rows), logits, penalty)))
+                made.append(found)
+                settled.append(self.programs.settle(params, self._put(rows), found > 0.5, penalty, c.tried))
+
+            def by_penalty(of_blocks: list[np.ndarray]) -> np.ndarray:
+                x = np.stack(of_blocks)
+                return x.reshape(len(blocks), len(c.penalties), len(start), *x.shape[2:]).swapaxes(0, 1)
+
+            ends, loss = by_penalty([e for e, _ in settled]), by_penalty([v for _, v in settled])
             fixed = np.broadcast_to(np.array([1.0, 0.0])[:, None, None], (2, *self.shape))
-            circuits = np.stack([figures.cross_circuits(of_penalty) for of_penalty in m], axis=1)
+            circuits = np.stack([figures.of_previous(figures.best(*x)) for x in zip(ends, loss, strict=True)], axis=1)
             tried = np.concatenate([np.broadcast_to(fixed, (len(blocks), *fixed.shape)), circuits], axis=1)
             logp = self._log_probs(params, blocks, tried)
             scores = distributed.gather([self.programs.attribution(params, self._put(rows)) for rows in blocks])
             domain = self.compared.domain
             return {
-                "m": m.tolist(),
+                "m": by_penalty(made).tolist(),
+                "ends": ends.astype(int).tolist(),
+                "loss": loss.tolist(),
                 "log_probs": logp.tolist(),
                 "attribution": np.mean(scores, axis=0).tolist(),
                 "rewards": validation_rewards(self.runtime, params, [domain])[domain].tolist(),
@@ -278,9 +287,9 @@ class Study:
         return by_price[-1], False
 
     def faithfulness(self, made: Any, at: int, null: Any = None) -> Record:
-        """F(C) / F(M) of the circuit at one λ, each circuit on the half of the pairs that it was not sought on."""
-        margin_KN = _margins(made["log_probs"])
-        return figures.share(margin_KN[2 + at], margin_KN[0], "F with all heads", null)
+        """F(C) / F(M) of the circuits at one λ, each on the pairs of the next block."""
+        margin_KMN = _margins(made["log_probs"])
+        return figures.share(margin_KMN[2 + at], margin_KMN[0], "F with all heads", null)
 
     def effects(
         self, name: str, chosen: Pairs, searched: dict[str, Any], at: int, progress: Progress
@@ -296,13 +305,13 @@ class Study:
 
         def make() -> dict[str, Any]:
             rng, n_heads = np.random.default_rng([self.runtime.config.seed, at]), int(np.prod(self.shape))
-            own, base = (np.array(searched[x]["m"][at]) for x in (name, self.compared.base))
-            sizes = [int(figures.circuit(m).sum()) for m in (own, base)]
+            own, base = (circuits(searched[x], at) for x in (name, self.compared.base))
+            sizes = [round(float(x.sum(axis=(1, 2)).mean())) for x in (own, base)]
             drawn = [rng.permutation(n_heads) < k for k in sizes for _ in range(c.random_sets)]
             shared = np.stack(drawn).reshape(-1, *self.shape)
             tried = [
-                np.concatenate([[~rest, of_base], shared])
-                for rest, of_base in zip(figures.cross_circuits(own), figures.cross_circuits(base), strict=True)
+                np.concatenate([[~kept, of_base], shared])
+                for kept, of_base in zip(figures.of_previous(own), figures.of_previous(base), strict=True)
             ]
             one = np.eye(n_heads).reshape(-1, *self.shape)
             single, few = np.concatenate([1 - one, one]), blocks[:SINGLE_BLOCKS]
@@ -351,49 +360,52 @@ class Study:
 
     def _model(self, name: str, searched: Any, effects: Any, kl: Any, at: int) -> Record:
         c, base, made, did = self.runtime.config.circuits, self.compared.base, searched[name], effects[name]
-        m = np.array(made["m"][at])
-        margin_KN, more_KN = _margins(made["log_probs"]), _margins(did["log_probs"])
-        whole_N, none_N = margin_KN[0], margin_KN[1]
-        random_own, random_base = np.split(more_KN[2:], 2)
+        own = circuits(made, at)
+        margin_KMN, more_KMN = _margins(made["log_probs"]), _margins(did["log_probs"])
+        whole_MN, none_MN = margin_KMN[0], margin_KMN[1]
+        random_own, random_base = np.split(more_KMN[2:], 2)
         reply_KN, single_HN = _reply(made["log_probs"])[:2], _reply(did["single"])
         few = single_HN.shape[1]
         all_but, alone = np.split(single_HN, 2)
         heads = figures.head_effects(all_but, alone, reply_KN[0][:few], reply_KN[1][:few])
-        null = figures.random_null(random_own, whole_N)
+        null = figures.random_null(random_own, whole_MN)
         rise = float((reply_KN[0] - reply_KN[1])[:few].mean())
         groups = validation_groups(self.runtime).get(self.compared.domain)
         out = {
             "kind": self.compared.trained.get(name, "base"),
-            **figures.search_record(m),
-            "whole": clustered(whole_N, "nats").record(0.0),
+            **search_record(made, at),
+            "whole": clustered(whole_MN.mean(axis=1), "nats").record(0.0),
             "faithfulness": self.faithfulness(made, at, null),
             "path": [
-                {"penalty": p, "size": int(figures.circuit(np.array(made["m"][i])).sum()), **self.faithfulness(made, i)}
+                {"penalty": p}
+                | {field: search_record(made, i)[field] for field in ("size", "open_share")}
+                | self.faithfulness(made, i)
                 for i, p in enumerate(c.penalties)
             ],
-            "completeness": figures.share(more_KN[0] - none_N, whole_N - none_N, "the rise of F by all heads", 0.0),
+            "completeness": figures.share(more_KMN[0] - none_MN, whole_MN - none_MN, "the rise of F by all heads", 0.0),
             **heads,
-            "hidden": figures.hidden(figures.circuit(m), heads["sufficiency"], rise),
+            "hidden": figures.hidden(own.mean(axis=0) > 0.5, heads["sufficiency"], rise),
             "attribution": made["attribution"],
-            "attribution_rank": rank_agreement(np.ravel(made["attribution"]), m.mean(axis=(0, 1)).ravel()),
-            "ceiling": figures.ceiling(m),
+            "attribution_rank": rank_agreement(
+                np.ravel(made["attribution"]), np.array(made["m"][at]).mean(axis=(0, 1)).ravel()
+            ),
+            "ceiling": figures.ceiling(own),
             "score": score(made["rewards"], groups).record(),
         }
         if name == base:
             return out
-        of_base = np.array(searched[base]["m"][at])
+        of_base = circuits(searched[base], at)
+        null = figures.random_null(random_base, whole_MN)
         return out | {
-            "overlap": figures.overlap(figures.circuit(of_base), figures.circuit(m)),
-            "beyond_chance": figures.mean_over_blocks(figures.by_block(of_base, m)),
-            "transfer": figures.share(
-                more_KN[1], whole_N, "F with all heads", figures.random_null(random_base, whole_N)
-            ),
+            "overlap": figures.overlap(of_base, own),
+            "beyond_chance": figures.mean_over_blocks(figures.by_block(of_base, own)),
+            "transfer": figures.share(more_KMN[1], whole_MN, "F with all heads", null),
             "kl": clustered(kl[name], "nats").record(0.0),
         }
 
     def _comparison(self, rl: str, sft: str, searched: Any, effects: Any, at: int, faithful: bool) -> Record:
         c, base = self.runtime.config.circuits, self.compared.base
-        m = {name: np.array(searched[name]["m"][at]) for name in (base, rl, sft)}
+        own = {name: circuits(searched[name], at) for name in (base, rl, sft)}
         rewards = {name: searched[name]["rewards"] for name in (rl, sft)}
         groups = validation_groups(self.runtime).get(self.compared.domain)
         apart = paired_difference(rewards[rl], rewards[sft], groups).in_points()
@@ -402,29 +414,40 @@ class Study:
             doubts.append(f"the scores of {rl} and {sft} differ by {apart.value:+.1f} points, more than {c.match:g}")
         if not faithful:
             doubts.append(f"at no λ is every circuit faithful ({c.faithful:g} or more)")
-        opened = [name for name in m if not figures.search_record(m[name])["converged"]]
+        opened = [name for name in own if not search_record(searched[name], at)["converged"]]
         if opened:
-            doubts.append(f"not converged: the masks of {', '.join(opened)} depend on where the search starts")
+            doubts.append(f"not converged: the circuits of {', '.join(opened)} depend on where the search starts")
         inside = {
             name: (_margins(effects[name]["log_probs"])[1], _margins(searched[name]["log_probs"])[0])
             for name in (rl, sft)
         }
-        beyond = figures.by_block(m[base], m[rl]) - figures.by_block(m[base], m[sft])
+        beyond = figures.by_block(own[base], own[rl]) - figures.by_block(own[base], own[sft])
         return {
             "rl": rl,
             "sft": sft,
             "score": apart.record(0.0),
             "overlap": figures.mean_over_blocks(beyond),
             "transfer": figures.transfer_difference(inside[rl], inside[sft]),
-            "vulnerable": figures.vulnerable(m[sft].mean(axis=(0, 1)), m[rl].mean(axis=(0, 1))),
+            "vulnerable": figures.vulnerable(own[sft].mean(axis=0), own[rl].mean(axis=0)),
             "doubts": doubts,
         }
 
 
+def circuits(searched: Any, at: int) -> np.ndarray:
+    """The circuit of every block [M, L, H] at one λ, from the part of a search."""
+    return figures.best(np.array(searched["ends"][at], bool), np.array(searched["loss"][at]))
+
+
+def search_record(searched: Any, at: int) -> Record:
+    """`figures.search_record` of the part of a search at one λ."""
+    m, loss = (np.array(searched[field][at]) for field in ("m", "loss"))
+    return figures.search_record(m, np.array(searched["ends"][at], bool), loss)
+
+
 def _margins(log_probs: Any) -> np.ndarray:
-    """Margins [K, N] of log-probs [K, M, n, 2]."""
+    """Margins [K, M, n] of log-probs [K, M, n, 2]."""
     logp = np.asarray(log_probs, float)
-    return (logp[..., 0] - logp[..., 1]).reshape(logp.shape[0], -1)
+    return logp[..., 0] - logp[..., 1]
 
 
 def _reply(log_probs: Any) -> np.ndarray:
@@ -437,13 +460,13 @@ def summary(record: Record) -> list[str]:
     """A line for each model and for each comparison of a record of `study.run`."""
     lines = []
     for name, model in record["models"].items():
-        text = f"{name}: circuit of {model['size']} of {model['heads']} heads, faithfulness "
+        text = f"{name}: circuits of {model['size']:.3g} of {model['heads']} heads, faithfulness "
         text += _text(model["faithfulness"])
         if overlap := model.get("overlap"):
-            text += f"; keeps {overlap['shared']} of base's {overlap['base']} (by chance "
+            text += f"; keeps {overlap['shared']:.3g} of base's {overlap['base']:.3g} (by chance "
             text += f"{overlap['null']['mean']:.1f}); base's circuit in it: {_text(model['transfer'])}"
         if not model["converged"]:
-            text += f"; not converged: the starts disagree on {len(model['open'])} heads"
+            text += f"; not converged: the starts disagree on {100 * model['open_share']:.0f} % of the heads"
         lines.append(text)
     for c in record["comparisons"]:
         doubts = f" ({'; '.join(c['doubts'])})" if c["doubts"] else ""

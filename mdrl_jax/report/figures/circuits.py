@@ -89,17 +89,17 @@ def _heads(record: Record) -> Figure:
             y=alt.Y("layer:O", title="layer", sort="descending"),
             tooltip=tips,
         )
-        colour = alt.Color("m:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), title="mean m")
+        colour = alt.Color("m:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), title="share of blocks")
         kept = base.transform_filter("datum.in_base").mark_point(filled=True, size=26, opacity=1, color=CATEGORIES[1])
         return alt.layer(base.mark_rect(stroke=INK, strokeOpacity=0.2).encode(color=colour), kept).properties(**size)
 
     kind = record["pairs"]
     caption = (
-        f"m is the share of a head's output that is taken from a counterfactual prompt, averaged over {kind['pairs']} "
-        f"pairs in blocks of {kind['block']} and over searches from both starts, at λ = {record['penalty']:g}. A head "
-        "belongs to a circuit if m is above 0.5; an orange point marks base's circuit in every model. Necessity is how "
-        "much the log-prob of the counterfactual reply drops without the head, sufficiency how much it rises by the "
-        "head alone, both in nats."
+        f"Each block of {kind['block']} of the {kind['pairs']} counterfactual pairs has a circuit of its own, sought "
+        f"from both starts at λ = {record['penalty']:g}. m is the share of the blocks whose circuit has the head; an "
+        "orange point marks, in every model, a head of most of base's circuits. Necessity is how much the log-prob of "
+        "the counterfactual reply drops without the head, sufficiency how much it rises by the head alone, both in "
+        "nats."
     )
     picture = alt.concat(*(chart(m) for m in models), columns=columns, spacing=24)
     return Figure(f"circuits-{domain}", f"The heads that {domain} needs", picture, rows, caption)
@@ -125,8 +125,9 @@ def _histogram(record: Record) -> Figure:
 
     picture = alt.concat(*(chart(m).properties(width=width, height=120) for m in titles.values()), columns=columns)
     caption = (
-        "Where every search ended. Masks in the middle have not decided: a threshold at 0.5 would then make a circuit "
-        "of about half of all heads, whatever the model does."
+        "Where the masks of every search ended. Masks in the middle have not decided: a threshold at 0.5 would then "
+        "make a circuit of about half of all heads, whatever the model does. From there single heads are put in or "
+        "taken out until none lowers the loss."
     )
     return Figure(f"circuits-{domain}-masks", f"Masks of {domain} at the end of the search", picture, rows, caption)
 
@@ -141,8 +142,8 @@ def _models(record: Record) -> Table:
     for name, model in record["models"].items():
         overlap: dict[str, Any] = model.get("overlap", {})
         none = {"estimate": None, "reason": "–"}
-        size = f"{model['size']} of {model['heads']}"
-        size += "" if model["converged"] else f", not converged ({len(model['open'])} heads)"
+        size = f"{model['size']:.3g} of {model['heads']}"
+        size += "" if model["converged"] else f", not converged (starts differ on {100 * model['open_share']:.0f} %)"
         size += f"; redundancy hides {len(model['hidden'])}" if model["hidden"] else ""
         rows.append(
             (
@@ -154,7 +155,7 @@ def _models(record: Record) -> Table:
                 words(model["faithfulness"]),
                 _null(model["faithfulness"].get("null")),
                 words(model["completeness"]),
-                f"{overlap['shared']} of {overlap['base']}" if overlap else "–",
+                f"{overlap['shared']:.3g} of {overlap['base']:.3g}" if overlap else "–",
                 _null(overlap.get("null"), ".1f"),
                 words(model.get("beyond_chance", none)),
                 words(model["ceiling"]),
@@ -164,10 +165,11 @@ def _models(record: Record) -> Table:
             )
         )
     caption = (
-        "Faithfulness is F(circuit) / F(all heads), with the circuit of the other half of the pairs; by chance: random "
-        "circuits of the same size. Completeness is the share of F's rise that the heads outside the circuit still "
-        "give: 0 for a complete circuit; redundancy raises it. Beyond chance is the retention of base's circuit minus "
-        "the share of all heads in the model's own circuit; its ceiling compares two blocks of one model."
+        "Faithfulness is F(circuit) / F(all heads), with the circuit of another block of pairs; by chance: random "
+        "circuits of the same size. Sizes and kept heads are means over blocks. Completeness is the share of F's rise "
+        "that the heads outside the circuit still give: 0 for a complete circuit; redundancy raises it. Beyond chance "
+        "is the retention of base's circuit minus the share of all heads in the model's own circuit; its ceiling "
+        "compares two blocks of one model."
     )
     domain = record["domain"]
     return Table(f"circuits-{domain}-models", f"Circuits of {domain}", head, rows, caption, head[1:])
@@ -195,8 +197,8 @@ def _compared(record: Record) -> Table:
         figures = (words(c["score"], "+.1f"), words(c["overlap"], "+.2f"), words(c["transfer"], "+.2f"))
         rows.append((f"{c['rl']} − {c['sft']}", *figures, count, judged))
     caption = (
-        "C_vuln counts the heads whose m is lower in the SFT model than in the RL model by more than δ. Overlap has "
-        "blocks of pairs as units, faithfulness has pairs. C8 asks for both to be above 0."
+        "C_vuln counts the heads whose m is lower in the SFT model than in the RL model by more than δ. The units of "
+        "both intervals are blocks of pairs. C8 asks for both differences to be above 0."
     )
     domain = record["domain"]
     return Table(f"circuits-{domain}-pairs", f"RL against SFT on {domain}", head, rows, caption, head[1:4])

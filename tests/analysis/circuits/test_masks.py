@@ -1,25 +1,30 @@
 """Circuits of models whose circuit is known, and masks and attributions against their laws."""
 
+import itertools
+
 import jax
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from mdrl_jax.analysis.circuits import figures, masks
 from mdrl_jax.analysis.circuits.masks import Search
+from mdrl_jax.config import CIRCUIT_LOSSES
 from mdrl_jax.model.transformer import param_shapes
 from mdrl_jax.stats.overlap import top_share_global
 from tests.analysis.circuits import planted
 
-PROGRAMS = masks.build(planted.MODEL, 1.0, Search(steps=60, at_once=12))
+PROGRAMS = {loss: masks.build(planted.MODEL, 1.0, Search(60, at_once=12, loss=loss)) for loss in CIRCUIT_LOSSES}
 PENALTIES = np.array([0.01, 0.03, 0.1], np.float32)
 
 
-def found(params, rows, seeds=1):
-    """The masks of one block at every λ, [3, R, L, H]."""
-    start = masks.start_logits(seeds, planted.CONFIG.n_layers, planted.CONFIG.n_heads)
-    logits, penalty = np.tile(start, (3, 1, 1, 1)), np.repeat(PENALTIES, len(start))
-    m = PROGRAMS.search(params, rows, logits.reshape(-1, *start.shape[1:]), penalty)
-    return np.asarray(m).reshape(3, len(start), *start.shape[1:])
+def searched(params, rows, loss="margin"):
+    """The masks of one block at every λ [3, R, L, H]; the circuits to which they settle; their loss [3, R]."""
+    start = masks.start_logits(1, planted.CONFIG.n_layers, planted.CONFIG.n_heads)
+    logits, penalty = np.tile(start, (3, 1, 1)), np.repeat(PENALTIES, len(start))
+    m = np.asarray(PROGRAMS[loss].search(params, rows, logits, penalty))
+    ends, value = PROGRAMS[loss].settle(params, rows, m > 0.5, penalty, 12)
+    return (*(x.reshape(3, len(start), *start.shape[1:]) for x in (m, ends)), value.reshape(3, -1))
 
 
 def heads(mask_LH):
@@ -28,19 +33,25 @@ def heads(mask_LH):
 
 def log_probs(params, rows, *sets):
     """log π of both replies with these sets of heads from the source, [sets, N, 2]."""
-    return PROGRAMS.of_masks(params, rows, np.stack([planted.on(s) for s in sets]))
+    return PROGRAMS["margin"].of_masks(params, rows, np.stack([planted.on(s) for s in sets]))
 
 
 EVERY = {(layer, h) for layer in range(3) for h in range(4)}
 
 
-def test_a_planted_circuit_is_found_and_nothing_else_at_every_penalty_and_from_both_starts():
+@pytest.mark.parametrize("loss", CIRCUIT_LOSSES)
+def test_a_planted_circuit_is_found_and_nothing_else_at_every_penalty_and_from_both_starts(loss):
     params, rows = planted.params(redundant=False), planted.pairs(8, redundant=False)
-    m = found(params, rows)
+    m, ends, value = searched(params, rows, loss)
     for at in range(3):
-        for search in m[at]:
-            assert heads(search > 0.5) == planted.NEEDED  # precision and recall 1
-    assert figures.search_record(m[1][None])["converged"]
+        for search, end in zip(m[at], ends[at], strict=True):
+            assert heads(search > 0.5) == heads(end) == planted.NEEDED  # precision and recall 1
+    record = figures.search_record(m[1][None], ends[1][None], value[1][None])
+    assert record["converged"] and record["open"] == [] and record["size"] == 3
+
+
+def test_activity_does_not_find_the_plants_and_attribution_does():
+    params, rows = planted.params(redundant=False), planted.pairs(8, redundant=False)
     # Activity selects the distractors: so the plants are not found by it.
     source = np.asarray(masks.head_outputs(planted.MODEL, params, rows.source_N2T[:, 0], rows.valid_N2T[:, 0]))
     sizes = np.linalg.norm(np.einsum("lbhi,lhid->lbhd", source[:, :, -1], params["layers"]["o"]["kernel"]), axis=-1)
@@ -53,14 +64,14 @@ def test_a_planted_circuit_is_found_and_nothing_else_at_every_penalty_and_from_b
     np.testing.assert_allclose(circuit[:, 0], whole[:, 0], atol=0.05)
     assert all((x[:, 0] < whole[:, 0] - 5).all() for x in less)
     # Integrated gradients rank the needed heads above all others, and add up to about the whole effect.
-    score = np.asarray(PROGRAMS.attribution(params, rows))
+    score = np.asarray(PROGRAMS["margin"].attribution(params, rows))
     assert heads(top_share_global(score, len(planted.NEEDED) / 12)) == planted.NEEDED
 
 
 def test_of_a_redundant_pair_one_is_found_and_the_other_is_named():
     params, rows = planted.params(redundant=True), planted.pairs(8, redundant=True)
-    m = found(params, rows)[0]
-    circuit = figures.circuit(m[None])
+    _, ends, value = searched(params, rows)
+    (circuit,) = figures.best(ends[:1], value[:1])
     assert planted.NEEDED <= heads(circuit) <= planted.NEEDED | planted.PAIR
     assert heads(circuit) & planted.PAIR
     alone = log_probs(params, rows, EVERY, set(), *({h} for h in sorted(EVERY)))[:, :, 0]
@@ -78,8 +89,42 @@ def test_of_a_redundant_pair_one_is_found_and_the_other_is_named():
 def test_masks_of_an_untrained_model_are_at_the_null():
     shapes, rng = nn.unbox(param_shapes(planted.MODEL)), np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.02 * rng.normal(size=x.shape).astype(np.float32), shapes)
-    m = found(params, planted.pairs(8, redundant=False))
-    assert not figures.circuit(m[2][None]).any()
-    margins = log_probs(params, planted.pairs(8, redundant=False), EVERY, planted.NEEDED)
-    margins = margins[:, :, 0] - margins[:, :, 1]
+    rows = planted.pairs(8, redundant=False)
+    _, ends, _ = searched(params, rows, "log_prob")
+    assert not ends[2].any()
+    margins = log_probs(params, rows, EVERY, planted.NEEDED)
+    margins = (margins[:, :, 0] - margins[:, :, 1]).reshape(2, 4, 2)
     assert figures.share(margins[1], margins[0], "F(M)")["estimate"] is None
+
+
+def brute(params, rows, loss, penalty):
+    """The circuit with the least loss among all 2 ^ 12, and its loss."""
+    sets = np.array(list(itertools.product((0, 1), repeat=12)), bool).reshape(-1, 3, 4)
+    logp = PROGRAMS[loss].of_masks(params, rows, sets)
+    margin = logp[:, :, 0] - logp[:, :, 1]
+    whole = margin[-1]
+    value = -logp[:, :, 0].mean(1) if loss == "log_prob" else np.abs(margin - whole).mean(1) / np.abs(whole).mean()
+    value = value + penalty * sets.sum((1, 2))
+    return sets[value.argmin()], value.min()
+
+
+@pytest.mark.parametrize("loss", CIRCUIT_LOSSES)
+@pytest.mark.parametrize("tried", [3, 12])
+def test_from_anywhere_the_descent_ends_at_the_best_of_all_circuits(loss, tried):
+    params, rows = planted.params(redundant=False), planted.pairs(8, redundant=False)
+    rng = np.random.default_rng(0)
+    starts = np.concatenate([np.zeros((1, 3, 4)), np.ones((1, 3, 4)), rng.random((3, 3, 4)) < 0.5]).astype(bool)
+    ends, value = PROGRAMS[loss].settle(params, rows, starts, np.full(5, 0.03), tried)
+    best, least = brute(params, rows, loss, 0.03)
+    for end, reached in zip(ends, value, strict=True):
+        assert heads(end) == heads(best) == planted.NEEDED
+        assert reached == pytest.approx(least, abs=1e-5)
+
+
+def test_of_a_confident_model_the_published_loss_hardly_sees_what_the_margin_does():
+    """With all heads the margin is 12 nats, with a part of them 6: log π differs by 0.0025 nats, the margin by half."""
+    margin = np.array([[12.0, 12.0], [6.0, 6.0]])
+    logp = np.stack([-np.log1p(np.exp(-margin)), -np.log1p(np.exp(margin))], axis=-1)
+    whole, part = masks.loss_of("log_prob", logp, logp[:1])
+    assert 0 < part - whole < 0.003
+    np.testing.assert_allclose(masks.loss_of("margin", logp, logp[:1]), [0.0, 0.5], atol=1e-12)

@@ -76,6 +76,7 @@ def test_no_edit_keeps_the_whole_circuit_and_a_large_edit_costs(monkeypatch, tmp
     assert near["transfer"]["estimate"] == pytest.approx(of_base["faithfulness"]["estimate"])
     assert near["kl"]["estimate"] == pytest.approx(0.0, abs=1e-5) and far["kl"]["estimate"] != 0
     assert len(near["necessity"]) == 32 and sum(near["histogram"]) == 4 * 2 * 32
+    assert [p["penalty"] for p in near["path"]] == [0.03, 0.1] and near["path"][0]["size"] >= near["path"][1]["size"]
     (comparison,) = record["comparisons"]
     assert (comparison["rl"], comparison["sft"]) == ("qa", "sft-qa")
     (row,) = c8([record])["rows"]
