@@ -95,11 +95,12 @@ class Programs:
         Args:
           params: the parameters.
           rows: the pairs, on the devices.
-          masks_KLH: the masks, on the host; the last pass is filled up with zeros.
+          masks_KLH: the masks, on the host. A single one runs alone; otherwise the last pass is filled up with zeros.
         """
         n = len(masks_KLH)
-        filled = np.pad(masks_KLH.astype(np.float32), ((0, -n % self.at_once), (0, 0), (0, 0)))
-        made = [self.log_probs(params, rows, x) for x in filled.reshape(-1, self.at_once, *filled.shape[1:])]
+        width = 1 if n == 1 else self.at_once
+        filled = np.pad(masks_KLH.astype(np.float32), ((0, -n % width), (0, 0), (0, 0)))
+        made = [self.log_probs(params, rows, x) for x in filled.reshape(-1, width, *filled.shape[1:])]
         return np.concatenate(distributed.gather(made))[:n]
 
     def settle(
