@@ -141,14 +141,22 @@ def state_shardings(optimizer: optax.GradientTransformation, shapes: Any, shardi
     Returns:
       a `TrainState` with a sharding in place of every array.
     """
-    replicated = named(mesh)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, shapes),
-        shardings,
-        transform_non_params=lambda _: replicated,
-    )
+    replicated, found = named(mesh), []
+
+    def trace() -> None:
+        found.append(
+            optax.tree_map_params(
+                optimizer,
+                lambda _, sharding: sharding,
+                jax.eval_shape(optimizer.init, shapes),
+                shardings,
+                transform_non_params=lambda _: replicated,
+            )
+        )
+
+    # Optax makes arrays on the way. Under a trace they are never computed, so the devices may be those of `fit`.
+    jax.eval_shape(trace)
+    (opt_state,) = found
     return TrainState(step=replicated, params=shardings, opt_state=opt_state)
 
 

@@ -169,6 +169,15 @@ def test_micro_batches_are_exact_and_the_update_is_hand_written_optax(loss: str)
         assert float(logged["grad_norm"]) == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
 
 
+def test_shardings_of_a_state_are_made_without_a_device():
+    """`fit` asks for them while the mesh has devices that cannot run anything."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    shapes, optimizer = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}, make_optimizer(OptimizerConfig())
+    with jax.transfer_guard("disallow"):
+        shardings = state_shardings(optimizer, shapes, {"w": named(mesh)}, mesh)
+    assert jax.tree.structure(shardings.opt_state) == jax.tree.structure(jax.eval_shape(optimizer.init, shapes))
+
+
 def test_micro_batches_that_are_not_needed_are_not_computed():
     """The update is the same, and the loss runs for those with a trained token alone."""
     loss_fn, batch = setting(Bigram(), "token")

@@ -86,15 +86,18 @@ def test_of_a_redundant_pair_one_is_found_and_the_other_is_named():
     assert (rest > none + 3).all()
 
 
-def test_masks_of_an_untrained_model_are_at_the_null():
+def test_an_untrained_model_has_no_circuit():
+    """By the published loss its masks are empty; the margin, a share, has nothing to be a share of."""
     shapes, rng = nn.unbox(param_shapes(planted.MODEL)), np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.02 * rng.normal(size=x.shape).astype(np.float32), shapes)
     rows = planted.pairs(8, redundant=False)
     _, ends, _ = searched(params, rows, "log_prob")
     assert not ends[2].any()
-    margins = log_probs(params, rows, EVERY, planted.NEEDED)
-    margins = (margins[:, :, 0] - margins[:, :, 1]).reshape(2, 4, 2)
-    assert figures.share(margins[1], margins[0], "F(M)")["estimate"] is None
+    _, ends, value = searched(params, rows)
+    own = heads(figures.best(ends[2:], value[2:])[0])
+    margins = log_probs(params, rows, EVERY, own, planted.NEEDED)
+    whole, *parts = (margins[:, :, 0] - margins[:, :, 1]).reshape(3, 4, 2)
+    assert all(figures.share(part, whole, "F(M)")["estimate"] is None for part in parts)
 
 
 def brute(params, rows, loss, penalty):
