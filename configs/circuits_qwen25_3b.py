@@ -50,6 +50,7 @@ def get_config(data: str = "data") -> config.Config:
     c.analyze.dtype = "bfloat16"
     c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 64, 4, 2, 8
     c.recover.prompts = 200
+    c.circuits.block = 16
     c.circuits.loss = "log_prob"
     c.circuits.at_once = 2
     return c

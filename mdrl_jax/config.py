@@ -387,8 +387,8 @@ class CircuitsSection:
         base, source, base_reply and source_reply, and perhaps kind; "": the domain's own.
       blocks: blocks of pairs, each with searches of its own; at least 4. Overlaps have them as units.
       block: pairs of a block, at least 2; divisible by the mesh's data * fsdp.
-      loss: what a circuit is sought by, beside the price of its heads. "margin": the share of the margin of all heads
-        that it leaves out. "log_prob": −log π of the source's reply in nats, as published.
+      loss: the loss of a search, to which the price of the heads is added. "margin": the share of the margin of all
+        heads that a circuit leaves out. "log_prob": −log π of the source's reply in nats, as published.
       penalties: values of λ, the price of a head in the unit of the loss, that are tried; above 0.
       faithful: the largest λ is used at which every compared model's circuits are at least this faithful.
       steps: steps of Adam of each search, at least 1.

@@ -1,8 +1,8 @@
 """Figures of circuits: sizes, convergence, faithfulness, overlap, transfer (definitions §11).
 
 Everything runs on the host. A model has M blocks of pairs, each with a circuit of its own, [M, L, H]: the best end of R
-searches, which begin at both starts, the low start first. What a circuit does is measured on the pairs of the next
-block, on which it was not sought. Blocks are the units of the intervals: pairs of one block share a circuit.
+searches, which begin at both starts, the low start first. A circuit is judged on the pairs of the next block, on which
+it was not sought. Blocks are the units of the intervals, because the pairs of a block share a circuit.
 
 A margin is log π(source's reply) − log π(base's reply) in nats, of each pair. F is its mean over pairs.
 """

@@ -106,10 +106,10 @@ class Programs:
     def settle(
         self, params: Any, rows: PairRows, circuits_RLH: np.ndarray, penalty_R: np.ndarray, tried: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Descends from each of R circuits by single heads, until no head that is put in or taken out lowers the loss.
+        """Improves each of R circuits by one head at a time, until no change of a single head lowers its loss.
 
-        The loss is `loss_of` + λ |C|. Each round takes the best of `tried` heads, those of which the derivative by m
-        promises most. If none of them lowers the loss, the next ones are tried, until all have been.
+        The loss is `loss_of` + λ |C|. A round tries to put in or take out `tried` heads, those of which the derivative
+        by m promises most, and makes the best change. If none of them lowers the loss, the round tries the next ones.
 
         Args:
           params: the parameters.
@@ -151,7 +151,7 @@ class Programs:
                 else:
                     return circuit_LH, value
 
-        ends = [descend(c.copy(), float(p)) for c, p in zip(circuits_RLH, penalty_R, strict=True)]
+        ends = [descend(c, float(p)) for c, p in zip(circuits_RLH, penalty_R, strict=True)]
         return np.stack([circuit for circuit, _ in ends]), np.array([value for _, value in ends])
 
 
@@ -223,7 +223,7 @@ def head_outputs(model: Decoder, params: Any, tokens_BT: jax.Array, valid_BT: ja
 
 
 def loss_of(name: str, logp_KN2: Any, whole_1N2: Any) -> Any:
-    """What a search minimises beside the price of the heads, for K masks.
+    """The loss of K masks, without the price of the heads.
 
     "margin" (chosen): Σ_n |Δ_n − Δ_n(M)| / Σ_n |Δ_n(M)|, with the margin Δ = log π(y') − log π(y) of each pair and M
     all heads. It is the share of the behaviour of all heads that a mask leaves out, and at least 1 − faithfulness. So λ
@@ -262,21 +262,26 @@ def masked_log_probs(model: Decoder, temperature: float, params: Any, rows: Pair
     Returns:
       log-probs in nats [K, N, 2].
     """
+    return jax.vmap(_masked(model, temperature, params, rows))(mask_KLH)
+
+
+def _masked(model: Decoder, temperature: float, params: Any, rows: PairRows) -> Callable[[jax.Array], jax.Array]:
+    """The function mask [L, H] -> log π of the replies of these rows [N, replies of a pair]."""
+    pairs = rows.reply_N2C.shape[:2]
     flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows)
     source = head_outputs(model, params, flat.source_N2T, flat.valid_N2T)
-    logp_KB = jax.vmap(lambda mask_LH: _replies(model, temperature, params, flat, mask_LH, source))(mask_KLH)
-    return logp_KB.reshape(mask_KLH.shape[0], -1, 2)
+    return lambda mask_LH: _replies(model, temperature, params, flat, mask_LH, source).reshape(pairs)
 
 
 def _loss(
     model: Decoder, temperature: float, how: Search, params: Any, rows: PairRows, shape: tuple[int, ...]
 ) -> Callable[[jax.Array], jax.Array]:
     """The function mask [L, H] -> `loss_of` on these pairs."""
-    flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows)
-    source = head_outputs(model, params, flat.source_N2T, flat.valid_N2T)
-    both = lambda mask_LH: _replies(model, temperature, params, flat, mask_LH, source).reshape(1, -1, 2)  # noqa: E731
-    whole_1N2 = both(jnp.ones(shape))
-    return lambda mask_LH: loss_of(how.loss, both(mask_LH), whole_1N2)[0]
+    if how.loss == "log_prob":  # it does not read the base's replies
+        rows = jax.tree.map(lambda x: x[:, :1], rows)
+    log_probs = _masked(model, temperature, params, rows)
+    whole_1N2 = log_probs(jnp.ones(shape))[None]
+    return lambda mask_LH: loss_of(how.loss, log_probs(mask_LH)[None], whole_1N2)[0]
 
 
 def slope(

@@ -224,28 +224,25 @@ class Study:
             start = masks.start_logits(c.seeds, *self.shape, first_seed=self.runtime.config.seed)
             logits = np.tile(start, (len(c.penalties), 1, 1))
             penalty = np.repeat(np.array(c.penalties, np.float32), len(start))
-            made, settled = [], []
-            for i, rows in enumerate(blocks):
+            of_blocks, scores = [], []
+            for i, block in enumerate(blocks):
                 progress(f", block {i + 1} of {len(blocks)}")
-                found = np.asarray(distributed.gather(self.programs.search(params, self._put(rows), logits, penalty)))
-                made.append(found)
-                settled.append(self.programs.settle(params, self._put(rows), found > 0.5, penalty, c.tried))
+                rows = self._put(block)
+                m = np.asarray(distributed.gather(self.programs.search(params, rows, logits, penalty)))
+                ends, loss = self.programs.settle(params, rows, m > 0.5, penalty, c.tried)
+                of_blocks.append({"m": m, "ends": ends.astype(int), "loss": loss})
+                scores.append(distributed.gather(self.programs.attribution(params, rows)))
 
-            def by_penalty(of_blocks: list[np.ndarray]) -> np.ndarray:
-                x = np.stack(of_blocks)
-                return x.reshape(len(blocks), len(c.penalties), len(start), *x.shape[2:]).swapaxes(0, 1)
+            def by_penalty(field: str) -> list[Any]:
+                x = np.stack([found[field] for found in of_blocks])
+                return x.reshape(len(blocks), len(c.penalties), len(start), *x.shape[2:]).swapaxes(0, 1).tolist()
 
-            ends, loss = by_penalty([e for e, _ in settled]), by_penalty([v for _, v in settled])
-            fixed = np.broadcast_to(np.array([1.0, 0.0])[:, None, None], (2, *self.shape))
-            circuits = np.stack([figures.of_previous(figures.best(*x)) for x in zip(ends, loss, strict=True)], axis=1)
-            tried = np.concatenate([np.broadcast_to(fixed, (len(blocks), *fixed.shape)), circuits], axis=1)
+            made = {field: by_penalty(field) for field in ("m", "ends", "loss")}
+            judged = [figures.of_previous(circuits(made, at)) for at in range(len(c.penalties))]
+            tried = np.stack([np.ones_like(judged[0]), np.zeros_like(judged[0]), *judged], axis=1)
             logp = self._log_probs(params, blocks, tried)
-            scores = distributed.gather([self.programs.attribution(params, self._put(rows)) for rows in blocks])
             domain = self.compared.domain
-            return {
-                "m": by_penalty(made).tolist(),
-                "ends": ends.astype(int).tolist(),
-                "loss": loss.tolist(),
+            return made | {
                 "log_probs": logp.tolist(),
                 "attribution": np.mean(scores, axis=0).tolist(),
                 "rewards": validation_rewards(self.runtime, params, [domain])[domain].tolist(),
@@ -360,7 +357,7 @@ class Study:
 
     def _model(self, name: str, searched: Any, effects: Any, kl: Any, at: int) -> Record:
         c, base, made, did = self.runtime.config.circuits, self.compared.base, searched[name], effects[name]
-        own = circuits(made, at)
+        own, searches = circuits(made, at), [search_record(made, i) for i in range(len(c.penalties))]
         margin_KMN, more_KMN = _margins(made["log_probs"]), _margins(did["log_probs"])
         whole_MN, none_MN = margin_KMN[0], margin_KMN[1]
         random_own, random_base = np.split(more_KMN[2:], 2)
@@ -373,14 +370,12 @@ class Study:
         groups = validation_groups(self.runtime).get(self.compared.domain)
         out = {
             "kind": self.compared.trained.get(name, "base"),
-            **search_record(made, at),
+            **searches[at],
             "whole": clustered(whole_MN.mean(axis=1), "nats").record(0.0),
             "faithfulness": self.faithfulness(made, at, null),
             "path": [
-                {"penalty": p}
-                | {field: search_record(made, i)[field] for field in ("size", "open_share")}
-                | self.faithfulness(made, i)
-                for i, p in enumerate(c.penalties)
+                {"penalty": p, "size": found["size"], "open_share": found["open_share"], **self.faithfulness(made, i)}
+                for i, (p, found) in enumerate(zip(c.penalties, searches, strict=True))
             ],
             "completeness": figures.share(more_KMN[0] - none_MN, whole_MN - none_MN, "the rise of F by all heads", 0.0),
             **heads,

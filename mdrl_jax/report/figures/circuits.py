@@ -169,7 +169,8 @@ def _models(record: Record) -> Table:
         "circuits of the same size. Sizes and kept heads are means over blocks. Completeness is the share of F's rise "
         "that the heads outside the circuit still give: 0 for a complete circuit; redundancy raises it. Beyond chance "
         "is the retention of base's circuit minus the share of all heads in the model's own circuit; its ceiling "
-        "compares two blocks of one model."
+        "compares two blocks of one model. The last column correlates attribution with the masks at the end of the "
+        "searches, before single heads are put in or taken out."
     )
     domain = record["domain"]
     return Table(f"circuits-{domain}-models", f"Circuits of {domain}", head, rows, caption, head[1:])
