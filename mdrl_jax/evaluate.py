@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mdrl_jax import preemption
 from mdrl_jax.config import EvaluateSection
 from mdrl_jax.domains.base import wanted
 from mdrl_jax.domains.prompts import PromptSet
+from mdrl_jax.parallel import preemption
 from mdrl_jax.progress import Track
 from mdrl_jax.rl.rollouts import ScoredRollouts
 from mdrl_jax.runtime import Runtime

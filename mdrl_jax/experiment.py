@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from mdrl_jax import preemption, records, runtime
+from mdrl_jax import records, runtime
 from mdrl_jax.analysis import samples
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract, keep_last, load_params
@@ -25,7 +25,7 @@ from mdrl_jax.claims.recovery import Refreshed, c6, c7
 from mdrl_jax.config import Config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.evaluate import Evaluation, evaluate, text_rows
-from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel import distributed, preemption
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh.tracker import variant
 from mdrl_jax.report import tensorboard

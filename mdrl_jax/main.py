@@ -11,25 +11,20 @@ import functools
 import gc
 import os
 import platform
-import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 import mdrl_jax
-from mdrl_jax import preemption
+from mdrl_jax import command_line
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import preemption
 
-CONFIG_HELP = (
-    "configuration file, or the name of one that comes with the package, e.g. quickstart; --config.FIELD=VALUE changes "
-    "a field: --config.seed=1"
-)
 OUTPUTS = ("screen", "quiet", "json")  # the keys of `report/screen/outputs.py`, which is slow to import
 
 
@@ -66,7 +61,7 @@ def _stem(config_file: str) -> str:
 
 
 def _run_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    _config_flag(values, argv)
+    command_line.config_flag(values, argv)
     flags.DEFINE_string(
         "workdir",
         None,
@@ -137,7 +132,7 @@ def _evaluate(values: Any) -> None:
 
 
 def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    _config_flag(values, argv)
+    command_line.config_flag(values, argv)
     text = functools.partial(flags.DEFINE_string, flag_values=values)
     text("model", None, "Hugging Face folder of the model to score")
     text("out", None, "folder for the rewards of all prompts, the scores and all completions")
@@ -163,7 +158,7 @@ def _analyze(values: Any) -> None:
 
 
 def _analyze_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    _config_flag(values, argv)
+    command_line.config_flag(values, argv)
     flags.DEFINE_string("base", None, "Hugging Face folder that the first stage was trained from", flag_values=values)
     about = (
         "DOMAIN:FOLDER, the domain that a stage trained and the Hugging Face folder at its end; repeat the flag in the "
@@ -199,7 +194,7 @@ def _rollback(values: Any) -> None:
 
 def _rollback_flags(values: flags.FlagValues, argv: list[str]) -> None:
     text, number = flags.DEFINE_string, flags.DEFINE_float
-    _config_flag(values, argv)
+    command_line.config_flag(values, argv)
     text("model", None, "Hugging Face folder of the model to change", flag_values=values)
     text("before", None, "folder of the model before the training that did the damage", flag_values=values)
     text(
@@ -238,7 +233,7 @@ def _distill(values: Any) -> None:
 
 
 def _distill_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    _config_flag(values, argv)
+    command_line.config_flag(values, argv)
     text = flags.DEFINE_string
     text("student", None, "Hugging Face folder of the model to train", flag_values=values)
     about = (
@@ -337,7 +332,7 @@ def _fit_flags(values: flags.FlagValues, argv: list[str]) -> None:
     from mdrl_jax.parallel import chips
 
     chips.compiler_alone()  # must run before a config file imports JAX
-    _config_flag(values, argv)
+    command_line.config_flag(values, argv)
     flags.DEFINE_string("topology", None, "TPU slice to compile for, e.g. v5e:4x4 or v5p:2x2x2", flag_values=values)
     flags.DEFINE_bool(
         "all",
@@ -387,12 +382,6 @@ def _fields_flags(values: flags.FlagValues, argv: list[str]) -> None:
     values.set_gnu_getopt()
     about = "words of which a field's path or explanation has all; --names= may be left out: config learning rate"
     flags.DEFINE_list("names", [], about, flag_values=values)
-
-
-def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, CONFIG_HELP, flag_values=values, sys_argv=argv)
 
 
 def _base_flag(values: flags.FlagValues) -> None:
@@ -451,7 +440,6 @@ COMMANDS: dict[str, Command] = {
 }
 STOPS = ("run", "evaluate", "analyze")  # commands that stop in order after a signal; other commands end at once
 NEEDS_NO_CONFIG = ("rollback",)  # commands that work without --config
-MAY_BE_EMPTY = ("prompt", "prompt_ids", "system", "compilation_cache")  # whose commands say what "" means
 POSITIONAL = {"bench": "names", "config": "names"}  # command -> the list flag that its arguments without -- belong to
 
 
@@ -469,49 +457,6 @@ def _needed(values: Any, name: str) -> Any:
     return getattr(values, name)
 
 
-def _shipped() -> dict[str, str]:
-    """Name and file of each config that comes with the package: `configs` in a wheel and beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-    return {file.stem: str(file) for file in sorted(folder.glob("*.py"))}
-
-
-def _with_shipped(argv: list[str]) -> list[str]:
-    """Replaces the name of a config that comes with the package, as in `--config=quickstart`, by its file.
-
-    `--config=configs/quickstart.py` means the same in a folder that has no such file. A file of that very name comes
-    first. What follows a colon is kept, because it is the argument of `get_config`.
-
-    Raises:
-      UserError: if there is neither such a file nor such a name; the message lists the names.
-    """
-    given = list(argv)
-    for i, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        at = i if equals else i + 1
-        if flag not in ("--config", "-config") or at == len(argv):
-            continue
-        file, colon, variant = (value if equals else argv[at]).partition(":")
-        if not file or (os.path.exists(file) and not os.path.isdir(file)):
-            continue
-        shipped = _shipped()
-        name = re.sub(r"^configs/(.+)\.py$", r"\1", file)
-        if name not in shipped:
-            raise UserError(
-                f"there is no config file {file!r}; give a file, e.g. small.py, or the name of a config that comes "
-                f"with the package: {', '.join(shipped)}"
-            )
-        given[at] = f"{flag}=" * bool(equals) + shipped[name] + colon + variant
-    return given
-
-
-def _at_home(argument: str) -> str:
-    """Replaces the `~` at the start of a flag's path, which shells leave as it is: `--out=~/a`, `--stage=math:~/a`."""
-    start, home, rest = argument.partition("~/")
-    names_path = re.fullmatch(r"--(?!prompt=|system=)[\w.]+=([\w@-]+:)?", start)
-    return f"{start}{os.path.expanduser('~')}/{rest}" if home and names_path else argument
-
-
 def _usage() -> str:
     lines = ["usage: mdrl COMMAND --flags, or python -m mdrl_jax.main COMMAND --flags; run may be left out", ""]
     lines += [f"  {name:10} {about}" for name, (about, _, _) in COMMANDS.items()]
@@ -519,145 +464,8 @@ def _usage() -> str:
         "",
         "COMMAND --helpshort lists its flags; --help also the fields of --config; --version prints the version",
     ]
-    lines += ["configs that come with the package: " + ", ".join(_shipped())]
+    lines += ["configs that come with the package: " + ", ".join(command_line.shipped())]
     return "\n".join([*lines, "a first run, of six minutes: mdrl --config=quickstart"])
-
-
-def _drop_overrides(config: Any, argv: Sequence[str]) -> None:
-    """With `--config.stages` alone, drops the file's overrides of stages that are not run any more, and says so."""
-    given = {a.partition("=")[0] for a in argv}
-    overrides = getattr(config, "stage_overrides", None)
-    if "--config.stages" not in given or any(a.startswith("--config.stage_overrides") for a in given) or not overrides:
-        return
-    dropped = [name for name in overrides if name not in config.stages]
-    with overrides.unlocked():
-        for name in dropped:
-            del overrides[name]
-    if dropped:
-        names = ", ".join(map(str, dropped))
-        print(
-            f"mdrl: note: the config's stage_overrides of {names} are left out, which --config.stages does not name",
-            file=sys.stderr,
-        )
-
-
-def _unknown_field(argv: list[str]) -> str:
-    """An error message for the first `--config.a.b=v` whose field does not exist.
-
-    The result is "" if all fields exist or the config file cannot be read.
-    """
-    from mdrl_jax.config import renamed
-
-    alone = flags.FlagValues()
-    spaced = [i for i, a in enumerate(argv) if "--config" in (a, argv[i - 1])]
-    named = [argv[0], *(a for i, a in enumerate(argv) if a.startswith("--config=") or i in spaced)]
-    _config_flag(alone, named)
-    try:
-        alone(named)
-        config: Any = alone["config"].value
-        config.keys()  # raises if the file could not be read
-    except Exception:  # the config file itself is wrong; the caller reports its error
-        return ""
-    for argument in (a for a in argv if a.startswith("--config.")):
-        path = argument.removeprefix("--config.").partition("=")[0]
-        parts, at = path.split("."), config
-        for depth, name in enumerate(parts):
-            if not hasattr(at, "keys") or name not in at:
-                if now := renamed(path):
-                    return f"--config.{path} is now called --config.{now}"
-                where = "config." + ".".join(parts[:depth]) if depth else "the config"
-                has = f"has {', '.join(sorted(at.keys()))}" if hasattr(at, "keys") else "has no fields"
-                return f"--config.{path} is not a field: {where} {has}"
-            at = at[name]
-    return ""
-
-
-def _config_file(argv: Sequence[str]) -> str:
-    """The path of the config file in the arguments, without what follows its colon; "" if there is none."""
-    for i, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return (value if equals else "".join(argv[i + 1 : i + 2])).partition(":")[0]
-    return ""
-
-
-def _place(error: BaseException, file: str) -> str:
-    """Where in the config file an error arose, as "FILE line 3"; "" if it did not arise there."""
-    at: BaseException | None = error
-    while at is not None and file:
-        if isinstance(at, SyntaxError) and at.filename and _same(at.filename, file):
-            return f"{file} line {at.lineno}"
-        for frame in reversed(traceback.extract_tb(at.__traceback__)):
-            if _same(frame.filename, file):
-                return f"{file} line {frame.lineno}"
-        at = at.__cause__ or at.__context__
-    return ""
-
-
-def _same(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _reason(error: BaseException) -> str:
-    """An error as one line, with the name of its type if its text alone would say little."""
-    said = str(error).replace("Configuration is not available because of an earlier failure to load: ", "")
-    lines = [line.strip() for line in said.strip().splitlines()] or [""]
-    # An error inside a config file may include its traceback; the reason is the last line of it.
-    if "'config_config' has no attribute 'get_config'" in str(error):
-        return "there is no function get_config, which makes the config"
-    line = lines[-1] if "Traceback" in str(error) or isinstance(error, OSError) else lines[0]
-    plain = isinstance(error, flags.Error | OSError | SyntaxError | ImportError | UserError) or ": " in line
-    return line if plain and line else f"{type(error).__name__}: {line}".rstrip(": ")
-
-
-def _parse(values: flags.FlagValues, argv: list[str], positional: str | None, needs_config: bool) -> None:
-    """Parses the flags of a command.
-
-    Args:
-      values: the command's flags; their values are set.
-      argv: name of the program and the arguments.
-      positional: list flag that takes the arguments without --; None if the command takes no such arguments.
-      needs_config: whether --config must be given.
-
-    Raises:
-      UserError: if a flag, the config file or one of its fields is wrong; the message is one line.
-    """
-    file = _config_file(argv)
-    if file and os.path.isfile(file):
-        sys.path.insert(0, os.path.dirname(os.path.abspath(file)))  # a config may import a module beside it
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)  # the errors below say the same in one line
-    try:
-        rest = values(argv)[1:]
-        if "config" in values and values["config"].value is not None:
-            getattr(values["config"].value, "keys", None)  # raises here if the file could not be read
-    except (Exception, SystemExit) as e:  # absl, ml_collections and the config file may raise anything
-        if place := _place(e, file):
-            raise UserError(f"{place}: {_reason(e)}") from e
-        if isinstance(e, OSError):
-            raise UserError(f"the config file cannot be read: {_reason(e)}") from e
-        if unknown := _unknown_field(argv):
-            raise UserError(unknown) from e
-        inside = file and "get_config" in str(e)
-        raise UserError(f"{file}: {_reason(e)}" if inside else _reason(e)) from e
-    finally:
-        logging.set_verbosity(verbosity)
-    if rest and positional:
-        values[positional].value = (values[positional].value or []) + rest
-    elif rest:
-        raise UserError(f"argument {rest[0]!r} is not understood; flags start with --")
-    for name in (n for n in values if n not in MAY_BE_EMPTY):
-        if values[name].present and values[name].value == "":  # such as --workdir=$DIR without DIR
-            raise UserError(f"--{name}= is empty; give a value, or leave the flag out")
-    if "config" in values and values["config"].present and values["config"].value is None:
-        raise UserError(f"get_config() of {file} returns None; it must return the config")
-    if "config" in values and values["config"].value is not None:
-        if not hasattr(values["config"].value, "keys"):
-            kind = type(values["config"].value).__name__
-            raise UserError(f"get_config() of {file} returns {kind}; it must return what config.default() makes")
-        _drop_overrides(values["config"].value, argv)
-    if needs_config and "config" in values and values["config"].value is None:
-        raise UserError("--config is missing, e.g. --config=quickstart")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -697,8 +505,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"command {name!r} is not known; known: {', '.join(COMMANDS)}")
         about, define, execute = COMMANDS[name]
         values = flags.FlagValues()
-        given = [_at_home(a) for a in rest]
-        argv = [f"mdrl {name}", *(given if wants_help else _with_shipped(given))]
+        given = [command_line.at_home(a) for a in rest]
+        argv = [f"mdrl {name}", *(given if wants_help else command_line.with_shipped(given))]
         define(values, argv)
         if wants_help:
             own = values.get_help().partition("\nabsl.flags:")[0].rstrip()
@@ -707,7 +515,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"\n{_fields_help()}", end="")
             return 0
         with _importing():  # the config file imports much of the package
-            _parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
+            command_line.parse(values, argv, POSITIONAL.get(name), name not in NEEDS_NO_CONFIG)
         patience = preemption.PATIENCE if name in STOPS else 0.0
         return _together(lambda: _prepared(values, execute), patience)
     except KeyboardInterrupt:  # before the command watches for signals

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from mdrl_jax import preemption
 from mdrl_jax.config import EMBEDDED_MODEL, Config, RewardSection, is_supervised, sft_config, stage_config
 from mdrl_jax.domains.base import Domain
 from mdrl_jax.domains.chat import PLAIN, writes_date
@@ -25,8 +24,10 @@ from mdrl_jax.domains.prompts import PromptSet, notes, tokenize
 from mdrl_jax.domains.registry import make_domains
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import attention, huggingface, tokens
+from mdrl_jax.model.attention import causal_attention
 from mdrl_jax.model.families import ModelConfig
-from mdrl_jax.model.transformer import Decoder, causal_attention, param_shapes
+from mdrl_jax.model.transformer import Decoder, param_shapes
+from mdrl_jax.parallel import preemption
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, make_mesh, param_shardings
 from mdrl_jax.rewards.pool import RewardPool
 from mdrl_jax.rl.rollouts import Rollouts, prompts_at_once

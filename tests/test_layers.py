@@ -18,7 +18,7 @@ PACKAGE = Path(mdrl_jax.__file__).parent
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("plain helpers", ("errors", "progress", "section", "tree")),
     ("meshes, processes, compiled programs", ("parallel",)),
-    ("files and signals", ("records", "manifest", "preemption")),
+    ("files", ("records", "manifest")),
     ("estimates, intervals, nulls", ("stats",)),
     ("claims: records in, verdicts out", ("claims",)),
     ("the decoder and its file formats", ("model",)),
@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("what each kind of stage does", ("stages",)),
     ("benchmarks", ("bench",)),
     ("the list of stages, walked; the other commands", ("experiment", "commands")),
-    ("flags to commands", ("main",)),
+    ("flags to commands", ("command_line", "main")),
 )
 FLOOR = {name: i for i, (_, names) in enumerate(FLOORS) for name in names}
 MOST_FILES = 16  # in a folder, `__init__.py` included

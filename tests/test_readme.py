@@ -21,9 +21,10 @@ import pytest
 from absl import flags
 
 from mdrl_jax import config
+from mdrl_jax.command_line import with_shipped
 from mdrl_jax.domains.registry import DOMAINS, make_domains
 from mdrl_jax.errors import UserError
-from mdrl_jax.main import COMMANDS, POSITIONAL, _with_shipped
+from mdrl_jax.main import COMMANDS, POSITIONAL
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
 from mdrl_jax.rewards.base import resolve, score
 from mdrl_jax.stage import resolve_stages
@@ -77,7 +78,7 @@ def test_every_command_that_is_written_out_exists_with_its_flags(where: str, arg
     values = flags.FlagValues()
     own = {"--config=two_domains.py", "--config=small.py"}  # files that the texts themselves write
     given = [a for a in given if a not in own]
-    given = _with_shipped(given)  # refuses an absent file
+    given = with_shipped(given)  # refuses an absent file
     define(values, ["mdrl", *given])
     rest = values(["mdrl", *given])[1:]
     assert not rest or name in POSITIONAL

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mdrl_jax.model.transformer import Block, Decoder, Projection, kinds, of_kind, positions_of
+from mdrl_jax.model.rope import positions_of
+from mdrl_jax.model.transformer import Block, Decoder, Projection, kinds, of_kind
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.second_order.objectives import CompletionBatch
 

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 
 from mdrl_jax import config as config_module
-from mdrl_jax import preemption, records, runtime
+from mdrl_jax import records, runtime
 from mdrl_jax.commands.loaded import path_and_adapter
 from mdrl_jax.config import Config, TrainSection, stage_config
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import huggingface
+from mdrl_jax.parallel import preemption
 from mdrl_jax.report.screen import terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.stage import Stage, resolve_stages

@@ -1,11 +1,12 @@
-"""Three forms of causal attention beside the decoder's own: they differ in memory and in which derivatives they have.
+"""Four forms of causal attention of whole sequences: they differ in memory and in which derivatives they have.
 
 All are functions of `valid_BT` and plug into `Decoder.attention` (`model/transformer.py`). "Scores" here are the
 attention logits q·k / √h.
 
 | | scores in memory at a time | derivatives | runs on |
 |---|---|---|---|
-| `plain` | all of a layer, [B, H, T, T] | any order, forward and reverse mode (definitions §6) | any device |
+| `causal_attention` | all of a layer, [B, H, T, T] | any order, forward and reverse mode | any device |
+| `plain` | the same; nested derivatives share what they compute twice | the same (definitions §6) | any device |
 | `blockwise` | those of one block of queries, in both passes | any order, forward and reverse mode | any device |
 | `splash` | those of one block of queries and keys, on chip | first order, reverse mode only | TPU |
 
@@ -24,14 +25,52 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from mdrl_jax.model.transformer import KEPT, NEGATIVE, Attend, Attention, at_least_float32
 from mdrl_jax.parallel.sharding import by_device
+from mdrl_jax.tree import at_least_float32
 
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]  # (q, k, v) -> (output, value to keep)
+# (`valid_BT`, `window=`) -> attention of whole left-padded sequences, which keeps None. A window, an int32 scalar, is
+# given only if layers differ in it: each token then attends to itself and to the window − 1 tokens before it.
+Attention = Callable[..., Attend]
+# (outputs of a layer's heads [B, T, H, h], the layer's slice of the caller's arrays) -> the outputs that replace them
+ChangeHeads = Callable[[jax.Array, Any], jax.Array]
+
+NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives no NaN
+KEPT = "attention"  # checkpoint name of attention outputs: if they are kept, the backward pass need not recompute them
 BLOCK = 128  # queries whose scores `blockwise` holds at a time
 PARTS = 10  # with 10 parts `blockwise` computes 55 % of all scores; the causal mask keeps 50 %
 LANES = 128  # `splash` requires lengths that are multiples of this
 SPLASH_BLOCK = 512  # queries in a block of `splash`, and keys in a block of its forward pass
 SPLASH_BACKWARD = 1024  # keys in a block of its backward pass, which makes one partial dq per block of keys
+
+
+def causal_attention(valid_BT: jax.Array, window: jax.Array | None = None) -> Attend:
+    """Attention of each token to itself and to earlier valid tokens; all scores are held at once.
+
+    It uses the XLA implementation because that can be differentiated twice (definitions §6).
+
+    Args:
+      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
+      window: how many tokens, itself included, a token attends to; None: all.
+
+    Returns:
+      an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h], None). The queries are
+      those of the last Q tokens, Q <= T. It raises ValueError if q, k and v differ in dtype, which is also that of the
+      output, or if H is not a multiple of K.
+    """
+    length = valid_BT.shape[1]
+
+    def attend(q_BQHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        n_queries = q_BQHh.shape[1]
+        causal_QT = jnp.tril(jnp.ones((n_queries, length), bool), length - n_queries)
+        if window is not None:
+            at_T = jnp.arange(length, dtype=jnp.int32)
+            causal_QT = causal_QT & (at_T[length - n_queries :, None] - at_T[None, :] < window)
+        mask_B1QT = causal_QT[None, None, :, :] & valid_BT[:, None, None, :]
+        out = jax.nn.dot_product_attention(q_BQHh, k_BTKh, v_BTKh, mask=mask_B1QT, implementation="xla")
+        return out, None
+
+    return attend
 
 
 def plain(valid_BT: jax.Array, window: jax.Array | None = None) -> Attend:
@@ -135,6 +174,35 @@ def splash(valid_BT: jax.Array, interpret: bool = False) -> Attend:
     return attend
 
 
+def keeping(attend: Attend) -> Attend:
+    """The same attention, but the value that it keeps is (k, v), the keys and values that it is called with.
+
+    What `attend` itself keeps is dropped.
+    """
+
+    def and_keep(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        return attend(q_BTHh, k_BTKh, v_BTKh)[0], (k_BTKh, v_BTKh)
+
+    return and_keep
+
+
+def changing(attend: Attend, change: ChangeHeads | None, given: Any) -> Attend:
+    """The same attention with changed outputs, which are also the value that it keeps.
+
+    Args:
+      attend: the attention; what it keeps itself is dropped.
+      change: makes the new outputs [B, T, H, h] of the outputs and of `given`; None: they stay.
+      given: the second argument of `change`.
+    """
+
+    def and_change(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
+        out_BTHh = attend(q_BTHh, k_BTKh, v_BTKh)[0]
+        out_BTHh = out_BTHh if change is None else change(out_BTHh, given)
+        return out_BTHh, out_BTHh
+
+    return and_change
+
+
 def padded_length(length: int) -> int:
     """The length in tokens to which `splash` pads sequences of `length` tokens.
 
@@ -187,7 +255,7 @@ def choose(
       heads: attention heads on one device.
       length: tokens of a sequence.
       limit_bytes: bytes of one device that the scores of one layer may take.
-      short: attention that holds all scores, such as `plain` or `transformer.causal_attention`.
+      short: attention that holds all scores, such as `plain` or `causal_attention`.
       long: attention that never holds all scores.
 
     Returns:

@@ -4,8 +4,8 @@ Four entry points share one `Block`: `hidden` (whole sequences: training, log-pr
 their keys and values), `decode` (one token of each completion, after a prompt that a group of completions shares) and
 `through_heads` (whole sequences; it returns the output of every attention head, and the caller may change it). They
 differ only in how a layer attends, so the block gets its attention as an argument, an `Attend`. For whole
-sequences and prompts the run chooses between `causal_attention`, which holds all scores, and the forms of
-`model/attention.py`.
+sequences and prompts the run chooses one of the forms of `model/attention.py`; a decoded token attends to the cache of
+`model/cache.py`.
 
 Sequences are left-padded: `valid_BT` marks real tokens, positions count real tokens from 0, and no token attends to
 padding. Layers are stacked along a leading axis and run under `nn.scan`. Master weights are float32. Matrix products
@@ -16,7 +16,6 @@ families add or move norms, and in some the layers differ: by RoPE, or because a
 only. The scan over layers then also runs over a `Kind` for each layer. Letters of shapes are in definitions §1.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -27,18 +26,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from mdrl_jax.model.families import ModelConfig, RopeScaling
-from mdrl_jax.parallel.hlo_text import EQUALLY
+from mdrl_jax.model.attention import KEPT, Attend, Attention, ChangeHeads, causal_attention, changing, keeping
+from mdrl_jax.model.cache import Cache, Prefix, cached_attention
+from mdrl_jax.model.families import ModelConfig
+from mdrl_jax.model.packing import Grouped
+from mdrl_jax.model.rope import positions_of, rope_frequencies, rotate
 from mdrl_jax.parallel.sharding import constrain
+from mdrl_jax.tree import at_least_float32
 
-NEGATIVE = -1e30  # finite, so that a fully masked row (padding) gives no NaN
-
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]  # (q, k, v) -> (output, value to keep)
-# (`valid_BT`, `window=`) -> attention of whole left-padded sequences, which keeps None. A window, an int32 scalar, is
-# given only if layers differ in it: each token then attends to itself and to the window − 1 tokens before it.
-Attention = Callable[..., Attend]
-# (outputs of a layer's heads [B, T, H, h], the layer's slice of the caller's arrays) -> the outputs that replace them
-ChangeHeads = Callable[[jax.Array, Any], jax.Array]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -48,9 +43,6 @@ Axes = tuple[str | None, ...]
 BY_BATCH: Axes = ("batch", None, None)
 BY_EMBED: Axes = ("rows", None, "embed")
 
-# A cache of at least `LONG` tokens is read in one of `PARTS` lengths, so that early tokens do not read an empty tail.
-LONG, PARTS = 512, 8
-KEPT = "attention"  # checkpoint name of attention outputs: if they are kept, the backward pass need not recompute them
 _named = jax.checkpoint_policies.save_only_these_names(KEPT)
 REMAT: dict[str, Callable[..., Any] | None] = {
     "full": _named,
@@ -58,37 +50,6 @@ REMAT: dict[str, Callable[..., Any] | None] = {
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named
     ),
 }
-
-
-@struct.dataclass
-class Prefix:
-    """Keys and values of prompts of Tp tokens; all completions of a prompt (its group) read the same ones.
-
-    Attributes:
-      k_LPTKh: keys [L, P, Tp, K, h].
-      v_LPTKh: values [L, P, Tp, K, h].
-      valid_PT: True at real tokens of the prompts [P, Tp].
-    """
-
-    k_LPTKh: jax.Array
-    v_LPTKh: jax.Array
-    valid_PT: jax.Array
-
-
-@struct.dataclass
-class Cache:
-    """Keys and values of completions, of which row b belongs to prompt b // G (B = P · G).
-
-    The cache is a ring: the token that is decoded at step s lies in slot s mod Tc. It may have more rows than are
-    decoded; then the first ones count.
-
-    Attributes:
-      k_LBTKh: keys [L, B, Tc, K, h].
-      v_LBTKh: values [L, B, Tc, K, h].
-    """
-
-    k_LBTKh: jax.Array
-    v_LBTKh: jax.Array
 
 
 @struct.dataclass
@@ -128,296 +89,6 @@ def of_kind(attention: Attention, kind: Kind | None) -> Attention:
       `attention`, with the layer's window given if layers differ in it.
     """
     return attention if kind is None or kind.window is None else functools.partial(attention, window=kind.window)
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """float32 for all dtypes but float64, which stays float64 (some tests compute in it)."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32  # not promote_types: strict promotion refuses bfloat16
-
-
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
-    """The frequencies of RoPE (arXiv 2104.09864): θ^(−2i/h) for i = 0, …, h/2 − 1.
-
-    Args:
-      head_dim: h, an even number.
-      theta: the base θ, above 0.
-      scaling: None: none. Linear scaling divides all frequencies by `factor`. Llama-3 scaling (arXiv 2407.21783)
-        divides those of long wavelengths by it; those of short wavelengths stay, and those between are multiplied by a
-        factor that is linear in 1 / wavelength.
-
-    Returns:
-      radians per position [h/2], float32.
-
-    Raises:
-      ZeroDivisionError: if `low_freq_factor` or `high_freq_factor` of the scaling is 0.
-    """
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequency = 1.0 / jnp.power(jnp.float32(theta), exponent)
-    if scaling is None:
-        return frequency
-    if scaling.linear:
-        return frequency / scaling.factor
-    wavelength = 2 * jnp.pi / frequency
-    low = scaling.original_max_position / scaling.low_freq_factor
-    high = scaling.original_max_position / scaling.high_freq_factor
-    smooth = (scaling.original_max_position / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    mixed = (1 - smooth) * frequency / scaling.factor + smooth * frequency
-    scaled = jnp.where(wavelength > low, frequency / scaling.factor, mixed)
-    return jnp.where(wavelength < high, frequency, scaled)
-
-
-def rotate(x_BTHh: jax.Array, positions_BT: jax.Array, frequencies: jax.Array) -> jax.Array:
-    """Applies RoPE to heads, in Hugging Face's layout: coordinate i is paired with coordinate i + h/2.
-
-    Args:
-      x_BTHh: queries or keys [B, T, H, h], with an even h.
-      positions_BT: position of each token [B, T].
-      frequencies: from `rope_frequencies` [h/2].
-
-    Returns:
-      rotated queries or keys [B, T, H, h], in the dtype of `x_BTHh`: with a = position · frequency i, the pair (x, y)
-      becomes (x cos a − y sin a, y cos a + x sin a).
-    """
-    angle_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
-    cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
-    a, b = jnp.split(x_BTHh.astype(at_least_float32(x_BTHh.dtype)), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHh.dtype)
-
-
-def positions_of(valid_BT: jax.Array) -> jax.Array:
-    """Position of each token: the number of valid tokens before it. Padding on the left gets 0, like the first token.
-
-    Args:
-      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
-
-    Returns:
-      positions [B, T], int32.
-    """
-    return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=-1) - 1, 0)
-
-
-def causal_attention(valid_BT: jax.Array, window: jax.Array | None = None) -> Attend:
-    """Attention of each token to itself and to earlier valid tokens; all scores are held at once.
-
-    It uses the XLA implementation because that can be differentiated twice (definitions §6).
-
-    Args:
-      valid_BT: mask [B, T]: True at real tokens, False at the padding on the left.
-      window: how many tokens, itself included, a token attends to; None: all.
-
-    Returns:
-      an `Attend`: (q [B, Q, H, h], k [B, T, K, h], v [B, T, K, h]) -> (output [B, Q, H, h], None). The queries are
-      those of the last Q tokens, Q <= T. It raises ValueError if q, k and v differ in dtype, which is also that of the
-      output, or if H is not a multiple of K.
-    """
-    length = valid_BT.shape[1]
-
-    def attend(q_BQHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        n_queries = q_BQHh.shape[1]
-        causal_QT = jnp.tril(jnp.ones((n_queries, length), bool), length - n_queries)
-        if window is not None:
-            at_T = jnp.arange(length, dtype=jnp.int32)
-            causal_QT = causal_QT & (at_T[length - n_queries :, None] - at_T[None, :] < window)
-        mask_B1QT = causal_QT[None, None, :, :] & valid_BT[:, None, None, :]
-        out = jax.nn.dot_product_attention(q_BQHh, k_BTKh, v_BTKh, mask=mask_B1QT, implementation="xla")
-        return out, None
-
-    return attend
-
-
-@dataclasses.dataclass(frozen=True)
-class Grouped:
-    """Rows of a left-padded prompt and a completion; several in succession share the computation of their prompt.
-
-    The layers then run packed rows: each holds a prompt and, one after the other, the completions of `group` rows. A
-    completion attends to the prompt and to itself, as if the packed row held no other completion. With a group of 1 a
-    packed row is a row as it is. Letters of shapes: R = B / G packed rows of S = Tp + G · Tc tokens, with G = `group`
-    and Tp = `start`.
-
-    Attributes:
-      valid_BT: True at real tokens, False at padding [B, Tp + Tc].
-      start: length of the padded prompts, at least 1: nothing predicts the first token of a row.
-      group: number of rows in succession that have the same prompt; it divides B.
-
-    Raises:
-      ValueError: if `start` is below 1, or `group` does not divide B.
-    """
-
-    valid_BT: jax.Array
-    start: int
-    group: int = 1
-
-    def __post_init__(self) -> None:
-        rows = self.valid_BT.shape[0]
-        if self.start < 1:
-            raise ValueError(f"start is {self.start}; allowed: 1 or more, because nothing predicts a row's first token")
-        if rows % self.group:
-            raise ValueError(f"{rows} rows cannot be divided into groups of {self.group} with the same prompt")
-
-    def pack(self, tokens_BT: jax.Array) -> jax.Array:
-        """The packed rows of token ids [R, S]."""
-        if self.group == 1:
-            return tokens_BT
-        shared_RT, own_BT = tokens_BT[:: self.group, : self.start], tokens_BT[:, self.start :]
-        return jnp.concatenate([shared_RT, own_BT.reshape(shared_RT.shape[0], -1)], axis=1)
-
-    def positions(self) -> jax.Array:
-        """Position of each token of the packed rows in its own sequence [R, S], int32."""
-        if self.group == 1:
-            return positions_of(self.valid_BT)
-        valid_RT = self.valid_BT[:: self.group, : self.start]
-        own_T = jnp.arange(self.valid_BT.shape[1] - self.start, dtype=jnp.int32)
-        own_RT = jnp.sum(valid_RT, axis=1, keepdims=True, dtype=jnp.int32) + own_T[None]
-        return jnp.concatenate([positions_of(valid_RT), jnp.tile(own_RT, (1, self.group))], axis=1)
-
-    def attend(self, attention: Attention) -> Attend:
-        """Attention in packed rows.
-
-        Args:
-          attention: attention of whole sequences.
-
-        Returns:
-          an `Attend`: (q [R, S, H, h], k [R, S, K, h], v [R, S, K, h]) -> (output [R, S, H, h], None). It raises what
-          `attention` raises.
-        """
-        if self.group == 1:
-            return attention(self.valid_BT)
-        rows, start = self.valid_BT.shape[0], self.start
-        valid_RT = self.valid_BT[:: self.group, :start]
-        whole_BT = jnp.concatenate([self.valid_BT[:, :start], jnp.ones_like(self.valid_BT[:, start:])], axis=1)
-
-        def split(x_RSHh: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """Prompts [R, Tp, H, h], and completions [B, Tc, H, h]."""
-            own = x_RSHh[:, start:]
-            return x_RSHh[:, :start], own.reshape((rows, -1) + own.shape[2:])
-
-        def attend(q_RSHh: jax.Array, k_RSKh: jax.Array, v_RSKh: jax.Array):
-            (q, own_q), (k, own_k), (v, own_v) = map(split, (q_RSHh, k_RSKh, v_RSKh))
-            both = [jnp.concatenate([jnp.repeat(x, self.group, axis=0), own], 1) for x, own in ((k, own_k), (v, own_v))]
-            out, _ = attention(valid_RT)(q, k, v)
-            own_out, _ = attention(whole_BT)(own_q, *both)
-            own_out = own_out.reshape((out.shape[0], -1) + out.shape[2:])
-            return jnp.concatenate([out, own_out], axis=1), None
-
-        return attend
-
-    def predicting(self, x_RSD: jax.Array) -> jax.Array:
-        """The hidden states that the tokens of completions are predicted from [B, Tc, D].
-
-        The first is that of the prompt's last token, the others are those of the completion's tokens but the last.
-        """
-        if self.group == 1:
-            return x_RSD[:, self.start - 1 : -1]
-        rows, width = self.valid_BT.shape[0], x_RSD.shape[-1]
-        own_BTD = x_RSD[:, self.start :].reshape(rows, -1, width)[:, :-1]
-        last_B1D = jnp.repeat(x_RSD[:, self.start - 1 : self.start], self.group, axis=0)
-        return jnp.concatenate([last_B1D, own_BTD], axis=1)
-
-
-def keeping(attend: Attend) -> Attend:
-    """The same attention, but the value that it keeps is (k, v), the keys and values that it is called with.
-
-    What `attend` itself keeps is dropped.
-    """
-
-    def and_keep(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        return attend(q_BTHh, k_BTKh, v_BTKh)[0], (k_BTKh, v_BTKh)
-
-    return and_keep
-
-
-def changing(attend: Attend, change: ChangeHeads | None, given: Any) -> Attend:
-    """The same attention with changed outputs, which are also the value that it keeps.
-
-    Args:
-      attend: the attention; what it keeps itself is dropped.
-      change: makes the new outputs [B, T, H, h] of the outputs and of `given`; None: they stay.
-      given: the second argument of `change`.
-    """
-
-    def and_change(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array):
-        out_BTHh = attend(q_BTHh, k_BTKh, v_BTKh)[0]
-        out_BTHh = out_BTHh if change is None else change(out_BTHh, given)
-        return out_BTHh, out_BTHh
-
-    return and_change
-
-
-def cached_attention(prefix_k, prefix_v, prefix_valid_PT, cache: Cache, layer, step, start_P, window=None) -> Attend:
-    """Attention of one new token in each row to the prompt of its group and to its own completion.
-
-    It writes the new keys and values into slot step mod Tc of the layer's cache; this happens in place if the caller's
-    loop carries the cache. All rows share the slot although their completions began at different steps: RoPE has put
-    the position into the keys, so the slot need not encode it. Of a completion of more than Tc tokens, only the
-    last Tc are attended to. If Tc is at least `LONG`, slots that no step has filled yet are not read, to within
-    Tc / `PARTS`.
-
-    Args:
-      prefix_k: keys of the prompts in this layer [P, Tp, K, h].
-      prefix_v: values of the prompts in this layer [P, Tp, K, h].
-      prefix_valid_PT: True at real tokens of the prompts [P, Tp].
-      cache: keys and values of the completions in all layers, with Tc of 1 or more.
-      layer: index of this layer, from 0, a scalar of the dtype of `step`.
-      step: the current step of the decoding loop, from 0, an int32 scalar.
-      start_P: the step at which each prompt's completions began [P], at most `step`.
-      window: how many tokens, itself included, the token attends to, an int32 scalar; None: all.
-
-    Returns:
-      an `Attend`: (q [B, 1, H, h], k [B, 1, K, h], v [B, 1, K, h]) -> (output [B, 1, H, h], the new cache). All have
-      the dtype of the cache and of the prompts' keys and values. Row b belongs to prompt b // G, with G = B / P, and
-      to row b of the cache, which has B rows or more.
-    """
-    n_prompts, length = prefix_valid_PT.shape[0], cache.k_LBTKh.shape[2]
-    scale = prefix_k.shape[-1] ** -0.5
-
-    def grouped(x_BXX: jax.Array) -> jax.Array:
-        return x_BXX.reshape((n_prompts, -1) + x_BXX.shape[1:])
-
-    def over(filled: int, q_PGKRh: jax.Array, k_LBTKh: jax.Array, v_LBTKh: jax.Array) -> jax.Array:
-        """The output [P, G, K, R, h], read from the first `filled` slots; the others must be empty."""
-        zero = jnp.zeros_like(step)
-        sizes = (1, q_PGKRh.shape[0] * q_PGKRh.shape[1], filled, *k_LBTKh.shape[3:])
-        of_layer = (layer, zero, zero, zero, zero)
-        k_BTKh = jax.lax.dynamic_slice(k_LBTKh, of_layer, sizes)[0]
-        v_BTKh = jax.lax.dynamic_slice(v_LBTKh, of_layer, sizes)[0]
-        f32 = jnp.float32
-        prompt_PGKRS = jnp.einsum("pgkrh,pskh->pgkrs", q_PGKRh, prefix_k, preferred_element_type=f32)
-        own_PGKRT = jnp.einsum("pgkrh,pgtkh->pgkrt", q_PGKRh, grouped(k_BTKh), preferred_element_type=f32)
-        seen_PS = prefix_valid_PT
-        age_T = (step - jnp.arange(filled)) % length
-        written_PT = age_T[None, :] <= (step - start_P)[:, None]
-        if window is not None:
-            ages_S = jnp.arange(prefix_k.shape[1], 0, -1, dtype=jnp.int32)  # of the prompt, at a completion's 1st token
-            seen_PS = seen_PS & (ages_S[None, :] + (step - start_P)[:, None] < window)
-            written_PT = written_PT & (age_T < window)[None, :]
-        prompt_PGKRS = jnp.where(seen_PS[:, None, None, None, :], prompt_PGKRS, NEGATIVE)
-        own_PGKRT = jnp.where(written_PT[:, None, None, None, :], own_PGKRT, NEGATIVE)
-        weights = jax.nn.softmax(jnp.concatenate([prompt_PGKRS, own_PGKRT], axis=-1), axis=-1)
-        weights = weights.astype(q_PGKRh.dtype)
-        on_prompt, on_own = jnp.split(weights, [prefix_k.shape[1]], axis=-1)
-        return jnp.einsum("pgkrs,pskh->pgkrh", on_prompt, prefix_v) + jnp.einsum(
-            "pgkrt,pgtkh->pgkrh", on_own, grouped(v_BTKh)
-        )
-
-    def attend(q_B1Hh: jax.Array, k_B1Kh: jax.Array, v_B1Kh: jax.Array):
-        zero = jnp.zeros_like(step)
-        at = (layer, zero, step % length, zero, zero)
-        k_LBTKh = jax.lax.dynamic_update_slice(cache.k_LBTKh, k_B1Kh[None], at)
-        v_LBTKh = jax.lax.dynamic_update_slice(cache.v_LBTKh, v_B1Kh[None], at)
-        n_kv, head_dim = k_LBTKh.shape[3:]
-        q_PGKRh = grouped(q_B1Hh.reshape(q_B1Hh.shape[0], n_kv, -1, head_dim)) * scale
-        if length < LONG:
-            out_PGKRh = over(length, q_PGKRh, k_LBTKh, v_LBTKh)
-        else:
-            parts = [functools.partial(over, -(-length * n // PARTS)) for n in range(1, PARTS + 1)]
-            filled = jnp.minimum(step + 1, length)  # before the ring is full, its first `step + 1` slots
-            with jax.named_scope(EQUALLY):
-                out_PGKRh = jax.lax.switch((filled * PARTS - 1) // length, parts, q_PGKRh, k_LBTKh, v_LBTKh)
-        return out_PGKRh.reshape(q_B1Hh.shape), Cache(k_LBTKh=k_LBTKh, v_LBTKh=v_LBTKh)
-
-    return attend
 
 
 class RMSNorm(nn.Module):

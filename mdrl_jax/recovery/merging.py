@@ -25,11 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax.model.transformer import at_least_float32
 from mdrl_jax.parallel.counting import KEY_BITS
 from mdrl_jax.parallel.hashing import position_bits, words
 from mdrl_jax.recovery.rollback.selection import top
-from mdrl_jax.tree import changed, is_stacked, path
+from mdrl_jax.tree import at_least_float32, changed, is_stacked, path
 
 
 def average(trees: Sequence[Any]) -> Any:

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mdrl_jax.model.transformer import Cache, Prefix
+from mdrl_jax.model.cache import Cache, Prefix
 
 MOST = 2  # sizes; each has a decoding loop of its own, which takes seconds to compile
 LEAST_ROWS = 8  # a step with fewer rows costs nearly the same, because it mostly reads the weights

@@ -11,7 +11,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from mdrl_jax.model.transformer import Decoder, Grouped
+from mdrl_jax.model.packing import Grouped
+from mdrl_jax.model.transformer import Decoder
 
 # Checkpoint name for the derivative of a token's log-prob with respect to its hidden state. A function that saves it
 # needs no logits in the backward pass (`second_order/decoder_parts.py`).

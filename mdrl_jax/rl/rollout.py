@@ -37,7 +37,8 @@ import numpy as np
 from flax import struct
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.model.transformer import Cache, Decoder, Prefix
+from mdrl_jax.model.cache import Cache, Prefix
+from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import constrain, divisor
 from mdrl_jax.rl import compaction

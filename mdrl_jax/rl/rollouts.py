@@ -18,13 +18,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mdrl_jax import preemption
 from mdrl_jax.domains.base import Problem
 from mdrl_jax.domains.prompts import PromptSet
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import tokens
 from mdrl_jax.model.transformer import Decoder
-from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel import distributed, preemption
 from mdrl_jax.parallel.sharding import batch_divisor, divisor, put
 from mdrl_jax.rewards.base import Score
 from mdrl_jax.rewards.pool import RewardPool

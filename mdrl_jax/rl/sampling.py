@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.model.transformer import NEGATIVE
+from mdrl_jax.model.attention import NEGATIVE
 from mdrl_jax.section import section
 
 _ONE = int(np.float32(1).view(np.int32))  # the bit pattern of 1

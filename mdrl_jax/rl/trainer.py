@@ -17,10 +17,10 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from mdrl_jax import preemption
 from mdrl_jax.errors import UserError
 from mdrl_jax.model import flops
 from mdrl_jax.model.families import ModelConfig
+from mdrl_jax.parallel import preemption
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import named
 from mdrl_jax.section import section

@@ -33,19 +33,9 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from mdrl_jax.model import attention
-from mdrl_jax.model.transformer import (
-    ACTIVATIONS,
-    BY_BATCH,
-    REMAT,
-    Attention,
-    Block,
-    Decoder,
-    Grouped,
-    Kind,
-    Projection,
-    kinds,
-    of_kind,
-)
+from mdrl_jax.model.attention import Attention
+from mdrl_jax.model.packing import Grouped
+from mdrl_jax.model.transformer import ACTIVATIONS, BY_BATCH, REMAT, Block, Decoder, Kind, Projection, kinds, of_kind
 from mdrl_jax.parallel.sharding import Names, constrain, dividing
 from mdrl_jax.rl.logprobs import SLOPE, over_chunks
 

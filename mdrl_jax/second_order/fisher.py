@@ -34,7 +34,8 @@ import numpy as np
 from flax import linen as nn
 
 from mdrl_jax import tree
-from mdrl_jax.model.transformer import BY_EMBED, Decoder, Grouped, RMSNorm
+from mdrl_jax.model.packing import Grouped
+from mdrl_jax.model.transformer import BY_EMBED, Decoder, RMSNorm
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import batch_divisor, constrain, constrain_rows, over_rows
 from mdrl_jax.second_order.objectives import CompletionBatch, Forward

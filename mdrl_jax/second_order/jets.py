@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mdrl_jax.model.transformer import Grouped
+from mdrl_jax.model.packing import Grouped
 from mdrl_jax.rl.logprobs import over_chunks
 from mdrl_jax.second_order.decoder_parts import DecoderParts
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax import preemption
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import preemption
 from mdrl_jax.parallel.sharding import batch_divisor, put
 from mdrl_jax.rl import trainer
 from mdrl_jax.rl.grpo import kl_estimate

@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdrl_jax import preemption, records
+from mdrl_jax import records
 from mdrl_jax.analysis import edits
 from mdrl_jax.analysis.probe import build
 from mdrl_jax.checkpoints import StageCheckpoints, abstract
 from mdrl_jax.model import flops
+from mdrl_jax.parallel import preemption
 from mdrl_jax.parallel.programs import compilations, peak_bytes
 from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.prevention import prepare

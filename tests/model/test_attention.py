@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mdrl_jax.model import attention
-from mdrl_jax.model.attention import block_sizes, blockwise, choose, padded_length, plain, splash
-from mdrl_jax.model.transformer import Decoder, causal_attention
+from mdrl_jax.model.attention import block_sizes, blockwise, causal_attention, choose, padded_length, plain, splash
+from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel import hlo
 from mdrl_jax.rl.logprobs import token_log_probs
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mdrl_jax.model.transformer import Block, Projection, kinds, of_kind, positions_of
+from mdrl_jax.model.rope import positions_of
+from mdrl_jax.model.transformer import Block, Projection, kinds, of_kind
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 

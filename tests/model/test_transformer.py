@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mdrl_jax.model import transformer
-from mdrl_jax.model.transformer import Decoder, Grouped, param_shapes
+from mdrl_jax.model import cache
+from mdrl_jax.model.packing import Grouped
+from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.sharding import named, param_shardings
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -98,8 +99,8 @@ def test_a_long_cache_is_read_only_as_far_as_it_is_filled(tiny, monkeypatch):
         filled = min(step + 1, length)
         expected = whole(jnp.int32(step), jax.tree.map(lambda x, n=filled: jnp.where(slot_T < n, x, 0.0), random))
         with monkeypatch.context() as patch:
-            patch.setattr(transformer, "LONG", length)
-            far = filled + length / transformer.PARTS
+            patch.setattr(cache, "LONG", length)
+            far = filled + length / cache.PARTS
             found = in_parts(jnp.int32(step), jax.tree.map(lambda x, n=far: jnp.where(slot_T < n, x, jnp.nan), random))
         np.testing.assert_allclose(found, expected, atol=2e-5)  # as cached against full above
     spoilt = whole(jnp.int32(0), jax.tree.map(lambda x: jnp.where(slot_T < 1, x, jnp.nan), random))

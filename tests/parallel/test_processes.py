@@ -26,8 +26,8 @@ from mdrl_jax.evaluate import evaluate
 from mdrl_jax.model import huggingface
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.distributed import AGAIN, LOST
+from mdrl_jax.parallel.preemption import STATUS
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
-from mdrl_jax.preemption import STATUS
 from tests import compiled
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mdrl_jax.model import attention, transformer
+from mdrl_jax.model import attention, cache
 from mdrl_jax.model.transformer import Decoder, param_shapes
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import named, param_shardings
@@ -356,7 +356,7 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once, monkeyp
     key, ids = stage_key(0, "qa", 1), rng.permutation(n).astype(np.uint32)[:, None]
     made = []
     for slots, compact in ((0, False), (at_once, True)):
-        monkeypatch.setattr(transformer, "LONG", new if slots else new + 1)
+        monkeypatch.setattr(cache, "LONG", new if slots else new + 1)
         sample = make_sampler(
             tiny.model,
             "slots",
@@ -377,7 +377,7 @@ def test_slots_draw_what_all_at_once_draws(tiny_models, family, at_once, monkeyp
 
 def test_the_cache_is_filled_from_its_start_when_no_row_is_left(tiny_models, monkeypatch):
     """Completions of equal length end together; the next ones then read a long cache only as far as they fill it."""
-    monkeypatch.setattr(transformer, "LONG", 1)
+    monkeypatch.setattr(cache, "LONG", 1)
     tiny = tiny_models["llama"]
     free = draw(tiny)
     tiny = dataclasses.replace(tiny, model=CountingDecoder(tiny.config))

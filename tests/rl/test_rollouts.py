@@ -13,7 +13,8 @@ import pytest
 
 from mdrl_jax import config, runtime
 from mdrl_jax.errors import UserError
-from mdrl_jax.model.transformer import Decoder, Prefix
+from mdrl_jax.model.cache import Prefix
+from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh
 from mdrl_jax.rewards.base import Score
 from mdrl_jax.rl import rollouts

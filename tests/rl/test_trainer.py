@@ -14,10 +14,10 @@ import pytest
 from jax.sharding import Mesh
 
 from mdrl_jax import config as config_module
-from mdrl_jax import preemption
 from mdrl_jax import runtime as runtime_module
 from mdrl_jax.errors import UserError
 from mdrl_jax.model.transformer import param_shapes
+from mdrl_jax.parallel import preemption
 from mdrl_jax.parallel.programs import compilations
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named, param_shardings, put
 from mdrl_jax.rl.grpo import GRPOBatch, GRPOConfig

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdrl_jax import preemption
 from mdrl_jax.checkpoints import load_params, steps
 from mdrl_jax.config import default, parse
 from mdrl_jax.errors import UserError
+from mdrl_jax.parallel import preemption
 from mdrl_jax.parallel.sharding import MeshConfig, make_mesh, named
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.rl.trainer import OptimizerConfig, TrainState, make_optimizer, state_shardings

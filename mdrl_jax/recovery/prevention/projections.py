@@ -30,10 +30,9 @@ import jax.numpy as jnp
 import optax
 
 from mdrl_jax import tree
-from mdrl_jax.model.transformer import at_least_float32
 from mdrl_jax.recovery.merging import average
 from mdrl_jax.recovery.prevention.protect import stateless
-from mdrl_jax.tree import changed
+from mdrl_jax.tree import at_least_float32, changed
 
 
 def ewc(weight: Any) -> optax.GradientTransformationExtraArgs:

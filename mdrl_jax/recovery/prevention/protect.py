@@ -38,12 +38,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mdrl_jax.model.transformer import at_least_float32
 from mdrl_jax.parallel.programs import program
 from mdrl_jax.parallel.sharding import stacked
 from mdrl_jax.second_order import subspace
 from mdrl_jax.second_order.fisher import LogProbs, completion_gradients, weighted
 from mdrl_jax.second_order.objectives import CompletionBatch
+from mdrl_jax.tree import at_least_float32
 
 
 def protect(strength: Any) -> optax.GradientTransformationExtraArgs:

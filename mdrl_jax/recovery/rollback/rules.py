@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mdrl_jax.model.transformer import at_least_float32
 from mdrl_jax.parallel.programs import program
+from mdrl_jax.tree import at_least_float32
 
 
 def rollback(params: Any, edit: Any, mask: Any, beta: Any) -> Any:

@@ -18,8 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mdrl_jax import preemption
-from mdrl_jax.parallel import distributed
+from mdrl_jax.parallel import distributed, preemption
 from mdrl_jax.progress import Show, Step
 from mdrl_jax.report.screen.outputs import OUTPUTS, WIDTH, Silent, shown, write
 

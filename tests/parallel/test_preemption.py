@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdrl_jax import preemption
 from mdrl_jax.main import COMMANDS, main
+from mdrl_jax.parallel import preemption
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.rewards.base import Score
 from mdrl_jax.rewards.pool import RewardPool
@@ -132,7 +132,7 @@ def test_dropped_work_is_named_by_the_step_it_belongs_to(tmp_path: Path):
 
 BUSY = """
 import hashlib, sys
-from mdrl_jax import preemption
+from mdrl_jax.parallel import preemption
 with preemption.watch():
     print("busy", flush=True)
     with preemption.unsaved():
