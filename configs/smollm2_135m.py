@@ -72,5 +72,8 @@ def get_config(data: str = "data") -> config.Config:
     c.train.grad_accum_steps = 8
     c.train.learning_rate = 3e-5
     c.train.checkpoint_every = 4
-    c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 32, 4, 2, 8
+    # Sizes for 24 GB: 24 gradients are held, one for each block of four prompts of the four domains.
+    c.analyze.prompts, c.analyze.group_size, c.analyze.batch, c.analyze.path_prompts = 24, 4, 4, 8
+    c.analyze.held = 24
+    c.analyze.vectors, c.analyze.lanczos_block, c.analyze.lanczos_steps, c.analyze.permutations = 4, 2, 6, 0
     return c
