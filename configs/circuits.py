@@ -10,7 +10,7 @@ say what either training cost the other domains.
 
 Code is the one procedural domain in which SFT reaches RL's score: in the others the reward pays for one style of reply,
 and half of the demonstrations have the other. A seed takes about eight minutes on two CPU cores; configs/README.md has
-the figures of three seeds: both trainings keep base's circuit.
+the figures of three seeds: neither training needs a head outside base's circuit.
 """
 
 from pathlib import Path
