@@ -8,10 +8,11 @@
 Without the distillations, `mgs-`, `ram` and `dare`, which were added later, and with 300 test prompts of every domain,
 a seed took 27 to 30 minutes on one core. Now Code, Math and Creative Writing have 1,000 test prompts each. QA has 300:
 its embedded base model knows 730 facts in all.
-All methods have the same budget, seeds, prompts and scores: a prevention trains QA and Creative Writing again from
-Math's peak, with the very prompts and keys of the plain stages; a merge has the four solo stages; `joint` takes as many
-steps as the whole sequence. The sequence also runs in reversed order, and with a placebo (learning rate 0 after Math)
-that must lose nothing. `--config=configs/compare.py:style_blind` is the same under rewards that ignore style.
+All methods have the same budget and training prompts, and are scored on the same test prompts. A prevention trains QA
+and Creative Writing again from Math's peak, with the very prompts and keys of the plain stages; a merge has the four
+solo stages; `joint` takes as many steps as the whole sequence. The sequence also runs in reversed order, and
+with a placebo (learning rate 0 after Math) that must lose nothing. `--config=configs/compare.py:style_blind` is the
+same under rewards that ignore style.
 
 The present form has not been run. An earlier one, with other draws, gave over seeds 0, 1 and 2: the average score rises
 from 79.7 ± 7.6 (plain sequence) to 89.7 ± 1.1 by the refresh of Math and to 88.1 ± 1.8 by the rollback of QA's edit.
