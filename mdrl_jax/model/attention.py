@@ -203,6 +203,23 @@ def changing(attend: Attend, change: ChangeHeads | None, given: Any) -> Attend:
     return and_change
 
 
+def after(earlier: tuple[jax.Array, jax.Array] | None, attend: Attend) -> Attend:
+    """The same attention to keys and values of which the first are given.
+
+    Args:
+      earlier: keys and values of the first tokens of each row [R, Ts, K, h]; None: none.
+      attend: attention whose queries may be fewer than its keys.
+    """
+    if earlier is None:
+        return attend
+
+    def attend_all(q_RQHh: jax.Array, k_RQKh: jax.Array, v_RQKh: jax.Array):
+        k, v = (jnp.concatenate(pair, axis=1) for pair in zip(earlier, (k_RQKh, v_RQKh), strict=True))
+        return attend(q_RQHh, k, v)
+
+    return attend_all
+
+
 def padded_length(length: int) -> int:
     """The length in tokens to which `splash` pads sequences of `length` tokens.
 

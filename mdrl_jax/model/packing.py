@@ -38,6 +38,11 @@ class Grouped:
         if rows % self.group:
             raise ValueError(f"{rows} rows cannot be divided into groups of {self.group} with the same prompt")
 
+    @property
+    def own(self) -> int:
+        """How many tokens of a packed row belong to completions, G · Tc."""
+        return self.group * (self.valid_BT.shape[1] - self.start)
+
     def pack(self, tokens_BT: jax.Array) -> jax.Array:
         """The packed rows of token ids [R, S]."""
         if self.group == 1:
@@ -61,8 +66,8 @@ class Grouped:
           attention: attention of whole sequences.
 
         Returns:
-          an `Attend`: (q [R, S, H, h], k [R, S, K, h], v [R, S, K, h]) -> (output [R, S, H, h], None). It raises what
-          `attention` raises.
+          an `Attend`: (q [R, Q, H, h], k [R, S, K, h], v [R, S, K, h]) -> (output [R, Q, H, h], None). The queries may
+          lack the first tokens of the prompts, Q <= S. It raises what `attention` raises.
         """
         if self.group == 1:
             return attention(self.valid_BT)
@@ -71,12 +76,13 @@ class Grouped:
         whole_BT = jnp.concatenate([self.valid_BT[:, :start], jnp.ones_like(self.valid_BT[:, start:])], axis=1)
 
         def split(x_RSHh: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """Prompts [R, Tp, H, h], and completions [B, Tc, H, h]."""
-            own = x_RSHh[:, start:]
-            return x_RSHh[:, :start], own.reshape((rows, -1) + own.shape[2:])
+            """Prompts [R, Tp, H, h], or their last tokens, and completions [B, Tc, H, h]."""
+            of_prompt = x_RSHh.shape[1] - self.own
+            own = x_RSHh[:, of_prompt:]
+            return x_RSHh[:, :of_prompt], own.reshape((rows, -1) + own.shape[2:])
 
-        def attend(q_RSHh: jax.Array, k_RSKh: jax.Array, v_RSKh: jax.Array):
-            (q, own_q), (k, own_k), (v, own_v) = map(split, (q_RSHh, k_RSKh, v_RSKh))
+        def attend(q_RQHh: jax.Array, k_RSKh: jax.Array, v_RSKh: jax.Array):
+            (q, own_q), (k, own_k), (v, own_v) = map(split, (q_RQHh, k_RSKh, v_RSKh))
             both = [jnp.concatenate([jnp.repeat(x, self.group, axis=0), own], 1) for x, own in ((k, own_k), (v, own_v))]
             out, _ = attention(valid_RT)(q, k, v)
             own_out, _ = attention(whole_BT)(own_q, *both)
@@ -85,14 +91,18 @@ class Grouped:
 
         return attend
 
-    def predicting(self, x_RSD: jax.Array) -> jax.Array:
+    def predicting(self, x_RQD: jax.Array) -> jax.Array:
         """The hidden states that the tokens of completions are predicted from [B, Tc, D].
 
         The first is that of the prompt's last token, the others are those of the completion's tokens but the last.
+
+        Args:
+          x_RQD: hidden states of the packed rows. They may lack the first tokens of the prompts, but not the last one.
         """
+        of_prompt = x_RQD.shape[1] - self.own
         if self.group == 1:
-            return x_RSD[:, self.start - 1 : -1]
-        rows, width = self.valid_BT.shape[0], x_RSD.shape[-1]
-        own_BTD = x_RSD[:, self.start :].reshape(rows, -1, width)[:, :-1]
-        last_B1D = jnp.repeat(x_RSD[:, self.start - 1 : self.start], self.group, axis=0)
+            return x_RQD[:, of_prompt - 1 : -1]
+        rows, width = self.valid_BT.shape[0], x_RQD.shape[-1]
+        own_BTD = x_RQD[:, of_prompt:].reshape(rows, -1, width)[:, :-1]
+        last_B1D = jnp.repeat(x_RQD[:, of_prompt - 1 : of_prompt], self.group, axis=0)
         return jnp.concatenate([last_B1D, own_BTD], axis=1)

@@ -2,7 +2,7 @@
 
 Four entry points share one `Block`: `hidden` (whole sequences: training, log-probs), `prefill` (prompts; it returns
 their keys and values), `decode` (one token of each completion, after a prompt that a group of completions shares) and
-`through_heads` (whole sequences; it returns the output of every attention head, and the caller may change it). They
+`through_heads` (packed rows; it returns the output of every attention head, and the caller may change it). They
 differ only in how a layer attends, so the block gets its attention as an argument, an `Attend`. For whole
 sequences and prompts the run chooses one of the forms of `model/attention.py`; a decoded token attends to the cache of
 `model/cache.py`.
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from mdrl_jax.model.attention import KEPT, Attend, Attention, ChangeHeads, causal_attention, changing, keeping
+from mdrl_jax.model.attention import KEPT, Attend, Attention, ChangeHeads, after, causal_attention, changing, keeping
 from mdrl_jax.model.cache import Cache, Prefix, cached_attention
 from mdrl_jax.model.families import ModelConfig
 from mdrl_jax.model.packing import Grouped
@@ -335,35 +335,43 @@ class Decoder(nn.Module):
         return self.norm(x_RSD)
 
     def through_heads(
-        self, x_BTD: jax.Array, valid_BT: jax.Array, change: ChangeHeads | None = None, given: Any = None
+        self,
+        x_RQD: jax.Array,
+        rows: Grouped,
+        change: ChangeHeads | None = None,
+        given: Any = None,
+        before: Prefix | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Runs whole left-padded sequences, returns the output of every head, and lets the caller change it.
+        """Runs packed rows, returns the output of every head, and lets the caller change it.
 
         The output of a head is o_h, before its part of the output projection W_O. Later layers see the changed outputs.
 
         Args:
-          x_BTD: the input of the first layer, from `embed`.
-          valid_BT: mask [B, T]: True at real tokens, False at padding.
+          x_RQD: the input of the first layer, from `embed`, of the tokens from `Grouped.pack` that `before` lacks.
+          rows: how the whole rows are packed.
           change: called once a layer with the outputs of its heads and the layer's slice of `given`; None: none.
           given: a tree of arrays with a leading axis L, or None.
+          before: keys and values of the first tokens of the packed rows, from `prefill`; None: x has all tokens.
 
         Returns:
-          hidden states after the final norm [B, T, D], and the outputs of the heads, after the change
-          [L, B, T, H, h]. Both are in `dtype`; those at padding have no meaning.
+          hidden states after the final norm [R, Q, D], and the outputs of the heads, after the change
+          [L, R, Q, H, h]. Both are in `dtype`; those at padding have no meaning.
 
         Raises:
           KeyError: if `remat` is neither "none" nor a key of `REMAT`.
         """
-        positions_BT = positions_of(valid_BT)
+        positions_RQ = rows.positions()[:, -x_RQD.shape[1] :]
+        earlier = None if before is None else (before.k_LPTKh, before.v_LPTKh)
 
-        def body(block: Block, x_BTD: jax.Array, xs: tuple[Any, Kind | None]) -> tuple[jax.Array, jax.Array]:
-            attend = changing(of_kind(self.attention, xs[1])(valid_BT), change, xs[0])
-            return block(x_BTD, positions_BT, attend, kind=xs[1])
+        def body(block: Block, x_RQD: jax.Array, xs: tuple[Any, Kind | None]) -> tuple[jax.Array, jax.Array]:
+            (given, earlier), kind = xs
+            attend = after(earlier, rows.attend(of_kind(self.attention, kind)))
+            return block(x_RQD, positions_RQ, changing(attend, change, given), kind=kind)
 
         if self.remat != "none":
             body = nn.remat(body, prevent_cse=False, policy=REMAT[self.remat])
-        x_BTD, heads_LBTHh = self._scan(body, x_BTD, given)
-        return self.norm(x_BTD), heads_LBTHh
+        x_RQD, heads_LRQHh = self._scan(body, x_RQD, (given, earlier))
+        return self.norm(x_RQD), heads_LRQHh
 
     def lm_head(self) -> jax.Array:
         """The unembedding matrix [D, V], float32.

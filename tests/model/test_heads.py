@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from mdrl_jax.analysis.circuits import masks
+from mdrl_jax.model.packing import Grouped
 from mdrl_jax.model.rope import positions_of
 from mdrl_jax.model.transformer import Block, Projection, kinds, of_kind
 
@@ -62,9 +64,10 @@ def test_a_masked_pass_equals_one_with_the_source_heads_put_in_by_hand(tiny_mode
     @jax.jit
     def masked(base_BT, source_BT, mask_LH):
         apply = lambda *args, **more: tiny.model.apply({"params": tiny.params}, *args, **more)  # noqa: E731
-        _, heads = apply(apply(source_BT, method="embed"), valid_BT, method="through_heads")
+        rows = Grouped(valid_BT, valid_BT.shape[1])
+        _, heads = apply(apply(source_BT, method="embed"), rows, method="through_heads")
         start = apply(base_BT, method="embed")
-        hidden, _ = apply(start, valid_BT, mix, (heads, mask_LH), method="through_heads")
+        hidden, _ = apply(start, rows, mix, (heads, mask_LH), method="through_heads")
         return heads, apply(hidden, method="logits"), apply(base_BT, valid_BT)
 
     heads_LBTHh, got_BTV, plain_BTV = masked(base_BT, source_BT, mask_LH)
@@ -73,3 +76,34 @@ def test_a_masked_pass_equals_one_with_the_source_heads_put_in_by_hand(tiny_mode
     np.testing.assert_allclose(got_BTV[real], wanted(base_BT)[real], atol=1e-5)
     assert np.abs(got_BTV - plain_BTV)[real].max() > 0.01  # the mask has an effect
     np.testing.assert_allclose(masked(base_BT, source_BT, 0 * mask_LH)[1][real], plain_BTV[real], atol=1e-5)
+
+
+@pytest.mark.parametrize("same", [0, 1, 4])
+def test_two_replies_that_share_a_prompt_and_its_equal_tokens_get_the_log_probs_of_whole_rows(tiny_models, same: int):
+    tiny = tiny_models["mixed"]
+    rng, c = np.random.default_rng(1), tiny.config
+    base_N2T = np.repeat(rng.integers(0, c.vocab_size, (3, 1, 8)), 2, axis=1).astype(np.int32)
+    base_N2T[:, :, 6:] = rng.integers(0, c.vocab_size, (3, 2, 2))  # the replies
+    source_N2T = base_N2T.copy()
+    source_N2T[:, :, 4:6] = rng.integers(0, c.vocab_size, (3, 1, 2))
+    valid_NT = np.arange(8) >= np.array([[0], [2], [5]])
+    mask_LH = rng.random((c.n_layers, c.n_heads)).astype(np.float32)
+    rows = masks.PairRows(
+        base_N2T, source_N2T, np.repeat(valid_NT[:, None], 2, axis=1), np.ones((3, 2, 2), np.float32), same
+    )
+    got_N2 = jax.jit(lambda rows: masks.masked_log_probs(tiny.model, 0.7, tiny.params, rows, mask_LH[None]))(rows)[0]
+
+    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+    valid_BT = flat(np.asarray(rows.valid_N2T))
+
+    @jax.jit
+    def wanted(base_BT, source_BT):
+        _, source_LBTHh = by_hand(tiny, source_BT, valid_BT)
+        put = lambda i, out: masks.mix(out, (source_LBTHh[i], mask_LH[i]))  # noqa: E731
+        x_BTD, _ = by_hand(tiny, base_BT, valid_BT, put)
+        return jax.nn.log_softmax(tiny.model.apply({"params": tiny.params}, x_BTD, method="normed_logits") / 0.7)
+
+    logp_BTV = np.asarray(wanted(flat(base_N2T), flat(source_N2T)))
+    replies_B2 = flat(base_N2T)[:, 6:]
+    wanted_B = np.take_along_axis(logp_BTV[:, 5:7], replies_B2[:, :, None], axis=2).sum(axis=(1, 2))
+    np.testing.assert_allclose(got_N2, wanted_B.reshape(3, 2), atol=1e-5)

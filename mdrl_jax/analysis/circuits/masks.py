@@ -24,6 +24,8 @@ import numpy as np
 import optax
 from flax import struct
 
+from mdrl_jax.model.attention import ChangeHeads
+from mdrl_jax.model.packing import Grouped
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel import distributed
 from mdrl_jax.parallel.programs import program
@@ -44,12 +46,15 @@ class PairRows:
       base_N2T, source_N2T: token ids of the base and of the source prompt, with the source's reply and with the base's.
       valid_N2T: True at real tokens, equal for base and source.
       reply_N2C: 1 at tokens of the replies, the last C of the T tokens.
+      same: the first tokens, so many of each row, are equal in base and source; at most T − C − 1. Masks change nothing
+        there, so they are run once.
     """
 
     base_N2T: Any
     source_N2T: Any
     valid_N2T: Any
     reply_N2C: Any
+    same: int = struct.field(pytree_node=False, default=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +180,10 @@ def build(model: Decoder, temperature: float, how: Search, points: int = 5) -> P
     )
 
 
-def mix(out_BTHh: jax.Array, given: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """(1 − m_h) · a_h + m_h · a_h(source) of one layer; `given` is (source outputs [B, T, H, h], m [H])."""
-    source_BTHh, mask_H = given
-    return out_BTHh + mask_H[None, None, :, None].astype(out_BTHh.dtype) * (source_BTHh - out_BTHh)
+def mix(out_RQHh: jax.Array, given: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """(1 − m_h) · a_h + m_h · a_h(source) of one layer; `given` is (source outputs [R, Q, H, h], m [H])."""
+    source_RQHh, mask_H = given
+    return out_RQHh + mask_H[None, None, :, None].astype(out_RQHh.dtype) * (source_RQHh - out_RQHh)
 
 
 def start_logits(seeds: int, n_layers: int, n_heads: int, first_seed: int = 0) -> np.ndarray:
@@ -188,38 +193,50 @@ def start_logits(seeds: int, n_layers: int, n_heads: int, first_seed: int = 0) -
     return (noise + np.array(STARTS)[None, :, None, None]).reshape(-1, n_layers, n_heads).astype(np.float32)
 
 
-def _replies(
-    model: Decoder, temperature: float, params: Any, rows: PairRows, mask_LH: jax.Array, source_LBTHh: jax.Array
-) -> jax.Array:
-    """log π of the replies in the masked pass [B], of rows [B, T] (B = any leading axes, flattened)."""
-    apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
-    tokens_BT, valid_BT, reply_BC = rows.base_N2T, rows.valid_N2T, rows.reply_N2C
-    n = reply_BC.shape[1]
-    x_BTD = apply(tokens_BT[:, :-1], method="embed")
-    hidden_BTD, _ = apply(x_BTD, valid_BT[:, :-1], mix, (source_LBTHh, mask_LH), method="through_heads")
-    return _log_probs(apply, temperature, hidden_BTD[:, -n:], tokens_BT[:, -n:], reply_BC)
+class Passes:
+    """Forward passes on pairs: both replies share the run of a prompt, and base and source that of their equal tokens.
 
-
-def _log_probs(apply: Any, temperature: float, hidden_BCD: Any, tokens_BC: Any, reply_BC: Any) -> jax.Array:
-    logits_BCV = apply(hidden_BCD, method="logits") / temperature
-    chosen_BC = jnp.take_along_axis(logits_BCV, tokens_BC[:, :, None], axis=-1)[:, :, 0]
-    return jnp.sum((chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)) * reply_BC, axis=1)
-
-
-def head_outputs(model: Decoder, params: Any, tokens_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-    """The outputs of all heads on whole rows without their last token, which nothing is predicted from.
-
-    Args:
-      model: the decoder.
-      params: its parameters.
-      tokens_BT, valid_BT: the rows.
-
-    Returns:
-      a_h [L, B, T − 1, H, h].
+    Attributes:
+      base_RQD, source_RQD: inputs of the first layer, of the Q packed tokens from the first one that differs. A packed
+        row is a prompt with its replies.
     """
-    apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
-    x_BTD = apply(tokens_BT[:, :-1], method="embed")
-    return jax.lax.stop_gradient(apply(x_BTD, valid_BT[:, :-1], method="through_heads")[1])
+
+    def __init__(self, model: Decoder, temperature: float, params: Any, rows: PairRows) -> None:
+        """Runs the tokens that base and source share.
+
+        Args:
+          model: the decoder.
+          temperature: of the policy.
+          params: its parameters.
+          rows: the pairs, each with one reply or with two.
+        """
+        self._apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
+        self._temperature, self._shape = temperature, rows.reply_N2C.shape[:2]
+        flat = jax.tree.map(lambda x: x.reshape((-1, x.shape[-1])), rows)
+        self._reply_BC, n = flat.reply_N2C, flat.reply_N2C.shape[1]
+        self._tokens_BC = flat.base_N2T[:, -n:]
+        self._rows = Grouped(flat.valid_N2T, flat.valid_N2T.shape[1] - n, self._shape[1])
+        base, source = (self._rows.pack(x) for x in (flat.base_N2T, flat.source_N2T))
+        self._before = None
+        if rows.same:
+            valid = flat.valid_N2T[:: self._shape[1], : rows.same]
+            self._before = self._apply(base[:, : rows.same], valid, method="prefill")[1]
+        self.base_RQD, self.source_RQD = (self._apply(x[:, rows.same :], method="embed") for x in (base, source))
+
+    def heads(self, x_RQD: jax.Array) -> jax.Array:
+        """The outputs of all heads [L, R, Q, H, h] from the inputs of the first layer."""
+        return self._through(x_RQD)[1]
+
+    def log_probs(self, x_RQD: jax.Array, change: ChangeHeads, given: Any) -> jax.Array:
+        """log π of the replies [N, replies of a pair], in nats, with outputs of heads that `change` makes."""
+        hidden_RQD, _ = self._through(x_RQD, change, given)
+        logits_BCV = self._apply(self._rows.predicting(hidden_RQD), method="logits") / self._temperature
+        chosen_BC = jnp.take_along_axis(logits_BCV, self._tokens_BC[:, :, None], axis=-1)[:, :, 0]
+        logp_B = jnp.sum((chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)) * self._reply_BC, axis=1)
+        return logp_B.reshape(self._shape)
+
+    def _through(self, x_RQD: jax.Array, change: Any = None, given: Any = None) -> tuple[jax.Array, jax.Array]:
+        return self._apply(x_RQD, self._rows, change, given, self._before, method="through_heads")
 
 
 def loss_of(name: str, logp_KN2: Any, whole_1N2: Any) -> Any:
@@ -245,8 +262,8 @@ def loss_of(name: str, logp_KN2: Any, whole_1N2: Any) -> Any:
 
 
 def _targets(rows: PairRows) -> PairRows:
-    """Rows [N, ...] with the source's reply alone."""
-    return jax.tree.map(lambda x: x[:, 0], rows)
+    """The pairs with the source's reply alone."""
+    return jax.tree.map(lambda x: x[:, :1], rows)
 
 
 def masked_log_probs(model: Decoder, temperature: float, params: Any, rows: PairRows, mask_KLH: jax.Array) -> jax.Array:
@@ -267,10 +284,9 @@ def masked_log_probs(model: Decoder, temperature: float, params: Any, rows: Pair
 
 def _masked(model: Decoder, temperature: float, params: Any, rows: PairRows) -> Callable[[jax.Array], jax.Array]:
     """The function mask [L, H] -> log π of the replies of these rows [N, replies of a pair]."""
-    pairs = rows.reply_N2C.shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows)
-    source = head_outputs(model, params, flat.source_N2T, flat.valid_N2T)
-    return lambda mask_LH: _replies(model, temperature, params, flat, mask_LH, source).reshape(pairs)
+    passes = Passes(model, temperature, params, rows)
+    source = jax.lax.stop_gradient(passes.heads(passes.source_RQD))
+    return lambda mask_LH: passes.log_probs(passes.base_RQD, mix, (source, mask_LH))
 
 
 def _loss(
@@ -278,7 +294,7 @@ def _loss(
 ) -> Callable[[jax.Array], jax.Array]:
     """The function mask [L, H] -> `loss_of` on these pairs."""
     if how.loss == "log_prob":  # it does not read the base's replies
-        rows = jax.tree.map(lambda x: x[:, :1], rows)
+        rows = _targets(rows)
     log_probs = _masked(model, temperature, params, rows)
     whole_1N2 = log_probs(jnp.ones(shape))[None]
     return lambda mask_LH: loss_of(how.loss, log_probs(mask_LH)[None], whole_1N2)[0]
@@ -362,19 +378,14 @@ def attribution(model: Decoder, temperature: float, points: int, params: Any, ro
     Returns:
       the scores in nats [L, H].
     """
-    apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
-    target = _targets(rows)
-    valid_BT, n = target.valid_N2T[:, :-1], target.reply_N2C.shape[1]
-    base_BTD, source_BTD = (apply(t[:, :-1], method="embed") for t in (target.base_N2T, target.source_N2T))
-    base, source = (apply(x, valid_BT, method="through_heads")[1] for x in (base_BTD, source_BTD))
+    passes = Passes(model, temperature, params, _targets(rows))
+    base, source = passes.heads(passes.base_RQD), passes.heads(passes.source_RQD)
 
-    def log_prob(added_LBTHh: jax.Array, x_BTD: jax.Array) -> jax.Array:
-        hidden, _ = apply(x_BTD, valid_BT, lambda out, added: out + added, added_LBTHh, method="through_heads")
-        logp_B = _log_probs(apply, temperature, hidden[:, -n:], target.base_N2T[:, -n:], target.reply_N2C)
-        return jnp.mean(logp_B)
+    def log_prob(added_LRQHh: jax.Array, x_RQD: jax.Array) -> jax.Array:
+        return jnp.mean(passes.log_probs(x_RQD, lambda out, added: out + added, added_LRQHh))
 
     def add(total: jax.Array, share: jax.Array) -> tuple[jax.Array, None]:
-        at = base_BTD + share.astype(base_BTD.dtype) * (source_BTD - base_BTD)
+        at = passes.base_RQD + share.astype(passes.base_RQD.dtype) * (passes.source_RQD - passes.base_RQD)
         return total + jax.grad(log_prob)(jnp.zeros_like(base), at) / points, None
 
     slope, _ = jax.lax.scan(add, jnp.zeros_like(base), jnp.arange(1, points + 1, dtype=jnp.float32) / points)

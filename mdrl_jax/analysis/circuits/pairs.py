@@ -128,8 +128,9 @@ def _rows(kept: Sequence[tuple[str, list[list[int]], list[list[int]]]]) -> PairR
         for which, ids in enumerate(replies):
             tokens[i, which, : len(ids)], mask[i, which, : len(ids)] = ids, 1.0
     joined = [join(*padded, tokens, mask) for padded in prompts]
+    same = int(np.argmax(np.any(prompts[0][0] != prompts[1][0], axis=0)))
     (base, real), (source, _) = ((t.reshape(n, 2, -1), v.reshape(n, 2, -1)) for t, v in joined)
-    return PairRows(base.astype(np.int32), source.astype(np.int32), real, mask)
+    return PairRows(base.astype(np.int32), source.astype(np.int32), real, mask, same)
 
 
 def answered(pairs: Pairs, margin_2N: np.ndarray, most: int) -> Pairs:

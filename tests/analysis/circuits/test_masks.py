@@ -53,8 +53,9 @@ def test_a_planted_circuit_is_found_and_nothing_else_at_every_penalty_and_from_b
 def test_activity_does_not_find_the_plants_and_attribution_does():
     params, rows = planted.params(redundant=False), planted.pairs(8, redundant=False)
     # Activity selects the distractors: so the plants are not found by it.
-    source = np.asarray(masks.head_outputs(planted.MODEL, params, rows.source_N2T[:, 0], rows.valid_N2T[:, 0]))
-    sizes = np.linalg.norm(np.einsum("lbhi,lhid->lbhd", source[:, :, -1], params["layers"]["o"]["kernel"]), axis=-1)
+    passes = masks.Passes(planted.MODEL, 1.0, params, rows)
+    source = np.asarray(passes.heads(passes.source_RQD))[:, :, -3]  # after the prompt come two replies of one token
+    sizes = np.linalg.norm(np.einsum("lbhi,lhid->lbhd", source, params["layers"]["o"]["kernel"]), axis=-1)
     active = heads(top_share_global(sizes.mean(axis=1), len(planted.NEEDED) / 12))
     assert set(planted.ACTIVE) <= active and active != planted.NEEDED
     # Every head of the circuit is needed: without one, the log-prob falls by what a slot is worth.
