@@ -87,7 +87,7 @@ def test_two_replies_that_share_a_prompt_and_its_equal_tokens_get_the_log_probs_
     source_N2T = base_N2T.copy()
     source_N2T[:, :, 4:6] = rng.integers(0, c.vocab_size, (3, 1, 2))
     valid_NT = np.arange(8) >= np.array([[0], [2], [5]])
-    mask_LH = rng.random((c.n_layers, c.n_heads)).astype(np.float32)
+    mask_LH = jnp.asarray(rng.random((c.n_layers, c.n_heads)), jnp.float32)
     rows = masks.PairRows(
         base_N2T, source_N2T, np.repeat(valid_NT[:, None], 2, axis=1), np.ones((3, 2, 2), np.float32), same
     )
