@@ -64,7 +64,7 @@ def test_a_masked_pass_equals_one_with_the_source_heads_put_in_by_hand(tiny_mode
     @jax.jit
     def masked(base_BT, source_BT, mask_LH):
         apply = lambda *args, **more: tiny.model.apply({"params": tiny.params}, *args, **more)  # noqa: E731
-        rows = Grouped(valid_BT, valid_BT.shape[1])
+        rows = Grouped(jnp.asarray(valid_BT), valid_BT.shape[1])
         _, heads = apply(apply(source_BT, method="embed"), rows, method="through_heads")
         start = apply(base_BT, method="embed")
         hidden, _ = apply(start, rows, mix, (heads, mask_LH), method="through_heads")
