@@ -204,11 +204,15 @@ def changing(attend: Attend, change: ChangeHeads | None, given: Any) -> Attend:
 
 
 def after(earlier: tuple[jax.Array, jax.Array] | None, attend: Attend) -> Attend:
-    """The same attention to keys and values of which the first are given.
+    """Attention of the last tokens of rows whose first tokens were run before.
 
     Args:
-      earlier: keys and values of the first tokens of each row [R, Ts, K, h]; None: none.
-      attend: attention whose queries may be fewer than its keys.
+      earlier: keys and values of the first tokens [R, Ts, K, h]; None: no token was run before.
+      attend: attention of the whole rows. Its queries may be those of their last tokens alone.
+
+    Returns:
+      an `Attend`: (q [R, Q, H, h], k [R, Q, K, h], v [R, Q, K, h]), of the last Q tokens -> what `attend` gives for
+      these queries, with the earlier keys and values before k and v.
     """
     if earlier is None:
         return attend

@@ -1,5 +1,6 @@
 """The outputs of attention heads: they are exposed, and a changed output is what the rest of the model sees."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -107,3 +108,8 @@ def test_two_replies_that_share_a_prompt_and_its_equal_tokens_get_the_log_probs_
     replies_B2 = flat(base_N2T)[:, 6:]
     wanted_B = np.take_along_axis(logp_BTV[:, 5:7], replies_B2[:, :, None], axis=2).sum(axis=(1, 2))
     np.testing.assert_allclose(got_N2, wanted_B.reshape(3, 2), atol=1e-5)
+    # With one reply, and for derivatives, it does not matter either how many tokens are run before.
+    score = jax.jit(lambda rows: masks.attribution(tiny.model, 0.7, 2, tiny.params, rows))
+    whole_LH = np.asarray(score(dataclasses.replace(rows, same=0)))
+    assert np.abs(whole_LH).max() > 1e-3
+    np.testing.assert_allclose(score(rows), whole_LH, atol=1e-5)

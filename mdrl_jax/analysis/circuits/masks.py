@@ -46,8 +46,8 @@ class PairRows:
       base_N2T, source_N2T: token ids of the base and of the source prompt, with the source's reply and with the base's.
       valid_N2T: True at real tokens, equal for base and source.
       reply_N2C: 1 at tokens of the replies, the last C of the T tokens.
-      same: the first tokens, so many of each row, are equal in base and source; at most T − C − 1. Masks change nothing
-        there, so they are run once.
+      same: how many tokens at the start of the rows are equal in base and source, in every pair; at most T − C − 1.
+        Masks change nothing there, so base and source share one run of these tokens.
     """
 
     base_N2T: Any
@@ -194,11 +194,12 @@ def start_logits(seeds: int, n_layers: int, n_heads: int, first_seed: int = 0) -
 
 
 class Passes:
-    """Forward passes on pairs: both replies share the run of a prompt, and base and source that of their equal tokens.
+    """Forward passes on pairs, which run nothing twice: a packed row is a prompt, followed by its one or two replies.
+
+    The first `PairRows.same` tokens are run when the object is made. A pass then runs the other Q tokens of a row.
 
     Attributes:
-      base_RQD, source_RQD: inputs of the first layer, of the Q packed tokens from the first one that differs. A packed
-        row is a prompt with its replies.
+      base_RQD, source_RQD: inputs of the first layer at these Q tokens, of the base and of the source prompts.
     """
 
     def __init__(self, model: Decoder, temperature: float, params: Any, rows: PairRows) -> None:

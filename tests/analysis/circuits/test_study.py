@@ -104,6 +104,8 @@ def test_pairs_of_a_users_file_are_aligned_and_what_is_wrong_is_named(monkeypatc
     words = made.tokenizer.convert_ids_to_tokens
     assert words(rows.base_N2T[0, 0][rows.valid_N2T[0, 0]]) == ["tom", "age", "=", "9"]
     assert words(rows.source_N2T[0, 1][rows.valid_N2T[0, 1]]) == ["ada", "age", "=", "7"]
+    equal_T = (rows.base_N2T == rows.source_N2T).all(axis=(0, 1))
+    assert equal_T[: rows.same].all() and not equal_T[rows.same]
     for text, told in (
         (15 * line, "15 counterfactual pairs are too few; circuits.block=4 needs at least 16"),
         (line.replace("tom", "nobody"), "does not know a word of the pair 'nobody age ='"),
