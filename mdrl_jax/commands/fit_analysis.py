@@ -82,7 +82,8 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
 def circuits(shapes: Shapes) -> Iterator[Job]:
     """Yields the programs of a stage `circuits-D`: the search for masks, masked passes, slopes, attribution.
 
-    Prompts and replies are assumed to be as long as the config allows.
+    Prompts and replies are assumed to be as long as the config allows, and base and source prompts to differ from
+    their first token on.
     """
     runtime, c, config = shapes.runtime, shapes.runtime.config.circuits, shapes.runtime.model.config
     model: Any = runtime.model
