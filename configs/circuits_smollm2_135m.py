@@ -41,7 +41,9 @@ def get_config(data: str = "data") -> config.Config:
     c.train.checkpoint_every = 4
     c.recover.prompts = 128
     c.analyze.split = "test"
-    c.circuits.blocks, c.circuits.block = 4, 4
-    c.circuits.penalties = (0.01, 0.03)
+    c.circuits.blocks, c.circuits.block = 4, 6
+    c.circuits.differing = 72
+    c.circuits.penalties = (0.005,)
+    c.circuits.steps, c.circuits.learning_rate = 30, 0.3
     c.circuits.tried = 8
     return c

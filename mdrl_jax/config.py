@@ -387,6 +387,8 @@ class CircuitsSection:
         base, source, base_reply and source_reply, and perhaps kind; "": the domain's own.
       blocks: blocks of pairs, each with searches of its own; at least 4. Overlaps have them as units.
       block: pairs of a block, at least 2; divisible by the mesh's data * fsdp.
+      differing: a pair is left out if its prompts have more tokens than this from the first different one on; 0: none
+        is. A pass runs these tokens for every mask, so its cost is in proportion to the longest pair's.
       loss: the loss of a search, to which the price of the heads is added. "margin": the share of the margin of all
         heads that a circuit leaves out. "log_prob": −log π of the source's reply in nats, as published.
       penalties: values of λ, the price of a head in the unit of the loss, that are tried; above 0.
@@ -394,7 +396,8 @@ class CircuitsSection:
       steps: steps of Adam of each search, at least 1.
       learning_rate: learning rate of these steps, above 0.
       seeds: searches of each block, λ and start, at least 1.
-      tried: heads that are put in or taken out on trial together, in the descent after a search, at least 1.
+      tried: heads that are put in or taken out on trial together, in the descent after a search, at least 1. If none of
+        them helps, twice as many of the next ones are tried.
       at_once: masks whose passes run together, at least 1; fewer take less memory.
       random_sets: random circuits of equal size that give the null of a faithfulness, at least 2.
       match: two scores count as matched if they differ by at most this many points; at least 0.
@@ -405,6 +408,7 @@ class CircuitsSection:
     pairs_file: str = ""
     blocks: int = 8
     block: int = 8
+    differing: int = 0
     loss: str = "margin"
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1)
     faithful: float = 0.8
@@ -838,6 +842,7 @@ def _check(config: Config) -> None:
         ("analyze.attention_logit_bytes", c.analyze.attention_logit_bytes, 1),
         ("circuits.blocks", c.circuits.blocks, 4),
         ("circuits.block", c.circuits.block, 2),
+        ("circuits.differing", c.circuits.differing, 0),
         ("circuits.steps", c.circuits.steps, 1),
         ("circuits.seeds", c.circuits.seeds, 1),
         ("circuits.tried", c.circuits.tried, 1),

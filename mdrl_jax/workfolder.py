@@ -304,6 +304,8 @@ def _target(stage: str, fields: dict[str, Any]) -> str:
 def _unused(begun: list[str], targets: bool) -> set[str]:
     """The sections of a configuration that no stage of a run has used yet; `analyze` checks its records itself.
 
+    A stage `circuits-D` has begun when its record is written; it checks the parts that it made before that.
+
     Args:
       begun: names of the stages that have begun.
       targets: whether any of them has a target, whose looks are scored as section `recover` says.
@@ -313,8 +315,11 @@ def _unused(begun: list[str], targets: bool) -> set[str]:
         unused.add("sft")
     if all(map(is_supervised, begun)):
         unused.add("train")
-    if not targets and not any(unlabelled(name).partition("-")[0] in RECOVERS for name in begun):
+    kinds = {unlabelled(name).partition("-")[0] for name in begun}
+    if not targets and not kinds & set(RECOVERS):
         unused.add("recover")
+    if "circuits" not in kinds:
+        unused.add("circuits")
     return unused
 
 

@@ -401,6 +401,11 @@ def test_what_the_stages_that_have_begun_did_not_use_may_change(tmp_path: Path):
     records.write_json(folder.root / "recovery" / "rollback-qa-cw.json", {})
     with pytest.raises(UserError, match=r"recover\.samples=4, now 3"):
         opened("sft-qa", "cw", "rollback-qa-cw", **used | {"recover": {"samples": 3}})
+    opened("sft-qa", "cw", "rollback-qa-cw", "circuits-cw", circuits={"block": 2}, **used)
+    opened("sft-qa", "cw", "rollback-qa-cw", "circuits-cw", circuits={"block": 4}, **used)
+    records.write_json(folder.root / "analysis" / "circuits-cw.json", {})
+    with pytest.raises(UserError, match=r"circuits\.block=4, now 2"):
+        opened("sft-qa", "cw", "rollback-qa-cw", "circuits-cw", circuits={"block": 2}, **used)
 
 
 def test_settings_of_recoveries_are_free_until_circuits_or_a_stage_with_a_target_begin(tmp_path: Path):

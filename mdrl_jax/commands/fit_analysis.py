@@ -94,11 +94,14 @@ def circuits(shapes: Shapes) -> Iterator[Job]:
     rows = masks.PairRows(tokens, tokens, shapes.array((n, 2, length), bool, "batch"), reply)
     heads, searches = (config.n_layers, config.n_heads), len(c.penalties) * len(masks.STARTS) * c.seeds
     start, price = shapes.array((searches, *heads), F32), shapes.array((searches,), F32)
-    tried = shapes.array((c.at_once, *heads), F32)
+    tried, mask = shapes.array((c.at_once, *heads), F32), shapes.array(heads, F32)
+    split = lambda x: shapes.array(x.shape, x.dtype, None, "batch", None, *("heads",)[: x.ndim - 4])  # noqa: E731
+    shared = jax.tree.map(split, jax.eval_shape(programs.shared, shapes.params, rows))
+    known = (shapes.array((), I32), split(jax.eval_shape(programs.outputs, shapes.params, rows, mask, shared)))
     for name, lowered, given in (
         ("circuit search", programs.search, (rows, start, price)),
-        ("masked passes", programs.log_probs, (rows, tried)),
-        ("slope at a circuit", programs.slope, (rows, shapes.array(heads, F32))),
+        ("masked passes", programs.log_probs, (rows, tried, shared, known)),
+        ("slope at a circuit", programs.slope, (rows, mask)),
         ("attribution of heads", programs.attribution, (rows,)),
     ):
         yield Job(name, lambda _, lowered=lowered, given=given: lowered.lower(shapes.params, *given))

@@ -317,13 +317,10 @@ def ifeval(row: Row) -> Fields:
       `prompt`, and `constraints`: one `{"kind": id, **arguments}` for each instruction, without the padding.
 
     Raises:
-      ValueError: if the two lists differ in length.
+      KeyError, ValueError, TypeError, AttributeError: as in `writing.listed`.
     """
-    kinds, arguments = row["instruction_id_list"], row["kwargs"]
-    if len(kinds) != len(arguments):
-        raise ValueError(f"{len(kinds)} instructions with {len(arguments)} kwargs")
-    constraints = [{"kind": kind, **writing.unpadded(given)} for kind, given in zip(kinds, arguments, strict=True)]
-    return {"prompt": row["prompt"], "constraints": constraints}
+    check = {key: row[key] for key in ("instruction_id_list", "kwargs")}
+    return {"prompt": row["prompt"], "constraints": writing.listed(check)}
 
 
 FIELDS: dict[str, Callable[[Any], Fields | list[Fields]]] = {

@@ -341,7 +341,8 @@ class Decoder(nn.Module):
         change: ChangeHeads | None = None,
         given: Any = None,
         before: Prefix | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+        known: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
         """Runs packed rows, returns the output of every head, and lets the caller change it.
 
         The output of a head is o_h, before its part of the output projection W_O. Later layers see the changed outputs.
@@ -352,10 +353,13 @@ class Decoder(nn.Module):
           change: called once a layer with the outputs of its heads and the layer's slice of `given`; None: none.
           given: a tree of arrays with a leading axis L, or None.
           before: keys and values of the first tokens of the packed rows, from `prefill`; None: x has all tokens.
+          known: (n, outputs of all layers [L, R, Q, D]). The first n layers, a scalar, are not run: their outputs are
+            these. None: all layers are run.
 
         Returns:
-          hidden states after the final norm [R, Q, D], and the outputs of the heads, after the change
-          [L, R, Q, H, h]. Both are in `dtype`; those at padding have no meaning.
+          hidden states after the final norm [R, Q, D], the outputs of the heads after the change [L, R, Q, H, h] (None
+          if layers are `known`), and the outputs of the layers [L, R, Q, D]. All are in `dtype`; those at padding have
+          no meaning.
 
         Raises:
           KeyError: if `remat` is neither "none" nor a key of `REMAT`.
@@ -363,15 +367,22 @@ class Decoder(nn.Module):
         positions_RQ = rows.positions()[:, -x_RQD.shape[1] :]
         earlier = None if before is None else (before.k_LPTKh, before.v_LPTKh)
 
-        def body(block: Block, x_RQD: jax.Array, xs: tuple[Any, Kind | None]) -> tuple[jax.Array, jax.Array]:
-            (given, earlier), kind = xs
-            attend = after(earlier, rows.attend(of_kind(self.attention, kind)))
-            return block(x_RQD, positions_RQ, changing(attend, change, given), kind=kind)
+        def body(block: Block, x_RQD: jax.Array, xs: tuple[Any, Kind | None]) -> tuple[jax.Array, Any]:
+            (given, earlier, at), kind = xs
+            attend = changing(after(earlier, rows.attend(of_kind(self.attention, kind))), change, given)
+            if at is None:
+                x_RQD, heads_RQHh = block(x_RQD, positions_RQ, attend, kind=kind)
+                return x_RQD, (heads_RQHh, x_RQD)
+            is_known, output_RQD = at
+            run = lambda block, x_RQD: block(x_RQD, positions_RQ, attend, kind=kind)[0]  # noqa: E731
+            x_RQD = nn.cond(is_known, lambda _, __: output_RQD, run, block, x_RQD)
+            return x_RQD, (None, x_RQD)
 
         if self.remat != "none":
             body = nn.remat(body, prevent_cse=False, policy=REMAT[self.remat])
-        x_RQD, heads_LRQHh = self._scan(body, x_RQD, (given, earlier))
-        return self.norm(x_RQD), heads_LRQHh
+        layers = None if known is None else (jnp.arange(self.config.n_layers) < known[0], known[1])
+        x_RQD, (heads_LRQHh, outputs_LRQD) = self._scan(body, x_RQD, (given, earlier, layers))
+        return self.norm(x_RQD), heads_LRQHh, outputs_LRQD
 
     def lm_head(self) -> jax.Array:
         """The unembedding matrix [D, V], float32.

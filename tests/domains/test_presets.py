@@ -363,7 +363,7 @@ WRONG = [
         {"question": "Q", "choices": {"text": ["x", "y"], "label": ["1", "1"]}, "answerKey": "1"},
         "labels ['1', '1'] do not name 2 options",
     ),
-    ("ifeval", {"prompt": "P", "instruction_id_list": ["a", "b"], "kwargs": [{}]}, "2 instructions with 1 kwargs"),
+    ("ifeval", {"prompt": "P", "instruction_id_list": ["a", "b"], "kwargs": [{}]}, "2 instruction ids and 1 kwargs"),
     ("longbench_write", {"prompt": "P", "length": "100"}, "of the wrong type for 'length'"),
     ("mbpp", {"text": "T", "test_list": [], "task_id": 5}, "list index out of range"),
     ("apps", {"question": "Q", "input_output": {"inputs": "abc", "outputs": "abc"}}, "inputs and outputs are no lists"),

@@ -66,9 +66,9 @@ def test_a_masked_pass_equals_one_with_the_source_heads_put_in_by_hand(tiny_mode
     def masked(base_BT, source_BT, mask_LH):
         apply = lambda *args, **more: tiny.model.apply({"params": tiny.params}, *args, **more)  # noqa: E731
         rows = Grouped(jnp.asarray(valid_BT), valid_BT.shape[1])
-        _, heads = apply(apply(source_BT, method="embed"), rows, method="through_heads")
+        _, heads, _ = apply(apply(source_BT, method="embed"), rows, method="through_heads")
         start = apply(base_BT, method="embed")
-        hidden, _ = apply(start, rows, mix, (heads, mask_LH), method="through_heads")
+        hidden, _, _ = apply(start, rows, mix, (heads, mask_LH), method="through_heads")
         return heads, apply(hidden, method="logits"), apply(base_BT, valid_BT)
 
     heads_LBTHh, got_BTV, plain_BTV = masked(base_BT, source_BT, mask_LH)
@@ -79,20 +79,25 @@ def test_a_masked_pass_equals_one_with_the_source_heads_put_in_by_hand(tiny_mode
     np.testing.assert_allclose(masked(base_BT, source_BT, 0 * mask_LH)[1][real], plain_BTV[real], atol=1e-5)
 
 
-@pytest.mark.parametrize("same", [0, 1, 4])
-def test_two_replies_that_share_a_prompt_and_its_equal_tokens_get_the_log_probs_of_whole_rows(tiny_models, same: int):
-    tiny = tiny_models["mixed"]
+def pairs_of(tiny, same: int):
+    """Three pairs of prompts of 6 tokens, of which the first 4 are equal, with two replies of 2 tokens."""
     rng, c = np.random.default_rng(1), tiny.config
     base_N2T = np.repeat(rng.integers(0, c.vocab_size, (3, 1, 8)), 2, axis=1).astype(np.int32)
     base_N2T[:, :, 6:] = rng.integers(0, c.vocab_size, (3, 2, 2))  # the replies
     source_N2T = base_N2T.copy()
     source_N2T[:, :, 4:6] = rng.integers(0, c.vocab_size, (3, 1, 2))
     valid_NT = np.arange(8) >= np.array([[0], [2], [5]])
-    mask_LH = jnp.asarray(rng.random((c.n_layers, c.n_heads)), jnp.float32)
-    rows = masks.PairRows(
-        base_N2T, source_N2T, np.repeat(valid_NT[:, None], 2, axis=1), np.ones((3, 2, 2), np.float32), same
-    )
-    got_N2 = jax.jit(lambda rows: masks.masked_log_probs(tiny.model, 0.7, tiny.params, rows, mask_LH[None]))(rows)[0]
+    valid_N2T = np.repeat(valid_NT[:, None], 2, axis=1)
+    return masks.PairRows(base_N2T, source_N2T, valid_N2T, np.ones((3, 2, 2), np.float32), same)
+
+
+@pytest.mark.parametrize("same", [0, 1, 4])
+def test_two_replies_that_share_a_prompt_and_its_equal_tokens_get_the_log_probs_of_whole_rows(tiny_models, same: int):
+    tiny, rows = tiny_models["mixed"], pairs_of(tiny_models["mixed"], same)
+    base_N2T, source_N2T, c = rows.base_N2T, rows.source_N2T, tiny.config
+    mask_LH = np.random.default_rng(2).random((c.n_layers, c.n_heads)).astype(np.float32)
+    programs = masks.build(tiny.model, 0.7, masks.Search())
+    got_N2 = masks.MaskedPasses(programs, tiny.params, rows).log_probs(mask_LH[None])[0]
 
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     valid_BT = flat(np.asarray(rows.valid_N2T))
@@ -113,3 +118,27 @@ def test_two_replies_that_share_a_prompt_and_its_equal_tokens_get_the_log_probs_
     whole_LH = np.asarray(score(dataclasses.replace(rows, same=0)))
     assert np.abs(whole_LH).max() > 1e-3
     np.testing.assert_allclose(score(rows), whole_LH, atol=1e-5)
+
+
+@pytest.mark.parametrize("same", [0, 4])
+def test_a_pass_that_differs_in_one_head_runs_the_layers_from_this_head_on(tiny_models, same: int):
+    tiny, rows = tiny_models["mixed"], pairs_of(tiny_models["mixed"], same)
+    shape = (tiny.config.n_layers, tiny.config.n_heads)
+    programs = masks.build(tiny.model, 0.7, masks.Search(at_once=3))
+    passes = masks.MaskedPasses(programs, tiny.params, rows)
+    mask_LH = np.random.default_rng(3).random(shape) < 0.5
+    heads = np.random.default_rng(4).permutation(mask_LH.size)
+    changed = masks.flipped(mask_LH, heads)
+    assert (changed != mask_LH).sum(axis=(1, 2)).tolist() == [1] * len(heads)
+    wanted_KN2 = passes.log_probs(changed)
+    np.testing.assert_allclose(passes.changes(mask_LH)(heads), wanted_KN2, atol=1e-5)
+    assert np.ptp(wanted_KN2, axis=0).max() > 1e-3  # the heads have different effects
+
+    # The layers before are not run: with NaN in their weights the pass gives the same.
+    last = shape[0] - 1
+    shared = programs.shared(tiny.params, rows)
+    known = (np.int32(last), programs.outputs(tiny.params, rows, mask_LH.astype(np.float32), shared))
+    broken = tiny.params | {"layers": jax.tree.map(lambda x: x.at[:last].set(np.nan), tiny.params["layers"])}
+    of_last = np.flatnonzero(heads // shape[1] == last)[:3]
+    masked = changed[of_last].astype(np.float32)
+    np.testing.assert_allclose(programs.log_probs(broken, rows, masked, shared, known), wanted_KN2[of_last], atol=1e-5)

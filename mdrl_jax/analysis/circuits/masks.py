@@ -25,6 +25,7 @@ import optax
 from flax import struct
 
 from mdrl_jax.model.attention import ChangeHeads
+from mdrl_jax.model.cache import Prefix
 from mdrl_jax.model.packing import Grouped
 from mdrl_jax.model.transformer import Decoder
 from mdrl_jax.parallel import distributed
@@ -57,6 +58,19 @@ class PairRows:
     same: int = struct.field(pytree_node=False, default=0)
 
 
+@struct.dataclass
+class Shared:
+    """What all masked passes of one model on the same pairs have in common.
+
+    Attributes:
+      source_LRQHh: the outputs of all heads on the source prompts.
+      before: keys and values of the first `PairRows.same` tokens; None if there are none.
+    """
+
+    source_LRQHh: jax.Array
+    before: Prefix | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Search:
     """How masks are sought.
@@ -82,7 +96,11 @@ class Programs:
       at_once: K.
       loss: one of `config.CIRCUIT_LOSSES`.
       search: (params, rows, logits [R, L, H], λ [R]) -> the masks m at the end [R, L, H].
-      log_probs: (params, rows, masks [K, L, H]) -> log π of both replies in the masked passes, in nats [K, N, 2].
+      shared: (params, rows) -> what all masked passes on these rows have in common, a `Shared`.
+      log_probs: (params, rows, masks [K, L, H], shared, known) -> log π of both replies in the masked passes, in nats
+        [K, N, 2]. `known` is (n, outputs of all layers) if the first n layers of all K passes give these outputs, or
+        None.
+      outputs: (params, rows, mask [L, H], shared) -> the outputs of all layers in the masked pass [L, R, Q, D].
       slope: (params, rows, mask [L, H]) -> the derivative of the loss by m at this mask [L, H].
       attribution: (params, rows) -> the score of each head by integrated gradients [L, H] (`attribution`).
     """
@@ -90,23 +108,11 @@ class Programs:
     at_once: int
     loss: str
     search: Callable[..., jax.Array]
+    shared: Callable[..., Shared]
     log_probs: Callable[..., jax.Array]
+    outputs: Callable[..., jax.Array]
     slope: Callable[..., jax.Array]
     attribution: Callable[..., jax.Array]
-
-    def of_masks(self, params: Any, rows: PairRows, masks_KLH: np.ndarray) -> np.ndarray:
-        """`log_probs` of any number of masks, on the host [K, N, 2].
-
-        Args:
-          params: the parameters.
-          rows: the pairs, on the devices.
-          masks_KLH: the masks, on the host. A single one runs alone; otherwise the last pass is filled up with zeros.
-        """
-        n = len(masks_KLH)
-        width = 1 if n == 1 else self.at_once
-        filled = np.pad(masks_KLH.astype(np.float32), ((0, -n % width), (0, 0), (0, 0)))
-        made = [self.log_probs(params, rows, x) for x in filled.reshape(-1, width, *filled.shape[1:])]
-        return np.concatenate(distributed.gather(made))[:n]
 
     def settle(
         self, params: Any, rows: PairRows, circuits_RLH: np.ndarray, penalty_R: np.ndarray, tried: int
@@ -114,50 +120,124 @@ class Programs:
         """Improves each of R circuits by one head at a time, until no change of a single head lowers its loss.
 
         The loss is `loss_of` + λ |C|. A round tries to put in or take out `tried` heads, those of which the derivative
-        by m promises most, and makes the best change. If none of them lowers the loss, the round tries the next ones.
+        by m promises most, and makes the best change. If none of them lowers the loss, the round tries twice as many of
+        the next ones, until all heads were tried.
 
         Args:
           params: the parameters.
           rows: the pairs, on the devices.
           circuits_RLH: where each descent begins, boolean, on the host.
           penalty_R: λ of each.
-          tried: heads that are tried together.
+          tried: heads that are tried first.
 
         Returns:
           (the circuits [R, L, H], their loss + λ |C| [R]).
         """
-        shape = circuits_RLH.shape[1:]
-        whole_1N2 = self.of_masks(params, rows, np.ones((1, *shape)))
+        passes = MaskedPasses(self, params, rows)
+        whole_1N2 = passes.log_probs(np.ones((1, *circuits_RLH.shape[1:])))
         known: dict[bytes, float] = {}  # descents from several starts meet
 
-        def losses(sets_KLH: np.ndarray) -> np.ndarray:
-            new = {s.tobytes(): s for s in sets_KLH if s.tobytes() not in known}
-            if new:
-                logp_KN2 = self.of_masks(params, rows, np.stack(list(new.values())))
-                known.update(zip(new, np.asarray(loss_of(self.loss, logp_KN2, whole_1N2), float).tolist(), strict=True))
+        def losses(sets_KLH: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            """The losses of K sets; `run` gives the log-probs of those with these indices."""
+            new = np.array([i for i, s in enumerate(sets_KLH) if s.tobytes() not in known], int)
+            if new.size:
+                found = np.asarray(loss_of(self.loss, run(new), whole_1N2), float).tolist()
+                known.update((sets_KLH[i].tobytes(), x) for i, x in zip(new, found, strict=True))
             return np.array([known[s.tobytes()] for s in sets_KLH])
 
+        def best_of(
+            circuit_LH: np.ndarray, heads_K: np.ndarray, change: Any, penalty: float
+        ) -> tuple[np.ndarray, float]:
+            changed = flipped(circuit_LH, heads_K)
+            values = losses(changed, lambda new: change(heads_K[new])) + penalty * changed.sum(axis=(1, 2))
+            best = int(values.argmin())
+            return changed[best], float(values[best])
+
         def descend(circuit_LH: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
-            value = float(losses(circuit_LH[None])[0] + penalty * circuit_LH.sum())
+            alone_1LH = circuit_LH[None]
+            value = float(losses(alone_1LH, lambda _: passes.log_probs(alone_1LH))[0] + penalty * circuit_LH.sum())
             while True:
-                flat = np.arange(circuit_LH.size)
-                if tried < flat.size:
-                    slope = distributed.gather(self.slope(params, rows, circuit_LH.astype(np.float32)))
+                heads = np.arange(circuit_LH.size)
+                if tried < heads.size:
+                    slope = distributed.gather(self.slope(params, rows, as_float(circuit_LH)))
                     promised_LH = np.where(circuit_LH, -1.0, 1.0) * (np.asarray(slope) + penalty)
-                    flat = np.argsort(promised_LH.ravel(), kind="stable")
-                for part in np.split(flat, range(tried, flat.size, tried)):
-                    changed = np.repeat(circuit_LH[None], len(part), axis=0)
-                    changed.reshape(len(part), -1)[np.arange(len(part)), part] ^= True
-                    values = losses(changed) + penalty * changed.sum(axis=(1, 2))
-                    best = int(values.argmin())
-                    if values[best] < value - LEAST_GAIN:
-                        circuit_LH, value = changed[best], float(values[best])
+                    heads = np.argsort(promised_LH.ravel(), kind="stable")
+                change, first, size = passes.changes(circuit_LH), 0, tried
+                while first < heads.size:
+                    found, reached = best_of(circuit_LH, heads[first : first + size], change, penalty)
+                    if reached < value - LEAST_GAIN:
+                        circuit_LH, value = found, reached
                         break
+                    first, size = first + size, 2 * size
                 else:
                     return circuit_LH, value
 
         ends = [descend(c, float(p)) for c, p in zip(circuits_RLH, penalty_R, strict=True)]
         return np.stack([circuit for circuit, _ in ends]), np.array([value for _, value in ends])
+
+
+class MaskedPasses:
+    """Masked passes of one model on the same pairs; what does not depend on the mask is run once."""
+
+    def __init__(self, programs: Programs, params: Any, rows: PairRows) -> None:
+        """Runs what the passes share.
+
+        Args:
+          programs: the programs of the model's decoder.
+          params: its parameters.
+          rows: the pairs, on the devices.
+        """
+        self._programs, self._given = programs, (params, rows)
+        self._shared = programs.shared(params, rows)
+
+    def log_probs(self, masks_KLH: np.ndarray) -> np.ndarray:
+        """log π of both replies with any number of masks, on the host, in nats [K, N, 2]."""
+        return self._run(masks_KLH, lambda _: None)
+
+    def changes(self, mask_LH: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Passes with a mask of which a single head is changed from 0 to 1 or from 1 to 0.
+
+        A changed head changes nothing in the layers before its own, so these are run once for all changes.
+
+        Args:
+          mask_LH: the mask, of 0 and 1.
+
+        Returns:
+          the function (indices of heads in the flat mask [K]) -> log π of both replies with each of them changed, in
+          nats [K, N, 2].
+        """
+        outputs = functools.cache(lambda: self._programs.outputs(*self._given, as_float(mask_LH), self._shared))
+
+        def run(heads_K: np.ndarray) -> np.ndarray:
+            by_layer, n_heads = np.sort(heads_K), mask_LH.shape[1]
+            first = lambda at: (np.int32(by_layer[at] // n_heads), outputs())  # noqa: E731
+            made = self._run(flipped(mask_LH, by_layer), first)
+            return made[np.searchsorted(by_layer, heads_K)]
+
+        return run
+
+    def _run(self, masks_KLH: np.ndarray, known: Callable[[int], Any]) -> np.ndarray:
+        """Passes with K masks; `known` is called with the index of the first one of those that run together."""
+        n = len(masks_KLH)
+        width = 1 if n == 1 else self._programs.at_once
+        filled = np.pad(as_float(masks_KLH), ((0, -n % width), (0, 0), (0, 0)), mode="edge")
+        made = [
+            self._programs.log_probs(*self._given, filled[at : at + width], self._shared, known(at))
+            for at in range(0, n, width)
+        ]
+        return np.concatenate(distributed.gather(made))[:n]
+
+
+def flipped(mask_LH: np.ndarray, heads_K: np.ndarray) -> np.ndarray:
+    """K copies of a mask of 0 and 1, each with one head changed [K, L, H]; heads are indices in the flat mask."""
+    out_KLH = np.repeat(mask_LH[None].astype(bool), len(heads_K), axis=0)
+    out_KLH.reshape(len(heads_K), -1)[np.arange(len(heads_K)), heads_K] ^= True
+    return out_KLH
+
+
+def as_float(mask: np.ndarray) -> np.ndarray:
+    """A mask on the host as the programs take it."""
+    return np.asarray(mask, np.float32)
 
 
 @functools.lru_cache(maxsize=2)
@@ -174,7 +254,9 @@ def build(model: Decoder, temperature: float, how: Search, points: int = 5) -> P
         how.at_once,
         how.loss,
         program("circuit_search", functools.partial(search, model, temperature, how)),
+        program("circuit_shared", functools.partial(shared_by_passes, model, temperature)),
         program("circuit_log_probs", functools.partial(masked_log_probs, model, temperature)),
+        program("circuit_outputs", functools.partial(masked_outputs, model, temperature)),
         program("circuit_slope", functools.partial(slope, model, temperature, how)),
         program("circuit_attribution", functools.partial(attribution, model, temperature, points)),
     )
@@ -202,7 +284,9 @@ class Passes:
       base_RQD, source_RQD: inputs of the first layer at these Q tokens, of the base and of the source prompts.
     """
 
-    def __init__(self, model: Decoder, temperature: float, params: Any, rows: PairRows) -> None:
+    def __init__(
+        self, model: Decoder, temperature: float, params: Any, rows: PairRows, shared: Shared | None = None
+    ) -> None:
         """Runs the tokens that base and source share.
 
         Args:
@@ -210,6 +294,7 @@ class Passes:
           temperature: of the policy.
           params: its parameters.
           rows: the pairs, each with one reply or with two.
+          shared: of these parameters and pairs, if it was made before; then these tokens are not run again.
         """
         self._apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
         self._temperature, self._shape = temperature, rows.reply_N2C.shape[:2]
@@ -218,26 +303,30 @@ class Passes:
         self._tokens_BC = flat.base_N2T[:, -n:]
         self._rows = Grouped(flat.valid_N2T, flat.valid_N2T.shape[1] - n, self._shape[1])
         base, source = (self._rows.pack(x) for x in (flat.base_N2T, flat.source_N2T))
-        self._before = None
-        if rows.same:
+        self.before = None if shared is None else shared.before
+        if rows.same and shared is None:
             valid = flat.valid_N2T[:: self._shape[1], : rows.same]
-            self._before = self._apply(base[:, : rows.same], valid, method="prefill")[1]
+            self.before = self._apply(base[:, : rows.same], valid, method="prefill")[1]
         self.base_RQD, self.source_RQD = (self._apply(x[:, rows.same :], method="embed") for x in (base, source))
 
     def heads(self, x_RQD: jax.Array) -> jax.Array:
         """The outputs of all heads [L, R, Q, H, h] from the inputs of the first layer."""
         return self._through(x_RQD)[1]
 
-    def log_probs(self, x_RQD: jax.Array, change: ChangeHeads, given: Any) -> jax.Array:
+    def outputs(self, x_RQD: jax.Array, change: ChangeHeads, given: Any) -> jax.Array:
+        """The outputs of all layers [L, R, Q, D], with outputs of heads that `change` makes."""
+        return self._through(x_RQD, change, given)[2]
+
+    def log_probs(self, x_RQD: jax.Array, change: ChangeHeads, given: Any, known: Any = None) -> jax.Array:
         """log π of the replies [N, replies of a pair], in nats, with outputs of heads that `change` makes."""
-        hidden_RQD, _ = self._through(x_RQD, change, given)
+        hidden_RQD, _, _ = self._through(x_RQD, change, given, known)
         logits_BCV = self._apply(self._rows.predicting(hidden_RQD), method="logits") / self._temperature
         chosen_BC = jnp.take_along_axis(logits_BCV, self._tokens_BC[:, :, None], axis=-1)[:, :, 0]
         logp_B = jnp.sum((chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)) * self._reply_BC, axis=1)
         return logp_B.reshape(self._shape)
 
-    def _through(self, x_RQD: jax.Array, change: Any = None, given: Any = None) -> tuple[jax.Array, jax.Array]:
-        return self._apply(x_RQD, self._rows, change, given, self._before, method="through_heads")
+    def _through(self, x_RQD: jax.Array, change: Any = None, given: Any = None, known: Any = None) -> Any:
+        return self._apply(x_RQD, self._rows, change, given, self.before, known, method="through_heads")
 
 
 def loss_of(name: str, logp_KN2: Any, whole_1N2: Any) -> Any:
@@ -267,7 +356,21 @@ def _targets(rows: PairRows) -> PairRows:
     return jax.tree.map(lambda x: x[:, :1], rows)
 
 
-def masked_log_probs(model: Decoder, temperature: float, params: Any, rows: PairRows, mask_KLH: jax.Array) -> jax.Array:
+def shared_by_passes(model: Decoder, temperature: float, params: Any, rows: PairRows) -> Shared:
+    """What all masked passes with these parameters and pairs have in common."""
+    passes = Passes(model, temperature, params, rows)
+    return Shared(jax.lax.stop_gradient(passes.heads(passes.source_RQD)), passes.before)
+
+
+def masked_log_probs(
+    model: Decoder,
+    temperature: float,
+    params: Any,
+    rows: PairRows,
+    mask_KLH: jax.Array,
+    shared: Shared,
+    known: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
     """log π of both replies of every pair, for K masks that run together.
 
     Args:
@@ -276,18 +379,24 @@ def masked_log_probs(model: Decoder, temperature: float, params: Any, rows: Pair
       params: its parameters.
       rows: the pairs.
       mask_KLH: the masks.
+      shared: of these parameters and pairs, from `shared_by_passes`.
+      known: (n, outputs of all layers [L, R, Q, D]), which the first n layers give with each of the masks; they are not
+        run. None: all layers are run.
 
     Returns:
       log-probs in nats [K, N, 2].
     """
-    return jax.vmap(_masked(model, temperature, params, rows))(mask_KLH)
+    passes = Passes(model, temperature, params, rows, shared)
+    of_mask = lambda m_LH: passes.log_probs(passes.base_RQD, mix, (shared.source_LRQHh, m_LH), known)  # noqa: E731
+    return jax.vmap(of_mask)(mask_KLH)
 
 
-def _masked(model: Decoder, temperature: float, params: Any, rows: PairRows) -> Callable[[jax.Array], jax.Array]:
-    """The function mask [L, H] -> log π of the replies of these rows [N, replies of a pair]."""
-    passes = Passes(model, temperature, params, rows)
-    source = jax.lax.stop_gradient(passes.heads(passes.source_RQD))
-    return lambda mask_LH: passes.log_probs(passes.base_RQD, mix, (source, mask_LH))
+def masked_outputs(
+    model: Decoder, temperature: float, params: Any, rows: PairRows, mask_LH: jax.Array, shared: Shared
+) -> jax.Array:
+    """The outputs of all layers in the masked pass [L, R, Q, D]; arguments as in `masked_log_probs`."""
+    passes = Passes(model, temperature, params, rows, shared)
+    return passes.outputs(passes.base_RQD, mix, (shared.source_LRQHh, mask_LH))
 
 
 def _loss(
@@ -296,7 +405,9 @@ def _loss(
     """The function mask [L, H] -> `loss_of` on these pairs."""
     if how.loss == "log_prob":  # it does not read the base's replies
         rows = _targets(rows)
-    log_probs = _masked(model, temperature, params, rows)
+    shared = shared_by_passes(model, temperature, params, rows)
+    passes = Passes(model, temperature, params, rows, shared)
+    log_probs = lambda mask_LH: passes.log_probs(passes.base_RQD, mix, (shared.source_LRQHh, mask_LH))  # noqa: E731
     whole_1N2 = log_probs(jnp.ones(shape))[None]
     return lambda mask_LH: loss_of(how.loss, log_probs(mask_LH)[None], whole_1N2)[0]
 

@@ -98,7 +98,7 @@ def _aligned(runtime: Runtime, domain: str, texts: Sequence[Counterfactual]) -> 
     longest = runtime.config.rollout.prompt_buckets[-1] + runtime.config.rollout.completion_buckets[-1]
     left_out: Counter[str] = Counter()
     kept: list[tuple[str, list[list[int]], list[list[int]]]] = []
-    unknown = runtime.tokenizer.unk_token_id
+    unknown, most = runtime.tokenizer.unk_token_id, runtime.config.circuits.differing
     for text in texts:
         ids = lambda prompt, reply: pair_ids(runtime.tokenizer, made, Problem(prompt, {}), reply, eos)  # noqa: E731
         (base, own), (source, other) = ids(text.base, text.base_reply), ids(text.source, text.source_reply)
@@ -111,12 +111,19 @@ def _aligned(runtime: Runtime, domain: str, texts: Sequence[Counterfactual]) -> 
             left_out["with equal replies"] += 1
         elif len(base) + len(own) > longest:
             left_out["too long"] += 1
+        elif 0 < most < len(base) - first_difference(base, source):
+            left_out[f"with more than {most} tokens from the first different one on"] += 1
         else:
             kept.append((text.kind, [base, source], [other, own]))
     if not kept:
         told = ", ".join(f"{n} {why}" for why, n in left_out.items())
         raise UserError(f"circuits of {domain}: no counterfactual pair can be used ({told})")
     return Pairs(_rows(kept), tuple(kind for kind, _, _ in kept), dict(left_out))
+
+
+def first_difference(base: Sequence[int], source: Sequence[int]) -> int:
+    """The index of the first token in which two prompts of one length differ; their length if they are equal."""
+    return next((i for i, (a, b) in enumerate(zip(base, source, strict=True)) if a != b), len(base))
 
 
 def _rows(kept: Sequence[tuple[str, list[list[int]], list[list[int]]]]) -> PairRows:

@@ -27,7 +27,7 @@ import numpy as np
 from mdrl_jax import records
 from mdrl_jax.analysis import samples
 from mdrl_jax.analysis.circuits import figures, masks, pairs, vulnerability
-from mdrl_jax.analysis.circuits.masks import PairRows, Search
+from mdrl_jax.analysis.circuits.masks import MaskedPasses, PairRows, Search
 from mdrl_jax.analysis.circuits.pairs import FEWEST_BLOCKS, Pairs
 from mdrl_jax.analysis.probe import build as build_probe
 from mdrl_jax.config import CircuitsSection
@@ -172,9 +172,11 @@ class Study:
 
     def _log_probs(self, params: Any, blocks: list[PairRows], masks_MKLH: np.ndarray) -> np.ndarray:
         """log π of both replies [K, M, n, 2] of M blocks of n pairs, with K masks of each block."""
-        both = zip(blocks, masks_MKLH, strict=True)
-        made = [self.programs.of_masks(params, self._put(rows), mask_KLH) for rows, mask_KLH in both]
+        made = [self._passes(params, b).log_probs(mask_KLH) for b, mask_KLH in zip(blocks, masks_MKLH, strict=True)]
         return np.stack(made, axis=1).astype(np.float64)
+
+    def _passes(self, params: Any, block: PairRows) -> MaskedPasses:
+        return MaskedPasses(self.programs, params, self._put(block))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -310,12 +312,17 @@ class Study:
                 np.concatenate([[~kept, of_base], shared])
                 for kept, of_base in zip(figures.of_previous(own), figures.of_previous(base), strict=True)
             ]
-            one = np.eye(n_heads).reshape(-1, *self.shape)
-            single, few = np.concatenate([1 - one, one]), blocks[:SINGLE_BLOCKS]
             params = self.params(name)
+            single = []
+            for block in blocks[:SINGLE_BLOCKS]:
+                passes = self._passes(params, block)
+                both = [
+                    passes.changes(whole)(np.arange(n_heads)) for whole in (np.ones(self.shape), np.zeros(self.shape))
+                ]
+                single.append(np.concatenate(both))
             return {
                 "log_probs": self._log_probs(params, blocks, np.stack(tried)).tolist(),
-                "single": self._log_probs(params, few, np.broadcast_to(single, (len(few), *single.shape))).tolist(),
+                "single": np.stack(single, axis=1).astype(np.float64).tolist(),
             }
 
         return self.part(f"effects-{name}", make, progress)

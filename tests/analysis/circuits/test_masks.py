@@ -33,7 +33,7 @@ def heads(mask_LH):
 
 def log_probs(params, rows, *sets):
     """log π of both replies with these sets of heads from the source, [sets, N, 2]."""
-    return PROGRAMS["margin"].of_masks(params, rows, np.stack([planted.on(s) for s in sets]))
+    return masks.MaskedPasses(PROGRAMS["margin"], params, rows).log_probs(np.stack([planted.on(s) for s in sets]))
 
 
 EVERY = {(layer, h) for layer in range(3) for h in range(4)}
@@ -104,7 +104,7 @@ def test_an_untrained_model_has_no_circuit():
 def brute(params, rows, loss, penalty):
     """The circuit with the least loss among all 2 ^ 12, and its loss."""
     sets = np.array(list(itertools.product((0, 1), repeat=12)), bool).reshape(-1, 3, 4)
-    logp = PROGRAMS[loss].of_masks(params, rows, sets)
+    logp = masks.MaskedPasses(PROGRAMS[loss], params, rows).log_probs(sets)
     margin = logp[:, :, 0] - logp[:, :, 1]
     whole = margin[-1]
     value = -logp[:, :, 0].mean(1) if loss == "log_prob" else np.abs(margin - whole).mean(1) / np.abs(whole).mean()

@@ -122,6 +122,17 @@ def test_pairs_of_a_users_file_are_aligned_and_what_is_wrong_is_named(monkeypatc
         pairs.check(made, "qa")
 
 
+def test_pairs_that_differ_too_early_are_left_out_and_counted(monkeypatch, tmp_path: Path):
+    file = tmp_path / "own.jsonl"
+    early = '{"base": "tom age =", "source": "ada age =", "base_reply": "7", "source_reply": "9"}\n'
+    late = '{"base": "age tom =", "source": "age ada =", "base_reply": "7", "source_reply": "9"}\n'
+    file.write_text(5 * early + 16 * late)
+    for most, left_out in ((0, {}), (3, {}), (2, {"with more than 2 tokens from the first different one on": 5})):
+        found = pairs.candidates(built(monkeypatch, pairs_file=str(file), differing=most), "qa")
+        assert found.left_out == left_out and len(found.kinds) == 21 - sum(left_out.values())
+        assert found.rows.same == (1 if left_out else 0)  # the tokens that are run once for all masks
+
+
 def test_the_command_names_a_stage_that_it_cannot_compare(tmp_path: Path):
     parsed = parse({"scored_domains": ("qa", "math"), "stages": ("qa",)})
     for stages, told in (
