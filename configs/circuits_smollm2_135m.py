@@ -45,5 +45,5 @@ def get_config(data: str = "data") -> config.Config:
     c.circuits.differing = 72
     c.circuits.penalties = (0.005,)
     c.circuits.steps, c.circuits.learning_rate = 30, 0.3
-    c.circuits.tried = 8
+    c.circuits.tried = 32
     return c

@@ -396,8 +396,8 @@ class CircuitsSection:
       steps: steps of Adam of each search, at least 1.
       learning_rate: learning rate of these steps, above 0.
       seeds: searches of each block, λ and start, at least 1.
-      tried: heads that are put in or taken out on trial together, in the descent after a search, at least 1. If none of
-        them helps, twice as many of the next ones are tried.
+      tried: heads that a round of the descent after a search puts in or takes out on trial, at least 1; those of which
+        the derivative promises most.
       at_once: masks whose passes run together, at least 1; fewer take less memory.
       random_sets: random circuits of equal size that give the null of a faithfulness, at least 2.
       match: two scores count as matched if they differ by at most this many points; at least 0.

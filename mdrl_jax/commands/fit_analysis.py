@@ -80,7 +80,8 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
 
 
 def circuits(shapes: Shapes) -> Iterator[Job]:
-    """Yields the programs of a stage `circuits-D`: the search for masks, masked passes, slopes, attribution.
+    """Yields the programs of a stage `circuits-D`: the search for masks, masked passes, derivatives by
+    the heads, attribution.
 
     Prompts and replies are assumed to be as long as the config allows, and base and source prompts to differ from
     their first token on.
@@ -101,7 +102,7 @@ def circuits(shapes: Shapes) -> Iterator[Job]:
     for name, lowered, given in (
         ("circuit search", programs.search, (rows, start, price)),
         ("masked passes", programs.log_probs, (rows, tried, shared, known)),
-        ("slope at a circuit", programs.slope, (rows, mask)),
+        ("derivatives by the heads", programs.slopes, (rows, mask, shared)),
         ("attribution of heads", programs.attribution, (rows,)),
     ):
         yield Job(name, lambda _, lowered=lowered, given=given: lowered.lower(shapes.params, *given))

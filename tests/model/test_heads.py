@@ -142,3 +142,15 @@ def test_a_pass_that_differs_in_one_head_runs_the_layers_from_this_head_on(tiny_
     of_last = np.flatnonzero(heads // shape[1] == last)[:3]
     masked = changed[of_last].astype(np.float32)
     np.testing.assert_allclose(programs.log_probs(broken, rows, masked, shared, known), wanted_KN2[of_last], atol=1e-5)
+
+
+def test_derivatives_of_each_pair_by_the_masks_are_those_of_small_changes(tiny_models):
+    tiny, rows = tiny_models["mixed"], pairs_of(tiny_models["mixed"], 4)
+    shape = (tiny.config.n_layers, tiny.config.n_heads)
+    passes = masks.MaskedPasses(masks.build(tiny.model, 0.7, masks.Search(at_once=3)), tiny.params, rows)
+    mask_LH, step = np.random.default_rng(5).uniform(0.2, 0.8, shape), 0.005
+    moved = step * np.eye(mask_LH.size).reshape(-1, *shape)
+    more, less = (passes.log_probs(mask_LH + sign * moved) for sign in (1, -1))
+    wanted_N2LH = np.moveaxis((more - less) / (2 * step), 0, -1).reshape(3, 2, *shape)
+    assert np.abs(wanted_N2LH).max() > 0.1
+    np.testing.assert_allclose(passes.slopes(mask_LH), wanted_N2LH, atol=3e-3)

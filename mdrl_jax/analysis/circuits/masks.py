@@ -101,7 +101,8 @@ class Programs:
         [K, N, 2]. `known` is (n, outputs of all layers) if the first n layers of all K passes give these outputs, or
         None.
       outputs: (params, rows, mask [L, H], shared) -> the outputs of all layers in the masked pass [L, R, Q, D].
-      slope: (params, rows, mask [L, H]) -> the derivative of the loss by m at this mask [L, H].
+      slopes: (params, rows, mask [L, H], shared) -> the derivatives of log π of both replies of each pair by the mask
+        [N, 2, L, H], at this mask.
       attribution: (params, rows) -> the score of each head by integrated gradients [L, H] (`attribution`).
     """
 
@@ -111,66 +112,67 @@ class Programs:
     shared: Callable[..., Shared]
     log_probs: Callable[..., jax.Array]
     outputs: Callable[..., jax.Array]
-    slope: Callable[..., jax.Array]
+    slopes: Callable[..., jax.Array]
     attribution: Callable[..., jax.Array]
 
     def settle(
         self, params: Any, rows: PairRows, circuits_RLH: np.ndarray, penalty_R: np.ndarray, tried: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Improves each of R circuits by one head at a time, until no change of a single head lowers its loss.
+        """Puts in and takes out single heads of each of R circuits, until none that is tried lowers its loss.
 
-        The loss is `loss_of` + λ |C|. A round tries to put in or take out `tried` heads, those of which the derivative
-        by m promises most, and makes the best change. If none of them lowers the loss, the round tries twice as many of
-        the next ones, until all heads were tried.
+        The loss is `loss_of` + λ |C|. A round tries the change of `tried` heads: those with the least loss if log π of
+        each reply were linear in m. Of the changes that lower the loss it makes the best one, or the best 2, 4, 8, …
+        together if this lowers the loss more.
 
         Args:
           params: the parameters.
           rows: the pairs, on the devices.
           circuits_RLH: where each descent begins, boolean, on the host.
           penalty_R: λ of each.
-          tried: heads that are tried first.
+          tried: heads that a round tries; L · H or more: all.
 
         Returns:
           (the circuits [R, L, H], their loss + λ |C| [R]).
         """
         passes = MaskedPasses(self, params, rows)
         whole_1N2 = passes.log_probs(np.ones((1, *circuits_RLH.shape[1:])))
-        known: dict[bytes, float] = {}  # descents from several starts meet
+        known: dict[bytes, np.ndarray] = {}  # log-probs; descents from several starts meet
 
-        def losses(sets_KLH: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-            """The losses of K sets; `run` gives the log-probs of those with these indices."""
+        def log_probs(sets_KLH: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            """Of K circuits [K, N, 2]; `run` gives those of the circuits with these indices."""
             new = np.array([i for i, s in enumerate(sets_KLH) if s.tobytes() not in known], int)
             if new.size:
-                found = np.asarray(loss_of(self.loss, run(new), whole_1N2), float).tolist()
-                known.update((sets_KLH[i].tobytes(), x) for i, x in zip(new, found, strict=True))
-            return np.array([known[s.tobytes()] for s in sets_KLH])
+                known.update((sets_KLH[i].tobytes(), logp_N2) for i, logp_N2 in zip(new, run(new), strict=True))
+            return np.stack([known[s.tobytes()] for s in sets_KLH])
 
-        def best_of(
-            circuit_LH: np.ndarray, heads_K: np.ndarray, change: Any, penalty: float
-        ) -> tuple[np.ndarray, float]:
-            changed = flipped(circuit_LH, heads_K)
-            values = losses(changed, lambda new: change(heads_K[new])) + penalty * changed.sum(axis=(1, 2))
-            best = int(values.argmin())
-            return changed[best], float(values[best])
+        def values(sets_KLH: np.ndarray, logp_KN2: np.ndarray, penalty: float) -> np.ndarray:
+            return np.asarray(loss_of(self.loss, logp_KN2, whole_1N2), float) + penalty * sets_KLH.sum(axis=(1, 2))
+
+        def promising(circuit_LH: np.ndarray, logp_N2: np.ndarray, penalty: float) -> np.ndarray:
+            heads = np.arange(circuit_LH.size)
+            if tried >= heads.size:
+                return heads
+            slope_N2H = passes.slopes(circuit_LH).reshape(*logp_N2.shape, -1)
+            linear_KN2 = logp_N2 + np.moveaxis(slope_N2H * np.where(circuit_LH, -1.0, 1.0).ravel(), -1, 0)
+            return np.argsort(values(flipped(circuit_LH, heads), linear_KN2, penalty), kind="stable")[:tried]
 
         def descend(circuit_LH: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
-            alone_1LH = circuit_LH[None]
-            value = float(losses(alone_1LH, lambda _: passes.log_probs(alone_1LH))[0] + penalty * circuit_LH.sum())
+            sets = circuit_LH[None]
+            logp = log_probs(sets, lambda _: passes.log_probs(sets))
+            (value,) = values(sets, logp, penalty)
             while True:
-                heads = np.arange(circuit_LH.size)
-                if tried < heads.size:
-                    slope = distributed.gather(self.slope(params, rows, as_float(circuit_LH)))
-                    promised_LH = np.where(circuit_LH, -1.0, 1.0) * (np.asarray(slope) + penalty)
-                    heads = np.argsort(promised_LH.ravel(), kind="stable")
-                change, first, size = passes.changes(circuit_LH), 0, tried
-                while first < heads.size:
-                    found, reached = best_of(circuit_LH, heads[first : first + size], change, penalty)
-                    if reached < value - LEAST_GAIN:
-                        circuit_LH, value = found, reached
-                        break
-                    first, size = first + size, 2 * size
-                else:
-                    return circuit_LH, value
+                heads, change = promising(circuit_LH, logp[0], penalty), passes.changes(circuit_LH)
+                sets = flipped(circuit_LH, heads)
+                of_one = values(sets, log_probs(sets, lambda new, run=change, of=heads: run(of[new])), penalty)
+                better = heads[np.argsort(of_one, kind="stable")][: int(np.sum(of_one < value - LEAST_GAIN))]
+                if not better.size:
+                    return circuit_LH, float(value)
+                sizes = 2 ** np.arange(int(np.log2(better.size)) + 1)
+                sets = circuit_LH ^ np.logical_or.accumulate(flipped(np.zeros_like(circuit_LH), better))[sizes - 1]
+                logp = log_probs(sets, lambda new, of=sets: passes.log_probs(of[new]))
+                of_all = values(sets, logp, penalty)
+                best = int(of_all.argmin())
+                circuit_LH, logp, value = sets[best], logp[[best]], of_all[best]
 
         ends = [descend(c, float(p)) for c, p in zip(circuits_RLH, penalty_R, strict=True)]
         return np.stack([circuit for circuit, _ in ends]), np.array([value for _, value in ends])
@@ -193,6 +195,10 @@ class MaskedPasses:
     def log_probs(self, masks_KLH: np.ndarray) -> np.ndarray:
         """log π of both replies with any number of masks, on the host, in nats [K, N, 2]."""
         return self._run(masks_KLH, lambda _: None)
+
+    def slopes(self, mask_LH: np.ndarray) -> np.ndarray:
+        """The derivatives of log π of both replies of each pair by the mask, on the host [N, 2, L, H]."""
+        return np.asarray(distributed.gather(self._programs.slopes(*self._given, as_float(mask_LH), self._shared)))
 
     def changes(self, mask_LH: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Passes with a mask of which a single head is changed from 0 to 1 or from 1 to 0.
@@ -257,15 +263,16 @@ def build(model: Decoder, temperature: float, how: Search, points: int = 5) -> P
         program("circuit_shared", functools.partial(shared_by_passes, model, temperature)),
         program("circuit_log_probs", functools.partial(masked_log_probs, model, temperature)),
         program("circuit_outputs", functools.partial(masked_outputs, model, temperature)),
-        program("circuit_slope", functools.partial(slope, model, temperature, how)),
+        program("circuit_slopes", functools.partial(slopes, model, temperature)),
         program("circuit_attribution", functools.partial(attribution, model, temperature, points)),
     )
 
 
 def mix(out_RQHh: jax.Array, given: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """(1 − m_h) · a_h + m_h · a_h(source) of one layer; `given` is (source outputs [R, Q, H, h], m [H])."""
+    """(1 − m_h) · a_h + m_h · a_h(source) of one layer; `given` is (source outputs [R, Q, H, h], m [H] or [R, H])."""
     source_RQHh, mask_H = given
-    return out_RQHh + mask_H[None, None, :, None].astype(out_RQHh.dtype) * (source_RQHh - out_RQHh)
+    m_R1H1 = mask_H.reshape(-1, 1, out_RQHh.shape[2], 1).astype(out_RQHh.dtype)
+    return out_RQHh + m_R1H1 * (source_RQHh - out_RQHh)
 
 
 def start_logits(seeds: int, n_layers: int, n_heads: int, first_seed: int = 0) -> np.ndarray:
@@ -412,23 +419,28 @@ def _loss(
     return lambda mask_LH: loss_of(how.loss, log_probs(mask_LH)[None], whole_1N2)[0]
 
 
-def slope(
-    model: Decoder, temperature: float, how: Search, params: Any, rows: PairRows, mask_LH: jax.Array
+def slopes(
+    model: Decoder, temperature: float, params: Any, rows: PairRows, mask_LH: jax.Array, shared: Shared
 ) -> jax.Array:
-    """The derivative of the loss by the mask of each head, at a mask.
+    """The derivatives of log π of both replies of each pair by the mask of each head, at a mask.
 
     Args:
       model: the decoder.
       temperature: of the policy.
-      how: the search.
       params: the parameters.
       rows: the pairs.
       mask_LH: the mask.
+      shared: of these parameters and pairs, from `shared_by_passes`.
 
     Returns:
-      the derivative without the price of the heads [L, H].
+      the derivatives in nats [N, 2, L, H].
     """
-    return jax.grad(_loss(model, temperature, how, params, rows, mask_LH.shape))(mask_LH)
+    passes = Passes(model, temperature, params, rows, shared)
+    of_masks = lambda m_LNH: passes.log_probs(passes.base_RQD, mix, (shared.source_LRQHh, m_LNH))  # noqa: E731
+    # With a mask for each pair, one backward pass gives the derivatives of all pairs.
+    logp_N2, back = jax.vjp(of_masks, jnp.repeat(mask_LH[:, None], len(rows.reply_N2C), axis=1))
+    of_reply = [back(jnp.zeros_like(logp_N2).at[:, which].set(1.0))[0] for which in range(2)]
+    return jnp.stack(of_reply).transpose(2, 0, 1, 3)
 
 
 def search(
