@@ -388,7 +388,7 @@ class CircuitsSection:
       blocks: blocks of pairs, each with searches of its own; at least 4. Overlaps have them as units.
       block: pairs of a block, at least 2; divisible by the mesh's data * fsdp.
       differing: a pair is left out if its prompts have more tokens than this from the first different one on; 0: none
-        is. A pass runs these tokens for every mask, so its cost is in proportion to the longest pair's.
+        is. For every mask, a pass runs as many prompt tokens of all pairs as the pair has that differs earliest.
       loss: the loss of a search, to which the price of the heads is added. "margin": the share of the margin of all
         heads that a circuit leaves out. "log_prob": −log π of the source's reply in nats, as published.
       penalties: values of λ, the price of a head in the unit of the loss, that are tried; above 0.

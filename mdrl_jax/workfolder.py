@@ -139,9 +139,10 @@ class WorkFolder:
 
         The stages that have begun, and every setting that they used, must be the same, so one folder never mixes two
         experiments. Stages that have not begun may change, and so may their overrides and the sections that only they
-        use: `sft`, `train` or `recover`. The fields in `FREE` and those of section `analyze` may always change. An
-        earlier `config.json` is replaced by one with the present configuration, package versions and devices. The root
-        is created if needed, and half-written records of a killed run are removed. All processes must call it.
+        use: `sft`, `train`, `recover` or `circuits`. The fields in `FREE` and those of section `analyze` may always
+        change. An earlier `config.json` is replaced by one with the present configuration, package versions and
+        devices. The root is created if needed, and half-written records of a killed run are removed. All processes must
+        call it.
 
         Args:
           config: the whole configuration, parsed.
@@ -268,7 +269,8 @@ class WorkFolder:
                 f"{self.root} holds a run that has begun the stages {begun}, now {stages_now}: a run may only be "
                 "continued with other stages after these; name a new work folder or undo the change"
             )
-        unused = _unused(begun, any(_target(name, old) for name in begun))
+        compared = any(self.root.glob("analysis/circuits-*.json"))
+        unused = _unused(begun, any(_target(name, old) for name in begun), compared)
         for name in sorted(old.keys() | new.keys()):
             of_new_stage = name.startswith("stage_overrides.") and name.split(".")[1] not in begun
             if name in FREE or name.partition(".")[0] in unused or of_new_stage:
@@ -301,14 +303,13 @@ def _target(stage: str, fields: dict[str, Any]) -> str:
     return fields.get(f"stage_overrides.{stage}.target", fields.get(f"{section}.target", ""))
 
 
-def _unused(begun: list[str], targets: bool) -> set[str]:
+def _unused(begun: list[str], targets: bool, compared: bool) -> set[str]:
     """The sections of a configuration that no stage of a run has used yet; `analyze` checks its records itself.
-
-    A stage `circuits-D` has begun when its record is written; it checks the parts that it made before that.
 
     Args:
       begun: names of the stages that have begun.
       targets: whether any of them has a target, whose looks are scored as section `recover` says.
+      compared: whether there is a record of circuits; the parts that are made before it have their own check.
     """
     unused = {"analyze"}
     if not any(map(is_supervised, begun)):
@@ -318,7 +319,7 @@ def _unused(begun: list[str], targets: bool) -> set[str]:
     kinds = {unlabelled(name).partition("-")[0] for name in begun}
     if not targets and not kinds & set(RECOVERS):
         unused.add("recover")
-    if "circuits" not in kinds:
+    if not compared:
         unused.add("circuits")
     return unused
 

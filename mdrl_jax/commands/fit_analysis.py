@@ -80,8 +80,10 @@ def analysis(shapes: Shapes, stages: int) -> Iterator[Job]:
 
 
 def circuits(shapes: Shapes) -> Iterator[Job]:
-    """Yields the programs of a stage `circuits-D`: the search for masks, masked passes, derivatives by
-    the heads, attribution.
+    """Yields the largest programs of a stage `circuits-D`: search, masked passes, derivatives, attribution.
+
+    The time of masked passes is that of passes through all layers, which those that differ from another one in a later
+    head do not run.
 
     Prompts and replies are assumed to be as long as the config allows, and base and source prompts to differ from
     their first token on.
@@ -98,10 +100,10 @@ def circuits(shapes: Shapes) -> Iterator[Job]:
     tried, mask = shapes.array((c.at_once, *heads), F32), shapes.array(heads, F32)
     split = lambda x: shapes.array(x.shape, x.dtype, None, "batch", None, *("heads",)[: x.ndim - 4])  # noqa: E731
     shared = jax.tree.map(split, jax.eval_shape(programs.shared, shapes.params, rows))
-    known = (shapes.array((), I32), split(jax.eval_shape(programs.outputs, shapes.params, rows, mask, shared)))
+    like = (split(jax.eval_shape(programs.inputs, shapes.params, rows, mask, shared)), shapes.array((), I32))
     for name, lowered, given in (
         ("circuit search", programs.search, (rows, start, price)),
-        ("masked passes", programs.log_probs, (rows, tried, shared, known)),
+        ("masked passes", programs.log_probs, (rows, tried, shared, like)),
         ("derivatives by the heads", programs.slopes, (rows, mask, shared)),
         ("attribution of heads", programs.attribution, (rows,)),
     ):

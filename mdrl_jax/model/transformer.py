@@ -341,25 +341,25 @@ class Decoder(nn.Module):
         change: ChangeHeads | None = None,
         given: Any = None,
         before: Prefix | None = None,
-        known: tuple[jax.Array, jax.Array] | None = None,
+        first: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
         """Runs packed rows, returns the output of every head, and lets the caller change it.
 
         The output of a head is o_h, before its part of the output projection W_O. Later layers see the changed outputs.
 
         Args:
-          x_RQD: the input of the first layer, from `embed`, of the tokens from `Grouped.pack` that `before` lacks.
+          x_RQD: the input of layer `first`, of the tokens from `Grouped.pack` that `before` lacks; that of layer 0 is
+            from `embed`.
           rows: how the whole rows are packed.
           change: called once a layer with the outputs of its heads and the layer's slice of `given`; None: none.
           given: a tree of arrays with a leading axis L, or None.
           before: keys and values of the first tokens of the packed rows, from `prefill`; None: x has all tokens.
-          known: (n, outputs of all layers [L, R, Q, D]). The first n layers, a scalar, are not run: their outputs are
-            these. None: all layers are run.
+          first: index of the first layer that is run, a scalar; None: layer 0.
 
         Returns:
           hidden states after the final norm [R, Q, D], the outputs of the heads after the change [L, R, Q, H, h] (None
-          if layers are `known`), and the outputs of the layers [L, R, Q, D]. All are in `dtype`; those at padding have
-          no meaning.
+          if `first` is given), and the inputs of the layers [L, R, Q, D]. All are in `dtype`; those at padding have no
+          meaning.
 
         Raises:
           KeyError: if `remat` is neither "none" nor a key of `REMAT`.
@@ -368,21 +368,20 @@ class Decoder(nn.Module):
         earlier = None if before is None else (before.k_LPTKh, before.v_LPTKh)
 
         def body(block: Block, x_RQD: jax.Array, xs: tuple[Any, Kind | None]) -> tuple[jax.Array, Any]:
-            (given, earlier, at), kind = xs
+            (given, earlier, runs), kind = xs
             attend = changing(after(earlier, rows.attend(of_kind(self.attention, kind))), change, given)
-            if at is None:
-                x_RQD, heads_RQHh = block(x_RQD, positions_RQ, attend, kind=kind)
-                return x_RQD, (heads_RQHh, x_RQD)
-            is_known, output_RQD = at
-            run = lambda block, x_RQD: block(x_RQD, positions_RQ, attend, kind=kind)[0]  # noqa: E731
-            x_RQD = nn.cond(is_known, lambda _, __: output_RQD, run, block, x_RQD)
-            return x_RQD, (None, x_RQD)
+            run = lambda block, x_RQD: block(x_RQD, positions_RQ, attend, kind=kind)  # noqa: E731
+            if runs is None:
+                out_RQD, heads_RQHh = run(block, x_RQD)
+                return out_RQD, (heads_RQHh, x_RQD)
+            out_RQD = nn.cond(runs, lambda block, x_RQD: run(block, x_RQD)[0], lambda _, x_RQD: x_RQD, block, x_RQD)
+            return out_RQD, (None, x_RQD)
 
         if self.remat != "none":
             body = nn.remat(body, prevent_cse=False, policy=REMAT[self.remat])
-        layers = None if known is None else (jnp.arange(self.config.n_layers) < known[0], known[1])
-        x_RQD, (heads_LRQHh, outputs_LRQD) = self._scan(body, x_RQD, (given, earlier, layers))
-        return self.norm(x_RQD), heads_LRQHh, outputs_LRQD
+        runs = None if first is None else jnp.arange(self.config.n_layers) >= first
+        x_RQD, (heads_LRQHh, inputs_LRQD) = self._scan(body, x_RQD, (given, earlier, runs))
+        return self.norm(x_RQD), heads_LRQHh, inputs_LRQD
 
     def lm_head(self) -> jax.Array:
         """The unembedding matrix [D, V], float32.

@@ -120,11 +120,11 @@ def test_two_replies_that_share_a_prompt_and_its_equal_tokens_get_the_log_probs_
     np.testing.assert_allclose(score(rows), whole_LH, atol=1e-5)
 
 
-@pytest.mark.parametrize("same", [0, 4])
-def test_a_pass_that_differs_in_one_head_runs_the_layers_from_this_head_on(tiny_models, same: int):
+@pytest.mark.parametrize("same, remat", [(0, "none"), (4, "none"), (4, "dots")])
+def test_a_pass_that_differs_in_one_head_runs_the_layers_from_this_head_on(tiny_models, same: int, remat: str):
     tiny, rows = tiny_models["mixed"], pairs_of(tiny_models["mixed"], same)
     shape = (tiny.config.n_layers, tiny.config.n_heads)
-    programs = masks.build(tiny.model, 0.7, masks.Search(at_once=3))
+    programs = masks.build(tiny.model.clone(remat=remat), 0.7, masks.Search(at_once=3))
     passes = masks.MaskedPasses(programs, tiny.params, rows)
     mask_LH = np.random.default_rng(3).random(shape) < 0.5
     heads = np.random.default_rng(4).permutation(mask_LH.size)
@@ -134,14 +134,15 @@ def test_a_pass_that_differs_in_one_head_runs_the_layers_from_this_head_on(tiny_
     np.testing.assert_allclose(passes.changes(mask_LH)(heads), wanted_KN2, atol=1e-5)
     assert np.ptp(wanted_KN2, axis=0).max() > 1e-3  # the heads have different effects
 
-    # The layers before are not run: with NaN in their weights the pass gives the same.
+    # The layers before are not used: with NaN in their weights the pass gives the same. A branch skips them.
     last = shape[0] - 1
     shared = programs.shared(tiny.params, rows)
-    known = (np.int32(last), programs.outputs(tiny.params, rows, mask_LH.astype(np.float32), shared))
+    like = (programs.inputs(tiny.params, rows, mask_LH.astype(np.float32), shared), np.int32(last))
     broken = tiny.params | {"layers": jax.tree.map(lambda x: x.at[:last].set(np.nan), tiny.params["layers"])}
     of_last = np.flatnonzero(heads // shape[1] == last)[:3]
     masked = changed[of_last].astype(np.float32)
-    np.testing.assert_allclose(programs.log_probs(broken, rows, masked, shared, known), wanted_KN2[of_last], atol=1e-5)
+    np.testing.assert_allclose(programs.log_probs(broken, rows, masked, shared, like), wanted_KN2[of_last], atol=1e-5)
+    assert "stablehlo.case" in programs.log_probs.lower(broken, rows, masked, shared, like).as_text()
 
 
 def test_derivatives_of_each_pair_by_the_masks_are_those_of_small_changes(tiny_models):

@@ -495,6 +495,17 @@ def test_a_distillation_has_a_pass_of_its_teachers_and_a_step_with_what_they_say
             jobs[name].lower(jobs[name].size)
 
 
+def test_the_programs_of_circuits_are_lowered():
+    stages = ("code", "sft-code", "circuits-code")
+    changes = {"stages": stages, "stage_overrides": {"sft-code": {"start": "base"}}, "circuits": {"block": 4}}
+    built, _ = fit.abstract_runtime(config.parse(settings(**changes)), jax.devices())
+    made = resolve_stages(built.config, built.config.scored_domains)
+    jobs = {j.name: j for j in fit.jobs(fit.Shapes(built), made, False)}
+    with jax.set_mesh(built.mesh):
+        for name in ("circuit search", "masked passes", "derivatives by the heads", "attribution of heads"):
+            jobs[name].lower(jobs[name].size)
+
+
 def test_supervised_stages_have_their_largest_step_and_the_scores_of_their_targets():
     small = {"batch_size": 64, "length": 30}
     overrides = {"sft-code": small, "sft": {"batch_size": 96, "grad_accum_steps": 2, "length": 28}}

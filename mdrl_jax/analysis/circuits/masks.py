@@ -7,8 +7,7 @@ same model with the reply y appended. In the masked pass on (x, y) the output of
 
 at every token, with a_h the output in the masked pass itself, so that a head sees what the masks changed in the layers
 before it [chosen]. The search minimises a loss (`loss_of`) plus λ Σ m_h, with m = sigmoid(logit / τ) and τ annealed
-geometrically. It ends with the heads of m > 0.5. From there `settle` puts in or takes out single heads until none of
-them lowers the loss.
+geometrically. It ends with the heads of m > 0.5. From there `settle` puts in and takes out heads that lower the loss.
 
 Functions here are of arrays. N pairs make rows [N, 2]: first the source's reply, then the base's. A mask is [L, H].
 """
@@ -97,10 +96,9 @@ class Programs:
       loss: one of `config.CIRCUIT_LOSSES`.
       search: (params, rows, logits [R, L, H], λ [R]) -> the masks m at the end [R, L, H].
       shared: (params, rows) -> what all masked passes on these rows have in common, a `Shared`.
-      log_probs: (params, rows, masks [K, L, H], shared, known) -> log π of both replies in the masked passes, in nats
-        [K, N, 2]. `known` is (n, outputs of all layers) if the first n layers of all K passes give these outputs, or
-        None.
-      outputs: (params, rows, mask [L, H], shared) -> the outputs of all layers in the masked pass [L, R, Q, D].
+      log_probs: (params, rows, masks [K, L, H], shared, like) -> log π of both replies in the masked passes, in nats
+        [K, N, 2] (`masked_log_probs`).
+      inputs: (params, rows, mask [L, H], shared) -> the inputs of all layers in the masked pass [L, R, Q, D].
       slopes: (params, rows, mask [L, H], shared) -> the derivatives of log π of both replies of each pair by the mask
         [N, 2, L, H], at this mask.
       attribution: (params, rows) -> the score of each head by integrated gradients [L, H] (`attribution`).
@@ -111,18 +109,19 @@ class Programs:
     search: Callable[..., jax.Array]
     shared: Callable[..., Shared]
     log_probs: Callable[..., jax.Array]
-    outputs: Callable[..., jax.Array]
+    inputs: Callable[..., jax.Array]
     slopes: Callable[..., jax.Array]
     attribution: Callable[..., jax.Array]
 
     def settle(
         self, params: Any, rows: PairRows, circuits_RLH: np.ndarray, penalty_R: np.ndarray, tried: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Puts in and takes out single heads of each of R circuits, until none that is tried lowers its loss.
+        """Puts heads into each of R circuits and takes heads out, until no single change that is tried lowers its loss.
 
-        The loss is `loss_of` + λ |C|. A round tries the change of `tried` heads: those with the least loss if log π of
-        each reply were linear in m. Of the changes that lower the loss it makes the best one, or the best 2, 4, 8, …
-        together if this lowers the loss more.
+        The loss is `loss_of` + λ |C|. A round tries the change of `tried` heads: those whose change would give the
+        least loss if log π of each reply were linear in m. Of the changes that lower the loss it makes the best 1, 2,
+        4, … together, whichever number of them gives the least loss. The descent ends with the first round in which
+        none lowers it; other heads are not tried then.
 
         Args:
           params: the parameters.
@@ -135,15 +134,17 @@ class Programs:
           (the circuits [R, L, H], their loss + λ |C| [R]).
         """
         passes = MaskedPasses(self, params, rows)
-        whole_1N2 = passes.log_probs(np.ones((1, *circuits_RLH.shape[1:])))
-        known: dict[bytes, np.ndarray] = {}  # log-probs; descents from several starts meet
+        slopes = functools.cache(lambda circuit: passes.slopes(np.frombuffer(circuit, bool).reshape(shape)))
+        shape = circuits_RLH.shape[1:]
+        whole_1N2 = passes.log_probs(np.ones((1, *shape)))
+        seen: dict[bytes, np.ndarray] = {}  # log-probs; descents from several starts meet
 
         def log_probs(sets_KLH: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
             """Of K circuits [K, N, 2]; `run` gives those of the circuits with these indices."""
-            new = np.array([i for i, s in enumerate(sets_KLH) if s.tobytes() not in known], int)
+            new = np.array([i for i, s in enumerate(sets_KLH) if s.tobytes() not in seen], int)
             if new.size:
-                known.update((sets_KLH[i].tobytes(), logp_N2) for i, logp_N2 in zip(new, run(new), strict=True))
-            return np.stack([known[s.tobytes()] for s in sets_KLH])
+                seen.update((sets_KLH[i].tobytes(), logp_N2) for i, logp_N2 in zip(new, run(new), strict=True))
+            return np.stack([seen[s.tobytes()] for s in sets_KLH])
 
         def values(sets_KLH: np.ndarray, logp_KN2: np.ndarray, penalty: float) -> np.ndarray:
             return np.asarray(loss_of(self.loss, logp_KN2, whole_1N2), float) + penalty * sets_KLH.sum(axis=(1, 2))
@@ -152,7 +153,7 @@ class Programs:
             heads = np.arange(circuit_LH.size)
             if tried >= heads.size:
                 return heads
-            slope_N2H = passes.slopes(circuit_LH).reshape(*logp_N2.shape, -1)
+            slope_N2H = slopes(circuit_LH.tobytes()).reshape(*logp_N2.shape, -1)
             linear_KN2 = logp_N2 + np.moveaxis(slope_N2H * np.where(circuit_LH, -1.0, 1.0).ravel(), -1, 0)
             return np.argsort(values(flipped(circuit_LH, heads), linear_KN2, penalty), kind="stable")[:tried]
 
@@ -194,7 +195,7 @@ class MaskedPasses:
 
     def log_probs(self, masks_KLH: np.ndarray) -> np.ndarray:
         """log π of both replies with any number of masks, on the host, in nats [K, N, 2]."""
-        return self._run(masks_KLH, lambda _: None)
+        return self._run(masks_KLH)
 
     def slopes(self, mask_LH: np.ndarray) -> np.ndarray:
         """The derivatives of log π of both replies of each pair by the mask, on the host [N, 2, L, H]."""
@@ -203,7 +204,8 @@ class MaskedPasses:
     def changes(self, mask_LH: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Passes with a mask of which a single head is changed from 0 to 1 or from 1 to 0.
 
-        A changed head changes nothing in the layers before its own, so these are run once for all changes.
+        A changed head changes nothing in the layers before its own, so these are run once for all changes. Passes that
+        run together begin at the earliest layer of their heads.
 
         Args:
           mask_LH: the mask, of 0 and 1.
@@ -212,23 +214,23 @@ class MaskedPasses:
           the function (indices of heads in the flat mask [K]) -> log π of both replies with each of them changed, in
           nats [K, N, 2].
         """
-        outputs = functools.cache(lambda: self._programs.outputs(*self._given, as_float(mask_LH), self._shared))
+        inputs = functools.cache(lambda: self._programs.inputs(*self._given, as_float(mask_LH), self._shared))
 
         def run(heads_K: np.ndarray) -> np.ndarray:
             by_layer, n_heads = np.sort(heads_K), mask_LH.shape[1]
-            first = lambda at: (np.int32(by_layer[at] // n_heads), outputs())  # noqa: E731
-            made = self._run(flipped(mask_LH, by_layer), first)
+            like = lambda at: (inputs(), np.int32(by_layer[at] // n_heads))  # noqa: E731
+            made = self._run(flipped(mask_LH, by_layer), like)
             return made[np.searchsorted(by_layer, heads_K)]
 
         return run
 
-    def _run(self, masks_KLH: np.ndarray, known: Callable[[int], Any]) -> np.ndarray:
-        """Passes with K masks; `known` is called with the index of the first one of those that run together."""
+    def _run(self, masks_KLH: np.ndarray, like: Callable[[int], Any] | None = None) -> np.ndarray:
+        """Passes with K masks; `like` makes an argument from the index of the first one of those that run together."""
         n = len(masks_KLH)
-        width = 1 if n == 1 else self._programs.at_once
+        width = 1 if n == 1 and like is None else self._programs.at_once
         filled = np.pad(as_float(masks_KLH), ((0, -n % width), (0, 0), (0, 0)), mode="edge")
         made = [
-            self._programs.log_probs(*self._given, filled[at : at + width], self._shared, known(at))
+            self._programs.log_probs(*self._given, filled[at : at + width], self._shared, like and like(at))
             for at in range(0, n, width)
         ]
         return np.concatenate(distributed.gather(made))[:n]
@@ -262,7 +264,7 @@ def build(model: Decoder, temperature: float, how: Search, points: int = 5) -> P
         program("circuit_search", functools.partial(search, model, temperature, how)),
         program("circuit_shared", functools.partial(shared_by_passes, model, temperature)),
         program("circuit_log_probs", functools.partial(masked_log_probs, model, temperature)),
-        program("circuit_outputs", functools.partial(masked_outputs, model, temperature)),
+        program("circuit_inputs", functools.partial(masked_inputs, model, temperature)),
         program("circuit_slopes", functools.partial(slopes, model, temperature)),
         program("circuit_attribution", functools.partial(attribution, model, temperature, points)),
     )
@@ -285,23 +287,25 @@ def start_logits(seeds: int, n_layers: int, n_heads: int, first_seed: int = 0) -
 class Passes:
     """Forward passes on pairs, which run nothing twice: a packed row is a prompt, followed by its one or two replies.
 
-    The first `PairRows.same` tokens are run when the object is made. A pass then runs the other Q tokens of a row.
+    The first `PairRows.same` tokens are run when the object is made, unless `shared` has them. A pass then runs the
+    other Q tokens of a row.
 
     Attributes:
+      before: keys and values of the first `PairRows.same` tokens; None if there are none.
       base_RQD, source_RQD: inputs of the first layer at these Q tokens, of the base and of the source prompts.
     """
 
     def __init__(
         self, model: Decoder, temperature: float, params: Any, rows: PairRows, shared: Shared | None = None
     ) -> None:
-        """Runs the tokens that base and source share.
+        """Embeds the tokens; without `shared` it also runs those that base and source share.
 
         Args:
           model: the decoder.
           temperature: of the policy.
           params: its parameters.
           rows: the pairs, each with one reply or with two.
-          shared: of these parameters and pairs, if it was made before; then these tokens are not run again.
+          shared: of these parameters and pairs, if it was made before.
         """
         self._apply = cast(Callable[..., Any], functools.partial(model.apply, {"params": params}))
         self._temperature, self._shape = temperature, rows.reply_N2C.shape[:2]
@@ -320,20 +324,23 @@ class Passes:
         """The outputs of all heads [L, R, Q, H, h] from the inputs of the first layer."""
         return self._through(x_RQD)[1]
 
-    def outputs(self, x_RQD: jax.Array, change: ChangeHeads, given: Any) -> jax.Array:
-        """The outputs of all layers [L, R, Q, D], with outputs of heads that `change` makes."""
+    def inputs(self, x_RQD: jax.Array, change: ChangeHeads, given: Any) -> jax.Array:
+        """The inputs of all layers [L, R, Q, D], with outputs of heads that `change` makes."""
         return self._through(x_RQD, change, given)[2]
 
-    def log_probs(self, x_RQD: jax.Array, change: ChangeHeads, given: Any, known: Any = None) -> jax.Array:
-        """log π of the replies [N, replies of a pair], in nats, with outputs of heads that `change` makes."""
-        hidden_RQD, _, _ = self._through(x_RQD, change, given, known)
+    def log_probs(self, x_RQD: jax.Array, change: ChangeHeads, given: Any, first: Any = None) -> jax.Array:
+        """log π of the replies [N, replies of a pair], in nats, with outputs of heads that `change` makes.
+
+        x_RQD is the input of layer `first`, the first one that is run; None: layer 0.
+        """
+        hidden_RQD, _, _ = self._through(x_RQD, change, given, first)
         logits_BCV = self._apply(self._rows.predicting(hidden_RQD), method="logits") / self._temperature
         chosen_BC = jnp.take_along_axis(logits_BCV, self._tokens_BC[:, :, None], axis=-1)[:, :, 0]
         logp_B = jnp.sum((chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)) * self._reply_BC, axis=1)
         return logp_B.reshape(self._shape)
 
-    def _through(self, x_RQD: jax.Array, change: Any = None, given: Any = None, known: Any = None) -> Any:
-        return self._apply(x_RQD, self._rows, change, given, self.before, known, method="through_heads")
+    def _through(self, x_RQD: jax.Array, change: Any = None, given: Any = None, first: Any = None) -> Any:
+        return self._apply(x_RQD, self._rows, change, given, self.before, first, method="through_heads")
 
 
 def loss_of(name: str, logp_KN2: Any, whole_1N2: Any) -> Any:
@@ -376,7 +383,7 @@ def masked_log_probs(
     rows: PairRows,
     mask_KLH: jax.Array,
     shared: Shared,
-    known: tuple[jax.Array, jax.Array] | None = None,
+    like: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """log π of both replies of every pair, for K masks that run together.
 
@@ -387,23 +394,24 @@ def masked_log_probs(
       rows: the pairs.
       mask_KLH: the masks.
       shared: of these parameters and pairs, from `shared_by_passes`.
-      known: (n, outputs of all layers [L, R, Q, D]), which the first n layers give with each of the masks; they are not
-        run. None: all layers are run.
+      like: (the inputs of all layers with another mask [L, R, Q, D], index of the first layer in which any of the masks
+        differs from it). Earlier layers are not run. None: all layers are run.
 
     Returns:
       log-probs in nats [K, N, 2].
     """
     passes = Passes(model, temperature, params, rows, shared)
-    of_mask = lambda m_LH: passes.log_probs(passes.base_RQD, mix, (shared.source_LRQHh, m_LH), known)  # noqa: E731
+    x_RQD, first = (passes.base_RQD, None) if like is None else (like[0][like[1]], like[1])
+    of_mask = lambda mask_LH: passes.log_probs(x_RQD, mix, (shared.source_LRQHh, mask_LH), first)  # noqa: E731
     return jax.vmap(of_mask)(mask_KLH)
 
 
-def masked_outputs(
+def masked_inputs(
     model: Decoder, temperature: float, params: Any, rows: PairRows, mask_LH: jax.Array, shared: Shared
 ) -> jax.Array:
-    """The outputs of all layers in the masked pass [L, R, Q, D]; arguments as in `masked_log_probs`."""
+    """The inputs of all layers in the masked pass [L, R, Q, D]; arguments as in `masked_log_probs`."""
     passes = Passes(model, temperature, params, rows, shared)
-    return passes.outputs(passes.base_RQD, mix, (shared.source_LRQHh, mask_LH))
+    return passes.inputs(passes.base_RQD, mix, (shared.source_LRQHh, mask_LH))
 
 
 def _loss(
@@ -412,9 +420,9 @@ def _loss(
     """The function mask [L, H] -> `loss_of` on these pairs."""
     if how.loss == "log_prob":  # it does not read the base's replies
         rows = _targets(rows)
-    shared = shared_by_passes(model, temperature, params, rows)
-    passes = Passes(model, temperature, params, rows, shared)
-    log_probs = lambda mask_LH: passes.log_probs(passes.base_RQD, mix, (shared.source_LRQHh, mask_LH))  # noqa: E731
+    passes = Passes(model, temperature, params, rows)
+    source = jax.lax.stop_gradient(passes.heads(passes.source_RQD))
+    log_probs = lambda mask_LH: passes.log_probs(passes.base_RQD, mix, (source, mask_LH))  # noqa: E731
     whole_1N2 = log_probs(jnp.ones(shape))[None]
     return lambda mask_LH: loss_of(how.loss, log_probs(mask_LH)[None], whole_1N2)[0]
 
@@ -436,7 +444,7 @@ def slopes(
       the derivatives in nats [N, 2, L, H].
     """
     passes = Passes(model, temperature, params, rows, shared)
-    of_masks = lambda m_LNH: passes.log_probs(passes.base_RQD, mix, (shared.source_LRQHh, m_LNH))  # noqa: E731
+    of_masks = lambda mask_LNH: passes.log_probs(passes.base_RQD, mix, (shared.source_LRQHh, mask_LNH))  # noqa: E731
     # With a mask for each pair, one backward pass gives the derivatives of all pairs.
     logp_N2, back = jax.vjp(of_masks, jnp.repeat(mask_LH[:, None], len(rows.reply_N2C), axis=1))
     of_reply = [back(jnp.zeros_like(logp_N2).at[:, which].set(1.0))[0] for which in range(2)]

@@ -40,7 +40,7 @@ class Pairs:
 
     def take(self, index: np.ndarray) -> "Pairs":
         """The pairs with these indices."""
-        rows = jax.tree.map(lambda x: x[index], self.rows)
+        rows = with_same(jax.tree.map(lambda x: x[index], self.rows))
         return dataclasses.replace(self, rows=rows, kinds=tuple(self.kinds[i] for i in index))
 
     def blocks(self, size: int) -> list[PairRows]:
@@ -71,6 +71,8 @@ def check(runtime: Runtime, domain: str) -> None:
 
 def candidates(runtime: Runtime, domain: str) -> Pairs:
     """The pairs of a domain whose prompts and replies have equal lengths, of `TRIED` prompts for each wanted pair.
+
+    Prompts of a pair differ in at most `circuits.differing` tokens, counted from the first different one to the end.
 
     A user's file is read whole. More than are wanted are needed, because the base model does not answer all of them.
 
@@ -135,9 +137,14 @@ def _rows(kept: Sequence[tuple[str, list[list[int]], list[list[int]]]]) -> PairR
         for which, ids in enumerate(replies):
             tokens[i, which, : len(ids)], mask[i, which, : len(ids)] = ids, 1.0
     joined = [join(*padded, tokens, mask) for padded in prompts]
-    same = int(np.argmax(np.any(prompts[0][0] != prompts[1][0], axis=0)))
     (base, real), (source, _) = ((t.reshape(n, 2, -1), v.reshape(n, 2, -1)) for t, v in joined)
-    return PairRows(base.astype(np.int32), source.astype(np.int32), real, mask, same)
+    return with_same(PairRows(base.astype(np.int32), source.astype(np.int32), real, mask))
+
+
+def with_same(rows: PairRows) -> PairRows:
+    """The rows, which are on the host, with the number of tokens at their start that no pair differs in."""
+    differs_T = (rows.base_N2T != rows.source_N2T).any(axis=(0, 1))
+    return dataclasses.replace(rows, same=int(np.argmax(differs_T)))
 
 
 def answered(pairs: Pairs, margin_2N: np.ndarray, most: int) -> Pairs:

@@ -145,6 +145,7 @@ class Study:
             "seed": c.seed,
             "circuits": records.as_read(dataclasses.asdict(c.circuits)),
             "split": c.analyze.split,
+            "scored": [c.recover.prompts, c.recover.samples],
             "temperature": c.rollout.sampling.temperature,
             "models": self.compared.names,
             "sources": self.compared.sources,

@@ -126,8 +126,8 @@ def _histogram(record: Record) -> Figure:
     picture = alt.concat(*(chart(m).properties(width=width, height=120) for m in titles.values()), columns=columns)
     caption = (
         "Where the masks of every search ended. Masks in the middle have not decided: a threshold at 0.5 would then "
-        "make a circuit of about half of all heads, whatever the model does. From there single heads are put in or "
-        "taken out until none lowers the loss."
+        "make a circuit of about half of all heads, whatever the model does. From there heads are put in and taken "
+        "out as long as the loss falls."
     )
     return Figure(f"circuits-{domain}-masks", f"Masks of {domain} at the end of the search", picture, rows, caption)
 

@@ -1,5 +1,6 @@
 """Circuits of models whose circuit is known, and masks and attributions against their laws."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -123,6 +124,20 @@ def test_from_anywhere_the_descent_ends_at_the_best_of_all_circuits(loss, tried)
     for end, reached in zip(ends, value, strict=True):
         assert heads(end) == heads(best) == planted.NEEDED
         assert reached == pytest.approx(least, abs=1e-5)
+
+
+def test_the_descent_makes_several_good_changes_in_a_round():
+    params, rows = planted.params(redundant=False), planted.pairs(8, redundant=False)
+    rounds = []
+
+    def counted(*args):
+        rounds.append(None)
+        return PROGRAMS["margin"].slopes(*args)
+
+    programs = dataclasses.replace(PROGRAMS["margin"], slopes=counted)
+    ends, _ = programs.settle(params, rows, np.ones((1, 3, 4), bool), np.full(1, 0.03), tried=11)
+    assert heads(ends[0]) == planted.NEEDED
+    assert len(rounds) < 1 + 9  # nine heads are taken out
 
 
 def test_of_a_confident_model_the_published_loss_hardly_sees_what_the_margin_does():
