@@ -46,4 +46,5 @@ def get_config(data: str = "data") -> config.Config:
     c.circuits.penalties = (0.005,)
     c.circuits.steps, c.circuits.learning_rate = 30, 0.3
     c.circuits.tried = 32
+    c.circuits.single_blocks = 1
     return c

@@ -400,6 +400,7 @@ class CircuitsSection:
         the derivative promises most.
       at_once: masks whose passes run together, at least 1; fewer take less memory.
       random_sets: random circuits of equal size that give the null of a faithfulness, at least 2.
+      single_blocks: blocks of pairs in which every head is tried alone, at least 1; two passes a head and block.
       match: two scores count as matched if they differ by at most this many points; at least 0.
       vulnerability: whether the effect of every head's own edit on the other scored domains is predicted and measured;
         it costs two passes with derivatives over analyze.prompts for each head and domain.
@@ -418,6 +419,7 @@ class CircuitsSection:
     tried: int = 48
     at_once: int = 4
     random_sets: int = 20
+    single_blocks: int = 2
     match: float = 5.0
     vulnerability: bool = False
 
@@ -848,6 +850,7 @@ def _check(config: Config) -> None:
         ("circuits.tried", c.circuits.tried, 1),
         ("circuits.at_once", c.circuits.at_once, 1),
         ("circuits.random_sets", c.circuits.random_sets, 2),
+        ("circuits.single_blocks", c.circuits.single_blocks, 1),
         ("circuits.match", c.circuits.match, 0),
         ("recover.n_reweighted", c.recover.n_reweighted, 0),
         ("rewards.workers", c.rewards.workers, 1),

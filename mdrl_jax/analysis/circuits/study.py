@@ -40,7 +40,6 @@ from mdrl_jax.stats.estimate import Record, clustered, figure_text, paired_diffe
 from mdrl_jax.stats.tests import rank_agreement
 
 RL, SFT = "RL", "SFT"
-SINGLE_BLOCKS = 2  # blocks of pairs on which every head alone is tried
 Progress = Callable[[str], None]
 
 
@@ -299,7 +298,7 @@ class Study:
         Returns:
           {"log_probs": of the heads outside the circuit, base's circuit, `circuits.random_sets` random circuits of the
           size of the model's own, and as many of the size of base's [2 + 2 · sets, M, n, 2]; "single": of all heads but
-          one, then of one head alone, in the first `SINGLE_BLOCKS` blocks [2 · L · H, M, n, 2]}.
+          one, then of one head alone, in the first `circuits.single_blocks` blocks [2 · L · H, M, n, 2]}.
         """
         c, blocks = self.runtime.config.circuits, self.blocks(chosen)
 
@@ -315,7 +314,7 @@ class Study:
             ]
             params = self.params(name)
             single = []
-            for block in blocks[:SINGLE_BLOCKS]:
+            for block in blocks[: c.single_blocks]:
                 passes = self._passes(params, block)
                 both = [
                     passes.changes(whole)(np.arange(n_heads)) for whole in (np.ones(self.shape), np.zeros(self.shape))
