@@ -134,8 +134,8 @@ class Programs:
           (the circuits [R, L, H], their loss + λ |C| [R]).
         """
         passes = MaskedPasses(self, params, rows)
-        slopes = functools.cache(lambda circuit: passes.slopes(np.frombuffer(circuit, bool).reshape(shape)))
         shape = circuits_RLH.shape[1:]
+        slopes = functools.cache(lambda circuit: passes.slopes(np.frombuffer(circuit, bool).reshape(shape)))
         whole_1N2 = passes.log_probs(np.ones((1, *shape)))
         seen: dict[bytes, np.ndarray] = {}  # log-probs; descents from several starts meet
 

@@ -312,17 +312,17 @@ class Study:
                 np.concatenate([[~kept, of_base], shared])
                 for kept, of_base in zip(figures.of_previous(own), figures.of_previous(base), strict=True)
             ]
-            params = self.params(name)
-            single = []
-            for block in blocks[: c.single_blocks]:
+            params, whole, none = self.params(name), np.ones(self.shape), np.zeros(self.shape)
+            log_probs, single = [], []
+            for block, sets in zip(blocks, tried, strict=True):
                 passes = self._passes(params, block)
-                both = [
-                    passes.changes(whole)(np.arange(n_heads)) for whole in (np.ones(self.shape), np.zeros(self.shape))
-                ]
-                single.append(np.concatenate(both))
+                log_probs.append(passes.log_probs(sets))
+                if len(single) < c.single_blocks:
+                    both = [passes.changes(mask)(np.arange(n_heads)) for mask in (whole, none)]
+                    single.append(np.concatenate(both))
             return {
-                "log_probs": self._log_probs(params, blocks, np.stack(tried)).tolist(),
-                "single": np.stack(single, axis=1).astype(np.float64).tolist(),
+                field: np.stack(found, axis=1).astype(np.float64).tolist()
+                for field, found in (("log_probs", log_probs), ("single", single))
             }
 
         return self.part(f"effects-{name}", make, progress)
