@@ -5,14 +5,16 @@
   done
   python -m mdrl_jax.main seeds --workdir=runs/compare-0 --workdir=runs/compare-1 --workdir=runs/compare-2
 
-Without the distillations, `mgs-`, `ram` and `dare`, which were added later, and with 300 test prompts of every domain,
-a seed took 27 to 30 minutes on one core. Now Code, Math and Creative Writing have 1,000 test prompts each. QA has 300:
-its embedded base model knows 730 facts in all.
-All methods have the same budget and training prompts, and are scored on the same test prompts. A prevention trains QA
-and Creative Writing again from Math's peak, with the very prompts and keys of the plain stages; a merge has the four
-solo stages; `joint` takes as many steps as the whole sequence. The sequence also runs in reversed order, and
-with a placebo (learning rate 0 after Math) that must lose nothing. `--config=configs/compare.py:style_blind` is the
-same under rewards that ignore style.
+Without the distillations, `alternate-`, `refresh-math@plain`, `mgs-`, `ram` and `dare`, which were added later, and
+with 300 test prompts of every domain, a seed took 27 to 30 minutes on one core. Now Code, Math and Creative Writing
+have 1,000 test prompts each. QA has 300: its embedded base model knows 730 facts in all. All methods have the same
+training prompts to draw from, and are scored on the same test prompts. `refresh-math` is the quickstart's, which was
+tuned: another learning rate, and half of its prompts are QA's. `refresh-math@plain` has the settings of Math's own
+stage, as the distillations have. All of them may take 4 steps of 256 completions; the alternating refresh may take 4 of
+each domain. A prevention trains QA and Creative Writing again from Math's peak, with the very prompts and keys of the
+plain stages; a merge has the four solo stages; `joint` takes as many steps as the whole sequence. The sequence also
+runs in reversed order, and with a placebo (learning rate 0 after Math) that must lose nothing.
+`--config=configs/compare.py:style_blind` is the same under rewards that ignore style.
 
 The present form has not been run. An earlier one, with other draws, gave over seeds 0, 1 and 2: the average score rises
 from 79.7 ± 7.6 (plain sequence) to 89.7 ± 1.1 by the refresh of Math and to 88.1 ± 1.8 by the rollback of QA's edit.
@@ -50,7 +52,7 @@ def get_config(variant: str = "paid") -> config.Config:
     c.stages = (
         *("code", "math", "qa", "cw"),
         *SOLOS,
-        *("analyze", "refresh-math"),
+        *("analyze", "refresh-math", "refresh-math@plain", "alternate-math-qa"),
         *DISTILLATIONS,
         *(f"{method}-{domain}" for method in PREVENTIONS for domain in ("qa", "cw")),
         "average",
@@ -68,6 +70,8 @@ def get_config(variant: str = "paid") -> config.Config:
     )
     c.stage_overrides = {
         **c.stage_overrides,
+        "refresh-math@plain": {"steps": 4},
+        "alternate-math-qa": {"steps": 8},
         "joint": {"start": "base", "steps": 4 * c.train.steps},
         "placebo-qa": {"start": "math"},
         **{name: {"steps": 4} | changes for name, changes in DISTILLATIONS.items()},

@@ -11,10 +11,11 @@ is won back three times: by a refresh, by a distillation from its own peak, and 
 that just ended. These are 18 pairs of a domain and a later stage, and 54 recoveries. The stage `orders` forecasts all
 24 orders from the solo stages and compares the forecasts with the three that were run.
 
-A refresh is plain, without other domains' prompts. Refresh and distillation may take 8 steps and end within 4 points of
-the peak (the interval of 100 validation prompts is about as wide) or by the refresh's other rules. The rollback tries
-one rule and few controls, because 18 of them run. The command `seeds` prints recovery, collateral and cost of each
-pair, and cost against delay, the number of stages between peak and repair; the report of a run has both as well.
+A refresh is plain: it has the settings of the domain's own stage, and so has a distillation. Both may take 8 steps and
+end within 4 points of the peak (the interval of 100 validation prompts is about as wide) or by the refresh's other
+rules. The rollback tries one rule and few controls, because 18 of them run. The command `seeds` prints recovery,
+collateral and cost of each pair, and cost against delay, the number of stages between peak and repair; the report of a
+run has both as well.
 
 It has not been run at full length yet.
 """
@@ -34,7 +35,7 @@ def get_config() -> config.Config:
     """The configuration."""
     c = config.from_file(Path(__file__).with_name("quickstart.py"))
     changes = {
-        "refresh": {"steps": 8, "prompts_per_step": 32, "group_size": 8, "learning_rate": 8e-4},
+        "refresh": {"steps": 8},
         "distill": {"steps": 8},
         "rollback": {},
     }

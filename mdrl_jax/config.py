@@ -45,8 +45,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "replay": {"prevent": {"replay": 0.25}},
     "kl": {"grpo": {"kl_coef": 0.3}},
 }
-# Further prefixes with a preset. A distillation learns from every group, whatever its rewards, and has no other KL.
-PRESETS = METHODS | {"distill": {"kl_every": 0, "max_rounds": 1, "grpo": {"drop_zero_variance": False, "kl_coef": 0.0}}}
+# Further prefixes with a preset. A distillation learns from every prompt and group, whatever the rewards, and has no
+# other KL.
+PRESETS = METHODS | {
+    "distill": {
+        "kl_every": 0,
+        "max_rounds": 1,
+        "filter": {"low": 0.0, "high": 1.0},
+        "grpo": {"drop_zero_variance": False, "kl_coef": 0.0},
+    }
+}
 
 # Stages that score candidates on validation prompts and keep the best (definitions §14), by what comes before the first
 # "-" of their names.

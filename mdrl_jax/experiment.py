@@ -28,6 +28,7 @@ from mdrl_jax.evaluate import Evaluation, evaluate, text_rows
 from mdrl_jax.parallel import distributed, preemption
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh.tracker import variant
+from mdrl_jax.recovery.spent import metered
 from mdrl_jax.report import tensorboard
 from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.screen.console import Screen
@@ -41,7 +42,7 @@ from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage, peak, repeated, resolve_stages, way
 from mdrl_jax.stages import analyze, circuits, grpo, locality, merge, rollback, sft
 from mdrl_jax.stages.plan import Planning
-from mdrl_jax.stages.train import Trainer, costs, metered, steps_taken
+from mdrl_jax.stages.train import Trainer, costs, steps_taken
 from mdrl_jax.workfolder import WorkFolder, flat, resolved
 
 

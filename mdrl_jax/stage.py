@@ -8,7 +8,8 @@ table, D, A and B are domains.
 | `code`, `math`, ... (a domain) | GRPO on that domain, from the previous stage |
 | `refresh-D` | GRPO on D again, until D's score is back near its peak (definitions §8) |
 | `distill-D` | samples on D's prompts and pulls each token to what D's peak, the teacher, says (definitions §10) |
-| `distill-all` | the same on the prompts of all scored domains with a peak; each prompt has its own domain's teacher |
+| `distill-all` | the same on the prompts of all scored domains with a peak (without any, of all scored domains); each
+prompt has its own domain's teacher |
 | `alternate-A-B` | a refresh of A and B in turns of a few steps (`train.turn`), until both are near their peaks (§8) |
 | `rollback-A-B` | no training: subtracts part of B's edit on the conflict set of A, to restore A (definitions §9) |
 | `placebo-D` | GRPO on D at learning rate 0: a control, which must not change any score (definitions §2) |
@@ -40,8 +41,9 @@ of its own |
 start from the last plain domain stage instead. Stages outside the sequence are side branches: no other kind of stage
 starts from one unless the config's field `start` names it. A stage with a label is always a side branch; it has the
 default start of the stage without the label and draws the same prompts and sampling keys, so a run warns if nothing
-else differs. A supervised stage that `start` takes elsewhere than to the previous stage is a side branch too. Only GRPO
-gives a domain its peak: a supervised stage does not.
+else differs. Preventions and `reversed-` stages with one label form a chain of their own: `mgs-cw@layer` starts from
+`mgs-qa@layer`. A supervised stage that `start` takes elsewhere than to the previous stage is a side branch too. Only
+GRPO gives a domain its peak: a supervised stage does not.
 
 θ_0 is the model that the first GRPO stage of the sequence starts from (definitions §1): the end of the last of the
 supervised stages that the sequence begins with, which are its *warm-up*, or else the model that the run loads. That
@@ -76,6 +78,7 @@ ALL_DOMAINS = {  # name -> kind of the stages that concern all scored domains
 RECORDS = ("analyze", "plan", "trials", "orders", "locality", "circuits")
 PREFIXES = ("refresh", "distill", "alternate", "solo", "again", "placebo", "reversed", "sft", "locality", "circuits")
 PREFIXES += tuple(METHODS)
+OWN = ("reversed", "solo", "again", *METHODS)  # prefixes of stages that end at a domain's peak, like the plain one
 SEQUENCE = ("", "refresh", "placebo", "sft")  # prefixes of stages that the next stage starts from; "" is no prefix
 
 
@@ -222,7 +225,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
         )
     if kind == "rollback":
         domains = domains[:1]
-    branch = [s for s in earlier if s.prefix == prefix and not labelled(s.name)]
+    branch = [s for s in earlier if s.prefix == prefix and _label(s.name) == _label(name)]
     sft = sft_config(config, name)
     if prefix == "sft" and sft.domains != config.sft.domains:
         raise UserError(f"stage {name} trains {domains[0]} alone; remove its domains={sft.domains!r}")
@@ -231,7 +234,7 @@ def _stage(config: Config, known: tuple[str, ...], earlier: list[Stage], index: 
     reference = train.reference or (branch[0].reference if prefix == "kl" and branch else start)
     if kind == "sft":
         reference = start
-    if plain == "distill-all" and not train.distill.teacher and train.distill.form != "fixed":
+    if plain == "distill-all":
         domains = tuple(d for d in domains if peak(d, start, earlier)) or domains
     if kind == "grpo" and prefix != "alternate" and train.prompts_per_step % len(domains):
         raise UserError(
@@ -281,9 +284,10 @@ def default_start(name: str, starts: Mapping[str, str], domains: Collection[str]
     Returns:
       The name of one of the earlier stages, or "base".
     """
+    same = [s for s in starts if _label(s) == _label(name)]
     name = unlabelled(name)
     prefix, rest = _parts(name, domains)
-    branch = [s for s in starts if not labelled(s) and _parts(s, domains)[0] == prefix]
+    branch = [s for s in same if _parts(unlabelled(s), domains)[0] == prefix]
     before = _sequence(starts, domains)
     if prefix in ("solo", "again") or (prefix == "reversed" and not branch):
         return origin(starts, domains)
@@ -321,6 +325,10 @@ def unlabelled(name: str) -> str:
 def labelled(name: str) -> bool:
     """Whether the name of a stage has a label, as `qa@slow` has."""
     return "@" in name
+
+
+def _label(name: str) -> str:
+    return name.partition("@")[2]
 
 
 def repeated(stages: Sequence[Stage]) -> list[str]:
@@ -415,7 +423,7 @@ def names_on_the_way(last: str, starts: Mapping[str, str]) -> list[str]:
 def trained_on_the_way(stage: Stage, earlier: Sequence[Stage]) -> tuple[str, ...]:
     """Names of the domains that GRPO trained on the way from the base model to a stage's start.
 
-    Every stage of kind "grpo" counts, also a placebo; the refresh of a `recover` stage does not.
+    Every stage of kind "grpo" counts except a placebo, which changes nothing. A `recover` stage is of another kind.
 
     Args:
       stage: the stage; what it trains itself does not count.
@@ -424,14 +432,12 @@ def trained_on_the_way(stage: Stage, earlier: Sequence[Stage]) -> tuple[str, ...
     Returns:
       Each domain once, in the order in which it was first trained, alone or with others.
     """
-    return tuple(dict.fromkeys(d for s in way(stage.start, earlier) if s.kind == "grpo" for d in s.domains))
+    trained = [s for s in way(stage.start, earlier) if s.kind == "grpo" and s.prefix != "placebo"]
+    return tuple(dict.fromkeys(d for s in trained for d in s.domains))
 
 
 def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
-    """The stage that ends at the domain's peak θ*: the last one that trained the domain alone on the way to `start`.
-
-    Every stage of kind "grpo" counts, also a refresh, a placebo, or a stage with another prefix. A supervised stage and
-    the refresh of a `recover` stage do not.
+    """The stage that ends at the domain's peak θ*: the last own stage of the domain on the way to `start` (`is_own`).
 
     Args:
       domain: name of the domain.
@@ -439,10 +445,22 @@ def peak(domain: str, start: str, earlier: Sequence[Stage]) -> Stage | None:
       earlier: stages of the run, in which `start` and the stages before it are looked up.
 
     Returns:
-      The stage, or None if no stage on the way trained the domain alone.
+      The stage, or None if there is no own stage of the domain on the way.
     """
-    own = [s for s in way(start, earlier) if s.kind == "grpo" and s.domains == (domain,)]
+    own = [s for s in way(start, earlier) if is_own(s.name, domain)]
     return own[-1] if own else None
+
+
+def is_own(stage: str, domain: str) -> bool:
+    """Whether a stage trains this domain alone by GRPO and is neither a recovery nor a placebo.
+
+    Args:
+      stage: name of the stage: a plain one, one of another order, a solo stage, a second training (`again-`) or one
+        with a prevention, each also with a label.
+      domain: name of the domain.
+    """
+    name = unlabelled(stage)
+    return name == domain or any(name == f"{prefix}-{domain}" for prefix in OWN)
 
 
 def teachers(stage: Stage, earlier: Sequence[Stage]) -> dict[str, str]:

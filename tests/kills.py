@@ -10,8 +10,8 @@ Each kill sends SIGKILL to the whole process group, after a random time. The tim
 - record: as work; then the kill waits until a record is being written (its temporary file exists).
 
 If a run ends before all kills are made, the remaining kills are made on a new run. The comparison covers the parameters
-of every stage, scores, evaluations, samples, records of analysis and recovery except their seconds, and the scalars of
-TensorBoard.
+of every stage, scores, evaluations, samples, costs and records of analysis and recovery except seconds and memory, and
+the scalars of TensorBoard.
 
 The exit status is 0 if no run differs from the undisturbed one.
 """
@@ -225,6 +225,7 @@ def differences(one: Path, other: Path) -> list[str]:
     found += [f"TensorBoard of {name}" for name in [*stages, "scores"] if _shown(one, name) != _shown(other, name)]
     for pattern in (
         "scores.jsonl",
+        "costs/*",
         "claims.json",
         "samples/*",
         "evaluations/*",
@@ -250,7 +251,7 @@ def _content(file: Path) -> Any:
 
     def timeless(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+            return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "peak_bytes")}
         return [timeless(v) for v in value] if isinstance(value, list) else value
 
     return json.dumps(timeless(json.loads(file.read_text())))

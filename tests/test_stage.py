@@ -21,7 +21,8 @@ from mdrl_jax.stage import (
     trained_on_the_way,
     warm_up,
 )
-from mdrl_jax.stages.grpo import shares, taught_by
+from mdrl_jax.stages.dynamic_sampling import own_steps
+from mdrl_jax.stages.grpo import shares, taught_by, visits
 
 KNOWN = tuple(DOMAINS)
 
@@ -118,7 +119,8 @@ def test_a_distillation_goes_back_from_the_end_of_the_plain_sequence_to_its_teac
         "distill-all@fixed": {"distill": {"form": "fixed"}, "n_prompts": 16},
     }
     names = ("code", "math", "qa", "refresh-math", "distill-math", "distill-all", *overrides, "cw")
-    fields = {"train": {"prompts_per_step": 12, "kl_every": 4, "max_rounds": 2}, "stage_overrides": overrides}
+    train = {"prompts_per_step": 12, "kl_every": 4, "max_rounds": 2, "filter": {"low": 0.1}}
+    fields = {"train": train, "stage_overrides": overrides}
     stages = planned(*names, **fields)
     earlier = tuple(stages.values())
     made = {n: stages[n] for n in names if n.startswith("distill")}
@@ -128,8 +130,8 @@ def test_a_distillation_goes_back_from_the_end_of_the_plain_sequence_to_its_teac
     assert found["distill-math"] == (("math",), {"math": "math"})
     assert found["distill-math@wrong"] == (("math",), {"math": "qa"})
     assert found["distill-all"] == (every, dict(zip(every, every, strict=True)))  # Creative Writing has no peak
-    assert found["distill-all@base"] == ((*every, "cw"), dict.fromkeys((*every, "cw"), "base"))
-    assert found["distill-all@fixed"] == ((*every, "cw"), {}) and not made["distill-all@fixed"].taught
+    assert found["distill-all@base"] == (every, dict.fromkeys(every, "base"))  # a control has the same prompts
+    assert found["distill-all@fixed"] == (every, {}) and not made["distill-all@fixed"].taught
     assert taught_by(made["distill-all"]).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert taught_by(made["distill-all@base"]).tolist() == [0] * 12
     assert taught_by(made["distill-all@fixed"]) is taught_by(stages["math"]) is None
@@ -137,6 +139,7 @@ def test_a_distillation_goes_back_from_the_end_of_the_plain_sequence_to_its_teac
     grpo = made["distill-math"].train.grpo
     assert not grpo.drop_zero_variance and made["distill-math"].train.kl_every == 0
     assert made["distill-math"].train.max_rounds == 1 and stages["math"].train.max_rounds == 2
+    assert not made["distill-math"].train.filter.on and stages["math"].train.filter.on
 
 
 def test_an_alternating_refresh_takes_turns():
@@ -145,6 +148,10 @@ def test_an_alternating_refresh_takes_turns():
     stage = stages["alternate-math-qa"]
     assert (stage.kind, stage.domains, stage.start, stage.recovers) == ("grpo", ("math", "qa"), "cw", True)
     assert [shares(stage, step) for step in range(5)] == [{d: 5} for d in ("math", "math", "qa", "qa", "math")]
+    assert visits(stage) == {"math": 5, "qa": 5} and visits(stages["math"]) == shares(stages["math"])
+    # Each domain goes through its own prompts, without the gaps of the other one's turns.
+    assert [own_steps(stage, step) for step in range(9)] == [0, 1, 0, 1, 2, 3, 2, 3, 4]
+    assert [own_steps(stages["math"], step) for step in range(3)] == [0, 1, 2]
     for wrong, told in (
         ("alternate-math-math", "name two different ones"),
         ("alternate-math", "is not a valid stage name"),
@@ -215,12 +222,38 @@ def test_the_peak_is_the_last_stage_that_trained_the_domain_alone():
     stages = planned("code", "math", "joint", "refresh-code", "qa", "solo-math")
     made = tuple(stages.values())
     assert [peak(d, "qa", made) and peak(d, "qa", made).name for d in ("code", "math", "qa", "cw")] == [
-        "refresh-code",
+        "code",
         "math",
         "qa",
         None,
     ]
     assert peak("math", "solo-math", made).name == "solo-math"
+
+
+def test_a_recovery_is_measured_against_its_domains_own_stage():
+    """Also if it starts from a recovery: its own start as the teacher and the peak would leave nothing to win back."""
+    overrides = {"distill-math@after": {"start": "refresh-math"}, "distill-math@2": {"start": "distill-math"}}
+    names = ("math", "qa", "refresh-math", "distill-math", *overrides, "placebo-math", "refresh-math@2")
+    stages = planned(*names, stage_overrides=overrides)
+    made = tuple(stages.values())
+    for name in ("distill-math", *overrides):
+        assert teachers(stages[name], made) == {"math": "math"}
+    for name in ("refresh-math", "refresh-math@2"):
+        assert peak("math", stages[name].start, made).name == "math"
+    with pytest.raises(UserError, match="distill-qa: no stage on the way to its start 'placebo-qa' trained qa alone"):
+        planned("math", "placebo-qa", "distill-qa", stage_overrides={"distill-qa": {"start": "placebo-qa"}})
+
+
+def test_preventions_and_other_orders_with_one_label_form_a_chain():
+    by_layer = {name: {"prevent": {"module": "layer"}} for name in ("mgs-qa@layer", "mgs-cw@layer")}
+    names = ("code", "math", "qa", "cw", "mgs-qa", "mgs-cw", *by_layer, "reversed-cw", "reversed-qa")
+    stages = planned(*names, "reversed-cw@slow", "reversed-qa@slow", stage_overrides=by_layer)
+    assert {n: s.start for n, s in stages.items() if s.prefix} == {
+        **{"mgs-qa": "math", "mgs-cw": "mgs-qa", "mgs-qa@layer": "math", "mgs-cw@layer": "mgs-qa@layer"},
+        **{"reversed-cw": "base", "reversed-qa": "reversed-cw"},
+        **{"reversed-cw@slow": "base", "reversed-qa@slow": "reversed-cw@slow"},
+    }
+    assert stages["mgs-qa@layer"].keeps == ("code", "math") and stages["mgs-cw@layer"].keeps == ("code", "math", "qa")
 
 
 def test_a_placebo_differs_from_its_domain_by_its_learning_rate_alone():

@@ -4,6 +4,7 @@ A refresh or a distillation (`refresh/tracker.py`) and a stage with a target (`s
 step that is in the file already, because the run was killed after it, is not measured again.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ class Looks:
     """The record of the looks at one stage.
 
     Attributes:
-      record: the record so far, as in the file: "settings", "steps" (one row for each look) and other fields.
+      record: the record so far, as in the file: "settings", "steps" (one row for each look, with its "costs") and other
+        fields, among them "costs" of what was measured before the first look.
       new: whether there was no file, so that this run begins the record.
 
     Args:
@@ -28,6 +30,7 @@ class Looks:
       judge: adds to a record with a new row, among other fields, "stopped": why the stage ends with this row, in words;
         "" if it goes on.
       what: what the record is of, for messages, such as "a refresh".
+      meter: starts to measure costs, and returns a function that reads them (`recovery.spent.metered`).
 
     Raises:
       UserError: if the file has other settings or is not valid JSON.
@@ -40,12 +43,15 @@ class Looks:
         measure: Callable[[int, Any], Record],
         judge: Callable[[Record], None],
         what: str,
+        meter: Callable[[], Callable[[], dict[str, float]]],
     ):
-        self.file, self.measure, self.judge = file, measure, judge
+        self.file, self.measure, self.judge, self.meter = file, measure, judge, meter
         self.record, self.new = record, not file.exists()
+        self._found: list[Counter[str]] = []
         if self.new:
             return
         settings, self.record = record["settings"], records.read_json(file)
+        self._found = [Counter(x.get("costs", {})) for x in (self.record, *self.record["steps"])]
         before = self.record["settings"]
         if before != settings:
             names = {**settings, **before}
@@ -75,10 +81,20 @@ class Looks:
         """
         rows = self.record["steps"]
         if step not in [row["step"] for row in rows]:
-            rows.append(self.measure(step, params))
+            read = self.meter()
+            row = self.measure(step, params)
+            rows.append(row | {"costs": read()})
             self.judge(self.record)
             self.write()
         return self.record["stopped"] if step == rows[-1]["step"] else ""
+
+    def paid(self, known: int | None) -> Counter[str]:
+        """What an earlier run measured for this record, in the units of `meter`, beyond the costs that are known of it.
+
+        Args:
+          known: number of looks whose costs, with those before the first look, are known; None: nothing is known.
+        """
+        return sum(self._found[known + 1 if known is not None else 0 :], Counter())
 
     def write(self) -> None:
         """Writes the record to the file."""

@@ -1,6 +1,8 @@
-"""Counts the tokens whose derivatives a recovery or a prevention computes beside training (definitions §10)."""
+"""Measures what a stage costs, also the derivatives that a recovery or a prevention takes (definitions §10)."""
 
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -21,3 +23,24 @@ def spend(runtime: Runtime, kind: str, batches: Iterable[CompletionBatch]) -> No
     """
     tokens = [np.sum(np.asarray(b.valid_BT).sum(axis=1) * (np.asarray(b.weight_B) > 0)) for b in batches]
     runtime.rollouts.spent[kind] += int(sum(tokens))
+
+
+def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
+    """Starts a meter of seconds and tokens.
+
+    Args:
+      runtime: the run whose `rollouts.spent` is read.
+
+    Returns:
+      A function without arguments that gives the amounts since the start: "seconds" of wall-clock time, and "tokens_"
+      followed by each kind of `Rollouts.spent`, e.g. "tokens_sampled". A kind of which there was
+      none is absent. "operations" is the number of operations on parameters that `spent` counts.
+    """
+    started, before = time.monotonic(), Counter(runtime.rollouts.spent)
+
+    def read() -> dict[str, float]:
+        amounts = {k: v - before[k] for k, v in runtime.rollouts.spent.items() if v > before[k]}
+        named = {k if k == "operations" else f"tokens_{k}": n for k, n in amounts.items()}
+        return {"seconds": time.monotonic() - started, **named}
+
+    return read

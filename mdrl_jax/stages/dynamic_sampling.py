@@ -55,7 +55,8 @@ def draw(
             allowed = rows.get(domain)
             n = len(prompts) if allowed is None else len(allowed)
             n = min(train.n_prompts or n, n)
-            order = visit_order(config.seed, stream, domain, n, step * count, count)
+            before = own_steps(stage, step) if domain in stage.domains else step
+            order = visit_order(config.seed, stream, domain, n, before * count, count)
             sets.append((prompts, order if allowed is None else allowed[order]))
         key_path = (config.seed, stream, step)
         rounds.append(
@@ -70,6 +71,19 @@ def draw(
     if len(rounds) == 1:
         return rounds[0], rounds
     return picked(rounds, picks, config.rollout.prompt_buckets, runtime.rollouts.pad_id), rounds
+
+
+def own_steps(stage: Stage, step: int) -> int:
+    """How many steps before this one had the own domains of this step; all of them, unless a stage takes turns.
+
+    Args:
+      stage: a GRPO stage.
+      step: number of the step, from 0.
+    """
+    if stage.prefix != "alternate":
+        return step
+    turn = stage.train.turn
+    return step // (turn * len(stage.domains)) * turn + step % turn
 
 
 def informative(scored: ScoredRollouts) -> np.ndarray:

@@ -149,7 +149,7 @@ def check_divides(runtime: Runtime, stage: Stage) -> None:
       UserError: if a size is not divisible by the mesh, if a domain has fewer training prompts than a step takes, or if
         a device has no room for the completions of one prompt. The message names the sizes.
     """
-    for domain, count in shares(stage).items():
+    for domain, count in visits(stage).items():
         if (domain, "train") not in runtime.prompts:
             continue  # the command `fit` reads no data
         have = len(runtime.prompts[domain, "train"])
@@ -274,6 +274,12 @@ def shares(stage: Stage, step: int = 0) -> dict[str, int]:
         domains = (domains[step // train.turn % len(domains)],)
     part, left = divmod(own, len(domains))
     return {domain: part + (i < left) for i, domain in enumerate(domains)} | replayed
+
+
+def visits(stage: Stage) -> dict[str, int]:
+    """Number of prompts of each domain in a step that visits it: `shares` of a step of every turn."""
+    turns = len(stage.domains) if stage.prefix == "alternate" else 1
+    return {d: n for i in range(turns) for d, n in shares(stage, i * stage.train.turn).items()}
 
 
 def taught_by(stage: Stage) -> np.ndarray | None:

@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from mdrl_jax import records
 from mdrl_jax.analysis.probe import build
+from mdrl_jax.config import PreventSection
 from mdrl_jax.evaluate import groups_of, held_out_rewards, validation_groups, validation_rewards
 from mdrl_jax.recovery.planning import decision, orders, planner
 from mdrl_jax.recovery.planning.decision import Action, Rewards
@@ -238,10 +239,10 @@ class Planning:
         return {d: np.asarray(x) for d, x in record["rewards"].items()}
 
     def _refresh(self, stage: Stage, domain: str, steps: int) -> Stage:
-        """The refresh as the plan forecasts it: the domain's own stage again, from the plan's starting point."""
+        """The refresh that the plan forecasts: the domain's own stage without its prevention, from the plan's start."""
         own = peak(domain, stage.start, self.stages)
         assert own is not None  # the planner offers no refresh of a domain that was not trained
-        train = dataclasses.replace(own.train, steps=steps)
+        train = dataclasses.replace(own.train, steps=steps, prevent=PreventSection())
         return dataclasses.replace(
             own, name=f"{stage.name}-{domain}", stream=f"refresh-{domain}", start=stage.start, train=train, keeps=()
         )

@@ -32,9 +32,9 @@ from mdrl_jax.recovery.rollback.evidence import NOW, Ends, kept_sample
 from mdrl_jax.recovery.rollback.rules import SCORES, masked, taken_back
 from mdrl_jax.recovery.rollback.selection import size, support
 from mdrl_jax.recovery.rollback.sweep import ALL, ROUTE, Trial, choose, sweep
+from mdrl_jax.recovery.spent import metered
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
-from mdrl_jax.stages.train import metered
 from mdrl_jax.stats.estimate import figure_text
 
 

@@ -4,6 +4,7 @@ Two trainings can then be compared at a matched score, for example SFT and RL (d
 validation prompts of the stage's domain with the keys that all scores use, so the differences are paired by prompt.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from mdrl_jax.evaluate import validation_groups, validation_rewards
 from mdrl_jax.recovery.looks import Looks
+from mdrl_jax.recovery.spent import metered
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
 from mdrl_jax.stats import estimate
@@ -65,11 +67,15 @@ def looks(runtime: Runtime, stage: Stage, file: Path, params_after: Callable[[st
         "seed": runtime.config.seed,
     }
     head = {"stage": stage.name, "domain": domain, "target": own.target, "settings": settings, "steps": []}
-    found = Looks(file, head, measure, judge, "looks")
+    meter = functools.partial(metered, runtime)
+    found = Looks(file, head, measure, judge, "looks", meter)
     if found.new:
+        read = meter()
         rewards_PK = score(params_after(own.target))
         found.record["rewards"] = rewards_PK.tolist()
         found.record["score"] = estimate.score(rewards_PK, groups).record()
+        found.record["costs"] = read()
+        found.write()  # so that a run that is stopped before its first look does not score the target again
     return found
 
 

@@ -13,7 +13,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.prevention import prepare
 from mdrl_jax.recovery.refresh import tracker as refresh
 from mdrl_jax.recovery.refresh.pareto import stationarity
+from mdrl_jax.recovery.spent import metered
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.report.track import Nowhere, Track
@@ -127,7 +127,7 @@ class Trainer:
         made = StageCheckpoints(self.folder.checkpoints(stage), keep, self.screen.warn)
         with contextlib.ExitStack() as held, made as checkpoints:
             first = checkpoints.latest() or 0
-            saved = checkpoints.meta() if first else {"costs": {}}
+            saved: dict[str, Any] = checkpoints.meta() if first else {"costs": {}}
             costs = collections.Counter(saved["costs"])
             watched, total = stage.recovers, stage.settings.steps
             # A refresh or a distillation saves one checkpoint only, at its end. A stage with a target has not ended
@@ -142,13 +142,18 @@ class Trainer:
                 rows, measured = self._rows(stage, self.folder.success_rates(stage))
                 costs.update({} if first else measured)  # a checkpoint's costs include those of the measurement
                 recipe = self._grpo(stage, rows)
+            if first:  # the checkpoint's costs include what the stage needed before its first step
+                meter = metered(self.runtime)
             state = self._state(stage, recipe, checkpoints, first)
             tracker = self._tracker(stage) if watched else None
             looks = self._looks(stage) if stage.settings.target else None
             board_folder, ended = self.folder.root / "tensorboard" / stage.folder, ""
             if tracker:
+                costs.update(tracker.paid)
                 tracker.look(0, state.params)
-            elif looks and first and looks.due(first):  # a run that was stopped by SIGTERM saves before it looks
+            elif looks:
+                costs.update(looks.paid(saved.get("looks", len(looks.record["steps"])) if first else None))
+            if looks and first and looks.due(first):  # a run that was stopped by SIGTERM saves before it looks
                 ended = looks.look(first, state.params)
             totals: collections.Counter[str] = collections.Counter()
             longest = self.runtime.config.rollout.completion_buckets[-1]
@@ -183,7 +188,8 @@ class Trainer:
                     last = bool(ended) if looks else done == recipe.total
                     if not tracker and (last or stopping or _due(done, recipe.checkpoint_every)):
                         board.flush()  # a run that resumes from this step does not log it again
-                        meta, saved_at = self._meta(stage, account(), done * recipe.prompts), done
+                        spent, saved_at = spent if stopping else account(), done  # not of a look that was stopped
+                        meta = self._meta(stage, spent, done * recipe.prompts, looks)
                         if last:
                             self._signs(stage, state)
                             checkpoints.save_params(done, state.params, meta | {"ended": True})
@@ -197,7 +203,7 @@ class Trainer:
                 if dropped:
                     if not tracker and done > saved_at:
                         board.flush()
-                        checkpoints.save(done, state, self._meta(stage, spent, done * recipe.prompts))
+                        checkpoints.save(done, state, self._meta(stage, spent, done * recipe.prompts, looks))
                     checkpoints.wait()
                     kept = OVER if tracker else f"the state after step {done} is saved" if done else "nothing is lost"
                     raise preemption.Stopped(f"during step {done + 1} of {stage.name}", kept)
@@ -259,8 +265,9 @@ class Trainer:
         for done, reached, metrics in recipe.steps(state, 0):
             yield done, jax.tree.map(jnp.copy, reached.params), metrics
 
-    def _meta(self, stage: Stage, costs: Mapping[str, Any], visited: int) -> dict[str, Any]:
+    def _meta(self, stage: Stage, costs: Mapping[str, Any], visited: int, looks: Looks | None = None) -> dict[str, Any]:
         meta = {"seed": self.runtime.config.seed, "stage": stage.name, "costs": dict(costs)}
+        meta |= {"looks": len(looks.record["steps"])} if looks else {}  # whose costs are in "costs"
         return meta | ({"prompts_visited": visited} if visited else {})
 
     def _state(self, stage: Stage, recipe: Recipe, checkpoints: StageCheckpoints, first: int) -> TrainState:
@@ -338,7 +345,7 @@ class Trainer:
         rows = success_filter.kept(record)
         if file is not None:
             self.screen.print(success_filter.note(record))
-            for domain, count in grpo.shares(stage).items():
+            for domain, count in grpo.visits(stage).items():
                 if domain in rows and len(rows[domain]) < count:
                     self.screen.warn(
                         f"{stage.name}: a step visits {count} prompts of {domain}, but the filter keeps "
@@ -355,6 +362,7 @@ class Trainer:
             split,
             stage.train.distill if distills else None,
             grpo.shared_by(self.runtime, stage),  # a program is wrong for groups of another size
+            stage.train.grad_accum_steps > 1,  # the lengths to which micro-batches are cut depend on it
             stage.train.grpo,
             stage.train.optimizer,
             stage.train.random_signs,
@@ -405,27 +413,6 @@ def steps_taken(folder: WorkFolder, stage: Stage) -> int:
     if stage.settings.target:
         return records.read_json(folder.target(stage))["steps"][-1]["step"]
     return stage.settings.steps
-
-
-def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
-    """Starts a meter of seconds and tokens.
-
-    Args:
-      runtime: the run whose `rollouts.spent` is read.
-
-    Returns:
-      A function without arguments that gives the amounts since the start: "seconds" of wall-clock time, and "tokens_"
-      followed by each kind of `Rollouts.spent`, e.g. "tokens_sampled". A kind that the process has not met yet is
-      absent. "operations" is the number of operations on parameters that `spent` counts.
-    """
-    started, before = time.monotonic(), collections.Counter(runtime.rollouts.spent)
-
-    def read() -> dict[str, float]:
-        amounts = {k: v - before[k] for k, v in runtime.rollouts.spent.items()}
-        named = {k if k == "operations" else f"tokens_{k}": n for k, n in amounts.items()}
-        return {"seconds": time.monotonic() - started, **named}
-
-    return read
 
 
 def costs(runtime: Runtime, stage: Stage, steps: int, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ from mdrl_jax.recovery.rollback.rules import masked
 from mdrl_jax.recovery.rollback.selection import largest, support
 from mdrl_jax.recovery.spent import spend
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage, peak, way
+from mdrl_jax.stage import Stage, is_own, peak, way
 
 BUDGET = BRIEF  # the longest refresh considered, as a share of the stage's steps (definitions §13, C6)
 RULE = "removing"  # the rule of all rollbacks considered, because it uses the lost domain's gradient at θ_T [chosen]
@@ -75,11 +75,12 @@ Rewards = Mapping[str, np.ndarray]
 
 
 def trail(stages: Sequence[Stage], last: str) -> list[Stage]:
-    """The GRPO stages on the way to the end of stage `last` that trained one domain alone, earliest first.
+    """The own stages (`is_own`) of all domains on the way to the end of stage `last`, earliest first.
 
-    Refreshes and placebos count. The result is empty for "base" or a name that is not in `stages`.
+    Recoveries do not count: they keep their best step, so their effect is not that of their length. The result is empty
+    for "base" or a name that is not in `stages`.
     """
-    return [s for s in way(last, stages) if s.kind == "grpo" and len(s.domains) == 1]
+    return [s for s in way(last, stages) if s.kind == "grpo" and len(s.domains) == 1 and is_own(s.name, s.domains[0])]
 
 
 def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:

@@ -26,6 +26,7 @@ The choices of the rule [chosen]:
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from mdrl_jax.evaluate import validation_groups, validation_rewards
 from mdrl_jax.parallel import tree_programs
 from mdrl_jax.recovery.looks import Looks
 from mdrl_jax.recovery.refresh.contraction import Basis, contraction, lengths
+from mdrl_jax.recovery.spent import metered
 from mdrl_jax.runtime import Runtime
 from mdrl_jax.stage import Stage
 from mdrl_jax.stats import estimate
@@ -127,18 +129,26 @@ class Tracker:
         settings = _settings(runtime, stage, [b for d in stage.domains for b in self._bases.get(d, ())])
         head: Record = {"stage": stage.name, "domain": stage.domains[0], "settings": settings, "steps": []}
         what = "a distillation" if stage.prefix == "distill" else "a refresh"
-        self._looks = Looks(file, head, self._measure, self._judge, what)
+        meter = functools.partial(metered, runtime)
+        self._looks = Looks(file, head, self._measure, self._judge, what, meter)
         if self._looks.new and self._peaks:
+            read_costs = meter()
             scored = {d: validation_rewards(runtime, read(), [d])[d].tolist() for d, read in self._peaks.items()}
             if self.domain in scored:
                 self.record["peak"] = scored[self.domain]
             if len(self.domains) > 1:
                 self.record["peaks"] = scored
+            self.record["costs"] = read_costs()
 
     @property
     def record(self) -> Record:
         """The record so far, as in the file."""
         return self._looks.record
+
+    @property
+    def paid(self) -> Mapping[str, float]:
+        """What an earlier run that was interrupted spent on the scores of the record (`recovery.spent.metered`)."""
+        return self._looks.paid(None)
 
     @property
     def domain(self) -> str:

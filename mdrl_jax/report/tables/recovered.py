@@ -13,12 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdrl_jax.config import METHODS
 from mdrl_jax.report.tables.matrix import Matrix, Quantity, difference, rows_on_the_way, start_row, trained_domain
-from mdrl_jax.stage import unlabelled
+from mdrl_jax.stage import is_own
 from mdrl_jax.stats import estimate
-
-OWN = ("reversed", "solo", "again", *METHODS)  # prefixes of stages that end at a domain's peak, like the plain one
 
 
 @dataclass(frozen=True)
@@ -88,12 +85,6 @@ def peak_row(matrix: Matrix, domain: str, stage: str) -> int | None:
     """
     own = [s for s in rows_on_the_way(matrix, stage) if is_own(matrix.stages[s], domain)]
     return own[-1] if own else None
-
-
-def is_own(stage: str, domain: str) -> bool:
-    """Whether a stage trained this domain alone and is neither a recovery nor a placebo."""
-    name = unlabelled(stage)
-    return name == domain or any(name == f"{prefix}-{domain}" for prefix in OWN)
 
 
 def _ends(matrix: Matrix, domain: str, after: int) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """The record of a refresh: paired scores by hand, when it stops, which step is kept, and a run that was killed."""
 
+import collections
 import dataclasses
 import json
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def score(runtime: Any, params: Any, domains: Any = None) -> dict[str, np.ndarray]:
         which = float(params["embedding"][0])
         found.append(which)
+        runtime.rollouts.spent["sampled"] += 100 + int(which)
         made = rewards(CURVE[which], int(which))
         return {d: x for d, x in made.items() if domains is None or d in domains}
 
@@ -66,7 +68,18 @@ def setting(**recover: Any) -> tuple[Any, Stage]:
     c.stage_overrides = {"refresh-math": {"steps": 4}}
     c.recover.update({"limit": 100.0} | recover)
     config = parse(c)
-    return SimpleNamespace(config=config, prompts={}), resolve_stages(config, ("math", "qa", "cw"))[-1]
+    return runtime_of(config), resolve_stages(config, ("math", "qa", "cw"))[-1]
+
+
+def runtime_of(config: Any) -> Any:
+    return SimpleNamespace(config=config, prompts={}, rollouts=SimpleNamespace(spent=collections.Counter()))
+
+
+def timeless(record: Any) -> Any:
+    """A record without its seconds."""
+    if isinstance(record, dict):
+        return {k: timeless(v) for k, v in record.items() if k != "seconds"}
+    return [timeless(v) for v in record] if isinstance(record, list) else record
 
 
 def params(which: float) -> Any:
@@ -239,9 +252,7 @@ def test_a_distillation_of_several_domains_ends_when_each_is_near_its_peak(tmp_p
     stage = resolve_stages(config, ("math", "qa", "cw"))[-1]
     assert stage.domains == ("qa", "math", "cw")
     peaks = {d: lambda: params(9.0) for d in stage.domains}
-    tracker = Tracker(
-        SimpleNamespace(config=config, prompts={}), stage, tmp_path / "d.json", peaks, {"math": [basis()]}
-    )
+    tracker = Tracker(runtime_of(config), stage, tmp_path / "d.json", peaks, {"math": [basis()]})
     assert walk(tracker) == 3
     written = json.loads((tmp_path / "d.json").read_text())
     assert written["domain"] == "math" and written["stopped"].startswith("all domains are within 12 points")
@@ -299,10 +310,15 @@ def test_a_killed_refresh_ends_as_if_it_had_not_been(tmp_path: Path, asked: list
     walk(whole)
     walk(make("killed.json"), killed_after)
     asked.clear()
+    runtime.rollouts.spent.clear()
     again = make("killed.json")
     assert walk(again) == 3
     assert asked == [float(t) for t in range(killed_after + 1, 4)]  # nothing is scored twice
-    assert again.record == whole.record
+    assert timeless(again.record) == timeless(whole.record)
+    # What the killed run measured, θ* with 109 tokens and its steps with 100 and more, is paid once, and known.
+    assert again.paid["tokens_sampled"] == 109 + sum(100 + t for t in range(killed_after + 1))
+    assert runtime.rollouts.spent["sampled"] == sum(100 + t for t in range(killed_after + 1, 4))
+    assert not whole.paid
     assert float(again.best["embedding"][0]) == float(whole.best["embedding"][0]) == 2.0
 
 
