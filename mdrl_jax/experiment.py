@@ -33,13 +33,13 @@ from mdrl_jax.report import tensorboard
 from mdrl_jax.report.screen import analysis, terminal
 from mdrl_jax.report.screen.console import Screen
 from mdrl_jax.report.tables import answers, matrix, methods
-from mdrl_jax.report.tables.recovered import is_own, recoveries
+from mdrl_jax.report.tables.recovered import recoveries
 from mdrl_jax.report.tables.rivals import rivals
 from mdrl_jax.report.tables.scores import score_rows
 from mdrl_jax.report.tensorboard import TensorBoard
 from mdrl_jax.report.track import Nowhere, Track, tracking
 from mdrl_jax.runtime import Runtime
-from mdrl_jax.stage import Stage, peak, repeated, resolve_stages, way
+from mdrl_jax.stage import Stage, peak, repeated, resolve_stages
 from mdrl_jax.stages import analyze, circuits, grpo, locality, merge, rollback, sft
 from mdrl_jax.stages.plan import Planning
 from mdrl_jax.stages.train import Trainer, costs, steps_taken
@@ -355,7 +355,7 @@ class Walk:
             if stage.kind == "rollback":
                 rollbacks.append(record)
             elif stage.prefix == "refresh" and stage.name in recovered:
-                own = [s for s in way(stage.start, self.stages) if is_own(s.name, stage.domains[0])]
+                own = peak(stage.domains[0], stage.start, self.stages)
                 found = recovered[stage.name]
                 refreshes.append(
                     Refreshed(
@@ -365,10 +365,10 @@ class Walk:
                         found.collateral.record(),
                         found.loss.record(),
                         record["steps"][-1]["step"],
-                        steps_taken(self.folder, own[-1]) if own else stage.train.steps,
+                        steps_taken(self.folder, own) if own else stage.train.steps,
                         record["contraction"],
                         record["steps"][-1].get("path"),
-                        variant(stage, own[-1] if own else None),
+                        variant(stage, own),
                         rivals(run, stage.name),
                     )
                 )

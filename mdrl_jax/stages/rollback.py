@@ -10,6 +10,7 @@ m ⊙ δ_B is saved beside it as `.npz`, in sparse form if that is smaller. If t
 parameters are made from these two files. Otherwise the sweep runs from its beginning, but reuses the saved samples.
 """
 
+import dataclasses
 import functools
 import io
 import time
@@ -114,7 +115,11 @@ def run(
     point, others = choose(trial, tried)
     lap("sweep")
     costs = meter()
-    compared = compare(trial, before, point, held[peak.name]) if point else {}
+    compared = {}
+    if point:  # only controls need the gradient, so its cost is theirs
+        gradient, why = evidence.gradient_now(probe, now, sample(stage.start, domain))
+        found |= {"left_out": why} if why else {}
+        compared = compare(dataclasses.replace(trial, gradient=gradient), before, point, held[peak.name])
     lap("controls")
     head = {
         "stage": stage.name,
@@ -221,7 +226,6 @@ def _trial(
                 scores[rule], found[rule] = evidence.scores(probe, rule, ends, lambda point: sample(point, domain))
             except ValueError as e:
                 found[rule] = {"left_out": str(e)}
-        gradient, why = evidence.gradient_now(probe, ends.now, sample(NOW, domain))
     trial = Trial(
         domain=domain,
         donor=stage.donor,
@@ -231,15 +235,14 @@ def _trial(
         places={name: mask for name, mask in places.items() if sizes[name]},
         scores=scores,
         n=sum(x.size for x in jax.tree.leaves(ends.edit)),
-        gradient=gradient,
+        gradient=None,
         settings=settings,
         validation=functools.partial(evaluate.validation_rewards, runtime),
         held_out=functools.partial(evaluate.held_out_rewards, runtime),
         tokens=lambda: sum(runtime.rollouts.spent[kind] for kind in ("read", "sampled")),
         track=lambda part, total: track(f"{stage.name}: {part}", total),
     )
-    found = {"evidence": found, "route": size_of_route, "changed": sizes}
-    return trial, found | ({"left_out": why} if why else {})
+    return trial, {"evidence": found, "route": size_of_route, "changed": sizes}
 
 
 def _save(file: Path, edit: Any) -> None:

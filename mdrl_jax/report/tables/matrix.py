@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mdrl_jax.domains.registry import DOMAINS
 from mdrl_jax.errors import UserError
 from mdrl_jax.records import read_json, regular
-from mdrl_jax.stage import default_start, names_on_the_way, origin, unlabelled, warm_up
+from mdrl_jax.stage import default_start, labelled, names_on_the_way, origin, unlabelled, warm_up
 from mdrl_jax.stats import estimate as statistics
 from mdrl_jax.stats.estimate import Estimate
 
@@ -203,9 +203,10 @@ def resample(matrix: Matrix, rng: np.random.Generator) -> Matrix:
 def training_rows(matrix: Matrix) -> tuple[int, ...]:
     """Rows, from 0, of the training stages in order: stages with the plain name of a domain before the first refresh.
 
-    The last one is T. The result is empty if there is no training stage.
+    A refresh with a label is a side branch, after which the sequence goes on. The last row is T. The result is empty if
+    there is no training stage.
     """
-    refresh = [s for s, name in enumerate(matrix.stages) if name.startswith("refresh-")]
+    refresh = [s for s, name in enumerate(matrix.stages) if name.startswith("refresh-") and not labelled(name)]
     end = min(refresh, default=len(matrix.stages))
     return tuple(s for s in range(end) if matrix.stages[s] in matrix.domains)
 

@@ -61,11 +61,13 @@ class Run:
       matrix: its scores.
       stages: the stages of its config; empty if the folder has no config.
       costs: the records of `costs/`, by stage name.
+      ended: why a refresh, distillation or alternating refresh stopped, in words (`refresh.tracker.stop`), by stage.
     """
 
     matrix: Matrix
     stages: tuple[Stage, ...]
     costs: Mapping[str, Mapping[str, Any]]
+    ended: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,8 @@ class MethodsTable:
     def table(self) -> Table:
         """The comparison as a table for the screen."""
         seeds = ", ".join("?" if s is None else str(s) for s in self.seeds)
-        title = f"methods, points: mean over seeds {seeds} ± 95 % half-width; cost beyond the plain sequence"
+        over = f"mean over seeds {seeds} ± 95 % half-width" if len(self.seeds) > 1 else "± 95 % half-width over prompts"
+        title = f"methods, points: {over}; cost beyond the plain sequence"
         table = Table(box=box.SIMPLE, title_justify="left", title=title)
         table.add_column("", no_wrap=True)
         for heading in ("average", self.focus or "–", "worst collateral", "steps", "FLOPs", "seconds"):
@@ -110,7 +113,9 @@ class MethodsTable:
             cells = [row.cells[c].around(".1f") for c in SCORES]
             cells[2] += f" {domains}" if domains else ""
             costs = [row.cells[c].around(form) for c, form in zip(COSTS, ("+.0f", "+.2g", "+.0f"), strict=True)]
-            table.add_row(*(Text(printable(cell)) for cell in (row.name, *cells, *costs)))
+            have, all_ = sum(x is not None for x in row.cells["average"].per_seed), len(self.seeds)
+            name = row.name if have == all_ else f"{row.name} ({have} of {all_} seeds)"
+            table.add_row(*(Text(printable(cell)) for cell in (name, *cells, *costs)))
         return table
 
     def text(self, width: int = 120) -> str:
@@ -141,8 +146,8 @@ def load(workdir: str | Path) -> Run:
       workdir: the work folder. Without `config.json` the run has no stages, and without `costs/` it has no costs.
 
     Raises:
-      UserError: if it has no evaluations; if an evaluation, a cost or `config.json` is not valid JSON; if the
-        evaluations do not fit together (`matrix.build`); or if `config.json` is not that of a run, or is not valid in
+      UserError: if it has no evaluations; if one of its records or `config.json` is not valid JSON; if the evaluations
+        do not fit together (`matrix.build`); or if `config.json` is not that of a run, or is not valid in
         this version.
       KeyError: if a cost lacks "stage", or as in `matrix.build`.
       ValueError: as in `matrix.build`.
@@ -152,7 +157,10 @@ def load(workdir: str | Path) -> Run:
     configured = (folder.root / "config.json").exists()
     stages = resolve_stages(parse(folder.recorded()), tuple(DOMAINS)) if configured else ()
     costs = [read_json(regular(file)) for file in sorted((folder.root / "costs").glob("*.json"))]
-    return Run(matrix, stages, {c["stage"]: c for c in costs})
+    files = ((s, folder.root / "recovery" / f"{s}.json") for s in matrix.stages)
+    recovered = {s: read_json(regular(file)) for s, file in files if file.exists()}
+    ended = {s: record["stopped"] for s, record in recovered.items() if record.get("stopped")}
+    return Run(matrix, stages, {c["stage"]: c for c in costs}, ended)
 
 
 def compare(runs: Sequence[Run]) -> MethodsTable | None:

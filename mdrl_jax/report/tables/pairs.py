@@ -8,6 +8,12 @@ Choices where the definitions leave room:
 - The peak, and what was lost, are those of `recovered`. A pair without a stage in between is left out.
 - The cost of a pair is that of the recovery alone, with the validation scores and sweeps that it needs to choose.
 - Cost is compared with delay over the pairs that had measurably lost something: the interval of the loss lies above 0.
+- The fraction of several pairs is the sum of their gains over the sum of their losses, so that a pair that lost little
+  does not dominate it.
+- A recovery that used up its steps, or stopped because another domain lost, costs less than a repair would. So the
+  number of those that came near the peak stands beside each mean.
+- The rank correlation of cost and delay is of differences to the mean of the pairs of the same domain: the tokens of a
+  completion differ between domains, and so do the delays at which they can be tried.
 - With one run, means over pairs have Student's t over pairs, and the rank correlation of cost and delay has Fisher's z
   over pairs. Both take the pairs as independent, although pairs of one run share stages. With several runs both are
   taken within each run, with Student's t over the runs.
@@ -70,12 +76,14 @@ class Delay:
     Attributes:
       method, delay: as in `Pair`.
       pairs: number of these pairs in each run.
-      cells: the mean over pairs of each of `MEANS`.
+      reached: number of them whose recovery ended near the peak, in each run; a rollback does not say so.
+      cells: over these pairs the fraction, summed gains over summed losses, and the mean of the other `MEANS`.
     """
 
     method: str
     delay: int
     pairs: tuple[int, ...]
+    reached: tuple[int, ...]
     cells: Mapping[str, Line]
 
 
@@ -87,7 +95,8 @@ class PairsTable:
       seeds: seed of each run.
       rows: the pairs, by way, domain and method.
       delays: means by method and delay.
-      trends: by method, Spearman's correlation of FLOPs and delay over the pairs that had lost something; null: 0.
+      trends: by method, Spearman's correlation of FLOPs and delay within domains, over the pairs that had lost
+        something; null: 0.
     """
 
     seeds: tuple[int | None, ...]
@@ -110,17 +119,17 @@ class PairsTable:
             _add(first, (" → ".join(r.way), r.domain, str(r.delay), r.method, *cells))
         second = _table(
             "repair against delay: means over the pairs that had lost something",
-            ("by", "delay", "pairs", "fraction", "steps", "FLOPs"),
+            ("by", "delay", "pairs", "near the peak", "fraction", "steps", "FLOPs"),
         )
         for d in self.delays:
-            counts = "/".join(map(str, d.pairs))
+            counts, near = "/".join(map(str, d.pairs)), "–" if d.method == "rollback" else "/".join(map(str, d.reached))
             costs = (d.cells["steps"].around(".1f"), d.cells["flops"].around(".2g"))
-            _add(second, (d.method, str(d.delay), counts, d.cells["fraction"].shown(".2f"), *costs))
+            _add(second, (d.method, str(d.delay), counts, near, d.cells["fraction"].shown(".2f"), *costs))
         console = Console(file=io.StringIO(), width=WIDEST, color_system=None)
         console.print(first, second, highlight=False)
         lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
         lines += [
-            f"Spearman's correlation of FLOPs and delay, {method}: {line.shown('.2f')}{_why(line)}"
+            f"Spearman's correlation of FLOPs and delay within domains, {method}: {line.shown('.2f')}{_why(line)}"
             for method, line in self.trends.items()
         ]
         return "\n".join(line.rstrip() for line in lines if line.strip()) + "\n"
@@ -212,14 +221,16 @@ def _over(values: Sequence[float | None], name: str, pairs: Sequence[float] | No
 
 
 def _lost(run: Run, found: Mapping[str, Recovery], rows: Sequence[Pair]) -> dict[str, dict[str, float]]:
-    """By stage, the `MEANS` of one run's pairs that had measurably lost something; what is not known is absent."""
+    """By stage, figures of one run's pairs that had measurably lost something; what is not known is absent."""
     made = {}
     for row in rows:
         pair = found.get(row.stage)
         if pair is None or pair.loss.estimate is None or pair.loss.estimate.low <= 0:
             continue
         values = {c: run.costs.get(row.stage, {}).get(c) for c in ("steps", "flops")}
-        values["fraction"] = None if pair.fraction.estimate is None else pair.fraction.estimate.value
+        values |= {q: e.value for q in ("loss", "gain") if (e := getattr(pair, q).estimate) is not None}
+        end = run.ended.get(row.stage, "")
+        values["reached"] = "of its peak" in end or "of their peaks" in end
         made[row.stage] = {c: float(v) for c, v in values.items() if v is not None}
     return made
 
@@ -230,20 +241,28 @@ def _delays(rows: Sequence[Pair], lost: Sequence[Mapping[str, Mapping[str, float
         names = [r.stage for r in rows if (r.method, r.delay) == (method, delay)]
         own = [[f[n] for n in names if n in f] for f in lost]
         if any(own):
-            cells = {}
-            for c in MEANS:
+            cells = {"fraction": _fraction(own)}
+            for c in ("steps", "flops"):
                 each = [[x[c] for x in found if c in x] for found in own]
                 cells[c] = _over([sum(v) / len(v) if v else None for v in each], c, each[0])
-            made.append(Delay(method, delay, tuple(map(len, own)), cells))
+            reached = tuple(int(sum(x["reached"] for x in found)) for found in own)
+            made.append(Delay(method, delay, tuple(map(len, own)), reached, cells))
     return made
+
+
+def _fraction(own: Sequence[Sequence[Mapping[str, float]]]) -> Line:
+    """Summed gains over summed losses of the pairs of each run; of one run with Fieller's interval over pairs."""
+    gains, losses = ([[x[c] for x in found if "gain" in x] for found in own] for c in ("gain", "loss"))
+    each = tuple(sum(g) / sum(x) if g else None for g, x in zip(gains, losses, strict=True))
+    one = statistics.ratio_of_means(gains[0], losses[0]) if len(own) == 1 else None
+    return Line("fraction", one, each) if one else _over(each, "fraction")
 
 
 def _trends(rows: Sequence[Pair], lost: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Line]:
     made = {}
     for method in dict.fromkeys(r.method for r in rows):
         own = [r for r in rows if r.method == method]
-        each = [[(r.delay, f[r.stage].get("flops", math.nan)) for r in own if r.stage in f] for f in lost]
-        per_run = [rank_agreement([d for d, _ in pairs], [x for _, x in pairs]) for pairs in each]
+        per_run = [rank_agreement(*_within(own, f)) for f in lost]
         values = tuple(r["estimate"] for r in per_run)
         known = [v for v in values if v is not None]
         name = f"Spearman {method}"
@@ -255,6 +274,17 @@ def _trends(rows: Sequence[Pair], lost: Sequence[Mapping[str, Mapping[str, float
             low, high = per_run[0]["ci95"] or (-math.inf, math.inf)
             made[method] = Line(name, Estimate(known[0], low, high, per_run[0]["n"], "Spearman"), values)
     return made
+
+
+def _within(rows: Sequence[Pair], lost: Mapping[str, Mapping[str, float]]) -> tuple[list[float], list[float]]:
+    """Delay and FLOPs of each pair that had lost something, minus the means over the pairs of its domain."""
+    known = [(r.domain, float(r.delay), lost[r.stage].get("flops", math.nan)) for r in rows if r.stage in lost]
+    delays, flops = [], []
+    for domain, delay, cost in known:
+        same = [x for x in known if x[0] == domain]
+        delays.append(delay - sum(x[1] for x in same) / len(same))
+        flops.append(cost - sum(x[2] for x in same) / len(same))
+    return delays, flops
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -1,24 +1,30 @@
 """The mean score over domains after a refresh against that of every other method of the run (definitions §13, C6).
 
 Two methods have an equal budget if their optimizer steps beyond the plain sequence differ by at most `TOLERANCE` of the
-steps of that sequence [chosen]. A method of another budget is listed without a difference.
+GRPO steps of that sequence [chosen]. A method of another budget is listed without a difference. Steps of one method may
+cost more than those of another: `BestAverage.flops` has the difference of all FLOPs.
 
 `rivals` has the figures of claim C6 on one run. `best_average` compares the refresh with every method, over one run or
 several, and says the result in words.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mdrl_jax.config import METHODS
+from mdrl_jax.recovery.refresh.tracker import variant
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.matrix import Quantity
 from mdrl_jax.report.tables.methods import PLAIN, RECOVERY, WHOLE, Run, in_order, most_lost, rows_of, spent
-from mdrl_jax.report.tables.seeds import Line
-from mdrl_jax.stage import labelled, way
+from mdrl_jax.report.tables.seeds import HIERARCHICAL_FROM, N_REPLICATES, Line
+from mdrl_jax.stage import labelled, peak, unlabelled, way
 from mdrl_jax.stats import estimate as statistics
-from mdrl_jax.stats.estimate import Record, missing
+from mdrl_jax.stats.bootstrap import hierarchical_bootstrap
+from mdrl_jax.stats.estimate import Estimate, Record, missing
 
 TOLERANCE = 0.1
 BETTER, WORSE, UNDECIDED, UNEQUAL = "refresh better", "refresh worse", "undecided", "not compared"
@@ -47,7 +53,7 @@ def rivals(run: Run, stage: str) -> dict[str, Record]:
     if not rows_of(run.matrix):
         names = (PLAIN, *(name for name in run.matrix.stages if name in WHOLE))
         return {name: missing("no plain stage was trained before a refresh", "points") for name in names}
-    for name, apart, steps in _against(run, stage):
+    for name, apart, steps, _ in _against(run, stage):
         prefix = name.partition("-")[0]
         if prefix in ("refresh", "rollback", "reversed"):
             continue
@@ -56,23 +62,28 @@ def rivals(run: Run, stage: str) -> dict[str, Record]:
     return found
 
 
-def _against(run: Run, stage: str) -> Iterator[tuple[str, Quantity, float | None]]:
-    """(row, difference of the averages in points, difference of the steps) of each other row without a label."""
+def _against(run: Run, stage: str) -> Iterator[tuple[str, Quantity, float | None, float | None]]:
+    """(row, difference of the averages in points, of the steps, of the FLOPs) of each other row without a label."""
     m, rows = run.matrix, rows_of(run.matrix)
-    after, ours = m.stages.index(stage), spent(run, stage, "steps")
-    length = sum(run.costs.get(s.name, {}).get("steps", 0) for s in way(m.stages[rows[PLAIN]], run.stages))
+    after = m.stages.index(stage)
+    trained = [s for s in way(m.stages[rows[PLAIN]], run.stages) if s.kind == "grpo"]
+    length = sum(run.costs.get(s.name, {}).get("steps", 0) for s in trained)
+
+    def more(name: str, what: str) -> float | None:
+        ours, theirs = spent(run, stage, what), 0.0 if name == PLAIN else spent(run, name, what)
+        return None if ours is None or theirs is None else theirs - ours
+
     for name, row in rows.items():
         if name == stage or (name.partition("-")[0] in RECOVERY and labelled(name)):
             continue
-        theirs = 0.0 if name == PLAIN else spent(run, name, "steps")
-        steps = None if ours is None or theirs is None else theirs - ours
+        steps = more(name, "steps")
         if steps is None:
             apart = Quantity(name, None, "its steps are not on record")
         elif abs(steps) > TOLERANCE * length:
-            apart = Quantity(name, None, f"no equal budget: {steps:+g} steps against a sequence of {length:g}")
+            apart = Quantity(name, None, f"no equal number of steps: {steps:+g} against a sequence of {length:g}")
         else:
             apart = matrices.average(name, [matrices.difference(m, "", d, after, row) for d in m.domains])
-        yield name, apart, steps
+        yield name, apart, steps, more(name, "flops")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +92,18 @@ class BestAverage:
 
     Attributes:
       stage: the refresh.
+      variant: how it differs from a plain one, in words (`refresh.tracker.variant`); "" for a plain one.
       average: its mean score over domains, in points.
       rows: for each other method, in the order of `methods`, the average after the refresh minus that of the method.
-      over: what the intervals are over, "prompts" or "seeds".
+      flops: for each of these methods, the FLOPs that led to it minus those that led to the refresh.
+      over: what the intervals are over, "prompts", "seeds" or "seeds and prompts".
     """
 
     stage: str
+    variant: str
     average: Line
     rows: tuple[Line, ...]
+    flops: tuple[Line, ...]
     over: str
 
     def methods(self, verdict: str) -> list[str]:
@@ -100,9 +115,11 @@ class BestAverage:
         """Whether the refreshed sequence gives the best average, in one sentence."""
         worse, open_ = self.methods(WORSE), self.methods(UNDECIDED)
         if worse:
-            return f"The refreshed sequence does not give the best average: {_count(worse)} above it"
+            above = "one method ends" if len(worse) == 1 else f"{len(worse)} methods end"
+            return f"The refreshed sequence does not give the best average: {above} above it"
         if open_:
-            return f"Whether the refreshed sequence gives the best average is undecided: {_count(open_)} about as high"
+            near = "one method is" if len(open_) == 1 else f"{len(open_)} methods are"
+            return f"Whether the refreshed sequence gives the best average is undecided: {near} not told apart from it"
         if self.methods(BETTER):
             return (
                 f"The refreshed sequence gives the best average of the {len(self.methods(BETTER)) + 1} methods compared"
@@ -111,14 +128,15 @@ class BestAverage:
 
     @property
     def words(self) -> str:
-        """The methods by verdict, in sentences."""
-        found = [
+        """What the refresh is, and the methods by verdict, in sentences."""
+        plain = f"{self.stage} is no plain refresh: {self.variant}." if self.variant else ""
+        found = [plain] * bool(plain) + [
             f"{text}: {', '.join(names)}."
             for verdict, text in (
                 (WORSE, "Above the refresh"),
                 (UNDECIDED, "Not told apart from it"),
                 (BETTER, "Below it"),
-                (UNEQUAL, "Not compared, for another budget or a missing record"),
+                (UNEQUAL, "Not compared, for another number of steps or a missing record"),
             )
             if (names := self.methods(verdict))
         ]
@@ -128,24 +146,34 @@ class BestAverage:
         """The verdict and all differences as plain text."""
         width = max((len(row.name) for row in self.rows), default=0)
         lines = [f"best average: {self.verdict}.", self.words]
-        lines += [f"{self.stage} minus other methods, average in points, 95 % over {self.over}:"]
-        for row in self.rows:
+        lines += [f"{self.stage} minus other methods, average in points, 95 % over {self.over}; extra FLOPs of each:"]
+        for row, flops in zip(self.rows, self.flops, strict=True):
             shown = row.shown("+.1f") if row.estimate is not None else f"– ({row.reason})"
-            lines.append(f"  {row.name:<{width}}  {shown}  {verdict_of(row) if row.estimate else ''}".rstrip())
+            cost = "" if flops.estimate is None else f"FLOPs {flops.around('+.2g')}"
+            said = verdict_of(row) if row.estimate else ""
+            lines.append("  ".join(x for x in (f"  {row.name:<{width}}", shown, said, cost) if x))
         return "\n".join(lines) + "\n"
 
     def record(self) -> dict[str, Any]:
-        """{"stage", "verdict", "average", "methods"}: for each {"method", "verdict"} and `Line.record`; null: 0."""
-        rows = [{"method": x.name, "verdict": verdict_of(x), **x.record(), "null": 0.0} for x in self.rows]
-        return {"stage": self.stage, "verdict": self.verdict, "average": self.average.record(), "methods": rows}
+        """{"stage", "variant", "verdict", "average", "methods"}.
+
+        For each method {"method", "verdict", "flops"} and the fields of `Line.record`, null: 0.
+        """
+        rows = [
+            {"method": x.name, "verdict": verdict_of(x), **x.record(), "null": 0.0, "flops": flops.record()}
+            for x, flops in zip(self.rows, self.flops, strict=True)
+        ]
+        head = {"stage": self.stage, "variant": self.variant, "verdict": self.verdict}
+        return head | {"average": self.average.record(), "methods": rows}
 
 
 def best_average(runs: Sequence[Run]) -> BestAverage | None:
     """Compares the refreshed sequence with every method of `methods.rows_of` but recoveries with a label.
 
-    The refresh is the one without a label of the domain that lost most, or else the first one. Differences are paired
-    over prompts. With one run the intervals are over prompts, with several over the runs. Each interval is by itself:
-    they are not widened for the number of methods.
+    The refresh is of the domain that lost most, if there is one: a plain one (definitions §8), as claim C6 judges, or
+    else the one without a label. Differences are paired over prompts. With one run the intervals are over prompts, with
+    several over the runs, and from eight runs on (`HIERARCHICAL_FROM`) over both, by a bootstrap with a fixed seed.
+    Each interval is by itself: they are not widened for the number of methods.
 
     Args:
       runs: the runs of one experiment, one for each seed.
@@ -153,37 +181,87 @@ def best_average(runs: Sequence[Run]) -> BestAverage | None:
     Returns:
       The comparison; None if no run has a refresh that is a row.
     """
-    named = [name for r in runs for name in rows_of(r.matrix) if name.startswith("refresh-") and not labelled(name)]
-    if not named:
+    stage, differs = _refresh(runs)
+    if not stage:
         return None
-    wanted = f"refresh-{most_lost([r.matrix for r in runs])}"
-    stage = wanted if wanted in named else named[0]
     having = [r for r in runs if stage in r.matrix.stages]
-    each = [{name: apart for name, apart, _ in _against(r, stage)} for r in having]
-    after = [r.matrix.stages.index(stage) for r in having]
-    scores = [
-        matrices.average(stage, [matrices.score_at(r.matrix, "", s, d) for d in r.matrix.domains])
-        for r, s in zip(having, after, strict=True)
+    many = len(having) >= HIERARCHICAL_FROM
+    each = [_figures(r, stage) for r in having]
+    flops = [{name: more for name, _, _, more in _against(r, stage)} for r in having]
+    # Seeds share their prompts, so replicate i has the same draw of prompts in every run.
+    rngs = [np.random.default_rng(0) for _ in having]
+    drawn = [
+        [_figures(dataclasses.replace(r, matrix=matrices.resample(r.matrix, rng)), stage) for _ in range(N_REPLICATES)]
+        for r, rng in zip(having, rngs, strict=True)
+        if many
     ]
-    rows = [_line(name, [f.get(name) for f in each]) for name in in_order({n for f in each for n in f})]
-    return BestAverage(stage, _line(stage, scores), tuple(rows), "prompts" if len(having) == 1 else "seeds")
+    names = in_order({n for f in each for n in f if n != stage})
+    rows = [_line(name, each, drawn) for name in names]
+    costs = [_cost(name, [f.get(name) for f in flops]) for name in names]
+    over = "prompts" if len(having) == 1 else "seeds and prompts" if many else "seeds"
+    return BestAverage(stage, differs, _line(stage, each, drawn), tuple(rows), tuple(costs), over)
+
+
+def _refresh(runs: Sequence[Run]) -> tuple[str, str]:
+    """The refresh whose average is compared, and how it differs from a plain one; ("", "") if no run has one."""
+    rows = dict.fromkeys(name for r in runs for name in rows_of(r.matrix) if name.startswith("refresh-"))
+    lost = f"refresh-{most_lost([r.matrix for r in runs])}"
+    rows = {name: "" for name in rows if unlabelled(name) == lost} or {name: "" for name in rows if not labelled(name)}
+    for name in rows:
+        stages = next((r.stages for r in runs if r.stages and name in r.matrix.stages), ())
+        stage = next((s for s in stages if s.name == name), None)
+        rows[name] = "" if stage is None else variant(stage, peak(stage.domains[0], stage.start, stages))
+    plain = [name for name in rows if not rows[name]]
+    others = [name for name in rows if not labelled(name)]
+    found = next(iter(sorted(plain, key=labelled) or others), "")
+    return found, rows.get(found, "")
+
+
+def _figures(run: Run, stage: str) -> dict[str, Quantity]:
+    """The average after the refresh, by its name, and its difference to that of each other method, by the method's."""
+    m, after = run.matrix, run.matrix.stages.index(stage)
+    score = matrices.average(stage, [matrices.score_at(m, "", after, d) for d in m.domains])
+    return {stage: score} | {name: apart for name, apart, *_ in _against(run, stage)}
 
 
 def verdict_of(row: Line) -> str:
-    """The verdict on a difference: `BETTER` if its interval lies above 0, `WORSE` if below, or else `UNDECIDED`."""
+    """The verdict on a difference: `BETTER` if its interval lies above 0, `WORSE` if below, or else `UNDECIDED`.
+
+    An interval without any width is of figures that are equal by chance, or of a single one, and decides nothing.
+    """
     if row.estimate is None:
         return UNEQUAL
+    if row.estimate.low == row.estimate.high:
+        return UNDECIDED
     return BETTER if row.estimate.low > 0 else WORSE if row.estimate.high < 0 else UNDECIDED
 
 
-def _line(name: str, each: Sequence[Quantity | None]) -> Line:
-    known = [q.estimate for q in each if q is not None and q.estimate is not None]
-    per_seed = tuple(None if q is None or q.estimate is None else q.estimate.value for q in each)
+def _line(
+    name: str, each: Sequence[Mapping[str, Quantity]], drawn: Sequence[Sequence[Mapping[str, Quantity]]] = ()
+) -> Line:
+    """A figure over runs; `drawn` has its replicates in each run, from eight runs on."""
+    found = [f.get(name) for f in each]
+    known = [q.estimate for q in found if q is not None and q.estimate is not None]
+    per_seed = tuple(None if q is None or q.estimate is None else q.estimate.value for q in found)
     if not known:
-        return Line(name, None, per_seed, next((q.reason for q in each if q is not None), "no run has it"))
-    one = len(each) == 1
-    return Line(name, known[0] if one else statistics.over_seeds([e.value for e in known], "points"), per_seed)
+        return Line(name, None, per_seed, next((q.reason for q in found if q is not None), "no run has it"))
+    if len(each) == 1:
+        return Line(name, known[0], per_seed)
+    values = [e.value for e in known]
+    if not drawn or len(values) < HIERARCHICAL_FROM:
+        return Line(name, statistics.over_seeds(values, "points"), per_seed)
+    drawn_NR = [
+        [e.value for f in r if (e := f[name].estimate) is not None]
+        for r, v in zip(drawn, per_seed, strict=True)
+        if v is not None
+    ]
+    return Line(name, hierarchical_bootstrap(values, drawn_NR, unit="points"), per_seed)
 
 
-def _count(names: Sequence[str]) -> str:
-    return "one method ends" if len(names) == 1 else f"{len(names)} methods end"
+def _cost(name: str, each: Sequence[float | None]) -> Line:
+    """A difference of FLOPs over runs: the mean with Student's t; of one run as it is, for it is exact."""
+    known = [x for x in each if x is not None]
+    if not known:
+        return Line(name, None, tuple(each), "not on record")
+    exact = Estimate(known[0], -math.inf, math.inf, 1, "FLOPs")
+    return Line(name, exact if len(each) == 1 else statistics.over_seeds(known, "FLOPs"), tuple(each))

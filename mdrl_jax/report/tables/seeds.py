@@ -117,13 +117,16 @@ def summarise_seeds(workdirs: Sequence[str]) -> SeedTable:
 
     Raises:
       UserError: if there is no work folder, if one has no evaluations or damaged ones (`matrix.load`), if two have the
-        same seed, or if their `config.json` are of different experiments or not valid.
+        same seed, if their `config.json` are of different experiments or not valid, or if one has not come as far in
+        the plain sequence as another.
       KeyError, ValueError: as in `matrix.load`.
     """
     if not workdirs:
         raise UserError("seeds needs at least one work folder")
     _check_one_experiment(workdirs)
-    return summarise([matrices.load(w) for w in workdirs])
+    runs = [matrices.load(w) for w in workdirs]
+    _check_sequences(workdirs, runs)
+    return summarise(runs)
 
 
 def _check_one_experiment(workdirs: Sequence[str]) -> None:
@@ -144,6 +147,19 @@ def _check_one_experiment(workdirs: Sequence[str]) -> None:
             raise UserError(
                 f"{known[0]} and {workdir} are runs of different experiments: {shown}{more}; "
                 "seeds combines runs that differ in nothing but the seed"
+            )
+
+
+def _check_sequences(workdirs: Sequence[str], runs: Sequence[Matrix]) -> None:
+    """Refuses runs that have not come equally far in the plain sequence: figures at its end would mix stages."""
+    done = [[m.stages[s] for s in matrices.training_rows(m)] for m in runs]
+    longest = max(done, key=len)
+    for workdir, have in zip(workdirs, done, strict=True):
+        missing = [name for name in longest if name not in have]
+        if missing:
+            other = workdirs[done.index(longest)]
+            raise UserError(
+                f"{workdir} has no scores of stage {missing[0]}, which {other} has; finish this run, or leave it out"
             )
 
 

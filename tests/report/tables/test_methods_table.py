@@ -46,13 +46,17 @@ def evaluation(stage: str, index: int, seed: int, shift: float) -> dict[str, Any
     return {"stage": stage, "index": index, "seed": seed, "rewards": rewards, "accuracy": rewards}
 
 
-def write(folder: Path, seed: int, shift: float, without: tuple[str, ...] = ()) -> Path:
-    """A work folder; the refresh of math (index 7) scores `shift` better than `POINTS`."""
+def write(folder: Path, seed: int, shift: float, without: tuple[str, ...] = (), **changes: dict[str, Any]) -> Path:
+    """A work folder; the refresh of math (index 7) scores `shift` better than `POINTS`.
+
+    `changes` are overrides of stages; those with a label are added to the stages.
+    """
     c = default()
-    c.seed, c.stages, c.scored_domains = seed, STAGES, DOMAINS
-    c.stage_overrides = {"joint": {"start": "base", "prompts_per_step": 18}}
+    stages = (*STAGES, *(name for name in changes if name not in STAGES))
+    c.seed, c.stages, c.scored_domains = seed, stages, DOMAINS
+    c.stage_overrides = {"joint": {"start": "base", "prompts_per_step": 18}, **changes}
     write_json(folder / "config.json", {"config": resolved(parse(c))})
-    for i, stage in enumerate(("base", *STAGES)):
+    for i, stage in enumerate(("base", *stages)):
         name = f"{i:02d}-{stage}.json"
         write_json(folder / "evaluations" / name, evaluation(stage, i, seed, shift))
         if stage not in ("base", *without):

@@ -41,6 +41,11 @@ FLOPS = {
     "refresh-math@a": 4e12, "refresh-math@b": 6e12, "refresh-qa@a": 1e12, "rollback-math-qa@a": 9e12,
     "refresh-math@c": 3e12, "refresh-math@d": 5e12, "refresh-cw@a": 2e12,
 }  # fmt: skip
+ENDS = {
+    "refresh-math@a": "qa lost 3.10 points at least, over the limit of 3",
+    "refresh-math@b": "math is within 4 points of its peak: -3.20 at least",
+    "refresh-math@d": "the budget ended",
+}
 OFFSETS_P = np.linspace(-6, 6, 13)
 
 
@@ -63,6 +68,8 @@ def write(folder: Path, seed: int, shift: float = 0.0, leave_out: tuple[str, ...
             flops = FLOPS.get(stage, 1e13) * (1 + seed)
             cost = {"stage": stage, "steps": 0 if "rollback" in stage else 4 + seed, "seconds": 1.0, "flops": flops}
             write_json(folder / "costs" / f"{i:02d}-{stage}.json", cost)
+        if stage in ENDS:
+            write_json(folder / "recovery" / f"{stage}.json", {"stage": stage, "stopped": ENDS[stage]})
     return folder
 
 
@@ -122,7 +129,8 @@ def test_cost_against_delay_is_over_pairs_that_lost_something(tmp_path: Path, ru
     got = at["refresh", 1].cells["flops"].estimate
     ends = (expected.value, expected.low, expected.high)
     assert got is not None and (got.value, got.low, got.high) == pytest.approx(ends)
-    delays, flops = [1, 2, 1, 1, 2, 1], [4, 6, 1, 3, 5, 2]
+    # Within domains: math has four pairs with a mean delay of 1.5 and a mean of 4.5; qa and cw have one each.
+    delays, flops = [-0.5, 0.5, 0, -0.5, 0.5, 0], [-0.5, 1.5, 0, -1.5, 0.5, 0]
     assert value(one.trends["refresh"]) == pytest.approx(spearman_rho(np.array(delays), np.array(flops)))
     assert one.trends["rollback"].estimate is None and "1 pairs are too few" in one.trends["rollback"].reason
     two = pairs.summarise([run, methods.load(write(tmp_path / "1", 1, shift=3.0))])
@@ -133,8 +141,11 @@ def test_cost_against_delay_is_over_pairs_that_lost_something(tmp_path: Path, ru
     over = statistics.over_seeds([6e12, 1.2e13])
     cost = row.cells["flops"].estimate
     assert cost is not None and (cost.value, cost.low) == (over.value, over.low)
-    mean = next(d for d in two.delays if (d.method, d.delay) == ("refresh", 2)).cells["fraction"]
-    assert mean.per_seed == pytest.approx((np.mean([0.8, 0.75]), np.mean([0.9, 0.75])))
+    last = next(d for d in two.delays if (d.method, d.delay) == ("refresh", 2))
+    assert last.cells["fraction"].per_seed == pytest.approx(((24 + 30) / (30 + 40), (27 + 30) / (30 + 40)))
+    # Of math's two refreshes at this delay one ended near the peak, and one used up its steps.
+    assert at["refresh", 2].reached == (1,) and last.reached == (1, 1) and at["refresh", 1].reached == (0,)
+    assert next(d for d in one.delays if d.method == "rollback").reached == (0,)
 
 
 def test_a_pair_that_lost_nothing_counts_in_no_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -151,7 +162,10 @@ def test_text_record_and_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     line = next(x for x in printed.splitlines() if "math → cw → qa" in x)
     assert all(text in line for text in ("refresh", " 40.0", " 0.75", " qa "))
-    assert "repair against delay" in printed and "Spearman's correlation of FLOPs and delay, refresh: 0." in printed
+    assert (
+        "repair against delay" in printed
+        and "Spearman's correlation of FLOPs and delay within domains, refresh: 0." in printed
+    )
     assert "nan" not in printed and "inf" not in printed
     written = json.loads((tmp_path / "out.json").read_text())["repairs"]
     pair = next(p for p in written["pairs"] if p["stage"] == "refresh-math@d")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mdrl_jax.report.tables import methods
-from mdrl_jax.report.tables.rivals import BETTER, UNDECIDED, UNEQUAL, WORSE, best_average, rivals
-from mdrl_jax.stats.estimate import over_seeds
+from mdrl_jax.report.tables.rivals import BETTER, UNDECIDED, UNEQUAL, WORSE, best_average, rivals, verdict_of
+from mdrl_jax.report.tables.seeds import Line
+from mdrl_jax.stats.estimate import Estimate, over_seeds
 from tests.report.tables.test_methods_table import DOMAINS, POINTS, write
 
 
@@ -41,7 +42,7 @@ def test_another_budget_or_no_record_of_it_is_no_comparison(tmp_path: Path):
     run = methods.load(write(tmp_path, 0, 0.0))
     long = dataclasses.replace(run, costs={**run.costs, "joint": run.costs["joint"] | {"steps": 90}})
     found = rivals(long, "refresh-math")["joint"]
-    assert found["estimate"] is None and "+26 steps against a sequence of 60" in found["reason"]
+    assert found["estimate"] is None and "no equal number of steps: +26 against a sequence of 60" in found["reason"]
     lost = dataclasses.replace(run, costs={k: v for k, v in run.costs.items() if k != "joint"})
     assert rivals(lost, "refresh-math")["joint"]["reason"] == "its steps are not on record"
 
@@ -96,7 +97,51 @@ def test_a_method_above_the_refresh_decides_and_another_budget_does_not(tmp_path
     long = dataclasses.replace(above, costs={**above.costs, "joint": above.costs["joint"] | {"steps": 90}})
     found = best_average([long])
     assert found is not None and found.methods(UNEQUAL) == ["joint"] and found.methods(WORSE) == []
-    assert "another budget or a missing record: joint." in found.words and "no equal budget" in found.text()
+    assert "another number of steps or a missing record: joint." in found.words
+    assert "no equal number of steps" in found.text()
+
+
+def test_flops_stand_beside_the_differences(tmp_path: Path):
+    """1e12 a step: the refresh took 4 steps beyond the plain sequence, joint 66 for 60, protect 44 for 40."""
+    runs = [methods.load(write(tmp_path / str(seed), seed, 0.0)) for seed in range(3)]
+    for some in (runs[:1], runs):
+        found = best_average(some)
+        assert found is not None
+        by_name = {row.name: line.estimate for row, line in zip(found.rows, found.flops, strict=True)}
+        wanted = {methods.PLAIN: -4e12, "joint": 2e12, "protect-cw": 0.0}
+        assert {n: e.value for n, e in by_name.items() if e and n in wanted} == wanted
+        assert found.record()["methods"][0]["flops"]["estimate"] == -4e12
+    (line,) = (x for x in found.text().splitlines() if x.strip().startswith("joint"))
+    assert line.endswith("FLOPs +2e+12")
+
+
+def test_the_refresh_is_the_plain_one_that_claim_c6_judges(tmp_path: Path):
+    faster = {"learning_rate": 0.5}
+    changes = {"refresh-math": faster, "refresh-math@plain": {}}
+    found = best_average([methods.load(write(tmp_path / "a", 0, 0.0, **changes))])
+    assert found is not None and (found.stage, found.variant) == ("refresh-math@plain", "")
+    assert "refresh-math" in [row.name for row in found.rows]
+    found = best_average([methods.load(write(tmp_path / "b", 0, 0.0, **changes, **{"refresh-math@2": faster}))])
+    assert found is not None and found.stage == "refresh-math@plain"
+    found = best_average([methods.load(write(tmp_path / "c", 0, 0.0, **{"refresh-math": faster}))])
+    assert found is not None and found.stage == "refresh-math" and "learning rate is 0.5" in found.variant
+    assert found.words.startswith("refresh-math is no plain refresh: its learning rate is 0.5")
+
+
+def test_intervals_over_many_seeds_are_over_prompts_too(tmp_path: Path):
+    """Runs that differ in nothing but how their prompts fell would else have an interval that is far too short."""
+    runs = [methods.load(write(tmp_path / str(seed), seed, 0.0)) for seed in range(8)]
+    found = best_average(runs)
+    assert found is not None and found.over == "seeds and prompts"
+    row = next(r for r in found.rows if r.name == "joint")
+    alone = over_seeds([v for v in row.per_seed if v is not None], "points")
+    assert row.estimate is not None and row.estimate.value == pytest.approx(alone.value)
+    assert row.estimate.high - row.estimate.low > 2 * (alone.high - alone.low)
+
+
+def test_an_interval_without_a_width_decides_nothing():
+    assert verdict_of(Line("joint", Estimate(3.0, 3.0, 3.0, 2, "points"), (3.0, 3.0))) == UNDECIDED
+    assert verdict_of(Line("joint", Estimate(3.0, 2.9, 3.1, 2, "points"), (3.0, 3.0))) == BETTER
 
 
 def test_without_a_refresh_there_is_no_best_average(tmp_path: Path):

@@ -234,6 +234,8 @@ def test_t_comes_before_any_refresh_and_recovery_starts_on_the_path() -> None:
     later = {s: BY_HAND[s] for s in ("base", "code", "math")}
     extended = build({**later, "refresh-code": (70.0, 70.0, 70.0), "qa": (1.0, 2.0, 3.0)})
     assert [extended.stages[s] for s in mx.training_rows(extended)] == ["code", "math"]
+    aside = build({**later, "refresh-code@early": (70.0, 70.0, 70.0), "qa": (1.0, 2.0, 3.0)})
+    assert [aside.stages[s] for s in mx.training_rows(aside)] == ["code", "math", "qa"]  # it is a side branch
     assert value(transfer.backward_transfer(extended)) == pytest.approx(66 - 60)
 
 

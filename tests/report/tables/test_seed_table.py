@@ -125,6 +125,17 @@ def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture
         command.run([])
 
 
+def test_a_run_that_has_not_come_as_far_is_refused(tmp_path: Path) -> None:
+    """Its θ_T would be another stage than that of the other runs."""
+    folders = [tmp_path / f"seed{i}" for i in range(3)]
+    for folder, records in zip(folders, RUNS, strict=True):
+        for r in records[:2] if folder is folders[1] else records:
+            write_json(folder / f"evaluations/{r['index']:02d}-{r['stage']}.json", r)
+    with pytest.raises(UserError, match="seed1 has no scores of stage cw, which .*seed0 has; finish this run"):
+        seeds.summarise_seeds([str(f) for f in folders])
+    assert len(seeds.summarise_seeds([str(f) for f in folders if f is not folders[1]]).seeds) == 2
+
+
 def test_runs_of_different_experiments_are_refused(tmp_path: Path) -> None:
     def folder(seed: int, **fields: Any) -> str:
         c = config.default()

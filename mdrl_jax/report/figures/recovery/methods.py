@@ -26,6 +26,7 @@ from mdrl_jax.report.tables.methods import (
     summarise,
     total,
 )
+from mdrl_jax.report.tables.recovered import collateral
 from mdrl_jax.report.tables.transfer import fall
 from mdrl_jax.stats.estimate import Record
 
@@ -67,7 +68,8 @@ def best_average(records: Records) -> Table:
     caption = (
         f"{found.stage} ends at an average of {words(found.average.record(), '.1f')} points. {found.words} Differences "
         "are paired over test prompts, with 95 % intervals over prompts of this one run, not over seeds; each interval "
-        "is by itself. Methods whose steps differ by more than a tenth of the sequence are not compared."
+        "is by itself. Methods whose steps differ by more than a tenth of the sequence are not compared. Their FLOPs "
+        "may differ all the same; the table of methods has them."
     )
     head = ("method", "refresh minus method, points", "verdict")
     return Table("best-average", found.verdict, head, rows, caption, head[1:2])
@@ -79,8 +81,8 @@ def frontier(records: Records) -> Figure:
     Returns:
       The figure `methods`: a point for each method that has both figures, and the plain sequence at (0, 0). Vertical:
       the gain, the domain's score with the method minus that at the end of the plain sequence. Horizontal, on a
-      symmetric log scale (`symlog`): the collateral, the largest drop of any other domain, negative if all rose; for a
-      recovery, of any domain but the one that it recovers. Both are paired over test prompts. The area of a point is
+      symmetric log scale (`symlog`): the largest drop of any other domain from the end of the plain sequence, negative
+      if all rose. Both are paired over test prompts. The area of a point is
       proportional to the FLOPs of all stages that led there, the plain sequence's included; if those of a method are
       not on record, all points have one size.
 
@@ -98,20 +100,21 @@ def frontier(records: Records) -> Figure:
     rows = []
     for row in table.rows:
         gain = matrices.difference(run.matrix, "gain", focus, at[row.name], at[PLAIN]).record()
-        paid = zero if row.name == PLAIN else _figure(row, "collateral")
+        drop = collateral(run.matrix, "collateral", focus, at[PLAIN], at[row.name])
+        paid = zero if row.name == PLAIN else drop.record()
         if gain["estimate"] is None or paid["estimate"] is None:
             continue
-        head = {"method": row.name, "group": _group(row.name), "worst": "/".join(dict.fromkeys(row.worst))}
+        head = {"method": row.name, "group": _group(row.name), "worst": "" if row.name == PLAIN else drop.detail}
         head |= columns("gain", zero if row.name == PLAIN else gain) | columns("collateral", paid)
         head |= {"average": _value(row, "average")} | {c: _value(row, c) for c in COSTS}
         rows.append(head | {"all_flops": total(run, run.matrix.stages[at[row.name]], "flops")})
     lost = fall(run.matrix, focus).record()
     chart = _chart(rows, focus, lost["estimate"], _limit(records))
-    n = len(run.matrix.rewards[at[PLAIN]][focus])
+    n = ", ".join(f"{len(x)} of {d}" for d, x in run.matrix.rewards[at[PLAIN]].items())
     caption = (
         f"Vertical: gain of {focus}, the domain that lost most ({words(lost, '.1f')} points), over the end of the "
-        "plain sequence. Horizontal: the largest drop of any other domain. Up and left is better; left of 0 every "
-        f"other domain rose. Bars: 95 % intervals over {n} test prompts a domain, not over seeds."
+        "plain sequence. Horizontal: the largest drop of any other domain from there. Up and left is better; left of 0 "
+        f"every other domain rose. Bars: 95 % intervals over test prompts ({n}), not over seeds."
         f"{'' if _unknown(rows) else AREA}"
     )
     return Figure("methods", f"Gain of {focus} by each method, and its cost to other domains", chart, rows, caption)
@@ -147,8 +150,8 @@ def comparison(records: Records) -> Table:
         "Points on test prompts with 95 % intervals over prompts. Worst collateral: the largest drop of any other "
         "domain, for a recovery against where it started and for the rest against the end of the plain "
         "sequence; negative if all of them rose. Steps, FLOPs and seconds are "
-        "those beyond the plain sequence. A rollback trains no step, but its sweep takes time. A prevention counts "
-        "the difference between its stages and the plain ones."
+        "those beyond the plain sequence; seconds include compilation. A rollback trains no step, but its sweep takes "
+        "time. A prevention counts the difference between its stages and the plain ones."
     )
     head = ("method", *scores, "extra steps", f"extra {prefix}FLOPs", "extra seconds")
     return Table("methods-table", "Methods side by side", head, rows, caption, head[1:])

@@ -48,8 +48,9 @@ def against_delay(records: Records) -> Figure:
     caption = (
         "Each point is one domain that had measurably lost something, won back after one later stage. Horizontal: how "
         "many stages lie between its peak and the recovery, that last one included. Bars: 95 % intervals over test "
-        "prompts. Lines: means over points. Spearman's correlation of FLOPs and delay, with 95 % intervals that take "
-        f"the points as independent (by chance 0): {trends}."
+        "prompts. Lines: over all points of a delay, the summed gains over the summed losses, and the mean FLOPs. "
+        "Spearman's correlation of FLOPs and delay within domains, with 95 % intervals that take the points as "
+        f"independent (by chance 0): {trends}."
     )
     return Figure("repair-delay", "Repair against the number of stages since the peak", chart, rows, caption)
 
