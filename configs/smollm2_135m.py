@@ -17,7 +17,7 @@ most 256 tokens and completions at most 64. Two CPU cores and 6 GB suffice witho
 minutes, and its scores 8 to 15. With seed 0, Code rose by 5.8 [2.5, 9.0], Math by 13.3 [8.4, 18.2], QA by 2.2 [−0.9,
 5.4] and CW by 14.7 [11.1, 18.4] points by their own stages. CW's stage cost Math 4.5 [1.6, 7.3] points, and a refresh
 of three steps won back 6.6 [2.8, 10.5]; a second training of CW cost 1.8 [−1.0, 4.5]. 40 steps of QA lift it by 9.4
-[5.4, 13.3]. configs/README.md has all figures. The rollback has not been run.
+[5.1, 13.6]. configs/README.md has all figures. The rollback has not been run.
 """
 
 from mdrl_jax import config

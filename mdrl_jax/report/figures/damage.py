@@ -1,6 +1,6 @@
 """Damage that later stages do to earlier domains: predicted to second order, and measured (definitions §6)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair as alt
@@ -130,7 +130,7 @@ def alphas(records: Records) -> Figure:
     caption = (
         "Damage at θ* + αD, from the end of the domain's own stage (α = 0) to the end of the later stage (α = 1), with "
         "95 % bands over prompts. From the dashed line on, the second-order prediction is measurably off by more than "
-        f"20 % of the measured damage.{_gaps(rows)}"
+        f"20 % of the measured damage.{_leaves(rows)}{_gaps(rows)}"
     )
     chart = alt.vconcat(*charts, spacing=28)
     return Figure("damage-path", "Damage along the way to the later stage", chart, rows, caption)
@@ -141,6 +141,18 @@ def _cut(rows: list[Row]) -> str:
     by_objective = [[r for r in rows if r["objective"] == o] for o in distinct(rows, "objective")]
     cut = any(near(some, BOTH) != span(some, BOTH, margin=0.0) for some in by_objective)
     return "; one that reaches the edge of its chart goes on, and the point's tooltip has its ends" if cut else ""
+
+
+def _ends(rows: Sequence[Row]) -> list[Row]:
+    """Estimates and their intervals with the names that `near` and `span` ask for."""
+    return [{"x": r["estimate"], "x_low": r["low"], "x_high": r["high"]} for r in rows]
+
+
+def _leaves(rows: list[Row]) -> str:
+    """A sentence on bands that leave their chart; "" if none does."""
+    by_objective = [_ends([r for r in rows if r["objective"] == o]) for o in distinct(rows, "objective")]
+    cut = any(near(some, ["x"]) != span(some, ["x"], margin=0.0) for some in by_objective)
+    return " A band that reaches the edge of its chart goes on, and the points' tooltips have its ends." if cut else ""
 
 
 def _pairs(records: Records) -> list[dict[str, Any]]:
@@ -280,9 +292,12 @@ def _curves(rows: list[Row], named: tuple[str, str, float]) -> alt.FacetChart:
     colour = alt.Color("what:N", scale=scale, title=None, legend=LEGEND)
     alpha = alt.Tooltip("alpha:Q", title="α")
     base = alt.Chart().encode(x=x, color=colour, tooltip=[alpha, *estimate_tips(["pair", "what"], title)])
-    y = alt.Y("estimate:Q", title=title)
-    band = base.mark_area(**COLOURED).encode(
-        y=alt.Y("low:Q", title=title), y2="high:Q", stroke=alt.Stroke("what:N", scale=scale, title=None, legend=LEGEND)
+    heights = alt.Scale(domain=list(near(_ends(rows), ["x"])), nice=True)
+    y = alt.Y("estimate:Q", title=title, scale=heights)
+    band = base.mark_area(**COLOURED, clip=True).encode(
+        y=alt.Y("low:Q", title=title, scale=heights),
+        y2="high:Q",
+        stroke=alt.Stroke("what:N", scale=scale, title=None, legend=LEGEND),
     )
     broken = base.transform_filter("datum.breaks")
     layers = alt.layer(

@@ -163,6 +163,28 @@ def test_curves_and_where_the_model_breaks_down(records: Records):
     assert [r["alpha"] for r in made.rows if r["breaks"]] == [0.5, 0.5]
 
 
+def of_height(spec: Any) -> list[dict[str, Any]]:
+    """The scales of all encodings `y` of a chart that have a domain."""
+    if isinstance(spec, list):
+        return [scale for part in spec for scale in of_height(part)]
+    if not isinstance(spec, dict):
+        return []
+    own = spec.get("y", {}).get("scale", {}) if isinstance(spec.get("y"), dict) else {}
+    return [own] * ("domain" in own) + [scale for part in spec.values() for scale in of_height(part)]
+
+
+def test_a_band_that_is_hardly_determined_does_not_flatten_the_curves(tmp_path: Path):
+    """With few prompts an interval may end hundreds of nats away from estimates below 1."""
+    curve = [{"alpha": a, "predicted": figure(0.3 * a), "measured": figure(0.9 * a, 300.0 * a)} for a in (0.5, 1.0)]
+    found = step(1.0, 0.1, 0.2) | {"curve": curve}
+    made = damage.alphas(write(tmp_path, [{"domain": "a", "stage": "b", "objectives": {"success_nll": found}}]))
+    whole(made)
+    heights = {tuple(scale["domain"]) for scale in of_height(made.chart.to_dict())}
+    ((low, high),) = heights
+    assert low <= 0 and 0.9 < high < 3 and max(r["high"] or 0.0 for r in made.rows) > 300.0
+    assert "A band that reaches the edge of its chart goes on" in made.caption
+
+
 def test_one_pair_with_one_objective_is_enough(tmp_path: Path):
     one = {"domain": "a", "stage": "b", "objectives": {"success_nll": step(1.0, 0.1, 0.2)}}
     records = write(tmp_path, [one])
