@@ -246,15 +246,14 @@ def _pairs(leaves: Any, a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _content(file: Path) -> Any:
-    if file.suffix != ".json":
-        return file.read_bytes()
+    return json.dumps(timeless(json.loads(file.read_text()))) if file.suffix == ".json" else file.read_bytes()
 
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "peak_bytes")}
-        return [timeless(v) for v in value] if isinstance(value, list) else value
 
-    return json.dumps(timeless(json.loads(file.read_text())))
+def timeless(record: Any) -> Any:
+    """A record without its seconds and without the memory that it took."""
+    if isinstance(record, dict):
+        return {k: timeless(v) for k, v in record.items() if k not in ("seconds", "peak_bytes")}
+    return [timeless(v) for v in record] if isinstance(record, list) else record
 
 
 def _shown(workdir: Path, name: str) -> dict[str, list[tuple[int, float]]]:

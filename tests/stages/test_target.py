@@ -26,6 +26,7 @@ from mdrl_jax.stages import target, train
 from mdrl_jax.stages.train import Recipe, Trainer, steps_taken
 from mdrl_jax.stats.estimate import paired_difference
 from mdrl_jax.workfolder import WorkFolder
+from tests.kills import timeless
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -80,13 +81,6 @@ def configured(kind: str = "sft", **changes: Any) -> tuple[Any, tuple[Stage, ...
 
 def params(which: int) -> Any:
     return {"embedding": jnp.asarray([which, 0], jnp.float32)}
-
-
-def timeless(record: Any) -> Any:
-    """A record without its seconds."""
-    if isinstance(record, dict):
-        return {k: timeless(v) for k, v in record.items() if k != "seconds"}
-    return [timeless(v) for v in record] if isinstance(record, list) else record
 
 
 LOOKS = {"tokens_trained": 60, "tokens_sampled": 99 + 102 + 104 + 106}  # of a run that looks at -1, 2, 4 and 6

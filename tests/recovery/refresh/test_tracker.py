@@ -20,6 +20,7 @@ from mdrl_jax.recovery.refresh.contraction import Basis
 from mdrl_jax.recovery.refresh.tracker import Tracker, chosen, scores, stop, variant
 from mdrl_jax.stage import Stage, resolve_stages
 from mdrl_jax.stats.estimate import paired_difference, ratio_of_means
+from tests.kills import timeless
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -73,13 +74,6 @@ def setting(**recover: Any) -> tuple[Any, Stage]:
 
 def runtime_of(config: Any) -> Any:
     return SimpleNamespace(config=config, prompts={}, rollouts=SimpleNamespace(spent=collections.Counter()))
-
-
-def timeless(record: Any) -> Any:
-    """A record without its seconds."""
-    if isinstance(record, dict):
-        return {k: timeless(v) for k, v in record.items() if k != "seconds"}
-    return [timeless(v) for v in record] if isinstance(record, list) else record
 
 
 def params(which: float) -> Any:
