@@ -33,8 +33,8 @@ def metered(runtime: Runtime) -> Callable[[], dict[str, float]]:
 
     Returns:
       A function without arguments that gives the amounts since the start: "seconds" of wall-clock time, and "tokens_"
-      followed by each kind of `Rollouts.spent`, e.g. "tokens_sampled". A kind of which there was
-      none is absent. "operations" is the number of operations on parameters that `spent` counts.
+      followed by each kind of `Rollouts.spent`, e.g. "tokens_sampled". A kind of which there was none is absent.
+      "operations" is the number of operations on parameters that `spent` counts.
     """
     started, before = time.monotonic(), Counter(runtime.rollouts.spent)
 
