@@ -4,7 +4,8 @@ There are two kinds of sandbox:
 
 - "bwrap": the interpreter has its own process, network, IPC and hostname namespaces, no environment, and a root folder
   that holds the libraries of the system, Python's standard library and the listed packages, read-only, and a private
-  /tmp of 16 MiB. There is no /proc.
+  /tmp of 16 MiB. There is no /proc. Where Python or the packages are installed below /tmp, only the working folder in
+  it can be written to.
 - "bare", where bwrap is not installed or not allowed: Landlock limits the interpreter to the same files. Where the
   kernel has no Landlock, programs run only if `rewards.sandbox = "none"` allows it.
 
@@ -36,7 +37,7 @@ from mdrl_jax.rewards.sandbox import PACKAGES, server
 from mdrl_jax.rewards.sandbox import guest as _guest  # noqa: F401  (compiles it, so that sandboxes find its bytecode)
 from mdrl_jax.rewards.sandbox import tester as _tester  # noqa: F401  (likewise)
 
-_SCRATCH = "/tmp/work"  # below /tmp, because a virtual environment may be in /tmp itself
+_TMP, _SCRATCH = "/tmp", "/tmp/work"  # a virtual environment may be in /tmp itself
 _SCRATCH_BYTES = 16 << 20
 _FILES = ("wire.py", "server.py", "guest.py", "tester.py", "remote.py", "names.py", "lockdown.py")
 _HERE = Path(__file__).resolve().parent
@@ -231,6 +232,15 @@ def package_paths(packages: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(path for path in found if os.path.exists(path)))
 
 
+def _writable(packages: tuple[str, ...]) -> str:
+    """The folder inside bwrap that children may write to, and that is emptied after each of them.
+
+    It is /tmp. If Python or the packages are mounted below /tmp, which can then never be emptied, it is `_SCRATCH`.
+    """
+    mounted = any(_below(path, _TMP) for path in (*_python_paths(), *package_paths(packages)))
+    return _SCRATCH if mounted else _TMP
+
+
 @functools.cache
 def _python_paths() -> tuple[str, ...]:
     """The folders and files of the standard library and the interpreter, without installed packages."""
@@ -289,7 +299,7 @@ def _settings(isolation: Isolation, holds: str, packages: tuple[str, ...], folde
         "holds": holds,
         "path": list(dict.fromkeys([*standard, *_site_folders()])),
         "scratch": _SCRATCH if bwrap else folder,
-        "clean": "/tmp" if bwrap else folder,
+        "clean": _writable(packages) if bwrap else folder,
         "files": [] if bwrap else list(_readable(packages)),
         "uid": _FIRST_USER + os.getpid() % _USERS if root and not (bwrap and isolation.users) else 0,
         "threads": _THREADS if bwrap or root else _THREADS + _running(),
@@ -319,7 +329,8 @@ def _command(isolation: Isolation, packages: tuple[str, ...]) -> tuple[list[str]
     if not isolation.users:
         command += [part for name in _SERVER_CAPABILITIES for part in ("--cap-add", f"CAP_{name}")]
     command += ["--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
-    command += ["--size", str(_SCRATCH_BYTES), "--tmpfs", "/tmp"]
+    private = ["--size", str(_SCRATCH_BYTES), "--tmpfs"]
+    command += [*private, _TMP]
     folders = [p for p in _SYSTEM if os.path.isdir(p) and not os.path.islink(p)]
     for path in _SYSTEM:
         if os.path.islink(path):
@@ -341,7 +352,11 @@ def _command(isolation: Isolation, packages: tuple[str, ...]) -> tuple[list[str]
     for name in _FILES:
         for path in (str(_HERE / name), importlib.util.cache_from_source(str(_HERE / name))):
             command += ["--ro-bind-try", path, f"{_ROOT}/mdrl_jax/rewards/sandbox/{os.path.relpath(path, _HERE)}"]
-    command += ["--dir", _SCRATCH, "--remount-ro", "/", "--chdir", _SCRATCH]
+    if _writable(packages) == _TMP:
+        command += ["--dir", _SCRATCH]
+    else:
+        command += [*private, _SCRATCH, "--remount-ro", _TMP]
+    command += ["--remount-ro", "/", "--chdir", _SCRATCH]
     return [*command, "--", *_python(), "-c", _START.format(root=_ROOT)], {}
 
 

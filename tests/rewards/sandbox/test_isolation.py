@@ -4,12 +4,13 @@ import compileall
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from mdrl_jax.errors import UserError
-from mdrl_jax.rewards.sandbox import isolation, server
+from mdrl_jax.rewards.sandbox import isolation, run, server
 
 NO_FILES = isolation.Isolation("bare", ("files", "disk"), "bwrap is not installed")
 FILES = isolation.Isolation("bare", ("disk",), "bwrap is not installed")
@@ -50,6 +51,33 @@ def test_packages_without_bytecode_are_named(
     caplog.clear()
     isolation.warn_of_slow_imports(["slow-one", "quick.one"])
     assert not caplog.text
+
+
+def test_a_package_below_tmp_does_not_cost_a_new_sandbox_after_every_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a virtual environment in /tmp. What is mounted there cannot be removed, so only the working folder is."""
+    if isolation.probe().kind != "bwrap":
+        pytest.skip("bwrap does not run here")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        info = Path(folder, "below_tmp-1.dist-info")
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: below-tmp\nVersion: 1\n")
+        (info / "RECORD").write_text(f"below_tmp.py,,\n{info.name}/METADATA,,\n")
+        Path(folder, "below_tmp.py").write_text("")
+        monkeypatch.syspath_prepend(folder)
+        isolation.package_paths.cache_clear()
+        settings = run.Settings(packages=("below-tmp",))
+        assert isolation.package_paths(settings.packages)
+        run.close()
+        try:
+            seen = []
+            for _ in range(3):
+                left = "import os\nleft = os.listdir('.')\nopen('left', 'w').close()"
+                assert run.run(left, ["assert left == []"], settings=settings) == "ok"
+                seen.append({holds: sandbox.process.pid for holds, sandbox in run._sandboxes.items()})
+            assert seen == [seen[0]] * 3
+        finally:
+            run.close()
+            isolation.package_paths.cache_clear()
 
 
 def test_off_linux_programs_run_only_if_the_user_allows_it() -> None:
