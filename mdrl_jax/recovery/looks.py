@@ -89,10 +89,11 @@ class Looks:
         return self.record["stopped"] if step == rows[-1]["step"] else ""
 
     def paid(self, known: int | None) -> Counter[str]:
-        """What an earlier run measured for this record, in the units of `meter`, beyond the costs that are known of it.
+        """The costs of the looks that an earlier run made and that the caller has not counted, in the units of `meter`.
 
         Args:
-          known: number of looks whose costs, with those before the first look, are known; None: nothing is known.
+          known: number of looks that the caller has counted, together with what was measured before the first look;
+            None if it has counted nothing.
         """
         return sum(self._found[known + 1 if known is not None else 0 :], Counter())
 

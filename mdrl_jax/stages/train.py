@@ -152,9 +152,10 @@ class Trainer:
                 costs.update(tracker.paid)
                 tracker.look(0, state.params)
             elif looks:
+                # A checkpoint of an earlier version does not say how many looks its costs include; then all are known.
                 costs.update(looks.paid(saved.get("looks", len(looks.record["steps"])) if first else None))
-            if looks and first and looks.due(first):  # a run that was stopped by SIGTERM saves before it looks
-                ended = looks.look(first, state.params)
+                if first and looks.due(first):  # a run that was stopped by SIGTERM saves before it looks
+                    ended = looks.look(first, state.params)
             totals: collections.Counter[str] = collections.Counter()
             longest = self.runtime.config.rollout.completion_buckets[-1]
             health = Health(stage.name, longest, rewarded=stage.prefix != "distill", first=first)

@@ -1,4 +1,4 @@
-"""What a plan carries out."""
+"""The refreshes that the stages `recover` and `trials` carry out."""
 
 from types import SimpleNamespace
 from typing import Any

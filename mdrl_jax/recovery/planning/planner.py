@@ -80,7 +80,7 @@ def trail(stages: Sequence[Stage], last: str) -> list[Stage]:
     Recoveries do not count: they keep their best step, so their effect is not that of their length. The result is empty
     for "base" or a name that is not in `stages`.
     """
-    return [s for s in way(last, stages) if s.kind == "grpo" and len(s.domains) == 1 and is_own(s.name, s.domains[0])]
+    return [s for s in way(last, stages) if is_own(s.name, s.domains[0])]
 
 
 def candidates(settings: RecoverSection, past: Sequence[Stage]) -> list[Action]:

@@ -147,7 +147,7 @@ class Tracker:
 
     @property
     def paid(self) -> Mapping[str, float]:
-        """What an earlier run that was interrupted spent on the scores of the record (`recovery.spent.metered`)."""
+        """The costs of the scores that an interrupted run left in the record (`recovery.spent.metered`)."""
         return self._looks.paid(None)
 
     @property

@@ -28,6 +28,7 @@ TERMS = {
 }
 LINES = {"predicted": "#0072B2", "measured": "#D55E00"}
 BOTH = ("predicted", "measured")
+EDGE = " A band that reaches the edge of its chart goes on, and the points' tooltips have its ends."
 
 
 def waterfall(records: Records) -> list[Figure]:
@@ -130,7 +131,7 @@ def alphas(records: Records) -> Figure:
     caption = (
         "Damage at θ* + αD, from the end of the domain's own stage (α = 0) to the end of the later stage (α = 1), with "
         "95 % bands over prompts. From the dashed line on, the second-order prediction is measurably off by more than "
-        f"20 % of the measured damage.{_leaves(rows)}{_gaps(rows)}"
+        f"20 % of the measured damage.{EDGE if _leave(_ends(rows), ['x']) else ''}{_gaps(rows)}"
     )
     chart = alt.vconcat(*charts, spacing=28)
     return Figure("damage-path", "Damage along the way to the later stage", chart, rows, caption)
@@ -138,21 +139,19 @@ def alphas(records: Records) -> Figure:
 
 def _cut(rows: list[Row]) -> str:
     """A clause on intervals that leave their chart; "" if none does."""
-    by_objective = [[r for r in rows if r["objective"] == o] for o in distinct(rows, "objective")]
-    cut = any(near(some, BOTH) != span(some, BOTH, margin=0.0) for some in by_objective)
+    cut = _leave(rows, BOTH)
     return "; one that reaches the edge of its chart goes on, and the point's tooltip has its ends" if cut else ""
+
+
+def _leave(rows: Sequence[Row], names: Sequence[str]) -> bool:
+    """Whether an interval of the columns `names` leaves the chart of its objective, whose axis is `near`."""
+    by_objective = [[r for r in rows if r["objective"] == o] for o in distinct(rows, "objective")]
+    return any(near(some, names) != span(some, names, margin=0.0) for some in by_objective)
 
 
 def _ends(rows: Sequence[Row]) -> list[Row]:
     """Estimates and their intervals with the names that `near` and `span` ask for."""
-    return [{"x": r["estimate"], "x_low": r["low"], "x_high": r["high"]} for r in rows]
-
-
-def _leaves(rows: list[Row]) -> str:
-    """A sentence on bands that leave their chart; "" if none does."""
-    by_objective = [_ends([r for r in rows if r["objective"] == o]) for o in distinct(rows, "objective")]
-    cut = any(near(some, ["x"]) != span(some, ["x"], margin=0.0) for some in by_objective)
-    return " A band that reaches the edge of its chart goes on, and the points' tooltips have its ends." if cut else ""
+    return [r | {"x": r["estimate"], "x_low": r["low"], "x_high": r["high"]} for r in rows]
 
 
 def _pairs(records: Records) -> list[dict[str, Any]]:

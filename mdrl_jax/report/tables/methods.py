@@ -20,7 +20,7 @@ Choices where the definitions leave room:
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,16 +185,10 @@ def summarise(runs: Sequence[Run]) -> MethodsTable:
     """
     focus = most_lost([r.matrix for r in runs])
     found = [_figures(r, focus) for r in runs]
-    # Seeds share their prompts, so replicate r has the same draw of prompts in every run.
-    rngs = [np.random.default_rng(0) for _ in runs]
-    replicates = [
-        [_figures(dataclasses.replace(r, matrix=matrices.resample(r.matrix, rng)), focus) for _ in range(N_REPLICATES)]
-        for r, rng in zip(runs, rngs, strict=True)
-        if len(runs) >= HIERARCHICAL_FROM
-    ]
+    replicates = replicated(runs, lambda run: _figures(run, focus))
     rows = []
     for name in in_order({row for r in runs for row in rows_of(r.matrix)}):
-        cells = {c: _over((name, c), found, replicates) for c in (*SCORES, *COSTS)}
+        cells = {c: over_runs(f"{c} of {name}", (name, c), found, replicates) for c in (*SCORES, *COSTS)}
         worst = (f[name, "collateral"].detail for f in found if (name, "collateral") in f)
         rows.append(Method(name, cells, tuple(w for w in worst if w)))
     return MethodsTable(tuple(r.matrix.seed for r in runs), focus, tuple(rows))
@@ -317,17 +311,47 @@ def _figures(run: Run, focus: str | None) -> dict[Key, Quantity]:
         elif name != PLAIN and before is not None:
             found[name, "collateral"] = collateral(m, "collateral", about, before, s)
         for what in COSTS:
-            value = spent(run, stage, what)
-            exact = None if value is None else Estimate(value, -math.inf, math.inf, 1, what)
-            found[name, what] = Quantity(what, exact, "" if exact else "not on record")
+            found[name, what] = exact(what, spent(run, stage, what))
     return found
 
 
-def _over(
-    key: Key, found: Sequence[Mapping[Key, Quantity]], replicates: Sequence[Sequence[Mapping[Key, Quantity]]]
+def exact(what: str, value: float | None) -> Quantity:
+    """A cost, one of `COSTS`, as a figure without an interval; without an estimate if it is not on record."""
+    estimate = None if value is None else Estimate(value, -math.inf, math.inf, 1, what)
+    return Quantity(what, estimate, "" if estimate else "not on record")
+
+
+def replicated(
+    runs: Sequence[Run], figures: Callable[[Run], Mapping[Key, Quantity]]
+) -> list[list[Mapping[Key, Quantity]]]:
+    """Figures of each run on `N_REPLICATES` draws of its prompts; empty below `HIERARCHICAL_FROM` runs.
+
+    Seeds share their prompts, so replicate r has the same draw of prompts in every run.
+    """
+    if len(runs) < HIERARCHICAL_FROM:
+        return []
+    rngs = [np.random.default_rng(0) for _ in runs]
+    return [
+        [figures(dataclasses.replace(r, matrix=matrices.resample(r.matrix, rng))) for _ in range(N_REPLICATES)]
+        for r, rng in zip(runs, rngs, strict=True)
+    ]
+
+
+def over_runs(
+    name: str, key: Key, found: Sequence[Mapping[Key, Quantity]], replicates: Sequence[Sequence[Mapping[Key, Quantity]]]
 ) -> Line:
-    """A cell over the seeds that have an estimate for it."""
-    name = f"{key[1]} of {key[0]}"
+    """A figure over the runs that have an estimate for it.
+
+    Args:
+      name: name of the resulting figure.
+      key: its key, a row and one of `SCORES` or `COSTS`.
+      found: the figures of each run.
+      replicates: as from `replicated`.
+
+    Returns:
+      The figure of a single run as it is; of several the mean with Student's t; of a score in `HIERARCHICAL_FROM` runs
+      or more with the interval of a bootstrap over runs and prompts.
+    """
     estimates = [f[key].estimate if key in f else None for f in found]
     per_seed = tuple(None if e is None else e.value for e in estimates)
     known = [e for e in estimates if e is not None]

@@ -9,22 +9,30 @@ several, and says the result in words.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from mdrl_jax.config import METHODS
 from mdrl_jax.recovery.refresh.tracker import variant
 from mdrl_jax.report.tables import matrix as matrices
 from mdrl_jax.report.tables.matrix import Quantity
-from mdrl_jax.report.tables.methods import PLAIN, RECOVERY, WHOLE, Run, in_order, most_lost, rows_of, spent
-from mdrl_jax.report.tables.seeds import HIERARCHICAL_FROM, N_REPLICATES, Line
+from mdrl_jax.report.tables.methods import (
+    PLAIN,
+    RECOVERY,
+    WHOLE,
+    Key,
+    Run,
+    exact,
+    in_order,
+    most_lost,
+    over_runs,
+    replicated,
+    rows_of,
+    spent,
+)
+from mdrl_jax.report.tables.seeds import Line
 from mdrl_jax.stage import labelled, peak, unlabelled, way
-from mdrl_jax.stats import estimate as statistics
-from mdrl_jax.stats.bootstrap import hierarchical_bootstrap
-from mdrl_jax.stats.estimate import Estimate, Record, missing
+from mdrl_jax.stats.estimate import Record, missing
 
 TOLERANCE = 0.1
 BETTER, WORSE, UNDECIDED, UNEQUAL = "refresh better", "refresh worse", "undecided", "not compared"
@@ -128,9 +136,9 @@ class BestAverage:
 
     @property
     def words(self) -> str:
-        """What the refresh is, and the methods by verdict, in sentences."""
-        plain = f"{self.stage} is no plain refresh: {self.variant}." if self.variant else ""
-        found = [plain] * bool(plain) + [
+        """Sentences that say how the refresh differs from a plain one, and which methods end above and below it."""
+        found = [f"{self.stage} is no plain refresh: {self.variant}."] if self.variant else []
+        found += [
             f"{text}: {', '.join(names)}."
             for verdict, text in (
                 (WORSE, "Above the refresh"),
@@ -172,7 +180,7 @@ def best_average(runs: Sequence[Run]) -> BestAverage | None:
 
     The refresh is of the domain that lost most, if there is one: a plain one (definitions §8), as claim C6 judges, or
     else the one without a label. Differences are paired over prompts. With one run the intervals are over prompts, with
-    several over the runs, and from eight runs on (`HIERARCHICAL_FROM`) over both, by a bootstrap with a fixed seed.
+    several over the runs, and from eight runs on (`methods.over_runs`) over both, by a bootstrap with a fixed seed.
     Each interval is by itself: they are not widened for the number of methods.
 
     Args:
@@ -185,43 +193,44 @@ def best_average(runs: Sequence[Run]) -> BestAverage | None:
     if not stage:
         return None
     having = [r for r in runs if stage in r.matrix.stages]
-    many = len(having) >= HIERARCHICAL_FROM
     each = [_figures(r, stage) for r in having]
-    flops = [{name: more for name, _, _, more in _against(r, stage)} for r in having]
-    # Seeds share their prompts, so replicate i has the same draw of prompts in every run.
-    rngs = [np.random.default_rng(0) for _ in having]
-    drawn = [
-        [_figures(dataclasses.replace(r, matrix=matrices.resample(r.matrix, rng)), stage) for _ in range(N_REPLICATES)]
-        for r, rng in zip(having, rngs, strict=True)
-        if many
-    ]
-    names = in_order({n for f in each for n in f if n != stage})
-    rows = [_line(name, each, drawn) for name in names]
-    costs = [_cost(name, [f.get(name) for f in flops]) for name in names]
-    over = "prompts" if len(having) == 1 else "seeds and prompts" if many else "seeds"
-    return BestAverage(stage, differs, _line(stage, each, drawn), tuple(rows), tuple(costs), over)
+    drawn = replicated(having, lambda run: _figures(run, stage))
+    names = in_order({name for f in each for name, _ in f if name != stage})
+
+    def line(name: str, what: str) -> Line:
+        return over_runs(name, (name, what), each, drawn)
+
+    over = "prompts" if len(having) == 1 else "seeds and prompts" if drawn else "seeds"
+    rows, flops = (tuple(line(name, what) for name in names) for what in ("average", "flops"))
+    return BestAverage(stage, differs, line(stage, "average"), rows, flops, over)
 
 
 def _refresh(runs: Sequence[Run]) -> tuple[str, str]:
     """The refresh whose average is compared, and how it differs from a plain one; ("", "") if no run has one."""
-    rows = dict.fromkeys(name for r in runs for name in rows_of(r.matrix) if name.startswith("refresh-"))
+    names = dict.fromkeys(name for r in runs for name in rows_of(r.matrix) if name.startswith("refresh-"))
     lost = f"refresh-{most_lost([r.matrix for r in runs])}"
-    rows = {name: "" for name in rows if unlabelled(name) == lost} or {name: "" for name in rows if not labelled(name)}
-    for name in rows:
-        stages = next((r.stages for r in runs if r.stages and name in r.matrix.stages), ())
-        stage = next((s for s in stages if s.name == name), None)
-        rows[name] = "" if stage is None else variant(stage, peak(stage.domains[0], stage.start, stages))
-    plain = [name for name in rows if not rows[name]]
-    others = [name for name in rows if not labelled(name)]
-    found = next(iter(sorted(plain, key=labelled) or others), "")
-    return found, rows.get(found, "")
+    unmarked = [name for name in names if not labelled(name)]
+    candidates = [name for name in names if unlabelled(name) == lost] or unmarked
+    differs = {name: _variant(runs, name) for name in candidates}
+    plain = sorted((name for name in candidates if not differs[name]), key=labelled)
+    found = next(iter(plain or [name for name in candidates if name in unmarked]), "")
+    return found, differs.get(found, "")
 
 
-def _figures(run: Run, stage: str) -> dict[str, Quantity]:
-    """The average after the refresh, by its name, and its difference to that of each other method, by the method's."""
+def _variant(runs: Sequence[Run], name: str) -> str:
+    """How a refresh differs from a plain one; "" also if no run has a config."""
+    stages = next((r.stages for r in runs if r.stages and name in r.matrix.stages), ())
+    stage = next((s for s in stages if s.name == name), None)
+    return "" if stage is None else variant(stage, peak(stage.domains[0], stage.start, stages))
+
+
+def _figures(run: Run, stage: str) -> dict[Key, Quantity]:
+    """The average after the refresh; and of each other method the difference to it, and its FLOPs beyond it."""
     m, after = run.matrix, run.matrix.stages.index(stage)
-    score = matrices.average(stage, [matrices.score_at(m, "", after, d) for d in m.domains])
-    return {stage: score} | {name: apart for name, apart, *_ in _against(run, stage)}
+    found = {(stage, "average"): matrices.average(stage, [matrices.score_at(m, "", after, d) for d in m.domains])}
+    for name, apart, _, flops in _against(run, stage):
+        found |= {(name, "average"): apart, (name, "flops"): exact("flops", flops)}
+    return found
 
 
 def verdict_of(row: Line) -> str:
@@ -234,34 +243,3 @@ def verdict_of(row: Line) -> str:
     if row.estimate.low == row.estimate.high:
         return UNDECIDED
     return BETTER if row.estimate.low > 0 else WORSE if row.estimate.high < 0 else UNDECIDED
-
-
-def _line(
-    name: str, each: Sequence[Mapping[str, Quantity]], drawn: Sequence[Sequence[Mapping[str, Quantity]]] = ()
-) -> Line:
-    """A figure over runs; `drawn` has its replicates in each run, from eight runs on."""
-    found = [f.get(name) for f in each]
-    known = [q.estimate for q in found if q is not None and q.estimate is not None]
-    per_seed = tuple(None if q is None or q.estimate is None else q.estimate.value for q in found)
-    if not known:
-        return Line(name, None, per_seed, next((q.reason for q in found if q is not None), "no run has it"))
-    if len(each) == 1:
-        return Line(name, known[0], per_seed)
-    values = [e.value for e in known]
-    if not drawn or len(values) < HIERARCHICAL_FROM:
-        return Line(name, statistics.over_seeds(values, "points"), per_seed)
-    drawn_NR = [
-        [e.value for f in r if (e := f[name].estimate) is not None]
-        for r, v in zip(drawn, per_seed, strict=True)
-        if v is not None
-    ]
-    return Line(name, hierarchical_bootstrap(values, drawn_NR, unit="points"), per_seed)
-
-
-def _cost(name: str, each: Sequence[float | None]) -> Line:
-    """A difference of FLOPs over runs: the mean with Student's t; of one run as it is, for it is exact."""
-    known = [x for x in each if x is not None]
-    if not known:
-        return Line(name, None, tuple(each), "not on record")
-    exact = Estimate(known[0], -math.inf, math.inf, 1, "FLOPs")
-    return Line(name, exact if len(each) == 1 else statistics.over_seeds(known, "FLOPs"), tuple(each))

@@ -309,7 +309,7 @@ def test_a_killed_refresh_ends_as_if_it_had_not_been(tmp_path: Path, asked: list
     assert walk(again) == 3
     assert asked == [float(t) for t in range(killed_after + 1, 4)]  # nothing is scored twice
     assert timeless(again.record) == timeless(whole.record)
-    # What the killed run measured, θ* with 109 tokens and its steps with 100 and more, is paid once, and known.
+    # The killed run scored θ* (109 tokens) and some steps (100 tokens and more each). These are counted once.
     assert again.paid["tokens_sampled"] == 109 + sum(100 + t for t in range(killed_after + 1))
     assert runtime.rollouts.spent["sampled"] == sum(100 + t for t in range(killed_after + 1, 4))
     assert not whole.paid

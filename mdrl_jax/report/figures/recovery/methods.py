@@ -82,9 +82,8 @@ def frontier(records: Records) -> Figure:
       The figure `methods`: a point for each method that has both figures, and the plain sequence at (0, 0). Vertical:
       the gain, the domain's score with the method minus that at the end of the plain sequence. Horizontal, on a
       symmetric log scale (`symlog`): the largest drop of any other domain from the end of the plain sequence, negative
-      if all rose. Both are paired over test prompts. The area of a point is
-      proportional to the FLOPs of all stages that led there, the plain sequence's included; if those of a method are
-      not on record, all points have one size.
+      if all rose. Both are paired over test prompts. The area of a point is proportional to the FLOPs of all stages
+      that led there, the plain sequence's included; if those of a method are not on record, all points have one size.
 
     Raises:
       Absent: if there are no evaluations, if only the plain sequence was run, or if no domain fell in it.
