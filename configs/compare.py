@@ -35,6 +35,7 @@ DISTILLATIONS = {
     "distill-math@top_k": {"distill": {"form": "top_k", "top_k": 8}},
     "distill-math@wrong": {"distill": {"teacher": "qa"}},
     "distill-math@base": {"distill": {"teacher": "base"}},
+    "distill-math@solo": {"distill": {"teacher": "solo-qa"}},
     "distill-math@lowest": {"distill": {"form": "fixed"}},
     "distill-math@few": {"n_prompts": 16},
     "distill-all": {},
