@@ -54,10 +54,11 @@ class Fake:
 def made(stage: str = "math", **fields: Any) -> tuple[Any, Stage]:
     """A runtime with the fake policy, and a stage of 6 prompts a step in groups of 4."""
     own = {stage: {"prompts_per_step": 6, "group_size": 4} | fields}
-    config = parse({"stages": ("code", stage), "stage_overrides": own, "rollout": {"prompt_buckets": (4, 8)}})
+    before = ("code", "math") if stage.startswith("alternate") else ("code",)
+    config = parse({"stages": (*before, stage), "stage_overrides": own, "rollout": {"prompt_buckets": (4, 8)}})
     prompts = {(d, "train"): Prompts(d) for d in DOMAINS}
     runtime = SimpleNamespace(config=config, prompts=prompts, rollouts=Fake())
-    return runtime, resolve_stages(config, DOMAINS)[1]
+    return runtime, resolve_stages(config, DOMAINS)[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,18 @@ def test_one_round_is_the_step_without_dynamic_sampling():
     several, stage = made(max_rounds=5)
     drawn(several, stage)
     assert several.rollouts.calls[0] == runtime.rollouts.calls[0]  # the first round is the same step
+
+
+def test_an_alternating_stage_visits_the_prompts_of_each_domain_in_turn():
+    runtime, stage = made("alternate-math-code", turn=2)
+    visited: dict[str, list[int]] = {"math": [], "code": []}
+    for step in range(8):
+        (domain,) = shares(stage, step)
+        dynamic_sampling.draw(runtime, stage, "params", shares(stage, step), {}, step)
+        visited[domain] += [row for of, row in runtime.rollouts.calls[-1][1] if of == domain]
+    for domain, rows in visited.items():  # 4 steps of 6 prompts: no row twice, and the first 24 of the order
+        assert rows == visit_order(0, "alternate-math-code", domain, N[domain], 0, 24).tolist()
+        assert len(set(rows)) == 24
 
 
 def test_rounds_are_drawn_until_all_groups_of_the_step_can_teach():
