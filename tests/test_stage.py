@@ -228,6 +228,8 @@ def test_the_peak_is_the_last_stage_that_trained_the_domain_alone():
         None,
     ]
     assert peak("math", "solo-math", made).name == "solo-math"
+    made = tuple(planned("math", "qa", "again-math", stage_overrides={"again-math": {"start": "qa"}}).values())
+    assert peak("math", "again-math", made).name == "again-math"
 
 
 def test_a_recovery_is_measured_against_its_domains_own_stage():
