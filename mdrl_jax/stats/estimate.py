@@ -353,7 +353,7 @@ def ratio_of_means(
     return Estimate(float(num.mean() / den.mean()), *interval, n, unit)
 
 
-def over_seeds(values: ArrayLike, unit: str = "") -> Estimate:
+def over_seeds(values: ArrayLike, unit: str = "", within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
     """Mean of one value per seed with Student's t, n − 1 degrees of freedom: for fewer than eight seeds.
 
     The interval of a single seed is the whole line. From eight seeds on use `bootstrap.hierarchical_bootstrap`.
@@ -361,6 +361,8 @@ def over_seeds(values: ArrayLike, unit: str = "") -> Estimate:
     Args:
       values: one value for each seed.
       unit: of the values.
+      within: the least and the largest value that the quantity can have, for example (−1, 1) of a correlation. The
+        interval of several seeds is cut at them.
 
     Returns:
       The estimate, with the number of seeds as its `n`; nan if a value is.
@@ -368,7 +370,8 @@ def over_seeds(values: ArrayLike, unit: str = "") -> Estimate:
     Raises:
       ValueError: if there are no values.
     """
-    return clustered(values, unit)
+    found = clustered(values, unit)
+    return found if found.n == 1 else replace(found, low=max(found.low, within[0]), high=min(found.high, within[1]))
 
 
 def recorded(record: Record) -> Estimate | None:

@@ -112,7 +112,7 @@ def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None) -> Esti
 
     Without `seeds`, or if they are all the same, the pairs are the independent units and the interval is that of
     `fisher_interval`, the whole line for fewer than five pairs. With several seeds the correlation is taken within each
-    training seed and averaged over them: Student's t over the seeds (definitions §12).
+    training seed and averaged over them: Student's t over the seeds (definitions §12), cut at −1 and 1.
 
     Args:
       x, y: the pairs, [N] each.
@@ -127,14 +127,14 @@ def spearman(x: ArrayLike, y: ArrayLike, seeds: ArrayLike | None = None) -> Esti
       ValueError: if x and y are not two vectors of numbers of the same length.
       IndexError: if `seeds` has another length than x, and is not empty.
     """
-    return _agreement(spearman_rho, lambda x_N, y_N, r: fisher_interval(r, x_N.size), x, y, seeds)
+    return _agreement(spearman_rho, lambda x_N, y_N, r: fisher_interval(r, x_N.size), (-1.0, 1.0), x, y, seeds)
 
 
 def r_squared(predicted: ArrayLike, measured: ArrayLike, seeds: ArrayLike | None = None) -> Estimate | None:
     """R² of the line measured = predicted (`explained`) with its interval.
 
     With one seed the interval is that of `explained_interval`, the whole line for fewer than five pairs. With several
-    seeds R² is taken within each seed and averaged over them: Student's t over the seeds.
+    seeds R² is taken within each seed and averaged over them: Student's t over the seeds, cut at 1.
 
     Args:
       predicted, measured: one of each for every pair, [N].
@@ -148,12 +148,13 @@ def r_squared(predicted: ArrayLike, measured: ArrayLike, seeds: ArrayLike | None
     Raises:
       ValueError, IndexError: as in `spearman`.
     """
-    return _agreement(explained, explained_interval, predicted, measured, seeds)
+    return _agreement(explained, explained_interval, (-math.inf, 1.0), predicted, measured, seeds)
 
 
 def _agreement(
     statistic: Callable[[Floats, Floats], Floats],
     interval: Callable[[Floats, Floats, float], tuple[float, float]],
+    within: tuple[float, float],
     x: ArrayLike,
     y: ArrayLike,
     seeds: ArrayLike | None,
@@ -167,7 +168,7 @@ def _agreement(
     if not values or not np.all(np.isfinite(values)):
         return None
     if len(values) > 1:
-        return over_seeds(values, "seed")
+        return over_seeds(values, "seed", within)
     return Estimate(values[0], *interval(x_N, y_N, values[0]), x_N.size, "point")
 
 

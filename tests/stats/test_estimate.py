@@ -93,6 +93,13 @@ def test_a_single_seed_has_no_interval_and_writes_null() -> None:
     assert st.over_seeds([1.0, 3.0]).record(null=[0, 1])["null"] == [0, 1]
 
 
+def test_an_interval_over_seeds_stays_within_what_a_quantity_can_be() -> None:
+    values = [0.9, 1.0, 0.4]
+    plain, cut = st.over_seeds(values), st.over_seeds(values, "", (-1.0, 1.0))
+    assert plain.high > 1.0 and cut.high == 1.0 and (cut.value, cut.low, cut.n) == (plain.value, plain.low, 3)
+    assert st.over_seeds([0.5], "", (-1.0, 1.0)).low == -math.inf
+
+
 def test_wilson_by_hand() -> None:
     low, high = st.wilson(0.0, 20)
     assert (low, high) == (0.0, pytest.approx(3.8415 / 23.8415, rel=1e-4))

@@ -99,6 +99,8 @@ def test_intervals_of_agreement_cover() -> None:
     by_seed = [tests.spearman(a, b, seeds) for a, b in zip(x, y, strict=True)]
     assert 0.92 < np.mean([e is not None and e.includes(expected) for e in by_seed]) < 0.98
     assert by_seed[0] is not None and (by_seed[0].n, by_seed[0].unit) == (3, "seed")
+    ends = [(e.low, e.high) for e in by_seed if e is not None]
+    assert all(-1.0 <= low and high <= 1.0 for low, high in ends) and any(high == 1.0 for _, high in ends)
 
 
 def test_a_seed_with_few_points_does_not_stop_the_agreement_over_many_seeds() -> None:

@@ -269,7 +269,7 @@ def _trends(rows: Sequence[Pair], lost: Sequence[Mapping[str, Mapping[str, float
         if not known:
             made[method] = Line(name, None, values, per_run[0]["reason"])
         elif len(lost) > 1:
-            made[method] = Line(name, statistics.over_seeds(known, "Spearman"), values)
+            made[method] = Line(name, statistics.over_seeds(known, "Spearman", (-1.0, 1.0)), values)
         else:
             low, high = per_run[0]["ci95"] or (-math.inf, math.inf)
             made[method] = Line(name, Estimate(known[0], low, high, per_run[0]["n"], "Spearman"), values)
