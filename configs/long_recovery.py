@@ -9,6 +9,11 @@ The methods and the sequence are those of `configs/compare.py`, whose recoveries
 each may take 24, and a stage takes 22. Each keeps its best step on validation prompts, and `recovery/*.json` has the
 validation scores of every step. The wrong teachers are QA's peak (`@qa`), the base model (`@base`) and `solo-qa`,
 which was trained on QA alone (`@solo`) and scores below the student on Math.
+
+A seed takes less than 9 minutes on two cores. Over seeds 0, 1 and 2 `refresh-math`, half of whose prompts are QA's,
+wins back 1.05 [1.03, 1.08] of Math's loss at a collateral of 0.0 [−0.2, 0.2] points; with Math's prompts alone a long
+recovery costs QA. A wrong teacher wins Math back for some steps and ends at its own score.
+mdrl_jax/recovery/README.md has all figures.
 """
 
 from pathlib import Path
